@@ -1,0 +1,185 @@
+"""Next-token training and generation around a causal language model."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from flagformer.generation import (
+    Ending,
+    LogitsFilter,
+    PromptLike,
+    Sampler,
+    bind_filter,
+    decode,
+    evaluating,
+    read_prompts,
+)
+
+SeqLens = Tensor | Sequence[Sequence[int]]
+
+
+class AutoregressiveWrapper(nn.Module):
+    """The loss of next tokens, and generation, for a causal `TransformerWrapper`.
+
+    Args:
+        net: a causal model; others are refused with ValueError.
+        ignore_index: a target of this value does not count; `x` may hold it as padding.
+        pad_value: the id read in its place, and written behind a row that has ended.
+    """
+
+    net: Any  # a TransformerWrapper; wrappers do not import each other's classes
+
+    def __init__(self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0) -> None:
+        super().__init__()
+        self.net = net
+        if not self.net.attn_layers.causal:
+            raise ValueError(
+                '`net` must be causal, but its layers see later tokens; use `Decoder` ("model": "decoder")'
+            )
+        if not 0 <= pad_value < self.net.num_tokens:
+            raise ValueError(
+                f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
+            )
+        self.ignore_index = ignore_index
+        self.pad_value = pad_value
+        self.training = net.training
+
+    def forward(
+        self,
+        x: Tensor,
+        return_outputs: bool = False,
+        *,
+        mask: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
+
+        Args:
+            x: ids [B, T], T at least 2; the model reads the first T - 1.
+            return_outputs: return (loss, logits [B, T - 1, V]).
+            mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
+            seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
+            context: [B, S, D] for models with cross attention.
+            context_mask: bool [B, S], True for real places of the context.
+
+        The loss is NaN where no target counts.
+        """
+        if x.ndim != 2 or x.shape[1] < 2:
+            raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
+        inputs = x[:, :-1].masked_fill(x[:, :-1] == self.ignore_index, self.pad_value)
+        targets = x[:, 1:]
+        side: dict[str, Any] = {}
+        if mask is not None:
+            targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
+            side["mask"] = mask[:, :-1]
+        if seq_lens is not None:
+            side["seq_lens"], counts = _cut_last(seq_lens, x)
+            targets = targets.masked_fill(~counts, self.ignore_index)
+        if context is not None:
+            side |= {"context": context, "context_mask": context_mask}
+        logits = self.net(inputs, **side)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
+        )
+        return (loss, logits) if return_outputs else loss
+
+    def generate(
+        self,
+        prompts: PromptLike,
+        seq_len: int,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        filter_logits_fn: str | LogitsFilter | None = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        seed: int | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
+
+        Args:
+            prompts: ids [B, T] or [T], a list of 1-d tensors or lists of ints of any lengths, or one list of
+                ints; each row gets what it would get alone.
+            seq_len: number of new tokens, at least 1.
+            eos_token: a row ends with it, the rest is `pad_value`; prompts are not searched for it.
+            temperature: divides the filtered logits; 0 takes the most likely token and ignores the filter.
+            prompt_lens: [B] tokens per row of right-padded `prompts`.
+            filter_logits_fn: "top_k" (a tenth of the vocabulary unless told), "top_p", "min_p", "top_a", a
+                function from logits [B, V] to logits [B, V], or None to draw from all tokens.
+            filter_kwargs: its settings, such as {"k": 20}, {"thres": 0.9} or {"min_p": 0.1}.
+            restrict_to_max_seq_len: every token sees the last `max_seq_len` tokens at most; False: all.
+            cache_kv: read each token once; False reads the whole row at every step and gives the same tokens.
+            seed: makes the draws repeat, by a generator of their own; None uses torch's global generator.
+            context: [B, S, D] for models with cross attention.
+            context_mask: bool [B, S], True for real places of the context.
+
+        Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
+        new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
+        Raises ValueError for anything that cannot be used. Every module is left in the mode it had.
+        """
+        self._check_request(seq_len, eos_token)
+        device = next(self.net.parameters()).device
+        sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
+        aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
+        window = self._window(aligned.ids.shape[1], seq_len, restrict_to_max_seq_len)
+        side = {} if context is None else {"context": context, "context_mask": context_mask}
+        ending = Ending(seq_len, eos_token, self.pad_value)
+        with evaluating(self.net):
+            new = decode(self.net, aligned, ending, sample, window, cache_kv and self._can_cache(), side)
+        return new if aligned.batched else new[0]
+
+    def _check_request(self, seq_len: int, eos_token: int | None) -> None:
+        if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
+            raise ValueError(f"`seq_len` must be a whole number of at least 1, but is {seq_len!r}")
+        last = self.net.num_tokens - 1
+        if eos_token is not None and (not isinstance(eos_token, int) or not 0 <= eos_token <= last):
+            raise ValueError(f"`eos_token` must be an id from 0 to {last} or None, but is {eos_token!r}")
+
+    def _window(self, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
+        """How far a token sees, None where nothing limits it. The last new token is not read back."""
+        longest = self.net.max_seq_len
+        read = prompt_len + seq_len - 1
+        if read <= longest:
+            return None
+        if self.net.absolute_positions:
+            most = longest + 1 - prompt_len
+            room = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"
+            none = f"is {seq_len}, but {prompt_len} prompt tokens leave no room"
+            raise ValueError(
+                f"`seq_len` {room if most > 0 else none}: this model has absolute positions for max_seq_len "
+                f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
+            )
+        return longest if restrict else None
+
+    def _can_cache(self) -> bool:
+        if not self.net.can_cache:
+            warnings.warn(
+                "`cache_kv` has no effect: this model has no decode state, every step reads the whole row",
+                stacklevel=3,
+            )
+        return self.net.can_cache
+
+
+def _cut_last(seq_lens: SeqLens, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths [B, N] of the packed sequences without x's last column; which targets x[:, 1:] have a token of
+    their own sequence before them, bool [B, T - 1]."""
+    if not isinstance(seq_lens, Tensor):
+        seq_lens = pad_sequence(
+            [torch.as_tensor(row, dtype=torch.long) for row in seq_lens], batch_first=True
+        )
+    ends = seq_lens.to(x.device).cumsum(dim=-1)  # [B, N]
+    positions = torch.arange(1, x.shape[1], device=x.device)
+    counts = positions < ends[:, -1:]
+    counts &= ~(positions[:, None] == ends[:, None]).any(dim=-1)
+    cut = ends.clamp(max=x.shape[1] - 1)
+    return cut.diff(dim=-1, prepend=cut.new_zeros(len(cut), 1)), counts
