@@ -1,0 +1,76 @@
+"""Data: what a trial learns from, as a pure function of the split, the step and the seed.
+
+A `Source` is its own configuration: its fields are the keys of the `data` block of a study or training file.
+`batch` depends on its arguments alone, so a resumed run sees the data an uninterrupted one would have seen,
+and for one seed every variant of a study sees the same data in the same order. To add a source: one file with
+a subclass, one line in `catalogue.py`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+IGNORE = -100  # the target of a position that is not scored; torch's own `ignore_index`
+
+
+class Source(BaseModel, ABC):
+    """Where batches come from. Frozen; unknown fields are refused; nothing is read before `check` or the
+    first `batch`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: ClassVar[str]  # one sentence: what is scored, and what `accuracy` means here
+    is_bytes: ClassVar[bool] = False  # a token is one byte of text, so that nats / ln 2 are bits per byte
+
+    seq_len: int = Field(default=64, ge=2, description="Tokens per training sequence.")
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Size of the vocabulary: every input and every scored target lies in `0 .. num_tokens - 1`."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float | None:
+        """Accuracy of a model that has learned everything but the task; None where no such level is known
+        (text).
+        """
+
+    @abstractmethod
+    def check(self, split: Split, seq_len: int) -> None:
+        """Raise ValueError or OSError, naming file and figures, if `batch` could not serve this split at this
+        length.
+        """
+
+    @abstractmethod
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, both long [batch_size, seq_len] on the CPU; `IGNORE` marks targets that are not
+        scored.
+
+        `targets[:, t]` is to be predicted from `inputs[:, : t + 1]`. A pure function of its arguments and the
+        source's fields.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the same arguments of `batch` would give other data."""
+
+
+def draws(*key: str | int) -> torch.Generator:
+    """A CPU generator seeded by `key` alone: the same key draws the same numbers in any process."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def short_hash(content: bytes | memoryview) -> str:
+    """16 hexadecimal digits that identify `content`."""
+    return hashlib.sha256(content).hexdigest()[:16]

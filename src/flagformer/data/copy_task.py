@@ -1,0 +1,54 @@
+"""Copy: repeat a random string after a separator."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flagformer.data import IGNORE, Source, Split, draws, short_hash
+
+
+class Copy(Source):
+    """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
+
+    Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
+    streams, so with few symbols and short sequences a held-out sequence may happen to equal a training one.
+    """
+
+    metric: ClassVar[str] = (
+        "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
+    )
+
+    source: Literal["copy"]
+    symbols: int = Field(default=32, ge=2, description="How many symbols there are to draw from.")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.symbols + 1
+
+    @property
+    def chance(self) -> float | None:
+        return 1 / self.symbols
+
+    def check(self, split: Split, seq_len: int) -> None:
+        if seq_len < 2:
+            raise ValueError(f"`seq_len` must be at least 2 for the copy task, but is {seq_len}")
+
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        self.check(split, seq_len)
+        half = seq_len // 2
+        drawn = torch.randint(self.symbols, (batch_size, half), generator=draws(split, seed, step, seq_len))
+        whole = torch.full(
+            (batch_size, seq_len + 1), self.symbols
+        )  # separators; one is left at the end when seq_len is odd
+        whole[:, :half] = drawn
+        whole[:, half + 1 : 2 * half + 1] = drawn
+        targets = torch.full((batch_size, seq_len), IGNORE)
+        targets[:, half : 2 * half] = drawn
+        return whole[:, :-1], targets
+
+    def fingerprint(self) -> str:
+        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

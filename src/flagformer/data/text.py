@@ -1,0 +1,65 @@
+"""Batches of text as bytes: random windows to train on, whole spans to be tested on."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flagformer.data import Source, Split, draws
+
+BYTES = 256
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, cover a split evenly for any number of batches
+
+
+class Text(Source):
+    """A source of bytes. Subclasses say what the bytes are and where each split lies."""
+
+    metric: ClassVar[str] = (
+        "every byte given the bytes before it in its row; accuracy: the share of bytes guessed right"
+    )
+    is_bytes: ClassVar[bool] = True
+
+    @abstractmethod
+    def content(self, split: Split) -> Tensor:
+        """The bytes of one split, uint8 [N]. No byte lies in two splits."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """What messages call this text, a path where there is one."""
+
+    @property
+    def num_tokens(self) -> int:
+        return BYTES
+
+    @property
+    def chance(self) -> float | None:
+        return None
+
+    def check(self, split: Split, seq_len: int) -> None:
+        size = len(self.content(split))
+        if size < seq_len + 2:
+            raise ValueError(
+                f"the {split} part of {self.place} holds {size} bytes, but a length of {seq_len} "
+                f"needs at least {seq_len + 2}; use a longer text or a smaller length"
+            )
+
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Training rows are independent random windows. A held-out batch is one span of `batch_size *
+        seq_len` bytes cut into rows, so that lengths compared at an equal `batch_size * seq_len` are scored
+        on the same bytes.
+        """
+        self.check(split, seq_len)
+        content = self.content(split)
+        starts = len(content) - seq_len  # a row is read with one byte more, its last target
+        if split == "train":
+            first = torch.randint(starts, (batch_size,), generator=draws(split, seed, step))
+        else:
+            span = batch_size * seq_len
+            origin = int((seed + step) * GOLDEN % 1.0 * max(1, len(content) - span))
+            first = (origin + seq_len * torch.arange(batch_size)) % starts
+        rows = content[first[:, None] + torch.arange(seq_len + 1)].long()  # [B, T + 1]
+        return rows[:, :-1], rows[:, 1:]

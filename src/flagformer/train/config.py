@@ -1,0 +1,172 @@
+"""The `train` and `evaluate` blocks of a study or training file, and the trial they are part of."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from flagformer.data import Source, Split
+from flagformer.data.catalogue import DataConfig
+from flagformer.data.stdlib import StandardLibrary
+
+# What an audit would find too late: these models see the very tokens that they are asked to predict.
+CAUSAL_MODELS = ("decoder", "prefix_decoder")
+
+
+class Block(BaseModel):
+    """Closed and frozen: an unknown key is an error, a resolved block never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainConfig(Block):
+    """How a model is trained. A step is one update of the weights from `batch_size` sequences, however often
+    they are divided.
+    """
+
+    steps: int = Field(default=400, ge=1, description="Updates of the weights.")
+    batch_size: int = Field(default=32, ge=1, description="Sequences per update, all micro-batches together.")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="Micro-batches per update; divides batch_size; changes memory, not the result.",
+    )
+    lr: float = Field(default=2e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(default=40, ge=0, description="Steps of linear rise from 0 to lr; at most steps.")
+    decay: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Shape of the way down from lr after the warmup."
+    )
+    lr_end: float = Field(default=0.1, ge=0, le=1, description="Where the decay ends, as a fraction of lr.")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's decoupled decay, on matrices only.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
+    )
+    clip: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 is off.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: autocast; the weights stay fp32."
+    )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        description="torch.set_float32_matmul_precision; medium is faster, with products in bf16.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where there is one, otherwise cpu."
+    )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps between validations, logged as validation_loss; 0: none.",
+    )
+    checkpoint_every: int = Field(
+        default=100, ge=1, description="Steps between checkpoints: the most that a kill can cost."
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"`betas` must both be at least 0 and below 1, but are {betas}")
+        return betas
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"`accumulate` must divide `batch_size` = {self.batch_size}, but is {self.accumulate}; "
+                "a step would not be made of equal micro-batches"
+            )
+        if self.warmup > self.steps:
+            raise ValueError(f"`warmup` must be at most `steps` = {self.steps}, but is {self.warmup}")
+        return self
+
+
+class EvaluateConfig(Block):
+    """How a trained model is measured. Every trial is measured on the same data, whatever its seed."""
+
+    seq_lens: tuple[int, ...] = Field(
+        default=(), description="Lengths to test at, longer ones included; empty: the training length."
+    )
+    batches: int = Field(
+        default=32,
+        ge=1,
+        description="Batches per length, each of as many tokens as a training step: no length costs more.",
+    )
+    split: Split = Field(
+        default="test", description="The split of the final evaluation; eval_every always uses validation."
+    )
+
+    @field_validator("seq_lens")
+    @classmethod
+    def _lengths_are_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        for length in lengths:
+            if length < 2:
+                raise ValueError(f"`seq_lens` must be lengths of at least 2, but holds {length}")
+        if len(set(lengths)) < len(lengths):
+            raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
+        return lengths
+
+
+class Trial(Block):
+    """One training run, fully said: flags of the model, data, training, measurement, seed. Equal trials give
+    equal results on one CPU.
+    """
+
+    flags: dict[str, Any] = Field(
+        description="Flat flags for flagformer.build; num_tokens and max_seq_len may be left out."
+    )
+    data: DataConfig = StandardLibrary()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(default=0, ge=0, description="Of the weights, of dropout and of the order of the data.")
+
+    @property
+    def source(self) -> Source:
+        """The data, whichever it is."""
+        return self.data
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the final evaluation."""
+        return self.evaluate.seq_lens or (self.source.seq_len,)
+
+    @property
+    def model_flags(self) -> dict[str, Any]:
+        """The flags with what the data decides filled in: the vocabulary, and positions for the longest row
+        that will be seen.
+        """
+        longest = max(self.source.seq_len, *self.lengths)
+        return {
+            "model": "decoder",
+            "num_tokens": self.source.num_tokens,
+            "max_seq_len": longest,
+            **self.flags,
+        }
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits of everything that decides the result: equal trials have equal ids, in any
+        process.
+        """
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def check(self) -> None:
+        """Raise ValueError, FlagError or OSError if this trial could not run. Reads the data; builds no
+        tensor of the model.
+        """
+        flags = self.model_flags
+        if flags["model"] not in CAUSAL_MODELS:
+            raise ValueError(
+                f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
+                f"but is {flags['model']!r}: it would see the tokens it is asked to predict"
+            )
+        if flags["num_tokens"] != self.source.num_tokens:
+            raise ValueError(
+                f"`num_tokens` must be {self.source.num_tokens}, the vocabulary of the data, "
+                f"but is {flags['num_tokens']}; leave it out"
+            )
+        self.source.check("train", self.source.seq_len)
+        self.source.check("validation", self.source.seq_len)
+        for length in self.lengths:
+            self.source.check(self.evaluate.split, length)

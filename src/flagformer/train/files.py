@@ -1,0 +1,95 @@
+"""Files that are whole or not there, and errors that name them."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that has lost its file (a full disk under `write`) the path and a word of what it
+    costs.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno,
+            f"cannot write: {reason}; what was finished before is kept, run again to go on",
+            str(path),
+        ) from error
+
+
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Write `path` so that at every moment, a crash included, it holds either the old content or the new one.
+
+    The new content goes to `<path>.tmp`, reaches the disk, then takes the name. OSError names `path`, which
+    is then as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` reach the disk, where the system offers it for folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` atomically as JSON for people; NaN and infinity, which are no JSON, are refused."""
+    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError names the file and the place if it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it and run again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object; delete it and run again")
+    return content
+
+
+@contextlib.contextmanager
+def only_process(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; ValueError if another one is training in it. Released by the system
+    if the process dies.
+    """
+    try:
+        import fcntl
+    except (
+        ImportError
+    ):  # Windows has no such lock: two processes in one directory are then the caller's to prevent
+        yield
+        return
+    path = directory / "training.lock"
+    with naming(path):
+        file = path.open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{directory} is in use by another process that trains there; wait for it or stop it"
+            ) from error
+        yield

@@ -1,0 +1,68 @@
+"""The training loop: one update of the weights, in plain torch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flagformer.data import IGNORE
+from flagformer.train.config import TrainConfig
+
+
+class Step(NamedTuple):
+    """What one update saw: mean loss in nats per scored token, norm of the gradient before clipping (None
+    where it is not clipped).
+    """
+
+    loss: float
+    gradient_norm: float | None
+    finite: bool
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, vectors (gains, biases) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats at every position, fp32 [B, T]; 0 where the target is not scored."""
+    return F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    lr: float,
+    config: TrainConfig,
+) -> Step:
+    """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
+    finite updates nothing.
+
+    Every scored token weighs the same, so the gradient does not depend on how the batch is divided.
+    """
+    inputs, targets = batch
+    scored = (targets != IGNORE).sum()
+    total = torch.zeros((), device=inputs.device)
+    for ids, wanted in zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate)):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = model(ids)
+        loss = token_losses(logits, wanted).sum() / scored
+        loss.backward()
+        total += loss.detach()
+    norm = None
+    if config.clip:
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+    finite = bool(torch.isfinite(total)) and (norm is None or norm < float("inf"))
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Step(total.item(), norm, finite)
