@@ -1,0 +1,34 @@
+"""Interleaved timing: every contender once per round, so that a slow minute falls on all of them."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+
+def once(work: Callable[[], object]) -> float:
+    """Seconds of one call, with the garbage collector held back as `timeit` does."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def interleave(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` samples in seconds for each name; the order turns by one place each round."""
+    names = list(works)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            samples[name].append(once(works[name]))
+    return samples
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median over the rounds of ours / theirs: what both met in the same round cancels."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
