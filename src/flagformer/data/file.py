@@ -34,27 +34,37 @@ class TextFile(Text):
         return str(self.path)
 
     def content(self, split: Split) -> Tensor:
-        content = _map(self.path)
+        content = _bytes_of(self.path)
         low, high = EDGES[split]
         return content[int(low * len(content)) : int(high * len(content))]
 
     def fingerprint(self) -> str:
-        return short_hash(_map(self.path).numpy().data)
+        return short_hash(_bytes_of(self.path).numpy().data)
 
 
-@functools.lru_cache(maxsize=2)
-def _map(path: Path) -> Tensor:
-    if path.is_dir():
-        raise ValueError(f"`path` must be a file, but {path} is a directory; name one file in it")
+def _bytes_of(path: Path) -> Tensor:
     try:
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise ValueError(f"`path` must be a file with text in it, but {path} is empty")
-            # torch refuses read-only memory; a private copy-on-write map is as cheap and is never written to
-            return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        state = path.stat()
+        if path.is_dir():
+            raise ValueError(f"`path` must be a file, but {path} is a directory; name one file in it")
+        if not path.is_file():
+            raise ValueError(f"`path` must be a regular file, but {path} is a device, a pipe or a socket")
+        if not state.st_size:
+            raise ValueError(f"`path` must be a file with text in it, but {path} is empty")
+        return _map(path, state.st_size, state.st_mtime_ns)
     except FileNotFoundError as error:
-        raise ValueError(f"`path` must be a file, but {path} (in {Path.cwd()}) is not there") from error
+        raise ValueError(
+            f"`path` must be a file, but {path} is not there (seen from {Path.cwd()})"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"`path` must be a file that can be read, but {path} cannot: {error.strerror}"
         ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _map(path: Path, size: int, modified: int) -> Tensor:
+    """The file's bytes; size and time are there so that a changed file is mapped anew."""
+    with path.open("rb") as file:
+        # torch refuses read-only memory; a private copy-on-write map is as cheap and is never written to
+        return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
