@@ -1,0 +1,48 @@
+"""The `flagformer` command. Every subcommand imports what it needs when it is called, so that help is
+instant."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from flagformer.cli.audit import audit
+from flagformer.cli.flags import flags
+
+from flagformer.cli.generate import generate
+from flagformer.cli.study import study
+from flagformer.cli.train import train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One transformer core configured by flags: build, train, audit and compare architectures.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flagformer {version('flagformer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.add_typer(study, name="study")
+for command in (train, generate, audit, flags):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the `flagformer` command."""
+    app()

@@ -1,0 +1,109 @@
+"""Checks one block of a study file with its pydantic type; mistakes come out with their lines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from flagformer.study.mistakes import Mistake, nearest, shown
+from flagformer.study.source import Route, Source
+
+
+def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple[Any, list[Mistake]]:
+    """Validates `value`, which stands at `route` of the file, as `kind`: a model or a union of models.
+
+    YAML already knows numbers from words, so types are strict as in JSON: `steps: "50"` and `steps: true`
+    are mistakes.
+
+    Returns:
+        (the instance, []) or (None, every mistake).
+    """
+    if not isinstance(value, dict):
+        name = ".".join(route)
+        return None, [
+            source.mistake(route, f"`{name}` must be a mapping of `key: value` lines, but is {shown(value)}")
+        ]
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True), []
+    except ValidationError as error:
+        return None, [_mistake(source, route, kind, value, item) for item in error.errors(include_url=False)]
+
+
+def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> Mistake:
+    full = (*route, *_route_in(value, item["loc"]))
+    return source.mistake(full, _sentence(full, kind, item))
+
+
+def _sentence(route: Route, kind: Any, item: Any) -> str:
+    name, last = ".".join(route), route[-1] if route else ""
+    problem, text = item["type"], item["msg"]
+    if problem == "missing":
+        return f"`{name}` is missing"
+    if problem == "extra_forbidden":
+        return f"`{name}` is not known{nearest(last, _field_names(kind, item['loc']))}"
+    if problem == "union_tag_not_found":
+        return f"`{name}.{_tag_name(item)}` is missing; it must be one of {_tags(kind, _tag_name(item))}"
+    if problem == "union_tag_invalid":
+        tag = _tag_name(item)
+        return f"`{name}.{tag}` must be one of {_tags(kind, tag)}, but is {shown(item['ctx']['tag'])}"
+    if problem in ("value_error", "assertion_error"):
+        text = text.partition(", ")[2]
+        return text if f"`{last}`" in text or f"`{name}`" in text else f"`{name}`: {text}"
+    if text.startswith("Input should be "):
+        wanted = text.removeprefix("Input should be ").partition(", unable")[0]
+        return f"`{name}` must be {wanted}, but is {shown(item['input'])}"
+    return f"`{name}`: {text[0].lower()}{text[1:]}, but is {shown(item['input'])}"
+
+
+def _route_in(value: object, location: tuple[int | str, ...]) -> Route:
+    """pydantic's location without the names of union members, which stand nowhere in the file."""
+    route: list[str] = []
+    for depth, part in enumerate(location):
+        last = depth == len(location) - 1
+        if isinstance(value, dict) and (part in value or last):
+            route.append(str(part))
+            value = value.get(str(part))
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            route.append(str(part))
+            value = value[part]
+    return tuple(route)
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in get_args(kind) for model in _models(part)]
+
+
+def _field_names(kind: Any, location: tuple[int | str, ...]) -> set[str]:
+    """The names known at the place of an unknown one; of a union's member where `location` starts with its
+    tag."""
+    models = _models(kind)
+    tagged = [model for model in models if len(models) > 1 and location[0] in _literals(model)]
+    names: set[str] = set()
+    for model in tagged or models:
+        names |= set(model.model_fields)
+    for part in location[:-1]:
+        inner = [inside for model in models for inside in _models(_annotation(model, part))]
+        if inner:
+            return _field_names(inner[0], location[1:])
+    return names
+
+
+def _annotation(model: type[BaseModel], name: int | str) -> Any:
+    field = model.model_fields.get(str(name))
+    return field.annotation if field else None
+
+
+def _literals(model: type[BaseModel]) -> set[object]:
+    return {value for field in model.model_fields.values() for value in get_args(field.annotation)}
+
+
+def _tag_name(item: Any) -> str:
+    return item["ctx"]["discriminator"].strip("'")
+
+
+def _tags(kind: Any, name: str) -> str:
+    return ", ".join(str(tag) for model in _models(kind) for tag in get_args(_annotation(model, name)))

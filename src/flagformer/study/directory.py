@@ -1,0 +1,133 @@
+"""The run directory: what lies where, and whose it is.
+
+    DIR/study.yaml          the resolved study: which study this directory belongs to
+    DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
+    DIR/trials/ID/          one trial (see `flagformer.train`); output.txt; failure.json of the last attempt
+    DIR/results.json        the table
+    DIR/report.html         the report
+    DIR/training.lock       held by the process that runs the study; the system frees it however that process
+    ends
+
+Every file is written whole or not at all, so `kill -9` and a full disk leave nothing that cannot be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flagformer.study.file import Study, resolve_study
+from flagformer.study.mistakes import StudyFileError, shown
+from flagformer.study.source import parse_source
+from flagformer.train.files import naming, read_json, write_atomic, write_json
+
+STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
+OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
+COMMON = ("base", "data", "train", "evaluate")  # what every trial of a study shares
+OWN_FILES = {"training.lock", "trials", STUDY + ".tmp"}  # all that a directory can hold before its study.yaml stands
+
+
+class Foreign(ValueError):
+    """A run directory that belongs to something else."""
+
+
+def trial_directory(directory: Path, trial_id: str) -> Path:
+    """Where one trial keeps everything it writes."""
+    return directory / "trials" / trial_id
+
+
+def create(directory: Path) -> None:
+    """Makes the directory where it is not there.
+
+    Raises:
+        Foreign: there is something else in its place.
+        OSError: it cannot be made.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise Foreign(f"{directory} is a file; choose another directory with --out")
+    with naming(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_foreign(directory: Path, study: Study) -> None:
+    """Lets the study go on in a directory that is new, empty or its own.
+
+    Variants and seeds may be added or left out; what all trials share may not change, so that nothing
+    finished is lost from view.
+
+    Raises:
+        Foreign: the directory holds another study, or something that is no study.
+    """
+    if not directory.exists():
+        return
+    if not (directory / STUDY).exists():
+        others = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
+        if others:
+            held = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+            raise Foreign(
+                f"{directory} is not empty and holds no study ({held}); choose another directory with --out"
+            )
+        return
+    theirs, mine = read_study(directory).resolved(), study.resolved()
+    what = "choose another directory with --out, or delete that one"
+    if theirs["name"] != mine["name"]:
+        raise Foreign(f"{directory} holds the study `{theirs['name']}`, not `{mine['name']}`; {what}")
+    changed = [line for key in COMMON for line in _changes(key, theirs[key], mine[key])]
+    if changed:
+        listed = "\n".join(f"  {line}" for line in changed[:8]) + ("\n  ..." if len(changed) > 8 else "")
+        raise Foreign(f"{directory} holds the study `{mine['name']}` with other settings:\n{listed}\n{what}")
+
+
+def read_study(directory: Path) -> Study:
+    """The resolved study of a run directory.
+
+    Raises:
+        Foreign: there is none.
+        StudyFileError: study.yaml has been damaged; file and line are named.
+    """
+    path = directory / STUDY
+    if not path.is_file():
+        where = "is not there" if not directory.exists() else f"holds no study ({STUDY} is not in it)"
+        raise Foreign(f"{directory} {where}; give the directory of a study, such as runs/NAME")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise Foreign(f"{path} is damaged: it is not UTF-8 text; delete it and run the study again") from None
+    try:
+        return resolve_study(parse_source(text, str(path)))
+    except StudyFileError as error:
+        raise Foreign(f"{error}\n{path} is damaged; delete it and run the study again") from None
+
+
+def write_study(directory: Path, study: Study) -> None:
+    """Saves the resolved study, and with it the claim on the directory."""
+    text = yaml.safe_dump(study.resolved(), sort_keys=False, allow_unicode=True, width=100)
+    write_atomic(
+        directory / STUDY,
+        f"# The resolved study `{study.name}`: defaults and overrides filled in.\n{text}".encode(),
+    )
+
+
+def read_setting(directory: Path) -> dict[str, Any]:
+    """setting.json, empty before the first run wrote it."""
+    path = directory / SETTING
+    return read_json(path) if path.exists() else {}
+
+
+def write_setting(directory: Path, setting: dict[str, Any]) -> None:
+    """Saves setting.json."""
+    write_json(directory / SETTING, setting)
+
+
+def _changes(key: str, theirs: object, mine: object) -> list[str]:
+    """One line for every value that differs: `train.steps: 300 there, 400 here`."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        names = dict.fromkeys([*theirs, *mine])
+        return [
+            line for name in names for line in _changes(f"{key}.{name}", theirs.get(name), mine.get(name))
+        ]
+    if theirs == mine:
+        return []
+    return [f"`{key}`: {shown(theirs)} there, {shown(mine)} here"]

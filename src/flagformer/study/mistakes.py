@@ -1,0 +1,52 @@
+"""Mistakes of a study file: where, what, and what to do; all of them in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+SHOWN_MISTAKES = 16
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True, order=True)
+class Mistake:
+    """One mistake: `place` is `FILE:LINE` or the override as it was typed."""
+
+    line: int
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        message = self.message
+        if len(message) > LONGEST_MESSAGE:
+            message = message[: LONGEST_MESSAGE - 4] + " ..."
+        return f"{self.place}: {message}"
+
+
+class StudyFileError(ValueError):
+    """A study file that cannot be run; `.mistakes` holds every finding, `str()` fits one screen."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(sorted(set(mistakes)))
+        lines = [str(mistake) for mistake in self.mistakes[:SHOWN_MISTAKES]]
+        hidden = len(self.mistakes) - len(lines)
+        if hidden > 0:
+            lines.append(f"... and {hidden} more")
+        super().__init__("\n".join(lines))
+
+
+def shown(value: object) -> str:
+    """The value as the user would recognise it, shortened."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:56] + " ..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a misspelt name, or the known names where none is near."""
+    names = sorted(set(known))
+    match = get_close_matches(name, [known for known in names if known != name], n=1, cutoff=0.6)
+    if match:
+        return f"; did you mean `{match[0]}`?"
+    return f"; known here: {', '.join(names)}" if 0 < len(names) <= 16 else ""

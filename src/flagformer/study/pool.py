@@ -1,0 +1,110 @@
+"""A process per trial from a preloaded fork server: one that dies takes nothing else with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from flagformer.study.worker import Failure, work
+
+Job = TypeVar("Job")
+GRACE = 5.0  # seconds a worker has between the request to end and the kill
+
+
+@dataclass
+class Running(Generic[Job]):
+    """A trial under way."""
+
+    job: Job
+    process: BaseProcess
+    channel: Connection
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Job]):
+    """A trial whose process ended; `failure` is None when the trial function returned."""
+
+    job: Job
+    failure: Failure | None
+
+
+class Pool(Generic[Job]):
+    """Starts at most `size` trial processes with `threads` threads each.
+
+    Args:
+        function: `function(trial, directory)`, a module-level function.
+        preload: modules the fork server imports once, so that a trial starts in milliseconds.
+    """
+
+    def __init__(
+        self, function: Callable[[object, Path], object], size: int, threads: int, preload: Sequence[str] = ()
+    ) -> None:
+        self.function, self.size, self.threads = function, size, threads
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(list(preload))
+        self.running: list[Running[Job]] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another trial may start."""
+        return len(self.running) < self.size
+
+    def start(self, job: Job, trial: object, directory: Path) -> None:
+        """Starts `function(trial, directory)`; `job` comes back with its end."""
+        receive, send = self.context.Pipe(duplex=False)
+        arguments = (self.function, trial, directory, self.threads, send)
+        # daemon: an exit that skips `stop` must not wait for trials to train to their end
+        process = self.context.Process(
+            target=work, args=arguments, name=f"trial {directory.name}", daemon=True
+        )
+        process.start()
+        send.close()
+        self.running.append(Running(job, process, receive))
+
+    def ended(self, timeout: float) -> list[Ended[Job]]:
+        """The trials that ended, waiting up to `timeout` seconds for the first of them."""
+        ready = wait([running.process.sentinel for running in self.running], timeout)
+        done = [running for running in self.running if running.process.sentinel in ready]
+        self.running = [running for running in self.running if running not in done]
+        return [Ended(running.job, _failure(running)) for running in done]
+
+    def stop(self) -> None:
+        """Ends every worker; their checkpoints stay."""
+        for running in self.running:
+            running.process.terminate()
+        for running in self.running:
+            running.process.join(GRACE)
+            if running.process.is_alive():
+                running.process.kill()
+                running.process.join()
+        self.running = []
+
+
+def _failure(running: Running) -> Failure | None:
+    running.process.join()
+    message = None
+    if running.channel.poll():
+        try:
+            message = running.channel.recv()
+        except EOFError:
+            message = None
+    running.channel.close()
+    code = running.process.exitcode
+    if message is not None or code == 0:
+        return message
+    if code is not None and code < 0:
+        return Failure("killed", f"the process was killed by {_signal_name(-code)}")
+    return Failure("killed", f"the process ended with status {code}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,161 @@
+"""The figures, drawn by matplotlib as SVG that takes the page's text colour, so that it reads in light and
+in dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any
+
+from flagformer.study.results import BITS, Results, Row
+
+INK, FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's own colours
+SIZE = (7.2, 4.3)
+# mid-tones that keep a contrast of at least 3 to white and to the dark page
+COLORS = ("#2f7fd1", "#d9641e", "#2b9a66", "#c0479e", "#8d7a15", "#7d6ae0", "#c9403f", "#2496a8", "#7a7f87")
+MARKERS = "osD^vPX*<"
+STYLES = ("-", "--", "-.", ":")
+STYLE: Any = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
+    "grid.color": FAINT, "grid.linewidth": 0.6, "lines.linewidth": 1.7, "legend.frameon": False,
+}  # fmt: skip
+POINTS = 120  # of a smoothed curve
+
+Curves = dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]]
+
+
+def loss_curves(results: Results, curves: Curves) -> str:
+    """Training loss against tokens; `curves` maps a variant to (tokens, mean, low, high) over its seeds."""
+
+    def draw(axes: Any) -> None:
+        for name, color, _, style in _looks(results):
+            if name in curves:
+                tokens, mean, low, high = curves[name]
+                axes.fill_between(tokens, low, high, color=color, alpha=0.18, linewidth=0)
+                axes.plot(tokens, mean, color=color, linestyle=style, label=name)
+        axes.set_xlabel("tokens trained on")
+        axes.set_ylabel("training loss (nats per token)")
+        axes.xaxis.set_major_formatter(_thousands)
+        if curves:
+            lowest = min(min(low) for _, _, low, _ in curves.values())
+            highest = max(high[len(high) // 12] for _, _, _, high in curves.values())
+            # the first steep steps would flatten all that follows
+            axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.02)
+
+    return _svg("curves", draw, "Training loss against tokens, one line a variant")
+
+
+def quality_by_length(results: Results) -> str:
+    """Bits per byte (or accuracy) against the length tested at; bars are t intervals."""
+
+    def draw(axes: Any) -> None:
+        for row, color, marker, style in _rows(results):
+            lengths = [length for length, value in row.quality.items() if value.mean is not None]
+            if lengths:
+                values = [row.quality[length] for length in lengths]
+                bars = [value.half_width or 0.0 for value in values]
+                axes.errorbar(
+                    lengths, [value.mean for value in values], yerr=bars, color=color, marker=marker,
+                    linestyle=style, capsize=3, markersize=5, label=row.variant,
+                )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(results.rows[0].quality), [str(length) for length in results.rows[0].quality])
+        axes.minorticks_off()
+        axes.axvline(results.study.data.seq_len, color=INK, linewidth=0.8, linestyle=":")
+        _note(axes, "trained at", (results.study.data.seq_len, 1.0), ("data", "axes fraction"), (4, -11))
+        axes.set_xlabel("length tested at (tokens)")
+        if results.chance is not None:
+            axes.axhline(results.chance, color=INK, linewidth=0.8, linestyle="--")
+            _note(axes, "chance", (1.0, results.chance), ("axes fraction", "data"), (-38, 3))
+        axes.set_ylabel(
+            "held-out bits per byte (lower is better)" if results.metric == BITS else "held-out accuracy"
+        )
+
+    return _svg("lengths", draw, f"Held-out {results.metric} against the length tested at")
+
+
+def differences(results: Results) -> str:
+    """Difference in held-out loss from the baseline, a dot and an interval for every variant, and every
+    seed's own."""
+
+    def draw(axes: Any) -> None:
+        rows = [
+            (row, color, marker) for row, color, marker, _ in _rows(results) if row.difference is not None
+        ]
+        for place, (row, color, marker) in enumerate(rows):
+            estimate = row.difference.estimate if row.difference else None
+            if estimate is not None and estimate.mean is not None:
+                axes.errorbar(
+                    estimate.mean,
+                    place,
+                    xerr=estimate.half_width or 0.0,
+                    color=color,
+                    marker=marker,
+                    capsize=4,
+                )
+                axes.plot(
+                    estimate.values, [place + 0.22] * estimate.n, "|", color=color, alpha=0.8, markersize=7
+                )
+        axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(rows)), [row.variant for row, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(
+            f"held-out loss minus that of {results.study.baseline} (nats; left of zero is better)"
+        )
+
+    return _svg("differences", draw, f"Difference in loss from {results.study.baseline}", legend=False)
+
+
+def _rows(results: Results) -> list[tuple[Row, str, str, str]]:
+    return [(results.row(name), color, marker, style) for name, color, marker, style in _looks(results)]
+
+
+def _looks(results: Results) -> list[tuple[str, str, str, str]]:
+    """A colour, a marker and a line style for every variant, the same in every figure."""
+    names = list(results.study.compare)
+    styles = [STYLES[(place // len(COLORS)) % len(STYLES)] for place in range(len(names))]
+    return list(zip(names, cycle(COLORS), cycle(MARKERS), styles))
+
+
+def _svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True) -> str:
+    """One figure as an `<svg>` element that scales with the page; `name` keeps its ids apart from other
+    figures'."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        if legend and axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside right upper", fontsize=10)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), title)
+
+
+def _note(
+    axes: Any, text: str, place: tuple[float, float], units: tuple[str, str], shift: tuple[int, int]
+) -> None:
+    """Small print beside a line."""
+    axes.annotate(
+        text, place, xycoords=units, xytext=shift, textcoords="offset points", color=INK, fontsize=9
+    )
+
+
+def _inline(svg: str, title: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
+    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return svg.replace(INK, "currentColor").replace(FAINT, "var(--grid)")
+
+
+def _thousands(value: float, place: int) -> str:
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value else "0"

@@ -1,0 +1,89 @@
+"""The sentence under each figure, computed from the numbers that the figure shows."""
+
+from __future__ import annotations
+
+from flagformer.study.results import BITS, Results, Row
+from flagformer.study.wording import MINUS, listed, plural
+
+KEPT = 0.1  # bits per byte: a loss of quality below this is called none
+LOST = 0.5
+
+
+def curves_finding(results: Results, final: dict[str, float]) -> str:
+    """Who ends lowest. `final` is each variant's mean training loss over the last tenth of its steps."""
+    if not final:
+        return "No trial has logged a step yet."
+    ranked = sorted(final, key=lambda name: final[name])
+    best, worst = ranked[0], ranked[-1]
+    if best == worst:
+        return f"{best} ends at {final[best]:.3f} nats."
+    return (
+        f"In the last tenth of the steps {best} has the lowest training loss, {final[best]:.3f} nats, "
+        f"and {worst} the highest, {final[worst]:.3f}."
+    )
+
+
+def lengths_finding(results: Results) -> str:
+    """Who keeps its quality at the longest test length, and who loses it."""
+    rows = [row for row in results.rows if _change(row, results.loss_length) is not None]
+    if not rows:
+        return "No trial is finished yet."
+    short, long = results.loss_length, max(rows[0].quality)
+    if short == long:
+        return f"Only one length, {long} tokens, was tested."
+    sign = 1 if results.metric == BITS else -1
+    change = {row.variant: sign * (_change(row, short) or 0.0) for row in rows}
+    unit = " bits per byte" if results.metric == BITS else " of accuracy"
+    groups = (
+        ("keep theirs or gain", [name for name, value in change.items() if value <= KEPT]),
+        (f"lose up to {LOST:g}", [name for name, value in change.items() if KEPT < value <= LOST]),
+        (f"lose more than {LOST:g}", [name for name, value in change.items() if value > LOST]),
+    )
+    parts = []
+    for verb, names in groups:
+        changes = [f"{name} ({sign * change[name]:+.2f})" for name in sorted(names, key=lambda n: change[n])]
+        if changes:
+            parts.append(f"{listed(changes)} {verb}")
+    return f"From {short} to {long} tokens, in{unit}: {'; '.join(parts)}.".replace("-", MINUS)
+
+
+def differences_finding(results: Results) -> str:
+    """Which differences from the baseline are resolved."""
+    rows = [row for row in results.rows if row.difference is not None]
+    if not rows:
+        return "There is only one variant, so there is nothing to compare."
+    if all(row.difference is None or row.difference.estimate.n < 2 for row in rows):
+        return "A difference needs at least two finished seeds of both the variant and the baseline."
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "not resolved": []}
+    for row in rows:
+        if row.difference is not None:
+            groups[row.difference.verdict].append(row.variant)
+    parts = [
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}"
+        for verdict, names in groups.items()
+        if names
+    ]
+    return (
+        f"In held-out loss at {results.loss_length} tokens, against {results.study.baseline} with "
+        f"{plural(len(results.study.seeds), 'seed')}: {'; '.join(parts)}."
+    )
+
+
+def headline(results: Results) -> str:
+    """One sentence for the top of the page."""
+    done, total = results.count("finished", "diverged"), len(results.trials)
+    rows = [row for row in results.rows if row.loss.mean is not None]
+    if not rows:
+        return f"No trial is finished yet ({total} planned)."
+    best = min(rows, key=lambda row: row.loss.mean if row.loss.mean is not None else float("inf"))
+    unfinished = "" if done == total else f" {done} of {total} trials are finished so far."
+    return (
+        f"Lowest held-out loss at {results.loss_length} tokens: {best.variant}, {best.loss.mean:.3f} nats "
+        f"(mean of {plural(best.loss.n, 'seed')}).{unfinished}"
+    )
+
+
+def _change(row: Row, short: int) -> float | None:
+    """Quality at the longest length minus quality at `short`."""
+    first, last = row.quality[short].mean, row.quality[max(row.quality)].mean
+    return None if first is None or last is None else last - first

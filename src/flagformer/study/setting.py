@@ -1,0 +1,106 @@
+"""What a study ran on: machine, versions, data, cores; kept beside the results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flagformer.study.costs import Cost
+from flagformer.study.directory import Foreign
+from flagformer.study.file import Study
+
+PACKAGES = ("flagformer", "torch", "numpy", "scipy")
+
+
+def describe_setting(
+    study: Study, costs: dict[str, Cost], earlier: dict[str, Any], directory: Path
+) -> dict[str, Any]:
+    """The setting of this run of a study; `earlier` is that of the runs before it in the same directory.
+
+    Threads a trial stay what they were, because sums are rounded differently with another number.
+
+    Raises:
+        Foreign: the data is no longer what the study began with.
+    """
+    data = study.data.fingerprint()
+    if earlier.get("data", data) != data:
+        raise Foreign(
+            f"{directory} was begun with other data (fingerprint {earlier['data']}, now {data}): the file "
+            "or the Python version "
+            "has changed since; choose another directory with --out"
+        )
+    at_once, threads = share_cores(study)
+    if study.threads is None and "threads" in earlier:
+        threads = int(earlier["threads"])
+    return {
+        "data": data,
+        "trials_at_once": at_once,
+        "threads": threads,
+        "machine": {
+            "processor": _processor(),
+            "cores": _cores(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git_commit": _git_commit(),
+        "variants": {name: asdict(cost) for name, cost in costs.items()},
+    }
+
+
+def share_cores(study: Study) -> tuple[int, int]:
+    """Trials at once and threads of each, from the file or from the machine's cores.
+
+    Counted over all trials of the study, not over those left, so that a resumed study shares its cores as
+    before.
+    """
+    cores = _cores()
+    on_gpu = study.train.device == "cuda" or (study.train.device == "auto" and torch.cuda.is_available())
+    at_once = study.concurrency or (1 if on_gpu else max(1, min(cores, len(study.runs))))
+    return at_once, study.threads or max(1, cores // at_once)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, with `+` where files differ from it; None outside a repository."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,0 +1,194 @@
+"""YAML text to plain data that remembers the line of every key, with the mistakes YAML lets pass refused.
+
+YAML 1.2 scalars are used rather than PyYAML's 1.1: `1e-3` is a number and `no`, `on`, `off` are words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from flagformer.study.mistakes import Mistake, StudyFileError, shown
+
+LARGEST_FILE = 1 << 20
+MOST_NODES = 20_000
+Route = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2 scalars only."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_FLOAT = r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), None)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), None)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT})$"), None)
+
+
+@dataclass
+class Source:
+    """A file's plain data; `lines` maps the route of a key (`("train", "steps")`) to its line."""
+
+    name: str
+    data: dict = field(default_factory=dict)
+    lines: dict[Route, int] = field(default_factory=dict)
+    overrides: dict[Route, str] = field(default_factory=dict)
+
+    def mistake(self, route: Route, message: str) -> Mistake:
+        """A mistake at the nearest known place on the route: an override as typed, else `FILE:LINE`."""
+        for end in range(len(route), -1, -1):
+            if route[:end] in self.overrides:
+                return Mistake(1 << 30, f"override `{self.overrides[route[:end]]}`", message)
+            if route[:end] in self.lines:
+                line = self.lines[route[:end]]
+                return Mistake(line, f"{self.name}:{line}", message)
+        return Mistake(1, f"{self.name}:1", message)
+
+
+def read_source(path: Path) -> Source:
+    """Reads and parses one YAML mapping.
+
+    Raises:
+        StudyFileError: the file is missing, unreadable, too large, not UTF-8, empty, no mapping or bad YAML.
+    """
+    return parse_source(_read_text(path), str(path))
+
+
+def parse_source(text: str, name: str) -> Source:
+    """Parses the text of a YAML mapping; `name` stands for the file in messages."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        detail = " ".join(part for part in (error.context, error.problem) if part)
+        raise StudyFileError([Mistake(line, f"{name}:{line}", f"is not valid YAML: {detail}")]) from None
+    except yaml.YAMLError as error:
+        raise StudyFileError([_at_start(name, f"is not valid YAML: {str(error).splitlines()[0]}")]) from None
+    except RecursionError:
+        raise StudyFileError([_at_start(name, "is nested too deeply to be a study")]) from None
+    if node is None:
+        raise StudyFileError(
+            [_at_start(name, "is empty; a study needs `name`, `base`, `data`, `train` and `compare`")]
+        )
+    source = Source(name)
+    reader = _NodeReader(source)
+    data = reader.read(node, (), ())
+    if not isinstance(data, dict):
+        message = f"must hold a mapping of `key: value` lines, but holds {_kind(data)}"
+        raise StudyFileError([_at_start(name, message)])
+    if reader.mistakes:
+        raise StudyFileError(reader.mistakes)
+    source.data = data
+    return source
+
+
+def parse_value(text: str) -> object:
+    """The value of a `key=value` override, read as YAML; a `yaml.YAMLError` where it is none."""
+    node = yaml.compose(text, Loader=_Loader)
+    if node is None:
+        return None
+    reader = _NodeReader(Source("override"))
+    value = reader.read(node, (), ())
+    if reader.mistakes:
+        raise yaml.YAMLError(reader.mistakes[0].message)
+    return value
+
+
+class _NodeReader:
+    """Builds plain values from YAML nodes, noting lines and collecting mistakes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.mistakes: list[Mistake] = []
+        self.count = 0
+
+    def read(self, node: yaml.Node, route: Route, above: tuple[int, ...]) -> object:
+        """The value of the node at `route`; `above` holds the ids of the nodes around it."""
+        self.count += 1
+        if id(node) in above or self.count > MOST_NODES:
+            raise StudyFileError([self._at(node, "an alias repeats itself without end")])
+        self.source.lines.setdefault(route, node.start_mark.line + 1)
+        inside = (*above, id(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, route, inside)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*route, str(i)), inside) for i, item in enumerate(node.value)]
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, route: Route, inside: tuple[int, ...]) -> dict:
+        values: dict[str, object] = {}
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.mistakes.append(self._at(key_node, "a key must be a word"))
+                continue
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key in first_lines:
+                self.mistakes.append(
+                    self._at(key_node, f"`{key}` stands here a second time; first in line {first_lines[key]}")
+                )
+                continue
+            first_lines[key] = line
+            self.source.lines[(*route, key)] = line
+            values[key] = self.read(value_node, (*route, key), inside)
+        return values
+
+    def _scalar(self, node: yaml.Node) -> object:
+        tag, text = node.tag.rsplit(":", 1)[-1], node.value
+        if tag == "null":
+            return None
+        if tag == "bool":
+            return text.lower() == "true"
+        try:
+            if tag == "int":
+                return int(text)
+            if tag == "float":
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            self.mistakes.append(self._at(node, f"{shown(text)} is no number that can be read"))
+            return None
+        if tag != "str":
+            self.mistakes.append(self._at(node, f"the tag `{node.tag}` is not allowed; write a plain value"))
+        return text
+
+    def _at(self, node: yaml.Node, message: str) -> Mistake:
+        line = node.start_mark.line + 1
+        return Mistake(line, f"{self.source.name}:{line}", message)
+
+
+def _read_text(path: Path) -> str:
+    name = str(path)
+    try:
+        if path.is_dir():
+            raise StudyFileError([Mistake(1, name, "is a directory; give the YAML file of a study")])
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise StudyFileError(
+                [Mistake(1, name, f"has {size:,} bytes; a study file has less than {LARGEST_FILE:,}")]
+            )
+        raw = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StudyFileError([Mistake(1, name, f"cannot be read: {reason}")]) from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        message = f"must be UTF-8 text, but byte {error.start} is 0x{raw[error.start]:02x}"
+        raise StudyFileError([Mistake(line, f"{name}:{line}", message)]) from None
+
+
+def _at_start(name: str, message: str) -> Mistake:
+    return Mistake(1, f"{name}:1", message)
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"the single value {shown(value)}"

@@ -1,0 +1,70 @@
+"""The table of a study in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flagformer.study.results import BITS, Results, Row
+from flagformer.study.wording import NOTHING, count, difference, estimate, listed, p_value, plural, short
+
+WIDTH = 132  # where there is no terminal to ask
+
+
+def print_table(results: Results, console: Console | None = None) -> None:
+    """The table with its legend and what is missing from it."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=WIDTH)
+    console.print(make_table(results))
+    for line in legend(results):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_table(results: Results) -> Table:
+    """One row a variant, the baseline first."""
+    table = Table(box=box.SIMPLE_HEAD, title=results.study.name, title_justify="left", pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    unit = "bpb" if results.metric == BITS else "acc"
+    names = ["params", "FLOPs/token", "tokens/s*", f"loss@{results.loss_length}"]
+    names += [f"{unit}@{length}" for length in results.rows[0].quality]
+    for name in (*names, f"vs {results.study.baseline}", "p (Holm)", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for row in results.rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def legend(results: Results) -> list[str]:
+    """What the columns mean, and which trials are missing."""
+    loss = f"loss@{results.loss_length}: held-out nats per scored token at {results.loss_length} tokens"
+    quality = "bpb@N: bits per byte at N tokens" if results.metric == BITS else "acc@N: accuracy at N tokens"
+    if results.chance is not None:
+        quality += f" (chance {results.chance:.3g})"
+    lines = [
+        f"{loss}, mean ± 95 % t interval over {plural(len(results.study.seeds), 'seed')}; {quality}; "
+        f"vs {results.study.baseline}: difference in loss, paired by seed. * measured: differs from run to "
+        "run."
+    ]
+    for state in ("failed", "diverged", "unfinished", "waiting"):
+        labels = [trial.run.label for trial in results.trials if trial.state == state]
+        if labels:
+            shown = labels if len(labels) <= 6 else [*labels[:5], f"{len(labels) - 5} more"]
+            lines.append(f"{state} ({len(labels)}): {listed(shown)}")
+    return lines
+
+
+def _cells(row: Row) -> list[str]:
+    mean = [NOTHING if quality.mean is None else f"{quality.mean:.3f}" for quality in row.quality.values()]
+    cells = [
+        row.variant,
+        count(row.params),
+        short(row.flops_per_token),
+        short(row.tokens_per_second),
+        estimate(row.loss),
+        *mean,
+    ]
+    if row.difference is None:
+        return [*cells, "baseline", "", ""]
+    return [*cells, difference(row.difference), p_value(row.difference.p_holm), row.difference.verdict]

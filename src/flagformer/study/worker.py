@@ -1,0 +1,108 @@
+"""One trial in its own process: dies with the study, holds its directory, reports how it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import parent_process
+from pathlib import Path
+
+from flagformer.study.directory import OUTPUT
+from flagformer.train.files import only_process
+
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+PATIENCE = 15.0  # seconds a worker waits for the last worker of a killed study to be gone
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial did not finish: `kind` is "error", "disk" (no space) or "killed"."""
+
+    kind: str
+    message: str
+
+
+def work(
+    function: Callable[[object, Path], object],
+    trial: object,
+    directory: Path,
+    threads: int,
+    channel: Connection,
+) -> None:
+    """The body of a trial process: `function(trial, directory)` on `threads` threads.
+
+    What it prints goes to output.txt. A failure travels through `channel`, because a full disk takes no file.
+    """
+    _die_with_parent()
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the study stops its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _redirect_output(directory / OUTPUT)
+        _set_threads(threads)
+        _wait_until_free(directory)
+        function(trial, directory)
+    except BaseException as error:
+        traceback.print_exc()
+        channel.send(describe(error))
+        raise SystemExit(1) from None
+
+
+def describe(error: BaseException) -> Failure:
+    """The failure in one line."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure("disk", f"the disk is full: {error.strerror}")
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, ValueError):
+        return Failure("error", text)
+    return Failure("error", f"{type(error).__name__}: {text}")
+
+
+def _wait_until_free(directory: Path) -> None:
+    """Waits out an orphan of a killed study that is about to die; the trial itself refuses a directory that
+    stays taken."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with only_process(directory):
+                return
+        except ValueError:
+            time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    """Ends this process when the study or the fork server does, whichever way it ends.
+
+    The kernel's signal covers the fork server; the study's end shows on the sentinel of `parent_process`.
+    """
+    study = parent_process()
+    if study is not None:
+        sentinel = study.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _redirect_output(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
