@@ -1,0 +1,31 @@
+"""flagformer: one transformer core, configured by flags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import flagformer.catalogue  # noqa: F401  fills the registry that every stack resolves its flags against
+from flagformer.flags import Finding, FlagError, Ready, Spec, component
+from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
+from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+from flagformer.wrappers.build import build, check, load
+from flagformer.wrappers.transformer import TransformerWrapper
+
+if TYPE_CHECKING:
+    from flagformer.audit import audit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
+    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "audit", "build", "check", "component", "load",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # the audit is an application, loaded when somebody asks for it
+    if name == "audit":
+        from flagformer.audit import audit
+
+        return audit
+    raise AttributeError(f"module 'flagformer' has no attribute {name!r}")

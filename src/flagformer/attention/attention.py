@@ -1,0 +1,64 @@
+"""The attention sublayer: reads like the paper (arXiv:1706.03762, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from flagformer.attention.cores import Core
+from flagformer.attention.gates import Gate
+from flagformer.attention.key_values import Seats
+from flagformer.attention.scores import ScorePath
+from flagformer.attention.source import ContextTokens, OwnTokens, Source
+from flagformer.flags import Ready, Spec
+from flagformer.flow import Dims, SideInputs
+from flagformer.position import Rotation
+
+
+class Attention(nn.Module):
+    """[B, T, D] -> [B, T, D]: every token gathers from those it may see."""
+
+    def __init__(
+        self, dims: Dims, source: Source, seats: Sequence[Seats], core: Core, gates: Sequence[Gate]
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.seats = nn.ModuleList(seats)
+        self.core = core
+        self.gates = nn.ModuleList(gates)
+        self.to_out = nn.Linear(dims.heads * dims.dim_head, dims.dim, bias=False)
+
+    @property
+    def seat_count(self) -> int:
+        """Keys in front that have no position."""
+        return sum(seats.count for seats in self.seats)
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        q, kv = self.source(x, side)
+        for seats in self.seats:
+            k, v = seats.entries()
+            kv = kv.prepend(self.source.qk_norm.keys(k), v)
+        out = self.core(q, kv, side)
+        for gate in self.gates:
+            out = gate(out, x)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, K] -> [B, T, D]
+
+
+def build_attention(
+    slots: Mapping[str, tuple[Spec | Ready, ...]], dims: Dims, rotation: Rotation, cross: bool
+) -> Attention:
+    """Fills the slots of one attention sublayer."""
+    projection = slots["projection"][0].build(dims, cross)
+    qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
+    source = (
+        ContextTokens(projection, qk_norm)
+        if cross
+        else OwnTokens(projection, qk_norm, rotation, dims.dim_head)
+    )
+    seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
+    mods = [filler.build(dims) for filler in slots["score"]]
+    path = ScorePath(qk_norm.scale, mods, slots["weights"][0].build(dims))
+    core = slots["core"][0].build(slots["kernel"][0].build(path), path, cross)
+    gates = [filler.build(dims) for filler in slots["gate"]]
+    return Attention(dims, source, seats, core, gates)

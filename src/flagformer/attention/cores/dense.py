@@ -1,0 +1,26 @@
+"""Every query considers every key that its mask allows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import component
+from flagformer.flow import KeyValues, SideInputs
+
+
+@component("core", paper="arXiv:1706.03762, section 3.2.1")
+class Dense(Core):
+    """All pairs, in one call of the kernel."""
+
+    def __init__(self, kernel: Kernel, path: ScorePath, cross: bool) -> None:
+        super().__init__()
+        self.kernel, self.path, self.cross = kernel, path, cross
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]
+        if side.tape.wants("attn.weights"):
+            side.tape.keep("attn.weights", self.path(q, kv.k, pairs))
+        return self.kernel(q, kv.k, kv.v, pairs)

@@ -1,0 +1,15 @@
+"""Gates: what weighs the gathered values before they are projected."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Gate(nn.Module, ABC):
+    """Contract of the slot `gate`, built as `(dims)`."""
+
+    @abstractmethod
+    def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        """out [B, H, T, K], x [B, T, D] -> [B, H, T, K]."""

@@ -1,0 +1,19 @@
+"""The arithmetic of attention. A kernel declares what it honours; the fastest that serves is chosen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from flagformer.flow import Pairs
+
+
+class Kernel(nn.Module, ABC):
+    """Contract of the slot `kernel`, built as `(path)`: the scale and the written-out way to weights."""
+
+    reason: str  # why it was chosen, for `explain`
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+        """q [B, H, T, K], k and v [B, G, seats + S, K] -> [B, H, T, K]."""

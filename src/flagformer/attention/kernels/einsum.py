@@ -1,0 +1,31 @@
+"""Attention written out: the reference, and the only kernel that forms the weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import Flag, component
+from flagformer.flow import Pairs
+from flagformer.ops.attend import repeat_groups
+
+Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", least=0, below=1)]
+
+
+@component("kernel", select="attn_flash", when=False, honours={"learned_bias", "scores"})
+class Einsum(Kernel):
+    """softmax(q k^T) v in three steps; memory grows with T * S."""
+
+    reason = "written out, because it forms the scores"
+
+    def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
+        super().__init__()
+        self.path, self.dropout = path, dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+        weights = F.dropout(self.path(q, k, pairs), self.dropout, self.training)
+        return weights @ repeat_groups(v, q.shape[1])

@@ -1,0 +1,47 @@
+"""Learned memory key/values (arXiv:1907.01470) and the null key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.key_values import Seats
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims
+
+
+@component("key_values", select="attn_num_mem_kv", paper="arXiv:1907.01470, section 3")
+class LearnedMemory(Seats):
+    """M learned keys and values per layer and key/value head."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        groups: int,
+        *,
+        count: Annotated[int, Flag("attn_num_mem_kv", "learned key/value pairs M per layer", least=0)],
+    ) -> None:
+        super().__init__()
+        self.count = count
+        self.k = nn.Parameter(torch.randn(groups, count, dims.dim_head))
+        self.v = nn.Parameter(torch.randn(groups, count, dims.dim_head))
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        return self.k, self.v
+
+
+@component("key_values", select="attn_add_zero_kv")
+class NullKV(Seats):
+    """One zero key with a zero value: a query may attend to nothing (`add_zero_attn` of torch)."""
+
+    zero: Tensor
+
+    def __init__(self, dims: Dims, groups: int) -> None:
+        super().__init__()
+        self.count = 1
+        self.register_buffer("zero", torch.zeros(groups, 1, dims.dim_head), persistent=False)
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        return self.zero, self.zero

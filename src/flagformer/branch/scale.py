@@ -1,0 +1,36 @@
+"""LayerScale (arXiv:2103.17239), and the fixed half of macaron feedforwards (1906.02762)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.branch import Branch
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims
+
+
+@component("branch", select="use_layerscale", paper="arXiv:2103.17239, section 2")
+class LayerScale(Branch):
+    """A learned gain per dimension that starts small. It follows a sandwich norm, which would undo it."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        start: Annotated[float, Flag("layerscale_init_value", "what the gains start at")] = 0.1,
+    ) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((dims.dim,), float(start)))
+
+    def forward(self, out: Tensor) -> Tensor:
+        return out * self.gain
+
+
+class Half(Branch):
+    """Half of the output, for the two feedforwards of a macaron block (1906.02762)."""
+
+    def forward(self, out: Tensor) -> Tensor:
+        return out * 0.5

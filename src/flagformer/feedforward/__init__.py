@@ -1,0 +1,23 @@
+"""Feedforward sublayers: each token by itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from flagformer.flow import SideInputs
+
+
+class FeedForward(nn.Module, ABC):
+    """Contract of the slot `feedforward`: [B, T, D] -> [B, T, D]."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor: ...
+
+
+class Activation(nn.Module, ABC):
+    """Contract of the slot `activation`: pointwise."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...

@@ -1,0 +1,76 @@
+"""The feedforward of the transformer (arXiv:1706.03762, section 3.3) and its gated form (2002.05202)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from flagformer.feedforward import Activation, FeedForward
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims, SideInputs
+from flagformer.norm.layernorm import LayerNorm
+
+Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", least=1e-3)]
+Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", least=0, below=1)]
+NoBias = Annotated[bool, Flag("ff_no_bias", "no biases at all (PaLM, 2204.02311)")]
+PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
+
+
+def _out(inner: int, dim: int, dropout: float, no_bias: bool, post_act_ln: bool) -> nn.Sequential:
+    norm = LayerNorm(inner) if post_act_ln else nn.Identity()
+    drop = nn.Dropout(dropout) if dropout else nn.Identity()
+    return nn.Sequential(norm, drop, nn.Linear(inner, dim, bias=not no_bias))
+
+
+@component("feedforward", paper="arXiv:1706.03762, section 3.3")
+class Dense(FeedForward):
+    """Two projections with an activation between."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        activation: Activation,
+        *,
+        mult: Mult = 4.0,
+        dropout: Dropout = 0.0,
+        no_bias: NoBias = False,
+        post_act_ln: PostActLN = False,
+    ) -> None:
+        super().__init__()
+        inner = max(int(dims.dim * mult), 1)
+        self.inner = nn.Linear(dims.dim, inner, bias=not no_bias)
+        self.activation = activation
+        self.out = _out(inner, dims.dim, dropout, no_bias, post_act_ln)
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        return self.out(self.activation(self.inner(x)))
+
+
+@component("feedforward", select="ff_glu", paper="arXiv:2002.05202")
+class GLU(FeedForward):
+    """The inner projection has two halves: values, and gates that pass through the activation.
+
+    `ff_glu` alone is GEGLU, with `ff_swish` SwiGLU. The inner width is not reduced by 2/3 as in the paper:
+    say `ff_mult=8/3` for equal parameters.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        activation: Activation,
+        *,
+        mult: Mult = 4.0,
+        dropout: Dropout = 0.0,
+        no_bias: NoBias = False,
+        post_act_ln: PostActLN = False,
+    ) -> None:
+        super().__init__()
+        inner = max(int(dims.dim * mult), 1)
+        self.inner = nn.Linear(dims.dim, 2 * inner, bias=not no_bias)
+        self.activation = activation
+        self.out = _out(inner, dims.dim, dropout, no_bias, post_act_ln)
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        value, gate = self.inner(x).chunk(2, dim=-1)
+        return self.out(value * self.activation(gate))

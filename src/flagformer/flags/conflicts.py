@@ -1,0 +1,66 @@
+"""What cannot go together: derived from slots and needs, or declared with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flagformer.flags.errors import Finding
+from flagformer.flags.flag import Component
+from flagformer.flags.registry import Registry
+from flagformer.flags.spec import Ready, Spec
+
+# What a filler may ask of the kernel, with the sentence that says why a kernel without it cannot serve.
+REASONS = {
+    "learned_bias": "a learned bias needs a gradient, and the fused kernel gives none",
+    "scores": "it reads the scores, which the fused kernel never forms",
+}
+# What is asked by a filler that the user hands over and that declares nothing.
+UNDECLARED = {"position_bias": {"learned_bias"}, "score": {"scores"}, "weights": {"scores"}}
+
+
+def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
+    """Two fillers for a slot with one place."""
+    names = [f"`{prefix}{item.say()}`" for item in chosen]
+    text = f"{' and '.join(names)} cannot be combined, because both fill `{slot}`, which has one place; choose one"
+    return Finding(prefix + (chosen[0].select or slot), text)
+
+
+def unmet(
+    items: Iterable[Component], values: Mapping[str, Any], registry: Registry, prefix: str
+) -> list[Finding]:
+    """Declared constraints that do not hold."""
+    findings = []
+    for item in items:
+        for need in item.requires:
+            value = values.get(need.flag, registry.standard_value(need.flag))
+            if value != need.value:
+                asked = f"`{prefix}{need.flag}={need.value!r}`"
+                text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
+                findings.append(Finding(prefix + (item.select or item.name), text))
+    return findings
+
+
+def declared(slot: str, filler: Spec | Ready) -> Component:
+    """What a filler says of itself; one that says nothing is taken to ask what its slot may ask."""
+    known = getattr(filler.cls, "component", None)
+    return known or Component(filler.cls, slot, slot, needs=frozenset(UNDECLARED.get(slot, ())))
+
+
+def choose_kernel(
+    asked: Component | None, readers: Iterable[Component], registry: Registry, prefix: str
+) -> tuple[Component, list[Finding]]:
+    """The fastest kernel that serves every need, or the demanded one with a finding where it cannot."""
+    readers = tuple(readers)
+    needs = frozenset[str]().union(*(item.needs for item in readers))
+    if asked is None:
+        return next(item for item in registry.in_slot("kernel") if needs <= item.honours), []
+    findings = []
+    for reader in readers:
+        for need in sorted(reader.needs - asked.honours):
+            text = (
+                f"`{prefix}{asked.say()}` and `{prefix}{reader.say()}` cannot be combined, because "
+                f"{REASONS[need]}; leave `{prefix}{asked.select}` out to get the fastest kernel that serves both"
+            )
+            findings.append(Finding(prefix + str(asked.select), text))
+    return asked, findings

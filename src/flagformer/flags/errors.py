@@ -1,0 +1,38 @@
+"""The one error of flags: every finding at once, a line each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: the flag as typed, and a sentence that says why and what to do."""
+
+    flag: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class FlagError(ValueError):
+    """Flags that cannot be built. `findings` holds each mistake; the text shows them all."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        lines = [f"- {finding}" for finding in self.findings]
+        count = len(lines)
+        title = "1 flag cannot be used:" if count == 1 else f"{count} flags cannot be used:"
+        super().__init__("\n".join([title, *lines]))
+
+    def __reduce__(self) -> tuple[type[FlagError], tuple[tuple[Finding, ...]]]:
+        return type(self), (self.findings,)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean `x`?` for a misspelt name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""

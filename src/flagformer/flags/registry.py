@@ -1,0 +1,83 @@
+"""What exists: the components of the catalogue, found by slot and by flag."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flagformer.flags.flag import Component, Flag, Param
+from flagformer.flags.slots import SLOTS
+
+
+class Registry:
+    """An ordered collection of components."""
+
+    def __init__(self, classes: Iterable[type] = ()) -> None:
+        self.components: list[Component] = []
+        self._by_slot: dict[str, list[Component]] = defaultdict(list)
+        self._params: dict[str, list[tuple[Component, Param]]] = defaultdict(list)
+        self._selectors: dict[str, list[Component]] = defaultdict(list)
+        self.fill(classes)
+
+    def fill(self, classes: Iterable[type]) -> None:
+        """Adds components, in the order in which they are documented and tried."""
+        for cls in classes:
+            self._add(cls.component)  # type: ignore[attr-defined]
+
+    def _add(self, item: Component) -> None:
+        assert item.slot in SLOTS, f"{item.name} fills the unknown slot {item.slot!r}"
+        self.components.append(item)
+        self._by_slot[item.slot].append(item)
+        if item.select is not None:
+            self._selectors[item.select].append(item)
+        for param in item.params:
+            self._params[param.flag.name].append((item, param))
+
+    def __iter__(self) -> Iterator[Component]:
+        return iter(self.components)
+
+    def in_slot(self, slot: str) -> tuple[Component, ...]:
+        return tuple(self._by_slot[slot])
+
+    def standard(self, slot: str) -> Component | None:
+        """The filler taken when no flag selects one."""
+        return next((item for item in self._by_slot[slot] if item.select is None), None)
+
+    def selected_by(self, name: str) -> tuple[Component, ...]:
+        return tuple(self._selectors.get(name, ()))
+
+    def params_named(self, name: str) -> tuple[tuple[Component, Param], ...]:
+        return tuple(self._params.get(name, ()))
+
+    def names(self, scopes: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Every flag's name, in catalogue order, cross-attention forms not included."""
+        wanted = set(scopes) if scopes is not None else None
+        found: dict[str, None] = {}
+        for item in self.components:
+            if wanted is not None and SLOTS[item.slot].scope not in wanted:
+                continue
+            for name in ([item.select] if item.select else []) + [p.flag.name for p in item.params]:
+                found[name] = None
+        return tuple(found)
+
+    def scope(self, name: str) -> str:
+        """The scope of a flag, by the slot of the first component that declares it."""
+        owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
+        return SLOTS[owners[0].slot].scope
+
+    def param(self, name: str) -> Param:
+        """One declaration of a flag; a pure selector gets a boolean one made of its components' docs."""
+        declared = self.params_named(name)
+        if declared:
+            return declared[0][1]
+        items = self.selected_by(name)
+        doc = "; ".join(f"{item.say()}: {item.doc}" if item.when is not ... else item.doc for item in items)
+        return Param(name, Flag(name, doc), bool | None, None, required=False)
+
+    def standard_value(self, name: str) -> Any:
+        return self.param(name).standard
+
+
+# What the library knows; filled by `flagformer.catalogue`, which stands above every component.
+CATALOGUE = Registry()

@@ -1,0 +1,205 @@
+"""Flags -> frozen specs, once, before any tensor exists; every mistake in one FlagError."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flagformer.flags import conflicts
+from flagformer.flags.errors import FlagError, Finding
+from flagformer.flags.flag import Component
+from flagformer.flags.names import canonical, for_layer, read_names
+from flagformer.flags.registry import Registry
+from flagformer.flags.slots import LAYER_SCOPES, SLOTS
+from flagformer.flags.spec import Ready, Spec
+
+Filler = Spec | Ready
+SCOPE_OF = {"a": "attention", "c": "attention", "f": "feedforward"}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One sublayer to be built: its kind ("a", "c" or "f") and the fillers of its slots."""
+
+    kind: str
+    slots: Mapping[str, tuple[Filler, ...]]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What flags mean: the fillers of the stack, its plan, and each sublayer's fillers."""
+
+    flags: Mapping[str, Any]
+    stack: Mapping[str, tuple[Filler, ...]]
+    plan: Any
+    modules: tuple[Module, ...]
+
+    def one(self, slot: str) -> Filler | None:
+        """The filler of a one-place slot of the stack; None when it is empty."""
+        fillers = self.stack.get(slot, ())
+        return fillers[0] if fillers else None
+
+
+class _Resolution:
+    """The work of one `resolve` call: findings and used names gather here."""
+
+    def __init__(self, registry: Registry, prefix: str) -> None:
+        self.registry, self.prefix = registry, prefix
+        self.findings: list[Finding] = []
+        self.used: set[str] = set()
+        self.chosen: list[Component] = []
+
+    def choose(self, slot: str, values: Mapping[str, Any]) -> list[Component]:
+        """The components that the flags select for a slot, or its standard one."""
+        chosen = []
+        for item in self.registry.in_slot(slot):
+            if item.select is not None and item.select in values:
+                self.used.add(item.select)
+                if item.is_selected_by(values[item.select]):
+                    chosen.append(item)
+        if len(chosen) > 1 and not SLOTS[slot].many:
+            self.findings.append(conflicts.crowded(slot, chosen, self.prefix))
+            chosen = chosen[:1]
+        standard = self.registry.standard(slot)
+        return chosen or ([standard] if standard is not None and not SLOTS[slot].many else [])
+
+    def spec(self, item: Component, values: Mapping[str, Any]) -> Spec:
+        params = {}
+        for param in item.params:
+            name = param.flag.name
+            if name in values:
+                self.used.add(name)
+                params[param.argument] = values[name]
+            elif param.required:
+                self.findings.append(Finding(name, f"`{self.prefix}{name}` is required: {param.flag.doc}"))
+        self.chosen.append(item)
+        return Spec(item.cls, params)
+
+    def fill(self, slot: str, values: Mapping[str, Any]) -> tuple[Filler, ...]:
+        if slot in values:
+            self.used.add(slot)
+            given = values[slot] if isinstance(values[slot], (list, tuple)) else (values[slot],)
+            return tuple(self._given(slot, value) for value in given)
+        return tuple(self.spec(item, values) for item in self.choose(slot, values))
+
+    def _given(self, slot: str, value: Any) -> Filler:
+        if isinstance(value, (Spec, Ready)):
+            return value
+        if isinstance(value, type):
+            return Spec(value)
+        if callable(value):
+            return Ready(value)
+        text = (
+            f"`{self.prefix}{slot}` must be a Spec, a class or a module that fills the slot, but is {value!r}"
+        )
+        self.findings.append(Finding(self.prefix + slot, text))
+        return Spec(object)
+
+    def attention(self, values: Mapping[str, Any], bias: tuple[Filler, ...]) -> dict[str, tuple[Filler, ...]]:
+        """The slots of one attention sublayer; the kernel last, as it must serve all the others."""
+        slots = {}
+        readers = [conflicts.declared("position_bias", filler) for filler in bias]
+        for slot in (s.name for s in SLOTS.values() if s.scope == "attention" and s.name != "kernel"):
+            slots[slot] = self.fill(slot, values)
+            readers += [conflicts.declared(slot, filler) for filler in slots[slot]]
+        if "kernel" in values:
+            slots["kernel"] = self.fill("kernel", values)
+            return slots
+        asked = [item for item in self.choose("kernel", values) if item.select is not None]
+        kernel, findings = conflicts.choose_kernel(
+            asked[0] if asked else None, readers, self.registry, self.prefix
+        )
+        self.findings += findings
+        slots["kernel"] = (self.spec(kernel, values),)
+        return slots
+
+    def modules(
+        self, kinds: tuple[str, ...], values: Mapping[str, Any], bias: tuple[Filler, ...]
+    ) -> tuple[Module, ...]:
+        counts, seen = Counter(kinds), Counter[str]()
+        modules = []
+        for place, kind in enumerate(kinds):
+            local, findings = for_layer(
+                values, self.registry, SCOPE_OF[kind], kind == "c", seen[kind], counts[kind]
+            )
+            branch, more = for_layer(values, self.registry, "branch", False, place, len(kinds))
+            self.findings += findings + more
+            seen[kind] += 1
+            if kind == "f":
+                slots = {s.name: self.fill(s.name, local) for s in SLOTS.values() if s.scope == "feedforward"}
+            else:
+                slots = self.attention(local, bias if kind == "a" else ())
+                self.used |= {
+                    f"cross_{name}" for name in self.used if kind == "c" and f"cross_{name}" in values
+                }
+            slots["branch"] = self.fill("branch", branch)
+            modules.append(Module(kind, slots))
+        return tuple(modules)
+
+    def dead(self, values: Mapping[str, Any]) -> list[Finding]:
+        """Flags that were given and reach nothing."""
+        findings = []
+        for name, value in values.items():
+            if name in self.used or name in SLOTS:
+                continue
+            bare = canonical(name, self.registry)
+            if name == bare and value == self.registry.standard_value(name):
+                continue
+            findings.append(Finding(self.prefix + name, self._dead_text(name, bare)))
+        return findings
+
+    def _dead_text(self, name: str, bare: str) -> str:
+        owners = [item for item, _ in self.registry.params_named(bare)] or list(
+            self.registry.selected_by(bare)
+        )
+        selects = sorted(
+            {f"`{self.prefix}{item.say()}`" for item in owners if item.select not in (None, bare)}
+        )
+        what = f"it tunes {' or '.join(selects)}, which is not set" if selects else _nowhere(owners[0], name)
+        return f"`{self.prefix}{name}` has no effect here, because {what}; set that too, or leave it out"
+
+
+def _nowhere(owner: Component, name: str) -> str:
+    places = {"attention": "no attention sublayer", "feedforward": "no feedforward sublayer"}
+    kind = "no cross-attention sublayer" if name.startswith("cross_") else places.get(SLOTS[owner.slot].scope)
+    return f"this model has {kind}" if kind else f"nothing here reads it ({owner.name} is not chosen)"
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    registry: Registry,
+    scopes: Iterable[str] = LAYER_SCOPES,
+    *,
+    prefix: str = "",
+) -> Resolved:
+    """Flat flags -> Resolved.
+
+    Args:
+        flags: names as users type them, without `prefix`.
+        scopes: which scopes to fill ("model" for the wrapper's own flags).
+        prefix: what the user typed in front (`enc_`), so that messages show it.
+
+    Raises:
+        FlagError: with every finding: unknown names, wrong values, crowded slots, unmet needs, dead flags.
+    """
+    values, findings = read_names(flags, registry, scopes, prefix)
+    work = _Resolution(registry, prefix)
+    stack_slots = [s.name for s in SLOTS.values() if s.scope in scopes and s.scope in ("model", "stack")]
+    stack = {slot: work.fill(slot, values) for slot in stack_slots}
+    work.findings = findings + work.findings
+    plan, modules = None, ()
+    if "plan" in stack and not work.findings:
+        try:
+            plan = stack["plan"][0].build()
+        except FlagError as error:
+            work.findings += error.findings
+        else:
+            modules = work.modules(plan.kinds, values, stack["position_bias"])
+    if not findings and not work.findings:
+        work.findings += work.dead(values)
+    work.findings += conflicts.unmet(dict.fromkeys(work.chosen), values, registry, prefix)
+    if work.findings:
+        raise FlagError(dict.fromkeys(work.findings))
+    return Resolved(dict(flags), stack, plan, modules)

@@ -1,0 +1,55 @@
+"""The slots of a model: what may be filled, how often, and the contract in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the model.
+
+    Attributes:
+        scope: where it is filled: once per "model" (the wrapper), once per "stack" (the layers),
+            or in every "attention", "feedforward" or "branch" (any sublayer).
+        many: whether several fillers may share it.
+    """
+
+    name: str
+    scope: str
+    contract: str
+    many: bool = False
+
+
+def _slots(*slots: Slot) -> dict[str, Slot]:
+    return {slot.name: slot for slot in slots}
+
+
+SLOTS = _slots(
+    Slot("wrapper", "model", "ids [B,T] -> logits [B,T,V]"),
+    Slot("absolute", "model", "positions -> vectors added to the token embedding"),
+    Slot("head", "model", "(x, embedding) -> logits"),
+    Slot("dims", "stack", "the sizes that components share"),
+    Slot("plan", "stack", "flags -> the order of sublayers"),
+    Slot("norm", "stack", "x -> x"),
+    Slot("placement", "stack", "where a sublayer is normed: before, after, both"),
+    Slot("residual", "stack", "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; close(h) -> x"),
+    Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
+    Slot("rotation", "stack", "(q, k, angles) -> (q, k), each turned by its own positions"),
+    Slot("position_bias", "stack", "(q_positions, k_positions) -> [1 or B, H, T, S] added to the scores"),
+    Slot("attention", "attention", "(x, side) -> x"),
+    Slot("projection", "attention", "x -> q, k, v by heads"),
+    Slot("qk_norm", "attention", "(q, k) -> (q, k), and the scale of their product"),
+    Slot("key_values", "attention", "kv -> kv, by seating keys in front that every query sees", many=True),
+    Slot("score", "attention", "(scores, q, k, pairs) -> scores, before the bias and the mask", many=True),
+    Slot("weights", "attention", "scores -> attention weights"),
+    Slot("gate", "attention", "(out, x) -> out, after the values are gathered", many=True),
+    Slot("core", "attention", "(q, kv, side) -> out: which pairs are considered"),
+    Slot("kernel", "attention", "(q, k, v, pairs) -> out: the arithmetic of attention"),
+    Slot("feedforward", "feedforward", "(x, side) -> x"),
+    Slot("activation", "feedforward", "x -> x, pointwise"),
+    Slot("branch", "branch", "out -> out, on what a sublayer adds to the stream", many=True),
+)
+
+LAYER_SCOPES = frozenset({"stack", "attention", "feedforward", "branch"})
+MODEL_SCOPES = LAYER_SCOPES | {"model"}

@@ -1,0 +1,58 @@
+"""Is a value of the type a flag asks for? Torch-free, one clear sentence when it is not."""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from flagformer.flags.flag import Param
+
+
+def type_name(kind: Any) -> str:
+    """The type as a reader would say it: `int | None`."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_name(part) for part in get_args(kind))
+    if origin is Literal:
+        return " | ".join(repr(value) for value in get_args(kind))
+    if kind is type(None):
+        return "None"
+    return getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if kind is type(None):
+        return value is None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def fault(param: Param, value: Any) -> str:
+    """What is wrong with `value`, as the rest of a sentence that starts with the flag; empty if nothing."""
+    flag = param.flag
+    if not _fits(value, param.type):
+        return f"must be {type_name(param.type)}, but is {value!r} ({type(value).__name__})"
+    if flag.choices and value not in flag.choices:
+        return f"must be one of {', '.join(map(repr, flag.choices))}, but is {value!r}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if flag.least is not None and value < flag.least:
+            return f"must be at least {flag.least}, but is {value!r}"
+        if flag.below is not None and value >= flag.below:
+            return f"must be below {flag.below}, but is {value!r}"
+    return ""
+
+
+def freeze(value: Any) -> Any:
+    """Lists become tuples, as files and command lines cannot write tuples."""
+    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value

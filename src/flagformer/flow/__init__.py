@@ -1,0 +1,16 @@
+"""What flows through a model beside activations: sizes, standing, masks, keys, side results, state."""
+
+from flagformer.flow.decode_state import ContextCache, DecodeState, KVCache, SessionState
+from flagformer.flow.dims import Dims
+from flagformer.flow.key_values import KeyValues
+from flagformer.flow.layout import Layout
+from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window
+from flagformer.flow.outputs import Outputs
+from flagformer.flow.pairs import Pairs
+from flagformer.flow.side import SideInputs
+from flagformer.flow.tape import Tape
+
+__all__ = [
+    "Causal", "ContextCache", "DecodeState", "Dims", "Explicit", "KVCache", "KeyValues", "Layout", "Mask",
+    "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments", "SessionState", "SideInputs", "Tape", "Window",
+]  # fmt: skip

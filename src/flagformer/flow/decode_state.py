@@ -1,0 +1,110 @@
+"""One decoding session: preallocated, written in place, without gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flagformer.flow.key_values import KeyValues
+from flagformer.flow.layout import Layout
+
+
+class SessionState(Protocol):
+    """What one component remembers between blocks of tokens."""
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row index[i] was (beam search)."""
+
+    def size_bytes(self) -> int:
+        """Memory held."""
+
+
+class KVCache:
+    """Keys and values of one self-attention step: [B, G, capacity, K], filled from the left."""
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
+
+    def extend(self, k: Tensor, v: Tensor, start: int, first: int) -> KeyValues:
+        """Writes T new entries at `start`; returns the entries from `first` on."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        return KeyValues(self.k[:, :, first:end], self.v[:, :, first:end])
+
+    def reorder(self, index: Tensor) -> None:
+        self.k.copy_(self.k.index_select(0, index))
+        self.v.copy_(self.v.index_select(0, index))
+
+    def size_bytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+class ContextCache:
+    """Keys and values of one cross-attention step, projected once."""
+
+    def __init__(self) -> None:
+        self.entries: KeyValues | None = None
+
+    def reorder(self, index: Tensor) -> None:
+        if self.entries is not None:
+            k, v = self.entries.k.index_select(0, index), self.entries.v.index_select(0, index)
+            self.entries = KeyValues(k, v)
+
+    def size_bytes(self) -> int:
+        return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
+
+
+@dataclass
+class DecodeState:
+    """The memory of a decoding session, built by `model.init_state(batch, length)`.
+
+    Attributes:
+        batch: rows.
+        capacity: how many tokens fit.
+        length: how many tokens it holds.
+        window: every query sees at most this many of the last tokens; None: all.
+        first: [B] long, the place of each row's first real token; None without left padding.
+        steps: what each execution step remembers, by step (tied modules run at several).
+        context_layout: standing of the context's tokens, once a forward has brought one.
+    """
+
+    batch: int
+    capacity: int
+    window: int | None = None
+    first: Tensor | None = None
+    length: int = 0
+    steps: dict[int, SessionState] = field(default_factory=dict)
+    context_layout: Layout | None = None
+
+    def layout(self, start: int, length: int, device: torch.device) -> Layout:
+        """The standing of tokens start ... start + length."""
+        if self.first is None:
+            return Layout.plain(length, device, start)
+        return Layout.left_padded(self.first, length, start)
+
+    def oldest(self) -> int:
+        """The first place that the next query still sees."""
+        return 0 if self.window is None else max(0, self.length + 1 - self.window)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row index[i] was (beam search)."""
+        for step in self.steps.values():
+            step.reorder(index)
+        if self.first is not None:
+            self.first = self.first.index_select(0, index)
+        if self.context_layout is not None and self.context_layout.padding is not None:
+            padding = self.context_layout.padding.index_select(0, index)
+            self.context_layout = Layout(self.context_layout.positions, padding)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all tokens from `length` on (a rejected speculation)."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"`length` must be between 0 and the state's {self.length}, but is {length}")
+        self.length = length
+
+    def size_bytes(self) -> int:
+        return sum(step.size_bytes() for step in self.steps.values())

@@ -1,0 +1,24 @@
+"""The sizes that the components of one stack share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from flagformer.flags import Flag, component
+
+
+@component("dims")
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """The sizes that every component of a stack knows."""
+
+    dim: Annotated[int, Flag("dim", "model width D", least=1)]
+    heads: Annotated[int, Flag("heads", "attention heads H", least=1)] = 8
+    dim_head: Annotated[int, Flag("attn_dim_head", "width K of one head", least=1)] = 64
+    causal: Annotated[bool, Flag("causal", "no position sees a later one (fixed by Encoder and Decoder)")] = (
+        False
+    )
+    dim_context: Annotated[
+        int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", least=1)
+    ] = None

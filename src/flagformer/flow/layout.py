@@ -1,0 +1,65 @@
+"""Where tokens stand: positions, padding and segments, made once for a forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The standing of T tokens; everything positional and every mask derives from it.
+
+    Attributes:
+        positions: [1 or B, T] long, each token's own position (its encoding, not its place in storage).
+        padding: [1 or B, T] bool, True for real tokens; None when all are real.
+        segments: [B, T] long, tokens of different segments never meet; None when there is one.
+        start: the place in storage of the first token (what a decode state already holds).
+        plain: positions are the places themselves, in every row: distances depend on the difference alone.
+    """
+
+    positions: Tensor
+    padding: Tensor | None = None
+    segments: Tensor | None = None
+    start: int = 0
+    plain: bool = False
+
+    @property
+    def length(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def places(self) -> Tensor:
+        """[T] long, the place of each token in storage: the order of time."""
+        return torch.arange(self.start, self.end, device=self.positions.device)
+
+    @staticmethod
+    def plain(length: int, device: torch.device, start: int = 0) -> Layout:
+        """T tokens in a row without padding."""
+        places = torch.arange(start, start + length, device=device)
+        return Layout(places[None], start=start, plain=True)
+
+    @staticmethod
+    def left_padded(first: Tensor, length: int, start: int = 0) -> Layout:
+        """Rows whose first real token stands at place `first` [B]; it has position 0."""
+        places = torch.arange(start, start + length, device=first.device)
+        offset = places - first[:, None]  # [B, T]
+        return Layout(offset.clamp(min=0), padding=offset >= 0, start=start)
+
+    @staticmethod
+    def packed(lengths: Tensor, length: int) -> Layout:
+        """Rows of several sequences, one behind the other; `lengths` [B, N], zeros where there are fewer.
+
+        Positions start anew with each sequence; what stands behind the last one is padding.
+        """
+        ends = lengths.cumsum(dim=1)
+        places = torch.arange(length, device=lengths.device).expand(lengths.shape[0], length).contiguous()
+        segments = torch.searchsorted(ends, places, right=True)  # [B, T]
+        starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
+        padding = places < ends[:, -1:]
+        return Layout(places - starts.gather(1, segments), padding, segments)

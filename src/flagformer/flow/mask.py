@@ -1,0 +1,112 @@
+"""Which pairs may meet: a value made of rules, composed by `&`.
+
+A kernel takes the rules it knows by name (`Causal`) and asks for all of them as one tensor otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from flagformer.flow.layout import Layout
+
+
+class Rule(ABC):
+    """One reason why a query and a key may meet."""
+
+    hides_rows = True  # may leave a query without any key
+
+    @abstractmethod
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        """[1 or B, 1 or H, 1 or T, S] bool, True where they may meet."""
+
+
+@dataclass(frozen=True)
+class Causal(Rule):
+    """No query sees a later key."""
+
+    hides_rows = False
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        return (keys.places() <= queries.places()[:, None])[None, None]
+
+
+@dataclass(frozen=True)
+class Window(Rule):
+    """A query sees the last `width` keys, itself included."""
+
+    width: int
+    hides_rows = False
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        return (keys.places() > queries.places()[:, None] - self.width)[None, None]
+
+
+@dataclass(frozen=True)
+class Prefix(Rule):
+    """Causal, but every query sees the first `length` keys of its row ([B] or [1] long)."""
+
+    length: Tensor
+    hides_rows = False
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        inside = keys.places() < self.length[:, None]  # [B, S]
+        return Causal().pairs(queries, keys) | inside[:, None, None]
+
+
+@dataclass(frozen=True)
+class Padding(Rule):
+    """Only real keys are seen."""
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        assert keys.padding is not None
+        return keys.padding[:, None, None]
+
+
+@dataclass(frozen=True)
+class Segments(Rule):
+    """Only tokens of one segment meet."""
+
+    hides_rows = False
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        assert queries.segments is not None
+        assert keys.segments is not None
+        return (queries.segments[:, :, None] == keys.segments[:, None])[:, None]
+
+
+@dataclass(frozen=True)
+class Explicit(Rule):
+    """The user's own mask, [1 or B, 1 or H, T, S] bool."""
+
+    mask: Tensor
+
+    def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        return self.mask
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Rules that all must hold; no rule means that every pair meets."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def __and__(self, rule: Rule) -> Mask:
+        return Mask((*self.rules, rule))
+
+    @property
+    def hides_rows(self) -> bool:
+        return any(rule.hides_rows for rule in self.rules)
+
+    @property
+    def only_causal(self) -> bool:
+        return len(self.rules) == 1 and isinstance(self.rules[0], Causal)
+
+    def tensor(self, queries: Layout, keys: Layout) -> Tensor | None:
+        """[1 or B, 1 or H, 1 or T, S] bool, True where a pair may meet; None when all do."""
+        if not self.rules:
+            return None
+        return reduce(Tensor.logical_and, (rule.pairs(queries, keys) for rule in self.rules))

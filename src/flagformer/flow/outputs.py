@@ -1,0 +1,27 @@
+"""What a forward found out, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The side results of a forward.
+
+    Attributes:
+        embeddings: [B, T, D], what the head reads.
+        logits: [B, T, V]; None where they were not computed.
+        losses: auxiliary losses by name.
+        attention: [B, H, T, seats + S] a self- or cross-attention sublayer, in the order they ran; only
+            when asked for.
+        hiddens: [B, T, D], the stream before each sublayer and at the end; only when asked for.
+    """
+
+    embeddings: Tensor
+    logits: Tensor | None = None
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    attention: tuple[Tensor, ...] = ()
+    hiddens: tuple[Tensor, ...] = ()

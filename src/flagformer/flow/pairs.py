@@ -1,0 +1,50 @@
+"""What a kernel needs to know of queries and keys beside the tensors: who meets whom, and the bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.flow.layout import Layout
+from flagformer.flow.mask import Mask
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Queries against keys, with `seats` keys in front that have no position.
+
+    Made once a forward and shared by its layers. Seats are seen by every query and have no bias.
+
+    Attributes:
+        causal: the whole rule is "no later key", query i standing at key seats + i.
+        visible: [1 or B, 1 or H, 1 or T, seats + S] bool; None when every pair meets or `causal` says it.
+        bias: [1 or B, H, T, seats + S], minus infinity where a pair may not meet; None without a bias.
+        hidden: [1 or B, 1 or H, T, 1] bool, queries that see no key at all; None when there are none.
+        seats: how many keys in front have no position.
+    """
+
+    causal: bool = False
+    visible: Tensor | None = None
+    bias: Tensor | None = None
+    hidden: Tensor | None = None
+    seats: int = 0
+
+    @staticmethod
+    def of(mask: Mask, queries: Layout, keys: Layout, bias: Tensor | None = None, seats: int = 0) -> Pairs:
+        """The pairs of two layouts under a mask; `bias` is [1 or B, H, T, S] without the seats."""
+        aligned = queries.start == keys.start and queries.length == keys.length
+        if mask.only_causal and bias is None and aligned and queries.length > 1:
+            return Pairs(causal=True, seats=seats)
+        newest = mask.only_causal and queries.length == 1 and queries.end == keys.end
+        visible = None if newest else mask.tensor(queries, keys)
+        hidden = None
+        if visible is not None:
+            if mask.hides_rows and not seats:
+                hidden = ~visible.any(dim=-1, keepdim=True)
+            visible = F.pad(visible, (seats, 0), value=True) if seats else visible
+        if bias is not None:
+            bias = F.pad(bias, (seats, 0)) if seats else bias
+            bias = bias if visible is None else bias.masked_fill(~visible, float("-inf"))
+        return Pairs(False, visible, bias, hidden, seats)

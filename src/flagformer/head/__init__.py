@@ -1,0 +1,17 @@
+"""From the last layer to logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from flagformer.embedding.tokens import TokenEmbedding
+
+
+class Head(nn.Module, ABC):
+    """Contract of the slot `head`, built as `(dim, num_tokens)`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
+        """x [B, T, D] -> logits [B, T, V]."""

@@ -1,0 +1,14 @@
+"""Norms: `norm(x) -> x`, over the last dimension. Each is built with that dimension's width."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Norm(nn.Module, ABC):
+    """Contract of the slot `norm`: [..., D] -> [..., D], no statistics across tokens."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...

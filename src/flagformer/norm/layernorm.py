@@ -1,0 +1,25 @@
+"""LayerNorm without bias (arXiv:1607.06450)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.flags import component
+from flagformer.norm import Norm
+
+
+@component("norm", paper="arXiv:1607.06450")
+class LayerNorm(Norm):
+    """Zero mean, unit variance, a gain per dimension.
+
+    Departure from the paper: no bias, which the following projection can represent.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.gain.shape, self.gain)

@@ -1,0 +1,30 @@
+"""Distances to buckets, logarithmically (T5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def t5_bucket(distance: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """Distances q - k to bucket numbers (arXiv:1910.10683, section 2.1).
+
+    The first half of the buckets hold one distance each, the others grow in width up to `max_distance`.
+    Bidirectional models give the upper half of the buckets to later keys; causal ones never meet those.
+
+    Args:
+        distance: any shape, long, positive for earlier keys.
+    """
+    offset = torch.zeros_like(distance)
+    if not causal:
+        buckets //= 2
+        offset = torch.where(distance < 0, buckets, 0)
+        distance = distance.abs()
+    distance = distance.clamp(min=0)
+    exact = buckets // 2
+    # fp32 as in the published models, so that distances at a bucket's edge fall on the same side
+    ratio = (distance.clamp(min=1).float() / exact).log() / math.log(max_distance / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)

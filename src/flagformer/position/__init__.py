@@ -1,0 +1,67 @@
+"""Positions of three kinds: rotations of q and k, biases of scores, vectors added to embeddings.
+
+Each is a function of explicit integer positions: padding, packing and caches only change the positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.flow import Layout
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Rotation(nn.Module, ABC):
+    """Contract of the slot `rotation`: q and k are each turned by their own positions."""
+
+    @abstractmethod
+    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
+        """What every layer turns by, computed once a forward."""
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        """q [B, H, T, K], k [B, G, T, K] -> the same shapes."""
+
+
+class PositionBias(nn.Module, ABC):
+    """Contract of the slot `position_bias`."""
+
+    @abstractmethod
+    def forward(self, queries: Layout, keys: Layout) -> Tensor | None:
+        """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
+
+
+class DistanceBias(PositionBias):
+    """A bias that is one formula of the distance q - k, with a number per head."""
+
+    @abstractmethod
+    def values(self, distance: Tensor) -> Tensor:
+        """Distances [...] long, positive for earlier keys -> biases [..., H]."""
+
+    def forward(self, queries: Layout, keys: Layout) -> Tensor:
+        if queries.plain and keys.plain:
+            return self._toeplitz(queries, keys)
+        distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
+        return self.values(distance).permute(0, 3, 1, 2)
+
+    def _toeplitz(self, queries: Layout, keys: Layout) -> Tensor:
+        """Every distance once, then a strided view of them: T + S - 1 evaluations in place of T * S."""
+        farthest = queries.end - 1 - keys.start
+        nearest = queries.start - (keys.end - 1)
+        distance = torch.arange(farthest, nearest - 1, -1, device=queries.positions.device)
+        table = self.values(distance).t()  # [H, T + S - 1], from the farthest key of the last query on
+        return table.unfold(1, keys.length, 1).flip(1)[None]
+
+
+class AbsolutePosition(nn.Module, ABC):
+    """Contract of the slot `absolute`: a vector for every position, added to the token's embedding."""
+
+    limit: int | None  # positions must be below it; None: any
+
+    @abstractmethod
+    def forward(self, positions: Tensor) -> Tensor | float:
+        """[1 or B, T] long -> [1 or B, T, D], or zero."""

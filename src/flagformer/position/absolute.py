@@ -1,0 +1,62 @@
+"""Vectors added to the token embedding: learned, sinusoidal (arXiv:1706.03762), or none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.flags import Finding, FlagError, component
+from flagformer.position import AbsolutePosition
+
+
+@component("absolute", select="use_abs_pos_emb", when=True, paper="arXiv:1706.03762, section 3.5")
+class Learned(AbsolutePosition):
+    """A learned vector per position below `max_seq_len`."""
+
+    def __init__(self, dim: int, max_seq_len: int) -> None:
+        super().__init__()
+        if not max_seq_len:
+            text = "`max_seq_len` must be at least 1 under `use_abs_pos_emb=True`, but is 0"
+            raise FlagError([Finding("max_seq_len", text)])
+        self.limit = max_seq_len
+        self.table = nn.Embedding(max_seq_len, dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.table(positions)
+
+
+@component("absolute", select="scaled_sinu_pos_emb", paper="arXiv:1706.03762, section 3.5")
+class Sinusoidal(AbsolutePosition):
+    """Sines and cosines of the position, times one learned scale that starts at D ** -0.5.
+
+    Sines fill the first half of the vector and cosines the second, where the paper interleaves them.
+    """
+
+    limit = None
+
+    def __init__(self, dim: int, max_seq_len: int) -> None:
+        super().__init__()
+        if dim % 2:
+            text = f"`dim` must be even under `scaled_sinu_pos_emb`, but is {dim}"
+            raise FlagError([Finding("dim", text)])
+        half = dim // 2
+        self.frequencies = [10000.0 ** (-i / half) for i in range(half)]
+        self.scale = nn.Parameter(torch.tensor([dim**-0.5]))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        turns = positions[..., None].float() * torch.tensor(self.frequencies, device=positions.device)
+        return torch.cat([turns.sin(), turns.cos()], dim=-1).to(self.scale.dtype) * self.scale
+
+
+@component("absolute", select="use_abs_pos_emb", when=False)
+class NoAbsolute(AbsolutePosition):
+    """Nothing is added; what is said when a relative scheme is chosen."""
+
+    limit = None
+
+    def __init__(self, dim: int, max_seq_len: int) -> None:
+        super().__init__()
+
+    def forward(self, positions: Tensor) -> float:
+        return 0.0

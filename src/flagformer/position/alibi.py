@@ -1,0 +1,48 @@
+"""ALiBi: attention with linear biases (arXiv:2108.12409)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from flagformer.flags import Finding, Flag, FlagError, component
+from flagformer.flow import Dims
+from flagformer.position import DistanceBias
+
+
+def slopes(heads: int) -> list[float]:
+    """Geometric slopes; for counts that are no power of two, every second one of the next power is added."""
+    power = 2 ** math.floor(math.log2(heads))
+    main = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    between = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2)]
+    return main + between
+
+
+@component("position_bias", select="alibi_pos_bias", paper="arXiv:2108.12409")
+class ALiBi(DistanceBias):
+    """A penalty that grows with the distance, with its own slope for each head; nothing is learned.
+
+    Departure: bidirectional models use -slope * |distance|, which the paper leaves open.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        heads: Annotated[
+            int | None, Flag("alibi_num_heads", "heads with a slope, the others get none; None: all", least=1)
+        ] = None,
+    ) -> None:
+        super().__init__()
+        sloped = dims.heads if heads is None else heads
+        if sloped > dims.heads:
+            text = f"`alibi_num_heads` must be at most `heads` = {dims.heads}, but is {sloped}"
+            raise FlagError([Finding("alibi_num_heads", text)])
+        # plain numbers, as a buffer would be rounded by `model.bfloat16()`
+        self.slopes = slopes(sloped) + [0.0] * (dims.heads - sloped)
+
+    def values(self, distance: Tensor) -> Tensor:
+        return -distance.abs()[..., None] * torch.tensor(self.slopes, device=distance.device)

@@ -1,0 +1,43 @@
+"""Dynamic position bias: a small network of the distance (arXiv:2108.00154; log distance: 2111.09883)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims
+from flagformer.norm.layernorm import LayerNorm
+from flagformer.position import DistanceBias
+
+
+@component("position_bias", select="dynamic_pos_bias", paper="arXiv:2108.00154", needs={"learned_bias"})
+class Dynamic(DistanceBias):
+    """A perceptron maps each distance to a number per head; shared by all layers, of width D / 4."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        log_distance: Annotated[
+            bool, Flag("dynamic_pos_bias_log_distance", "the network sees sign(d) * log(|d| + 1)")
+        ] = False,
+        depth: Annotated[int, Flag("dynamic_pos_bias_mlp_depth", "hidden layers", least=1)] = 2,
+        norm: Annotated[bool, Flag("dynamic_pos_bias_norm", "LayerNorm in each hidden layer")] = False,
+    ) -> None:
+        super().__init__()
+        hidden = max(dims.dim // 4, 1)
+        widths = [1] + [hidden] * depth
+        layers = [
+            nn.Sequential(nn.Linear(before, after), LayerNorm(after) if norm else nn.Identity(), nn.SiLU())
+            for before, after in zip(widths, widths[1:])
+        ]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden, dims.heads))
+        self.log_distance = log_distance
+
+    def values(self, distance: Tensor) -> Tensor:
+        seen = distance.to(self.network[-1].weight.dtype)
+        if self.log_distance:
+            seen = seen.sign() * (seen.abs() + 1).log()
+        return self.network(seen[..., None])

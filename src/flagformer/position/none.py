@@ -1,0 +1,35 @@
+"""No relative positions: what stands in the slots when nothing is chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagformer.flags import component
+from flagformer.flow import Dims, Layout
+from flagformer.position import Angles, PositionBias, Rotation
+
+
+@component("rotation")
+class NoRotation(Rotation):
+    """q and k stay as they are."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        return q, k
+
+
+@component("position_bias")
+class NoBias(PositionBias):
+    """Scores stay as they are."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    def forward(self, queries: Layout, keys: Layout) -> None:
+        return None

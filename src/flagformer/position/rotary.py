@@ -1,0 +1,61 @@
+"""Rotary position embedding (arXiv:2104.09864), with interpolation (2306.15595) and base rescale."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from flagformer.flags import Finding, Flag, FlagError, component
+from flagformer.flow import Dims, Layout
+from flagformer.ops.rotate import rotate_half_pairs
+from flagformer.position import Angles, Rotation
+
+BASE = 10000.0
+
+
+@component("rotation", select="rotary_pos_emb", paper="arXiv:2104.09864")
+class Rotary(Rotation):
+    """Turns pairs of dimensions of q and k by angles that grow with the position.
+
+    Pairs are (i, i + R/2), the layout of most published weights, where the paper pairs neighbours: the same
+    function up to a permutation of the projections. Angles are fp32 whatever the model's dtype.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        rotated: Annotated[
+            int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", least=2)
+        ] = None,
+        interpolation: Annotated[
+            float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", least=1e-6)
+        ] = 1.0,
+        rescale: Annotated[
+            float,
+            Flag("rotary_base_rescale_factor", "multiplies the base by factor ** (R / (R - 2))", least=1e-6),
+        ] = 1.0,
+    ) -> None:
+        super().__init__()
+        width = dims.dim_head if rotated is None else rotated
+        if width % 2 or width > dims.dim_head:
+            name = "attn_dim_head" if rotated is None else "rotary_emb_dim"
+            text = (
+                f"`{name}` must be even and at most the {dims.dim_head} dims of a head under `rotary_pos_emb`"
+            )
+            raise FlagError([Finding(name, f"{text}, but is {width}")])
+        # at R = 2 there is one frequency, 1, whatever the base
+        base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
+        # plain numbers, as a buffer would be rounded by `model.bfloat16()`
+        self.frequencies = [base ** (-i / width) / interpolation for i in range(0, width, 2)]
+
+    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
+        frequencies = torch.tensor(self.frequencies, device=layout.positions.device)
+        turns = layout.positions[:, None, :, None].float() * frequencies  # [1 or B, 1, T, R/2]
+        return turns.cos().to(dtype), turns.sin().to(dtype)
+
+    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        assert angles is not None
+        return rotate_half_pairs(q, *angles), rotate_half_pairs(k, *angles)

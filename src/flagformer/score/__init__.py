@@ -1,0 +1,25 @@
+"""From scores to attention weights: modifiers of the scores, and what turns them into weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from flagformer.flow import Pairs
+
+
+class Score(nn.Module, ABC):
+    """Contract of the slot `score`, built as `(dims)`: sees scaled scores before the bias and the mask."""
+
+    @abstractmethod
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+        """scores [B, H, T, seats + S] -> the same shape."""
+
+
+class Weights(nn.Module, ABC):
+    """Contract of the slot `weights`, built as `(dims)`."""
+
+    @abstractmethod
+    def forward(self, scores: Tensor) -> Tensor:
+        """scores [B, H, T, S], minus infinity where a pair may not meet -> weights."""

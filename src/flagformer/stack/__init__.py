@@ -1,0 +1,1 @@
+"""The stack of sublayers: its plan, its sublayers, and what executes them."""

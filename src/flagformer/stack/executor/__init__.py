@@ -1,0 +1,22 @@
+"""Executors: in which order, and with which memory, sublayers run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flagformer.flow import SideInputs
+from flagformer.residual import Residual
+from flagformer.stack.sublayer import Sublayer
+
+
+class Executor(ABC):
+    """Contract of the slot `executor`; it sets `side.step` before each sublayer."""
+
+    saves: str  # what is kept for backward, for `explain`
+
+    @abstractmethod
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, x: Tensor, side: SideInputs) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""

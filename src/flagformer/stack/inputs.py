@@ -1,0 +1,64 @@
+"""What users hand to a stack, checked: shapes and dtypes named as they typed them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
+    """A padding mask [B, T] bool, True for real tokens."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`{name}` must be boolean (True = real token), but is {mask.dtype}")
+    if tuple(mask.shape) != (batch, length):
+        raise ValueError(f"`{name}` must have shape [{batch}, {length}], but has {list(mask.shape)}")
+    return mask
+
+
+def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
+    """[B] integers, the place of each row's first real token."""
+    if starts.dtype not in (torch.int64, torch.int32) or tuple(starts.shape) != (batch,):
+        raise ValueError(
+            f"`{name}` must be {batch} integers, one per row, but is {starts.dtype} of shape {list(starts.shape)}"
+        )
+    return starts.long()
+
+
+def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, keys: int) -> Tensor:
+    """[T,S], [H,T,S], [B,T,S] or [1 or B,1 or H,T,S] bool -> four dimensions.
+
+    Three dimensions are heads or rows, told apart by their number; where both fit, four must be given.
+    """
+    shapes = (
+        f"[{queries}, {keys}], [{heads}, {queries}, {keys}] (heads) or [{batch}, {heads}, {queries}, {keys}]"
+    )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`attn_mask` must be boolean (True = may attend), but is {mask.dtype}")
+    if mask.shape[-2:] != (queries, keys) or mask.dim() > 4:
+        raise ValueError(f"`attn_mask` must have shape {shapes}, but has {list(mask.shape)}")
+    if mask.dim() == 2:
+        return mask[None, None]
+    if mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads):
+        return mask
+    if mask.dim() == 3 and mask.shape[0] in (heads, batch):
+        if heads == batch != 1:
+            raise ValueError(
+                f"`attn_mask` of shape {list(mask.shape)} could mean {heads} heads or {batch} rows: "
+                "give four dimensions, [1, H, T, S] or [B, 1, T, S]"
+            )
+        return mask[None] if mask.shape[0] == heads else mask[:, None]
+    raise ValueError(f"`attn_mask` must have shape {shapes}, but has {list(mask.shape)}")
+
+
+def check_context(context: Tensor | None, wanted: bool, held: bool, width: int, batch: int) -> None:
+    """A context is given exactly when there is cross-attention that does not hold one already."""
+    if not wanted and context is not None:
+        raise ValueError(
+            "`context` was given, but there is no cross-attention: build with `cross_attend=True`"
+        )
+    if wanted and context is None and not held:
+        raise ValueError("`context` is required, because the model has cross-attention (`cross_attend`)")
+    if context is None:
+        return
+    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width:
+        raise ValueError(f"`context` must have shape [{batch}, S, {width}], but has {list(context.shape)}")

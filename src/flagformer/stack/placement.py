@@ -1,0 +1,45 @@
+"""Where a sublayer is normed: three places, and one after the last sublayer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagformer.flags import component
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Contract of the slot `placement`: which of the places hold a norm.
+
+    Attributes:
+        before: of what the sublayer reads.
+        branch: of what it adds.
+        after: of the stream behind it.
+        final: of the stream behind the last one.
+    """
+
+    before: bool = True
+    branch: bool = False
+    after: bool = False
+    final: bool = True
+
+
+@component("placement", paper="arXiv:2002.04745")
+class PreNorm(Placement):
+    """Norm before each sublayer and after the last."""
+
+
+@component("placement", select="pre_norm", when=False, paper="arXiv:1706.03762")
+class PostNorm(Placement):
+    """Norm of the stream after each sublayer, as in the first transformer."""
+
+    def __init__(self) -> None:
+        super().__init__(before=False, after=True, final=False)
+
+
+@component("placement", select="sandwich_norm", paper="arXiv:2105.13290, section 2.3")
+class SandwichNorm(Placement):
+    """Norm before each sublayer and of what it adds (CogView)."""
+
+    def __init__(self) -> None:
+        super().__init__(branch=True)

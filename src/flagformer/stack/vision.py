@@ -1,0 +1,67 @@
+"""Who may see whom in this forward: the pairs of self- and cross-attention, made once for all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flagformer.flow import DecodeState, Layout, Mask, Padding, Pairs, Segments, Window
+from flagformer.position import PositionBias
+from flagformer.stack.inputs import check_padding
+
+
+def see_self(
+    position_bias: PositionBias,
+    seat_counts: Sequence[int],
+    mask: Mask,
+    queries: Layout,
+    window: int | None,
+    state: DecodeState | None,
+) -> dict[int, Pairs]:
+    """Tokens against tokens, and against those that a state holds, by the number of seats in front."""
+    if not seat_counts:
+        return {}
+    keys = queries
+    if state is not None:
+        first = state.oldest()
+        keys = state.layout(first, queries.end - first, queries.positions.device)
+        # one query behind a sliced cache needs no rule: what it may not see is not there
+        window = state.window if queries.length > 1 else None
+    if keys.padding is not None:
+        mask &= Padding()
+    if keys.segments is not None:
+        mask &= Segments()
+    if window is not None and window < keys.length:
+        mask &= Window(window)
+    bias = position_bias(queries, keys)
+    return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
+
+
+def see_context(
+    context: Tensor | None,
+    seat_counts: Sequence[int],
+    queries: Layout,
+    padding: Tensor | None,
+    state: DecodeState | None,
+) -> dict[int, Pairs]:
+    """Every token against every real token of the context, by the number of seats in front."""
+    if not seat_counts:
+        return {}
+    keys = _context_layout(context, padding, state)
+    if state is not None:
+        state.context_layout = keys
+    mask = Mask() if keys.padding is None else Mask((Padding(),))
+    return {count: Pairs.of(mask, queries, keys, None, count) for count in seat_counts}
+
+
+def _context_layout(context: Tensor | None, padding: Tensor | None, state: DecodeState | None) -> Layout:
+    if context is None:
+        assert state is not None
+        assert state.context_layout is not None
+        return state.context_layout
+    batch, length = context.shape[:2]
+    plain = Layout.plain(length, context.device)
+    if padding is None:
+        return plain
+    return Layout(plain.positions, check_padding("context_mask", padding, batch, length))

@@ -1,0 +1,96 @@
+"""A model in a directory: weights as safetensors, flags as JSON; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from flagformer.wrappers.transformer import TransformerWrapper
+
+SCHEMA = 1
+WEIGHTS, FLAGS = "model.safetensors", "flags.json"
+
+
+def save_model(model: TransformerWrapper, directory: Path) -> None:
+    """Writes both files, each to a temporary name first, so that a crash leaves no half of one."""
+    from safetensors.torch import save
+
+    flags = model.flags
+    try:
+        text = json.dumps({"schema": SCHEMA, "flags": flags}, indent=2)
+    except TypeError:
+        given = [name for name, value in flags.items() if not _is_plain(value)]
+        raise ValueError(
+            f"`{'`, `'.join(given)}` was given as a class or module, which JSON cannot hold: "
+            "save `model.state_dict()` and rebuild the model in code"
+        ) from None
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    _replace(directory / WEIGHTS, save(state))
+    _replace(directory / FLAGS, (text + "\n").encode())
+
+
+def load_model(directory: Path, build: Any) -> nn.Module:
+    """Reads what `save_model` wrote; `build` makes a model of flags.
+
+    Raises:
+        ValueError: naming the file that is missing, unreadable, of a newer schema or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = build(_read_flags(directory / FLAGS))
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; `model.save(directory)` writes it")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
+        ) from None
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of {directory / FLAGS}: {error}") from None
+    return model
+
+
+def _read_flags(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; `model.save(directory)` writes it") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno} is not valid JSON: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
+        raise ValueError(f"{path} must hold an object with `schema` and `flags`; it is not one of ours")
+    if record.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {record.get('schema')!r}, but this version reads schema {SCHEMA}"
+        )
+    return record["flags"]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

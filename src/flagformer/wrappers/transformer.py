@@ -1,0 +1,212 @@
+"""TransformerWrapper: token ids in, logits out, around any AttentionLayers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.embedding.tokens import TokenEmbedding
+from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
+from flagformer.flow import DecodeState, Layout, Outputs, Tape
+from flagformer.stack.layers import AttentionLayers
+from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
+from flagformer.wrappers.storage import save_model
+
+MODEL_NAMES = {"Encoder": "encoder", "Decoder": "decoder", "PrefixDecoder": "prefix_decoder"}
+
+
+@component("wrapper")
+class TransformerWrapper(nn.Module):
+    """A language model: token embedding, positions, layers, logits.
+
+    Absolute positions: learned ones when the layers know no relative scheme, none when they do; say
+    `use_abs_pos_emb` or `scaled_sinu_pos_emb` to decide yourself.
+
+    Raises:
+        FlagError: for values that cannot be, all at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: Annotated[int, Flag("num_tokens", "size V of the vocabulary", least=1)],
+        max_seq_len: Annotated[
+            int, Flag("max_seq_len", "positions a learned table holds; others may go beyond", least=0)
+        ],
+        attn_layers: AttentionLayers,
+        use_abs_pos_emb: bool | None = None,
+        scaled_sinu_pos_emb: bool = False,
+        tie_embedding: bool = False,
+        emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", least=0, below=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(attn_layers, AttentionLayers):
+            text = (
+                f"`attn_layers` must be AttentionLayers (Encoder, Decoder, ...), but is {type(attn_layers)}"
+            )
+            raise FlagError([Finding("attn_layers", text)])
+        given: dict[str, Any] = dict(num_tokens=num_tokens, max_seq_len=max_seq_len, emb_dropout=emb_dropout)
+        given |= dict(scaled_sinu_pos_emb=scaled_sinu_pos_emb, tie_embedding=tie_embedding)
+        if use_abs_pos_emb is not None:
+            given["use_abs_pos_emb"] = use_abs_pos_emb
+        elif not scaled_sinu_pos_emb:
+            given["use_abs_pos_emb"] = not attn_layers.is_relative and max_seq_len > 0
+        self.resolved = resolve(given, CATALOGUE, {"model"})
+        self.num_tokens, self.max_seq_len, dim = num_tokens, max_seq_len, attn_layers.dim
+        self.token_emb = TokenEmbedding(num_tokens, dim)
+        self.pos_emb = self.resolved.stack["absolute"][0].build(dim, max_seq_len)
+        self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else nn.Identity()
+        self.attn_layers = attn_layers
+        self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flat flags that `flagformer.build` makes this model of."""
+        kind = MODEL_NAMES.get(type(self.attn_layers).__name__, "decoder" if self.can_cache else "encoder")
+        layers = self.attn_layers.flags
+        if kind in MODEL_NAMES.values():
+            layers.pop("causal", None)
+        return {"model": kind, **self.resolved.flags, **layers}
+
+    @property
+    def can_cache(self) -> bool:
+        return self.attn_layers.can_cache
+
+    @property
+    def absolute_positions(self) -> bool:
+        """Whether a table of positions ends at `max_seq_len`."""
+        return self.pos_emb.limit is not None
+
+    def num_params(self, *, embedding: bool = True) -> int:
+        """Number of parameters; without token and position embeddings under `embedding=False`."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        outside = [*self.token_emb.parameters(), *self.pos_emb.parameters()]
+        return total if embedding else total - sum(parameter.numel() for parameter in outside)
+
+    def explain(self) -> str:
+        """What was built, slot by slot, and why each kernel was chosen."""
+        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in ("absolute", "head")]
+        title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
+        return "\n".join([title, *slots, self.attn_layers.explain()])
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        save_model(self, Path(directory))
+
+    def to_logits(self, embeddings: Tensor) -> Tensor:
+        """[B, T, D] of the last layer -> [B, T, V]."""
+        return self.head(embeddings, self.token_emb)
+
+    def init_state(
+        self, batch: int, length: int, *, window: int | None = None, seq_start_pos: Tensor | None = None
+    ) -> DecodeState:
+        """A preallocated decoding session for `batch` rows of at most `length` tokens.
+
+        Args:
+            window: every query sees at most this many of the last tokens; None: all.
+            seq_start_pos: [B] the place of each left-padded row's first real token.
+        """
+        device = self.token_emb.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.token_emb.weight.dtype
+        return self.attn_layers.init_state(
+            batch, length, window=window, seq_start_pos=seq_start_pos, device=device, dtype=dtype
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        seq_lens: Any = None,
+        pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+        window: int | None = None,
+        state: DecodeState | None = None,
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        return_intermediates: bool = False,
+        return_attn: bool = False,
+    ) -> Any:
+        """Token ids -> logits.
+
+        Args:
+            x: [B, T] integers in [0, V).
+            mask: [B, T] bool, True for real tokens.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look.
+            context: [B, S, D_context] for cross-attention; while decoding only with the prompt.
+            context_mask: [B, S] bool, True for real tokens.
+            seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
+            seq_lens: packed rows: the lengths of the sequences that stand one behind the other in each row,
+                as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
+                position 0, and what stands behind the last one is padding.
+            pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
+            prefix_attn_len: PrefixDecoder only: so many first tokens are seen by all; one number or [B].
+            window: a token sees at most this many of the last tokens, itself included.
+            state: of `init_state`: x continues what it holds.
+            return_embeddings: the output of the last layer in place of logits.
+            return_logits_and_embeddings: (logits, embeddings).
+            return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
+            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
+
+        Returns:
+            logits [B, T, V], or what the `return_` argument says.
+
+        Raises:
+            ValueError: naming the argument, what it was and what it must be.
+        """
+        check_ids(x, self.num_tokens)
+        layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
+        check_positions(layout, self.pos_emb.limit, self.max_seq_len)
+        wanted = ["attn.weights"] if return_attn or return_intermediates else []
+        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted)
+        embedded = self.emb_dropout(self.token_emb(x) + self.pos_emb(layout.positions))
+        out = self.attn_layers(
+            embedded,
+            attn_mask=attn_mask,
+            context=context,
+            context_mask=context_mask,
+            prefix_attn_len=_prefix(prefix_attn_len, x),
+            layout=layout,
+            window=window,
+            state=state,
+            tape=tape,
+        )
+        if return_embeddings:
+            return out
+        return self._answer(
+            out,
+            tape,
+            "both"
+            if return_logits_and_embeddings
+            else "all"
+            if return_intermediates
+            else "maps"
+            if return_attn
+            else "",
+        )
+
+    def _answer(self, out: Tensor, tape: Tape, form: Literal["", "both", "all", "maps"] | str) -> Any:
+        logits = self.to_logits(out)
+        if not form:
+            return logits
+        maps = tuple(tape.kept.get("attn.weights", ()))
+        stream = tuple(tape.kept.get("stack.stream", ()))
+        outputs = Outputs(out, logits, tape.losses, maps, stream)
+        return logits, {"both": out, "all": outputs, "maps": list(maps)}[form]
+
+
+def _prefix(length: int | Tensor | None, x: Tensor) -> Tensor | None:
+    if length is None:
+        return None
+    lengths = torch.as_tensor(length, device=x.device).reshape(-1)
+    if lengths.dtype not in (torch.int64, torch.int32) or lengths.numel() not in (1, x.shape[0]):
+        raise ValueError(f"`prefix_attn_len` must be an integer or one per row, but is {length!r}")
+    return lengths
