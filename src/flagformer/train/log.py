@@ -21,12 +21,17 @@ class Log:
         kept = _end_of_line(path, lines) if lines else 0
         with naming(path):
             self.file = path.open("ab", buffering=0)
-            self.file.truncate(kept)
+            if os.fstat(self.file.fileno()).st_size > kept:
+                self.file.truncate(kept)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one step. NaN and infinity, which are no JSON, are refused."""
         with naming(self.path):
-            self.file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            left = json.dumps(line, allow_nan=False).encode() + b"\n"
+            while (
+                left
+            ):  # the last room of a disk takes a part of a line; only the next write says that it is full
+                left = left[self.file.write(left) :]
 
     def sync(self) -> None:
         """Return when every line is on the disk."""

@@ -1,0 +1,52 @@
+"""The file of `flagformer train`: a study file without the comparison."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flagformer.data.catalogue import DataConfig
+from flagformer.study.blocks import check_block
+from flagformer.study.mistakes import StudyFileError
+from flagformer.study.overrides import apply_overrides
+from flagformer.study.source import read_source
+from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+
+ELSEWHERE = ("compare", "seeds", "tune", "match", "concurrency")  # keys of a study file only
+BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+
+
+class RunFile(BaseModel):
+    """The keys of a training file: a study file without the comparison. The blocks are checked one by one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    base: Any
+    data: Any = None
+    train: Any = None
+    evaluate: Any = None
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+
+
+def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
+    """Read a training file, apply `key=value` overrides; StudyFileError names every mistake with its line."""
+    source = read_source(file)
+    apply_overrides(source, overrides)
+    given = source.data
+    study_keys = [key for key in ELSEWHERE if key in given]
+    if study_keys:
+        text = f"`{study_keys[0]}` compares several runs; use `flagformer study run {file}`, or leave it out"
+        raise StudyFileError([source.mistake((study_keys[0],), text)])
+    run, mistakes = check_block(source, (), RunFile, given)
+    blocks: dict[str, Any] = {}
+    for key, kind in BLOCKS.items():
+        if given.get(key) is not None:
+            blocks[key], found = check_block(source, (key,), kind, given[key])
+            mistakes += found
+    if "base" in given and not isinstance(given["base"], dict):
+        mistakes.append(source.mistake(("base",), "`base` must be a mapping of flags, such as `{dim: 128}`"))
+    if mistakes:
+        raise StudyFileError(mistakes)
+    return run, Trial(flags=run.base, seed=run.seed, **blocks)

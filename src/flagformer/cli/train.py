@@ -1,0 +1,109 @@
+"""`flagformer train FILE.yaml`: one trial in this process, with a progress line."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flagformer.cli.errors import clear_errors, leave
+
+if TYPE_CHECKING:
+    from flagformer.train.config import Trial
+
+
+def train(
+    file: Annotated[
+        Path, typer.Argument(help="YAML with base, and data, train, evaluate, seed where wanted.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For example train.steps=50 base.depth=4."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME unless given.")] = None,
+) -> None:
+    """Train one model and measure it. Run again after a stop, it goes on from its last checkpoint."""
+    with clear_errors():
+        from flagformer.cli.runfile import load_run
+
+        run, trial = load_run(file, overrides or [])
+        directory = out or Path("runs") / (run.name or file.stem)
+        refuse_foreign(directory)
+        if run.threads:
+            import torch
+
+            torch.set_num_threads(run.threads)
+        result = run_with_progress(trial, directory)
+        show(result, directory)
+        if result["status"] == "diverged":
+            leave(
+                f"training diverged: the loss of step {result['steps']} is not finite; "
+                "lower `train.lr` or lengthen `train.warmup`, in another directory",
+                status=1,
+            )
+
+
+def refuse_foreign(directory: Path) -> None:
+    """ValueError if `directory` is a file or holds something that no training left there."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"`--out` must be a directory, but {directory} is a file")
+    if directory.is_dir() and not (directory / "trial.json").exists():
+        strange = [
+            path.name for path in directory.iterdir() if path.name not in ("trial.json.tmp", "training.lock")
+        ]
+        if strange:
+            raise ValueError(
+                f"`--out` must be new or an earlier run of this trial, but {directory} "
+                f"holds {min(strange)!r} and no trial.json; use another directory"
+            )
+
+
+def run_with_progress(trial: "Trial", directory: Path) -> dict[str, Any]:
+    """`run_trial` with a progress line on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from flagformer.train.trial import run_trial
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]} nats, {task.fields[speed]} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("training", total=trial.train.steps, loss="-", speed="-")
+
+        def report(line: dict[str, Any]) -> None:
+            loss = "-" if line["loss"] is None else f"{line['loss']:.3f}"
+            progress.update(
+                task, completed=line["step"], loss=loss, speed=f"{line['tokens_per_second']:,.0f}"
+            )
+
+        return run_trial(trial, directory, report)
+
+
+def show(result: dict[str, Any], directory: Path) -> None:
+    """Print what came out, one row per test length."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    cost = result["cost"]
+    console.print(
+        f"{result['status']} after {result['steps']:,} steps: {result['params']:,} parameters, "
+        f"{cost['seconds']:.1f} s of training, {cost['tokens_per_second']:,.0f} tokens/s",
+        highlight=False,
+    )
+    for note in result["notes"]:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    if not result["evaluation"]:
+        return
+    table = Table(title=f"{result['evaluation'][0]['split']} split: {result['metric']}", title_justify="left")
+    for heading in ("length", "nats", "bits/byte", "accuracy", "chance"):
+        table.add_column(heading, justify="right")
+    for entry in result["evaluation"]:
+        figures = (entry["nats"], entry["bits_per_byte"], entry["accuracy"], entry["chance"])
+        table.add_row(str(entry["seq_len"]), *("-" if value is None else f"{value:.4f}" for value in figures))
+    console.print(table)
+    console.print(f"model, log and result: {directory}", highlight=False, markup=False, soft_wrap=True)
