@@ -1,0 +1,26 @@
+"""Checks any causal language model for what goes wrong silently: `flagformer.audit(model)`.
+
+The package itself can be called, so that `flagformer.audit(model)` means the same whether or not
+`flagformer.audit` was imported as a module before.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+
+from flagformer.audit.report import AuditFailed, AuditReport, CheckResult
+from flagformer.audit.run import audit
+
+__all__ = ["AuditFailed", "AuditReport", "CheckResult", "audit"]
+
+
+class _CallableModule(types.ModuleType):
+    """A module that hands its call on to `audit`."""
+
+    __call__ = staticmethod(audit)
+
+
+__signature__ = inspect.signature(audit)
+sys.modules[__name__].__class__ = _CallableModule

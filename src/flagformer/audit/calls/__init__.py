@@ -1,0 +1,96 @@
+"""How a family of models is called: ids in, logits out, and what else it can be given.
+
+Every check goes through this contract, so a new family is one file here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+MASK, STARTS, PACKING = "a mask", "left-padded rows", "packed sequences"
+CACHE, LEFT_CACHE, PREFIX = "a cache", "a cache for left-padded rows", "a prefix length"
+
+
+class Session(ABC):
+    """One decoding session."""
+
+    @abstractmethod
+    def step(self, ids: Tensor) -> Tensor:
+        """Appends a block `[B, n]` and returns its logits `[B, n, V]`."""
+
+    def reorder(self, index: Tensor) -> bool:
+        """Takes the rows at `index` `[B]`; False where the family cannot."""
+        return False
+
+    def truncate(self, length: int) -> bool:
+        """Forgets all but the first `length` tokens; False where the family cannot."""
+        return False
+
+
+class Calls(ABC):
+    """How a model is called.
+
+    Args:
+        model: the callable under audit.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.accepts = keywords_of(model)
+
+    def missing(self, what: str) -> str:
+        """Why `what` (MASK, STARTS, ...) cannot be checked; empty if it can."""
+        return f"this model is not called with {what}"
+
+    @abstractmethod
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        starts: Tensor | None = None,
+        seq_lens: Sequence[Sequence[int]] | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
+        """ids `[B, T]` -> logits `[B, T, V]`. Only what is not `missing` is ever given."""
+
+    def session(self, batch: int, length: int, starts: Tensor | None = None) -> Session:
+        raise NotImplementedError(self.missing(CACHE))
+
+    def num_tokens(self) -> int | None:
+        """The size of the vocabulary, where the model says it."""
+        return None
+
+    def longest(self) -> int | None:
+        """The longest input, where the model says it."""
+        return None
+
+    def why_not_causal(self) -> str:
+        """Empty for a causal model."""
+        return ""
+
+
+def keywords_of(model: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments a model can be called with, `**kwargs` not counted."""
+    target = model.forward if isinstance(model, nn.Module) else model
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in named)
+
+
+def logits_in(output: Any) -> Any:
+    """The logits of an output: a tensor, the first of a tuple, `.logits` or `["logits"]`."""
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    return output[0] if isinstance(output, (tuple, list)) and output else output

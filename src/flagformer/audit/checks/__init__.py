@@ -1,0 +1,39 @@
+"""One check a file: a function from the subject to its result.
+
+A check raises NotApplicable where it can say nothing. What the model refuses in clear words is not applicable
+either; any other exception of the model's is a failed check, never a crash of the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flagformer.audit.refusal import is_refusal, one_line
+from flagformer.audit.report import FAILED, CheckResult, skipped
+from flagformer.audit.subject import NotApplicable, Subject
+
+Check = Callable[[Subject], CheckResult]
+
+MOST_PLACES = 32
+
+
+def run(check: Check, subject: Subject) -> CheckResult:
+    name = check.__name__
+    subject.doing = ""
+    try:
+        return check(subject)
+    except NotApplicable as why:
+        return skipped(name, str(why))
+    except Exception as error:
+        doing = f"{subject.doing}: " if subject.doing else ""
+        if is_refusal(error):
+            return skipped(name, f"{doing}the model refuses: {one_line(error)}")
+        return CheckResult(name, FAILED, f"{doing}the model raises {one_line(error)}")
+
+
+def places(first: int, end: int) -> list[int]:
+    """The positions `first <= p < end`, thinned out evenly where there are many; both ends stay."""
+    count = end - first
+    if count <= MOST_PLACES:
+        return list(range(first, end))
+    return sorted({first + round(i * (count - 1) / (MOST_PLACES - 1)) for i in range(MOST_PLACES)})

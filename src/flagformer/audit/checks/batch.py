@@ -1,0 +1,24 @@
+"""A row's logits do not depend on the other rows of the batch."""
+
+from __future__ import annotations
+
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import ROWS, Subject
+
+
+def batch(subject: Subject) -> CheckResult:
+    """Each row beside other rows (same shape, compared almost to the bit), then alone."""
+    strict = subject.same_shape()
+    for row in (0, ROWS - 1):
+        others = subject.other_ids(subject.ids)
+        others[row] = subject.ids[row]
+        words = f"row {row} changes when the other rows of the batch change"
+        strict.compare(subject.logits(others)[row], subject.reference[row], words)
+    said = "a row gives the same logits beside other rows and alone"
+    if strict.failed:
+        return judged("batch", strict, said)
+    worst = subject.other_shape()
+    for row in range(ROWS):
+        words = f"row {row} alone differs from the same row in a batch of {ROWS}"
+        worst.compare(subject.logits(subject.ids[row : row + 1])[0], subject.reference[row], words)
+    return judged("batch", worst, said)

@@ -1,0 +1,97 @@
+"""Decoding with a cache gives what the full forward gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flagformer.audit.calls import CACHE, LEFT_CACHE, STARTS, Session
+from flagformer.audit.checks.padding import padded_left, row_lengths
+from flagformer.audit.refusal import Tries
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import ROWS, Subject
+from flagformer.audit.worst import Worst
+
+UNEVEN = (1, 4, 2, 7, 3)
+
+
+def cache(subject: Subject) -> CheckResult:
+    """In one block, token by token, in uneven blocks; also left padded, rolled back and reordered."""
+    subject.needs(CACHE)
+    worst, tries = subject.other_shape(), Tries()
+    for name, blocks in schedules(subject.settings.seq_len):
+        with tries.of(name):
+            got = decoded(subject, subject.ids, blocks)
+            worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
+    for part in (_left_padded, _rolled_back, _reordered):
+        with tries.of(part.__name__.strip("_").replace("_", " ")):
+            part(subject, worst)
+    words = "in one block, token by token and in uneven blocks as in the full forward"
+    return judged("cache", worst, words, tries)
+
+
+def schedules(length: int) -> Iterator[tuple[str, list[int]]]:
+    """Names and block sizes."""
+    uneven: list[int] = []
+    while sum(uneven) < length:
+        uneven.append(min(UNEVEN[len(uneven) % len(UNEVEN)], length - sum(uneven)))
+    yield "all tokens in one block", [length]
+    yield "token by token", [1] * length
+    yield "in uneven blocks", uneven
+    yield "a prompt, then token by token", [length // 2] + [1] * (length - length // 2)
+
+
+def decoded(subject: Subject, ids: Tensor, blocks: list[int], starts: Tensor | None = None) -> Tensor:
+    """The logits of all blocks, one after the other."""
+    with subject.comparing():
+        session = subject.calls.session(*ids.shape, starts)
+        return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
+
+
+def _left_padded(subject: Subject, worst: Worst) -> None:
+    if subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE):
+        return
+    lengths, total = row_lengths(subject), subject.settings.seq_len
+    ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
+    starts = total - torch.tensor(lengths, device=subject.device)
+    wanted = subject.logits(ids, starts=starts)
+    for name, blocks in schedules(total):
+        got = decoded(subject, ids, blocks, starts)
+        for row, n in enumerate(lengths):
+            words = f"a row of {n} tokens padded left, {name}: cached and full logits differ"
+            worst.compare(got[row, -n:], wanted[row, -n:], words)
+
+
+def _rolled_back(subject: Subject, worst: Worst) -> None:
+    """Wrong tokens are decoded, then forgotten, as speculative decoding does."""
+    kept = subject.settings.seq_len // 2
+    session = _after(subject, kept)
+    with subject.comparing():
+        session.step(subject.other_ids(subject.ids)[:, kept : kept + 3])
+        if not session.truncate(kept):
+            return
+        got = session.step(subject.ids[:, kept:])
+    words = f"after tokens were forgotten with `truncate({kept})`, cached and full logits differ"
+    worst.compare(got, subject.reference[:, kept:], words, start=kept)
+
+
+def _reordered(subject: Subject, worst: Worst) -> None:
+    """Rows change places, one is doubled and one dropped, as beam search does."""
+    kept = subject.settings.seq_len // 2
+    index = torch.tensor([ROWS - 1, 0, 0, 1], device=subject.device)
+    session = _after(subject, kept)
+    if not session.reorder(index):
+        return
+    with subject.comparing():
+        got = session.step(subject.ids[index][:, kept:])
+    words = "after rows changed places with `reorder`, cached and full logits differ"
+    worst.compare(got, subject.reference[index][:, kept:], words, start=kept)
+
+
+def _after(subject: Subject, kept: int) -> Session:
+    with subject.comparing():
+        session = subject.calls.session(ROWS, subject.settings.seq_len)
+        session.step(subject.ids[:, :kept])
+    return session

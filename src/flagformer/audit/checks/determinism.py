@@ -1,0 +1,12 @@
+"""In eval mode the same input gives the same output."""
+
+from __future__ import annotations
+
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import Subject
+
+
+def determinism(subject: Subject) -> CheckResult:
+    """Other random states, and other inputs in between, must not matter."""
+    words = "the same under another random state and after another input"
+    return judged("determinism", subject.wobble, words)

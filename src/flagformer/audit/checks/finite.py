@@ -1,0 +1,115 @@
+"""Nothing overflows: in full precision, and in training under bf16 autocast."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagformer.audit.calls import MASK, STARTS
+from flagformer.audit.checks.gradients import forget_gradients, loss_of
+from flagformer.audit.checks.padding import padded_left, row_lengths
+from flagformer.audit.report import CheckResult, must_be
+from flagformer.audit.subject import Subject, checked
+
+FULL, LOW = "in full precision", "under bf16 autocast"
+
+
+class Bad(NamedTuple):
+    """Something that is not finite."""
+
+    words: str
+    position: int | None = None
+    parameters: tuple[str, ...] = ()
+
+
+def finite(subject: Subject) -> CheckResult:
+    """Logits, padded rows included, in full precision and under bf16; loss and gradients under bf16."""
+    subject.doing = FULL
+    plain = subject.logits(subject.ids)
+    with subject.comparing():
+        bad = _bad_logits(plain, FULL) or _padded(subject, FULL)
+    if bad is None:
+        subject.doing = LOW
+        with torch.autocast(subject.device.type, torch.bfloat16):
+            with torch.no_grad():
+                low = checked(subject.calls.forward(subject.ids), subject.ids)
+                bad = _bad_logits(low, LOW) or _padded(subject, LOW)
+            bad = bad or _trained(subject)
+    if bad is not None:
+        return must_be("finite", False, bad.words, position=bad.position, parameters=bad.parameters)
+    apart = ((low.double() - plain.double()).abs().max() / plain.abs().max().clamp(min=1e-30)).item()
+    words = f"finite {FULL} and {LOW}; the two lie {apart:.2g} of the largest logit apart"
+    return must_be("finite", True, words)
+
+
+def _bad_logits(logits: Tensor, when: str) -> Bad | None:
+    """The first position of logits `[B, T, V]` that are NaN or +inf; -inf may forbid a token."""
+    places = (logits.isnan() | logits.isposinf()).any(dim=-1).any(dim=0).nonzero()
+    return Bad(f"logits are not finite {when}", int(places[0])) if len(places) else None
+
+
+def _padded(subject: Subject, when: str) -> Bad | None:
+    """The same for the real tokens of padded rows: a query that sees nothing is where NaN is born.
+
+    Where the model raises there, the padding checks say so.
+    """
+    with contextlib.suppress(Exception):
+        return _bad_padded_right(subject, when) or _bad_padded_left(subject, when)
+    return None
+
+
+def _bad_padded_right(subject: Subject, when: str) -> Bad | None:
+    if subject.calls.missing(MASK):
+        return None
+    lengths, counts = _lengths(subject)
+    mask = torch.arange(subject.settings.seq_len, device=subject.device) < counts[:, None]
+    logits = subject.calls.forward(subject.ids, mask=mask)
+    bad = (_bad_logits(logits[r : r + 1, :n], _row(n, "right", when)) for r, n in enumerate(lengths))
+    return next(filter(None, bad), None)
+
+
+def _bad_padded_left(subject: Subject, when: str) -> Bad | None:
+    if subject.calls.missing(STARTS):
+        return None
+    lengths, counts = _lengths(subject)
+    ids = padded_left(subject.ids, lengths, torch.zeros_like(subject.ids))
+    logits = subject.calls.forward(ids, starts=subject.settings.seq_len - counts)
+    bad = (_bad_logits(logits[r : r + 1, -n:], _row(n, "left", when)) for r, n in enumerate(lengths))
+    return next(filter(None, bad), None)
+
+
+def _lengths(subject: Subject) -> tuple[list[int], Tensor]:
+    lengths = row_lengths(subject)
+    return lengths, torch.tensor(lengths, device=subject.device)
+
+
+def _row(n: int, side: str, when: str) -> str:
+    return f"in a row of {n} tokens padded {side}, {when}"
+
+
+def _trained(subject: Subject) -> Bad | None:
+    """Loss and gradients of one training step under the autocast around it."""
+    if subject.module is None:
+        return None
+    torch.manual_seed(subject.settings.seed)
+    random.seed(subject.settings.seed)
+    forget_gradients(subject.module)
+    with subject.training(True), torch.enable_grad():
+        logits, loss = loss_of(subject, subject.ids)
+        bad = _bad_logits(logits, f"in train mode {LOW}")
+        if bad or not loss.isfinite():
+            return bad or Bad(f"the loss is {loss.item()} {LOW}")
+        if not loss.requires_grad:
+            return None
+        loss.backward()
+    named = subject.module.named_parameters()
+    names = tuple(name for name, p in named if p.grad is not None and not _all_finite(p.grad))
+    return Bad(f"gradients are not finite {LOW}: {', '.join(names[:6])}", None, names) if names else None
+
+
+def _all_finite(gradient: Tensor) -> bool:
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).isfinite().all())

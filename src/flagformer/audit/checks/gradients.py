@@ -1,0 +1,92 @@
+"""Every parameter is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.audit.keep import kept_parameters
+from flagformer.audit.report import CheckResult, must_be
+from flagformer.audit.subject import ROWS, NotApplicable, Subject, checked
+
+STEPS = 6
+STEP_SIZE = 0.02
+SHOWN = 6
+
+
+def gradients(subject: Subject) -> CheckResult:
+    """A non-zero gradient somewhere in every trainable parameter within a few small steps of training.
+
+    More than one step, because what stands behind a gate that starts at zero gets its gradient only after the
+    gate has moved; two zeros multiplied with each other never move, and are found.
+    """
+    module = subject.module
+    if module is None:
+        raise NotApplicable("a plain function has no parameters")
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise NotApplicable("no parameter requires a gradient")
+    waiting = dict(trainable)
+    with subject.training(True), kept_parameters(trainable.values()):
+        for step in range(STEPS):
+            forget_gradients(module)
+            if not _backward(subject, step):
+                break
+            waiting = {name: p for name, p in waiting.items() if not _touched(p)}
+            if not waiting:
+                break
+            _move(trainable)
+    names = tuple(waiting)
+    if not names:
+        return must_be("gradients", True, f"all {len(trainable)} parameters get a gradient")
+    return must_be("gradients", False, _say(names, len(trainable)), parameters=names)
+
+
+def forget_gradients(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
+def loss_of(subject: Subject, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the mean cross entropy of the next token, or of the token itself for encoders."""
+    logits = checked(subject.calls.forward(ids), ids)
+    inputs, targets = (logits, ids) if subject.why_not_causal else (logits[:, :-1], ids[:, 1:])
+    return logits, F.cross_entropy(inputs.flatten(0, 1).float(), targets.flatten())
+
+
+def _backward(subject: Subject, step: int) -> bool:
+    """One backward pass; False where nothing requires a gradient."""
+    seed = subject.settings.seed + step
+    torch.manual_seed(seed)
+    random.seed(seed)
+    ids = subject.random_ids(ROWS, subject.settings.seq_len)
+    with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False):
+        _, loss = loss_of(subject, ids)
+        if loss.requires_grad:
+            loss.backward()
+    return loss.requires_grad
+
+
+def _touched(parameter: nn.Parameter) -> bool:
+    gradient = parameter.grad
+    if gradient is None:
+        return False
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return bool(values.count_nonzero() > 0)
+
+
+@torch.no_grad()
+def _move(trainable: Mapping[str, nn.Parameter]) -> None:
+    """A step against the gradient whose size does not depend on the gradient's."""
+    for parameter in trainable.values():
+        if _touched(parameter) and parameter.grad is not None and not parameter.grad.is_sparse:
+            parameter.sub_(STEP_SIZE * parameter.grad / parameter.grad.abs().max())
+
+
+def _say(names: tuple[str, ...], total: int) -> str:
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names)} of {total} parameters got no gradient in {STEPS} steps: {shown}"

@@ -1,0 +1,26 @@
+"""Earlier logits do not depend on how many tokens follow."""
+
+from __future__ import annotations
+
+from flagformer.audit.calls import PREFIX
+from flagformer.audit.checks import places
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import NotApplicable, Subject
+
+
+def length(subject: Subject) -> CheckResult:
+    """A beginning alone gives the logits it gives inside the longer input.
+
+    Catches what a change of tokens cannot: positions counted from the end or the middle, selections and
+    statistics over the whole row.
+    """
+    if subject.why_not_causal:
+        raise NotApplicable(subject.why_not_causal)
+    worst = subject.other_shape()
+    prefix = 0 if subject.calls.missing(PREFIX) else subject.settings.seq_len // 4
+    given = {"prefix": prefix} if prefix else {}
+    whole = subject.logits(subject.ids, **given)
+    for end in places(max(1, prefix), subject.settings.seq_len):
+        words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
+        worst.compare(subject.logits(subject.ids[:, :end], **given), whole[:, :end], words)
+    return judged("length", worst, "a beginning alone gives the same logits as inside the longer input")

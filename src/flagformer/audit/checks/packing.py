@@ -1,0 +1,30 @@
+"""Several sequences packed in one row do not see each other."""
+
+from __future__ import annotations
+
+from flagformer.audit.calls import PACKING
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import Subject
+
+
+def packing(subject: Subject) -> CheckResult:
+    """Every packed sequence against the same sequence alone."""
+    subject.needs(PACKING)
+    worst = subject.other_shape()
+    rows = packed_lengths(subject.settings.seq_len)
+    subject.doing = f"seq_lens={rows}"
+    got = subject.logits(subject.ids, seq_lens=rows)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for place, n in enumerate(lengths):
+            wanted = subject.logits(subject.ids[row : row + 1, start : start + n])[0]
+            words = f"sequence {place} of a row packed as {lengths} differs from the sequence alone"
+            worst.compare(got[row, start : start + n], wanted, words)
+            start += n
+    return judged("packing", worst, "packed sequences give the logits of each sequence alone")
+
+
+def packed_lengths(total: int) -> list[list[int]]:
+    """Four rows: uneven thirds, one whole, a single token in front, and at the end."""
+    third = total // 3
+    return [[third, 1, total - third - 1], [total], [1, total - 1], [total - third, third - 1, 1]]

@@ -1,0 +1,70 @@
+"""Padding changes nothing for the tokens beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagformer.audit.calls import MASK, STARTS
+from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.subject import Subject
+
+
+def row_lengths(subject: Subject) -> list[int]:
+    """A whole row, two shorter ones, and one of a single token."""
+    longest = subject.settings.seq_len
+    return [longest, longest * 3 // 4, longest // 2, 1]
+
+
+def alone(subject: Subject, lengths: list[int]) -> list[Tensor]:
+    """The logits of each row's first tokens, run by itself without padding."""
+    return [subject.logits(subject.ids[row : row + 1, :n])[0] for row, n in enumerate(lengths)]
+
+
+def fillings(subject: Subject) -> list[tuple[str, Tensor]]:
+    """Two contents for the padding: what stands there must not matter."""
+    return [("zeros", torch.zeros_like(subject.ids)), ("other tokens", subject.other_ids(subject.ids))]
+
+
+def right_padding(subject: Subject) -> CheckResult:
+    """Rows of different lengths, padded at the end and masked, against each row alone."""
+    subject.needs(MASK)
+    worst = subject.other_shape()
+    lengths = row_lengths(subject)
+    places = torch.arange(subject.settings.seq_len, device=subject.device)
+    mask = places < torch.tensor(lengths, device=subject.device)[:, None]  # [B, T]
+    wanted = alone(subject, lengths)
+    for name, filling in fillings(subject):
+        subject.doing = f"rows of {lengths} tokens padded right with {name}"
+        got = subject.logits(torch.where(mask, subject.ids, filling), mask=mask)
+        for row, n in enumerate(lengths):
+            words = f"a row of {n} tokens padded right with {name} and masked differs from the row alone"
+            worst.compare(got[row, :n], wanted[row], words)
+    subject.doing = "a mask that hides nothing"
+    everything = subject.logits(subject.ids, mask=torch.ones_like(mask))
+    worst.compare(everything, subject.reference, "a mask that hides nothing changes the logits")
+    return judged("right_padding", worst, "rows padded right and masked give the logits of each row alone")
+
+
+def left_padding(subject: Subject) -> CheckResult:
+    """Rows of different lengths, padded in front, against each row alone."""
+    subject.needs(STARTS)
+    worst = subject.other_shape()
+    lengths = row_lengths(subject)
+    wanted = alone(subject, lengths)
+    starts = subject.settings.seq_len - torch.tensor(lengths, device=subject.device)  # [B]
+    for name, filling in fillings(subject):
+        subject.doing = f"rows of {lengths} tokens padded left with {name}"
+        got = subject.logits(padded_left(subject.ids, lengths, filling), starts=starts)
+        for row, n in enumerate(lengths):
+            words = f"a row of {n} tokens padded left with {name} differs from the row alone"
+            worst.compare(got[row, -n:], wanted[row], words)
+    return judged("left_padding", worst, "rows padded left give the logits of each row alone")
+
+
+def padded_left(ids: Tensor, lengths: list[int], filling: Tensor) -> Tensor:
+    """The first tokens of each row, moved to its end."""
+    padded = filling.clone()
+    for row, n in enumerate(lengths):
+        padded[row, -n:] = ids[row, :n]
+    return padded

@@ -1,0 +1,71 @@
+"""An audit leaves no trace: modes, gradients, buffers, parameters and random states come back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Buffers:
+    """A copy of a module's buffers that can be put back, also between two forwards."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        for owner in module.modules() if module is not None else ():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None:
+                    self._kept.append((owner, name, buffer, buffer.detach().clone()))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Writes every buffer, as version counters miss what batch normalisation writes."""
+        for owner, name, buffer, copy in self._kept:
+            owner._buffers[name] = buffer
+            buffer.copy_(copy)
+
+
+@contextmanager
+def kept_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters written to inside come back to the last bit."""
+    copies = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, copy in copies:
+                parameter.copy_(copy)
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """The random states of torch, on every device in use, and of Python come back."""
+    state = random.getstate()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+@contextmanager
+def left_untouched(module: nn.Module | None) -> Iterator[None]:
+    """Random states, and a module's modes, gradients and buffers come back."""
+    modes = [(part, part.training) for part in module.modules()] if module is not None else []
+    gradients = [(p, p.grad) for p in module.parameters()] if module is not None else []
+    buffers = Buffers(module)
+    with kept_random_states():
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            buffers.put_back()

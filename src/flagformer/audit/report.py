@@ -1,0 +1,144 @@
+"""What an audit found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from flagformer.audit.refusal import Tries
+from flagformer.audit.worst import Worst
+
+PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check.
+
+    Attributes:
+        check: its name, for example `future_leak`.
+        status: "passed", "failed" or "not applicable".
+        words: what was compared, what went wrong, or why the check does not apply.
+        deviation: the worst one seen, as a share of the largest logit; None where nothing is compared.
+        tolerance: the deviation allowed, and `tolerance_reason` why so much.
+        position: the first offending position in the sequence.
+        parameters: names of the parameters at fault.
+        flag: the flag whose removal cures the fault, as `name=value`; None where none does or none was tried.
+        flag_words: what was found about the flag at fault.
+    """
+
+    check: str
+    status: str
+    words: str = ""
+    deviation: float | None = None
+    tolerance: float | None = None
+    tolerance_reason: str = ""
+    position: int | None = None
+    parameters: tuple[str, ...] = ()
+    flag: str | None = None
+    flag_words: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == PASSED
+
+    @property
+    def failed(self) -> bool:
+        return self.status == FAILED
+
+    @property
+    def title(self) -> str:
+        return self.check.replace("_", " ")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; an infinite deviation becomes the word "inf"."""
+        values = dict(self.__dict__)
+        values["parameters"] = list(self.parameters)
+        if self.deviation is not None and not math.isfinite(self.deviation):
+            values["deviation"] = "inf"
+        return values
+
+
+def judged(check: str, worst: Worst, words: str, tries: Tries | None = None) -> CheckResult:
+    """A result from comparisons: `words` and what was refused if all is well, else every fault."""
+    notes, crashes = (tries.notes, tries.crashes) if tries is not None else ([], [])
+    if worst.compared == 0 and not crashes:
+        return skipped(check, "; ".join(notes) or "nothing could be compared")
+    faults = [worst.words] * worst.failed + crashes
+    return CheckResult(
+        check,
+        FAILED if faults else PASSED,
+        "; ".join(faults or [words, *notes]),
+        deviation=worst.deviation if worst.compared else None,
+        tolerance=worst.tolerance.value,
+        tolerance_reason=worst.tolerance.reason,
+        position=worst.position,
+    )
+
+
+def skipped(check: str, why: str) -> CheckResult:
+    return CheckResult(check, NOT_APPLICABLE, why)
+
+
+def must_be(
+    check: str, holds: bool, words: str, *, position: int | None = None, parameters: tuple[str, ...] = ()
+) -> CheckResult:
+    """A result that is decided by a condition."""
+    return CheckResult(check, PASSED if holds else FAILED, words, position=position, parameters=parameters)
+
+
+class AuditFailed(RuntimeError):
+    """Raised by `AuditReport.raise_if_failed`; `report` holds everything."""
+
+    def __init__(self, report: AuditReport) -> None:
+        self.report = report
+        super().__init__(str(report))
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The results of all checks, in the order in which they ran; `str(report)` is a table."""
+
+    subject: str
+    results: tuple[CheckResult, ...] = field(default=())
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something was tested."""
+        return not self.failures and any(result.passed for result in self.results)
+
+    @property
+    def failures(self) -> tuple[CheckResult, ...]:
+        return tuple(result for result in self.results if result.failed)
+
+    def __getitem__(self, check: str) -> CheckResult:
+        for result in self.results:
+            if result.check == check:
+                return result
+        known = ", ".join(result.check for result in self.results)
+        raise KeyError(f"no check named {check!r} in this report; it has {known}")
+
+    def __iter__(self) -> Iterator[CheckResult]:
+        return iter(self.results)
+
+    def __str__(self) -> str:
+        from flagformer.audit.table import as_text
+
+        return as_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "subject": self.subject,
+            "passed": self.passed,
+            "seconds": round(self.seconds, 3),
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def raise_if_failed(self) -> None:
+        """Raises AuditFailed, whose text is the whole table, unless the audit passed."""
+        if not self.passed:
+            raise AuditFailed(self)

@@ -1,0 +1,154 @@
+"""The audit: every check on one model, and the model as it was afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.audit.blame import Blame, Build
+from flagformer.audit.calls.choose import calls_of
+from flagformer.audit.checks import run
+from flagformer.audit.checks.every import AS_IT_IS, COMPARING, NAMES
+from flagformer.audit.keep import left_untouched
+from flagformer.audit.refusal import one_line
+from flagformer.audit.report import AuditReport, CheckResult
+from flagformer.audit.stir import stirred
+from flagformer.audit.subject import Settings, Subject, checked, device_of, module_of
+
+SHORTEST, USUAL = 8, 32
+
+
+def audit(
+    model: Callable[..., Any],
+    *,
+    num_tokens: int | None = None,
+    seq_len: int | None = None,
+    causal: bool | None = None,
+    checks: Iterable[str] | None = None,
+    seed: int = 0,
+    rebuild: Build | None = None,
+) -> AuditReport:
+    """Checks a causal language model for what goes wrong silently.
+
+    No future leak, no dependence on length, padding, packing or the batch, a cache that gives what the full
+    forward gives, determinism in eval mode, a gradient for every parameter, nothing infinite under bf16. What
+    the model has no argument for is "not applicable". Its mode, gradients, buffers and weights come back as
+    they were, and so do the random states.
+
+    Args:
+        model: any callable `ids [B, T] -> logits [B, T, V]`: a model of this library, an `nn.Module`, a
+            Hugging Face model, an x-transformers `TransformerWrapper`, or a function.
+        num_tokens: the size of the vocabulary; default: what the model says, or the width of its logits.
+        seq_len: tokens per row, at least 8; default 32, or the model's longest input if that is shorter.
+        causal: False for a model that may see the future; default: what the model says, else True.
+        checks: names of the checks to run, default all: responds, determinism, future_leak, length,
+            right_padding, left_padding, packing, batch, cache, gradients, finite.
+        seed: of the ids and of every forward.
+        rebuild: flags -> model, to find the flag at fault in a model that has `flags`; default
+            `flagformer.build` for models of this library.
+
+    Raises:
+        ValueError: arguments that make no sense, or a model that does not turn ids into logits.
+    """
+    began = time.perf_counter()
+    model = getattr(model, "_orig_mod", model)
+    names = _names(checks)
+    if not callable(model):
+        raise ValueError(f"`model` must be a callable ids -> logits, but is {type(model).__name__}")
+    with left_untouched(module_of(model)):
+        settings = _settings(model, num_tokens, seq_len, causal, seed)
+        results = examine(model, settings, names)
+        results = _blamed(model, results, settings, rebuild)
+    return AuditReport(describe(model), tuple(results), time.perf_counter() - began)
+
+
+def examine(model: Callable[..., Any], settings: Settings, names: Iterable[str] = NAMES) -> list[CheckResult]:
+    """The named checks on a model, which is left in eval mode; wrap in `left_untouched`."""
+    module, wanted = module_of(model), set(names)
+    if module is not None:
+        module.eval()
+    with stirred(module, settings.seed):
+        subject = Subject(model, settings)
+        results = [run(check, subject) for check in COMPARING if check.__name__ in wanted]
+    subject = Subject(model, settings)
+    return results + [run(check, subject) for check in AS_IT_IS if check.__name__ in wanted]
+
+
+def describe(model: Callable[..., Any]) -> str:
+    """The model's class, or a function's name, and its size."""
+    module = module_of(model)
+    if module is None:
+        return getattr(model, "__name__", type(model).__name__)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{type(module).__name__} ({count:,} parameters)"
+
+
+def _names(checks: Iterable[str] | None) -> tuple[str, ...]:
+    names = NAMES if checks is None else tuple([checks] if isinstance(checks, str) else checks)
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise ValueError(f"`checks` must be names among {', '.join(NAMES)}, but is {list(names)}")
+    return names
+
+
+def _settings(
+    model: Callable[..., Any], num_tokens: int | None, seq_len: int | None, causal: bool | None, seed: int
+) -> Settings:
+    calls = calls_of(model)
+    longest = calls.longest()
+    length = seq_len if seq_len is not None else min(USUAL, longest or USUAL)
+    if length < SHORTEST:
+        raise ValueError(f"`seq_len` must be at least {SHORTEST}, to have a past to look at, but is {length}")
+    if longest is not None and length > longest:
+        raise ValueError(f"`seq_len` must be at most the model's longest input, {longest}, but is {length}")
+    probe = torch.zeros(2, length, dtype=torch.long, device=device_of(module_of(model)))
+    width = _probe(model, probe).shape[-1]
+    count = num_tokens or calls.num_tokens() or width
+    if count < 2:
+        raise ValueError(f"`num_tokens` must be at least 2, so that a token can be changed, but is {count}")
+    return Settings(count, length, causal, seed)
+
+
+def _probe(model: Callable[..., Any], ids: Tensor) -> Tensor:
+    module = module_of(model)
+    if module is not None:
+        module.eval()
+    try:
+        with torch.no_grad():
+            output = calls_of(model).forward(ids)
+    except Exception as error:
+        raise ValueError(
+            f"`model` must turn ids [B, T] into logits [B, T, V], but for ids of shape {list(ids.shape)} "
+            f"it raised {one_line(error)}"
+        ) from error
+    return checked(output, ids)
+
+
+def _blamed(
+    model: Callable[..., Any], results: list[CheckResult], settings: Settings, rebuild: Build | None
+) -> list[CheckResult]:
+    """The failed results with the flag at fault, where the model can be rebuilt from flags."""
+    flags = getattr(model, "flags", None)
+    build = rebuild or _library_build(model)
+    if build is None or not isinstance(flags, Mapping):
+        return results
+
+    def rerun(other: Callable[..., Any], check: str) -> CheckResult:
+        if isinstance(other, nn.Module):
+            other.to(device_of(module_of(model)))
+        return examine(other, settings, [check])[0]
+
+    blame = Blame(flags, build, rerun, settings.seed)
+    return [blame(result) if result.failed else result for result in results]
+
+
+def _library_build(model: Callable[..., Any]) -> Build | None:
+    if type(model).__module__.partition(".")[0] != "flagformer":
+        return None
+    import flagformer
+
+    return flagformer.build

@@ -1,0 +1,160 @@
+"""The model under audit: its inputs, its reference logits, and one way to call it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.audit.calls.choose import calls_of
+from flagformer.audit.keep import Buffers
+from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
+from flagformer.audit.worst import Worst
+
+ROWS = 4
+
+
+class NotApplicable(Exception):
+    """A check cannot say anything about this model; the text says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an audit was asked for, and what it found out about the vocabulary and the length."""
+
+    num_tokens: int
+    seq_len: int
+    causal: bool | None
+    seed: int
+
+
+def module_of(model: Callable[..., Any]) -> nn.Module | None:
+    """The module behind a model or behind a bound method; None for a plain function."""
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+class Subject:
+    """A model with the ids it is asked about. Comparisons run without gradients and autocast, seeded."""
+
+    def __init__(self, model: Callable[..., Any], settings: Settings) -> None:
+        self.settings = settings
+        self.module = module_of(model)
+        self.calls = calls_of(model)
+        self.device = device_of(self.module)
+        self.doing = ""
+        self._buffers = Buffers(self.module)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self.ids = self.random_ids(ROWS, settings.seq_len)
+
+    def random_ids(self, rows: int, length: int) -> Tensor:
+        ids = torch.randint(self.settings.num_tokens, (rows, length), generator=self._generator)
+        return ids.to(self.device)
+
+    def other_ids(self, ids: Tensor) -> Tensor:
+        """Random tokens, none of them the one that stands there."""
+        step = torch.randint(1, self.settings.num_tokens, ids.shape, generator=self._generator)
+        return (ids + step.to(ids.device)) % self.settings.num_tokens
+
+    def logits(self, ids: Tensor, *, seed: int = 0, remember: bool = False, **given: Any) -> Tensor:
+        """ids `[B, T]` -> logits `[B, T, V]`, from the same random state and buffers every time.
+
+        Args:
+            seed: another one gives other random numbers.
+            remember: leave the buffers as the forward before left them.
+        """
+        if not remember:
+            self._buffers.put_back()
+        with self.comparing(seed):
+            return checked(self.calls.forward(ids, **given), ids)
+
+    @contextmanager
+    def comparing(self, seed: int = 0) -> Iterator[None]:
+        torch.manual_seed(self.settings.seed + seed)
+        random.seed(self.settings.seed + seed)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    @contextmanager
+    def training(self, on: bool) -> Iterator[None]:
+        """Inside, the module is in that mode; afterwards it is in eval mode."""
+        if self.module is not None:
+            self.module.train(on)
+        try:
+            yield
+        finally:
+            if self.module is not None:
+                self.module.eval()
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The logits of `ids` in eval mode."""
+        logits = self.logits(self.ids)
+        if not torch.isfinite(logits).all():
+            raise NotApplicable("its logits are not finite, so nothing can be compared (see `finite`)")
+        return logits
+
+    @cached_property
+    def wobble(self) -> Worst:
+        """How far eval logits move with the random state, and with what was computed before."""
+        worst = self.same_shape()
+        again = self.logits(self.ids, seed=1)
+        worst.compare(again, self.reference, "another random state gives other logits in eval mode")
+        self.logits(self.random_ids(ROWS, self.settings.seq_len), remember=True)
+        again = self.logits(self.ids, remember=True)
+        worst.compare(again, self.reference, "the same input gives other logits after another input was run")
+        return worst
+
+    def same_shape(self) -> Worst:
+        return self._worst(same_shape)
+
+    def other_shape(self) -> Worst:
+        """For comparisons of runs of different shapes, which say nothing if the outputs are random."""
+        if self.wobble.failed:
+            raise NotApplicable("its outputs are not deterministic in eval mode, so runs cannot be compared")
+        return self._worst(other_shape)
+
+    def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> Worst:
+        largest = self.reference.abs().max().item()
+        return Worst(tolerance(self._coarsest()), largest or 1.0)
+
+    def _coarsest(self) -> torch.dtype:
+        parameters = self.module.parameters() if self.module is not None else ()
+        dtypes = {self.reference.dtype, *(p.dtype for p in parameters if p.is_floating_point())}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    @property
+    def why_not_causal(self) -> str:
+        if self.settings.causal is None:
+            return self.calls.why_not_causal()
+        return "" if self.settings.causal else "not causal, as `causal=False` says"
+
+    def needs(self, what: str) -> None:
+        """Leaves the check where the model cannot be given `what`."""
+        why = self.calls.missing(what)
+        if why:
+            raise NotApplicable(why)
+
+
+def device_of(module: nn.Module | None) -> torch.device:
+    tensors = [*module.parameters(), *module.buffers()] if module is not None else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def checked(logits: Any, ids: Tensor) -> Tensor:
+    """The output, if it is logits for the ids."""
+    fits = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[:2] == ids.shape
+    if not fits or not logits.is_floating_point():
+        tensor = isinstance(logits, Tensor)
+        got = f"{logits.dtype} of shape {list(logits.shape)}" if tensor else type(logits).__name__
+        raise ValueError(
+            f"`model` must return floating-point logits [B, T, V] for ids [B, T], but returned {got} for ids "
+            f"of shape {list(ids.shape)}; audit the network, not a wrapper that returns a loss"
+        )
+    return logits
