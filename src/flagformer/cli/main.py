@@ -7,9 +7,9 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
 from flagformer.cli.audit import audit
 from flagformer.cli.flags import flags
-
 from flagformer.cli.generate import generate
 from flagformer.cli.study import study
 from flagformer.cli.train import train

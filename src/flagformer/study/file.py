@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from flagformer.data import Source as Data
 from flagformer.data.catalogue import DataConfig
 from flagformer.study.blocks import check_block
 from flagformer.study.mistakes import Mistake, StudyFileError, shown
@@ -95,7 +94,7 @@ class Study:
 
     name: str
     base: dict[str, Any]
-    data: Data
+    data: DataConfig
     train: TrainConfig
     compare: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
         raise OSError(errno.ENOSPC, f"{failure.message}; {text}")
 
 
-def _outcome(result: dict[str, Any]) -> str:
+def _outcome(result: Mapping[str, Any]) -> str:
     if result.get("status") == "diverged":
         return f"diverged at step {result.get('steps')}: the loss is not finite"
     measured = result["evaluation"][0]

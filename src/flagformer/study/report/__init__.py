@@ -86,6 +86,8 @@ def _figures(results: Results) -> str:
             "Dots with bars are means with 95 % t intervals of the paired difference; ticks are single seeds."
         )
         shown.append(page.figure(figures.differences(results), findings.differences_finding(results), note))
+    note = "Measured on this machine with the other trials running beside it."
+    shown.append(page.figure(figures.quality_by_speed(results), findings.speed_finding(results), note))
     return '<div class="figures">\n' + "\n".join(shown) + "\n</div>"
 
 

@@ -111,6 +111,23 @@ def differences(results: Results) -> str:
     return _svg("differences", draw, f"Difference in loss from {results.study.baseline}", legend=False)
 
 
+def quality_by_speed(results: Results) -> str:
+    """Held-out loss against measured training speed."""
+
+    def draw(axes: Any) -> None:
+        for row, color, marker, _ in _rows(results):
+            if row.loss.mean is not None and row.tokens_per_second is not None:
+                axes.errorbar(
+                    row.tokens_per_second, row.loss.mean, yerr=row.loss.half_width or 0.0, color=color,
+                    marker=marker, linestyle="none", capsize=3, label=row.variant,
+                )  # fmt: skip
+        axes.set_xlabel("tokens a second in training (measured)")
+        axes.set_ylabel(f"held-out loss at {results.loss_length} tokens (nats)")
+        axes.xaxis.set_major_formatter(_thousands)
+
+    return _svg("speed", draw, "Held-out loss against measured training speed")
+
+
 def _rows(results: Results) -> list[tuple[Row, str, str, str]]:
     return [(results.row(name), color, marker, style) for name, color, marker, style in _looks(results)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagformer.study.results import BITS, Results, Row
-from flagformer.study.wording import MINUS, listed, plural
+from flagformer.study.wording import MINUS, listed, plural, short
 
 KEPT = 0.1  # bits per byte: a loss of quality below this is called none
 LOST = 0.5
@@ -28,11 +28,11 @@ def lengths_finding(results: Results) -> str:
     rows = [row for row in results.rows if _change(row, results.loss_length) is not None]
     if not rows:
         return "No trial is finished yet."
-    short, long = results.loss_length, max(rows[0].quality)
-    if short == long:
+    trained, long = results.loss_length, max(rows[0].quality)
+    if trained == long:
         return f"Only one length, {long} tokens, was tested."
     sign = 1 if results.metric == BITS else -1
-    change = {row.variant: sign * (_change(row, short) or 0.0) for row in rows}
+    change = {row.variant: sign * (_change(row, trained) or 0.0) for row in rows}
     unit = " bits per byte" if results.metric == BITS else " of accuracy"
     groups = (
         ("keep theirs or gain", [name for name, value in change.items() if value <= KEPT]),
@@ -44,7 +44,7 @@ def lengths_finding(results: Results) -> str:
         changes = [f"{name} ({sign * change[name]:+.2f})" for name in sorted(names, key=lambda n: change[n])]
         if changes:
             parts.append(f"{listed(changes)} {verb}")
-    return f"From {short} to {long} tokens, in{unit}: {'; '.join(parts)}.".replace("-", MINUS)
+    return f"From {trained} to {long} tokens, in{unit}: {'; '.join(parts)}.".replace("-", MINUS)
 
 
 def differences_finding(results: Results) -> str:
@@ -69,6 +69,21 @@ def differences_finding(results: Results) -> str:
     )
 
 
+def speed_finding(results: Results) -> str:
+    """The fastest and the slowest variant."""
+    speeds = {row.variant: row.tokens_per_second for row in results.rows if row.tokens_per_second is not None}
+    if not speeds:
+        return "No trial is finished yet."
+    ranked = sorted(speeds, key=lambda name: speeds[name])
+    slow, fast = ranked[0], ranked[-1]
+    ratio = speeds[fast] / speeds[slow]
+    if slow == fast:
+        return f"{fast} trains at {short(speeds[fast])} tokens a second."
+    return (
+        f"{fast} trains fastest, {short(speeds[fast])} tokens a second, {ratio:.2f} times as fast as {slow}."
+    )
+
+
 def headline(results: Results) -> str:
     """One sentence for the top of the page."""
     done, total = results.count("finished", "diverged"), len(results.trials)
@@ -79,11 +94,21 @@ def headline(results: Results) -> str:
     unfinished = "" if done == total else f" {done} of {total} trials are finished so far."
     return (
         f"Lowest held-out loss at {results.loss_length} tokens: {best.variant}, {best.loss.mean:.3f} nats "
-        f"(mean of {plural(best.loss.n, 'seed')}).{unfinished}"
+        f"(mean of {plural(best.loss.n, 'seed')}).{_best_at_longest(results)}{unfinished}"
     )
 
 
-def _change(row: Row, short: int) -> float | None:
-    """Quality at the longest length minus quality at `short`."""
-    first, last = row.quality[short].mean, row.quality[max(row.quality)].mean
+def _best_at_longest(results: Results) -> str:
+    longest = max(results.rows[0].quality)
+    means = {row.variant: row.quality[longest].mean for row in results.rows}
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    if longest == results.loss_length or not known:
+        return ""
+    best = (min if results.metric == BITS else max)(known, key=lambda name: known[name])
+    return f" Best at {longest} tokens: {best}, {known[best]:.3f} {results.metric}."
+
+
+def _change(row: Row, trained: int) -> float | None:
+    """Quality at the longest length minus quality at `trained`."""
+    first, last = row.quality[trained].mean, row.quality[max(row.quality)].mean
     return None if first is None or last is None else last - first

@@ -3,6 +3,7 @@ file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -10,7 +11,12 @@ from importlib.resources import files
 from flagformer.study.results import BITS, Results, Row
 from flagformer.study.wording import NOTHING, count, difference, estimate, flags_text, p_value, short
 
-Cell = tuple[str, str]  # text, CSS class
+Cell = tuple[str, str]  # text, CSS class; a second line of the text is small print
+
+
+def text(plain: str) -> str:
+    """Escaped text; what stands between backticks is set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(plain))
 
 
 def page(title: str, sections: Iterable[str]) -> str:
@@ -30,25 +36,27 @@ def section(title: str, *inside: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(inside) + "\n</section>"
 
 
-def paragraph(text: str, kind: str = "") -> str:
+def paragraph(plain: str, kind: str = "") -> str:
     """One paragraph; `kind` is a CSS class."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    return f'<p class="{kind}">{text(plain)}</p>' if kind else f"<p>{text(plain)}</p>"
 
 
 def bullets(lines: Sequence[str]) -> str:
     """A list."""
-    return "<ul>\n" + "\n".join(f"<li>{escape(line)}</li>" for line in lines) + "\n</ul>"
+    return "<ul>\n" + "\n".join(f"<li>{text(line)}</li>" for line in lines) + "\n</ul>"
 
 
 def figure(svg: str, finding: str, note: str) -> str:
     """A figure with its finding and how to read it."""
-    caption = f"{escape(finding)} <span class='soft'>{escape(note)}</span>"
+    caption = f"{text(finding)} <span class='soft'>{text(note)}</span>"
     return f"<figure>\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """A table that scrolls inside its own box where the page is too narrow for it."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    rows = list(rows)
+    kinds = [kind if kind in ("left", "wrap") else "" for _, kind in rows[0]]
+    head = "".join(f'<th scope="col" class="{kind}">{text(name)}</th>' for name, kind in zip(heads, kinds))
     body = "\n".join("<tr>" + "".join(_cell(*cell) for cell in row) + "</tr>" for row in rows)
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
     return f'<div class="scroll"><table>\n{inside}\n</table></div>'
@@ -58,7 +66,6 @@ def main_table(results: Results) -> str:
     """Size, speed and held-out loss, one row a variant."""
     heads = [
         "variant",
-        "flags",
         "parameters",
         "FLOPs per token",
         "tokens/s *",
@@ -76,7 +83,7 @@ def length_table(results: Results) -> str:
         heads += [f"{name} at {length}", "difference"]
     rows = []
     for row in results.rows:
-        cells: list[Cell] = [(row.variant, "")]
+        cells: list[Cell] = [(row.variant, "left")]
         for length, value in row.quality.items():
             against = row.quality_difference.get(length)
             cells += [(estimate(value), ""), (difference(against), against.verdict if against else "")]
@@ -97,16 +104,16 @@ def trial_table(results: Results) -> str:
         shown = f"{loss[0]:.4f}" if loss and loss[0] is not None else NOTHING
         bad = "worse" if trial.state in ("failed", "diverged") else ""
         rows.append([
-            (trial.run.variant, ""), (str(trial.run.seed), ""), (trial.state, bad), (count(trial.steps), ""),
-            (shown, ""), (trial.run.trial.id, ""), (trial.detail, "wrap"),
+            (trial.run.variant, "left"), (str(trial.run.seed), ""), (trial.state, bad or "left"), (count(trial.steps), ""),
+            (shown, ""), (trial.run.trial.id, "left"), (trial.detail, "wrap"),
         ])  # fmt: skip
     return table(heads, rows)
 
 
 def _main_row(row: Row) -> list[Cell]:
     cells: list[Cell] = [
-        (row.variant, ""), (flags_text(row.flags), "wrap"), (count(row.params), ""),
-        (short(row.flops_per_token), ""), (short(row.tokens_per_second), ""), (estimate(row.loss), ""),
+        (f"{row.variant}\n{flags_text(row.flags)}", "wrap"), (count(row.params), ""), (short(row.flops_per_token), ""),
+        (short(row.tokens_per_second), ""), (estimate(row.loss), ""),
     ]  # fmt: skip
     if row.difference is None:
         return [*cells, ("baseline", ""), ("", ""), ("", "")]
@@ -119,5 +126,7 @@ def _main_row(row: Row) -> list[Cell]:
     ]
 
 
-def _cell(text: str, kind: str) -> str:
-    return f'<td class="{escape(kind)}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+def _cell(plain: str, kind: str) -> str:
+    first, _, small = plain.partition("\n")
+    inside = escape(first) + (f'<br><span class="soft">{escape(small)}</span>' if small else "")
+    return f'<td class="{kind}">{inside}</td>' if kind else f"<td>{inside}</td>"
