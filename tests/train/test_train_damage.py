@@ -128,6 +128,22 @@ def test_a_full_disk_names_the_file_and_loses_nothing(tmp_path, full, named):
     assert outcome(result) == outcome(whole)
 
 
+def test_a_disk_that_fills_while_the_model_is_saved(tmp_path, monkeypatch):
+    whole = run_trial(tiny(), tmp_path / "whole")
+    directory = tmp_path / "run"
+
+    def full(self, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flagformer.TransformerWrapper.save", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            run_trial(tiny(), directory)
+    assert Path(caught.value.filename) == directory / "model"
+    assert outcome(run_trial(tiny(), directory)) == outcome(whole)
+    assert losses(directory) == losses(tmp_path / "whole")
+
+
 def test_a_line_cut_by_a_full_disk_is_an_error_and_is_dropped(tmp_path):
     """The system writes what fits of a line and reports nothing; a limit on the size does so as well."""
     resource = pytest.importorskip("resource")

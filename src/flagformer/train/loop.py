@@ -32,7 +32,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy in nats at every position, fp32 [B, T]; 0 where the target is not scored."""
-    return F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
+    flat = logits.flatten(0, 1).float()  # [B * T, V]
+    losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.view_as(targets)
 
 
 def train_step(
