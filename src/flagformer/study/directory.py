@@ -26,11 +26,8 @@ from flagformer.train.files import naming, read_json, write_atomic, write_json
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
 COMMON = ("base", "data", "train", "evaluate")  # what every trial of a study shares
-OWN_FILES = {
-    "training.lock",
-    "trials",
-    STUDY + ".tmp",
-}  # all that a directory can hold before its study.yaml stands
+# what can be there before study.yaml is
+OWN_FILES = {"training.lock", "trials", STUDY + ".tmp"}
 
 
 class Foreign(ValueError):

@@ -79,9 +79,7 @@ def speed_finding(results: Results) -> str:
     ratio = speeds[fast] / speeds[slow]
     if slow == fast:
         return f"{fast} trains at {short(speeds[fast])} tokens a second."
-    return (
-        f"{fast} trains fastest, {short(speeds[fast])} tokens a second, {ratio:.2f} times as fast as {slow}."
-    )
+    return f"{fast} trains fastest: {short(speeds[fast])} tokens a second, {ratio:.2f} times {slow}'s."
 
 
 def headline(results: Results) -> str:

@@ -104,16 +104,16 @@ def trial_table(results: Results) -> str:
         shown = f"{loss[0]:.4f}" if loss and loss[0] is not None else NOTHING
         bad = "worse" if trial.state in ("failed", "diverged") else ""
         rows.append([
-            (trial.run.variant, "left"), (str(trial.run.seed), ""), (trial.state, bad or "left"), (count(trial.steps), ""),
-            (shown, ""), (trial.run.trial.id, "left"), (trial.detail, "wrap"),
+            (trial.run.variant, "left"), (str(trial.run.seed), ""), (trial.state, bad or "left"),
+            (count(trial.steps), ""), (shown, ""), (trial.run.trial.id, "left"), (trial.detail, "wrap"),
         ])  # fmt: skip
     return table(heads, rows)
 
 
 def _main_row(row: Row) -> list[Cell]:
     cells: list[Cell] = [
-        (f"{row.variant}\n{flags_text(row.flags)}", "wrap"), (count(row.params), ""), (short(row.flops_per_token), ""),
-        (short(row.tokens_per_second), ""), (estimate(row.loss), ""),
+        (f"{row.variant}\n{flags_text(row.flags)}", "wrap"), (count(row.params), ""),
+        (short(row.flops_per_token), ""), (short(row.tokens_per_second), ""), (estimate(row.loss), ""),
     ]  # fmt: skip
     if row.difference is None:
         return [*cells, ("baseline", ""), ("", ""), ("", "")]
@@ -128,5 +128,7 @@ def _main_row(row: Row) -> list[Cell]:
 
 def _cell(plain: str, kind: str) -> str:
     first, _, small = plain.partition("\n")
-    inside = escape(first) + (f'<br><span class="soft">{escape(small)}</span>' if small else "")
+    inside = escape(first) + (
+        f'<br><span class="soft">{escape(small).replace("_", "_<wbr>")}</span>' if small else ""
+    )
     return f'<td class="{kind}">{inside}</td>' if kind else f"<td>{inside}</td>"
