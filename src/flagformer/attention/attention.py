@@ -19,14 +19,17 @@ from flagformer.position import Rotation
 class Attention(nn.Module):
     """[B, T, D] -> [B, T, D]: every token gathers from those it may see."""
 
+    seats: Sequence[Seats]  # module lists, typed by what they hold
+    gates: Sequence[Gate]
+
     def __init__(
         self, dims: Dims, source: Source, seats: Sequence[Seats], core: Core, gates: Sequence[Gate]
     ) -> None:
         super().__init__()
         self.source = source
-        self.seats = nn.ModuleList(seats)
+        self.seats = nn.ModuleList(seats)  # type: ignore[assignment]
         self.core = core
-        self.gates = nn.ModuleList(gates)
+        self.gates = nn.ModuleList(gates)  # type: ignore[assignment]
         self.to_out = nn.Linear(dims.heads * dims.dim_head, dims.dim, bias=False)
 
     @property

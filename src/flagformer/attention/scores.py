@@ -28,7 +28,9 @@ class ScorePath(nn.Module):
         if pairs.bias is not None:
             scores = scores + pairs.bias.to(scores.dtype)
         elif pairs.causal:
-            scores = scores.masked_fill(~causal_pairs(*scores.shape[-2:], scores.device), float("-inf"))
+            scores = scores.masked_fill(
+                ~causal_pairs(scores.shape[-2], scores.shape[-1], scores.device), float("-inf")
+            )
         elif pairs.visible is not None:
             scores = scores.masked_fill(~pairs.visible, float("-inf"))
         if pairs.hidden is None:

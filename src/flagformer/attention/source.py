@@ -16,6 +16,8 @@ from flagformer.position import Rotation
 class Source(nn.Module, ABC):
     """(x, side) -> q and the keys and values it may meet, normed, turned and remembered."""
 
+    qk_norm: QKNorm
+
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
 

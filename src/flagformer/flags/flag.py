@@ -94,7 +94,7 @@ class Component:
 
 def read_params(cls: type) -> tuple[Param, ...]:
     """The flags among a constructor's keyword parameters, in their order."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
+    hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009  mypy refuses `cls.__init__`
     params = []
     for argument, parameter in inspect.signature(cls).parameters.items():
         hint = hints.get(argument)

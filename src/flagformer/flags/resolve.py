@@ -189,7 +189,8 @@ def resolve(
     stack_slots = [s.name for s in SLOTS.values() if s.scope in scopes and s.scope in ("model", "stack")]
     stack = {slot: work.fill(slot, values) for slot in stack_slots}
     work.findings = findings + work.findings
-    plan, modules = None, ()
+    plan: Any = None
+    modules: tuple[Module, ...] = ()
     if "plan" in stack and not work.findings:
         try:
             plan = stack["plan"][0].build()

@@ -102,7 +102,7 @@ class DecodeState:
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens from `length` on (a rejected speculation)."""
-        if not 0 <= length <= self.length:
+        if length < 0 or length > self.length:
             raise ValueError(f"`length` must be between 0 and the state's {self.length}, but is {length}")
         self.length = length
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,14 +17,14 @@ class Layout:
         padding: [1 or B, T] bool, True for real tokens; None when all are real.
         segments: [B, T] long, tokens of different segments never meet; None when there is one.
         start: the place in storage of the first token (what a decode state already holds).
-        plain: positions are the places themselves, in every row: distances depend on the difference alone.
+        by_place: tokens that may meet are as far apart as their places; False when a user gave positions.
     """
 
     positions: Tensor
     padding: Tensor | None = None
     segments: Tensor | None = None
     start: int = 0
-    plain: bool = False
+    by_place: bool = True
 
     @property
     def length(self) -> int:
@@ -38,11 +38,16 @@ class Layout:
         """[T] long, the place of each token in storage: the order of time."""
         return torch.arange(self.start, self.end, device=self.positions.device)
 
+    def hide(self, padding: Tensor) -> Layout:
+        """The same standing, with only those tokens real that are also True in `padding` [B, T]."""
+        both = padding if self.padding is None else self.padding & padding
+        return replace(self, padding=both)
+
     @staticmethod
     def plain(length: int, device: torch.device, start: int = 0) -> Layout:
         """T tokens in a row without padding."""
         places = torch.arange(start, start + length, device=device)
-        return Layout(places[None], start=start, plain=True)
+        return Layout(places[None], start=start)
 
     @staticmethod
     def left_padded(first: Tensor, length: int, start: int = 0) -> Layout:

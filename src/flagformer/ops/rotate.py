@@ -11,9 +11,10 @@ def rotate_half_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [B, H, T, K].
-        cos, sin: [1 or B, 1, T, R/2], broadcast over heads.
+        cos: [1 or B, 1, T, R], the cosine of each pair's angle, twice.
+        sin: [1 or B, 1, T, R], the sine, negative for the first of each pair.
     """
-    half = cos.shape[-1]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)
+    width = cos.shape[-1]
+    part = x[..., :width]
+    turned = torch.addcmul(part * cos, part.roll(width // 2, dims=-1), sin)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)

@@ -43,7 +43,7 @@ class DistanceBias(PositionBias):
         """Distances [...] long, positive for earlier keys -> biases [..., H]."""
 
     def forward(self, queries: Layout, keys: Layout) -> Tensor:
-        if queries.plain and keys.plain:
+        if queries.by_place and keys.by_place:
             return self._toeplitz(queries, keys)
         distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
         return self.values(distance).permute(0, 3, 1, 2)

@@ -33,11 +33,11 @@ class Dynamic(DistanceBias):
             nn.Sequential(nn.Linear(before, after), LayerNorm(after) if norm else nn.Identity(), nn.SiLU())
             for before, after in zip(widths, widths[1:])
         ]
-        self.network = nn.Sequential(*layers, nn.Linear(hidden, dims.heads))
+        self.hidden, self.out = nn.Sequential(*layers), nn.Linear(hidden, dims.heads)
         self.log_distance = log_distance
 
     def values(self, distance: Tensor) -> Tensor:
-        seen = distance.to(self.network[-1].weight.dtype)
+        seen = distance.to(self.out.weight.dtype)
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
-        return self.network(seen[..., None])
+        return self.out(self.hidden(seen[..., None]))

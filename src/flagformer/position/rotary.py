@@ -54,7 +54,8 @@ class Rotary(Rotation):
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
         frequencies = torch.tensor(self.frequencies, device=layout.positions.device)
         turns = layout.positions[:, None, :, None].float() * frequencies  # [1 or B, 1, T, R/2]
-        return turns.cos().to(dtype), turns.sin().to(dtype)
+        cos, sin = turns.cos(), turns.sin()
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
     def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
         assert angles is not None

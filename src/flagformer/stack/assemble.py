@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -26,13 +26,13 @@ def build_sublayers(
     placement: Placement,
     rotation: Rotation,
     residual: Residual,
-) -> nn.ModuleList:
+) -> Sequence[Sublayer]:
     """The modules of the plan, in the plan's order of modules."""
 
     def place(filled: bool) -> nn.Module:
         return norm() if filled else Identity()
 
-    return nn.ModuleList(
+    return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
             module.kind,
             _function(module, dims, rotation),

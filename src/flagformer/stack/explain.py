@@ -37,7 +37,7 @@ def _slots(module: Module) -> str:
 
 
 def _kernels(layers: AttentionLayers) -> list[str]:
-    found = {}
+    found: dict[str, None] = {}
     for sublayer in layers.sublayers:
         if sublayer.kind != "f":
             kernel = sublayer.fn.core.kernel  # type: ignore[union-attr]

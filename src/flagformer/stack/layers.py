@@ -87,7 +87,7 @@ class AttentionLayers(nn.Module):
     @property
     def steps(self) -> list[Sublayer]:
         """The sublayers in the order in which they run; a tied one appears at each of its steps."""
-        return [self.sublayers[index] for index in self.resolved.plan.order]  # type: ignore[misc]
+        return [self.sublayers[index] for index in self.resolved.plan.order]
 
     def explain(self) -> str:
         """Slots, fillers, the kernel of each attention with its reason, and what the executor keeps."""
@@ -189,12 +189,10 @@ class AttentionLayers(nn.Module):
         batch, length = x.shape[:2]
         if state is not None:
             return state.layout(state.length, length, x.device)
-        padding = None if mask is None else check_padding("mask", mask, batch, length)
-        if starts is None:
-            plain = Layout.plain(length, x.device)
-            return plain if padding is None else Layout(plain.positions, padding, plain=True)
-        left = Layout.left_padded(check_starts("seq_start_pos", starts, batch), length)
-        return left if padding is None else Layout(left.positions, left.padding & padding)  # type: ignore[operator]
+        layout = Layout.plain(length, x.device)
+        if starts is not None:
+            layout = Layout.left_padded(check_starts("seq_start_pos", starts, batch), length)
+        return layout if mask is None else layout.hide(check_padding("mask", mask, batch, length))
 
     def init_state(
         self,
@@ -215,7 +213,7 @@ class AttentionLayers(nn.Module):
         device, dtype = device or weight.device, dtype or weight.dtype
         for step, sublayer in enumerate(self.steps):
             if sublayer.kind != "f":
-                state.steps[step] = sublayer.fn.source.session(state, dtype, device)  # type: ignore[union-attr]
+                state.steps[step] = sublayer.fn.source.session(state, dtype, device)
         return state
 
 

@@ -30,7 +30,7 @@ class Sublayer(nn.Module):
     def __init__(
         self,
         kind: str,
-        fn: nn.Module,
+        fn: Any,
         in_norm: nn.Module,
         branch_norm: nn.Module,
         out_norm: nn.Module,

@@ -42,7 +42,7 @@ def build(flags: Mapping[str, Any]) -> TransformerWrapper:
         raise FlagError([Finding("causal", text)])
     resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
     outer = set(CATALOGUE.names({"model"}))
-    layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})  # type: ignore[arg-type]
+    layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
     return TransformerWrapper(
         attn_layers=layers, **{name: value for name, value in rest.items() if name in outer}
     )

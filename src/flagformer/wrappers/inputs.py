@@ -30,13 +30,15 @@ def check_ids(x: Tensor, num_tokens: int) -> None:
 
 
 def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None:
-    """Positions that a learned table holds; a plain layout is checked without reading the tensor."""
+    """Positions that a learned table holds; rows without padding are checked without reading the tensor."""
     if limit is None:
         return
-    if not layout.plain and layout.positions.device.type == "cpu" and not torch.compiler.is_compiling():
-        last = int(layout.positions.max())
-    else:
+    if layout.by_place and layout.padding is None:
         last = layout.end - 1
+    elif torch.compiler.is_compiling() or layout.positions.device.type != "cpu":
+        return
+    else:
+        last = int(layout.positions.max())
     if last >= limit:
         raise ValueError(
             f"position {last} is beyond the learned positions (`max_seq_len` = {max_seq_len}): give at most "
@@ -74,11 +76,9 @@ def layout_of(
     else:
         layout = Layout.plain(length, x.device)
     if mask is not None:
-        padding = check_padding("mask", mask, batch, length)
-        padding = padding if layout.padding is None else padding & layout.padding
-        layout = Layout(layout.positions, padding, plain=layout.plain)
+        layout = layout.hide(check_padding("mask", mask, batch, length))
     if pos is not None:
-        layout = Layout(_positions(pos, batch, length), layout.padding)
+        layout = Layout(_positions(pos, batch, length), layout.padding, by_place=False)
     return layout
 
 

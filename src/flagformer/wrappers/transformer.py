@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Layout, Outputs, Tape
+from flagformer.flow import DecodeState, Outputs, Tape
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
 from flagformer.wrappers.storage import save_model
@@ -48,8 +48,13 @@ class TransformerWrapper(nn.Module):
                 f"`attn_layers` must be AttentionLayers (Encoder, Decoder, ...), but is {type(attn_layers)}"
             )
             raise FlagError([Finding("attn_layers", text)])
-        given: dict[str, Any] = dict(num_tokens=num_tokens, max_seq_len=max_seq_len, emb_dropout=emb_dropout)
-        given |= dict(scaled_sinu_pos_emb=scaled_sinu_pos_emb, tie_embedding=tie_embedding)
+        given: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "max_seq_len": max_seq_len,
+            "emb_dropout": emb_dropout,
+            "scaled_sinu_pos_emb": scaled_sinu_pos_emb,
+            "tie_embedding": tie_embedding,
+        }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
         elif not scaled_sinu_pos_emb:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
-from flagformer.norm.rmsnorm import EPSILON
+from flagformer.norm.rmsnorm import unit_rms
 
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
@@ -66,7 +66,7 @@ class RMS(QKNorm):
         self.k_gain = nn.Parameter(torch.ones(groups, 1, dims.dim_head))
 
     def queries(self, q: Tensor) -> Tensor:
-        return F.rms_norm(q, q.shape[-1:], None, EPSILON) * self.q_gain
+        return q * (unit_rms(q) * self.q_gain)
 
     def keys(self, k: Tensor) -> Tensor:
-        return F.rms_norm(k, k.shape[-1:], None, EPSILON) * self.k_gain
+        return k * (unit_rms(k) * self.k_gain)
