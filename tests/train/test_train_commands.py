@@ -99,14 +99,19 @@ def test_a_directory_with_other_things_in_it_is_refused(file, tmp_path):
             ["small.yaml:2", "`base` must be a mapping"],
         ),
         (FILE.replace("base", "bass"), ["`base` is missing", "`bass` is not known"]),
-        (FILE.replace("rotary_pos_emb", "rotary_pos_em"), ["rotary_pos_emb"]),
-        (FILE.replace("TEXT", "nowhere.txt"), ["nowhere.txt is not there"]),
+        (FILE.replace("rotary_pos_emb", "rotary_pos_em"), ["small.yaml:2", "rotary_pos_emb"]),
+        (FILE.replace("TEXT", "nowhere.txt"), ["small.yaml:3", "nowhere.txt is not there"]),
+        (
+            FILE.replace("16, 32]", "16, 9999]"),
+            ["small.yaml:3", "text holds 210 bytes, but a length of 9999"],
+        ),
         ("", ["small.yaml"]),
     ],
 )
 def test_mistakes_in_the_file_are_named(file, text, parts):
     file.write_text(text.replace("TEXT", "text"))
     refused(call("train", file), *parts)
+    assert not Path("runs").exists(), "nothing is made before everything is checked"
 
 
 def test_a_missing_file_is_named(file):

@@ -9,6 +9,7 @@ from conftest import Killed, killer, losses, outcome, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import flagformer
 from flagformer.train.checkpoint import CURRENT, PREVIOUS
 from flagformer.train.files import read_json, write_atomic, write_json
 from flagformer.train.log import Log, read_log
@@ -55,10 +56,8 @@ def test_two_damaged_checkpoints_are_named(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
     directory = stopped(tmp_path)
-    from flagformer.train import trial as module
-
-    real = module.build
-    monkeypatch.setattr(module, "build", lambda flags: real({**flags, "dim": 32}))
+    real = flagformer.build
+    monkeypatch.setattr(flagformer, "build", lambda flags: real({**flags, "dim": 32}))
     with pytest.raises(ValueError, match="does not fit the model that is built now"):
         run_trial(tiny(), directory)
 

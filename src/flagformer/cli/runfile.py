@@ -6,10 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flagformer.data.catalogue import DataConfig
+from flagformer.flags import FlagError
 from flagformer.study.blocks import check_block
-from flagformer.study.mistakes import StudyFileError
+from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
-from flagformer.study.source import read_source
+from flagformer.study.source import Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 
 ELSEWHERE = ("compare", "seeds", "tune", "match", "concurrency")  # keys of a study file only
@@ -31,7 +32,10 @@ class RunFile(BaseModel):
 
 
 def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
-    """Read a training file, apply `key=value` overrides; StudyFileError names every mistake with its line."""
+    """Read a training file, apply `key=value` overrides; StudyFileError names every mistake with its line.
+
+    What cannot be trained (flags that exclude each other, a text too short) is found here too.
+    """
     source = read_source(file)
     apply_overrides(source, overrides)
     given = source.data
@@ -49,4 +53,20 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
         mistakes.append(source.mistake(("base",), "`base` must be a mapping of flags, such as `{dim: 128}`"))
     if mistakes:
         raise StudyFileError(mistakes)
-    return run, Trial(flags=run.base, seed=run.seed, **blocks)
+    trial = Trial(flags=run.base, seed=run.seed, **blocks)
+    try:
+        trial.check()
+    except FlagError as error:
+        raise StudyFileError(source.mistake(("base", f.flag), f.message) for f in error.findings) from error
+    except ValueError as error:
+        raise StudyFileError([_placed(source, str(error))]) from error
+    return run, trial
+
+
+def _placed(source: Source, message: str) -> Mistake:
+    """At the key that the message starts with, where the file has it; otherwise at the data."""
+    name = message.removeprefix("`").partition("`")[0]
+    routes = [
+        (block, name) for block in ("base", "data", "evaluate") if name in (source.data.get(block) or {})
+    ]
+    return source.mistake((routes or [("data",)])[0], message)

@@ -64,6 +64,8 @@ def run_with_progress(trial: "Trial", directory: Path) -> dict[str, Any]:
 
     from flagformer.train.trial import run_trial
 
+    if (directory / "result.json").exists():
+        return run_trial(trial, directory)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -99,7 +101,9 @@ def show(result: dict[str, Any], directory: Path) -> None:
         console.print(f"note: {note}", highlight=False, markup=False)
     if not result["evaluation"]:
         return
-    table = Table(title=f"{result['evaluation'][0]['split']} split: {result['metric']}", title_justify="left")
+    split = result["evaluation"][0]["split"]
+    console.print(f"measured on the {split} split: {result['metric']}", highlight=False)
+    table = Table()
     for heading in ("length", "nats", "bits/byte", "accuracy", "chance"):
         table.add_column(heading, justify="right")
     for entry in result["evaluation"]:

@@ -4,8 +4,10 @@ import hashlib
 import json
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+import flagformer
 from flagformer.data import Source, Split
 from flagformer.data.catalogue import DataConfig
 from flagformer.data.stdlib import StandardLibrary
@@ -152,21 +154,32 @@ class Trial(Block):
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def check(self) -> None:
-        """Raise ValueError, FlagError or OSError if this trial could not run. Reads the data; builds no
-        tensor of the model.
+        """Raise ValueError, FlagError or OSError if this trial could not run to its end. Reads the data; the
+        model is built on torch's meta device, which takes no memory.
         """
         flags = self.model_flags
-        if flags["model"] not in CAUSAL_MODELS:
-            raise ValueError(
-                f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
-                f"but is {flags['model']!r}: it would see the tokens it is asked to predict"
-            )
         if flags["num_tokens"] != self.source.num_tokens:
             raise ValueError(
                 f"`num_tokens` must be {self.source.num_tokens}, the vocabulary of the data, "
                 f"but is {flags['num_tokens']}; leave it out"
             )
+        self._check_model(flags)
         self.source.check("train", self.source.seq_len)
         self.source.check("validation", self.source.seq_len)
         for length in self.lengths:
             self.source.check(self.evaluate.split, length)
+
+    def _check_model(self, flags: dict[str, Any]) -> None:
+        if flags["model"] == "encoder":
+            raise ValueError(
+                f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
+                f"but is {flags['model']!r}: it would see the tokens it is asked to predict"
+            )
+        with torch.device("meta"):
+            model = flagformer.build(flags)
+        longest = max(self.source.seq_len, *self.lengths)
+        if model.absolute_positions and longest > model.max_seq_len:
+            raise ValueError(
+                f"`max_seq_len` must be at least {longest}, the longest row of `data` and `evaluate`, because "
+                f"the model has absolute positions, but is {model.max_seq_len}; raise it or leave it out"
+            )

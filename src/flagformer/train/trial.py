@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import flagformer
 from flagformer.train.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -45,6 +46,8 @@ def run_trial(trial: Trial, directory: Path, report: Report | None = None) -> di
     OSError: a full disk; names the file, and all that was finished is kept.
     """
     directory = Path(directory)
+    if not (directory / "result.json").exists():
+        trial.check()  # before anything is written
     with naming(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory):
@@ -52,7 +55,6 @@ def run_trial(trial: Trial, directory: Path, report: Report | None = None) -> di
         if (directory / "result.json").exists():
             remove_checkpoints(directory)
             return read_json(directory / "result.json")
-        trial.check()
         with _matmul_precision(trial.train):
             return _Run(trial, directory, report or (lambda line: None)).finish()
 
@@ -81,7 +83,7 @@ class _Run:
         self.device = _device(trial.train)
         self.fingerprint = trial.source.fingerprint()
         torch.manual_seed(trial.seed)
-        self.model = build(trial.model_flags).to(self.device)
+        self.model = flagformer.build(trial.model_flags).to(self.device)
         self.optimizer = make_optimizer(self.model, trial.train)
         self.step, self.seconds = 0, 0.0
         self.notes: list[str] = []
@@ -220,13 +222,6 @@ class _Run:
             },
             "notes": self.notes,
         }
-
-
-def build(flags: dict[str, Any]) -> Any:
-    """`flagformer.build`, imported when a model is wanted: configurations are read and checked without it."""
-    import flagformer
-
-    return flagformer.build(flags)
 
 
 def peak_memory(device: torch.device) -> int | None:
