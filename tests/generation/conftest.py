@@ -36,6 +36,7 @@ class StandIn(nn.Module):
         self,
         ids,
         return_embeddings=False,
+        return_logits_and_embeddings=False,
         state=None,
         seq_start_pos=None,
         window=None,
@@ -61,7 +62,9 @@ class StandIn(nn.Module):
             visible = visible & (keys[None] >= state.starts[:, None, None])
         weights = (-0.3 * distance.float()).expand_as(visible).masked_fill(~visible, -1e9).softmax(-1)
         x = self.dropout(torch.tanh(x + self.mix(weights @ state.seen[:, :last].clone())))
-        return x if return_embeddings else self.to_logits(x)
+        if return_embeddings:
+            return x
+        return (self.to_logits(x), x) if return_logits_and_embeddings else self.to_logits(x)
 
 
 @pytest.fixture

@@ -40,8 +40,10 @@ def test_another_ignore_index_may_be_an_id(stand_in):
 
 def test_logits_come_with_the_loss_if_asked(wrapper):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    loss, logits = wrapper(ids, return_outputs=True)
+    loss, outputs = wrapper(ids, return_outputs=True)
+    logits = outputs.logits
     assert logits.shape == (1, 4, 11)
+    assert torch.equal(wrapper.net.to_logits(outputs.embeddings), logits)
     assert loss.item() == pytest.approx(
         torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item(), rel=1e-6
     )
@@ -167,25 +169,39 @@ def test_absolute_positions_refuse_past_max_seq_len_with_the_numbers(wrapper):
             wrapper.generate([1] * 13, 1, cache_kv=cache_kv)
 
 
-def test_relative_positions_go_on_within_the_window_or_without(wrapper):
-    windows = []
-    real = wrapper.net.init_state
+@pytest.fixture
+def windows(stand_in):
+    """The windows of every decode state asked for."""
+    seen = []
+    real = stand_in.init_state
 
-    def record(batch, length, window=None, seq_start_pos=None):
-        windows.append(window)
+    def note(batch, length, window=None, seq_start_pos=None):
+        seen.append(window)
         return real(batch, length, window, seq_start_pos)
 
-    wrapper.net.init_state = record
+    stand_in.init_state = note
+    return seen
+
+
+def test_relative_positions_go_on_within_the_window_or_without(wrapper, windows):
     wrapper.generate([1, 2, 3, 4], 9)
     wrapper.generate([1, 2, 3, 4], 10)
     wrapper.generate([1, 2, 3, 4], 10, restrict_to_max_seq_len=False)
     assert windows == [None, 12, None]
 
 
+def test_a_model_without_a_length_has_no_window(wrapper, windows):
+    wrapper.net.max_seq_len = 0
+    wrapper.generate([1, 2, 3], 6)
+    assert windows == [None]
+
+
 def test_nets_that_see_later_tokens_are_refused(stand_in):
     stand_in.attn_layers.causal = False
     with pytest.raises(ValueError, match="`net` must be causal"):
         AutoregressiveWrapper(stand_in)
+    with pytest.raises(ValueError, match="`net` must be a TransformerWrapper, but is Linear"):
+        AutoregressiveWrapper(torch.nn.Linear(2, 2))
 
 
 def test_a_padding_outside_the_vocabulary_is_refused(stand_in):
@@ -200,3 +216,9 @@ def test_a_model_without_decode_state_says_that_it_reads_all(wrapper):
         assert torch.equal(cached, wrapper.generate([1, 2, 3], 6, temperature=0))
     assert caught[0].filename == __file__
     wrapper.generate([1], 2, cache_kv=False)
+
+
+@pytest.mark.parametrize("ids", [[[3, 1, 11]], [[3, 11, 1]], [[-1, 3, 1]]])
+def test_loss_refuses_ids_out_of_range_at_any_place(wrapper, ids):
+    with pytest.raises(ValueError, match=r"`x` must hold ids from 0 to 10 .*but holds (11|-1)"):
+        wrapper(torch.tensor(ids))

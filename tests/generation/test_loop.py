@@ -134,8 +134,9 @@ def test_a_bad_seed_is_refused():
         Sampler(seed=1.5)
 
 
-def test_what_is_drawn_may_be_trained_on(stand_in):
+def test_what_is_drawn_may_be_trained_on_and_holds_no_prompt_in_memory(stand_in):
     new = run(stand_in, [1, 2], 5)
+    assert new.untyped_storage().nbytes() == 5 * new.element_size()
     stand_in(new).sum().backward()  # inference tensors would raise here
     assert stand_in.embed.weight.grad.abs().sum() > 0
 
@@ -165,10 +166,13 @@ def test_the_last_new_token_needs_no_room(stand_in):
     assert rooms == [6]
 
 
-def test_context_is_brought_to_every_forward(stand_in):
+def test_context_is_brought_once_to_a_state_and_to_every_forward_without(stand_in):
     context = torch.zeros(1, 2, 8)
-    run(stand_in, [1, 2], 3, side={"context": context, "context_mask": None})
-    assert all(seen is context for seen in stand_in.contexts)
+    side = {"context": context, "context_mask": None}
+    run(stand_in, [1, 2], 3, side=side)
+    assert [seen is context for seen in stand_in.contexts] == [True, False, False]
+    run(stand_in, [1, 2], 3, side=side, cached=False)
+    assert [seen is context for seen in stand_in.contexts[3:]] == [True, True, True]
 
 
 def test_prompts_are_not_written(stand_in):

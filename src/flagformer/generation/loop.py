@@ -46,8 +46,8 @@ def decode(
     """Draw new tokens after every prompt: long [B, seq_len].
 
     With `cached` each token is read once; without, every step reads the whole row again and draws the same.
-    `window`: every token sees at most the last so many. `side`: keywords of every forward (context,
-    context_mask). The loop stops when all rows have ended. Inputs are taken as checked.
+    `window`: every token sees at most the last so many. `side`: further keywords of the forward (context,
+    context_mask), which a state keeps. The loop stops when all rows have ended. Inputs are taken as checked.
     """
     batch, prompt_len = prompts.ids.shape
     total, pad_value = prompt_len + ending.seq_len, ending.pad_value
@@ -84,7 +84,8 @@ def _reader(
     state = model.init_state(len(prompts.ids), room, window=window, seq_start_pos=starts)
 
     def read_new(tokens: Tensor) -> Tensor:
-        embeddings = model(tokens[:, state.length :], return_embeddings=True, state=state, **side)
+        new = side if state.length == 0 else {}
+        embeddings = model(tokens[:, state.length :], return_embeddings=True, state=state, **new)
         return model.to_logits(embeddings[:, -1:])[:, 0]
 
     return read_new

@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from flagformer.flow import Outputs
 from flagformer.generation import (
     Ending,
     LogitsFilter,
@@ -19,6 +18,8 @@ from flagformer.generation import (
     evaluating,
     read_prompts,
 )
+from flagformer.stack.inputs import check_padding
+from flagformer.wrappers.inputs import check_ids, layout_of
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 
@@ -32,15 +33,12 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: the id read in its place, and written behind a row that has ended.
     """
 
-    net: Any  # a TransformerWrapper; wrappers do not import each other's classes
+    net: Any  # a TransformerWrapper, or what answers like one
 
     def __init__(self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0) -> None:
         super().__init__()
+        _check_net(net)
         self.net = net
-        if not self.net.attn_layers.causal:
-            raise ValueError(
-                '`net` must be causal, but its layers see later tokens; use `Decoder` ("model": "decoder")'
-            )
         if not 0 <= pad_value < self.net.num_tokens:
             raise ValueError(
                 f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
@@ -58,12 +56,12 @@ class AutoregressiveWrapper(nn.Module):
         seq_lens: SeqLens | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
-            return_outputs: return (loss, logits [B, T - 1, V]).
+            return_outputs: return (loss, Outputs), with the logits and embeddings of the T - 1 tokens read.
             mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
             seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
             context: [B, S, D] for models with cross attention.
@@ -73,22 +71,24 @@ class AutoregressiveWrapper(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] < 2:
             raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
-        inputs = x[:, :-1].masked_fill(x[:, :-1] == self.ignore_index, self.pad_value)
+        ids = x.masked_fill(x == self.ignore_index, self.pad_value)
+        check_ids(ids, self.net.num_tokens)
         targets = x[:, 1:]
         side: dict[str, Any] = {}
         if mask is not None:
+            check_padding("mask", mask, *x.shape)
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
             side["mask"] = mask[:, :-1]
         if seq_lens is not None:
-            side["seq_lens"], counts = _cut_last(seq_lens, x)
+            side["seq_lens"], counts = _packed(seq_lens, ids)
             targets = targets.masked_fill(~counts, self.ignore_index)
         if context is not None:
             side |= {"context": context, "context_mask": context_mask}
-        logits = self.net(inputs, **side)
+        logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
         )
-        return (loss, logits) if return_outputs else loss
+        return (loss, Outputs(embeddings, logits)) if return_outputs else loss
 
     def generate(
         self,
@@ -148,8 +148,7 @@ class AutoregressiveWrapper(nn.Module):
     def _window(self, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
         """How far a token sees, None where nothing limits it. The last new token is not read back."""
         longest = self.net.max_seq_len
-        read = prompt_len + seq_len - 1
-        if read <= longest:
+        if prompt_len + seq_len - 1 <= longest:
             return None
         if self.net.absolute_positions:
             most = longest + 1 - prompt_len
@@ -159,7 +158,7 @@ class AutoregressiveWrapper(nn.Module):
                 f"`seq_len` {room if most > 0 else none}: this model has absolute positions for max_seq_len "
                 f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
             )
-        return longest if restrict else None
+        return longest if restrict and longest else None
 
     def _can_cache(self) -> bool:
         if not self.net.can_cache:
@@ -170,16 +169,24 @@ class AutoregressiveWrapper(nn.Module):
         return self.net.can_cache
 
 
-def _cut_last(seq_lens: SeqLens, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths [B, N] of the packed sequences without x's last column; which targets x[:, 1:] have a token of
-    their own sequence before them, bool [B, T - 1]."""
-    if not isinstance(seq_lens, Tensor):
-        seq_lens = pad_sequence(
-            [torch.as_tensor(row, dtype=torch.long) for row in seq_lens], batch_first=True
+def _check_net(net: nn.Module) -> None:
+    layers = getattr(net, "attn_layers", None)
+    if layers is None:
+        raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
+    if not layers.causal:
+        raise ValueError(
+            f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
+            'use `Decoder`, or `"model": "decoder"`'
         )
-    ends = seq_lens.to(x.device).cumsum(dim=-1)  # [B, N]
-    positions = torch.arange(1, x.shape[1], device=x.device)
-    counts = positions < ends[:, -1:]
-    counts &= ~(positions[:, None] == ends[:, None]).any(dim=-1)
-    cut = ends.clamp(max=x.shape[1] - 1)
-    return cut.diff(dim=-1, prepend=cut.new_zeros(len(cut), 1)), counts
+
+
+def _packed(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of the packed sequences without the last column of `ids` [B, T], and which of the targets
+    ids[:, 1:] follow a token of their own sequence: bool [B, T - 1]."""
+    layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
+    real, segments = layout.padding, layout.segments
+    assert real is not None
+    assert segments is not None
+    lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)
+    lengths.scatter_add_(1, segments[:, :-1], real[:, :-1].to(lengths.dtype))
+    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1])
