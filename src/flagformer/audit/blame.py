@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flagformer.audit.report import CheckResult
-from flagformer.flags import FlagError
+from flagformer.flags import FlagError, Ready, Spec
 
 Build = Callable[[dict[str, Any]], Callable[..., Any]]
 Rerun = Callable[[Callable[..., Any], str], CheckResult]
@@ -38,7 +38,7 @@ class Blame:
             cured = self._again(fewer, result.check)
             tried += cured is not None
             if cured is not None and cured.passed:
-                flag = f"{name}={self.flags[name]!r}"
+                flag = f"{name}={_shown(self.flags[name])}"
                 removed = [other for other in self.flags if other not in fewer and other != name]
                 along = f" (and {', '.join(removed)}, which need it)" if removed else ""
                 words = f"the check passes without {flag}{along}"
@@ -67,3 +67,7 @@ class Blame:
                     del flags[name]
             except ValueError:
                 return None
+
+
+def _shown(value: Any) -> str:
+    return value.describe() if isinstance(value, (Spec, Ready)) else repr(value)

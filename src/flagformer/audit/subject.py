@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.audit.calls import NOTHING, Given
 from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.keep import Buffers
 from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
@@ -49,6 +50,7 @@ class Subject:
         self.calls = calls_of(model)
         self.device = device_of(self.module)
         self.doing = ""
+        self.optional = False
         self._buffers = Buffers(self.module)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self.ids = self.random_ids(ROWS, settings.seq_len)
@@ -62,7 +64,7 @@ class Subject:
         step = torch.randint(1, self.settings.num_tokens, ids.shape, generator=self._generator)
         return (ids + step.to(ids.device)) % self.settings.num_tokens
 
-    def logits(self, ids: Tensor, *, seed: int = 0, remember: bool = False, **given: Any) -> Tensor:
+    def logits(self, ids: Tensor, given: Given = NOTHING, *, seed: int = 0, remember: bool = False) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`, from the same random state and buffers every time.
 
         Args:
@@ -72,7 +74,7 @@ class Subject:
         if not remember:
             self._buffers.put_back()
         with self.comparing(seed):
-            return checked(self.calls.forward(ids, **given), ids)
+            return checked(self.calls.forward(ids, given), ids)
 
     @contextmanager
     def comparing(self, seed: int = 0) -> Iterator[None]:
@@ -136,10 +138,11 @@ class Subject:
         return "" if self.settings.causal else "not causal, as `causal=False` says"
 
     def needs(self, what: str) -> None:
-        """Leaves the check where the model cannot be given `what`."""
+        """Leaves the check where the model cannot be given `what`; from here on the model may refuse."""
         why = self.calls.missing(what)
         if why:
             raise NotApplicable(why)
+        self.optional = True
 
 
 def device_of(module: nn.Module | None) -> torch.device:

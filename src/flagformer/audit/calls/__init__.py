@@ -8,12 +8,36 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 MASK, STARTS, PACKING = "a mask", "left-padded rows", "packed sequences"
-CACHE, LEFT_CACHE, PREFIX = "a cache", "a cache for left-padded rows", "a prefix length"
+CACHE, LEFT_CACHE, WINDOW = "a cache", "a cache for left-padded rows", "a window"
+PREFIX = "a prefix length"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model is given beside the ids.
+
+    Attributes:
+        mask: [B, T] bool, True for real tokens.
+        starts: [B] the place of each left-padded row's first token.
+        seq_lens: the lengths of the sequences packed in each row.
+        prefix: how many first tokens every token sees.
+        window: how many of the last tokens a token sees.
+    """
+
+    mask: Tensor | None = None
+    starts: Tensor | None = None
+    seq_lens: Sequence[Sequence[int]] | None = None
+    prefix: int | None = None
+    window: int | None = None
+
+
+NOTHING = Given()
 
 
 class Session(ABC):
@@ -48,18 +72,12 @@ class Calls(ABC):
         return f"this model is not called with {what}"
 
     @abstractmethod
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        starts: Tensor | None = None,
-        seq_lens: Sequence[Sequence[int]] | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
+    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`. Only what is not `missing` is ever given."""
 
-    def session(self, batch: int, length: int, starts: Tensor | None = None) -> Session:
+    def session(
+        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
+    ) -> Session:
         raise NotImplementedError(self.missing(CACHE))
 
     def num_tokens(self) -> int | None:
@@ -94,3 +112,8 @@ def logits_in(output: Any) -> Any:
     if isinstance(logits, Tensor):
         return logits
     return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def only_given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}

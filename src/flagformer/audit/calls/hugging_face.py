@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, MASK, STARTS, Calls, Session, logits_in
+from flagformer.audit.calls import CACHE, LEFT_CACHE, MASK, NOTHING, STARTS, Calls, Given, Session, logits_in
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
 
@@ -25,26 +24,21 @@ class HuggingFaceCalls(Calls):
             )
         return "" if what in (MASK, STARTS) else super().missing(what)
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        starts: Tensor | None = None,
-        seq_lens: Sequence[Sequence[int]] | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
-        given: dict[str, Any] = {"use_cache": False} if "use_cache" in self.accepts else {}
-        if starts is not None:
-            places = torch.arange(ids.shape[1], device=ids.device) - starts[:, None]  # [B, T]
+    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+        arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in self.accepts else {}
+        mask = given.mask
+        if given.starts is not None:
+            places = torch.arange(ids.shape[1], device=ids.device) - given.starts[:, None]  # [B, T]
             mask = places >= 0
             if "position_ids" in self.accepts:
-                given["position_ids"] = places.clamp(min=0)
+                arguments["position_ids"] = places.clamp(min=0)
         if mask is not None:
-            given["attention_mask"] = mask.long()
-        return logits_in(self.model(input_ids=ids, **given))
+            arguments["attention_mask"] = mask.long()
+        return logits_in(self.model(input_ids=ids, **arguments))
 
-    def session(self, batch: int, length: int, starts: Tensor | None = None) -> Session:
+    def session(
+        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
+    ) -> Session:
         return HuggingFaceSession(self.model)
 
     def num_tokens(self) -> int | None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flagformer.audit.calls import (
     CACHE,
     LEFT_CACHE,
     MASK,
+    NOTHING,
     PACKING,
     PREFIX,
     STARTS,
+    WINDOW,
     Calls,
+    Given,
     Session,
     logits_in,
+    only_given,
 )
 
 ARGUMENTS = {
@@ -26,16 +31,22 @@ ARGUMENTS = {
     PACKING: "seq_lens",
     CACHE: "state",
     PREFIX: "prefix_attn_len",
+    WINDOW: "window",
 }
+CONTEXT_LENGTH = 5
 
 
 class PlainCalls(Calls):
-    """`model(ids, mask=, seq_start_pos=, seq_lens=, state=)`, each where its signature has it."""
+    """`model(ids, mask=, seq_start_pos=, seq_lens=, state=, ...)`, each where its signature has it.
+
+    Layers with cross-attention get a random context, the same for every row.
+    """
 
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__(model)
         start = getattr(model, "init_state", None)
         self.init_state: Callable[..., Any] | None = start if callable(start) else None
+        self.layers: Any = getattr(model, "attn_layers", model)
 
     def missing(self, what: str) -> str:
         if what == LEFT_CACHE:
@@ -43,6 +54,10 @@ class PlainCalls(Calls):
         argument = ARGUMENTS[what]
         if argument not in self.accepts:
             return f"this model's forward takes no `{argument}`"
+        if what == PREFIX and self.layers is not self.model and not self._sees_prefix():
+            return "only a PrefixDecoder has a prefix"
+        if what == WINDOW:
+            return self.missing(CACHE) or self._state_misses("window")
         if what != CACHE:
             return ""
         if self.init_state is None:
@@ -51,29 +66,32 @@ class PlainCalls(Calls):
             return "this model says that it cannot cache (`can_cache` is False)"
         return ""
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        starts: Tensor | None = None,
-        seq_lens: Sequence[Sequence[int]] | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
-        given = {
-            "mask": mask,
-            "seq_start_pos": starts,
-            "seq_lens": seq_lens,
-            "prefix_attn_len": prefix or None,
+    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+        arguments = {
+            "mask": given.mask,
+            "seq_start_pos": given.starts,
+            "seq_lens": given.seq_lens,
+            "prefix_attn_len": given.prefix,
+            "window": given.window,
+            "context": self.context(ids),
         }
-        return logits_in(
-            self.model(ids, **{name: value for name, value in given.items() if value is not None})
-        )
+        return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(self, batch: int, length: int, starts: Tensor | None = None) -> Session:
+    def session(
+        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
+    ) -> Session:
         assert self.init_state is not None, "checked by `missing`"
-        given = {} if starts is None else {"seq_start_pos": starts}
-        return PlainSession(self.model, self.init_state(batch, length, **given))
+        given = only_given({"seq_start_pos": starts, "window": window})
+        return PlainSession(self, self.init_state(batch, length, **given))
+
+    def context(self, ids: Tensor) -> Tensor | None:
+        """[B, 5, D] for layers that say `has_cross`; None for others."""
+        if not getattr(self.layers, "has_cross", False):
+            return None
+        width = self.layers.dims.dim_context or self.layers.dims.dim
+        like = next(self.layers.parameters())
+        rows = torch.randn(1, CONTEXT_LENGTH, width, generator=torch.Generator().manual_seed(0))
+        return rows.to(like).expand(ids.shape[0], -1, -1)
 
     def num_tokens(self) -> int | None:
         return getattr(self.model, "num_tokens", None)
@@ -84,12 +102,11 @@ class PlainCalls(Calls):
         return getattr(self.model, "max_seq_len", None) if binds else None
 
     def why_not_causal(self) -> str:
-        layers = getattr(self.model, "attn_layers", self.model)
-        return (
-            "not causal: every token may see the whole row"
-            if getattr(layers, "causal", True) is False
-            else ""
-        )
+        sees_all = getattr(self.layers, "causal", True) is False and not self._sees_prefix()
+        return "not causal: every token may see the whole row" if sees_all else ""
+
+    def _sees_prefix(self) -> bool:
+        return any(kind.__name__ == "PrefixDecoder" for kind in type(self.layers).__mro__)
 
     def _state_misses(self, argument: str) -> str:
         assert self.init_state is not None, "checked by `missing`"
@@ -98,13 +115,16 @@ class PlainCalls(Calls):
 
 
 class PlainSession(Session):
-    """A decode state that the model writes in place."""
+    """A decode state that the model writes in place; a context is given with the first block."""
 
-    def __init__(self, model: Callable[..., Any], state: Any) -> None:
-        self.model, self.state = model, state
+    def __init__(self, calls: PlainCalls, state: Any) -> None:
+        self.calls, self.state = calls, state
+        self.begun = False
 
     def step(self, ids: Tensor) -> Tensor:
-        return logits_in(self.model(ids, state=self.state))
+        context = None if self.begun else self.calls.context(ids)
+        self.begun = True
+        return logits_in(self.calls.model(ids, **only_given({"state": self.state, "context": context})))
 
     def reorder(self, index: Tensor) -> bool:
         return self._try("reorder", index)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, MASK, PREFIX, STARTS, Calls, Session, logits_in
+from flagformer.audit.calls import (
+    CACHE,
+    LEFT_CACHE,
+    MASK,
+    NOTHING,
+    PREFIX,
+    STARTS,
+    Calls,
+    Given,
+    Session,
+    logits_in,
+    only_given,
+)
 
 
 class XTransformersCalls(Calls):
@@ -26,21 +38,13 @@ class XTransformersCalls(Calls):
             return self.missing(CACHE)
         return "" if what in (MASK, STARTS) else super().missing(what)
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        starts: Tensor | None = None,
-        seq_lens: Sequence[Sequence[int]] | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
-        given = {"mask": mask, "seq_start_pos": starts, "prefix_attn_len": prefix or None}
-        return logits_in(
-            self.model(ids, **{name: value for name, value in given.items() if value is not None})
-        )
+    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+        arguments = {"mask": given.mask, "seq_start_pos": given.starts, "prefix_attn_len": given.prefix}
+        return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(self, batch: int, length: int, starts: Tensor | None = None) -> Session:
+    def session(
+        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
+    ) -> Session:
         return XTransformersSession(self.model, starts)
 
     def num_tokens(self) -> int | None:

@@ -1,7 +1,7 @@
 """One check a file: a function from the subject to its result.
 
-A check raises NotApplicable where it can say nothing. What the model refuses in clear words is not applicable
-either; any other exception of the model's is a failed check, never a crash of the audit.
+A check raises NotApplicable where it can say nothing. An argument that the model refuses in clear words makes
+a check not applicable; any other exception of the model's is a failed check, never a crash of the audit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MOST_PLACES = 32
 
 def run(check: Check, subject: Subject) -> CheckResult:
     name = check.__name__
-    subject.doing = ""
+    subject.doing, subject.optional = "", False
     try:
         return check(subject)
     except NotApplicable as why:
         return skipped(name, str(why))
     except Exception as error:
         doing = f"{subject.doing}: " if subject.doing else ""
-        if is_refusal(error):
+        if subject.optional and is_refusal(error):
             return skipped(name, f"{doing}the model refuses: {one_line(error)}")
         return CheckResult(name, FAILED, f"{doing}the model raises {one_line(error)}")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, STARTS, Session
+from flagformer.audit.calls import CACHE, LEFT_CACHE, STARTS, WINDOW, Given, Session
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
@@ -18,14 +18,14 @@ UNEVEN = (1, 4, 2, 7, 3)
 
 
 def cache(subject: Subject) -> CheckResult:
-    """In one block, token by token, in uneven blocks; also left padded, rolled back and reordered."""
+    """In one block, token by token, in uneven blocks; also padded, windowed, rolled back, reordered."""
     subject.needs(CACHE)
     worst, tries = subject.other_shape(), Tries()
     for name, blocks in schedules(subject.settings.seq_len):
         with tries.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    for part in (_left_padded, _rolled_back, _reordered):
+    for part in (_left_padded, _windowed, _rolled_back, _reordered):
         with tries.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
     words = "in one block, token by token and in uneven blocks as in the full forward"
@@ -43,10 +43,16 @@ def schedules(length: int) -> Iterator[tuple[str, list[int]]]:
     yield "a prompt, then token by token", [length // 2] + [1] * (length - length // 2)
 
 
-def decoded(subject: Subject, ids: Tensor, blocks: list[int], starts: Tensor | None = None) -> Tensor:
+def decoded(
+    subject: Subject,
+    ids: Tensor,
+    blocks: list[int],
+    starts: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
     """The logits of all blocks, one after the other."""
     with subject.comparing():
-        session = subject.calls.session(*ids.shape, starts)
+        session = subject.calls.session(ids.shape[0], ids.shape[1], starts, window)
         return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
 
 
@@ -56,12 +62,23 @@ def _left_padded(subject: Subject, worst: Worst) -> None:
     lengths, total = row_lengths(subject), subject.settings.seq_len
     ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
     starts = total - torch.tensor(lengths, device=subject.device)
-    wanted = subject.logits(ids, starts=starts)
+    wanted = subject.logits(ids, Given(starts=starts))
     for name, blocks in schedules(total):
         got = decoded(subject, ids, blocks, starts)
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded left, {name}: cached and full logits differ"
             worst.compare(got[row, -n:], wanted[row, -n:], words)
+
+
+def _windowed(subject: Subject, worst: Worst) -> None:
+    """Every query sees the last few tokens only, in the full forward and in the session."""
+    if subject.calls.missing(WINDOW):
+        return
+    width = subject.settings.seq_len // 3
+    wanted = subject.logits(subject.ids, Given(window=width))
+    for name, blocks in schedules(subject.settings.seq_len):
+        got = decoded(subject, subject.ids, blocks, window=width)
+        worst.compare(got, wanted, f"with window={width}, {name}: cached and full logits differ")
 
 
 def _rolled_back(subject: Subject, worst: Worst) -> None:

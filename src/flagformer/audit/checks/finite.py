@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import MASK, STARTS
+from flagformer.audit.calls import MASK, STARTS, Given
 from flagformer.audit.checks.gradients import forget_gradients, loss_of
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.report import CheckResult, must_be
@@ -67,7 +67,7 @@ def _bad_padded_right(subject: Subject, when: str) -> Bad | None:
         return None
     lengths, counts = _lengths(subject)
     mask = torch.arange(subject.settings.seq_len, device=subject.device) < counts[:, None]
-    logits = subject.calls.forward(subject.ids, mask=mask)
+    logits = subject.calls.forward(subject.ids, Given(mask=mask))
     bad = (_bad_logits(logits[r : r + 1, :n], _row(n, "right", when)) for r, n in enumerate(lengths))
     return next(filter(None, bad), None)
 
@@ -77,7 +77,7 @@ def _bad_padded_left(subject: Subject, when: str) -> Bad | None:
         return None
     lengths, counts = _lengths(subject)
     ids = padded_left(subject.ids, lengths, torch.zeros_like(subject.ids))
-    logits = subject.calls.forward(ids, starts=subject.settings.seq_len - counts)
+    logits = subject.calls.forward(ids, Given(starts=subject.settings.seq_len - counts))
     bad = (_bad_logits(logits[r : r + 1, -n:], _row(n, "left", when)) for r, n in enumerate(lengths))
     return next(filter(None, bad), None)
 

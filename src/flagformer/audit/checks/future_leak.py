@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import PREFIX
+from flagformer.audit.calls import PREFIX, Given
 from flagformer.audit.checks import places
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
@@ -36,13 +36,13 @@ def future_leak(subject: Subject) -> CheckResult:
 
 
 def _compare(subject: Subject, worst: Worst, prefix: int, mode: str) -> None:
-    given = {"prefix": prefix} if prefix else {}
-    base = subject.logits(subject.ids, **given)
-    if not torch.equal(subject.logits(subject.ids, **given), base):
+    given = Given(prefix=prefix or None)
+    base = subject.logits(subject.ids, given)
+    if not torch.equal(subject.logits(subject.ids, given), base):
         raise NotImplementedError(f"{mode} the same random state does not give the same logits")
     for place in places(max(1, prefix), subject.settings.seq_len):
         for changed in changes(subject, place):
-            got = subject.logits(changed, **given)[:, :place]
+            got = subject.logits(changed, given)[:, :place]
             words = f"{mode} these logits change when token {place} or later ones change"
             worst.compare(got, base[:, :place], words)
 

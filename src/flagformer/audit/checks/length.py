@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from flagformer.audit.calls import PREFIX
+from flagformer.audit.calls import PREFIX, Given
 from flagformer.audit.checks import places
+from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Subject
 
@@ -16,11 +17,13 @@ def length(subject: Subject) -> CheckResult:
     """
     if subject.why_not_causal:
         raise NotApplicable(subject.why_not_causal)
-    worst = subject.other_shape()
+    worst, tries = subject.other_shape(), Tries()
     prefix = 0 if subject.calls.missing(PREFIX) else subject.settings.seq_len // 4
-    given = {"prefix": prefix} if prefix else {}
-    whole = subject.logits(subject.ids, **given)
+    given = Given(prefix=prefix or None)
+    whole = subject.logits(subject.ids, given)
     for end in places(max(1, prefix), subject.settings.seq_len):
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
-        worst.compare(subject.logits(subject.ids[:, :end], **given), whole[:, :end], words)
-    return judged("length", worst, "a beginning alone gives the same logits as inside the longer input")
+        with tries.of(f"an input of {end} tokens"):
+            worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)
+    words = "a beginning alone gives the same logits as inside the longer input"
+    return judged("length", worst, words, tries.summed_up())

@@ -1,0 +1,87 @@
+"""The flag at fault is the first one whose removal cures the check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from audit_models import TinyLM
+from faulty_models import LeakBehindAGate, MaskOffByOne
+from torch import Tensor, nn
+
+import flagformer
+from flagformer import Finding, FlagError, Spec
+from flagformer.audit import audit
+
+SMALL = {"num_tokens": 17, "max_seq_len": 40, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def build(flags: dict[str, Any]) -> nn.Module:
+    """`peek` leaks, `peek_from` tunes it and means nothing alone; `depth` is required; `wide` is harmless."""
+    if "depth" not in flags:
+        raise FlagError([Finding("depth", "`depth` is required")])
+    if "peek_from" in flags and "peek" not in flags:
+        raise FlagError([Finding("peek_from", "`peek_from` has no effect here")])
+    model = (MaskOffByOne if "peek" in flags else TinyLM)()
+    model.flags = flags
+    return model
+
+
+def test_a_flag_is_named_whatever_depends_on_it() -> None:
+    model = build({"depth": 2, "peek": "ahead", "peek_from": 5, "wide": True})
+    result = audit(model, checks=["future_leak"], rebuild=build)["future_leak"]
+    assert result.flag == "peek='ahead'"
+    assert "without peek='ahead' (and peek_from, which need it)" in result.flag_words
+
+
+def test_the_text_of_the_report_names_the_flag() -> None:
+    report = audit(build({"depth": 2, "peek": True}), checks=["future_leak"], rebuild=build)
+    assert "likely at fault: peek=True" in " ".join(str(report).split())
+
+
+def test_no_flag_is_blamed_for_a_fault_that_no_flag_makes() -> None:
+    model = MaskOffByOne()
+    model.flags = {"depth": 2, "wide": True}
+    result = audit(model, checks=["future_leak"], rebuild=lambda flags: MaskOffByOne())["future_leak"]
+    assert result.flag is None
+    assert "none of the 2 flags" in result.flag_words
+
+
+def test_no_flag_is_blamed_for_a_fault_of_the_weights() -> None:
+    """The model was changed after it was built: built anew from its flags it passes."""
+    model = build({"depth": 2, "wide": True})
+    model.tokens.weight.data[:, 0] = float("nan")
+    result = audit(model, checks=["finite"], rebuild=build)["finite"]
+    assert result.failed
+    assert result.flag is None
+    assert "comes with its weights" in result.flag_words
+
+
+def test_a_model_without_flags_is_not_rebuilt() -> None:
+    result = audit(LeakBehindAGate(), checks=["future_leak"])["future_leak"]
+    assert result.failed
+    assert (result.flag, result.flag_words) == (None, "")
+
+
+class MeanOfTheRow(nn.Module):
+    """A norm that subtracts the mean over the row: the future leaks into it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=1, keepdim=True)
+
+
+def test_a_component_of_ones_own_is_blamed_in_a_model_of_the_library() -> None:
+    model = flagformer.build({**SMALL, "rotary_pos_emb": True, "norm": Spec(MeanOfTheRow), "ff_glu": True})
+    result = audit(model, checks=["future_leak"])["future_leak"]
+    assert result.failed
+    assert result.flag == "norm=MeanOfTheRow()"
