@@ -21,7 +21,7 @@ import yaml
 from flagformer.study.file import Study, resolve_study
 from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.source import parse_source
-from flagformer.train.files import naming, read_json, write_atomic, write_json
+from flagformer.train.files import read_json, write_atomic, write_json
 
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
@@ -39,19 +39,6 @@ def trial_directory(directory: Path, trial_id: str) -> Path:
     return directory / "trials" / trial_id
 
 
-def create(directory: Path) -> None:
-    """Makes the directory where it is not there.
-
-    Raises:
-        Foreign: there is something else in its place.
-        OSError: it cannot be made.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise Foreign(f"{directory} is a file; choose another directory with --out")
-    with naming(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-
-
 def refuse_foreign(directory: Path, study: Study) -> None:
     """Lets the study go on in a directory that is new, empty or its own.
 
@@ -63,6 +50,8 @@ def refuse_foreign(directory: Path, study: Study) -> None:
     """
     if not directory.exists():
         return
+    if not directory.is_dir():
+        raise Foreign(f"{directory} is a file; choose another directory with --out")
     if not (directory / STUDY).exists():
         others = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
         if others:

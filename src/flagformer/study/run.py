@@ -23,7 +23,6 @@ from flagformer.study.directory import (
     FAILURE,
     REPORT,
     RESULTS,
-    create,
     read_setting,
     refuse_foreign,
     trial_directory,
@@ -36,7 +35,7 @@ from flagformer.study.progress import Progress
 from flagformer.study.results import Results, as_json, read_results, read_trial
 from flagformer.study.setting import describe_setting
 from flagformer.study.worker import Failure
-from flagformer.train.files import only_process, write_atomic, write_json
+from flagformer.train.files import naming, only_process, write_atomic, write_json
 
 PRELOAD = ("torch", "flagformer", "flagformer.train.trial", "flagformer.study.worker")
 POLL = 0.2  # seconds
@@ -86,7 +85,8 @@ def run_study(
     study = prepared.study
     directory = Path(out) if out is not None else Path("runs") / study.name
     refuse_foreign(directory, study)
-    create(directory)
+    with naming(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory):
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)

@@ -153,7 +153,7 @@ def _svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True
             figure.legend(loc="outside right upper", fontsize=10)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title)
+    return _inline(buffer.getvalue(), name, title)
 
 
 def _note(
@@ -165,11 +165,13 @@ def _note(
     )
 
 
-def _inline(svg: str, title: str) -> str:
+def _inline(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
+    # an id is one of the whole page, a figure knows only its own
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return svg.replace(INK, "currentColor").replace(FAINT, "var(--grid)")
 

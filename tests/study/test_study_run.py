@@ -1,0 +1,150 @@
+"""Trials that fail, directories that are taken, studies that grow."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+from tiny_study import dies, fails, fills_the_disk, finished, table
+
+from flagformer.study.results import Results
+from flagformer.study.run import prepare, run_study
+from flagformer.train.files import only_process
+
+Command = Callable[..., Result]
+
+
+def run(file: Path, out: Path, *overrides: str, function: Any = None) -> tuple[Results, str]:
+    """Runs with short trials; returns the results and what was said."""
+    said = io.StringIO()
+    prepared = prepare(file, ["train.steps=12", "train.checkpoint_every=5", *overrides])
+    return run_study(prepared, out, Console(file=said, width=200), function), said.getvalue()
+
+
+def test_a_crash_and_a_kill_leave_the_others_alone_and_are_tried_again(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results, said = run(tiny, out, function=fails)
+    assert results.count("finished") == 3
+    assert "rotary, seed 1: failed: RuntimeError: the roof is on fire" in said
+    [failed] = [trial for trial in results.trials if trial.state == "failed"]
+    assert (failed.run.variant, failed.run.seed) == ("rotary", 1)
+    assert "the roof is on fire" in (out / "report.html").read_text()
+    assert "Traceback" in (out / "trials" / failed.run.trial.id / "output.txt").read_text()
+    kept = finished(out)
+    results, said = run(tiny, out, function=dies)  # seed 0 of rotary is finished and not started again
+    assert results.count("finished") == 4
+    assert "3 finished before, 1 to run" in said
+    assert finished(out).items() >= kept.items()
+
+
+def test_a_killed_trial_is_named_with_its_signal(tiny: Path, tmp_path: Path) -> None:
+    results, said = run(tiny, tmp_path / "out", function=dies)
+    assert results.count("finished") == 3
+    assert "rotary, seed 0: failed: the process was killed by SIGKILL" in said
+
+
+def test_a_full_disk_stops_the_study_and_keeps_what_is_finished(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match=r"disk is full.*free some space and run the same command again"):
+        run(tiny, out, function=fills_the_disk)
+    kept = finished(out)
+    assert len(kept) >= 1
+    results, _ = run(tiny, out)
+    assert results.count("finished") == 4
+    assert finished(out).items() >= kept.items()
+
+
+def test_another_study_is_refused_and_nothing_changes(tiny: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    run(tiny, out, "compare={learned: {}}", "seeds=1")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = command("run", tiny, "name=other", "--out", out)
+    assert result.exit_code == 2
+    assert f"{out} holds the study `tiny`, not `other`; choose another directory with --out" in result.stderr
+    result = command("run", tiny, "train.steps=13", "base.dim=32", "--out", out)
+    assert result.exit_code == 2
+    assert "`train.steps`: 12 there, 13 here" in result.stderr
+    assert "`base.dim`: 16 there, 32 here" in result.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda out: (out.mkdir(), (out / "thesis.txt").write_text("x")),
+            "is not empty and holds no study (thesis.txt)",
+        ),
+        (lambda out: out.write_text("x"), "is a file"),
+        (
+            lambda out: (out.mkdir(), (out / "study.yaml").write_text("name: [")),
+            "study.yaml:1: is not valid YAML",
+        ),
+        (lambda out: (out.mkdir(), (out / "study.yaml").write_bytes(b"\xff")), "is not UTF-8"),
+    ],
+    ids=["not empty", "a file", "damaged study", "binary study"],
+)
+def test_other_peoples_directories_are_refused(
+    make: Callable[[Path], object], words: str, tiny: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    make(out)
+    result = command("run", tiny, "--out", out)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_two_studies_in_one_directory_are_refused(tiny: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with only_process(out):
+        result = command("run", tiny, "--out", out)
+    assert result.exit_code == 2
+    assert f"{out} is in use by another process" in result.stderr
+
+
+def test_a_grown_study_keeps_the_trials_it_shares(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tiny, out, "seeds=1")
+    kept = finished(out)
+    results, said = run(tiny, out, "seeds=2", "compare.alibi={alibi_pos_bias: true, use_abs_pos_emb: false}")
+    assert "6 trials, 2 finished before, 4 to run" in said
+    assert results.count("finished") == 6
+    assert finished(out).items() >= kept.items()
+
+
+def test_other_data_under_the_same_name_is_refused(tiny: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(range(256)) * 40)
+    overrides = [f"data={{source: file, path: {text}, seq_len: 16}}", "seeds=1", "compare={learned: {}}"]
+    run(tiny, tmp_path / "out", *overrides)
+    text.write_bytes(bytes(range(255, -1, -1)) * 40)
+    with pytest.raises(ValueError, match="was begun with other data"):
+        run(tiny, tmp_path / "out", *overrides)
+
+
+def test_a_damaged_result_is_named(tiny: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    results, _ = run(tiny, out, "seeds=1", "compare={learned: {}}")
+    path = out / "trials" / results.trials[0].run.trial.id / "result.json"
+    path.write_text('{"status": ')
+    result = command("report", out)
+    assert result.exit_code == 2
+    assert str(path) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_results_are_the_same_whatever_runs_beside_them(tiny: Path, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "one", "concurrency=1")
+    run(tiny, tmp_path / "two", "concurrency=2")
+    one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert one["rows"] == two["rows"]
+    assert one["rows"][1]["difference"]["estimate"]["n"] == 2
+    json.dumps(one, allow_nan=False)

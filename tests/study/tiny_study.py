@@ -1,0 +1,136 @@
+"""The tiny study, trial functions that go wrong, and the study as a process of its own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flagformer.train.trial import run_trial
+
+TINY = """\
+name: tiny
+base:
+  dim: 16
+  depth: 1
+  heads: 2
+data: {source: copy, symbols: 8, seq_len: 16}
+train: {steps: 200, batch_size: 4, lr: 1e-2, warmup: 5, checkpoint_every: 20, device: cpu}
+compare:
+  learned: {}
+  rotary: {rotary_pos_emb: true, use_abs_pos_emb: false}
+seeds: 2
+evaluate: {seq_lens: [16, 32], batches: 2}
+concurrency: 2
+threads: 1
+"""
+START = "from flagformer.cli.study import study; study()"
+PATIENCE = (
+    120.0  # seconds until a process that should have moved counts as stuck; only a broken run waits so long
+)
+
+
+def fails(trial: Any, directory: Path) -> object:
+    """Runs the trial, except that seed 1 of the rotary variant crashes, its log begun."""
+    if trial.seed == 1 and "rotary_pos_emb" in trial.flags:
+        raise RuntimeError("the roof is on fire")
+    return run_trial(trial, directory)
+
+
+def dies(trial: Any, directory: Path) -> object:
+    """Runs the trial, except that seed 0 of the rotary variant is killed by the system."""
+    if trial.seed == 0 and "rotary_pos_emb" in trial.flags:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_trial(trial, directory)
+
+
+def fills_the_disk(trial: Any, directory: Path) -> object:
+    """Runs seed 0; after it there is no space left."""
+    if trial.seed == 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "checkpoint.pt"))
+    return run_trial(trial, directory)
+
+
+class StudyProcess:
+    """`flagformer study run` as a user starts it; its whole family of processes can be found by a mark."""
+
+    def __init__(self, file: Path, out: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.out = out
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, "run", str(file), "--out", str(out)],
+            env={**os.environ, "STUDY_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status and standard error."""
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, errors
+
+    def family(self) -> list[int]:
+        """Every living process that descends from this study, itself included."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self.mark in _read(entry / "environ") and _state(entry) != "Z":
+                found.append(int(entry.name))
+        return found
+
+    def worker_of(self, trial: Path) -> int | None:
+        """The process that trains in the directory of a trial."""
+        for pid in self.family():
+            try:
+                links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            except OSError:
+                continue
+            if any(link == str(trial / "log.jsonl") for link in links):
+                return pid
+        return None
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Waits for a condition and returns what made it true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.003)
+    return value
+
+
+def logged(trial: Path) -> int:
+    """Lines of a trial's log."""
+    path = trial / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def finished(out: Path) -> dict[str, bytes]:
+    """The result of every finished trial, byte for byte."""
+    return {path.parent.name: path.read_bytes() for path in (out / "trials").glob("*/result.json")}
+
+
+def table(out: Path) -> dict[str, Any]:
+    """results.json without what is measured."""
+    results = json.loads((out / "results.json").read_text())
+    del results["measured"]
+    return results
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _state(entry: Path) -> str:
+    return _read(entry / "stat").rpartition(")")[2].split(" ")[1:2][0] if _read(entry / "stat") else "Z"
