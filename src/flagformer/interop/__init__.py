@@ -1,0 +1,1 @@
+"""Weights of other libraries, carried into flagformer models."""
