@@ -16,8 +16,8 @@ class FeedForward(nn.Module, ABC):
     def forward(self, x: Tensor, side: SideInputs) -> Tensor: ...
 
 
-class Activation(nn.Module, ABC):
-    """Contract of the slot `activation`: pointwise."""
+class Activation(ABC):
+    """Contract of the slot `activation`: a pointwise function, without parameters."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor: ...

@@ -13,7 +13,7 @@ from flagformer.flags import component
 class GELU(Activation):
     """x times the normal distribution function of x (the exact form, with erf)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return F.gelu(x)
 
 
@@ -21,7 +21,7 @@ class GELU(Activation):
 class Swish(Activation):
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
@@ -29,5 +29,5 @@ class Swish(Activation):
 class ReLUSquared(Activation):
     """max(x, 0) ** 2 (Primer)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return F.relu(x).square()

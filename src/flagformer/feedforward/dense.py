@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from flagformer.feedforward import Activation, FeedForward
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
+from flagformer.ops.identity import identity
 
 Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", least=1e-3)]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", least=0, below=1)]
@@ -17,14 +18,32 @@ NoBias = Annotated[bool, Flag("ff_no_bias", "no biases at all (PaLM, 2204.02311)
 PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
 
 
-def _out(inner: int, dim: int, dropout: float, no_bias: bool, post_act_ln: bool) -> nn.Sequential:
-    norm = LayerNorm(inner) if post_act_ln else nn.Identity()
-    drop = nn.Dropout(dropout) if dropout else nn.Identity()
-    return nn.Sequential(norm, drop, nn.Linear(inner, dim, bias=not no_bias))
+class _Options(NamedTuple):
+    mult: float
+    dropout: float
+    no_bias: bool
+    post_act_ln: bool
+
+
+class _Projections(FeedForward):
+    """What both forms share: an inner projection, and the way from the activation out."""
+
+    def __init__(self, dims: Dims, activation: Activation, halves: int, options: _Options) -> None:
+        super().__init__()
+        width = max(int(dims.dim * options.mult), 1)
+        self.inner = nn.Linear(dims.dim, halves * width, bias=not options.no_bias)
+        self.activation = activation
+        self.norm = LayerNorm(width) if options.post_act_ln else identity
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else identity
+        self.outer = nn.Linear(width, dims.dim, bias=not options.no_bias)
+
+    def out(self, hidden: Tensor) -> Tensor:
+        """[B, T, F] behind the activation -> [B, T, D]."""
+        return self.outer(self.dropout(self.norm(hidden)))
 
 
 @component("feedforward", paper="arXiv:1706.03762, section 3.3")
-class Dense(FeedForward):
+class Dense(_Projections):
     """Two projections with an activation between."""
 
     def __init__(
@@ -37,18 +56,14 @@ class Dense(FeedForward):
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
     ) -> None:
-        super().__init__()
-        inner = max(int(dims.dim * mult), 1)
-        self.inner = nn.Linear(dims.dim, inner, bias=not no_bias)
-        self.activation = activation
-        self.out = _out(inner, dims.dim, dropout, no_bias, post_act_ln)
+        super().__init__(dims, activation, 1, _Options(mult, dropout, no_bias, post_act_ln))
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         return self.out(self.activation(self.inner(x)))
 
 
 @component("feedforward", select="ff_glu", paper="arXiv:2002.05202")
-class GLU(FeedForward):
+class GLU(_Projections):
     """The inner projection has two halves: values, and gates that pass through the activation.
 
     `ff_glu` alone is GEGLU, with `ff_swish` SwiGLU. The inner width is not reduced by 2/3 as in the paper:
@@ -65,11 +80,7 @@ class GLU(FeedForward):
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
     ) -> None:
-        super().__init__()
-        inner = max(int(dims.dim * mult), 1)
-        self.inner = nn.Linear(dims.dim, 2 * inner, bias=not no_bias)
-        self.activation = activation
-        self.out = _out(inner, dims.dim, dropout, no_bias, post_act_ln)
+        super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln))
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         value, gate = self.inner(x).chunk(2, dim=-1)

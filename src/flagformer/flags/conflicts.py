@@ -22,7 +22,7 @@ UNDECLARED = {"position_bias": {"learned_bias"}, "score": {"scores"}, "weights":
 def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
     """Two fillers for a slot with one place."""
     names = [f"`{prefix}{item.say()}`" for item in chosen]
-    text = f"{' and '.join(names)} cannot be combined, because both fill `{slot}`, which has one place; choose one"
+    text = f"{' and '.join(names)} cannot be combined, because both fill `{slot}`, which has one place"
     return Finding(prefix + (chosen[0].select or slot), text)
 
 
@@ -60,7 +60,7 @@ def choose_kernel(
         for need in sorted(reader.needs - asked.honours):
             text = (
                 f"`{prefix}{asked.say()}` and `{prefix}{reader.say()}` cannot be combined, because "
-                f"{REASONS[need]}; leave `{prefix}{asked.select}` out to get the fastest kernel that serves both"
+                f"{REASONS[need]}; leave `{prefix}{asked.select}` out for the fastest that serves both"
             )
             findings.append(Finding(prefix + str(asked.select), text))
     return asked, findings

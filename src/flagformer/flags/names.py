@@ -107,4 +107,4 @@ def for_layer(
 
 
 def _length_fault(name: str, length: int, count: int) -> str:
-    return f"`{name}` has {length} values, but there are {count} such layers: give one value, or one for each of them"
+    return f"`{name}` has {length} values, but there are {count} such layers: give one value, or one for each"

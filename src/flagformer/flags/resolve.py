@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagformer.flags import conflicts
-from flagformer.flags.errors import FlagError, Finding
+from flagformer.flags.errors import Finding, FlagError
 from flagformer.flags.flag import Component
 from flagformer.flags.names import canonical, for_layer, read_names
 from flagformer.flags.registry import Registry

@@ -1,5 +1,6 @@
 """What flows through a model beside activations: sizes, standing, masks, keys, side results, state."""
 
+from flagformer.flow.constant import Constant
 from flagformer.flow.decode_state import ContextCache, DecodeState, KVCache, SessionState
 from flagformer.flow.dims import Dims
 from flagformer.flow.key_values import KeyValues
@@ -11,6 +12,24 @@ from flagformer.flow.side import SideInputs
 from flagformer.flow.tape import Tape
 
 __all__ = [
-    "Causal", "ContextCache", "DecodeState", "Dims", "Explicit", "KVCache", "KeyValues", "Layout", "Mask",
-    "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments", "SessionState", "SideInputs", "Tape", "Window",
-]  # fmt: skip
+    "Causal",
+    "Constant",
+    "ContextCache",
+    "DecodeState",
+    "Dims",
+    "Explicit",
+    "KVCache",
+    "KeyValues",
+    "Layout",
+    "Mask",
+    "Outputs",
+    "Padding",
+    "Pairs",
+    "Prefix",
+    "Rule",
+    "Segments",
+    "SessionState",
+    "SideInputs",
+    "Tape",
+    "Window",
+]

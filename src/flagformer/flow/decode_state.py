@@ -68,6 +68,7 @@ class DecodeState:
         length: how many tokens it holds.
         window: every query sees at most this many of the last tokens; None: all.
         first: [B] long, the place of each row's first real token; None without left padding.
+        bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
         steps: what each execution step remembers, by step (tied modules run at several).
         context_layout: standing of the context's tokens, once a forward has brought one.
     """
@@ -77,6 +78,7 @@ class DecodeState:
     window: int | None = None
     first: Tensor | None = None
     length: int = 0
+    bias_row: Tensor | None = None
     steps: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
 
@@ -85,6 +87,10 @@ class DecodeState:
         if self.first is None:
             return Layout.plain(length, device, start)
         return Layout.left_padded(self.first, length, start)
+
+    def newest_bias(self, keys: int) -> Tensor | None:
+        """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
+        return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity - keys :]
 
     def oldest(self) -> int:
         """The first place that the next query still sees."""

@@ -19,7 +19,7 @@ class SideInputs:
         pairs: self-attention's pairs, by the number of seats a sublayer puts in front.
         context_pairs: the same for cross-attention.
         angles: two of [1 or B, 1, T, R], what the rotation turns by; None for none.
-        context: [B, S, D_context], the source of cross-attention; None when there is none or a state holds it.
+        context: [B, S, D_context], what cross-attention reads; None when a state holds it.
         state: the decoding session; None in a plain forward.
         tape: auxiliary losses and kept tensors.
         step: which execution step runs now (the executor sets it; tied modules run at several).

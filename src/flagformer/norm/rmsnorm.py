@@ -18,7 +18,7 @@ def unit_rms(x: Tensor) -> Tensor:
     By the vector's length, whose backward on a CPU takes 0.6 of the time of `F.rms_norm`.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.shape[-1] ** 0.5 / length.clamp(min=SHORTEST)
+    return length.clamp(min=SHORTEST).reciprocal() * x.shape[-1] ** 0.5
 
 
 @component("norm", select="use_rmsnorm", paper="arXiv:1910.07467")

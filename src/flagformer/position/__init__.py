@@ -34,6 +34,10 @@ class PositionBias(nn.Module, ABC):
     def forward(self, queries: Layout, keys: Layout) -> Tensor | None:
         """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
 
+    @abstractmethod
+    def row(self, length: int, device: torch.device) -> Tensor | None:
+        """[H, length], the biases of the distances length - 1 ... 0: what a decoding session keeps."""
+
 
 class DistanceBias(PositionBias):
     """A bias that is one formula of the distance q - k, with a number per head."""
@@ -47,6 +51,9 @@ class DistanceBias(PositionBias):
             return self._toeplitz(queries, keys)
         distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
         return self.values(distance).permute(0, 3, 1, 2)
+
+    def row(self, length: int, device: torch.device) -> Tensor:
+        return self.values(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()
 
     def _toeplitz(self, queries: Layout, keys: Layout) -> Tensor:
         """Every distance once, then a strided view of them: T + S - 1 evaluations in place of T * S."""

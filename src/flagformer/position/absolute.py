@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.flags import Finding, FlagError, component
+from flagformer.flow import Constant
 from flagformer.position import AbsolutePosition
 
 
@@ -41,11 +42,11 @@ class Sinusoidal(AbsolutePosition):
             text = f"`dim` must be even under `scaled_sinu_pos_emb`, but is {dim}"
             raise FlagError([Finding("dim", text)])
         half = dim // 2
-        self.frequencies = [10000.0 ** (-i / half) for i in range(half)]
+        self.frequencies = Constant([10000.0 ** (-i / half) for i in range(half)])
         self.scale = nn.Parameter(torch.tensor([dim**-0.5]))
 
     def forward(self, positions: Tensor) -> Tensor:
-        turns = positions[..., None].float() * torch.tensor(self.frequencies, device=positions.device)
+        turns = positions[..., None] * self.frequencies.value
         return torch.cat([turns.sin(), turns.cos()], dim=-1).to(self.scale.dtype) * self.scale
 
 

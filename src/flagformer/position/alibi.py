@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, component
-from flagformer.flow import Dims
+from flagformer.flow import Constant, Dims
 from flagformer.position import DistanceBias
 
 
@@ -41,8 +40,7 @@ class ALiBi(DistanceBias):
         if sloped > dims.heads:
             text = f"`alibi_num_heads` must be at most `heads` = {dims.heads}, but is {sloped}"
             raise FlagError([Finding("alibi_num_heads", text)])
-        # plain numbers, as a buffer would be rounded by `model.bfloat16()`
-        self.slopes = slopes(sloped) + [0.0] * (dims.heads - sloped)
+        self.slopes = Constant(slopes(sloped) + [0.0] * (dims.heads - sloped))
 
     def values(self, distance: Tensor) -> Tensor:
-        return -distance.abs()[..., None] * torch.tensor(self.slopes, device=distance.device)
+        return -distance.abs()[..., None] * self.slopes.value

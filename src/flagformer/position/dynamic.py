@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Dynamic(DistanceBias):
         widths = [1] + [hidden] * depth
         layers = [
             nn.Sequential(nn.Linear(before, after), LayerNorm(after) if norm else nn.Identity(), nn.SiLU())
-            for before, after in zip(widths, widths[1:])
+            for before, after in pairwise(widths)
         ]
         self.hidden, self.out = nn.Sequential(*layers), nn.Linear(hidden, dims.heads)
         self.log_distance = log_distance

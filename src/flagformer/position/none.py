@@ -33,3 +33,6 @@ class NoBias(PositionBias):
 
     def forward(self, queries: Layout, keys: Layout) -> None:
         return None
+
+    def row(self, length: int, device: torch.device) -> None:
+        return None

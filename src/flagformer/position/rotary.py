@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, component
-from flagformer.flow import Dims, Layout
+from flagformer.flow import Constant, Dims, Layout
 from flagformer.ops.rotate import rotate_half_pairs
 from flagformer.position import Angles, Rotation
 
@@ -48,12 +48,10 @@ class Rotary(Rotation):
             raise FlagError([Finding(name, f"{text}, but is {width}")])
         # at R = 2 there is one frequency, 1, whatever the base
         base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
-        # plain numbers, as a buffer would be rounded by `model.bfloat16()`
-        self.frequencies = [base ** (-i / width) / interpolation for i in range(0, width, 2)]
+        self.frequencies = Constant([base ** (-i / width) / interpolation for i in range(0, width, 2)])
 
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
-        frequencies = torch.tensor(self.frequencies, device=layout.positions.device)
-        turns = layout.positions[:, None, :, None].float() * frequencies  # [1 or B, 1, T, R/2]
+        turns = layout.positions[:, None, :, None] * self.frequencies.value  # [1 or B, 1, T, R/2]
         cos, sin = turns.cos(), turns.sin()
         return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 

@@ -11,10 +11,11 @@ from flagformer.branch.scale import Half
 from flagformer.flags import Module, Resolved
 from flagformer.flow import Dims
 from flagformer.norm import Norm
+from flagformer.ops.identity import identity
 from flagformer.position import Rotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
-from flagformer.stack.sublayer import Identity, Sublayer
+from flagformer.stack.sublayer import Step, Sublayer
 
 NormMaker = Callable[[], Norm]
 
@@ -29,8 +30,8 @@ def build_sublayers(
 ) -> Sequence[Sublayer]:
     """The modules of the plan, in the plan's order of modules."""
 
-    def place(filled: bool) -> nn.Module:
-        return norm() if filled else Identity()
+    def place(filled: bool) -> Step:
+        return norm() if filled else identity
 
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
@@ -53,7 +54,9 @@ def _function(module: Module, dims: Dims, rotation: Rotation) -> nn.Module:
     return module.slots["feedforward"][0].build(dims, activation)
 
 
-def _branch(module: Module, dims: Dims, halves: bool) -> nn.Module:
+def _branch(module: Module, dims: Dims, halves: bool) -> Step:
     parts: list[nn.Module] = [Half()] if halves and module.kind == "f" else []
     parts += [filler.build(dims) for filler in module.slots["branch"]]
-    return nn.Sequential(*parts) if parts else Identity()
+    if not parts:
+        return identity
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

@@ -40,7 +40,7 @@ def _kernels(layers: AttentionLayers) -> list[str]:
     found: dict[str, None] = {}
     for sublayer in layers.sublayers:
         if sublayer.kind != "f":
-            kernel = sublayer.fn.core.kernel  # type: ignore[union-attr]
+            kernel = sublayer.fn.core.kernel
             found[
                 f"{type(kernel).__name__} in {NAMES[sublayer.kind]}: {getattr(kernel, 'reason', 'given')}"
             ] = None

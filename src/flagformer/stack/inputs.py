@@ -19,7 +19,8 @@ def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
     """[B] integers, the place of each row's first real token."""
     if starts.dtype not in (torch.int64, torch.int32) or tuple(starts.shape) != (batch,):
         raise ValueError(
-            f"`{name}` must be {batch} integers, one per row, but is {starts.dtype} of shape {list(starts.shape)}"
+            f"`{name}` must be {batch} integers, one per row, "
+            f"but is {starts.dtype} of shape {list(starts.shape)}"
         )
     return starts.long()
 

@@ -10,11 +10,12 @@ from typing_extensions import Unpack
 
 from flagformer.flags import CATALOGUE, Finding, FlagError, resolve
 from flagformer.flags.typed import Flags
-from flagformer.flow import Causal, DecodeState, Explicit, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_attention_mask, check_context, check_padding, check_starts
-from flagformer.stack.sublayer import Identity, Sublayer
+from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import see_context, see_self
 
 
@@ -42,7 +43,7 @@ class AttentionLayers(nn.Module):
         self.sublayers = build_sublayers(
             resolved, self.dims, lambda: norm.build(self.dims.dim), placement, self.rotation, self.residual
         )
-        self.final_norm = norm.build(self.dims.dim) if placement.final else Identity()
+        self.final_norm: Step = norm.build(self.dims.dim) if placement.final else identity
         kinds = [sublayer.kind for sublayer in self.sublayers]
         self.has_cross = "c" in kinds
         # how many seats self- and cross-attention put in front, each number once
@@ -87,7 +88,8 @@ class AttentionLayers(nn.Module):
     @property
     def steps(self) -> list[Sublayer]:
         """The sublayers in the order in which they run; a tied one appears at each of its steps."""
-        return [self.sublayers[index] for index in self.resolved.plan.order]
+        sublayers = list(self.sublayers)
+        return [sublayers[index] for index in self.resolved.plan.order]
 
     def explain(self) -> str:
         """Slots, fillers, the kernel of each attention with its reason, and what the executor keeps."""
@@ -179,7 +181,8 @@ class AttentionLayers(nn.Module):
         if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
             raise ValueError(
                 f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
-                f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: init_state(batch, length) sizes it"
+                f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
+                "init_state(batch, length) sizes it"
             )
         return x.shape[0], x.shape[1]
 
@@ -208,9 +211,11 @@ class AttentionLayers(nn.Module):
         if not self.can_cache:
             raise ValueError("only causal layers can be decoded step by step; this stack sees later tokens")
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
-        state = DecodeState(batch, length, window, first)
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
+        state = DecodeState(batch, length, window, first)
+        with torch.no_grad():
+            state.bias_row = self.position_bias.row(length, device)
         for step, sublayer in enumerate(self.steps):
             if sublayer.kind != "f":
                 state.steps[step] = sublayer.fn.source.session(state, dtype, device)

@@ -45,10 +45,9 @@ class Plan:
         block = ("c", "f") if only_cross else ("a", "c", "f") if cross_attend else ("a", "f")
         block = ("f", *block) if macaron else block
         if custom_layers is not None:
-            given = dict(
-                depth=depth, cross_attend=cross_attend, only_cross=only_cross, sandwich_coef=sandwich_coef
-            )
-            self.kinds = _custom(custom_layers, {**given, "weight_tie_layers": tied})
+            given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
+            given |= {"sandwich_coef": sandwich_coef, "weight_tie_layers": tied}
+            self.kinds = _custom(custom_layers, given)
         elif depth is None:
             raise FlagError(
                 [Finding("depth", "`depth` is required: number of blocks (or give `custom_layers`)")]
@@ -81,10 +80,12 @@ def _custom(layers: tuple[str, ...] | str, given: dict[str, int | bool | None]) 
 def _sandwich(block: tuple[str, ...], depth: int, coef: int, only_cross: bool, tied: bool) -> tuple[str, ...]:
     findings = []
     if only_cross:
-        text = "`sandwich_coef` and `only_cross` cannot be combined, because a sandwich begins with self-attention"
+        text = "`sandwich_coef` and `only_cross` cannot be combined, because a sandwich begins with `a`"
         findings.append(Finding("sandwich_coef", text))
     if tied:
-        text = "`sandwich_coef` and `weight_tie_layers` cannot be combined, because a sandwich has no repeated block"
+        text = (
+            "`sandwich_coef` and `weight_tie_layers` cannot be combined, because a sandwich repeats no block"
+        )
         findings.append(Finding("sandwich_coef", text))
     if coef > depth:
         text = f"`sandwich_coef` must be at most `depth` = {depth}, but is {coef}"

@@ -1,7 +1,8 @@
-"""One sublayer: norm, function, norm, branch, stream, norm; unfilled places hold Identity."""
+"""One sublayer: norm, function, norm, branch, stream, norm; unfilled places hold `identity`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,12 +10,7 @@ from torch import Tensor, nn
 from flagformer.flow import SideInputs
 from flagformer.residual import Residual
 
-
-class Identity(nn.Module):
-    """Nothing, where something might have been."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+Step = Callable[[Tensor], Tensor]
 
 
 class Sublayer(nn.Module):
@@ -31,10 +27,10 @@ class Sublayer(nn.Module):
         self,
         kind: str,
         fn: Any,
-        in_norm: nn.Module,
-        branch_norm: nn.Module,
-        out_norm: nn.Module,
-        branch: nn.Module,
+        in_norm: Step,
+        branch_norm: Step,
+        out_norm: Step,
+        branch: Step,
         residual: Residual,
     ) -> None:
         super().__init__()

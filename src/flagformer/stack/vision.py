@@ -34,7 +34,10 @@ def see_self(
         mask &= Segments()
     if window is not None and window < keys.length:
         mask &= Window(window)
-    bias = position_bias(queries, keys)
+    if state is not None and queries.length == 1:
+        bias = state.newest_bias(keys.length)
+    else:
+        bias = position_bias(queries, keys)
     return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, Outputs, Tape
+from flagformer.ops.identity import identity
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
 from flagformer.wrappers.storage import save_model
@@ -63,7 +64,7 @@ class TransformerWrapper(nn.Module):
         self.num_tokens, self.max_seq_len, dim = num_tokens, max_seq_len, attn_layers.dim
         self.token_emb = TokenEmbedding(num_tokens, dim)
         self.pos_emb = self.resolved.stack["absolute"][0].build(dim, max_seq_len)
-        self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else nn.Identity()
+        self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.attn_layers = attn_layers
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
 

@@ -26,7 +26,7 @@ class Heads(Projection):
 
     def _split(self, x: Tensor, *heads: int) -> tuple[Tensor, ...]:
         by_head = x.view(x.shape[0], x.shape[1], sum(heads), self.width).transpose(1, 2)
-        return by_head.split(heads, dim=1)
+        return by_head.split_with_sizes(heads, dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self._split(self.to_qkv(x), self.heads, self.groups, self.groups)
