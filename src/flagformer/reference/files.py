@@ -1,0 +1,58 @@
+"""The generated files: what they must hold, and whether they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flagformer.reference.flags_page import flags_page
+from flagformer.reference.schema import schema, study_schema
+from flagformer.reference.typed import typed_source
+
+
+def _json(make: Callable[[], dict[str, Any]]) -> str:
+    return json.dumps(make(), indent=2) + "\n"
+
+
+# From the root of a clone. The type comes first, as every other import of the package reads it.
+FILES: Mapping[str, Callable[[], str]] = {
+    "src/flagformer/flags/typed.py": typed_source,
+    "docs/flags.schema.json": lambda: _json(schema),
+    "docs/study.schema.json": lambda: _json(study_schema),
+    "docs/flags.md": flags_page,
+}
+
+
+def root() -> Path:
+    """The clone that this package is installed from, editable.
+
+    Raises:
+        ValueError: when it is installed in another way, which leaves nothing to write to.
+    """
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / "pyproject.toml").is_file():
+        raise ValueError(
+            "the generated files belong to a clone, but flagformer is installed without one: "
+            'run `pip install --editable ".[dev]"` in a clone first'
+        )
+    return folder
+
+
+def stale(folder: Path) -> list[str]:
+    """The files that do not hold what the catalogue says."""
+    return [name for name, make in FILES.items() if _read(folder / name) != make()]
+
+
+def write(folder: Path) -> list[str]:
+    """Writes the stale files; returns their names."""
+    names = stale(folder)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(FILES[name](), encoding="utf-8")
+    return names
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,116 @@
+"""`docs/flags.md`: every slot with its fillers, every flag, every conflict, every pair."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+import flagformer
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.reference.cards import card_name
+from flagformer.reference.conflicts_page import conflicts_part, pairs_part
+from flagformer.reference.entries import Entry, entries
+from flagformer.reference.markdown import code, linked, page, table
+from flagformer.reference.verdicts import verdicts
+
+INTRO = """\
+# Flags
+
+Every flag of flagformer {version}. Generated from the catalogue by `make docs`; do not edit.
+
+A model is a set of filled slots. A *selector* fills a slot (`rotary_pos_emb=True`), a *parameter* tunes its
+filler (`rotary_emb_dim=16`). `None`, `False` and `0` select nothing, unless the table says so
+(`pre_norm=False`). A parameter whose filler is not selected is an error, and so is an unknown name.
+
+- `AttentionLayers`, `Encoder`, `Decoder`, `PrefixDecoder` and `CrossAttender` take the flags of the stack and
+  its sublayers; `TransformerWrapper` takes those of the model; `flagformer.build` takes both, and `model`
+  ({models}) in place of `causal`.
+- *cross*: the flag also has a form for cross-attention only, with `cross_` in front: `cross_attn_kv_heads=2`.
+  Without it, `attn_` flags reach self- and cross-attention alike.
+- *layers*: a tuple (in files: a list) gives each such sublayer its own value. `attn_` flags count
+  self-attention sublayers and cross-attention sublayers apart, flags of the slot `branch` all sublayers.
+- A slot of the layers also takes a `Spec`, a class or a module under its own name:
+  `position_bias=Spec(MyBias)`.
+"""
+SCOPES = {
+    "model": ("The model", "Filled once, by `TransformerWrapper`."),
+    "stack": ("The stack", "Filled once for all layers."),
+    "attention": ("Attention", "Filled in every self- and cross-attention sublayer."),
+    "feedforward": ("Feedforward", "Filled in every feedforward sublayer."),
+    "branch": ("Every sublayer", "Filled in every sublayer of any kind."),
+}
+
+
+def flags_page() -> str:
+    """The whole page."""
+    from flagformer.wrappers.build import MODELS
+
+    found = verdicts()
+    models = ", ".join(f'`"{name}"`' for name in MODELS)
+    parts = [INTRO.format(version=flagformer.__version__, models=models).rstrip()]
+    for scope, (title, when) in SCOPES.items():
+        parts.append(f"## {title}\n\n{when}")
+        parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
+    return page(*parts, conflicts_part(found), pairs_part(found))
+
+
+def _slot(slot: Slot) -> str:
+    places = "any number of fillers" if slot.many else "one filler"
+    fillers = [_filler(item) for item in CATALOGUE.in_slot(slot.name)]
+    owned = [entry for entry in entries(MODEL_SCOPES) if entry.owners[0].slot == slot.name]
+    return page(
+        f"### `{slot.name}`",
+        f"`{slot.contract}`; {places}.",
+        table(("filler", "selected by", "paper", "what it is"), fillers) or "No filler in this version.",
+        table(("flag", "type", "default", "also", "meaning"), [_flag(entry) for entry in owned]),
+    ).rstrip()
+
+
+def _filler(item: Component) -> tuple[str, ...]:
+    card = card_name(item)
+    name = f"[{item.name}](papers/{card})" if card else item.name
+    return name, _selection(item), linked(item.paper), item.doc
+
+
+def _selection(item: Component) -> str:
+    if item.select is not None:
+        return code(item.say())
+    return "itself, where it serves" if item.slot == "kernel" else "standard"
+
+
+def _flag(entry: Entry) -> tuple[str, ...]:
+    forms = (["cross"] if entry.crossed else []) + (["layers"] if entry.per_layer else [])
+    return code(entry.name), _types(entry), _standard(entry), ", ".join(forms), _meaning(entry)
+
+
+def _types(entry: Entry) -> str:
+    kinds = [kind for kind in entry.kinds if kind is not type(None)]
+    return " or ".join(_type(kind) for kind in kinds)
+
+
+def _type(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(code(repr(value)) for value in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"tuple of {get_args(kind)[0].__name__}"
+    return str(kind.__name__)
+
+
+def _standard(entry: Entry) -> str:
+    if entry.param.required and entry.name not in {item.select for item in entry.owners}:
+        return "required"
+    return code(entry.param.standard) if entry.param.standard is not None else ""
+
+
+def _meaning(entry: Entry) -> str:
+    flag = entry.param.flag
+    selected = [item for item in entry.owners if item.select == entry.name]
+    if selected and not any(param.flag.name == entry.name for item in selected for param in item.params):
+        values = [
+            f"{item.name} ({code(item.when)})" if item.when is not ... else item.name for item in selected
+        ]
+        return f"selects {' or '.join(values)}"
+    limits = [f"at least {flag.least:g}"] if flag.least is not None else []
+    limits += [f"below {flag.below:g}"] if flag.below is not None else []
+    tuned = [item.name for item in entry.owners if item.select not in (None, entry.name)]
+    limits += [f"of {' and '.join(tuned)}"] if tuned and len(tuned) == len(entry.owners) else []
+    return linked(flag.doc.rstrip(".")) + (f" ({'; '.join(limits)})" if limits else "")

@@ -1,0 +1,92 @@
+"""The JSON schema of flat flags, for editors that complete and check study files."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from flagformer.flags import CATALOGUE, MODEL_SCOPES
+from flagformer.reference.entries import Entry, entries, with_crossed
+from flagformer.wrappers.build import MODELS
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TYPES: dict[Any, str] = {
+    bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"
+}  # fmt: skip
+# What `flagformer.build` decides itself, from `model`.
+FIXED = frozenset({"causal"})
+
+
+def schema() -> dict[str, Any]:
+    """The schema of the flags that `flagformer.build` takes.
+
+    `$defs/flags` is the same without required names, for parts of a model such as a study's variants.
+    """
+    required = [p.flag.name for item in CATALOGUE for p in item.params if p.required and not item.select]
+    return {
+        "$schema": DIALECT,
+        "title": "flagformer flags",
+        "description": "What flagformer.build takes.",
+        "$ref": "#/$defs/flags",
+        "required": required,
+        "$defs": {"flags": {"type": "object", "properties": _properties(), "additionalProperties": False}},
+    }
+
+
+def study_schema() -> dict[str, Any]:
+    """The schema of study files: it checks the flags in them; the other keys are checked when it is run."""
+    flags = {"$ref": "flags.schema.json#/$defs/flags"}
+    variant = {"anyOf": [flags, {"type": "null"}]}
+    return {
+        "$schema": DIALECT,
+        "title": "flagformer study",
+        "type": "object",
+        "properties": {
+            "base": {**flags, "description": "The flags that all variants share."},
+            "compare": {
+                "type": "object",
+                "description": "Each variant's own flags; the first is the baseline.",
+                "additionalProperties": variant,
+                "minProperties": 1,
+            },
+        },
+        "required": ["base", "compare"],
+    }
+
+
+def _properties() -> dict[str, Any]:
+    model = {"enum": list(MODELS), "default": "decoder", "description": "the kind of model"}
+    found = [entry for entry in with_crossed(entries(MODEL_SCOPES)) if entry.name not in FIXED]
+    return {"model": model, **{entry.name: _property(entry) for entry in found}}
+
+
+def _property(entry: Entry) -> dict[str, Any]:
+    options = [_kind(kind, entry) for kind in entry.kinds]
+    if entry.per_layer:
+        one = _any_of(options)
+        options = [
+            *options,
+            {"type": "array", "items": one, "minItems": 1, "description": "one for each layer"},
+        ]
+    found = dict(_any_of(options))
+    found["description"] = entry.param.flag.doc
+    if not entry.param.required and entry.param.standard is not None:
+        found["default"] = entry.param.standard
+    return found
+
+
+def _any_of(options: list[dict[str, Any]]) -> dict[str, Any]:
+    return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+def _kind(kind: Any, entry: Entry) -> dict[str, Any]:
+    if get_origin(kind) is Literal:
+        return {"enum": list(get_args(kind))}
+    if get_origin(kind) is tuple:
+        return {"type": "array", "items": _kind(get_args(kind)[0], entry)}
+    found: dict[str, Any] = {"type": TYPES[kind]}
+    if kind in (int, float):
+        if entry.param.flag.least is not None:
+            found["minimum"] = entry.param.flag.least
+        if entry.param.flag.below is not None:
+            found["exclusiveMaximum"] = entry.param.flag.below
+    return found

@@ -1,0 +1,54 @@
+"""`flags/typed.py`: the TypedDict by which editors complete and check the flags of AttentionLayers."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Literal, get_args, get_origin
+
+from flagformer.flags import LAYER_SCOPES, SLOTS
+from flagformer.reference.entries import Entry, entries, with_crossed
+
+WIDTH = 105
+HEAD = '''"""The flags of AttentionLayers as a type, for editors and type checkers.
+
+Generated from the catalogue by `python -m flagformer.reference`; do not edit.
+"""
+
+from typing import Any, Literal, TypedDict
+
+
+class Flags(TypedDict, total=False):
+    """Every flag is optional here; `flagformer.FlagError` says at construction what is missing."""
+
+'''
+
+
+def typed_source() -> str:
+    """The text of the module: a field and its doc for each flag, then one for each slot."""
+    fields = [line for entry in with_crossed(entries(LAYER_SCOPES)) for line in _field(entry)]
+    slots = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
+    lines = ["    # a Spec, a class or a module in place of what the flags select, for any slot"]
+    lines += [f"    {name}: Any" for name in slots]
+    return HEAD + "\n".join([*fields, *lines]) + "\n"
+
+
+def _field(entry: Entry) -> list[str]:
+    """The annotation, and a string behind it that editors show."""
+    doc = f"{entry.param.flag.doc} (cross-attention only)" if entry.is_cross_form else entry.param.flag.doc
+    text = textwrap.wrap(f'"""{doc}"""', WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return [f"    {entry.name}: {_type(entry)}", *text]
+
+
+def _type(entry: Entry) -> str:
+    plain = [_say(kind) for kind in entry.kinds if kind is not type(None)]
+    none = ["None"] if type(None) in entry.kinds else []
+    layers = [f"tuple[{' | '.join(plain + none)}, ...]"] if entry.per_layer else []
+    return " | ".join(plain + layers + none)
+
+
+def _say(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(repr(value) for value in get_args(kind))}]".replace("'", '"')
+    if get_origin(kind) is tuple:
+        return f"tuple[{_say(get_args(kind)[0])}, ...]"
+    return str(kind.__name__)
