@@ -18,6 +18,7 @@ from flagformer.audit.refusal import one_line
 from flagformer.audit.report import AuditReport, CheckResult
 from flagformer.audit.stir import stirred
 from flagformer.audit.subject import Settings, Subject, checked, device_of, module_of
+from flagformer.flags import CATALOGUE
 
 SHORTEST, USUAL = 8, 32
 
@@ -133,8 +134,13 @@ def _blamed(
 ) -> list[CheckResult]:
     """The failed results with the flag at fault, where the model can be rebuilt from flags."""
     flags = getattr(model, "flags", None)
-    build = rebuild or _library_build(model)
-    if build is None or not isinstance(flags, Mapping):
+    if not isinstance(flags, Mapping) or not any(result.failed for result in results):
+        return results
+    if rebuild is None and _is_ours(model):
+        import flagformer
+
+        rebuild, flags = flagformer.build, _not_standard(flags)
+    if rebuild is None:
         return results
 
     def rerun(other: Callable[..., Any], check: str) -> CheckResult:
@@ -142,13 +148,15 @@ def _blamed(
             other.to(device_of(module_of(model)))
         return examine(other, settings, [check])[0]
 
-    blame = Blame(flags, build, rerun, settings.seed)
+    blame = Blame(flags, rebuild, rerun, settings.seed)
     return [blame(result) if result.failed else result for result in results]
 
 
-def _library_build(model: Callable[..., Any]) -> Build | None:
-    if type(model).__module__.partition(".")[0] != "flagformer":
-        return None
-    import flagformer
+def _is_ours(model: Callable[..., Any]) -> bool:
+    return type(model).__module__.partition(".")[0] == "flagformer"
 
-    return flagformer.build
+
+def _not_standard(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that say something: those at their standard value change nothing when they are left out."""
+    known = set(CATALOGUE.names())
+    return {name: v for name, v in flags.items() if name not in known or v != CATALOGUE.standard_value(name)}

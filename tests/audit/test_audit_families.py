@@ -1,0 +1,162 @@
+"""The audit of this library's models, of x-transformers and of Hugging Face models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flagformer
+from flagformer.audit import audit
+from flagformer.audit.checks.every import NAMES
+from flagformer.flow import DecodeState, Layout
+
+SMALL = {"num_tokens": 17, "max_seq_len": 40, "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8}
+
+SHAPES = {"length", "right_padding", "left_padding", "cache"}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"rotary_pos_emb": True, "ff_glu": True, "use_rmsnorm": True, "attn_kv_heads": 2},
+        {"alibi_pos_bias": True, "attn_num_mem_kv": 2},
+        {"rel_pos_bias": True, "attn_dropout": 0.1, "layer_dropout": 0.2},
+        {"dynamic_pos_bias": True, "attn_qk_norm": True},
+        {"use_layerscale": True, "layerscale_init_value": 1e-5, "pre_norm": False},
+        {"cross_attend": True, "rotary_pos_emb": True},
+    ],
+    ids=lambda flags: "-".join(flags) or "plain",
+)
+def test_decoders_pass_every_check(flags: dict[str, Any]) -> None:
+    report = audit(flagformer.build({**SMALL, **flags}))
+    assert [(r.check, r.status) for r in report] == [(name, "passed") for name in NAMES], str(report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "skipped"),
+    [("encoder", {"future_leak", "length", "cache"}), ("prefix_decoder", {"cache"})],
+)
+def test_other_kinds_pass_what_they_promise(kind: str, skipped: set[str]) -> None:
+    report = audit(flagformer.build({**SMALL, "model": kind, "rotary_pos_emb": True}))
+    assert report.passed, str(report)
+    assert {r.check for r in report if r.status == "not applicable"} == skipped
+
+
+def test_a_leak_behind_the_prefix_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = flagformer.build({**SMALL, "model": "prefix_decoder"})
+    rule = type(model.attn_layers).time_rule
+    longer = lambda layers, prefix: rule(layers, None if prefix is None else prefix + 1)  # noqa: E731
+    monkeypatch.setattr(type(model.attn_layers), "time_rule", longer)
+    result = audit(model, checks=["future_leak"])["future_leak"]
+    assert result.failed
+    assert result.position == 0
+    assert result.flag == "model='prefix_decoder'"
+    assert "when token 8 or later" in result.words, "the prefix asked for holds 8 of the 32 tokens"
+
+
+def test_a_cache_that_loses_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def layout(state: DecodeState, start: int, length: int, device: torch.device) -> Layout:
+        return Layout.plain(length, device, start + (start > 4))
+
+    monkeypatch.setattr(DecodeState, "layout", layout)
+    report = audit(flagformer.build({**SMALL, "rel_pos_bias": True}))
+    assert {r.check for r in report.failures} == {"cache"}, str(report)
+
+
+def x_transformer(**flags: Any) -> nn.Module:
+    from x_transformers import Decoder, TransformerWrapper
+
+    layers = Decoder(dim=32, depth=2, heads=4, attn_dim_head=8, **flags)
+    return TransformerWrapper(num_tokens=17, max_seq_len=40, attn_layers=layers)
+
+
+def test_an_x_transformers_model_passes_what_it_supports() -> None:
+    report = audit(x_transformer(alibi_pos_bias=True))
+    assert report.passed, str(report)
+    assert {r.check for r in report if r.status == "not applicable"} == {"packing"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "faults"),
+    [
+        ({"shift_tokens": 1}, {"left_padding", "cache"}),
+        ({"rotary_xpos": True, "attn_num_mem_kv": 4}, SHAPES),
+        ({"attn_orthog_projected_values": True}, {"future_leak", *SHAPES}),
+    ],
+    ids=["shift", "xpos", "projection"],
+)  # fmt: skip
+def test_known_faults_of_x_transformers_are_found(flags: dict[str, Any], faults: set[str]) -> None:
+    """Published behaviour of x-transformers 2.31.10: an audit that misses it would miss ours."""
+    report = audit(x_transformer(**flags))
+    assert {r.check for r in report.failures} == faults, str(report)
+
+
+def hugging_face(name: str) -> nn.Module:
+    import transformers
+
+    if name == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=17, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=40,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config)
+    config = transformers.GPT2Config(
+        vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_hugging_face_model_passes_what_it_supports(name: str) -> None:
+    report = audit(hugging_face(name))
+    assert report.passed, str(report)
+    assert {r.check for r in report if r.status == "not applicable"} == {"packing"}
+
+
+def test_a_broken_hugging_face_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hugging_face("gpt2")
+    forward = type(model).forward
+
+    def late(
+        self: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+    ) -> Any:
+        """Positions of decoded blocks start at 0 again."""
+        return forward(
+            self, input_ids, past_key_values=past_key_values, attention_mask=attention_mask,
+            position_ids=torch.arange(input_ids.shape[1])[None], use_cache=use_cache,
+        )  # fmt: skip
+
+    monkeypatch.setattr(type(model), "forward", late)
+    report = audit(model, checks=["cache", "future_leak"])
+    assert [r.check for r in report.failures] == ["cache"], str(report)
+    assert report["cache"].position == 1
+
+
+def test_the_name_is_a_function_and_a_module_and_costs_nothing_until_used() -> None:
+    program = """
+import sys, torch, flagformer
+assert not any(name.startswith("flagformer.audit") for name in sys.modules)
+net = lambda ids: torch.nn.functional.one_hot(ids, 8).float()
+assert flagformer.audit(net).passed
+import flagformer.audit
+assert flagformer.audit(net, num_tokens=8).passed and flagformer.audit.AuditReport
+from flagformer import audit
+assert audit(net).passed
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
