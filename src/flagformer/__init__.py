@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import flagformer.catalogue  # noqa: F401  fills the registry that every stack resolves its flags against
 from flagformer.flags import Finding, FlagError, Ready, Spec, component
+from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
@@ -18,7 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "audit", "build", "check", "component", "load",
+    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "audit", "build", "check", "component", "load", "preset",
 ]  # fmt: skip
 
 

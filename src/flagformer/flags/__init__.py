@@ -9,24 +9,7 @@ from flagformer.flags.slots import LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
 from flagformer.flags.spec import Ready, Spec
 
 __all__ = [
-    "CATALOGUE",
-    "LAYER_SCOPES",
-    "MODEL_SCOPES",
-    "SLOTS",
-    "Component",
-    "Finding",
-    "Flag",
-    "FlagError",
-    "Module",
-    "Need",
-    "Param",
-    "Ready",
-    "Registry",
-    "Resolved",
-    "Slot",
-    "Spec",
-    "component",
-    "nearest",
-    "resolve",
-    "split_prefixes",
-]
+    "CATALOGUE", "LAYER_SCOPES", "MODEL_SCOPES", "SLOTS", "Component", "Finding", "Flag", "FlagError",
+    "Module", "Need", "Param", "Ready", "Registry", "Resolved", "Slot", "Spec", "component", "nearest",
+    "resolve", "split_prefixes",
+]  # fmt: skip

@@ -12,24 +12,7 @@ from flagformer.flow.side import SideInputs
 from flagformer.flow.tape import Tape
 
 __all__ = [
-    "Causal",
-    "Constant",
-    "ContextCache",
-    "DecodeState",
-    "Dims",
-    "Explicit",
-    "KVCache",
-    "KeyValues",
-    "Layout",
-    "Mask",
-    "Outputs",
-    "Padding",
-    "Pairs",
-    "Prefix",
-    "Rule",
-    "Segments",
-    "SessionState",
-    "SideInputs",
-    "Tape",
-    "Window",
-]
+    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Explicit", "KVCache", "KeyValues",
+    "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments", "SessionState",
+    "SideInputs", "Tape", "Window",
+]  # fmt: skip
