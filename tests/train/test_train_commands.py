@@ -103,7 +103,7 @@ def test_a_directory_with_other_things_in_it_is_refused(file, tmp_path):
         (FILE.replace("TEXT", "nowhere.txt"), ["small.yaml:3", "nowhere.txt is not there"]),
         (
             FILE.replace("16, 32]", "16, 9999]"),
-            ["small.yaml:3", "text holds 210 bytes, but a length of 9999"],
+            ["small.yaml:3", "text holds 220 bytes, but a length of 9999"],
         ),
         ("", ["small.yaml"]),
     ],

@@ -66,7 +66,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
 def _placed(source: Source, message: str) -> Mistake:
     """At the key that the message starts with, where the file has it; otherwise at the data."""
     name = message.removeprefix("`").partition("`")[0]
-    routes = [
-        (block, name) for block in ("base", "data", "evaluate") if name in (source.data.get(block) or {})
-    ]
-    return source.mistake((routes or [("data",)])[0], message)
+    for block in ("base", "data", "evaluate"):
+        if name in (source.data.get(block) or {}):
+            return source.mistake((block, name), message)
+    return source.mistake(("data",), message)

@@ -180,6 +180,6 @@ class Trial(Block):
         longest = max(self.source.seq_len, *self.lengths)
         if model.absolute_positions and longest > model.max_seq_len:
             raise ValueError(
-                f"`max_seq_len` must be at least {longest}, the longest row of `data` and `evaluate`, because "
+                f"`max_seq_len` must be at least {longest}, the longest row that is read, because "
                 f"the model has absolute positions, but is {model.max_seq_len}; raise it or leave it out"
             )
