@@ -4,11 +4,11 @@ import math
 from itertools import pairwise
 
 import pytest
-from conftest import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from conftest import tiny
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.schedule import learning_rate
 
