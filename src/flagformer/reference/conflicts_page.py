@@ -35,10 +35,10 @@ def pairs_part(found: Sequence[Verdict]) -> str:
     base = ", ".join(f"{name}={value!r}" for name, value in BASE.items())
     return page(
         "## Pairs",
-        f"All {len(found)} pairs of {len(all_choices)} choices, each resolved and built on the meta device over "
-        f"the base `{base}`. {len(found) - refused} work (`{WORKS}`), {refused} are refused (`{REFUSED}`, for "
-        f"the reasons above); `{SAME}` marks two values of one flag. Choices that are not `True` or `False` "
-        f"stand at {_values(all_choices)}.",
+        f"All {len(found)} pairs of {len(all_choices)} choices, each resolved and built on the meta device "
+        f"over the base `{base}`. {len(found) - refused} work (`{WORKS}`), {refused} are refused "
+        f"(`{REFUSED}`, for the reasons above); `{SAME}` marks two values of one flag. Choices that are not "
+        f"`True` or `False` stand at {_values(all_choices)}.",
         "```text\n" + "\n".join(_triangle(all_choices, found)) + "\n```",
     ).rstrip()
 

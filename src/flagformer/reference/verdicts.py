@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from flagformer.flags import FlagError
 from flagformer.reference.selectors import Choice, pairs, settings
@@ -18,6 +19,7 @@ class Verdict:
     reason: str = ""
 
 
+@cache
 def verdicts() -> tuple[Verdict, ...]:
     """One for each pair, found by building a small model on the meta device."""
     return tuple(Verdict(first, second, _reason(first, second)) for first, second in pairs())

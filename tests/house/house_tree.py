@@ -1,0 +1,74 @@
+"""The source tree as the house tests see it: files, rooms and parsed syntax."""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "flagformer"
+
+# A room may import the rooms of the floors below.
+FLOORS = {
+    "ops": 0, "flags": 0,
+    "flow": 1,
+    "norm": 2, "position": 2, "score": 2, "feedforward": 2, "residual": 2, "branch": 2,
+    "embedding": 2, "head": 2,
+    "attention": 3,
+    "stack": 4,
+    "wrappers": 5, "generation": 5,
+    "catalogue": 6,
+    "audit": 7, "reference": 7, "interop": 7, "data": 7,
+    "train": 8, "study": 8, "cli": 8,
+}  # fmt: skip
+# Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
+NEIGHBOURS = {
+    ("position", "norm"),  # the network of the dynamic bias norms its layers
+    ("feedforward", "norm"),  # ff_post_act_ln
+    ("head", "embedding"),  # the tied head reads the embedding backwards
+    ("wrappers", "generation"),  # AutoregressiveWrapper.generate
+    ("study", "train"),  # a study is many trainings
+    ("cli", "train"),
+    ("cli", "study"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the package."""
+
+    path: Path
+    text: str
+    tree: ast.Module
+
+    @property
+    def name(self) -> str:
+        """From the root of the repository."""
+        return str(self.path.relative_to(ROOT))
+
+    @property
+    def room(self) -> str:
+        """The top folder or module inside the package; `__init__` is the roof."""
+        return self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@cache
+def sources() -> tuple[Source, ...]:
+    """Every file of the package."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found.append(Source(path, text, ast.parse(text)))
+    return tuple(found)
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Every module that is imported anywhere in a tree, also late or for types only."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute in this house"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names

@@ -1,0 +1,119 @@
+"""Generated files hold what the catalogue says, and the schema judges as the flags engine does."""
+
+import importlib.util
+
+import pytest
+from house_tree import PACKAGE, ROOT
+from jsonschema import Draft202012Validator
+
+import flagformer
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, FlagError
+from flagformer.flags.names import read_names
+from flagformer.reference import __main__ as command
+from flagformer.reference import choices, pairs, schema, settings
+from flagformer.reference.entries import entries, with_crossed
+from flagformer.reference.files import FILES, stale, write
+from flagformer.reference.schema import FIXED
+from flagformer.reference.verdicts import verdicts
+
+# Whole floats are left out: JSON calls 2.0 an integer, a flag of type int does not.
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    -1,
+    0.5,
+    1.5,
+    -0.25,
+    "sublayer",
+    "aff",
+    "no",
+    [1, 2],
+    [0.5, True],
+    ["a"],
+]
+
+
+def test_files_are_fresh():
+    assert not stale(ROOT)
+
+
+def test_check_names_the_stale_file(tmp_path):
+    assert write(tmp_path) == list(FILES)
+    assert not stale(tmp_path)
+    page = tmp_path / "docs/flags.md"
+    page.write_text(page.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+    assert stale(tmp_path) == ["docs/flags.md"]
+    assert write(tmp_path) == ["docs/flags.md"]
+
+
+def test_check_says_so_by_its_exit_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "root", lambda: tmp_path)
+    assert command.main([]) == 0
+    assert command.main(["--check"]) == 0
+    (tmp_path / "docs/flags.schema.json").write_text("{}", encoding="utf-8")
+    assert command.main(["--check"]) == 1
+    assert "docs/flags.schema.json is stale" in capsys.readouterr().err
+
+
+def test_types_load_without_the_library():
+    place = importlib.util.spec_from_file_location("typed_alone", PACKAGE / "flags" / "typed.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    fields = set(module.Flags.__annotations__)
+    slots = {slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES}
+    assert fields == {entry.name for entry in with_crossed(entries(LAYER_SCOPES))} | slots
+
+
+@pytest.mark.parametrize("entry", with_crossed(entries(MODEL_SCOPES)), ids=lambda entry: entry.name)
+def test_schema_judges_like_the_engine(entry):
+    validator = Draft202012Validator({"$ref": "#/$defs/flags", "$defs": schema()["$defs"]})
+    for value in VALUES:
+        _, findings = read_names({entry.name: value}, CATALOGUE, MODEL_SCOPES, "")
+        wanted = not findings and entry.name not in FIXED
+        assert validator.is_valid({entry.name: value}) == wanted, f"{entry.name}={value!r}: {findings}"
+
+
+def test_schema_refuses_unknown_names():
+    validator = Draft202012Validator(schema())
+    least = {"num_tokens": 8, "max_seq_len": 8, "dim": 8}
+    assert validator.is_valid({**least, "model": "encoder"})
+    assert not validator.is_valid({**least, "model": "decodr"})
+    assert not validator.is_valid({**least, "rotary_pos_em": True})
+    assert not validator.is_valid({"dim": 8})
+
+
+def test_every_choice_builds_and_selects_its_filler():
+    for choice in choices():
+        model = flagformer.build(settings(choice))
+        text = model.explain()
+        if choice.component is not None:
+            assert choice.component.name in text, (
+                f"{choice.name} does not select {choice.component.name}:\n{text}"
+            )
+
+
+def test_no_selector_is_forgotten():
+    selectable = {item for item in CATALOGUE if item.select is not None}
+    assert {choice.component for choice in choices()} - {None} == selectable
+    order = {param.flag.name for item in CATALOGUE.in_slot("plan") for param in item.params} - {"depth"}
+    assert order <= {choice.name for choice in choices()}
+
+
+def test_refusals_name_both_flags():
+    found = verdicts()
+    assert len(found) == len(list(pairs()))
+    for verdict in found:
+        if verdict.reason:
+            for choice in (verdict.first, verdict.second):
+                assert all(f"`{name}" in verdict.reason for name in choice.flags), verdict
+
+
+def test_refusal_of_a_pair_is_a_flag_error():
+    first, second = next((v.first, v.second) for v in verdicts() if v.reason)
+    with pytest.raises(FlagError):
+        flagformer.build(settings(first, second))
