@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+OLD := needs Python 3.11 or newer, but `$(PYTHON)` is not it: say which one, as `make demo PYTHON=python3.12`
 
 .PHONY: demo test check docs bench clean
 
@@ -17,23 +18,24 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m flagformer.flags.render --check
+	$(BIN)/python -m flagformer.reference --check
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m flagformer.flags.render
+	$(BIN)/python -m flagformer.reference
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'flagformer $(OLD)' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'flagformer needs the module venv of $(PYTHON), on Debian and Ubuntu the package python3-venv' >&2; exit 1; }
 
-$(VENV)/.study: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.study: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable ".[study]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.study

@@ -17,7 +17,7 @@ FLOORS = {
     "attention": 3,
     "stack": 4,
     "wrappers": 5, "generation": 5,
-    "catalogue": 6,
+    "presets": 6, "catalogue": 6,
     "audit": 7, "reference": 7, "interop": 7, "data": 7,
     "train": 8, "study": 8, "cli": 8,
 }  # fmt: skip
