@@ -118,6 +118,18 @@ def test_a_missing_file_is_named(file):
     refused(call("train", "nothing.yaml"), "nothing.yaml")
 
 
+def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flagformer.train.trial.train_step", interrupted)
+        result = call("train", file)
+    assert result.exit_code == 130
+    assert "goes on from the last checkpoint in runs/small" in result.stderr.replace("\n", " ")
+    assert call("train", file).exit_code == 0
+
+
 def test_divergence_is_a_failure(file):
     result = call("train", file, "train.lr=1e30", "train.warmup=0", "train.clip=0")
     assert result.exit_code == 1

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Killed, killer, losses, outcome, tiny
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flagformer
-from flagformer.train.checkpoint import CURRENT, PREVIOUS
+from conftest import Killed, killer, losses, outcome, tiny
+from flagformer.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from flagformer.train.files import read_json, write_atomic, write_json
 from flagformer.train.log import Log, read_log
 from flagformer.train.trial import run_trial
@@ -42,6 +43,32 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, pla
     assert losses(directory) == losses(tmp_path / "whole")
     assert outcome(result) == outcome(whole)
     assert result["notes"][0].startswith(f"resumed at step 3: {directory / CURRENT} is damaged")
+
+
+def checkpoint(step: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    weights = {"w": torch.rand(20, generator=generator)}
+    return Checkpoint("id", "data", step, 0.5, 1, "cpu", [], weights, {}, {"cpu": generator.get_state()})
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_changed_bit_of_a_checkpoint_is_believed(tmp_path, data):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    whole, notes = load_checkpoint(tmp_path)
+    assert notes == []
+    assert whole.step == 2
+    assert torch.equal(whole.model["w"], checkpoint(2).model["w"])
+    content = bytearray((tmp_path / CURRENT).read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / CURRENT).write_bytes(content)
+    found, notes = load_checkpoint(tmp_path)
+    assert found.step == 1
+    assert torch.equal(found.model["w"], checkpoint(1).model["w"])
+    assert len(notes) == 1
+    assert not (tmp_path / CURRENT).exists(), "it must not become the previous one"
 
 
 def test_two_damaged_checkpoints_are_named(tmp_path):

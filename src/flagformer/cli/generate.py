@@ -70,7 +70,7 @@ def continue_text(
 
     from flagformer import AutoregressiveWrapper
 
-    ids = list(prompt.encode())
+    ids = list(prompt.encode(errors="surrogateescape"))  # a shell may pass bytes that are no UTF-8
     if not ids:
         raise ValueError(
             "`--prompt` must hold at least one byte, but is empty; leave it out to start at a new line"

@@ -82,7 +82,11 @@ def run_with_progress(trial: "Trial", directory: Path) -> dict[str, Any]:
                 task, completed=line["step"], loss=loss, speed=f"{line['tokens_per_second']:,.0f}"
             )
 
-        return run_trial(trial, directory, report)
+        try:
+            return run_trial(trial, directory, report)
+        except KeyboardInterrupt as stop:
+            text = f"stopped; the same command goes on from the last checkpoint in {directory}"
+            raise KeyboardInterrupt(text) from stop
 
 
 def show(result: dict[str, Any], directory: Path) -> None:

@@ -41,9 +41,8 @@ class Copy(Source):
         self.check(split, seq_len)
         half = seq_len // 2
         drawn = torch.randint(self.symbols, (batch_size, half), generator=draws(split, seed, step, seq_len))
-        whole = torch.full(
-            (batch_size, seq_len + 1), self.symbols
-        )  # separators; one is left at the end when seq_len is odd
+        # separators first; besides the middle one, one is left at the end when seq_len is odd
+        whole = torch.full((batch_size, seq_len + 1), self.symbols)
         whole[:, :half] = drawn
         whole[:, half + 1 : 2 * half + 1] = drawn
         targets = torch.full((batch_size, seq_len), IGNORE)

@@ -1,8 +1,7 @@
 """Checkpoints: all that the next step depends on, written so that one good file exists at every moment."""
 
+import hashlib
 import io
-import pickle
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import torch
 
 from flagformer.train.files import naming, sync_folder, write_atomic
 
-CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+CURRENT, PREVIOUS, FRESH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.new.pt"
+MARK = b"flagformer checkpoint 1\n"  # then 32 bytes of SHA-256, then what torch.save wrote
+LEADER = len(MARK) + 32
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint.pt`; the one before becomes `checkpoint.previous.pt`. An OSError (a full disk) leaves
     both as they were.
     """
-    buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without a number or a name
+    # in memory first: torch's own writer turns a full disk into an error without a number or a name
+    buffer = io.BytesIO()
+    buffer.write(bytes(LEADER))
     torch.save(asdict(checkpoint), buffer)
-    fresh = directory / "checkpoint.new.pt"
-    write_atomic(fresh, buffer.getbuffer())
+    content = buffer.getbuffer()
+    content[:LEADER] = MARK + hashlib.sha256(content[LEADER:]).digest()
+    fresh = directory / FRESH
+    write_atomic(fresh, content)
     with naming(directory / CURRENT):
         if (directory / CURRENT).exists():
             (directory / CURRENT).replace(directory / PREVIOUS)
@@ -63,35 +68,35 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest good checkpoint, or None before the first, and notes on what was passed over.
 
-    A damaged newest file falls back to the previous one with a note. ValueError names the files when none of
-    those there is good.
+    A damaged newest file falls back to the previous one with a note and is removed, so that it never takes
+    the place of the good one. ValueError names the files when none of those there is good.
     """
-    notes: list[str] = []
-    for name in (CURRENT, PREVIOUS):
-        path = directory / name
+    damaged: dict[Path, str] = {}
+    for path in (directory / CURRENT, directory / PREVIOUS):
         if path.exists():
             try:
-                return _read(path), notes
+                checkpoint = _read(path)
             except ValueError as error:
-                notes.append(str(error))
-    if notes:
-        raise ValueError("; ".join(notes) + "; delete the run directory to start again")
-    return None, notes
+                damaged[path] = str(error)
+                continue
+            for broken in damaged:
+                broken.unlink()
+            return checkpoint, list(damaged.values())
+    if damaged:
+        raise ValueError("; ".join(damaged.values()) + "; delete the run directory to start again")
+    return None, []
 
 
 def remove_checkpoints(directory: Path) -> None:
     """Free the space of a finished trial."""
-    for name in (CURRENT, PREVIOUS, "checkpoint.new.pt"):
+    for name in (CURRENT, PREVIOUS, FRESH):
         (directory / name).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Checkpoint:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch does not verify the checksums that it writes
-        if broken is None:
-            return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-        reason = f"wrong checksum of {broken}"
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-    raise ValueError(f"{path} is damaged: {reason}")
+    content = path.read_bytes()
+    if len(content) < LEADER or not content.startswith(MARK):
+        raise ValueError(f"{path} is damaged: it is no checkpoint of this version")
+    if hashlib.sha256(memoryview(content)[LEADER:]).digest() != content[len(MARK) : LEADER]:
+        raise ValueError(f"{path} is damaged: its checksum is wrong")
+    return Checkpoint(**torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True))

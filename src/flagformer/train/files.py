@@ -77,9 +77,7 @@ def only_process(directory: Path) -> Iterator[None]:
     """
     try:
         import fcntl
-    except (
-        ImportError
-    ):  # Windows has no such lock: two processes in one directory are then the caller's to prevent
+    except ImportError:  # Windows has no such lock; there, two processes are the caller's to prevent
         yield
         return
     path = directory / "training.lock"

@@ -28,9 +28,8 @@ class Log:
         """Append one step. NaN and infinity, which are no JSON, are refused."""
         with naming(self.path):
             left = json.dumps(line, allow_nan=False).encode() + b"\n"
-            while (
-                left
-            ):  # the last room of a disk takes a part of a line; only the next write says that it is full
+            # the last room of a disk takes a part of a line; only the next write says that it is full
+            while left:
                 left = left[self.file.write(left) :]
 
     def sync(self) -> None:

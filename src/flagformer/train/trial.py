@@ -126,9 +126,8 @@ class _Run:
                     "tokens_per_second": round(inputs.numel() / took, 1),
                 }
                 if update.finite and config.eval_every and self.step % config.eval_every == 0:
-                    line["validation_loss"] = evaluate(self.model, self.trial, "validation", source.seq_len)[
-                        "nats"
-                    ]
+                    measured = evaluate(self.model, self.trial, "validation", source.seq_len)
+                    line["validation_loss"] = measured["nats"]
                 log.write(line)
                 self.report(line)
                 if not update.finite:
