@@ -1,0 +1,62 @@
+"""Every component with a paper or a selector has a card, and the card agrees with the catalogue."""
+
+import re
+
+import pytest
+from house_tree import ROOT
+
+from flagformer.flags import CATALOGUE
+from flagformer.reference.cards import cards
+from flagformer.reference.verdicts import verdicts
+
+PAPERS = ROOT / "docs" / "papers"
+SECTIONS = ["Claim", "Formula", "Flags", "Conflicts", "Cost", "Citation"]
+CARDS = cards()
+PLAN = {f"plan-{p.flag.name}.md": p.flag.name for item in CATALOGUE.in_slot("plan") for p in item.params}
+FILES = sorted(path.name for path in PAPERS.glob("*.md"))
+
+
+def sections(name):
+    """heading -> text below it; the card's title is the first line."""
+    text = (PAPERS / name).read_text(encoding="utf-8")
+    _, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    return {part.split("\n")[0]: part.split("\n", 1)[1].strip() for part in parts}
+
+
+def test_every_component_has_a_card():
+    assert set(CARDS) <= set(FILES)
+    assert set(FILES) <= set(CARDS) | set(PLAN), "a card without a component"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_card_is_complete(name):
+    found = sections(name)
+    assert list(found) == SECTIONS
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_names_its_flags_and_its_paper(name):
+    item, found = CARDS[name], sections(name)
+    flags = {param.flag.name for param in item.params} | ({item.select} if item.select else set())
+    assert not {flag for flag in flags if f"`{flag}" not in found["Flags"]}
+    number = re.search(r"\d{4}\.\d{5}", item.paper)
+    assert number is None or number[0] in found["Citation"]
+
+
+def owner(choice):
+    """The card of a choice."""
+    if choice.component is not None:
+        return next(name for name, item in CARDS.items() if item == choice.component)
+    return f"plan-{choice.name}.md"
+
+
+def test_cards_name_the_conflicts():
+    faults = []
+    for verdict in (verdict for verdict in verdicts() if verdict.reason):
+        for one, other in ((verdict.first, verdict.second), (verdict.second, verdict.first)):
+            name = owner(one)
+            text = sections(name)["Conflicts"] if name in FILES else ""
+            if name in FILES and not all(f"`{flag}" in text for flag in other.flags):
+                faults.append(f"{name} keeps silent about {other.name}")
+    assert not faults, "\n".join(faults)
