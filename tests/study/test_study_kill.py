@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a study ends with the table of an undisturbed run."""
+"""Killed and stopped at any moment and run again, a study ends with the table of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -7,89 +7,71 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny_study import TINY, StudyProcess, finished, logged, table, until
+from tiny_study import StudyProcess, finished, logged, table, until
 
-from flagformer.study.file import load_study
+from flagformer.study.run import prepare, run_study
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-
-
-@pytest.fixture(scope="module")
-def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("file") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(study_file: Path) -> Path:
-    out = study_file.parent / "undisturbed"
-    status, errors = StudyProcess(study_file, out).wait()
-    assert status == 0, errors
-    return out
+def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
+    """One directory goes through every way to end a study; each time what was finished stays as it is."""
+    out = tmp_path / "out"
+    trials = [out / "trials" / run.trial.id for run in prepare(tiny).study.runs]
 
-
-def trials(study_file: Path, out: Path) -> list[Path]:
-    return [out / "trials" / run.trial.id for run in load_study(study_file)[0].runs]
-
-
-def assert_nobody_left(study: StudyProcess) -> None:
-    until(lambda: not study.family())
-
-
-def assert_completes_like(study_file: Path, out: Path, undisturbed: Path, kept: dict[str, bytes]) -> None:
-    study = StudyProcess(study_file, out)
-    status, errors = study.wait()
-    assert status == 0, errors
-    assert f"{len(kept)} finished before" in errors
-    assert table(out) == table(undisturbed)
-    after = finished(out)
-    assert {name: after[name] for name in kept} == kept
-    assert_nobody_left(study)
-
-
-@pytest.mark.parametrize(
-    ("trial", "line"), [(0, 30), (2, 90)], ids=["in the first trial", "in the third trial"]
-)
-def test_kill_of_the_study(
-    trial: int, line: int, study_file: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    study = StudyProcess(study_file, tmp_path / "out")
-    place = trials(study_file, study.out)[trial]
-    until(lambda: logged(place) >= line)
-    kept = finished(study.out)
+    study = StudyProcess(tiny, out)
+    until(lambda: logged(trials[0]) >= 30)
     study.process.kill()
-    study.process.wait()
+    study.wait()
     assert_nobody_left(study)
-    kept |= finished(study.out)  # a worker may have ended between the two
+    kept = finished(out)
     assert len(kept) < 4
-    assert logged(place) < 200 or place.name in kept
-    assert_completes_like(study_file, study.out, undisturbed, kept)
+    assert not (out / "results.json").exists()
 
-
-def test_kill_of_a_trial(study_file: Path, undisturbed: Path, tmp_path: Path) -> None:
-    study = StudyProcess(study_file, tmp_path / "out")
-    place = trials(study_file, study.out)[1]
-    until(lambda: logged(place) >= 30)
-    worker = until(lambda: study.worker_of(place))
-    assert worker != study.process.pid
-    os.kill(worker, signal.SIGKILL)
-    status, errors = study.wait()
-    assert status == 1
-    assert "rotary, seed 0: failed: the process was killed by SIGKILL" in errors
-    assert "1 of 4 trials failed; run the same command again" in errors
-    assert len(finished(study.out)) == 3
-    assert_completes_like(study_file, study.out, undisturbed, finished(study.out))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_from_outside(number: int, study_file: Path, undisturbed: Path, tmp_path: Path) -> None:
-    study = StudyProcess(study_file, tmp_path / "out")
-    until(lambda: logged(trials(study_file, study.out)[0]) >= 30)
-    study.process.send_signal(number)
+    study = StudyProcess(tiny, out)
+    until(lambda: logged(trials[0]) >= 60 or logged(trials[1]) >= 60)
+    study.process.send_signal(signal.SIGINT)
     status, errors = study.wait()
     assert status == 130
+    assert f"{len(finished(out))} of 4 trials are finished and kept in {out}" in errors
     assert "run the same command again to go on" in errors
     assert "Traceback" not in errors
     assert_nobody_left(study)
-    assert_completes_like(study_file, study.out, undisturbed, finished(study.out))
+    assert finished(out).items() >= kept.items()
+
+    study = StudyProcess(tiny, out)
+    until(lambda: logged(trials[3]) >= 30)
+    worker = until(lambda: study.worker_of(trials[3]))
+    os.kill(worker, signal.SIGKILL)
+    status, errors = study.wait()
+    assert status == 1
+    assert "rotary, seed 1: failed: the process was killed by SIGKILL" in errors
+    assert "1 of 4 trials failed; run the same command again" in errors
+    kept = finished(out)
+    assert len(kept) == 3
+    assert logged(trials[3]) >= 30
+
+    study = StudyProcess(tiny, out)
+    status, errors = study.wait()
+    assert status == 0, errors
+    assert "4 trials, 3 finished before, 1 to run" in errors
+    assert finished(out).items() >= kept.items()
+    assert_nobody_left(study)
+
+    run_study(prepare(tiny), tmp_path / "undisturbed")
+    assert table(out) == table(tmp_path / "undisturbed")
+
+
+def test_sigterm_is_a_clean_stop(tiny: Path, tmp_path: Path) -> None:
+    study = StudyProcess(tiny, tmp_path / "out")
+    until(lambda: study.process.poll() is not None or list((tmp_path / "out").glob("trials/*/log.jsonl")))
+    study.process.terminate()
+    status, errors = study.wait()
+    assert status == 130
+    assert "run the same command again to go on" in errors
+    assert_nobody_left(study)
+
+
+def assert_nobody_left(study: StudyProcess) -> None:
+    """No worker trains on when its study is gone."""
+    until(lambda: not study.family())

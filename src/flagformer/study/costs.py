@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import flagformer
 from flagformer.flags import FlagError
 from flagformer.study.file import Study
 from flagformer.study.mistakes import Mistake, StudyFileError
@@ -49,7 +50,7 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
             mistakes.append(source.mistake(("compare", variant), text))
         try:
             trial.check()
-            costs[variant] = cost(trial.model_flags, study.data.seq_len, max(trial.lengths))
+            costs[variant] = cost(trial.model_flags, study.data.seq_len)
         except FlagError as error:
             mistakes += [_flag_mistake(source, variant, finding) for finding in error.findings]
         except (ValueError, OSError) as error:
@@ -59,22 +60,10 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
     return costs
 
 
-def cost(flags: dict[str, Any], seq_len: int, longest: int) -> Cost:
-    """Parameters and FLOPs per token of the model that `flags` build; shapes only, nothing is computed.
-
-    Raises:
-        ValueError: it cannot be built, or cannot be tested at length `longest`.
-    """
-    import flagformer
-
+def cost(flags: dict[str, Any], seq_len: int) -> Cost:
+    """Parameters and FLOPs per token of the model that `flags` build; shapes only, nothing is computed."""
     with torch.device("meta"):
         model = flagformer.build(flags).eval()
-        if model.absolute_positions and longest > model.max_seq_len:
-            raise ValueError(
-                f"`max_seq_len` must be at least {longest}, the longest `evaluate.seq_lens`, because the "
-                "model has learned "
-                f"absolute positions, but is {model.max_seq_len}; raise it or leave it out"
-            )
         ids = torch.zeros(1, seq_len, dtype=torch.long)
         # the math kernel is made of matrix products that the counter knows on every device
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
