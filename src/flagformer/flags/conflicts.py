@@ -8,6 +8,7 @@ from typing import Any
 from flagformer.flags.errors import Finding
 from flagformer.flags.flag import Component
 from flagformer.flags.registry import Registry
+from flagformer.flags.slots import SLOTS
 from flagformer.flags.spec import Ready, Spec
 
 # What a filler may ask of the kernel, with the sentence that says why a kernel without it cannot serve.
@@ -38,6 +39,22 @@ def unmet(
                 asked = f"`{prefix}{need.flag}={need.value!r}`"
                 text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
                 findings.append(Finding(prefix + (item.select or item.name), text))
+    return findings
+
+
+def unread(
+    stack: Mapping[str, Sequence[Spec | Ready]], kinds: Sequence[str], registry: Registry, prefix: str
+) -> list[Finding]:
+    """Fillers that only a kind of sublayer reads which the plan leaves out."""
+    findings = []
+    plan = stack["plan"][0].params
+    order = "custom_layers" if plan.get("custom_layers") else "only_cross"
+    for slot in (s.name for s in SLOTS.values() if s.read_by and s.read_by not in kinds):
+        for filler in stack[slot]:
+            if filler.cls is not getattr(registry.standard(slot), "cls", None):
+                name = prefix + declared(slot, filler).say()
+                text = f"`{name}` and `{prefix}{order}` cannot be combined, because only self-attention"
+                findings.append(Finding(name, f"{text} reads it, and there is none; leave `{name}` out"))
     return findings
 
 

@@ -197,6 +197,7 @@ def resolve(
         except FlagError as error:
             work.findings += error.findings
         else:
+            work.findings += conflicts.unread(stack, plan.kinds, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])
     if not findings and not work.findings:
         work.findings += work.dead(values)

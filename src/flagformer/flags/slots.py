@@ -13,12 +13,14 @@ class Slot:
         scope: where it is filled: once per "model" (the wrapper), once per "stack" (the layers),
             or in every "attention", "feedforward" or "branch" (any sublayer).
         many: whether several fillers may share it.
+        read_by: slots of the stack: the kind of sublayer that alone reads it; empty: every kind.
     """
 
     name: str
     scope: str
     contract: str
     many: bool = False
+    read_by: str = ""
 
 
 def _slots(*slots: Slot) -> dict[str, Slot]:
@@ -35,8 +37,13 @@ SLOTS = _slots(
     Slot("placement", "stack", "where a sublayer is normed: before, after, both"),
     Slot("residual", "stack", "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; close(h) -> x"),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
-    Slot("rotation", "stack", "(q, k, angles) -> (q, k), each turned by its own positions"),
-    Slot("position_bias", "stack", "(q_positions, k_positions) -> [1 or B, H, T, S] added to the scores"),
+    Slot("rotation", "stack", "(q, k, angles) -> (q, k), each turned by its own positions", read_by="a"),
+    Slot(
+        "position_bias",
+        "stack",
+        "(q_positions, k_positions) -> [1 or B, H, T, S] added to the scores",
+        read_by="a",
+    ),
     Slot("attention", "attention", "(x, side) -> x"),
     Slot("projection", "attention", "x -> q, k, v by heads"),
     Slot("qk_norm", "attention", "(q, k) -> (q, k), and the scale of their product"),

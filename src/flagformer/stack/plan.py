@@ -42,8 +42,7 @@ class Plan:
         ] = False,
     ) -> None:
         self.halves = macaron
-        block = ("c", "f") if only_cross else ("a", "c", "f") if cross_attend else ("a", "f")
-        block = ("f", *block) if macaron else block
+        block = _block(cross_attend, only_cross, macaron)
         if custom_layers is not None:
             given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
             given |= {"sandwich_coef": sandwich_coef, "weight_tie_layers": tied}
@@ -58,6 +57,14 @@ class Plan:
             self.kinds = block if tied else block * depth
         repeats = depth if tied and depth is not None else 1
         self.order = tuple(range(len(self.kinds))) * repeats
+
+
+def _block(cross_attend: bool, only_cross: bool, macaron: bool) -> tuple[str, ...]:
+    if cross_attend and only_cross:
+        text = "`cross_attend` and `only_cross` cannot be combined, because blocks are a-c-f or c-f; keep one"
+        raise FlagError([Finding("cross_attend", text)])
+    block = ("c", "f") if only_cross else ("a", "c", "f") if cross_attend else ("a", "f")
+    return ("f", *block) if macaron else block
 
 
 def _custom(layers: tuple[str, ...] | str, given: dict[str, int | bool | None]) -> tuple[str, ...]:

@@ -1,0 +1,225 @@
+"""The properties. Each takes a Subject and asserts; `CHECKS` says which hold for which kind of model."""
+
+import copy
+import io
+import pickle
+
+import torch
+from property_subject import TIGHT, differ, same, stir
+
+import flagformer
+
+# Softmax does not change when the same number is added to all scores of a query, so the last bias of the
+# network only acts against seats, which have no position bias.
+CANCELLED = "attn_layers.position_bias.out.bias"
+
+
+def trains(subject):
+    """Every parameter gets a gradient; the training forward and its gradients are finite."""
+    model = subject.model
+    subject.loss().backward()
+    none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
+    seated = any(subject.model.attn_layers.seat_counts["a"])
+    dead = [name for name in none if name != CANCELLED or seated]
+    assert not dead, f"parameters without a gradient: {', '.join(dead)}"
+    model.zero_grad()
+    model.train()
+    loss = subject.loss()
+    loss.backward()
+    model.eval()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert loss.isfinite(), "the loss in training is not finite"
+    assert all(grad.isfinite().all() for grad in grads), "a gradient in training is not finite"
+    model.zero_grad()
+
+
+def learns_what_it_shows(subject):
+    """With and without autograd the same logits: kernels may differ, the function may not."""
+    with_grad = subject.model(subject.ids, **subject.side(0, 1)).detach()
+    same(subject(subject.ids), with_grad, "logits with and without gradients")
+
+
+def is_deterministic(subject):
+    same(subject(subject.ids), subject(subject.ids), "two forwards in eval mode", tolerance=0.0)
+
+
+def rows_are_independent(subject):
+    both = subject(subject.ids)
+    for row in (0, 1):
+        same(subject(subject.ids[row : row + 1], row), both[row : row + 1], f"row {row} alone")
+
+
+def sees_no_future(subject):
+    """For each cut: other tokens behind it change nothing before it, and something at it."""
+    ids = subject.ids[:1]
+    length = ids.shape[1]
+    cuts = range(1, length)
+    changed = ids.repeat(len(cuts), 1)
+    for row, cut in enumerate(cuts):
+        changed[row, cut:] = (changed[row, cut:] + 3) % subject.model.num_tokens
+    want, got = subject(ids, 0), subject(changed, *[0] * len(cuts))
+    for row, cut in enumerate(cuts):
+        same(got[row, :cut], want[0, :cut], f"logits before a change at {cut}")
+        differ(got[row, cut], want[0, cut], f"logits at a change at {cut}")
+
+
+def sees_everything(subject):
+    """Without a causal mask every token's logits depend on every token."""
+    ids = subject.ids[:1]
+    for place in (0, ids.shape[1] - 1):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 3) % subject.model.num_tokens
+        difference = (subject(changed, 0) - subject(ids, 0)).abs().amax(dim=-1)
+        assert (difference > 1e-6).all(), f"some logits do not depend on token {place}"
+
+
+def prefix_is_consistent(subject):
+    """A shorter input gives the beginning of what the longer one gives."""
+    full = subject(subject.ids)
+    for length in (1, 5):
+        same(subject(subject.ids[:, :length]), full[:, :length], f"the first {length} tokens alone")
+
+
+def right_padding(subject):
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    got = subject(subject.ids, mask=mask)
+    same(got[:1], subject(subject.ids[:1], 0), "a full row beside a padded one")
+    same(got[1:, :5], subject(subject.ids[1:, :5], 1), "a right-padded row")
+
+
+def left_padding(subject):
+    got = subject(subject.ids, seq_start_pos=torch.tensor([0, 4]))
+    same(got[:1], subject(subject.ids[:1], 0), "a full row beside a left-padded one")
+    same(got[1:, 4:], subject(subject.ids[1:, 4:], 1), "a left-padded row")
+    tail = torch.arange(9) < torch.tensor([[9], [7]])
+    got = subject(subject.ids, seq_start_pos=torch.tensor([0, 4]), mask=tail)
+    same(got[1:, 4:7], subject(subject.ids[1:, 4:7], 1), "a row padded on both sides")
+
+
+def packing(subject):
+    lengths = [[4, 5], [3, 2, 2]]
+    got = subject(subject.ids, seq_lens=lengths)
+    for row, parts in enumerate(lengths):
+        start = 0
+        for part in parts:
+            piece = slice(start, start + part)
+            alone = subject(subject.ids[row : row + 1, piece], row)
+            same(got[row : row + 1, piece], alone, f"packed tokens {start}:{start + part} of row {row}")
+            start += part
+
+
+def run_cached(subject, blocks=(4, 1, 1, 3), side=None, **state_how):
+    """Logits of blocks of tokens, one after the other, from one decode state."""
+    state = subject.model.init_state(2, 9, **state_how)
+    side = subject.side(0, 1) if side is None else side
+    pieces = []
+    with torch.no_grad():
+        for block in blocks:
+            ids = subject.ids[:, state.length : state.length + block]
+            pieces.append(subject.model(ids, state=state, **(side if state.length == 0 else {})))
+    assert state.length == sum(blocks)
+    return torch.cat(pieces, dim=1)
+
+
+def cached_equals_full(subject):
+    same(run_cached(subject), subject(subject.ids), "prefill, steps and a chunk")
+    same(run_cached(subject, blocks=(1,) * 9), subject(subject.ids), "single steps")
+    starts = torch.tensor([0, 3])
+    got, want = run_cached(subject, seq_start_pos=starts), subject(subject.ids, seq_start_pos=starts)
+    same(got[0], want[0], "cached, full row")
+    same(got[1, 3:], want[1, 3:], "cached, left-padded row")
+    window = run_cached(subject, window=3)
+    same(window, subject(subject.ids, window=3), "cached with a window")
+
+
+def context_padding(subject):
+    """Tokens of the context that the mask hides, whatever they hold, change nothing; cached too."""
+    mask = torch.arange(5) < torch.tensor([[5], [2]])
+    got = subject(subject.ids, context_mask=mask)
+    same(got[:1], subject(subject.ids[:1], 0), "a full context beside a padded one")
+    with torch.no_grad():
+        alone = subject.model(subject.ids[1:], context=subject.context[1:, :2])
+    same(got[1:], alone, "a padded context")
+    differ(got[1], subject(subject.ids)[1], "hiding a part of the context")
+    if subject.model.can_cache:
+        side = {**subject.side(0, 1), "context_mask": mask}
+        same(run_cached(subject, side=side), got, "cached with a padded context")
+
+
+def copies(subject):
+    """Deep copies, pickles and rebuilt models give the same and share nothing."""
+    model, want = subject.model, subject(subject.ids)
+    rebuilt = flagformer.build(model.flags).to(want.dtype).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    made = {"deepcopy": copy.deepcopy(model), "pickle": pickle.loads(pickle.dumps(model)), "rebuilt": rebuilt}
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    made["torch.save"] = torch.load(buffer, weights_only=False)
+    with torch.no_grad():
+        for name, other in made.items():
+            same(other(subject.ids, **subject.side(0, 1)), want, name)
+            stir(other, seed=5)
+            differ(other(subject.ids, **subject.side(0, 1)), want, f"a stirred {name}")
+    same(subject(subject.ids), want, "the original after its copies were stirred")
+
+
+def bf16_is_finite(subject):
+    """Under bf16 autocast: finite logits and gradients, near those of fp32; decoding too."""
+    model = copy.deepcopy(subject.model).float()
+    side = {name: value.float() for name, value in subject.side(0, 1).items()}
+    with torch.no_grad():
+        want = model(subject.ids, **side)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(subject.ids, **side).float()
+        (got * got.detach().cos()).sum().backward()
+        cached = None
+        if model.can_cache:
+            state = model.init_state(2, 9)
+            with torch.no_grad():
+                first = model(subject.ids[:, :6], state=state, **side)
+                second = model(subject.ids[:, 6:], state=state)
+            cached = torch.cat([first, second], dim=1).float()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert got.isfinite().all(), "logits under bf16 autocast are not finite"
+    assert all(grad.isfinite().all() for grad in grads), "a gradient under bf16 autocast is not finite"
+    # bf16 has 8 bits: a relative error of 2 ** -8 in each of some twenty roundings, some of them amplified
+    near = 0.25 * want.abs().max().item()
+    same(got.detach(), want, "bf16 autocast against fp32", near)
+    if cached is not None:
+        same(cached, want, "decoding under bf16 autocast against fp32", near)
+
+
+def compiles(subject):
+    """One graph without breaks, and the same numbers."""
+    torch._dynamo.reset()
+    compiled = torch.compile(subject.model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        got = compiled(subject.ids, **subject.side(0, 1))
+    same(got, subject(subject.ids), "compiled against eager", TIGHT)
+
+
+COMMON = (
+    trains, learns_what_it_shows, is_deterministic, rows_are_independent, right_padding, left_padding,
+    packing, copies, bf16_is_finite,
+)  # fmt: skip
+CAUSAL = (*COMMON, sees_no_future, prefix_is_consistent)
+
+
+def checks_of(subject):
+    """The properties that this model must have, the compiled one apart."""
+    checks = CAUSAL if subject.kind in ("decoder", "prefix_decoder") else (*COMMON,)
+    if subject.kind == "decoder":
+        checks = (*checks, cached_equals_full)
+    return (*checks, context_padding) if subject.has_cross else checks
+
+
+def failures(subject, checks):
+    """What each check that does not hold says."""
+    found = []
+    for check in checks:
+        try:
+            check(subject)
+        except Exception as error:  # a crash is a failed property like any other
+            found.append(f"{check.__name__}: {type(error).__name__}: {error}")
+    return found

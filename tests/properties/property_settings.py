@@ -1,0 +1,65 @@
+"""Every flag of the catalogue with a value to test it with; choices and their pairs come from the library."""
+
+from flagformer.flags import CATALOGUE
+from flagformer.reference import choices
+
+# A model in which every choice shows and which still runs in a millisecond.
+TINY = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 4, "attn_dim_head": 8}
+SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head", "causal"}
+# Values that differ from what is taken when nothing is said, where no rule finds one.
+VALUES = {
+    "alibi_num_heads": 3,
+    "attn_dropout": 0.2,
+    "attn_qk_norm_scale": 4.0,
+    "cross_attn_dim_context": 6,
+    "dynamic_pos_bias_mlp_depth": 1,
+    "emb_dropout": 0.2,
+    "ff_dropout": 0.2,
+    "ff_mult": 1.5,
+    "layerscale_init_value": 0.5,
+    "rel_pos_max_distance": 24,
+    "rel_pos_num_buckets": 6,
+    "rotary_base_rescale_factor": 4.0,
+    "rotary_emb_dim": 4,
+    "rotary_interpolation_factor": 2.0,
+}
+# What has to be said with a flag, where the catalogue does not tell.
+WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+
+
+def tunings():
+    """name -> flags, for each flag that tunes a filler: the flag, and what selects the filler."""
+    chosen = {name for choice in choices() for name in choice.flags}
+    found = {}
+    for item in CATALOGUE:
+        for param in item.params:
+            name = param.flag.name
+            if name not in chosen | SIZES:
+                found[name] = {**_owner(item, name), **WITH.get(name, {}), name: _value(param)}
+    return found
+
+
+def cross_forms():
+    """`cross_attn_...` -> flags, for each attention flag: set for cross-attention only."""
+    forms = {}
+    for name in CATALOGUE.names({"attention"}):
+        chosen = next((choice.flags for choice in choices() if name in choice.flags), None)
+        for value in [tunings()[name][name]] if chosen is None else [chosen[name]]:
+            forms[f"cross_{name}"] = {"cross_attend": True, f"cross_{name}": value}
+            owner = {k: v for k, v in tunings().get(name, {}).items() if k != name}
+            forms[f"cross_{name}"] |= {f"cross_{k}": v for k, v in owner.items()}
+    return forms
+
+
+def _owner(item, name):
+    """What selects the component that the flag tunes; nothing where a standard component has it too."""
+    if any(owner.select is None for owner, _ in CATALOGUE.params_named(name)):
+        return {}
+    return dict(next(choice for choice in choices() if choice.component is item).flags)
+
+
+def _value(param):
+    if param.flag.name in VALUES:
+        return VALUES[param.flag.name]
+    assert param.type in (bool, bool | None), f"add a value for `{param.flag.name}` to VALUES in {__file__}"
+    return not param.standard

@@ -1,0 +1,67 @@
+"""A tiny model of some flags, with inputs, in fp64: what every property is asked of."""
+
+import torch
+
+import flagformer
+
+# fp64 rounding stays below 1e-12 in models of this size; planted faults change logits by more than 1e-4.
+TIGHT = 1e-9
+
+
+class Subject:
+    """A model in eval mode whose parameters are stirred, so that nothing starts at zero or is the same twice.
+
+    Args:
+        flags: complete flags for `flagformer.build`.
+        dtype: of the parameters and the context.
+    """
+
+    def __init__(self, flags, dtype=torch.float64):
+        torch.manual_seed(1)
+        self.flags = flags
+        self.model = stir(flagformer.build(flags).to(dtype).eval())
+        self.kind = flags.get("model", "decoder")
+        self.ids = torch.randint(self.model.num_tokens, (2, 9))
+        layers = self.model.attn_layers
+        width = layers.dims.dim_context or layers.dims.dim
+        self.context = torch.randn(2, 5, width, dtype=dtype) if layers.has_cross else None
+
+    @property
+    def has_cross(self):
+        return self.context is not None
+
+    def side(self, *rows):
+        """The context of these rows of the inputs, as keywords of a forward."""
+        return {"context": self.context[list(rows)]} if self.has_cross else {}
+
+    def __call__(self, ids, *rows, **how):
+        """Logits without gradient; `rows` says which rows of the context go with the ids."""
+        with torch.no_grad():
+            return self.model(ids, **self.side(*(rows or range(len(ids)))), **how)
+
+    def loss(self):
+        """A number that every logit moves differently."""
+        logits = self.model(self.ids, **self.side(0, 1))
+        weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+        return (logits * weights.cos()).sum()
+
+
+def stir(model, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.3 * noise.to(parameter.dtype))
+    return model
+
+
+def same(got, want, what, tolerance=TIGHT):
+    assert got.shape == want.shape, f"{what}: shape {list(got.shape)} is not {list(want.shape)}"
+    worst = (got - want).abs().max().item()
+    assert worst <= tolerance, f"{what}: differs by {worst:.2g}"
+
+
+def differ(got, want, what):
+    """The other half of a test: a change that must be seen is seen."""
+    worst = (got - want).abs().max().item()
+    assert worst > 1e-6, f"{what}: nothing changed"

@@ -1,0 +1,147 @@
+"""Every kernel of the catalogue equals the written-out one on what it honours, gradients included."""
+
+import pytest
+import torch
+from property_subject import same
+
+import flagformer
+from flagformer.attention.kernels.einsum import Einsum
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import CATALOGUE
+from flagformer.flow import Causal, Dims, Explicit, Layout, Mask, Padding, Pairs, Segments, Window
+from flagformer.score.softmax import Softmax
+
+B, H, T, K = 2, 4, 6, 8
+KERNELS = {item.name: item for item in CATALOGUE.in_slot("kernel") if item.cls is not Einsum}
+PLAIN = Layout.plain(T, torch.device("cpu"))
+RIGHT = PLAIN.hide(torch.arange(T) < torch.tensor([[T], [4]]))
+LEFT = Layout.left_padded(torch.tensor([0, 3]), T)
+PACKED = Layout.packed(torch.tensor([[2, 4, 0], [1, 2, 2]]), T)
+SOME = Explicit(torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(0)) > 0.6)
+ONE_ROW_BLIND = Explicit(torch.arange(T)[:, None] != torch.tensor(2).expand(1, T))
+
+# name -> (mask, queries, keys)
+STANDINGS = {
+    "every pair": (Mask(), PLAIN, PLAIN),
+    "causal": (Mask((Causal(),)), PLAIN, PLAIN),
+    "one new query": (Mask((Causal(),)), Layout.plain(1, torch.device("cpu"), 5), PLAIN),
+    "a chunk of queries": (Mask((Causal(),)), Layout.plain(3, torch.device("cpu"), 3), PLAIN),
+    "window": (Mask((Causal(), Window(2))), PLAIN, PLAIN),
+    "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
+    "left padding": (Mask((Causal(), Padding())), LEFT, LEFT),
+    "packed": (Mask((Causal(), Padding(), Segments())), PACKED, PACKED),
+    "given by head": (Mask((SOME,)), PLAIN, PLAIN),
+    "a query without keys": (Mask((ONE_ROW_BLIND,)), PLAIN, PLAIN),
+}
+
+
+def inputs(groups, standing, seats, dtype=torch.float64):
+    _, queries, keys = STANDINGS[standing]
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randn(B, H, queries.length, K, generator=generator, dtype=dtype)
+    k = torch.randn(B, groups, seats + keys.length, K, generator=generator, dtype=dtype)
+    v = torch.randn(B, groups, seats + keys.length, K, generator=generator, dtype=dtype)
+    bias = torch.randn(1, H, queries.length, keys.length, generator=generator, dtype=dtype)
+    return [tensor.requires_grad_() for tensor in (q, k, v)], bias
+
+
+def path():
+    return ScorePath(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
+
+
+def output_and_gradients(kernel, qkv, pairs, *more):
+    out = kernel(*qkv, pairs)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), [*qkv, *more])]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("seats", [0, 3])
+@pytest.mark.parametrize("groups", [H, 2, 1])
+def test_kernel_equals_einsum(kernel, standing, biased, seats, groups):
+    mask, queries, keys = STANDINGS[standing]
+    qkv, bias = inputs(groups, standing, seats)
+    pairs = Pairs.of(mask, queries, keys, bias if biased else None, seats)
+    got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
+    want = output_and_gradients(Einsum(path()), qkv, pairs)
+    for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
+        same(one, other, name, tolerance=1e-12)  # fp64: a few roundings of numbers near 1
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "Einsum"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_query_without_keys_gives_zeros_and_takes_no_gradient(kernel, biased):
+    mask, queries, keys = STANDINGS["a query without keys"]
+    qkv, bias = inputs(H, "a query without keys", 0)
+    pairs = Pairs.of(mask, queries, keys, bias if biased else None)
+    made = (KERNELS[kernel].cls if kernel in KERNELS else Einsum)(path())
+    out, dq, dk, dv = output_and_gradients(made, qkv, pairs)
+    assert (out[:, :, 2] == 0).all(), "a query that sees no key must give zeros"
+    assert (dq[:, :, 2] == 0).all(), "a query that sees no key must get no gradient"
+    assert (out[:, :, 1] != 0).all()
+    for gradient in (dq, dk, dv):
+        assert gradient.isfinite().all()
+
+
+LEARNING = [name for name, item in KERNELS.items() if "learned_bias" in item.honours]
+
+
+@pytest.mark.parametrize("kernel", LEARNING)
+@pytest.mark.parametrize("standing", ["every pair", "causal", "left padding", "a query without keys"])
+def test_kernel_that_honours_a_learned_bias_trains_it(kernel, standing):
+    mask, queries, keys = STANDINGS[standing]
+    qkv, bias = inputs(2, standing, 1)
+    bias.requires_grad_()
+    pairs = Pairs.of(mask, queries, keys, bias, 1)
+    got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs, bias)
+    want = output_and_gradients(Einsum(path()), qkv, Pairs.of(mask, queries, keys, bias, 1), bias)
+    for one, other in zip(got, want):
+        same(one, other, "learned bias", tolerance=1e-12)
+    assert got[-1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "Einsum"])
+def test_dropout_is_for_training_and_keeps_the_mean(kernel):
+    qkv, _ = inputs(H, "every pair", 0)
+    cls = KERNELS[kernel].cls if kernel in KERNELS else Einsum
+    pairs, plain = Pairs(), Einsum(path())
+    dropping = cls(path(), dropout=0.5)
+    with torch.no_grad():
+        same(dropping.eval()(*qkv, pairs), plain(*qkv, pairs), "eval mode", tolerance=1e-12)
+        draws = torch.stack([dropping.train()(*qkv, pairs) for _ in range(2000)])
+    assert not torch.equal(draws[0], draws[1])
+    # standard error of 2000 draws: their spread is near 1, so 5 of them are 0.11
+    same(draws.mean(0), plain(*qkv, pairs), "mean over draws", tolerance=0.15)
+
+
+@pytest.mark.parametrize("flags", [{}, {"alibi_pos_bias": True}, {"attn_num_mem_kv": 2}])
+def test_models_on_the_fused_kernel_equal_the_written_out_one(flags):
+    common = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
+    fused = flagformer.build({**common, **flags, "attn_flash": True}).double()
+    written_out = flagformer.build({**common, **flags, "attn_flash": False}).double()
+    written_out.load_state_dict(fused.state_dict())
+    ids = torch.randint(11, (2, 9))
+    grads = []
+    for model in (fused, written_out):
+        model(ids).square().mean().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for name, one, other in zip(dict(fused.named_parameters()), *grads):
+        same(one, other, name, tolerance=1e-12)
+
+
+def test_gradcheck_of_the_written_out_path():
+    qkv, bias = inputs(2, "left padding", 1)
+    bias.requires_grad_()
+    mask, queries, keys = STANDINGS["left padding"]
+    short = [tensor[:1, :, :, :2].detach().requires_grad_() for tensor in qkv]
+
+    def attend(q, k, v, bias):
+        return Einsum(path())(q, k, v, Pairs.of(mask, _first(queries), _first(keys), bias, 1))
+
+    assert torch.autograd.gradcheck(attend, (*short, bias))
+
+
+def _first(layout):
+    return Layout(layout.positions[1:], layout.padding[1:])

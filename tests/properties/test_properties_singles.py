@@ -1,0 +1,49 @@
+"""Every choice and every tuning flag by itself, in each kind of model."""
+
+import pytest
+from property_checks import checks_of, compiles, failures, sees_everything
+from property_settings import TINY, cross_forms, tunings
+from property_subject import Subject
+
+from flagformer.flags import CATALOGUE
+from flagformer.reference import choices, settings
+from flagformer.wrappers.build import MODELS
+
+CHOICES = {choice.name: choice for choice in choices()}
+SINGLES = {
+    "nothing": settings(),
+    **{name: settings(choice) for name, choice in CHOICES.items() if "model" not in choice.flags},
+    **{f"{name} (tuned)": settings() | flags for name, flags in tunings().items()},
+    **{name: settings() | flags for name, flags in cross_forms().items()},
+}
+
+
+def tiny(name, kind):
+    return {**SINGLES[name], **TINY, "model": kind}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", SINGLES)
+def test_single_setting_has_every_property(name, kind):
+    subject = Subject(tiny(name, kind))
+    checks = list(checks_of(subject))
+    if kind == "encoder" and name != "only_cross":
+        checks.append(sees_everything)
+    assert not failures(subject, checks)
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_single_setting_compiles(name):
+    assert not failures(Subject(tiny(name, "decoder")), [compiles])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
+@pytest.mark.parametrize("name", ["nothing", "rotary_pos_emb", "rel_pos_bias", "cross_attend"])
+def test_other_kinds_compile(name, kind):
+    assert not failures(Subject(tiny(name, kind)), [compiles])
+
+
+def test_every_flag_of_the_catalogue_is_tried():
+    tried = {name for flags in SINGLES.values() for name in flags} | set(TINY)
+    left_out = set(CATALOGUE.names()) - tried
+    assert left_out == {"causal"}, "`causal` is fixed by the kind of model; all others need a setting"
