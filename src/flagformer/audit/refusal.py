@@ -38,13 +38,6 @@ class Tries:
         self.notes: list[str] = []
         self.crashes: list[str] = []
 
-    def summed_up(self) -> Tries:
-        """The same with the first of many like texts only."""
-        for texts in (self.notes, self.crashes):
-            if len(texts) > 1:
-                texts[:] = [f"{texts[0]}; {len(texts) - 1} more like this"]
-        return self
-
     @contextmanager
     def of(self, doing: str) -> Iterator[None]:
         try:

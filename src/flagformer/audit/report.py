@@ -10,6 +10,7 @@ from typing import Any
 from flagformer.audit.refusal import Tries
 from flagformer.audit.worst import Worst
 
+SHOWN = 2
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
 
 
@@ -63,7 +64,7 @@ class CheckResult:
 
 def judged(check: str, worst: Worst, words: str, tries: Tries | None = None) -> CheckResult:
     """A result from comparisons: `words` and what was refused if all is well, else every fault."""
-    notes, crashes = (tries.notes, tries.crashes) if tries is not None else ([], [])
+    notes, crashes = (_few(tries.notes), _few(tries.crashes)) if tries is not None else ([], [])
     if worst.compared == 0 and not crashes:
         return skipped(check, "; ".join(notes) or "nothing could be compared")
     faults = [worst.words] * worst.failed + crashes
@@ -76,6 +77,11 @@ def judged(check: str, worst: Worst, words: str, tries: Tries | None = None) -> 
         tolerance_reason=worst.tolerance.reason,
         position=worst.position,
     )
+
+
+def _few(texts: list[str]) -> list[str]:
+    more = len(texts) - SHOWN
+    return texts if more <= 0 else [*texts[:SHOWN], f"{more} more like this"]
 
 
 def skipped(check: str, why: str) -> CheckResult:

@@ -99,7 +99,7 @@ class Subject:
         """The logits of `ids` in eval mode."""
         logits = self.logits(self.ids)
         if not torch.isfinite(logits).all():
-            raise NotApplicable("its logits are not finite, so nothing can be compared (see `finite`)")
+            raise NotApplicable("logits are not finite: nothing to compare")
         return logits
 
     @cached_property
@@ -119,7 +119,7 @@ class Subject:
     def other_shape(self) -> Worst:
         """For comparisons of runs of different shapes, which say nothing if the outputs are random."""
         if self.wobble.failed:
-            raise NotApplicable("its outputs are not deterministic in eval mode, so runs cannot be compared")
+            raise NotApplicable("outputs are random in eval mode: nothing to compare")
         return self._worst(other_shape)
 
     def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> Worst:

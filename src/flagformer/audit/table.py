@@ -16,7 +16,7 @@ def as_text(report: AuditReport) -> str:
     rows = [cells(result) for result in report.results]
     widths = [max(len(row[i]) for row in [HEADINGS, *rows]) for i in range(5)]
     room = max(30, WIDTH - sum(widths) - 2 * 5)
-    lines = [summary(report), ""]
+    lines = [summary_of(report), ""]
     for row in [HEADINGS, *rows]:
         left = "  ".join(cell.ljust(width) for cell, width in zip(row[:5], widths))
         text = textwrap.wrap(row[5], room) or [""]
@@ -31,7 +31,7 @@ def reasons(report: AuditReport) -> list[str]:
     return [f"allowed {number(value)} of the largest logit, {reason}" for value, reason in said.items()]
 
 
-def summary(report: AuditReport) -> str:
+def summary_of(report: AuditReport) -> str:
     counts = {True: "passed", False: f"FAILED {len(report.failures)} of {len(report.results)} checks"}
     skipped = sum(result.status == NOT_APPLICABLE for result in report.results)
     beside = f", {skipped} not applicable" if skipped else ""

@@ -14,7 +14,7 @@ def batch(subject: Subject) -> CheckResult:
         others[row] = subject.ids[row]
         words = f"row {row} changes when the other rows of the batch change"
         strict.compare(subject.logits(others)[row], subject.reference[row], words)
-    said = "a row gives the same logits beside other rows and alone"
+    said = "rows do not depend on each other"
     if strict.failed:
         return judged("batch", strict, said)
     worst = subject.other_shape()

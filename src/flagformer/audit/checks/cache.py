@@ -28,7 +28,7 @@ def cache(subject: Subject) -> CheckResult:
     for part in (_left_padded, _windowed, _rolled_back, _reordered):
         with tries.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
-    words = "in one block, token by token and in uneven blocks as in the full forward"
+    words = "cached equals full, whatever the blocks"
     return judged("cache", worst, words, tries)
 
 

@@ -8,5 +8,5 @@ from flagformer.audit.subject import Subject
 
 def determinism(subject: Subject) -> CheckResult:
     """Other random states, and other inputs in between, must not matter."""
-    words = "the same under another random state and after another input"
+    words = "the same after other seeds and inputs"
     return judged("determinism", subject.wobble, words)

@@ -42,7 +42,7 @@ def finite(subject: Subject) -> CheckResult:
     if bad is not None:
         return must_be("finite", False, bad.words, position=bad.position, parameters=bad.parameters)
     apart = ((low.double() - plain.double()).abs().max() / plain.abs().max().clamp(min=1e-30)).item()
-    words = f"finite {FULL} and {LOW}; the two lie {apart:.2g} of the largest logit apart"
+    words = f"in full precision and bf16 ({apart:.1e} apart)"
     return must_be("finite", True, words)
 
 

@@ -29,7 +29,7 @@ def future_leak(subject: Subject) -> CheckResult:
     if subject.module is not None:
         with subject.training(True), tries.of("train mode"):
             _compare(subject, worst, 0, "in train mode")
-    words = "no change of a later token moves an earlier logit, in eval or train mode"
+    words = "no later token moves an earlier logit"
     if prefixes[1:]:
         tries.notes.append(f"with a prefix of {prefixes[1]} tokens, behind the prefix only")
     return judged("future_leak", worst, words, tries)

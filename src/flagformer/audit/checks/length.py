@@ -25,5 +25,5 @@ def length(subject: Subject) -> CheckResult:
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
         with tries.of(f"an input of {end} tokens"):
             worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)
-    words = "a beginning alone gives the same logits as inside the longer input"
-    return judged("length", worst, words, tries.summed_up())
+    words = "the same alone and in a longer input"
+    return judged("length", worst, words, tries)

@@ -21,7 +21,7 @@ def packing(subject: Subject) -> CheckResult:
             words = f"sequence {place} of a row packed as {lengths} differs from the sequence alone"
             worst.compare(got[row, start : start + n], wanted, words)
             start += n
-    return judged("packing", worst, "packed sequences give the logits of each sequence alone")
+    return judged("packing", worst, "packed sequences equal each alone")
 
 
 def packed_lengths(total: int) -> list[list[int]]:

@@ -43,7 +43,7 @@ def right_padding(subject: Subject) -> CheckResult:
     subject.doing = "a mask that hides nothing"
     everything = subject.logits(subject.ids, Given(mask=torch.ones_like(mask)))
     worst.compare(everything, subject.reference, "a mask that hides nothing changes the logits")
-    return judged("right_padding", worst, "rows padded right and masked give the logits of each row alone")
+    return judged("right_padding", worst, "padded rows equal each row alone")
 
 
 def left_padding(subject: Subject) -> CheckResult:
@@ -59,7 +59,7 @@ def left_padding(subject: Subject) -> CheckResult:
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded left with {name} differs from the row alone"
             worst.compare(got[row, -n:], wanted[row], words)
-    return judged("left_padding", worst, "rows padded left give the logits of each row alone")
+    return judged("left_padding", worst, "padded rows equal each row alone")
 
 
 def padded_left(ids: Tensor, lengths: list[int], filling: Tensor) -> Tensor:

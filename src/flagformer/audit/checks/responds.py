@@ -19,7 +19,7 @@ def responds(subject: Subject) -> CheckResult:
     if not moves:
         words = f"changing token {place} changes no logits at or after it: the other checks say nothing"
     elif later <= least.tolerance.value:
-        words = "a token moves its own logits only, never later ones: there is no context to leak"
+        words = "a token moves its own logits only: no context is used"
     else:
-        words = f"one token moves its own logits by {at:.2g} and later ones by {later:.2g} of the largest"
+        words = f"own logits move by {at:.2g}, later ones by {later:.2g}"
     return must_be("responds", moves, words, position=None if moves else place)
