@@ -1,13 +1,17 @@
-"""The `flagformer` command. Every subcommand imports what it needs when it is called, so that help is
-instant."""
+"""The `flagformer` command. Every subcommand imports what it needs when it is called."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    raise SystemExit(
+        "error: the command line needs more than the library: pip install 'flagformer[study]'"
+    ) from None
 
+from flagformer import __version__
 from flagformer.cli.audit import audit
 from flagformer.cli.flags import flags
 from flagformer.cli.generate import generate
@@ -24,13 +28,13 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"flagformer {version('flagformer')}")
+        typer.echo(f"flagformer {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    show_version: Annotated[
+    version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,

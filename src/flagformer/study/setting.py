@@ -6,17 +6,18 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import flagformer
 from flagformer.study.costs import Cost
 from flagformer.study.directory import Foreign
 from flagformer.study.file import Study
 
-PACKAGES = ("flagformer", "torch", "numpy", "scipy")
+PACKAGES = ("torch", "numpy", "scipy")
 
 
 def describe_setting(
@@ -49,7 +50,7 @@ def describe_setting(
             "system": platform.system(),
             "python": platform.python_version(),
         },
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {"flagformer": flagformer.__version__, **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
         "variants": {name: asdict(cost) for name, cost in costs.items()},
     }
@@ -79,13 +80,6 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

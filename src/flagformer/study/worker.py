@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -53,15 +54,16 @@ def work(
         _wait_until_free(directory)
         function(trial, directory)
     except BaseException as error:
-        traceback.print_exc()
         channel.send(describe(error))
-        raise SystemExit(1) from None
+        with contextlib.suppress(OSError):  # a full disk takes no traceback either
+            traceback.print_exc()
+        os._exit(1)
 
 
 def describe(error: BaseException) -> Failure:
     """The failure in one line."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure("disk", f"the disk is full: {error.strerror}")
+        return Failure("disk", f"the disk is full: {error.filename or error.strerror}")
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, ValueError):
         return Failure("error", text)
