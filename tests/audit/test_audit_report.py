@@ -45,8 +45,8 @@ def test_the_text_says_result_deviation_tolerance_position_and_reason() -> None:
     assert "FAILED 1 of 2 checks" in lines[0]
     row = next(line for line in lines if line.startswith("cache"))
     assert row.split()[:2] == ["cache", "FAILED"]
-    assert row.split()[3:5] == ["3.6e-05", "1"]
-    assert "300 roundings of float32" in str(report)
+    assert row.split()[3:5] == ["1.2e-05", "1"]
+    assert "100 roundings of float32" in str(report)
     assert max(map(len, lines)) <= WIDTH + 10, "the reasons below the table may be a little longer"
 
 

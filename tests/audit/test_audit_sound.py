@@ -152,6 +152,25 @@ def test_gradients_are_looked_at_even_under_no_grad() -> None:
         assert audit(TinyLM(), checks=["gradients", "finite"]).passed
 
 
+def test_fast_matrix_products_do_not_blur_the_comparison() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        result = audit(TinyLM(), checks=["cache"])["cache"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert result.deviation < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_have_their_own_tolerance(dtype: torch.dtype) -> None:
+    net = Bigram().to(dtype)
+    report = audit(net)
+    assert report.passed, str(report)
+    tolerance = min(100 * torch.finfo(dtype).eps, 0.1)
+    assert report["length"].tolerance == tolerance
+
+
 def test_ambient_autocast_does_not_blur_the_comparison() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         result = audit(TinyLM(), checks=["cache"])["cache"]

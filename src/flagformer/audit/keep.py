@@ -54,7 +54,8 @@ def kept_random_states() -> Iterator[None]:
 
 @contextmanager
 def left_untouched(module: nn.Module | None) -> Iterator[None]:
-    """Random states, and a module's modes, gradients and buffers come back."""
+    """Random states, and a module's modes, gradients and buffers come back; inside, fp32 means fp32."""
+    precision = torch.get_float32_matmul_precision()
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     gradients = [(p, p.grad) for p in module.parameters()] if module is not None else []
     buffers = Buffers(module)
@@ -62,8 +63,10 @@ def left_untouched(module: nn.Module | None) -> Iterator[None]:
         try:
             for parameter, _ in gradients:
                 parameter.grad = None
+            torch.set_float32_matmul_precision("highest")
             yield
         finally:
+            torch.set_float32_matmul_precision(precision)
             for part, training in modes:
                 part.training = training
             for parameter, gradient in gradients:

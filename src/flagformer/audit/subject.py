@@ -124,12 +124,15 @@ class Subject:
 
     def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> Worst:
         largest = self.reference.abs().max().item()
-        return Worst(tolerance(self._coarsest()), largest or 1.0)
+        dtype = max(self.reference.dtype, self.coarsest, key=lambda dtype: torch.finfo(dtype).eps)
+        return Worst(tolerance(dtype), largest or 1.0)
 
-    def _coarsest(self) -> torch.dtype:
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The least precise type of the parameters; float32 where there are none."""
         parameters = self.module.parameters() if self.module is not None else ()
-        dtypes = {self.reference.dtype, *(p.dtype for p in parameters if p.is_floating_point())}
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
     @property
     def why_not_causal(self) -> str:

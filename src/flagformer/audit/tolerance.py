@@ -26,10 +26,10 @@ def same_shape(dtype: torch.dtype) -> Tolerance:
 def other_shape(dtype: torch.dtype) -> Tolerance:
     """For runs of different shapes: kernels choose other orders of summation.
 
-    Right small models were seen to differ by 4 roundings; deep ones add up more.
+    Right models of 2 and of 24 layers, trained and not, were seen to differ by up to 8 roundings.
     """
-    reason = f"300 roundings of {_short(dtype)}: other shapes take the same sums in another order"
-    return Tolerance(min(300 * torch.finfo(dtype).eps, LOOSEST), reason)
+    reason = f"100 roundings of {_short(dtype)}: other shapes take the same sums in another order"
+    return Tolerance(min(100 * torch.finfo(dtype).eps, LOOSEST), reason)
 
 
 def _short(dtype: torch.dtype) -> str:

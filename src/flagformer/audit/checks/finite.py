@@ -32,6 +32,8 @@ def finite(subject: Subject) -> CheckResult:
     plain = subject.logits(subject.ids)
     with subject.comparing():
         bad = _bad_logits(plain, FULL) or _padded(subject, FULL)
+    if bad is None and subject.coarsest == torch.float16:
+        return must_be("finite", True, "in float16; bf16 autocast is not for float16 weights")
     if bad is None:
         subject.doing = LOW
         with torch.autocast(subject.device.type, torch.bfloat16):
