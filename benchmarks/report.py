@@ -63,7 +63,7 @@ def _version(package: str) -> str:
         return "from source"
 
 
-def write(path: Path, results: list[dict], quick: bool) -> None:
+def write(path: Path, results: list[dict], quick: bool, clock: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine(), "quick": quick, "rows": results}, indent=1)
+    text = json.dumps({"machine": machine(), "quick": quick, "clock": clock, "rows": results}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
