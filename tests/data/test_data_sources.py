@@ -19,7 +19,7 @@ BLOCKS = {
     "stdlib": {"source": "stdlib", "mib": 1.0},
     "file": {"source": "file", "path": __file__},
     "copy": {"source": "copy", "symbols": 11},
-    "associative_recall": {"source": "associative_recall", "pairs": 2, "keys": 5, "values": 7},
+    "associative_recall": {"source": "associative_recall", "pairs": 2, "asks": 1, "keys": 5, "values": 7},
 }
 
 

@@ -10,14 +10,15 @@ from flagformer.data import IGNORE, Source, Split, draws, short_hash
 
 
 class AssociativeRecall(Source):
-    """`k1 v1 k2 v2 ... . . k2 . k1 .`: pairs of a key and a value, then every key once more; its value is to
-    be predicted there.
+    """`k1 v1 k2 v2 ... k2 v2 . . k1 v1 .`: pairs of a key and a value, then every key again, `asks` times; at
+    each its value is to be predicted.
 
-    Keys are distinct within a sequence, values are not. A key is asked for at a place drawn without
-    replacement with probability proportional to `gap ** (power - 1)`: mostly soon after the pairs, sometimes
-    at the very end, as in the paper. Departure: the places between are blank (token 0) where the authors'
-    code offers random tokens too, because a random token could contradict a pair. Tokens: 0 blank, then
-    `keys` keys, then `values` values.
+    Keys are distinct within a sequence, values are not. Questions stand at places drawn without replacement
+    with probability proportional to `gap ** (power - 1)`: mostly soon after the pairs, sometimes at the very
+    end, as in the paper; which key is asked where is drawn evenly. The other places are blank (token 0): the
+    authors' code offers random tokens too, but those could contradict a pair. `asks: 1, answers: false` is
+    that code's task; asking more often and showing the answers is the paper's definition of recall, and a
+    small model learns it in minutes. Tokens: 0 blank, then `keys` keys, then `values` values.
     """
 
     metric: ClassVar[str] = (
@@ -25,8 +26,12 @@ class AssociativeRecall(Source):
     )
 
     source: Literal["associative_recall"]
-    pairs: int = Field(default=8, ge=1, description="Pairs to remember; each is asked for once.")
+    pairs: int = Field(default=8, ge=1, description="Pairs to remember.")
+    asks: int = Field(default=3, ge=1, description="How often each pair is asked for.")
     keys: int = Field(default=32, ge=1, description="Different keys there are; at least `pairs`.")
+    answers: bool = Field(
+        default=True, description="Whether the value stands after each key that asks for it."
+    )
     values: int = Field(default=32, ge=2, description="Different values there are.")
     power: float = Field(
         default=0.01,
@@ -47,10 +52,11 @@ class AssociativeRecall(Source):
             raise ValueError(
                 f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}"
             )
-        if seq_len < 4 * self.pairs:
+        needed = 2 * self.pairs * (1 + self.asks)
+        if seq_len < needed:
             raise ValueError(
-                f"`seq_len` must be at least 4 * pairs = {4 * self.pairs} for associative_recall, "
-                f"but is {seq_len}; use a longer sequence or fewer pairs"
+                f"`seq_len` must be at least 2 * pairs * (1 + asks) = {needed} for associative_recall, "
+                f"but is {seq_len}; use a longer sequence, fewer `pairs` or fewer `asks`"
             )
 
     def batch(
@@ -63,15 +69,21 @@ class AssociativeRecall(Source):
         values = torch.randint(self.values, (batch_size, self.pairs), generator=generator) + 1 + self.keys
         gaps = (seq_len - 2 * self.pairs) // 2
         weights = torch.arange(1, gaps + 1).double() ** (self.power - 1)
-        asked = torch.multinomial(weights.expand(batch_size, gaps), self.pairs, generator=generator)
-        asked = 2 * self.pairs + 2 * asked  # every second place, so that a blank follows each question
+        questions = self.pairs * self.asks
+        places = torch.multinomial(weights.expand(batch_size, gaps), questions, generator=generator)
+        places = 2 * self.pairs + 2 * places  # every second place, so that a blank follows each question
+        # multinomial draws likely places first: mixed, no key is asked earlier than another
+        which = torch.rand(batch_size, questions, generator=generator).argsort(dim=-1) % self.pairs
 
         inputs = torch.zeros(batch_size, seq_len, dtype=torch.long)
         inputs[:, 0 : 2 * self.pairs : 2] = keys
         inputs[:, 1 : 2 * self.pairs : 2] = values
-        inputs.scatter_(1, asked, keys)
+        inputs.scatter_(1, places, keys.gather(1, which))
+        wanted = values.gather(1, which)
+        if self.answers:
+            inputs.scatter_(1, places + 1, wanted)  # there is always a place: questions stand on even ones
         targets = torch.full((batch_size, seq_len), IGNORE)
-        targets.scatter_(1, asked, values)
+        targets.scatter_(1, places, wanted)
         return inputs, targets
 
     def fingerprint(self) -> str:
