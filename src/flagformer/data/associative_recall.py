@@ -18,7 +18,8 @@ class AssociativeRecall(Source):
     end, as in the paper; which key is asked where is drawn evenly. The other places are blank (token 0): the
     authors' code offers random tokens too, but those could contradict a pair. `asks: 1, answers: false` is
     that code's task; asking more often and showing the answers is the paper's definition of recall, and a
-    small model learns it in minutes. Tokens: 0 blank, then `keys` keys, then `values` values.
+    small model learns it in minutes (a later question can then be answered from an earlier one). Tokens: 0
+    blank, then `keys` keys, then `values` values.
     """
 
     metric: ClassVar[str] = (
