@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flagformer.study.results import BITS, Results, Row
-from flagformer.study.wording import NOTHING, count, difference, estimate, listed, p_value, plural, short
+from flagformer.study.wording import NOTHING, count, difference, estimate, listed, plural, short
 
 WIDTH = 132  # where there is no terminal to ask
 
@@ -24,13 +24,15 @@ def print_table(results: Results, console: Console | None = None) -> None:
 
 def make_table(results: Results) -> Table:
     """One row a variant, the baseline first."""
-    table = Table(box=box.SIMPLE_HEAD, title=results.study.name, title_justify="left", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=results.study.name, title_justify="left", pad_edge=False, padding=(0, 0)
+    )
     table.add_column("variant", no_wrap=True)
     unit = "bpb" if results.metric == BITS else "acc"
-    names = ["params", "FLOPs/token", "tokens/s*", f"loss@{results.loss_length}"]
+    names = ["params", "FLOPs per token", "tokens/s*", f"loss@{results.loss_length}"]
     names += [f"{unit}@{length}" for length in results.rows[0].quality]
-    for name in (*names, f"vs {results.study.baseline}", "p (Holm)", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for name in (*names, f"vs {results.study.baseline}", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", overflow="fold")
     for row in results.rows:
         table.add_row(*_cells(row))
     return table
@@ -66,5 +68,5 @@ def _cells(row: Row) -> list[str]:
         *mean,
     ]
     if row.difference is None:
-        return [*cells, "baseline", "", ""]
-    return [*cells, difference(row.difference), p_value(row.difference.p_holm), row.difference.verdict]
+        return [*cells, "baseline", ""]
+    return [*cells, difference(row.difference), row.difference.verdict]
