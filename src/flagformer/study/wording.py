@@ -41,7 +41,7 @@ def difference(value: Difference | None, digits: int = 3) -> str:
     """`-0.251 ± 0.040`: signed, so that the direction is seen without the baseline's row."""
     if value is None or value.estimate.mean is None:
         return NOTHING
-    mean = f"{value.estimate.mean:+.{digits}f}".replace("-", MINUS)
+    mean = f"{value.estimate.mean:+z.{digits}f}".replace("-", MINUS)
     half = value.estimate.half_width
     return mean if half is None else f"{mean} ± {half:.{digits}f}"
 

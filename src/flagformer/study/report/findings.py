@@ -33,7 +33,6 @@ def lengths_finding(results: Results) -> str:
         return f"Only one length, {long} tokens, was tested."
     sign = 1 if results.metric == BITS else -1
     change = {row.variant: sign * (_change(row, trained) or 0.0) for row in rows}
-    unit = " bits per byte" if results.metric == BITS else " of accuracy"
     groups = (
         ("keep theirs or gain", [name for name, value in change.items() if value <= KEPT]),
         (f"lose up to {LOST:g}", [name for name, value in change.items() if KEPT < value <= LOST]),
@@ -41,10 +40,10 @@ def lengths_finding(results: Results) -> str:
     )
     parts = []
     for verb, names in groups:
-        changes = [f"{name} ({sign * change[name]:+.2f})" for name in sorted(names, key=lambda n: change[n])]
+        changes = [f"{name} ({sign * change[name]:+z.2f})" for name in sorted(names, key=lambda n: change[n])]
         if changes:
             parts.append(f"{listed(changes)} {verb}")
-    return f"From {trained} to {long} tokens, in{unit}: {'; '.join(parts)}.".replace("-", MINUS)
+    return f"From {trained} to {long} tokens, in {results.metric}: {'; '.join(parts)}.".replace("-", MINUS)
 
 
 def differences_finding(results: Results) -> str:
@@ -92,8 +91,18 @@ def headline(results: Results) -> str:
     unfinished = "" if done == total else f" {done} of {total} trials are finished so far."
     return (
         f"Lowest held-out loss at {results.loss_length} tokens: {best.variant}, {best.loss.mean:.3f} nats "
-        f"(mean of {plural(best.loss.n, 'seed')}).{_best_at_longest(results)}{unfinished}"
+        f"(mean of {plural(best.loss.n, 'seed')}{_against_baseline(results, best)})."
+        f"{_best_at_longest(results)}{unfinished}"
     )
+
+
+def _against_baseline(results: Results, row: Row) -> str:
+    if row.difference is None:
+        return "; the baseline"
+    how = (
+        "not resolved from" if row.difference.verdict == "not resolved" else f"{row.difference.verdict} than"
+    )
+    return f"; {how} {results.study.baseline}"
 
 
 def _best_at_longest(results: Results) -> str:
