@@ -1,4 +1,4 @@
-"""Multi-query associative recall (MQAR), Arora et al. 2023, arXiv 2312.04927, section 3 and appendix E."""
+"""Multi-query associative recall (MQAR): Arora et al. 2023, arXiv 2312.04927, and their released code."""
 
 from typing import ClassVar, Literal
 
@@ -13,13 +13,13 @@ class AssociativeRecall(Source):
     """`k1 v1 k2 v2 ... k2 v2 . . k1 v1 .`: pairs of a key and a value, then every key again, `asks` times; at
     each its value is to be predicted.
 
-    Keys are distinct within a sequence, values are not. Questions stand at places drawn without replacement
-    with probability proportional to `gap ** (power - 1)`: mostly soon after the pairs, sometimes at the very
-    end, as in the paper; which key is asked where is drawn evenly. The other places are blank (token 0): the
-    authors' code offers random tokens too, but those could contradict a pair. `asks: 1, answers: false` is
-    that code's task; asking more often and showing the answers is the paper's definition of recall, and a
-    small model learns it in minutes (a later question can then be answered from an earlier one). Tokens: 0
-    blank, then `keys` keys, then `values` values.
+    Questions stand at places drawn without replacement with probability proportional to `gap ** (power - 1)`:
+    mostly soon after the pairs, sometimes at the very end, as in the authors' code; which key is asked where
+    is drawn evenly. `asks: 1, answers: false` asks as that code does; asking more often and showing the
+    answers gives a small model enough to learn from in minutes, and lets a later question be answered from an
+    earlier one. Departures: the other places are blank (token 0), where random tokens could contradict a
+    pair; only keys are distinct within a sequence, there values are too. Tokens: 0 blank, then `keys` keys,
+    then `values` values.
     """
 
     metric: ClassVar[str] = (
@@ -37,7 +37,7 @@ class AssociativeRecall(Source):
     power: float = Field(
         default=0.01,
         gt=0,
-        description="Exponent of the law of gaps; 1 is uniform, the paper's 0.01 favours short ones.",
+        description="Exponent of the law of gaps; 1 is uniform, the authors' 0.01 favours short ones.",
     )
 
     @property
