@@ -1,6 +1,6 @@
 """Flags: what users type, what it means, and why it cannot be. Imports no torch."""
 
-from flagformer.flags.errors import Finding, FlagError, nearest
+from flagformer.flags.errors import Finding, FlagError, Gathered, nearest, with_prefix
 from flagformer.flags.flag import Component, Flag, Need, Param, component
 from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
@@ -10,6 +10,6 @@ from flagformer.flags.spec import Ready, Spec
 
 __all__ = [
     "CATALOGUE", "LAYER_SCOPES", "MODEL_SCOPES", "SLOTS", "Component", "Finding", "Flag", "FlagError",
-    "Module", "Need", "Param", "Ready", "Registry", "Resolved", "Slot", "Spec", "component", "nearest",
-    "resolve", "split_prefixes",
+    "Gathered", "Module", "Need", "Param", "Ready", "Registry", "Resolved", "Slot", "Spec", "component",
+    "nearest", "resolve", "split_prefixes", "with_prefix",
 ]  # fmt: skip

@@ -23,7 +23,8 @@ UNDECLARED = {"position_bias": {"learned_bias"}, "score": {"scores"}, "weights":
 def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
     """Two fillers for a slot with one place."""
     names = [f"`{prefix}{item.say()}`" for item in chosen]
-    text = f"{' and '.join(names)} cannot be combined, because both fill `{slot}`, which has one place"
+    they = "both" if len(names) == 2 else "all"
+    text = f"{' and '.join(names)} cannot be combined, because {they} fill `{slot}`, which has one place"
     return Finding(prefix + (chosen[0].select or slot), text)
 
 

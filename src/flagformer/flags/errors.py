@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,37 @@ class FlagError(ValueError):
 
     def __reduce__(self) -> tuple[type[FlagError], tuple[tuple[Finding, ...]]]:
         return type(self), (self.findings,)
+
+
+class Gathered:
+    """The findings of several attempts, raised together."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def attempt(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives; None where it raised FlagError, whose findings are kept."""
+        try:
+            return make()
+        except FlagError as error:
+            self.findings += error.findings
+            return None
+
+    def raise_all(self) -> None:
+        if self.findings:
+            raise FlagError(dict.fromkeys(self.findings))
+
+
+def with_prefix(findings: Iterable[Finding], prefix: str, names: Collection[str]) -> list[Finding]:
+    """The findings with `prefix` before each of those flag names, as the user typed them."""
+
+    def typed(match: re.Match[str]) -> str:
+        return f"`{prefix}{match[1]}" if match[1] in names else match[0]
+
+    return [
+        Finding(prefix + f.flag if f.flag in names else f.flag, re.sub(r"`(\w+)", typed, f.message))
+        for f in findings
+    ]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

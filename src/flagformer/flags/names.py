@@ -99,12 +99,14 @@ def for_layer(
             continue
         if is_per_layer(name, value, registry):
             if len(value) != count:
-                findings.append(Finding(name, _length_fault(name, len(value), count)))
+                which = "cross-attention" if cross else {"attention": "self-attention"}.get(scope, scope)
+                findings.append(Finding(name, _length_fault(name, len(value), count, which)))
                 continue
             value = value[ordinal]
         local[bare] = value
     return local, findings
 
 
-def _length_fault(name: str, length: int, count: int) -> str:
-    return f"`{name}` has {length} values, but there are {count} such layers: give one value, or one for each"
+def _length_fault(name: str, length: int, count: int, which: str) -> str:
+    places = "sublayers" if which == "branch" else f"{which} sublayers"
+    return f"`{name}` has {length} values for {count} {places}; give one value, or one for each of them"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flagformer.flags import conflicts
-from flagformer.flags.errors import Finding, FlagError
+from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
 from flagformer.flags.names import canonical, for_layer, read_names
 from flagformer.flags.registry import Registry
@@ -73,7 +73,8 @@ class _Resolution:
                 self.used.add(name)
                 params[param.argument] = values[name]
             elif param.required:
-                self.findings.append(Finding(name, f"`{self.prefix}{name}` is required: {param.flag.doc}"))
+                text = f"`{self.prefix}{name}` is required: {param.flag.doc}"
+                self.findings.append(Finding(self.prefix + name, text))
         self.chosen.append(item)
         return Spec(item.cls, params)
 
@@ -104,15 +105,17 @@ class _Resolution:
         for slot in (s.name for s in SLOTS.values() if s.scope == "attention" and s.name != "kernel"):
             slots[slot] = self.fill(slot, values)
             readers += [conflicts.declared(slot, filler) for filler in slots[slot]]
-        if "kernel" in values:
-            slots["kernel"] = self.fill("kernel", values)
-            return slots
-        asked = [item for item in self.choose("kernel", values) if item.select is not None]
-        kernel, findings = conflicts.choose_kernel(
-            asked[0] if asked else None, readers, self.registry, self.prefix
-        )
+        given = self.fill("kernel", values) if "kernel" in values else ()
+        if given:
+            # a class that declares nothing is trusted to serve whatever is asked
+            known = getattr(given[0].cls, "component", None)
+            asked = None if known is None else replace(known, select="kernel", when=...)
+        else:
+            chosen = [item for item in self.choose("kernel", values) if item.select is not None]
+            asked = chosen[0] if chosen else None
+        kernel, findings = conflicts.choose_kernel(asked, readers, self.registry, self.prefix)
         self.findings += findings
-        slots["kernel"] = (self.spec(kernel, values),)
+        slots["kernel"] = given or (self.spec(kernel, values),)
         return slots
 
     def modules(
@@ -125,7 +128,7 @@ class _Resolution:
                 values, self.registry, SCOPE_OF[kind], kind == "c", seen[kind], counts[kind]
             )
             branch, more = for_layer(values, self.registry, "branch", False, place, len(kinds))
-            self.findings += findings + more
+            self.findings += with_prefix(findings + more, self.prefix, values)
             seen[kind] += 1
             if kind == "f":
                 slots = {s.name: self.fill(s.name, local) for s in SLOTS.values() if s.scope == "feedforward"}
@@ -147,24 +150,26 @@ class _Resolution:
             bare = canonical(name, self.registry)
             if name == bare and value == self.registry.standard_value(name):
                 continue
-            findings.append(Finding(self.prefix + name, self._dead_text(name, bare)))
+            findings.append(Finding(self.prefix + name, self._dead_text(name, bare, values)))
         return findings
 
-    def _dead_text(self, name: str, bare: str) -> str:
+    def _dead_text(self, name: str, bare: str, values: Mapping[str, Any]) -> str:
         owners = [item for item, _ in self.registry.params_named(bare)] or list(
             self.registry.selected_by(bare)
         )
-        selects = sorted(
-            {f"`{self.prefix}{item.say()}`" for item in owners if item.select not in (None, bare)}
-        )
-        what = f"it tunes {' or '.join(selects)}, which is not set" if selects else _nowhere(owners[0], name)
-        return f"`{self.prefix}{name}` has no effect here, because {what}; set that too, or leave it out"
+        selects = sorted({f"`{self.prefix}{item.say()}`" for item in owners if item.select != bare})
+        if owners[0].slot in values:
+            why = f"something else was given for `{owners[0].slot}`"
+        elif any(item.select in (None, bare) for item in owners):
+            why = f"this model has {_nowhere(owners[0], name)}"
+        else:
+            why = f"it tunes {' or '.join(selects)}, which is not set; set that too, or leave it out"
+        return f"`{self.prefix}{name}` has no effect here, because {why}"
 
 
 def _nowhere(owner: Component, name: str) -> str:
-    places = {"attention": "no attention sublayer", "feedforward": "no feedforward sublayer"}
-    kind = "no cross-attention sublayer" if name.startswith("cross_") else places.get(SLOTS[owner.slot].scope)
-    return f"this model has {kind}" if kind else f"nothing here reads it ({owner.name} is not chosen)"
+    scope = "cross-attention" if name.startswith("cross_") else SLOTS[owner.slot].scope
+    return f"no {scope} sublayer"
 
 
 def resolve(
@@ -195,7 +200,7 @@ def resolve(
         try:
             plan = stack["plan"][0].build()
         except FlagError as error:
-            work.findings += error.findings
+            work.findings += with_prefix(error.findings, prefix, registry.names(scopes))
         else:
             work.findings += conflicts.unread(stack, plan.kinds, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])

@@ -8,6 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from flagformer.flags.flag import Param
 
+LARGEST = 2**31  # sizes beyond it overflow in torch before they could fail for lack of memory
+
 
 def type_name(kind: Any) -> str:
     """The type as a reader would say it: `int | None`."""
@@ -50,6 +52,8 @@ def fault(param: Param, value: Any) -> str:
             return f"must be at least {flag.least}, but is {value!r}"
         if flag.below is not None and value >= flag.below:
             return f"must be below {flag.below}, but is {value!r}"
+        if abs(value) >= LARGEST:
+            return f"must be below {LARGEST}, but is {value!r}"
     return ""
 
 

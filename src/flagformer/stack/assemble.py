@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 from flagformer.attention.attention import build_attention
 from flagformer.branch.scale import Half
-from flagformer.flags import Module, Resolved
+from flagformer.flags import FlagError, Gathered, Module, Resolved, with_prefix
 from flagformer.flow import Dims
 from flagformer.norm import Norm
 from flagformer.ops.identity import identity
@@ -27,29 +29,41 @@ def build_sublayers(
     placement: Placement,
     rotation: Rotation,
     residual: Residual,
+    gathered: Gathered,
 ) -> Sequence[Sublayer]:
-    """The modules of the plan, in the plan's order of modules."""
+    """The modules of the plan, in the plan's order of modules; raises what was gathered, here and before."""
 
     def place(filled: bool) -> Step:
         return norm() if filled else identity
 
+    functions = [
+        gathered.attempt(partial(_function, module, dims, rotation, resolved.flags))
+        for module in resolved.modules
+    ]
+    gathered.raise_all()
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
             module.kind,
-            _function(module, dims, rotation),
+            function,
             place(placement.before),
             place(placement.branch),
             place(placement.after),
             _branch(module, dims, resolved.plan.halves),
             residual,
         )
-        for module in resolved.modules
+        for module, function in zip(resolved.modules, functions)
     )
 
 
-def _function(module: Module, dims: Dims, rotation: Rotation) -> nn.Module:
-    if module.kind != "f":
-        return build_attention(module.slots, dims, rotation, cross=module.kind == "c")
+def _function(module: Module, dims: Dims, rotation: Rotation, flags: Mapping[str, Any]) -> nn.Module:
+    if module.kind == "a":
+        return build_attention(module.slots, dims, rotation, cross=False)
+    if module.kind == "c":
+        try:
+            return build_attention(module.slots, dims, rotation, cross=True)
+        except FlagError as error:
+            typed = {name.removeprefix("cross_") for name in flags if name.startswith("cross_")}
+            raise FlagError(with_prefix(error.findings, "cross_", typed)) from None
     activation = module.slots["activation"][0].build()
     return module.slots["feedforward"][0].build(dims, activation)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from flagformer.flags import CATALOGUE, Finding, FlagError, resolve
+from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.ops.identity import identity
@@ -35,13 +35,20 @@ class AttentionLayers(nn.Module):
         resolved = resolve(flags, CATALOGUE)
         self.resolved = resolved
         self.dims: Dims = self._one("dims").build()
-        self.rotation = self._one("rotation").build(self.dims)
-        self.position_bias = self._one("position_bias").build(self.dims)
+        gathered = Gathered()
+        self.rotation = gathered.attempt(lambda: self._one("rotation").build(self.dims))
+        self.position_bias = gathered.attempt(lambda: self._one("position_bias").build(self.dims))
         self.residual = self._one("residual").build(self.dims)
         self.executor = self._one("executor").build()
         placement, norm = self._one("placement").build(), self._one("norm")
         self.sublayers = build_sublayers(
-            resolved, self.dims, lambda: norm.build(self.dims.dim), placement, self.rotation, self.residual
+            resolved,
+            self.dims,
+            lambda: norm.build(self.dims.dim),
+            placement,
+            self.rotation,
+            self.residual,
+            gathered,
         )
         self.final_norm: Step = norm.build(self.dims.dim) if placement.final else identity
         kinds = [sublayer.kind for sublayer in self.sublayers]

@@ -42,10 +42,17 @@ def build(flags: Mapping[str, Any]) -> TransformerWrapper:
         raise FlagError([Finding("causal", text)])
     resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
     outer = set(CATALOGUE.names({"model"}))
-    layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
-    return TransformerWrapper(
-        attn_layers=layers, **{name: value for name, value in rest.items() if name in outer}
-    )
+    try:
+        layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
+        return TransformerWrapper(
+            attn_layers=layers, **{name: value for name, value in rest.items() if name in outer}
+        )
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if not isinstance(error, MemoryError) and not any(word in reason for word in ("memory", "overflow")):
+            raise
+        text = f"there is no memory for a model of these sizes; make `dim` or another size smaller ({reason})"
+        raise FlagError([Finding("dim", text)]) from None
 
 
 def check(flags: Mapping[str, Any]) -> None:
