@@ -36,8 +36,9 @@ class TrialState:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. Quality is exact and repeatable; `tokens_per_second` is measured and is not.
+    """One variant. Quality is exact and repeatable; speed is measured and is not.
 
+    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed.
     `loss` is in nats at the length `Results.loss_length`; `quality` maps a test length to bits per byte
     (bytes) or accuracy (tasks).
     """
@@ -47,6 +48,7 @@ class Row:
     params: int | None
     flops_per_token: int | None
     tokens_per_second: float | None
+    speed_range: tuple[float, float] | None
     loss: Estimate
     quality: dict[int, Estimate]
     difference: Difference | None
@@ -148,6 +150,7 @@ def as_json(results: Results) -> dict[str, Any]:
         ],
         "measured": {
             "tokens_per_second": {row.variant: row.tokens_per_second for row in results.rows},
+            "speed_range": {row.variant: row.speed_range for row in results.rows},
             "setting": results.setting,
         },
     }
@@ -155,8 +158,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def _row_json(row: Row) -> dict[str, Any]:
     plain = asdict(row)
-    del plain["tokens_per_second"]
-    return plain
+    return {key: value for key, value in plain.items() if key not in ("tokens_per_second", "speed_range")}
 
 
 def _rows(study: Study, setting: Mapping[str, Any], trials: list[TrialState], loss_length: int) -> list[Row]:
@@ -170,13 +172,15 @@ def _rows(study: Study, setting: Mapping[str, Any], trials: list[TrialState], lo
         for length, values in quality.items()
     }
     costs = setting.get("variants", {})
+    speeds = {name: _speeds(name, trials) for name in study.compare}
     return [
         Row(
             variant=name,
             flags=flags,
             params=costs.get(name, {}).get("params"),
             flops_per_token=costs.get(name, {}).get("flops_per_token"),
-            tokens_per_second=_speed(name, trials),
+            tokens_per_second=statistics.median(speeds[name]) if speeds[name] else None,
+            speed_range=(min(speeds[name]), max(speeds[name])) if speeds[name] else None,
             loss=mean_interval(list(losses[name].values())),
             quality={length: mean_interval(list(quality[length][name].values())) for length in lengths},
             difference=difference.get(name),
@@ -197,8 +201,7 @@ def _by_variant(study: Study, trials: list[TrialState], length: int, key: str) -
     return values
 
 
-def _speed(variant: str, trials: list[TrialState]) -> float | None:
-    """Median training tokens a second over the finished seeds."""
-    speeds = [t.result["cost"]["tokens_per_second"] for t in trials if t.run.variant == variant and t.result]
-    speeds = [speed for speed in speeds if speed]
-    return statistics.median(speeds) if speeds else None
+def _speeds(variant: str, trials: list[TrialState]) -> list[float]:
+    """Training tokens a second of every finished seed."""
+    costs = [trial.result["cost"] for trial in trials if trial.run.variant == variant and trial.result]
+    return [cost["tokens_per_second"] for cost in costs if cost["tokens_per_second"]]

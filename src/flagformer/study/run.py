@@ -37,7 +37,9 @@ from flagformer.study.setting import describe_setting
 from flagformer.study.worker import Failure
 from flagformer.train.files import naming, only_process, write_atomic, write_json
 
-PRELOAD = ("torch", "flagformer", "flagformer.train.trial", "flagformer.study.worker")
+# torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
+# process imports the program's main module again
+PRELOAD = ("torch._dynamo", "flagformer.train.trial", "flagformer.study.run", "flagformer.cli.train")
 POLL = 0.2  # seconds
 DONE = ("finished", "diverged")
 

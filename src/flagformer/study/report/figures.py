@@ -24,7 +24,7 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
     "grid.color": FAINT, "grid.linewidth": 0.6, "lines.linewidth": 1.7, "legend.frameon": False,
 }  # fmt: skip
-POINTS = 120  # of a smoothed curve
+POINTS = 48  # of a smoothed curve
 
 Curves = dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]]
 
@@ -116,12 +116,14 @@ def quality_by_speed(results: Results) -> str:
 
     def draw(axes: Any) -> None:
         for row, color, marker, _ in _rows(results):
-            if row.loss.mean is not None and row.tokens_per_second is not None:
+            if row.loss.mean is not None and row.tokens_per_second is not None and row.speed_range:
+                low, high = row.speed_range
+                spread = [[row.tokens_per_second - low], [high - row.tokens_per_second]]
                 axes.errorbar(
-                    row.tokens_per_second, row.loss.mean, yerr=row.loss.half_width or 0.0, color=color,
-                    marker=marker, linestyle="none", capsize=3, label=row.variant,
+                    row.tokens_per_second, row.loss.mean, yerr=row.loss.half_width or 0.0, xerr=spread,
+                    color=color, marker=marker, linestyle="none", capsize=3, label=row.variant,
                 )  # fmt: skip
-        axes.set_xlabel("tokens a second in training (measured)")
+        axes.set_xlabel("tokens a second in training (measured; bars from the slowest to the fastest seed)")
         axes.set_ylabel(f"held-out loss at {results.loss_length} tokens (nats)")
         axes.xaxis.set_major_formatter(_thousands)
 

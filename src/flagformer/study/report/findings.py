@@ -69,16 +69,22 @@ def differences_finding(results: Results) -> str:
 
 
 def speed_finding(results: Results) -> str:
-    """The fastest and the slowest variant."""
-    speeds = {row.variant: row.tokens_per_second for row in results.rows if row.tokens_per_second is not None}
-    if not speeds:
+    """The fastest and the slowest variant, with the range of their seeds, and whether the ranges meet."""
+    rows = [row for row in results.rows if row.tokens_per_second is not None and row.speed_range is not None]
+    if not rows:
         return "No trial is finished yet."
-    ranked = sorted(speeds, key=lambda name: speeds[name])
-    slow, fast = ranked[0], ranked[-1]
-    ratio = speeds[fast] / speeds[slow]
-    if slow == fast:
-        return f"{fast} trains at {short(speeds[fast])} tokens a second."
-    return f"{fast} trains fastest: {short(speeds[fast])} tokens a second, {ratio:.2f} times {slow}'s."
+    rows.sort(key=lambda row: row.tokens_per_second or 0.0)
+    slow, fast = rows[0], rows[-1]
+    if slow is fast:
+        return f"{fast.variant} trains at {short(fast.tokens_per_second)} tokens a second."
+    apart = (slow.speed_range or (0, 0))[1] < (fast.speed_range or (0, 0))[0]
+    trust = (
+        "their seeds do not overlap" if apart else "their seeds overlap, so this is no difference to rely on"
+    )
+    return (
+        f"{fast.variant} trained fastest, {short(fast.tokens_per_second)} tokens a second, "
+        f"and {slow.variant} slowest, {short(slow.tokens_per_second)}; {trust}."
+    )
 
 
 def headline(results: Results) -> str:
