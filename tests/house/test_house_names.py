@@ -6,8 +6,9 @@ import re
 from house_tree import sources
 
 REFUSED = {"manager", "helper", "helpers", "util", "utils", "exists", "default"}
-# The flags of a stack are checked by name where they arrive; `how` is the type of a call, not a call.
-OPEN_ENDED = {"flags", "fixed", "how"}
+# The flags of a stack are checked by name where they arrive; `fixed` and `forms` are names with their values,
+# for a message; `how` is the type of a call, not a call.
+OPEN_ENDED = {"flags", "fixed", "forms", "how"}
 
 
 def defined(tree):

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import flagformer
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.presets import PRESETS
 from flagformer.reference.cards import card_name
 from flagformer.reference.conflicts_page import conflicts_part, pairs_part
 from flagformer.reference.entries import Entry, entries
@@ -50,7 +51,19 @@ def flags_page() -> str:
     for scope, (title, when) in SCOPES.items():
         parts.append(f"## {title}\n\n{when}")
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
-    return page(*parts, conflicts_part(found), pairs_part(found))
+    return page(*parts, _presets(), conflicts_part(found), pairs_part(found))
+
+
+def _presets() -> str:
+    rows = [
+        (code(name), ", ".join(code(f"{flag}={value!r}") for flag, value in flags.items()))
+        for name, flags in PRESETS.items()
+    ]
+    return page(
+        "## Presets",
+        "`flagformer.presets.preset(name)` gives these flags, to be completed with sizes.",
+        table(("preset", "flags"), rows),
+    ).rstrip()
 
 
 def _slot(slot: Slot) -> str:
