@@ -69,6 +69,7 @@ class DecodeState:
         window: every query sees at most this many of the last tokens; None: all.
         first: [B] long, the place of each row's first real token; None without left padding.
         bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
+        made_for: kind, key/value heads and their width at each execution step of the stack that made it.
         steps: what each execution step remembers, by step (tied modules run at several).
         context_layout: standing of the context's tokens, once a forward has brought one.
     """
@@ -79,6 +80,7 @@ class DecodeState:
     first: Tensor | None = None
     length: int = 0
     bias_row: Tensor | None = None
+    made_for: tuple[tuple[str, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
 
@@ -97,7 +99,12 @@ class DecodeState:
         return 0 if self.window is None else max(0, self.length + 1 - self.window)
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row index[i] was (beam search)."""
+        """Row i becomes what row index[i] was (beam search); index [B] long."""
+        if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (self.batch,):
+            text = f"{self.batch} row numbers, but is {index.dtype} of shape {list(index.shape)}"
+            raise ValueError(f"`index` must be {text}")
+        if index.device.type == "cpu" and not bool(((index >= 0) & (index < self.batch)).all()):
+            raise ValueError(f"`index` must hold rows from 0 to {self.batch - 1}, but is {index.tolist()}")
         for step in self.steps.values():
             step.reorder(index)
         if self.first is not None:

@@ -47,13 +47,15 @@ class Window(Rule):
 
 @dataclass(frozen=True)
 class Prefix(Rule):
-    """Causal, but every query sees the first `length` keys of its row ([B] or [1] long)."""
+    """Causal, but every query sees the first `length` real keys of its sequence ([B] or [1] long)."""
 
     length: Tensor
     hides_rows = False
 
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
-        inside = keys.places() < self.length[:, None]  # [B, S]
+        # by position, as padding in front and packing shift places; positions of a user's own say nothing
+        numbers = keys.positions if keys.by_place else keys.places()[None]
+        inside = numbers < self.length[:, None]  # [B, S]
         return Causal().pairs(queries, keys) | inside[:, None, None]
 
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"`{name}` must be a tensor, but is {type(value).__name__}: {str(value)[:60]}")
+
+
+def check_size(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, but is {value!r}")
+
+
+def readable(value: Tensor) -> bool:
+    """Whether its numbers can be looked at without waiting for a device or breaking a compiled graph."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
     """A padding mask [B, T] bool, True for real tokens."""
+    check_tensor(name, mask)
     if mask.dtype != torch.bool:
         raise ValueError(f"`{name}` must be boolean (True = real token), but is {mask.dtype}")
     if tuple(mask.shape) != (batch, length):
@@ -17,11 +35,14 @@ def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
 
 def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
     """[B] integers, the place of each row's first real token."""
+    check_tensor(name, starts)
     if starts.dtype not in (torch.int64, torch.int32) or tuple(starts.shape) != (batch,):
         raise ValueError(
             f"`{name}` must be {batch} integers, one per row, "
             f"but is {starts.dtype} of shape {list(starts.shape)}"
         )
+    if readable(starts) and bool((starts < 0).any()):
+        raise ValueError(f"`{name}` must hold places from 0 on, but is {starts.tolist()}")
     return starts.long()
 
 
@@ -30,6 +51,7 @@ def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, key
 
     Three dimensions are heads or rows, told apart by their number; where both fit, four must be given.
     """
+    check_tensor("attn_mask", mask)
     shapes = (
         f"[{queries}, {keys}], [{heads}, {queries}, {keys}] (heads) or [{batch}, {heads}, {queries}, {keys}]"
     )
@@ -51,7 +73,18 @@ def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, key
     raise ValueError(f"`attn_mask` must have shape {shapes}, but has {list(mask.shape)}")
 
 
-def check_context(context: Tensor | None, wanted: bool, held: bool, width: int, batch: int) -> None:
+def check_window(window: Any, causal: bool, decoding: bool) -> None:
+    """How many of the last tokens a query sees; only where it sees no later ones."""
+    check_size("window", window)
+    if decoding:
+        raise ValueError("`window` cannot be given with `state`: say it to `init_state`")
+    if not causal:
+        raise ValueError("`window` needs causal layers (Decoder), but these see later tokens")
+
+
+def check_context(
+    context: Tensor | None, mask: Tensor | None, wanted: bool, held: bool, width: int, batch: int
+) -> None:
     """A context is given exactly when there is cross-attention that does not hold one already."""
     if not wanted and context is not None:
         raise ValueError(
@@ -60,6 +93,9 @@ def check_context(context: Tensor | None, wanted: bool, held: bool, width: int, 
     if wanted and context is None and not held:
         raise ValueError("`context` is required, because the model has cross-attention (`cross_attend`)")
     if context is None:
+        if mask is not None:
+            raise ValueError("`context_mask` must come with the `context` that it masks, but came alone")
         return
+    check_tensor("context", context)
     if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width:
         raise ValueError(f"`context` must have shape [{batch}, S, {width}], but has {list(context.shape)}")

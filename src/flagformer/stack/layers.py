@@ -14,7 +14,15 @@ from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, P
 from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
-from flagformer.stack.inputs import check_attention_mask, check_context, check_padding, check_starts
+from flagformer.stack.inputs import (
+    check_attention_mask,
+    check_context,
+    check_padding,
+    check_size,
+    check_starts,
+    check_tensor,
+    check_window,
+)
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import see_context, see_self
 
@@ -57,6 +65,10 @@ class AttentionLayers(nn.Module):
         self.seat_counts = {
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
         }
+        self.session_shape = tuple(
+            ("f", 0, 0) if s.kind == "f" else (s.kind, s.fn.source.projection.groups, self.dims.dim_head)
+            for s in self.steps
+        )
         self._refuse_idle_context()
 
     def _one(self, slot: str) -> Any:
@@ -149,14 +161,17 @@ class AttentionLayers(nn.Module):
         batch, length = self._check_x(x, state)
         if layout is None:
             layout = self._layout(x, mask, seq_start_pos, state)
+        if window is not None:
+            check_window(window, self.dims.causal, state is not None)
         check_context(
             context,
+            context_mask,
             self.has_cross,
             state is not None and state.context_layout is not None,
             self.dims.dim_context or self.dims.dim,
             batch,
         )
-        rules = self._mask(prefix_attn_len, attn_mask, batch, length, 0 if state is None else state.length)
+        rules = self._mask(prefix_attn_len, attn_mask, batch, length, state)
         side = SideInputs(
             see_self(self.position_bias, self.seat_counts["a"], rules, layout, window, state),
             see_context(context, self.seat_counts["c"], layout, context_mask, state),
@@ -171,20 +186,30 @@ class AttentionLayers(nn.Module):
         return out
 
     def _mask(
-        self, prefix: Tensor | None, attn_mask: Tensor | None, batch: int, length: int, held: int
+        self,
+        prefix: Tensor | None,
+        attn_mask: Tensor | None,
+        batch: int,
+        length: int,
+        state: DecodeState | None,
     ) -> Mask:
         """What the order of time and the user's own mask allow."""
         rule = self.time_rule(prefix)
         rules = Mask() if rule is None else Mask((rule,))
         if attn_mask is None:
             return rules
-        return rules & Explicit(
-            check_attention_mask(attn_mask, batch, self.dims.heads, length, held + length)
-        )
+        if not self.seat_counts["a"]:
+            raise ValueError("`attn_mask` is for self-attention, but these layers have none")
+        keys = length if state is None else state.length + length
+        given = check_attention_mask(attn_mask, batch, self.dims.heads, length, keys)
+        return rules & Explicit(given if state is None else given[..., state.oldest() :])
 
     def _check_x(self, x: Tensor, state: DecodeState | None) -> tuple[int, int]:
+        check_tensor("x", x)
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"`x` must have shape [B, T, {self.dim}], but has {list(x.shape)}")
+        if state is not None and state.made_for != self.session_shape:
+            raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
         if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
             raise ValueError(
                 f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
@@ -217,10 +242,12 @@ class AttentionLayers(nn.Module):
         """A preallocated decoding session for `batch` rows of at most `length` tokens."""
         if not self.can_cache:
             raise ValueError("only causal layers can be decoded step by step; this stack sees later tokens")
+        for name, size in (("batch", batch), ("length", length), ("window", 1 if window is None else window)):
+            check_size(name, size)
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
-        state = DecodeState(batch, length, window, first)
+        state = DecodeState(batch, length, window, first, made_for=self.session_shape)
         with torch.no_grad():
             state.bias_row = self.position_bias.row(length, device)
         for step, sublayer in enumerate(self.steps):

@@ -59,10 +59,9 @@ def see_context(
 
 
 def _context_layout(context: Tensor | None, padding: Tensor | None, state: DecodeState | None) -> Layout:
-    if context is None:
-        assert state is not None
-        assert state.context_layout is not None
-        return state.context_layout
+    if state is not None and state.context_layout is not None:
+        return state.context_layout  # a session reads its context once
+    assert context is not None
     batch, length = context.shape[:2]
     plain = Layout.plain(length, context.device)
     if padding is None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flagformer.flow import DecodeState, Layout
-from flagformer.stack.inputs import check_padding, check_starts
+from flagformer.stack.inputs import check_padding, check_starts, check_tensor, readable
 
 INTEGERS = (torch.int64, torch.int32)
 
 
 def check_ids(x: Tensor, num_tokens: int) -> None:
     """[B, T] integers within the vocabulary (the range is read on the CPU only: elsewhere it would wait)."""
+    check_tensor("x", x)
     if x.dim() != 2 or x.dtype not in INTEGERS:
         raise ValueError(
             f"`x` must be token ids [B, T] of integers, but is {x.dtype} of shape {list(x.shape)}"
         )
-    if x.shape[1] == 0:
-        raise ValueError("`x` must hold at least one token per row, but has shape " + str(list(x.shape)))
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not x.numel():
+        raise ValueError(f"`x` must hold at least one row of one token, but has shape {list(x.shape)}")
+    if not readable(x):
         return
     low, high = (int(value) for value in torch.aminmax(x))
     if low < 0 or high >= num_tokens:
@@ -35,10 +37,14 @@ def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None
         return
     if layout.by_place and layout.padding is None:
         last = layout.end - 1
-    elif torch.compiler.is_compiling() or layout.positions.device.type != "cpu":
+    elif not readable(layout.positions):
         return
     else:
         last = int(layout.positions.max())
+        if bool((layout.positions < 0).any()):
+            raise ValueError(
+                "`pos` must hold positions from 0 on for a learned table, but holds negative ones"
+            )
     if last >= limit:
         raise ValueError(
             f"position {last} is beyond the learned positions (`max_seq_len` = {max_seq_len}): give at most "
@@ -60,6 +66,8 @@ def layout_of(
     given = {"mask": mask, "seq_start_pos": seq_start_pos, "seq_lens": seq_lens, "pos": pos}
     named = [f"`{name}`" for name, value in given.items() if value is not None]
     if state is not None:
+        if not isinstance(state, DecodeState):
+            raise ValueError(f"`state` must come from `init_state`, but is {type(state).__name__}")
         if named:
             raise ValueError(
                 f"{', '.join(named)} cannot be given with `state`: say left padding to `init_state`"
@@ -83,6 +91,7 @@ def layout_of(
 
 
 def _positions(pos: Tensor, batch: int, length: int) -> Tensor:
+    check_tensor("pos", pos)
     if pos.dtype not in INTEGERS or tuple(pos.shape) not in ((length,), (1, length), (batch, length)):
         raise ValueError(
             f"`pos` must be integers of shape [{length}] or [{batch}, {length}], "
@@ -92,17 +101,24 @@ def _positions(pos: Tensor, batch: int, length: int) -> Tensor:
 
 
 def _lengths(seq_lens: Any, batch: int, length: int, device: torch.device) -> Tensor:
-    if isinstance(seq_lens, Tensor):
-        lengths = seq_lens.to(device)
-    else:
-        rows = [torch.as_tensor(row, dtype=torch.long) for row in seq_lens]
-        lengths = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    if lengths.dtype not in INTEGERS or lengths.dim() != 2 or lengths.shape[0] != batch:
+    lengths = _as_rows(seq_lens)
+    if lengths is None or lengths.dim() != 2 or lengths.shape[0] != batch or not lengths.shape[1]:
         raise ValueError(
             f"`seq_lens` must hold one list of lengths for each of the {batch} rows, but is {seq_lens!r}"
         )
-    if bool((lengths < 0).any()) or bool((lengths.sum(dim=1) > length).any()):
+    if readable(lengths) and bool((lengths < 0).any() | (lengths.sum(dim=1) > length).any()):
         raise ValueError(
             f"`seq_lens` must be lengths that sum to at most {length} in each row, but is {seq_lens!r}"
         )
-    return lengths.long()
+    return lengths.to(device).long()
+
+
+def _as_rows(seq_lens: Any) -> Tensor | None:
+    """[B, N] integers, zeros behind shorter lists; None where it is no such thing."""
+    if isinstance(seq_lens, Tensor):
+        return seq_lens if seq_lens.dtype in INTEGERS else None
+    try:
+        rows = [torch.tensor([index(part) for part in row], dtype=torch.long) for row in seq_lens]
+    except TypeError:
+        return None
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows else None

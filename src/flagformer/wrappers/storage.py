@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from flagformer.flags import FlagError
+
 if TYPE_CHECKING:
     from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -44,7 +46,10 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    model = build(_read_flags(directory / FLAGS))
+    try:
+        model = build(_read_flags(directory / FLAGS))
+    except FlagError as error:
+        raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     path = directory / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `model.save(directory)` writes it")
@@ -54,10 +59,16 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         raise ValueError(
             f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
         ) from None
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:  # a model saved in half precision comes back in it
+        model.to(kinds.pop())
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {directory / FLAGS}: {error}") from None
+        lines = str(error).splitlines()[1:]
+        shown = "\n".join(lines[:5]) + (f"\n... and {len(lines) - 5} more" if len(lines) > 5 else "")
+        text = f"{path} does not hold the weights of {directory / FLAGS}:\n{shown}"
+        raise ValueError(text) from None
     return model
 
 
@@ -68,7 +79,7 @@ def _read_flags(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist; `model.save(directory)` writes it") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno} is not valid JSON: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
         raise ValueError(f"{path} must hold an object with `schema` and `flags`; it is not one of ours")

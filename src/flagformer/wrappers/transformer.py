@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, Outputs, Tape
 from flagformer.ops.identity import identity
-from flagformer.stack.layers import AttentionLayers
+from flagformer.stack.inputs import readable
+from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
 from flagformer.wrappers.storage import save_model
 
-MODEL_NAMES = {"Encoder": "encoder", "Decoder": "decoder", "PrefixDecoder": "prefix_decoder"}
+MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
 
 
 @component("wrapper")
@@ -71,10 +72,9 @@ class TransformerWrapper(nn.Module):
     @property
     def flags(self) -> dict[str, Any]:
         """The flat flags that `flagformer.build` makes this model of."""
-        kind = MODEL_NAMES.get(type(self.attn_layers).__name__, "decoder" if self.can_cache else "encoder")
-        layers = self.attn_layers.flags
-        if kind in MODEL_NAMES.values():
-            layers.pop("causal", None)
+        named = [name for cls, name in MODEL_NAMES.items() if isinstance(self.attn_layers, cls)]
+        kind = named[0] if named else "decoder" if self.attn_layers.causal else "encoder"
+        layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
         return {"model": kind, **self.resolved.flags, **layers}
 
     @property
@@ -169,6 +169,11 @@ class TransformerWrapper(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         check_ids(x, self.num_tokens)
+        forms = (return_embeddings, return_logits_and_embeddings, return_intermediates, return_attn)
+        if sum(forms) > 1:
+            raise ValueError(
+                "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
+            )
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         wanted = ["attn.weights"] if return_attn or return_intermediates else []
@@ -187,32 +192,25 @@ class TransformerWrapper(nn.Module):
         )
         if return_embeddings:
             return out
-        return self._answer(
-            out,
-            tape,
-            "both"
-            if return_logits_and_embeddings
-            else "all"
-            if return_intermediates
-            else "maps"
-            if return_attn
-            else "",
-        )
-
-    def _answer(self, out: Tensor, tape: Tape, form: Literal["", "both", "all", "maps"] | str) -> Any:
         logits = self.to_logits(out)
-        if not form:
+        if return_logits_and_embeddings:
+            return logits, out
+        if not wanted:
             return logits
         maps = tuple(tape.kept.get("attn.weights", ()))
-        stream = tuple(tape.kept.get("stack.stream", ()))
-        outputs = Outputs(out, logits, tape.losses, maps, stream)
-        return logits, {"both": out, "all": outputs, "maps": list(maps)}[form]
+        if return_attn:
+            return logits, list(maps)
+        return logits, Outputs(out, logits, tape.losses, maps, tuple(tape.kept.get("stack.stream", ())))
 
 
 def _prefix(length: int | Tensor | None, x: Tensor) -> Tensor | None:
     if length is None:
         return None
-    lengths = torch.as_tensor(length, device=x.device).reshape(-1)
-    if lengths.dtype not in (torch.int64, torch.int32) or lengths.numel() not in (1, x.shape[0]):
-        raise ValueError(f"`prefix_attn_len` must be an integer or one per row, but is {length!r}")
+    lengths = length if isinstance(length, (int, Tensor)) else -1
+    lengths = torch.as_tensor(lengths, device=x.device).reshape(-1)
+    fits = lengths.dtype in (torch.int64, torch.int32) and lengths.numel() in (1, x.shape[0])
+    if not fits or (readable(lengths) and bool((lengths < 0).any())):
+        raise ValueError(
+            f"`prefix_attn_len` must be a whole number from 0 on, or one per row, but is {length!r}"
+        )
     return lengths

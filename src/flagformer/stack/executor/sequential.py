@@ -25,4 +25,6 @@ class Sequential(Executor):
             side.tape.keep("stack.stream", residual.read(h, step))
             side.step = step
             h = sublayer(h, side)
-        return residual.close(h)
+        out = residual.close(h)
+        side.tape.keep("stack.stream", out)
+        return out

@@ -1,0 +1,184 @@
+"""A model in a directory: what comes back, and what is said when it cannot."""
+
+import json
+
+import pytest
+import torch
+from core_models import context, ids, make, shared
+
+import flagformer
+from flagformer.norm.rmsnorm import RMSNorm
+
+FLAGS = [
+    {},
+    {"tie_embedding": True, "rotary_pos_emb": True, "rotary_emb_dim": 4},
+    {"model": "encoder", "rel_pos_bias": True},
+    {"model": "prefix_decoder", "alibi_pos_bias": True},
+    {"attn_kv_heads": (2, 4), "layer_dropout": (0.1, 0.0, 0.1, 0.0), "weight_tie_layers": False},
+    {"custom_layers": ("a", "f"), "depth": None},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flags", FLAGS)
+def test_round_trip(flags, tmp_path):
+    model = make(**flags)
+    model.save(tmp_path / "new" / "folder")
+    back = flagformer.load(tmp_path / "new" / "folder").eval()
+    assert torch.equal(back(ids()), model(ids()))
+    assert back.explain() == model.explain()
+    assert {name: p.requires_grad for name, p in back.named_parameters()} == {
+        name: True for name, _ in model.named_parameters()
+    }
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "flags.json",
+        "model.safetensors",
+    ]
+
+
+@torch.no_grad()
+def test_round_trip_with_cross_attention_and_as_text(tmp_path):
+    model = shared("cross")
+    model.save(str(tmp_path))
+    back = flagformer.load(str(tmp_path)).eval()
+    assert torch.equal(back(ids(), context=context()), model(ids(), context=context()))
+
+
+@torch.no_grad()
+def test_half_precision_comes_back(tmp_path):
+    model = make(alibi_pos_bias=True).bfloat16()
+    model.save(tmp_path)
+    back = flagformer.load(tmp_path).eval()
+    assert {p.dtype for p in back.parameters()} == {torch.bfloat16}
+    assert torch.equal(back(ids()), model(ids()))
+
+
+@torch.no_grad()
+def test_layers_built_by_hand(tmp_path):
+    class MyPrefixDecoder(flagformer.PrefixDecoder):
+        pass
+
+    for cls in (flagformer.CrossAttender, MyPrefixDecoder):
+        torch.manual_seed(2)
+        layers = cls(dim=16, depth=1, heads=2)
+        model = flagformer.TransformerWrapper(num_tokens=11, max_seq_len=16, attn_layers=layers).eval()
+        side = {"context": torch.randn(2, 5, 16)} if layers.has_cross else {"prefix_attn_len": 3}
+        model.save(tmp_path)
+        back = flagformer.load(tmp_path).eval()
+        assert torch.equal(back(ids(), **side), model(ids(), **side))
+
+
+def test_saving_again_replaces(tmp_path):
+    make().save(tmp_path)
+    other = make(rotary_pos_emb=True)
+    other.save(tmp_path)
+    assert flagformer.load(tmp_path).flags == other.flags
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    model = make(norm=RMSNorm, branch=torch.nn.Identity())
+    with pytest.raises(ValueError, match=r"`norm`, `branch` was given as a class or module"):
+        model.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def damaged(tmp_path, name, content):
+    """A saved model with one file replaced (None: removed); the text of the error that loading gives."""
+    make().save(tmp_path)
+    path = tmp_path / name
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        flagformer.load(tmp_path)
+    text = str(caught.value)
+    assert str(path) in text, "the file at fault is named"
+    assert len(text.splitlines()) < 20, "one screen"
+    return text
+
+
+@pytest.mark.parametrize("name", ["flags.json", "model.safetensors"])
+def test_missing_file(tmp_path, name):
+    assert "does not exist" in damaged(tmp_path, name, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"schema": 1,\n "flags": {"dim": 16,\n}}', "flags.json:3 is not valid JSON"),
+        ("", "flags.json:1 is not valid JSON"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[1, 2]", "it is not one of ours"),
+        ('{"flags": 3, "schema": 1}', "it is not one of ours"),
+        ('{"schema": 99, "flags": {}}', "has schema 99, but this version reads schema 1"),
+        ('{"flags": {}}', "has schema None, but this version reads schema 1"),
+        ('{"schema": 1, "flags": {"dimm": 16}}', "`dimm` is not a flag; did you mean `dim`?"),
+        ('{"schema": 1, "flags": {}}', "`num_tokens` is required"),
+    ],
+)
+def test_damaged_flags(tmp_path, content, said):
+    assert said in damaged(tmp_path, "flags.json", content)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x00" * 100, b"\xff" * 64])
+def test_damaged_weights(tmp_path, content):
+    assert "cannot be read" in damaged(tmp_path, "model.safetensors", content)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
+def test_weights_cut_off(tmp_path, share):
+    make().save(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    assert "cannot be read" in damaged(tmp_path, "model.safetensors", whole[: int(len(whole) * share)])
+
+
+@pytest.mark.parametrize(
+    "other", [{"dim": 32}, {"depth": 3}, {"rotary_pos_emb": True}, {"tie_embedding": True}]
+)
+def test_weights_of_another_model(tmp_path, other):
+    make(**other).save(tmp_path / "other")
+    foreign = (tmp_path / "other" / "model.safetensors").read_bytes()
+    text = damaged(tmp_path, "model.safetensors", foreign)
+    assert "does not hold the weights of" in text
+
+
+def test_nothing_in_the_files_is_executed(tmp_path):
+    """Flags are plain values: a pickle in place of the weights is no weights, a class name is no class."""
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    damaged(tmp_path, "model.safetensors", pickle.dumps(Bomb()))
+    record = {"schema": 1, "flags": {**make().flags, "norm": "flagformer.norm.rmsnorm.RMSNorm"}}
+    assert "`norm` must be a Spec" in damaged(tmp_path, "flags.json", json.dumps(record))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_directory_in_place_of_a_file(tmp_path):
+    make().save(tmp_path)
+    (tmp_path / "flags.json").unlink()
+    (tmp_path / "flags.json").mkdir()
+    with pytest.raises(ValueError, match="cannot be read"):
+        flagformer.load(tmp_path)
+
+
+def test_full_disk_leaves_the_old_model(tmp_path, monkeypatch):
+    old = make()
+    old.save(tmp_path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(rotary_pos_emb=True).save(tmp_path)
+    monkeypatch.undo()
+    back = flagformer.load(tmp_path).eval()
+    assert torch.equal(back(ids()), old(ids()))
