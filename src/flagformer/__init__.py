@@ -19,7 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "audit", "build", "check", "component", "load", "preset",
+    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "audit", "build", "check", "component", "load",
+    "preset",
 ]  # fmt: skip
 
 

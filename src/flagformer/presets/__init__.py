@@ -26,7 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         # arXiv:2211.05100: ALiBi with a tied embedding
         "bloom": {"alibi_pos_bias": True, "tie_embedding": True},
-        # arXiv:1910.10683, its decoder alone: bucketed bias, RMS norm, no biases, ReLU replaced by GEGLU (v1.1)
+        # arXiv:1910.10683, its decoder alone: bucketed bias, RMS norm, no biases; GEGLU for ReLU (v1.1)
         "t5": {"rel_pos_bias": True, "use_rmsnorm": True, "ff_glu": True, "ff_no_bias": True},
     }
 )
