@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+import typer
+
 MOST_LINES = 24
 MOST_CHARACTERS = 4000
 WRONG_PATH = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -24,6 +26,8 @@ def clear_errors() -> Iterator[None]:
     """Turns the errors of the block into a message and `SystemExit`."""
     try:
         yield
+    except (typer.Exit, typer.Abort):  # both are RuntimeErrors
+        raise
     except KeyboardInterrupt as error:
         leave(str(error) or "stopped", 130, label="")
     except ValueError as error:
