@@ -84,9 +84,7 @@ def test_version() -> None:
     assert CliRunner().invoke(app, ["--version"]).output == f"flagformer {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "typed", [["nope"], ["study", "nope"], ["study", "run"], ["study", "run", "x", "--nope"]]
-)
+@pytest.mark.parametrize("typed", ["nope", "study nope", "study run", "study run x --nope"])
 def test_unknown_commands_and_options_exit_with_2(typed: str) -> None:
     result = CliRunner().invoke(app, typed.split())
     assert result.exit_code == 2
