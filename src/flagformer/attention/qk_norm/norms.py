@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
-from flagformer.norm.rmsnorm import unit_rms
+from flagformer.norm.rmsnorm import shortest, unit_rms
 
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
@@ -46,10 +46,10 @@ class Cosine(QKNorm):
         self.scale = float(factor)
 
     def queries(self, q: Tensor) -> Tensor:
-        return F.normalize(q, dim=-1)
+        return F.normalize(q, dim=-1, eps=shortest(q))
 
     def keys(self, k: Tensor) -> Tensor:
-        return F.normalize(k, dim=-1)
+        return F.normalize(k, dim=-1, eps=shortest(k))
 
 
 @component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2")

@@ -1,0 +1,50 @@
+"""Many choices at once: pairs are tried all, these are drawn, the same ones each time."""
+
+import random
+
+import pytest
+from property_checks import checks_of, failures
+from property_settings import TINY, cross_forms, tunings
+from property_subject import Subject
+
+import flagformer
+from flagformer.flags import SLOTS
+from flagformer.reference import choices, settings
+from flagformer.wrappers.build import MODELS
+
+COUNT = 80
+
+
+def drawn(seed):
+    """Flags of a model with some four to nine choices, at most one for each slot that has one place."""
+    draw = random.Random(seed)
+    places = {}
+    for choice in choices():
+        if "model" not in choice.flags:
+            crowded = choice.component is not None and not SLOTS[choice.component.slot].many
+            place = choice.component.slot if crowded else choice.name
+            places.setdefault(place, []).append(choice)
+    chosen = [draw.choice(places[place]) for place in draw.sample(sorted(places), draw.randint(4, 9))]
+    flags = {**settings(*chosen), "model": draw.choice(sorted(MODELS))}
+    for extra in draw.sample([*tunings().values(), *cross_forms().values()], draw.randint(0, 4)):
+        if builds({**flags, **extra}):
+            flags |= extra
+    return {**flags, **TINY}
+
+
+def builds(flags):
+    try:
+        flagformer.check(flags)
+    except flagformer.FlagError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(COUNT))
+def test_mix_has_every_property(seed):
+    flags = drawn(seed)
+    while not builds(flags):
+        seed += COUNT  # drawn again until something is built
+        flags = drawn(seed)
+    subject = Subject(flags)
+    assert not failures(subject, checks_of(subject)), flags
