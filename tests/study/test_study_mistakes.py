@@ -146,6 +146,24 @@ def test_mistakes_of_several_kinds_come_in_the_order_of_lines(tmp_path: Path, co
     assert len(lines) >= 3
 
 
+def test_wrong_flags_are_named_beside_wrong_blocks(tmp_path: Path, command: Command) -> None:
+    text = TINY.replace("steps: 200", "steps: -3").replace("rotary_pos_emb", "rotary_pos_em")
+    path = tmp_path / "two.yaml"
+    path.write_text(text)
+    out = command("run", path)
+    assert out.exit_code == 2
+    assert "two.yaml:7: `train.steps`" in out.stderr
+    assert "two.yaml:10: variant `rotary`: `rotary_pos_em` is not a flag" in out.stderr
+
+
+def test_seeds_may_be_left_out(tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "plain.yaml"
+    path.write_text(TINY.replace("seeds: 2\n", ""))
+    out = command("run", path, "--dry-run")
+    assert out.exit_code == 0, out.stderr
+    assert "2 variants x 3 seeds" in out.stdout
+
+
 def test_more_mistakes_than_a_screen_are_counted(tmp_path: Path, command: Command) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(TINY + "".join(f"unknown_{i}: 1\n" for i in range(100)))

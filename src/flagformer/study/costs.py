@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flagformer
 from flagformer.flags import FlagError
 from flagformer.study.file import Study
+from flagformer.study.flags import flag_mistake
 from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.source import Source
 
@@ -52,7 +53,7 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
             trial.check()
             costs[variant] = cost(trial.model_flags, study.data.seq_len)
         except FlagError as error:
-            mistakes += [_flag_mistake(source, variant, finding) for finding in error.findings]
+            mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
         except (ValueError, OSError) as error:
             mistakes.append(_other_mistake(source, variant, str(error)))
     if mistakes:
@@ -69,19 +70,6 @@ def cost(flags: dict[str, Any], seq_len: int) -> Cost:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(ids)
     return Cost(model.num_params(), round(counter.get_total_flops() / seq_len))
-
-
-def _flag_mistake(source: Source, variant: str, finding: Any) -> Mistake:
-    """At the flag's line in the variant, else in the base; else at the variant's."""
-    if ("compare", variant, finding.flag) in source.lines or (
-        "compare",
-        variant,
-        finding.flag,
-    ) in source.overrides:
-        return source.mistake(("compare", variant, finding.flag), f"variant `{variant}`: {finding.message}")
-    if finding.flag in source.data.get("base", {}):
-        return source.mistake(("base", finding.flag), finding.message)
-    return source.mistake(("compare", variant), f"variant `{variant}`: {finding.message}")
 
 
 def _other_mistake(source: Source, variant: str, message: str) -> Mistake:

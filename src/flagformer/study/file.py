@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flagformer.data.catalogue import DataConfig
 from flagformer.study.blocks import check_block
+from flagformer.study.flags import flag_mistakes
 from flagformer.study.mistakes import Mistake, StudyFileError, shown
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
@@ -37,7 +38,7 @@ class StudyFile(BaseModel):
     data: Any
     train: Any
     compare: Any
-    seeds: Any = 3
+    seeds: Any = Field(3, validate_default=True)
     evaluate: Any = Field(default_factory=dict)
     concurrency: int | None = Field(None, ge=1, description="Trials at once; by default one a core.")
     threads: int | None = Field(
@@ -157,7 +158,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     """
     source = read_source(Path(path))
     apply_overrides(source, overrides)
-    return resolve_study(source), source
+    try:
+        return resolve_study(source), source
+    except StudyFileError as error:
+        raise StudyFileError([*error.mistakes, *flag_mistakes(source)]) from None
 
 
 def resolve_study(source: Source) -> Study:

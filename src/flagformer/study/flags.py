@@ -1,0 +1,39 @@
+"""The flags of a study's variants: what is wrong with them, at the lines where they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flagformer
+from flagformer.flags import FlagError
+from flagformer.study.mistakes import Mistake
+from flagformer.study.source import Source
+
+# Stand in for what the data would say, where the data block itself is wrong.
+STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
+
+
+def flag_mistakes(source: Source) -> list[Mistake]:
+    """Every flag that cannot be, in a file whose other blocks are wrong already; no data is read."""
+    base, compare = source.data.get("base"), source.data.get("compare")
+    if not isinstance(base, dict) or not isinstance(compare, dict):
+        return []
+    mistakes = []
+    for variant, own in compare.items():
+        if not isinstance(own, dict | None):
+            continue
+        try:
+            flagformer.check({**STAND_IN, **base, **(own or {})})
+        except FlagError as error:
+            mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
+    return list(dict.fromkeys(mistakes))
+
+
+def flag_mistake(source: Source, variant: str, finding: Any) -> Mistake:
+    """At the flag's line in the variant, else in the base; else at the variant's."""
+    own = ("compare", variant, finding.flag)
+    if own in source.lines or own in source.overrides:
+        return source.mistake(own, f"variant `{variant}`: {finding.message}")
+    if finding.flag in source.data.get("base", {}):
+        return source.mistake(("base", finding.flag), finding.message)
+    return source.mistake(("compare", variant), f"variant `{variant}`: {finding.message}")
