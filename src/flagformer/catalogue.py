@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
+from flagformer.attention.gates.head_scale import HeadScale
+from flagformer.attention.gates.values import HeadGate, ValueGate
 from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.kernels.sdpa import SDPA, FusedUnlessLearning
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
+from flagformer.attention.output.project import AttentionOnAttention, Project
 from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
+from flagformer.entry.shift import ShiftTokens
+from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.flags import CATALOGUE
@@ -17,39 +23,55 @@ from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, TiedHead
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
+from flagformer.norm.scalenorm import ScaleNorm
+from flagformer.norm.simple_rmsnorm import SimpleRMSNorm
 from flagformer.position.absolute import Learned, NoAbsolute, Sinusoidal
 from flagformer.position.alibi import ALiBi
 from flagformer.position.dynamic import Dynamic
 from flagformer.position.none import NoBias, NoRotation
 from flagformer.position.rotary import Rotary
 from flagformer.position.t5 import T5
-from flagformer.residual.additive import Additive
+from flagformer.position.xpos import XPos
+from flagformer.residual.additive import Additive, Scaled
+from flagformer.residual.gru import GRUGate
+from flagformer.residual.resi_dual import ResiDual
+from flagformer.score.learned_sink import LearnedSink
+from flagformer.score.softclamp import SoftClamp
 from flagformer.score.softmax import Softmax
+from flagformer.score.sparse_topk import SparseTopK
+from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.sequential import Sequential
-from flagformer.stack.placement import PostNorm, PreNorm, SandwichNorm
+from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
+from flagformer.stack.start import DepthScaled, Usual, ZeroBranches
 from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
         TransformerWrapper, Learned, Sinusoidal, NoAbsolute,
         Dims, Plan,
-        LayerNorm, RMSNorm,
-        PreNorm, PostNorm, SandwichNorm,
-        Additive,
+        LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
+        PreNorm, PostNorm, SandwichNorm, DualNorm,
+        Additive, Scaled, GRUGate, ResiDual,
+        Usual, ZeroBranches, DepthScaled,
         Sequential, Checkpointed,
-        NoRotation, Rotary,
+        NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         MultiHead, Grouped, MultiQuery,
         Plain, Cosine, RMS,
         LearnedMemory, NullKV,
-        Softmax,
-        DenseCore,
+        TalkingScores, SoftClamp,
+        Softmax, SparseTopK, LearnedSink,
+        TalkingWeights,
+        HeadScale, HeadGate, ValueGate,
+        Project, AttentionOnAttention,
+        DenseCore, CarriedScores, CarriedCrossScores,
         # the fastest kernel first: the first that serves every filled slot is taken
         SDPA, FusedUnlessLearning, Einsum,
         Dense, GLU,
         GELU, Swish, ReLUSquared,
+        Straight, ShiftTokens,
         LayerScale, StochasticDepth,
         LinearHead, TiedHead,
     ]

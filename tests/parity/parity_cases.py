@@ -100,6 +100,7 @@ ALIBI = {"alibi_pos_bias": True}
 T5 = {"rel_pos_bias": True}
 DYNAMIC = {"dynamic_pos_bias": True}
 CROSS = {"cross_attend": True}
+TALKING = {"attn_pre_talking_heads": True, "attn_post_talking_heads": True}
 SCALE = {"use_layerscale": True, "layerscale_init_value": 0.7}
 
 ALONE = {
@@ -125,6 +126,17 @@ ALONE = {
     "dynamic, three layers": Case({**DYNAMIC, "dynamic_pos_bias_mlp_depth": 3}),
     "dynamic, normed": Case({**DYNAMIC, "dynamic_pos_bias_norm": True, "dynamic_pos_bias_mlp_depth": 1}),
     "rms norm": Case({"use_rmsnorm": True}),
+    "scale norm": Case({"use_scalenorm": True}),
+    "simple rms norm": Case({"use_simple_rmsnorm": True}),
+    "no final norm": Case({"pre_norm_has_final_norm": False}),
+    "xpos": Case({"rotary_xpos": True, "rotary_emb_dim": 16}),
+    "xpos, strong": Case({"rotary_xpos": True, "rotary_emb_dim": 6, "rotary_xpos_scale_base": 20}),
+    "scaled residual": Case({"scale_residual": True}),
+    "scaled residual with a constant": Case({"scale_residual": True, "scale_residual_constant": 1.7}),
+    "deep norm's constant": Case({"scale_residual_constant": 1.7, "pre_norm": False}),
+    "gated residual": Case({"gate_residual": True}),
+    "zero branches": Case({"zero_init_branch_output": True}),
+    "start scaled by depth": Case({"depth_scale_residual": True}),
     "post norm": Case({"pre_norm": False}),
     "sandwich norm": Case({"sandwich_norm": True}),
     "grouped heads": Case({"attn_kv_heads": 2}),
@@ -133,6 +145,17 @@ ALONE = {
     "one head": Case({"heads": 1, "attn_dim_head": 32}),
     "cosine attention": Case({"attn_qk_norm": True, "attn_qk_norm_scale": 4.0}),
     "qk rms norm": Case({"attn_qk_rmsnorm": True}),
+    "cosine attention in parts": Case({"attn_qk_norm": True, "attn_qk_norm_groups": 2}),
+    "cosine attention with gains": Case({"attn_qk_norm": True, "attn_qk_norm_dim_scale": True}),
+    "soft clamp": Case({"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.3}),
+    "talking heads": Case({}, ours={"attn_talking_heads": True}, theirs=TALKING),
+    "sparse top k": Case({"attn_sparse_topk": 3}, theirs={"attn_sparse_topk": 3}),
+    "learned sink": Case({"attn_head_learned_sink": True}),
+    "head scale": Case({"attn_head_scale": True}),
+    "gated heads": Case({"attn_gate_value_heads": True}),
+    "gated values": Case({"attn_gate_values": True}),
+    "gated values, swish": Case({"attn_gate_values": True, "attn_swiglu_values": True}),
+    "attention on attention": Case({"attn_on_attn": True}),
     "memory": Case({"attn_num_mem_kv": 3}),
     "null key": Case({"attn_add_zero_kv": True}),
     "fused kernel": Case({"attn_flash": True}),
@@ -152,6 +175,14 @@ ALONE = {
     "macaron": Case({"macaron": True}),
     "custom layers": Case({"custom_layers": ("a", "f", "f", "a"), "depth": None}),
     "sandwich order": Case({"sandwich_coef": 1}),
+    "order of execution": Case({"layers_execute_order": (0, 1, 2, 3, 2, 1)}),
+    "par": Case({"par_ratio": 3, "depth": 4}),
+    "shifted tokens": Case({"shift_tokens": 1}),
+    "shifted tokens of both sides": Case({"shift_tokens": 2}, kind="encoder"),
+    "shifted tokens in some layers": Case({"shift_tokens": (0, 2, 1, 0), "macaron": False}),
+    "residual attention": Case({"residual_attn": True, "depth": 3}),
+    "residual attention, both directions": Case({"residual_attn": True}, kind="encoder", padded=True),
+    "residual cross-attention": Case({**CROSS, "cross_residual_attn": True, "depth": 3}),
     "tied layers": Case({"weight_tie_layers": True, "depth": 3}),
     "cross attention": Case(CROSS),
     "cross attention, wide context": Case({**CROSS, "cross_attn_dim_context": 20}),
@@ -163,6 +194,22 @@ ALONE = {
 GATED = {"ff_glu": True, "ff_swish": True, "ff_post_act_ln": True}
 
 TOGETHER = {
+    "grouped heads with everything between": Case(
+        {
+            **ROTARY,
+            "attn_kv_heads": 2,
+            "attn_head_scale": True,
+            "attn_gate_values": True,
+            "attn_gate_value_heads": True,
+            "attn_on_attn": True,
+            "attn_head_learned_sink": True,
+            "attn_qk_norm": True,
+            "attn_qk_norm_dim_scale": True,
+            "attn_num_mem_kv": 2,
+        },
+        ours={"attn_talking_heads": True},
+        theirs=TALKING,
+    ),
     "llama": Case({**ROTARY, **GATED, "use_rmsnorm": True, "attn_kv_heads": 2, "ff_post_act_ln": False}),
     "llama without biases, whose gate keeps one there": Case(
         {**ROTARY, "use_rmsnorm": True, "ff_glu": True}, theirs={"ff_no_bias": True}
@@ -198,4 +245,6 @@ CASES = {**ALONE, **TOGETHER}
 # Flags without a case here, and why no comparison can hold them.
 WITHOUT_PARITY = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
+    "resi_dual": "x-transformers 2.31.10 has it no more; tests/reference holds the formula",
+    "resi_dual_scale": "goes with resi_dual",
 }

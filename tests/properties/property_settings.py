@@ -10,6 +10,8 @@ SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head", 
 VALUES = {
     "alibi_num_heads": 3,
     "attn_dropout": 0.2,
+    "attn_logit_softclamp_value": 0.7,
+    "attn_qk_norm_groups": 2,
     "attn_qk_norm_scale": 4.0,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
@@ -19,30 +21,37 @@ VALUES = {
     "layerscale_init_value": 0.5,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
+    "resi_dual_scale": 0.25,
     "rotary_base_rescale_factor": 4.0,
     "rotary_emb_dim": 4,
     "rotary_interpolation_factor": 2.0,
+    "rotary_xpos_scale_base": 5,
+    "scale_residual_constant": 0.5,
 }
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
 
 
 def tunings():
-    """name -> flags, for each flag that tunes a filler: the flag, and what selects the filler."""
+    """name -> flags, for each flag that tunes a filler: the flag, and what selects the filler.
+
+    A flag of several fillers stands under its name with the first, and once more with each other one.
+    """
     chosen = {name for choice in choices() for name in choice.flags}
     found = {}
     for item in CATALOGUE:
         for param in item.params:
             name = param.flag.name
             if name not in chosen | SIZES:
-                found[name] = {**_owner(item, name), **WITH.get(name, {}), name: _value(param)}
+                key = name if name not in found else f"{name} of {item.name}"
+                found[key] = {**_owner(item), **WITH.get(name, {}), name: _value(param)}
     return found
 
 
 def cross_forms():
     """`cross_attn_...` -> flags, for each attention flag: set for cross-attention only."""
     forms = {}
-    for name in CATALOGUE.names({"attention"}):
+    for name in (name for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")):
         chosen = next((choice.flags for choice in choices() if name in choice.flags), None)
         for value in [tunings()[name][name]] if chosen is None else [chosen[name]]:
             forms[f"cross_{name}"] = {"cross_attend": True, f"cross_{name}": value}
@@ -51,11 +60,15 @@ def cross_forms():
     return forms
 
 
-def _owner(item, name):
-    """What selects the component that the flag tunes; nothing where a standard component has it too."""
-    if any(owner.select is None for owner, _ in CATALOGUE.params_named(name)):
+def _owner(item):
+    """What selects the component that a flag tunes; nothing where it is a standard one."""
+    if item.select is None:
         return {}
-    return dict(next(choice for choice in choices() if choice.component is item).flags)
+    return next(
+        dict(c.flags)
+        for c in choices()
+        if item.select in c.flags and item.is_selected_by(c.flags[item.select])
+    )
 
 
 def _value(param):

@@ -18,6 +18,11 @@ def rms_norm(x, gain):
     return torch.stack([value / root * g for value, g in zip(x, gain)])
 
 
+def scale_norm(x, gain):
+    """arXiv:1910.05895, equation 4, for one vector; `gain` has one number."""
+    return x / math.sqrt(sum(value**2 for value in x)) * gain[0]
+
+
 def cosine(x):
     length = math.sqrt(sum(value**2 for value in x))
     return torch.stack([value / length for value in x])
@@ -43,6 +48,17 @@ def rotate(x, position, width=None, base=10000.0):
         angle = position * base ** (-2 * i / width)
         pair = complex(x[i], x[i + width // 2]) * complex(math.cos(angle), math.sin(angle))
         turned[i], turned[i + width // 2] = pair.real, pair.imag
+    return turned
+
+
+def xpos(x, position, sign, base, width=None):
+    """arXiv:2212.10554, algorithm 1: rotation times zeta ** (position / base), sign -1 for keys."""
+    width = width or len(x)
+    turned = rotate(x, position, width)
+    for i in range(width // 2):
+        zeta = (2 * i + 0.4 * width) / (1.4 * width)
+        for place in (i, i + width // 2):
+            turned[place] *= zeta ** (sign * position / base)
     return turned
 
 

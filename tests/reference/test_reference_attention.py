@@ -79,6 +79,22 @@ def test_cosine_attention(factor):
     check(fn, run, norm=lambda x, h, which: paper.cosine(x), scale=factor)
 
 
+def test_cosine_attention_in_parts_with_gains():
+    """Two parts of a head have unit length each; gains as in arXiv:2302.05442, with K ** -0.5 again."""
+    fn, run = attention_of(attn_qk_norm=True, attn_qk_norm_groups=2)
+    check(fn, run, norm=lambda x, h, which: in_parts(x), scale=10.0)
+    fn, run = attention_of(
+        attn_qk_norm=True, attn_qk_norm_groups=2, attn_qk_norm_dim_scale=True, attn_kv_heads=2
+    )
+    norm = fn.source.qk_norm
+    gains = {"q": norm.q_gain.value.detach(), "k": norm.k_gain.value.detach()}
+    check(fn, run, groups=2, norm=lambda x, h, which: in_parts(x) * gains[which][h, 0])
+
+
+def in_parts(x):
+    return torch.cat([paper.cosine(x[: K // 2]), paper.cosine(x[K // 2 :])])
+
+
 def test_rms_normed_queries_and_keys():
     """arXiv:2302.05442, section 2, with RMS norm and a gain per head."""
     fn, run = attention_of(attn_qk_rmsnorm=True, attn_kv_heads=2)
@@ -125,6 +141,31 @@ def test_rotary_turns_queries_and_keys():
         outs.append(torch.stack(paper.attend(turned_q, turned_k, v[h], K**-0.5, lambda i, j: j <= i)))
     want = torch.cat(outs, dim=-1) @ fn.to_out.weight.detach().T
     torch.testing.assert_close(run(x).detach()[0], want, rtol=1e-5, atol=1e-5)  # fp32 angles
+
+
+def test_xpos_turns_and_fades():
+    fn, run = attention_of(rotary_xpos=True, rotary_xpos_scale_base=3)
+    x = torch.randn(1, 5, D, dtype=torch.float64)
+    weight = fn.source.projection.to_qkv.weight.detach()
+    q, k, v = (heads_of(part, H) for part in (x[0] @ weight.T).split(H * K, dim=-1))
+    outs = []
+    for h in range(H):
+        turned_q = [paper.xpos(one, i, 1, 3) for i, one in enumerate(q[h])]
+        turned_k = [paper.xpos(one, i, -1, 3) for i, one in enumerate(k[h])]
+        outs.append(torch.stack(paper.attend(turned_q, turned_k, v[h], K**-0.5, lambda i, j: j <= i)))
+    want = torch.cat(outs, dim=-1) @ fn.to_out.weight.detach().T
+    torch.testing.assert_close(run(x).detach()[0], want, rtol=1e-5, atol=1e-5)  # fp32 angles
+
+
+def test_xpos_refuses_positions_that_do_not_fit():
+    """With the smallest zeta of 0.4 / 1.4, fp32 holds 64 / log2(3.5) = 35.4 times the base."""
+    model = flagformer.Decoder(
+        dim=D, depth=1, heads=1, attn_dim_head=K, rotary_xpos=True, rotary_xpos_scale_base=2
+    )
+    last = int(64 / 1.8073549 * 2)
+    assert model(torch.randn(1, last, D)).isfinite().all()
+    with pytest.raises(ValueError, match="raise `rotary_xpos_scale_base`"):
+        model(torch.randn(1, last + 1, D))
 
 
 @pytest.mark.parametrize("causal", [flagformer.Decoder, flagformer.Encoder])

@@ -11,6 +11,8 @@ from flagformer.feedforward.dense import GLU, Dense
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
+from flagformer.norm.scalenorm import ScaleNorm
+from flagformer.norm.simple_rmsnorm import SimpleRMSNorm
 
 DIMS = Dims(dim=6, heads=2, dim_head=4)
 
@@ -32,7 +34,23 @@ def test_norms(cls, formula):
     torch.testing.assert_close(norm(x), each(formula, x, norm.gain.detach()), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("cls", [LayerNorm, RMSNorm])
+def test_scale_norm():
+    norm = ScaleNorm(6).double()
+    x = double((2, 3, 6)) * 5 + 2
+    lengths = norm(x).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 6**0.5), rtol=1e-6, atol=0)  # fp32 start
+    norm.gain.data = double(1)
+    torch.testing.assert_close(norm(x), each(paper.scale_norm, x, norm.gain.detach()), rtol=1e-10, atol=1e-10)
+
+
+def test_simple_rms_norm():
+    x = double((2, 3, 6)) * 5 + 2
+    want = each(paper.rms_norm, x, torch.ones(6).double())
+    torch.testing.assert_close(SimpleRMSNorm(6)(x), want, rtol=1e-10, atol=1e-10)
+    assert not list(SimpleRMSNorm(6).parameters())
+
+
+@pytest.mark.parametrize("cls", [LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm])
 def test_norms_survive_zeros_and_have_right_gradients(cls):
     norm = cls(6)
     zeros = torch.zeros(1, 6, requires_grad=True)

@@ -22,6 +22,12 @@ PLANS = [
     ({"custom_layers": ("a", "a", "f")}, "aaf", "012"),
     ({"custom_layers": "fcaf"}, "fcaf", "0123"),
     ({"depth": 3, "weight_tie_layers": True}, "af", "010101"),
+    ({"depth": 2, "layers_execute_order": (3, 1, 0, 2, 1)}, "afaf", "31021"),
+    ({"custom_layers": "aff", "layers_execute_order": (0, 1, 0, 2)}, "aff", "0102"),
+    ({"depth": 4, "par_ratio": 3}, "aff aff ff", "01234567"),
+    ({"depth": 6, "par_ratio": 3}, "af af af af ffff", "0123456789ab"),
+    ({"depth": 4, "par_ratio": 4, "only_cross": True}, "cff cff ff", "01234567"),
+    ({"depth": 4, "par_ratio": 6, "cross_attend": True}, "acffff acffff", "0123456789ab"),
     ({"depth": 2, "weight_tie_layers": True, "cross_attend": True}, "acf", "012012"),
     ({"depth": 2, "weight_tie_layers": True, "macaron": True}, "faf", "012012"),
 ]
@@ -31,8 +37,16 @@ PLANS = [
 def test_plans(flags, kinds, order):
     layers = flagformer.Decoder(dim=8, heads=2, **flags)
     assert "".join(sublayer.kind for sublayer in layers.sublayers) == kinds.replace(" ", "")
-    assert "".join(map(str, layers.resolved.plan.order)) == order
-    assert [id(step) for step in layers.steps] == [id(layers.sublayers[int(i)]) for i in order]
+    assert "".join(f"{index:x}" for index in layers.resolved.plan.order) == order
+    assert [id(step) for step in layers.steps] == [id(layers.sublayers[int(i, 16)]) for i in order]
+
+
+def test_final_norm_can_be_left_out():
+    """Pre-norm without the last norm: the bare stream comes out."""
+    layers = flagformer.Decoder(dim=8, heads=2, custom_layers="f", pre_norm_has_final_norm=False)
+    x = torch.randn(1, 3, 8)
+    (sublayer,) = layers.sublayers
+    torch.testing.assert_close(layers(x), x + sublayer.fn(sublayer.in_norm(x), None))
 
 
 @pytest.mark.parametrize("macaron", [True, False])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flagformer.attention.cores import Core
 from flagformer.attention.gates import Gate
 from flagformer.attention.key_values import Seats
+from flagformer.attention.output import Output
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.source import ContextTokens, OwnTokens, Source
 from flagformer.flags import Ready, Spec
@@ -23,14 +24,14 @@ class Attention(nn.Module):
     gates: Sequence[Gate]
 
     def __init__(
-        self, dims: Dims, source: Source, seats: Sequence[Seats], core: Core, gates: Sequence[Gate]
+        self, source: Source, seats: Sequence[Seats], core: Core, gates: Sequence[Gate], output: Output
     ) -> None:
         super().__init__()
         self.source = source
         self.seats = nn.ModuleList(seats)  # type: ignore[assignment]
         self.core = core
         self.gates = nn.ModuleList(gates)  # type: ignore[assignment]
-        self.to_out = nn.Linear(dims.heads * dims.dim_head, dims.dim, bias=False)
+        self.to_out = output
 
     @property
     def seat_count(self) -> int:
@@ -61,7 +62,8 @@ def build_attention(
     )
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
     mods = [filler.build(dims) for filler in slots["score"]]
-    path = ScorePath(qk_norm.scale, mods, slots["weights"][0].build(dims))
+    mixes = [filler.build(dims) for filler in slots["mix"]]
+    path = ScorePath(qk_norm.scale, mods, slots["weights"][0].build(dims), mixes)
     core = slots["core"][0].build(slots["kernel"][0].build(path), path, cross)
     gates = [filler.build(dims) for filler in slots["gate"]]
-    return Attention(dims, source, seats, core, gates)
+    return Attention(source, seats, core, gates, slots["output"][0].build(dims))

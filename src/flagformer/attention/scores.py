@@ -8,21 +8,31 @@ from torch import Tensor, nn
 
 from flagformer.flow import Pairs
 from flagformer.ops.attend import causal_pairs, repeat_groups
-from flagformer.score import Score, Weights
+from flagformer.score import Mix, Score, Weights
 
 
 class ScorePath(nn.Module):
-    """weights(mods(scale * q k^T) + bias), over the pairs that may meet."""
+    """mixes(weights(mods(scale * q k^T) + bias)), over the pairs that may meet."""
 
-    def __init__(self, scale: float, mods: Sequence[Score], weights: Weights) -> None:
+    def __init__(
+        self, scale: float, mods: Sequence[Score], weights: Weights, mixes: Sequence[Mix] = ()
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.mods = nn.ModuleList(mods)
         self.weights = weights
+        self.mixes = nn.ModuleList(mixes)
 
     def forward(self, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         """q [B, H, T, K], k [B, G, seats + S, K] -> [B, H, T, seats + S]; queries without keys get zeros."""
-        scores = (q * self.scale) @ repeat_groups(k, q.shape[1]).mT
+        return self.weigh(self.products(q, k), q, k, pairs)
+
+    def products(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scaled products, before anything else."""
+        return (q * self.scale) @ repeat_groups(k, q.shape[1]).mT
+
+    def weigh(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+        """Products -> weights."""
         for mod in self.mods:
             scores = mod(scores, q, k, pairs)
         if pairs.bias is not None:
@@ -33,6 +43,12 @@ class ScorePath(nn.Module):
             )
         elif pairs.visible is not None:
             scores = scores.masked_fill(~pairs.visible, float("-inf"))
-        if pairs.hidden is None:
+        weights = self._weigh(scores, pairs.hidden)
+        for mix in self.mixes:
+            weights = mix(weights)
+        return weights
+
+    def _weigh(self, scores: Tensor, hidden: Tensor | None) -> Tensor:
+        if hidden is None:
             return self.weights(scores)
-        return self.weights(scores.masked_fill(pairs.hidden, 0.0)).masked_fill(pairs.hidden, 0.0)
+        return self.weights(scores.masked_fill(hidden, 0.0)).masked_fill(hidden, 0.0)

@@ -17,7 +17,12 @@ REASONS = {
     "scores": "it reads the scores, which the fused kernel never forms",
 }
 # What is asked by a filler that the user hands over and that declares nothing.
-UNDECLARED = {"position_bias": {"learned_bias"}, "score": {"scores"}, "weights": {"scores"}}
+UNDECLARED = {
+    "position_bias": {"learned_bias"},
+    "score": {"scores"},
+    "weights": {"scores"},
+    "mix": {"scores"},
+}
 
 
 def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
@@ -36,7 +41,7 @@ def unmet(
     for item in items:
         for need in item.requires:
             value = values.get(need.flag, registry.standard_value(need.flag))
-            if value != need.value:
+            if value != need.value and bool(value or need.value):
                 asked = f"`{prefix}{need.flag}={need.value!r}`"
                 text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
                 findings.append(Finding(prefix + (item.select or item.name), text))
@@ -56,6 +61,20 @@ def unread(
                 name = prefix + declared(slot, filler).say()
                 text = f"`{name}` and `{prefix}{order}` cannot be combined, because only self-attention"
                 findings.append(Finding(name, f"{text} reads it, and there is none; leave `{name}` out"))
+    return findings
+
+
+def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: str) -> list[Finding]:
+    """Fillers for a kind of attention that the plan leaves out."""
+    findings = []
+    for item in (item for item in registry if item.kind and item.kind not in plan.kinds):
+        select = str(item.select)
+        value = values.get(select)
+        if any(item.is_selected_by(one) for one in (value if isinstance(value, tuple) else (value,))):
+            order = next((name for name in ("custom_layers", "only_cross") if values.get(name)), "")
+            what = "self-attention" if item.kind == "a" else "cross-attention"
+            text = f"needs {what}, and there is none" + (f" under `{prefix}{order}`" if order else "")
+            findings.append(Finding(prefix + select, f"`{prefix}{item.say()}` {text}; leave it out"))
     return findings
 
 

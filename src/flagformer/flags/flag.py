@@ -63,6 +63,7 @@ class Component:
         needs: what it asks of the attention kernel ("learned_bias", "scores", "rows", ...).
         honours: kernels only: the needs this one can serve.
         requires: constraints that no rule can derive, each with its reason.
+        kind: the only kind of attention that it fills ("a" or "c"); empty: both.
     """
 
     cls: type
@@ -74,6 +75,7 @@ class Component:
     needs: frozenset[str] = frozenset()
     honours: frozenset[str] = frozenset()
     requires: tuple[Need, ...] = ()
+    kind: str = ""
     params: tuple[Param, ...] = field(default=(), compare=False)
 
     @property
@@ -116,6 +118,7 @@ def component(
     needs: Iterable[str] = (),
     honours: Iterable[str] = (),
     requires: Iterable[Need] = (),
+    kind: str = "",
 ) -> Callable[[T], T]:
     """Class decorator: declares that the class fills `slot`. The catalogue decides whether it is known."""
 
@@ -123,7 +126,7 @@ def component(
         doc = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
         cls.component = Component(  # type: ignore[attr-defined]
             cls, slot, select, when, doc, paper, frozenset(needs), frozenset(honours), tuple(requires),
-            read_params(cls),
+            kind, read_params(cls),
         )  # fmt: skip
         return cls
 

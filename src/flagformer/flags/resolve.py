@@ -51,11 +51,11 @@ class _Resolution:
         self.used: set[str] = set()
         self.chosen: list[Component] = []
 
-    def choose(self, slot: str, values: Mapping[str, Any]) -> list[Component]:
+    def choose(self, slot: str, values: Mapping[str, Any], kind: str = "") -> list[Component]:
         """The components that the flags select for a slot, or its standard one."""
         chosen = []
         for item in self.registry.in_slot(slot):
-            if item.select is not None and item.select in values:
+            if item.select is not None and item.select in values and item.kind in ("", kind):
                 self.used.add(item.select)
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)
@@ -78,12 +78,12 @@ class _Resolution:
         self.chosen.append(item)
         return Spec(item.cls, params)
 
-    def fill(self, slot: str, values: Mapping[str, Any]) -> tuple[Filler, ...]:
+    def fill(self, slot: str, values: Mapping[str, Any], kind: str = "") -> tuple[Filler, ...]:
         if slot in values:
             self.used.add(slot)
             given = values[slot] if isinstance(values[slot], (list, tuple)) else (values[slot],)
             return tuple(self._given(slot, value) for value in given)
-        return tuple(self.spec(item, values) for item in self.choose(slot, values))
+        return tuple(self.spec(item, values) for item in self.choose(slot, values, kind))
 
     def _given(self, slot: str, value: Any) -> Filler:
         if isinstance(value, (Spec, Ready)):
@@ -98,12 +98,14 @@ class _Resolution:
         self.findings.append(Finding(self.prefix + slot, text))
         return Spec(object)
 
-    def attention(self, values: Mapping[str, Any], bias: tuple[Filler, ...]) -> dict[str, tuple[Filler, ...]]:
+    def attention(
+        self, values: Mapping[str, Any], bias: tuple[Filler, ...], kind: str
+    ) -> dict[str, tuple[Filler, ...]]:
         """The slots of one attention sublayer; the kernel last, as it must serve all the others."""
         slots = {}
         readers = [conflicts.declared("position_bias", filler) for filler in bias]
         for slot in (s.name for s in SLOTS.values() if s.scope == "attention" and s.name != "kernel"):
-            slots[slot] = self.fill(slot, values)
+            slots[slot] = self.fill(slot, values, kind)
             readers += [conflicts.declared(slot, filler) for filler in slots[slot]]
         given = self.fill("kernel", values) if "kernel" in values else ()
         if given:
@@ -133,11 +135,11 @@ class _Resolution:
             if kind == "f":
                 slots = {s.name: self.fill(s.name, local) for s in SLOTS.values() if s.scope == "feedforward"}
             else:
-                slots = self.attention(local, bias if kind == "a" else ())
+                slots = self.attention(local, bias if kind == "a" else (), kind)
                 self.used |= {
                     f"cross_{name}" for name in self.used if kind == "c" and f"cross_{name}" in values
                 }
-            slots["branch"] = self.fill("branch", branch)
+            slots |= {s.name: self.fill(s.name, branch) for s in SLOTS.values() if s.scope == "branch"}
             modules.append(Module(kind, slots))
         return tuple(modules)
 
@@ -160,6 +162,8 @@ class _Resolution:
         selects = sorted({f"`{self.prefix}{item.say()}`" for item in owners if item.select != bare})
         if owners[0].slot in values:
             why = f"something else was given for `{owners[0].slot}`"
+        elif SLOTS[owners[0].slot].scope == "stack" and any(item.select is None for item in owners):
+            why = f"what fills `{owners[0].slot}` here does not read it; leave it out"
         elif any(item.select in (None, bare) for item in owners):
             why = f"this model has {_nowhere(owners[0], name)}"
         else:
@@ -203,6 +207,7 @@ def resolve(
             work.findings += with_prefix(error.findings, prefix, registry.names(scopes))
         else:
             work.findings += conflicts.unread(stack, plan.kinds, registry, prefix)
+            work.findings += conflicts.missing(plan, values, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])
     if not findings and not work.findings:
         work.findings += work.dead(values)

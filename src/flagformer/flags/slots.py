@@ -35,7 +35,12 @@ SLOTS = _slots(
     Slot("plan", "stack", "flags -> the order of sublayers"),
     Slot("norm", "stack", "x -> x"),
     Slot("placement", "stack", "where a sublayer is normed: before, after, both"),
-    Slot("residual", "stack", "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; close(h) -> x"),
+    Slot(
+        "residual",
+        "stack",
+        "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; change(h, norm) -> h; close(h, norm) -> x",
+    ),
+    Slot("start", "stack", "sublayers -> what their last weights start at"),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
     Slot("rotation", "stack", "(q, k, angles) -> (q, k), each turned by its own positions", read_by="a"),
     Slot(
@@ -50,11 +55,14 @@ SLOTS = _slots(
     Slot("key_values", "attention", "kv -> kv, by seating keys in front that every query sees", many=True),
     Slot("score", "attention", "(scores, q, k, pairs) -> scores, before the bias and the mask", many=True),
     Slot("weights", "attention", "scores -> attention weights"),
+    Slot("mix", "attention", "weights -> weights, before the values are gathered", many=True),
     Slot("gate", "attention", "(out, x) -> out, after the values are gathered", many=True),
+    Slot("output", "attention", "heads [B, T, H * K] -> [B, T, D]"),
     Slot("core", "attention", "(q, kv, side) -> out: which pairs are considered"),
     Slot("kernel", "attention", "(q, k, v, pairs) -> out: the arithmetic of attention"),
     Slot("feedforward", "feedforward", "(x, side) -> x"),
     Slot("activation", "feedforward", "x -> x, pointwise"),
+    Slot("entry", "branch", "(x, side) -> x, on what a sublayer reads, behind the norm"),
     Slot("branch", "branch", "out -> out, on what a sublayer adds to the stream", many=True),
 )
 

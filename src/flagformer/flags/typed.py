@@ -31,14 +31,41 @@ class Flags(TypedDict, total=False):
     """the sublayers one by one, of 'a', 'c', 'f'"""
     sandwich_coef: int | None
     """so many a first and f last (1911.03864)"""
+    par_ratio: int | None
+    """every so many sublayers one attention, f last (2009.04534)"""
     weight_tie_layers: bool
     """one block runs `depth` times (ALBERT, 1909.11942)"""
+    layers_execute_order: tuple[int, ...] | None
+    """which sublayer runs at each step"""
     use_rmsnorm: bool | None
     """Unit root mean square, a gain per dimension."""
+    use_scalenorm: bool | None
+    """One learned length for all vectors; it starts at sqrt(D)."""
+    use_simple_rmsnorm: bool | None
+    """Unit root mean square; nothing is learned."""
+    pre_norm_has_final_norm: bool
+    """norm of the stream behind the last sublayer"""
     pre_norm: bool | None
     """pre_norm=False: Norm of the stream after each sublayer, as in the first transformer."""
     sandwich_norm: bool | None
     """Norm before each sublayer and of what it adds (CogView)."""
+    resi_dual: bool | None
+    """Norm of the stream after each sublayer, and once of the sum that the second stream keeps.;
+    Sublayers read a stream that is normed behind each of them; a second one only sums, and joins
+    last."""
+    scale_residual_constant: float
+    """the stream is multiplied by it at each sublayer (2203.00555)"""
+    scale_residual: bool | None
+    """Each sublayer adds to the stream times a learned gain per dimension."""
+    gate_residual: bool | None
+    """A gated recurrent unit per sublayer reads what it said, and the stream is its hidden state."""
+    resi_dual_scale: float
+    """of what the second stream sums, against overflow in fp16"""
+    zero_init_branch_output: bool | None
+    """Sublayers start by adding nothing: their last projection is zero."""
+    depth_scale_residual: bool | None
+    """The i-th sublayer's last projection starts with the standard deviation (i * its inputs) **
+    -0.5."""
     checkpoint: Literal["sublayer"] | None
     """recompute activations in the backward, unit by unit"""
     rotary_pos_emb: bool | None
@@ -49,6 +76,10 @@ class Flags(TypedDict, total=False):
     """divides positions (2306.15595)"""
     rotary_base_rescale_factor: float
     """multiplies the base by factor ** (R / (R - 2))"""
+    rotary_xpos: bool | None
+    """Rotation in which a pair's product fades with the distance, fast turning pairs first."""
+    rotary_xpos_scale_base: int
+    """positions over which the decay is zeta"""
     alibi_pos_bias: bool | None
     """A penalty that grows with the distance, with its own slope for each head; nothing is learned."""
     alibi_num_heads: int | None
@@ -80,10 +111,18 @@ class Flags(TypedDict, total=False):
     cross_attn_qk_norm: bool | tuple[bool | None, ...] | None
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it). (cross-
     attention only)"""
-    attn_qk_norm_scale: float | tuple[float, ...]
-    """what cosines are multiplied by"""
-    cross_attn_qk_norm_scale: float | tuple[float, ...]
-    """what cosines are multiplied by (cross-attention only)"""
+    attn_qk_norm_scale: float | tuple[float | None, ...] | None
+    """what cosines are multiplied by; None: 10"""
+    cross_attn_qk_norm_scale: float | tuple[float | None, ...] | None
+    """what cosines are multiplied by; None: 10 (cross-attention only)"""
+    attn_qk_norm_groups: int | tuple[int, ...]
+    """parts of a head that each have unit length"""
+    cross_attn_qk_norm_groups: int | tuple[int, ...]
+    """parts of a head that each have unit length (cross-attention only)"""
+    attn_qk_norm_dim_scale: bool | tuple[bool, ...]
+    """a learned gain per head and dimension"""
+    cross_attn_qk_norm_dim_scale: bool | tuple[bool, ...]
+    """a learned gain per head and dimension (cross-attention only)"""
     attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
     """q and k have unit root mean square and a learned gain per head and dimension."""
     cross_attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
@@ -98,6 +137,56 @@ class Flags(TypedDict, total=False):
     cross_attn_add_zero_kv: bool | tuple[bool | None, ...] | None
     """One zero key with a zero value: a query may attend to nothing (`add_zero_attn` of torch). (cross-
     attention only)"""
+    attn_talking_heads: bool | tuple[bool | None, ...] | None
+    """Every head's scores are a learned sum of all heads' scores.; Every head's attention weights are a
+    learned sum of all heads' weights."""
+    cross_attn_talking_heads: bool | tuple[bool | None, ...] | None
+    """Every head's scores are a learned sum of all heads' scores.; Every head's attention weights are a
+    learned sum of all heads' weights. (cross-attention only)"""
+    attn_softclamp_logits: bool | tuple[bool | None, ...] | None
+    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach."""
+    cross_attn_softclamp_logits: bool | tuple[bool | None, ...] | None
+    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach. (cross-
+    attention only)"""
+    attn_logit_softclamp_value: float | tuple[float, ...]
+    """the largest score"""
+    cross_attn_logit_softclamp_value: float | tuple[float, ...]
+    """the largest score (cross-attention only)"""
+    attn_sparse_topk: int | tuple[int | None, ...] | None
+    """keys k that a query attends to"""
+    cross_attn_sparse_topk: int | tuple[int | None, ...] | None
+    """keys k that a query attends to (cross-attention only)"""
+    attn_head_learned_sink: bool | tuple[bool | None, ...] | None
+    """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than
+    one."""
+    cross_attn_head_learned_sink: bool | tuple[bool | None, ...] | None
+    """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than
+    one. (cross-attention only)"""
+    attn_head_scale: bool | tuple[bool | None, ...] | None
+    """Each head's output times a learned number, which starts at one."""
+    cross_attn_head_scale: bool | tuple[bool | None, ...] | None
+    """Each head's output times a learned number, which starts at one. (cross-attention only)"""
+    attn_gate_value_heads: bool | tuple[bool | None, ...] | None
+    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start."""
+    cross_attn_gate_value_heads: bool | tuple[bool | None, ...] | None
+    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start.
+    (cross-attention only)"""
+    attn_gate_values: bool | tuple[bool | None, ...] | None
+    """Each dimension of each head times the sigmoid of a projection of x."""
+    cross_attn_gate_values: bool | tuple[bool | None, ...] | None
+    """Each dimension of each head times the sigmoid of a projection of x. (cross-attention only)"""
+    attn_swiglu_values: bool | tuple[bool, ...]
+    """SiLU in place of the sigmoid"""
+    cross_attn_swiglu_values: bool | tuple[bool, ...]
+    """SiLU in place of the sigmoid (cross-attention only)"""
+    attn_on_attn: bool | tuple[bool | None, ...] | None
+    """A second half of the projection gates the first, by its sigmoid."""
+    cross_attn_on_attn: bool | tuple[bool | None, ...] | None
+    """A second half of the projection gates the first, by its sigmoid. (cross-attention only)"""
+    residual_attn: bool | tuple[bool | None, ...] | None
+    """Self-attention adds the scores of the self-attention before it to its own."""
+    cross_residual_attn: bool | tuple[bool | None, ...] | None
+    """Cross-attention adds the scores of the cross-attention before it to its own."""
     attn_flash: bool | tuple[bool | None, ...] | None
     """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
     k^T) v in three steps; memory grows with T * S."""
@@ -122,6 +211,8 @@ class Flags(TypedDict, total=False):
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
     """max(x, 0) ** 2 (Primer)."""
+    shift_tokens: int | tuple[int, ...]
+    """neighbours on each visible side that give a part"""
     use_layerscale: bool | tuple[bool | None, ...] | None
     """A learned gain per dimension that starts small. It follows a sandwich norm, which would undo
     it."""
@@ -135,6 +226,7 @@ class Flags(TypedDict, total=False):
     norm: Any
     placement: Any
     residual: Any
+    start: Any
     executor: Any
     rotation: Any
     position_bias: Any
@@ -144,9 +236,12 @@ class Flags(TypedDict, total=False):
     key_values: Any
     score: Any
     weights: Any
+    mix: Any
     gate: Any
+    output: Any
     core: Any
     kernel: Any
     feedforward: Any
     activation: Any
+    entry: Any
     branch: Any

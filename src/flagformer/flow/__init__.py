@@ -1,7 +1,7 @@
 """What flows through a model beside activations: sizes, standing, masks, keys, side results, state."""
 
 from flagformer.flow.constant import Constant
-from flagformer.flow.decode_state import ContextCache, DecodeState, KVCache, SessionState
+from flagformer.flow.decode_state import ContextCache, DecodeState, FeatureCache, KVCache, SessionState
 from flagformer.flow.dims import Dims
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
@@ -12,7 +12,7 @@ from flagformer.flow.side import SideInputs
 from flagformer.flow.tape import Tape
 
 __all__ = [
-    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Explicit", "KVCache", "KeyValues",
-    "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments", "SessionState",
-    "SideInputs", "Tape", "Window",
+    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Explicit", "FeatureCache", "KVCache",
+    "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments",
+    "SessionState", "SideInputs", "Tape", "Window",
 ]  # fmt: skip

@@ -43,6 +43,32 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
 
+class FeatureCache:
+    """What tokens were at the entry of one step: [B, room + capacity, D], with `room` zeros in front.
+
+    All of them are kept, so that `truncate` needs no care.
+    """
+
+    def __init__(self, x: Tensor, room: int) -> None:
+        self.x, self.room = x, room
+
+    def extend(self, x: Tensor, start: int) -> None:
+        """Writes T new tokens at `start`."""
+        first = self.room + start
+        self.x[:, first : first + x.shape[1]] = x
+
+    def before(self, steps: int, dims: slice, layout: Layout) -> Tensor:
+        """These dimensions of the tokens that stand so many places before those of the layout."""
+        first = self.room + layout.start - steps
+        return self.x[:, first : first + layout.length, dims]
+
+    def reorder(self, index: Tensor) -> None:
+        self.x.copy_(self.x.index_select(0, index))
+
+    def size_bytes(self) -> int:
+        return self.x.nbytes
+
+
 class ContextCache:
     """Keys and values of one cross-attention step, projected once."""
 
@@ -70,7 +96,8 @@ class DecodeState:
         first: [B] long, the place of each row's first real token; None without left padding.
         bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
         made_for: kind, key/value heads and their width at each execution step of the stack that made it.
-        steps: what each execution step remembers, by step (tied modules run at several).
+        steps: what attention remembers, by execution step (tied modules run at several).
+        entries: what the entries of sublayers remember, likewise.
         context_layout: standing of the context's tokens, once a forward has brought one.
     """
 
@@ -82,6 +109,7 @@ class DecodeState:
     bias_row: Tensor | None = None
     made_for: tuple[tuple[str, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
+    entries: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
@@ -105,7 +133,7 @@ class DecodeState:
             raise ValueError(f"`index` must be {text}")
         if index.device.type == "cpu" and not bool(((index >= 0) & (index < self.batch)).all()):
             raise ValueError(f"`index` must hold rows from 0 to {self.batch - 1}, but is {index.tolist()}")
-        for step in self.steps.values():
+        for step in (*self.steps.values(), *self.entries.values()):
             step.reorder(index)
         if self.first is not None:
             self.first = self.first.index_select(0, index)
@@ -120,4 +148,4 @@ class DecodeState:
         self.length = length
 
     def size_bytes(self) -> int:
-        return sum(step.size_bytes() for step in self.steps.values())
+        return sum(step.size_bytes() for step in (*self.steps.values(), *self.entries.values()))

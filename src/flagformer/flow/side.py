@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from flagformer.flow.decode_state import DecodeState
+from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.tape import Tape
 
@@ -18,17 +19,23 @@ class SideInputs:
     Attributes:
         pairs: self-attention's pairs, by the number of seats a sublayer puts in front.
         context_pairs: the same for cross-attention.
-        angles: two of [1 or B, 1, T, R], what the rotation turns by; None for none.
+        angles: each [1 or B, 1, T, R], what the rotation turns by; None for none.
         context: [B, S, D_context], what cross-attention reads; None when a state holds it.
         state: the decoding session; None in a plain forward.
         tape: auxiliary losses and kept tensors.
+        layout: the standing of the tokens.
+        later: whether tokens may see later ones.
+        carry: what sublayers hand on to later ones, by name.
         step: which execution step runs now (the executor sets it; tied modules run at several).
     """
 
     pairs: dict[int, Pairs]
     context_pairs: dict[int, Pairs]
-    angles: tuple[Tensor, Tensor] | None
+    angles: tuple[Tensor, ...] | None
     context: Tensor | None
     state: DecodeState | None
     tape: Tape
+    layout: Layout
+    later: bool
+    carry: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0

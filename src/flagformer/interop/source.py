@@ -49,6 +49,13 @@ class Carried:
         if value is not None:
             self._pairs[id(target)] = (target, value)
 
+    def put_row(self, target: Any, row: int, value: Tensor | None) -> None:
+        """`value` for one row of a parameter that holds one for each sublayer."""
+        if value is not None:
+            _, held = self._pairs.get(id(target), (target, target.detach().clone()))
+            held[row] = value
+            self.put(target, held)
+
     def problems(self) -> list[str]:
         """Parameters without a value, and values of another shape."""
         missing = [

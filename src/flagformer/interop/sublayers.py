@@ -9,22 +9,31 @@ from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
 from flagformer.attention.key_values.seats import LearnedMemory
-from flagformer.attention.qk_norm.norms import RMS
+from flagformer.attention.output.project import AttentionOnAttention
+from flagformer.attention.qk_norm.norms import RMS, Cosine, Gain
 from flagformer.branch.scale import Half, LayerScale
+from flagformer.entry.shift import ShiftTokens
 from flagformer.feedforward.dense import GLU
+from flagformer.interop.heads import carry_gates, carry_path
 from flagformer.interop.permute import columns_by_head, grouped_heads, half_split, per_head, rows_by_head
 from flagformer.interop.source import Carried, Source
 from flagformer.norm import Norm
 from flagformer.norm.rmsnorm import RMSNorm
+from flagformer.norm.scalenorm import ScaleNorm
+from flagformer.norm.simple_rmsnorm import SimpleRMSNorm
 from flagformer.position.rotary import Rotary
+from flagformer.position.xpos import XPos
 
 
 def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offset: float) -> None:
     """A LayerNorm's gain is `gamma` there, an RMSNorm's `g`; `offset` is what it adds to what is stored."""
     if not isinstance(norm, Norm):
         return
-    gain = source.take(f"{prefix}.g" if isinstance(norm, RMSNorm) else f"{prefix}.gamma")
-    carried.put(norm.gain, None if gain is None else gain + offset)
+    if isinstance(norm, SimpleRMSNorm):
+        return
+    gain = source.take(f"{prefix}.g" if isinstance(norm, RMSNorm | ScaleNorm) else f"{prefix}.gamma")
+    factor = norm.width**0.5 if isinstance(norm, ScaleNorm) else 1.0  # stored there without the sqrt(D)
+    carried.put(norm.gain, None if gain is None else (gain + offset) * factor)
 
 
 def carry_branch(source: Source, carried: Carried, prefix: str, sublayer: Any, offset: float) -> str:
@@ -42,7 +51,7 @@ def carry_branch(source: Source, carried: Carried, prefix: str, sublayer: Any, o
             source.refuse(
                 f"`{prefix}`: x-transformers scales a branch before the sandwich norm, this library behind it"
             )
-    return prefix
+    return prefix + ".fn" if isinstance(sublayer.entry, ShiftTokens) else prefix
 
 
 def carry_feedforward(source: Source, carried: Carried, prefix: str, fn: Any) -> None:
@@ -80,8 +89,8 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
     heads, width = head_order(fn), projection.width
-    rotation = getattr(fn.source, "rotation", None)
-    dims = half_split(width, 2 * len(rotation.frequencies.value)) if isinstance(rotation, Rotary) else None
+    rotation = rotary_of(getattr(fn.source, "rotation", None))
+    dims = None if rotation is None else half_split(width, 2 * len(rotation.frequencies.value))
     q, k, v = (source.take(f"{prefix}.to_{name}.weight") for name in "qkv")
     if q is not None and k is not None and v is not None:
         _carry_projection(
@@ -91,12 +100,21 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     for seats in fn.seats:
         if isinstance(seats, LearnedMemory):
             _carry_memory(source, carried, prefix, fn, seats, dims)
-    out = source.peek(f"{prefix}.to_out.weight")
+    carry_path(source, carried, prefix, fn, heads)
+    carry_gates(source, carried, prefix, fn, heads)
+    gated = isinstance(fn.to_out, AttentionOnAttention)
+    out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
         out = torch.eye(width)  # one head is not projected there
     elif out is not None and heads is not None:
         out = columns_by_head(out, width, heads)
     carried.put(fn.to_out.weight, out)
+
+
+def rotary_of(rotation: object) -> Rotary | None:
+    """What turns, alone or inside xPos."""
+    inner = rotation.rotary if isinstance(rotation, XPos) else rotation
+    return inner if isinstance(inner, Rotary) else None
 
 
 def _carry_projection(carried: Carried, projection: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -111,11 +129,24 @@ def _carry_qk_norm(
     source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None, dims: Tensor | None
 ) -> None:
     norm: Any = fn.source.qk_norm
+    if isinstance(norm, Cosine):
+        _carry_cosine(source, carried, prefix, norm, heads, dims)
     if not isinstance(norm, RMS):
         return
     for target, name, order in ((norm.q_gain, "q_rmsnorm", heads), (norm.k_gain, "k_rmsnorm", None)):
         gain = source.take(f"{prefix}.{name}.gamma")
         carried.put(target, None if gain is None else per_head(gain + 1, order, dims))
+
+
+def _carry_cosine(
+    source: Source, carried: Carried, prefix: str, norm: Any, heads: Tensor | None, dims: Tensor | None
+) -> None:
+    if norm.parts > 1 and dims is not None:
+        source.refuse("`attn_qk_norm_groups` with rotated heads: pairs stand in other parts of a head there")
+    for gain, name, order in ((norm.q_gain, "q", heads), (norm.k_gain, "k", None)):
+        if isinstance(gain, Gain):
+            value = source.take(f"{prefix}.qk_norm_{name}_scale")
+            carried.put(gain.value, None if value is None else per_head(value, order, dims))
 
 
 def _carry_memory(

@@ -23,13 +23,16 @@ from flagformer.interop.sublayers import (
     carry_feedforward,
     carry_norm,
     head_order,
+    rotary_of,
 )
 from flagformer.norm import Norm
 from flagformer.position.absolute import Learned, Sinusoidal
 from flagformer.position.alibi import ALiBi
 from flagformer.position.dynamic import Dynamic
-from flagformer.position.rotary import Rotary
 from flagformer.position.t5 import T5
+from flagformer.position.xpos import XPos
+from flagformer.residual.additive import Scaled
+from flagformer.residual.gru import GRUGate
 from flagformer.wrappers.transformer import TransformerWrapper
 
 
@@ -93,9 +96,20 @@ def _carry_layers(source: Source, carried: Carried, layers: Any, offset: float) 
             carry_attention(source, carried, prefix, sublayer.fn)
         else:
             carry_feedforward(source, carried, prefix, sublayer.fn)
+        _carry_residual(source, carried, f"attn_layers.layers.{index}.2", layers.residual, index)
     carry_norm(source, carried, "attn_layers.final_norm", layers.final_norm, offset)
     _carry_bias(source, carried, layers)
     _check_rotation(source, layers.rotation)
+
+
+def _carry_residual(source: Source, carried: Carried, prefix: str, residual: nn.Module, index: int) -> None:
+    if isinstance(residual, Scaled):
+        carried.put_row(residual.gains, index, source.take(f"{prefix}.residual_scale"))
+    elif isinstance(residual, GRUGate):
+        linear: Any
+        for linear, name in ((residual.of_out[index], "ih"), (residual.of_stream[index], "hh")):
+            carried.put(linear.weight, source.take(f"{prefix}.gru.weight_{name}"))
+            carried.put(linear.bias, source.take(f"{prefix}.gru.bias_{name}"))
 
 
 def _bias_heads(source: Source, layers: Any) -> Tensor:
@@ -142,12 +156,15 @@ def _carry_dynamic(source: Source, carried: Carried, bias: Any, heads: Tensor) -
 
 def _check_rotation(source: Source, rotation: nn.Module) -> None:
     """Frequencies are not learned, but tell how many dimensions were turned, and by which base."""
-    if not isinstance(rotation, Rotary):
+    if isinstance(rotation, XPos):
+        source.peek("attn_layers.rotary_pos_emb.scale")  # a constant
+    turning = rotary_of(rotation)
+    if turning is None:
         return
     theirs = source.take("attn_layers.rotary_pos_emb.inv_freq")
     if theirs is None:
         return
-    ours = rotation.frequencies.value / rotation.frequencies.value[0]  # without the interpolation
+    ours = turning.frequencies.value / turning.frequencies.value[0]  # without the interpolation
     if len(theirs) != len(ours):
         turned = f"these weights turn {2 * len(theirs)} dims of a head, this model {2 * len(ours)}"
         source.refuse(f"{turned}: set `rotary_emb_dim`")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flagformer.flow import Layout
 
-Angles = tuple[Tensor, Tensor]
+Angles = tuple[Tensor, ...]
 
 
 class Rotation(nn.Module, ABC):

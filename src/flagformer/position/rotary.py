@@ -13,6 +13,13 @@ from flagformer.ops.rotate import rotate_half_pairs
 from flagformer.position import Angles, Rotation
 
 BASE = 10000.0
+Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", least=2)]
+Interpolation = Annotated[
+    float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", least=1e-6)
+]
+Rescale = Annotated[
+    float, Flag("rotary_base_rescale_factor", "multiplies the base by factor ** (R / (R - 2))", least=1e-6)
+]
 
 
 @component("rotation", select="rotary_pos_emb", paper="arXiv:2104.09864")
@@ -27,16 +34,9 @@ class Rotary(Rotation):
         self,
         dims: Dims,
         *,
-        rotated: Annotated[
-            int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", least=2)
-        ] = None,
-        interpolation: Annotated[
-            float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", least=1e-6)
-        ] = 1.0,
-        rescale: Annotated[
-            float,
-            Flag("rotary_base_rescale_factor", "multiplies the base by factor ** (R / (R - 2))", least=1e-6),
-        ] = 1.0,
+        rotated: Rotated = None,
+        interpolation: Interpolation = 1.0,
+        rescale: Rescale = 1.0,
     ) -> None:
         super().__init__()
         width = dims.dim_head if rotated is None else rotated
@@ -57,4 +57,5 @@ class Rotary(Rotation):
 
     def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
         assert angles is not None
-        return rotate_half_pairs(q, *angles), rotate_half_pairs(k, *angles)
+        cos, sin = angles
+        return rotate_half_pairs(q, cos, sin), rotate_half_pairs(k, cos, sin)

@@ -21,7 +21,13 @@ BASE: dict[str, Any] = {
     "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8,
 }  # fmt: skip
 # Values that no rule would find: stacks with as many sublayers as the base has.
-VALUES: dict[str, Any] = {"custom_layers": ("a", "a", "f", "f"), "sandwich_coef": 1}
+VALUES: dict[str, Any] = {
+    "custom_layers": ("a", "a", "f", "f"),
+    "sandwich_coef": 1,
+    "layers_execute_order": (0, 1, 2, 3, 2, 3),
+}
+# What has to be said with a choice.
+WITH: dict[str, dict[str, Any]] = {"cross_residual_attn": {"cross_attend": True}}
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 
@@ -46,7 +52,8 @@ class Choice:
 def choices() -> tuple[Choice, ...]:
     """Every choice, in the order of the catalogue; the kinds of model first."""
     kinds = [Choice(f"model={kind}", {"model": kind}) for kind in MODELS if kind != BASE["model"]]
-    return (*kinds, *(choice for item in CATALOGUE for choice in _of(item)))
+    found = [*kinds, *(choice for item in CATALOGUE for choice in _of(item))]
+    return tuple({choice.name: choice for choice in reversed(found)}.values())[::-1]
 
 
 def pairs() -> Iterator[tuple[Choice, Choice]]:
@@ -81,7 +88,7 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
         value = VALUES[name]
     else:
         value = True if param is None else _value(param)
-    return Choice(name, {name: value}, WITHOUT.get(name, ()), item)
+    return Choice(name, {name: value, **WITH.get(name, {})}, WITHOUT.get(name, ()), item)
 
 
 def _value(param: Param) -> Any:

@@ -1,29 +1,65 @@
-"""x + f(x) (arXiv:1512.03385)."""
+"""x + f(x) (arXiv:1512.03385), with a fixed (2203.00555) or learned (2110.09456) weight of x."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated
 
-from flagformer.flags import component
+import torch
+from torch import Tensor, nn
+
+from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.residual import Residual
 
+Constant = Annotated[
+    float,
+    Flag(
+        "scale_residual_constant", "the stream is multiplied by it at each sublayer (2203.00555)", least=1e-3
+    ),
+]
 
-@component("residual", paper="arXiv:1512.03385")
-class Additive(Residual):
-    """Each sublayer adds to the stream."""
 
-    def __init__(self, dims: Dims) -> None:
-        super().__init__()
+class OneStream(Residual):
+    """A stream that is one tensor [B, T, D]: fillers say how it is written."""
 
     def open(self, x: Tensor) -> Tensor:
         return x
 
-    def read(self, h: Tensor, step: int) -> Tensor:
+    def read(self, h: Tensor, module: int) -> Tensor:
         return h
 
-    def write(self, h: Tensor, out: Tensor, step: int) -> Tensor:
-        return h + out
+    @abstractmethod
+    def write(self, h: Tensor, out: Tensor, module: int) -> Tensor: ...
 
-    def close(self, h: Tensor) -> Tensor:
-        return h
+    def change(self, h: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return norm(h)
+
+    def close(self, h: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return norm(h)
+
+
+@component("residual", paper="arXiv:1512.03385")
+class Additive(OneStream):
+    """Each sublayer adds to the stream."""
+
+    def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
+        super().__init__()
+        self.constant = constant
+
+    def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
+        return torch.add(out, h, alpha=self.constant)
+
+
+@component("residual", select="scale_residual", paper="arXiv:2110.09456, section 2.1")
+class Scaled(OneStream):
+    """Each sublayer adds to the stream times a learned gain per dimension."""
+
+    def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
+        super().__init__()
+        self.constant = constant
+        self.gains = nn.Parameter(torch.ones(modules, dims.dim))
+
+    def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
+        return torch.add(out, h * self.gains[module], alpha=self.constant)

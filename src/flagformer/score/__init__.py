@@ -23,3 +23,11 @@ class Weights(nn.Module, ABC):
     @abstractmethod
     def forward(self, scores: Tensor) -> Tensor:
         """scores [B, H, T, S], minus infinity where a pair may not meet -> weights."""
+
+
+class Mix(nn.Module, ABC):
+    """Contract of the slot `mix`, built as `(dims)`: changes the weights before values are gathered."""
+
+    @abstractmethod
+    def forward(self, weights: Tensor) -> Tensor:
+        """weights [B, H, T, seats + S], zero where a pair may not meet -> the same shape."""

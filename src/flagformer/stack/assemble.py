@@ -43,7 +43,9 @@ def build_sublayers(
     gathered.raise_all()
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
+            index,
             module.kind,
+            module.slots["entry"][0].build(dims),
             function,
             place(placement.before),
             place(placement.branch),
@@ -51,7 +53,7 @@ def build_sublayers(
             _branch(module, dims, resolved.plan.halves),
             residual,
         )
-        for module, function in zip(resolved.modules, functions)
+        for index, (module, function) in enumerate(zip(resolved.modules, functions))
     )
 
 

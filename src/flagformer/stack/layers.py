@@ -46,7 +46,7 @@ class AttentionLayers(nn.Module):
         gathered = Gathered()
         self.rotation = gathered.attempt(lambda: self._one("rotation").build(self.dims))
         self.position_bias = gathered.attempt(lambda: self._one("position_bias").build(self.dims))
-        self.residual = self._one("residual").build(self.dims)
+        self.residual = self._one("residual").build(self.dims, len(resolved.modules))
         self.executor = self._one("executor").build()
         placement, norm = self._one("placement").build(), self._one("norm")
         self.sublayers = build_sublayers(
@@ -58,6 +58,7 @@ class AttentionLayers(nn.Module):
             self.residual,
             gathered,
         )
+        self._one("start").build()(self.sublayers)
         self.final_norm: Step = norm.build(self.dims.dim) if placement.final else identity
         kinds = [sublayer.kind for sublayer in self.sublayers]
         self.has_cross = "c" in kinds
@@ -70,6 +71,7 @@ class AttentionLayers(nn.Module):
             for s in self.steps
         )
         self._refuse_idle_context()
+        self._refuse_uneven_carry()
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)
@@ -78,6 +80,15 @@ class AttentionLayers(nn.Module):
         if self.dims.dim_context is not None and not self.has_cross:
             text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
             raise FlagError([Finding("cross_attn_dim_context", text + "; set `cross_attend=True` too")])
+
+    def _refuse_uneven_carry(self) -> None:
+        for kind, flag in (("a", "residual_attn"), ("c", "cross_residual_attn")):
+            carries = any(s.kind == kind and s.fn.core.carries for s in self.sublayers)
+            if carries and len(self.seat_counts[kind]) > 1:
+                text = (
+                    f"`{flag}` and `attn_num_mem_kv` cannot be combined here, because layers with different"
+                )
+                raise FlagError([Finding(flag, f"{text} numbers of keys cannot add up their scores")])
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -179,8 +190,11 @@ class AttentionLayers(nn.Module):
             context,
             state,
             Tape() if tape is None else tape,
+            layout,
+            self.time_rule(prefix_attn_len) is None,
         )
-        out = self.final_norm(self.executor.run(self.steps, self.residual, x, side))
+        h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
+        out = self.residual.close(h, self.final_norm)
         if state is not None:
             state.length += length
         return out
@@ -251,6 +265,9 @@ class AttentionLayers(nn.Module):
         with torch.no_grad():
             state.bias_row = self.position_bias.row(length, device)
         for step, sublayer in enumerate(self.steps):
+            entry = sublayer.entry.session(state, dtype, device)
+            if entry is not None:
+                state.entries[step] = entry
             if sublayer.kind != "f":
                 state.steps[step] = sublayer.fn.source.session(state, dtype, device)
         return state

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from flagformer.flags import component
+from flagformer.flags import Flag, component
+
+Final = Annotated[bool, Flag("pre_norm_has_final_norm", "norm of the stream behind the last sublayer")]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Placement:
 class PreNorm(Placement):
     """Norm before each sublayer and after the last."""
 
+    def __init__(self, *, final: Final = True) -> None:
+        super().__init__(final=final)
+
 
 @component("placement", select="pre_norm", when=False, paper="arXiv:1706.03762")
 class PostNorm(Placement):
@@ -41,5 +47,13 @@ class PostNorm(Placement):
 class SandwichNorm(Placement):
     """Norm before each sublayer and of what it adds (CogView)."""
 
+    def __init__(self, *, final: Final = True) -> None:
+        super().__init__(branch=True, final=final)
+
+
+@component("placement", select="resi_dual", paper="arXiv:2304.14802, section 3.2")
+class DualNorm(Placement):
+    """Norm of the stream after each sublayer, and once of the sum that the second stream keeps."""
+
     def __init__(self) -> None:
-        super().__init__(branch=True)
+        super().__init__(before=False, after=True)

@@ -5,7 +5,7 @@ Kinds: "a" self-attention, "c" cross-attention, "f" feedforward.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from flagformer.flags import Finding, Flag, FlagError, component
 
@@ -37,19 +37,30 @@ class Plan:
         sandwich_coef: Annotated[
             int | None, Flag("sandwich_coef", "so many a first and f last (1911.03864)", least=1)
         ] = None,
+        par_ratio: Annotated[
+            int | None,
+            Flag("par_ratio", "every so many sublayers one attention, f last (2009.04534)", least=2),
+        ] = None,
         tied: Annotated[
             bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")
         ] = False,
+        execute: Annotated[
+            tuple[int, ...] | None, Flag("layers_execute_order", "which sublayer runs at each step")
+        ] = None,
     ) -> None:
         self.halves = macaron
         block = _block(cross_attend, only_cross, macaron)
         if custom_layers is not None:
             given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
-            given |= {"sandwich_coef": sandwich_coef, "weight_tie_layers": tied}
+            given |= {"sandwich_coef": sandwich_coef, "par_ratio": par_ratio, "weight_tie_layers": tied}
             self.kinds = _custom(custom_layers, given)
         elif depth is None:
             raise FlagError(
                 [Finding("depth", "`depth` is required: number of blocks (or give `custom_layers`)")]
+            )
+        elif par_ratio is not None:
+            self.kinds = _par(
+                block, depth, par_ratio, {"sandwich_coef": sandwich_coef, "weight_tie_layers": tied}
             )
         elif sandwich_coef is not None:
             self.kinds = _sandwich(block, depth, sandwich_coef, only_cross, tied)
@@ -57,6 +68,10 @@ class Plan:
             self.kinds = block if tied else block * depth
         repeats = depth if tied and depth is not None else 1
         self.order = tuple(range(len(self.kinds))) * repeats
+        if execute is not None:
+            given = {"weight_tie_layers": tied, "cross_attend": cross_attend, "only_cross": only_cross}
+            given |= {"macaron": macaron, "custom_layers": custom_layers is not None}
+            self.order = _executed(execute, len(self.kinds), given)
 
 
 def _block(cross_attend: bool, only_cross: bool, macaron: bool) -> tuple[str, ...]:
@@ -67,7 +82,7 @@ def _block(cross_attend: bool, only_cross: bool, macaron: bool) -> tuple[str, ..
     return ("f", *block) if macaron else block
 
 
-def _custom(layers: tuple[str, ...] | str, given: dict[str, int | bool | None]) -> tuple[str, ...]:
+def _custom(layers: tuple[str, ...] | str, given: dict[str, Any]) -> tuple[str, ...]:
     findings = [
         Finding(name, f"`{name}` and `custom_layers` cannot be combined, because both order the sublayers")
         for name, value in given.items()
@@ -100,3 +115,42 @@ def _sandwich(block: tuple[str, ...], depth: int, coef: int, only_cross: bool, t
     if findings:
         raise FlagError(findings)
     return ("a",) * coef + block * (depth - coef) + ("f",) * coef
+
+
+def _par(block: tuple[str, ...], depth: int, ratio: int, given: dict[str, Any]) -> tuple[str, ...]:
+    """PAR (2009.04534, section 3): attention within two thirds of the depth, then feedforwards."""
+    findings = [
+        Finding("par_ratio", f"`par_ratio` and `{name}` cannot be combined, because both order sublayers")
+        for name, value in given.items()
+        if value
+    ]
+    total = depth * len(block)
+    attention = tuple(kind for kind in block if kind != "f")
+    count = total // ratio
+    front = total * 2 // 3
+    width = (front + front // count) // count if count else 0
+    if not findings and len(attention) > width:
+        word = "`cross_attend`" if len(attention) > 1 else "`depth`"
+        text = f"`par_ratio` must leave room for {'-'.join(attention)} ({word}) in each of its {count} parts"
+        findings.append(Finding("par_ratio", f"{text}, but is {ratio} for {total} sublayers; raise it"))
+    if findings:
+        raise FlagError(findings)
+    head = (attention + ("f",) * (width - len(attention))) * count
+    return head + ("f",) * (total - len(head))
+
+
+def _executed(order: tuple[int, ...], count: int, given: dict[str, Any]) -> tuple[int, ...]:
+    if given["weight_tie_layers"]:
+        text = (
+            "`layers_execute_order` and `weight_tie_layers` cannot be combined, because both order the runs"
+        )
+        raise FlagError([Finding("layers_execute_order", text)])
+    wrong = [index for index in order if not 0 <= index < count]
+    idle = sorted(set(range(count)) - set(order))
+    if wrong or idle:
+        made = [f"`{name}`" for name, value in given.items() if value]
+        sublayers = f"the {count} sublayers" + (f" of {' and '.join(made)}" if made else "")
+        what = f"holds {wrong[0]}" if wrong else f"never runs number {idle[0]}, which would learn nothing"
+        text = f"`layers_execute_order` must run each of {sublayers} by its number, from 0, but {what}"
+        raise FlagError([Finding("layers_execute_order", text)])
+    return order

@@ -40,7 +40,10 @@ def build(flags: Mapping[str, Any]) -> TransformerWrapper:
     if "causal" in rest:
         text = f"`causal` is fixed by `model: {kind}`; leave it out"
         raise FlagError([Finding("causal", text)])
-    resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
+    try:
+        resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
+    except FlagError as error:
+        raise FlagError(_by_model(finding, kind) for finding in error.findings) from None
     outer = set(CATALOGUE.names({"model"}))
     try:
         layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
@@ -53,6 +56,12 @@ def build(flags: Mapping[str, Any]) -> TransformerWrapper:
             raise
         text = f"there is no memory for a model of these sizes; make `dim` or another size smaller ({reason})"
         raise FlagError([Finding("dim", text)]) from None
+
+
+def _by_model(finding: Finding, kind: str) -> Finding:
+    """What `model` fixes, in the word that the user typed."""
+    text = finding.message.replace("`causal=True` (it is False)", f"`model=decoder` (it is `model={kind}`)")
+    return Finding(finding.flag, text)
 
 
 def check(flags: Mapping[str, Any]) -> None:

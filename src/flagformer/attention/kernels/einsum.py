@@ -27,5 +27,8 @@ class Einsum(Kernel):
         self.path, self.dropout = path, dropout
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        weights = F.dropout(self.path(q, k, pairs), self.dropout, self.training)
-        return weights @ repeat_groups(v, q.shape[1])
+        return self.gather(self.path(q, k, pairs), v)
+
+    def gather(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Weights [B, H, T, seats + S] of values [B, G, seats + S, K] -> [B, H, T, K]."""
+        return F.dropout(weights, self.dropout, self.training) @ repeat_groups(v, weights.shape[1])

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.attention.qk_norm import QKNorm
-from flagformer.flags import Flag, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.norm.rmsnorm import shortest, unit_rms
+from flagformer.ops.identity import identity
 
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
@@ -31,7 +32,11 @@ class Plain(QKNorm):
 
 @component("qk_norm", select="attn_qk_norm", paper="arXiv:2010.04245")
 class Cosine(QKNorm):
-    """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it)."""
+    """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it).
+
+    With a learned gain per head and dimension the factor is K ** -0.5 again (2302.05442); the gains start at
+    K ** 0.25, so that products start at sqrt(K) times the cosine.
+    """
 
     def __init__(
         self,
@@ -39,17 +44,57 @@ class Cosine(QKNorm):
         groups: int,
         *,
         factor: Annotated[
-            float, Flag("attn_qk_norm_scale", "what cosines are multiplied by", least=1e-6)
-        ] = 10.0,
+            float | None,
+            Flag("attn_qk_norm_scale", "what cosines are multiplied by; None: 10", least=1e-6),
+        ] = None,
+        parts: Annotated[
+            int, Flag("attn_qk_norm_groups", "parts of a head that each have unit length", least=1)
+        ] = 1,
+        gains: Annotated[
+            bool, Flag("attn_qk_norm_dim_scale", "a learned gain per head and dimension")
+        ] = False,
     ) -> None:
         super().__init__()
-        self.scale = float(factor)
+        self._check(dims, factor, parts, gains)
+        self.parts = parts
+        self.scale = dims.dim_head**-0.5 if gains else 10.0 if factor is None else float(factor)
+        self.q_gain = Gain(dims.heads, dims.dim_head) if gains else identity
+        self.k_gain = Gain(groups, dims.dim_head) if gains else identity
+
+    def _check(self, dims: Dims, factor: float | None, parts: int, gains: bool) -> None:
+        findings = []
+        if dims.dim_head % parts or dims.dim_head == parts:
+            text = (
+                f"`attn_qk_norm_groups` must divide `attn_dim_head` = {dims.dim_head} into parts of two dims"
+            )
+            findings.append(Finding("attn_qk_norm_groups", f"{text} or more, but is {parts}"))
+        if gains and factor is not None:
+            text = (
+                "`attn_qk_norm_scale` and `attn_qk_norm_dim_scale` cannot be combined, because learned gains"
+            )
+            findings.append(Finding("attn_qk_norm_scale", f"{text} replace the factor; keep one"))
+        if findings:
+            raise FlagError(findings)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return F.normalize(x.unflatten(-1, (self.parts, -1)), dim=-1, eps=shortest(x)).flatten(-2)
 
     def queries(self, q: Tensor) -> Tensor:
-        return F.normalize(q, dim=-1, eps=shortest(q))
+        return self.q_gain(self._unit(q))
 
     def keys(self, k: Tensor) -> Tensor:
-        return F.normalize(k, dim=-1, eps=shortest(k))
+        return self.k_gain(self._unit(k))
+
+
+class Gain(nn.Module):
+    """A number per head and dimension, [H, 1, K]."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.full((heads, 1, width), width**0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
 
 
 @component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from flagformer.flow import SideInputs
 from flagformer.residual import Residual
@@ -18,5 +17,5 @@ class Executor(ABC):
     saves: str  # what is kept for backward, for `explain`
 
     @abstractmethod
-    def run(self, sublayers: Sequence[Sublayer], residual: Residual, x: Tensor, side: SideInputs) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
+        """The opened stream -> the stream behind the last sublayer."""

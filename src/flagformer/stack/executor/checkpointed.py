@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flagformer.flags import Flag, component
@@ -43,10 +42,9 @@ class Checkpointed(Executor):
         self.unit = unit
         self.plain = Sequential()
 
-    def run(self, sublayers: Sequence[Sublayer], residual: Residual, x: Tensor, side: SideInputs) -> Tensor:
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
-            return self.plain.run(sublayers, residual, x, side)
-        h = residual.open(x)
+            return self.plain.run(sublayers, residual, h, side)
         for step, sublayer in enumerate(sublayers):
             h = checkpoint(sublayer, h, replace(side, step=step), use_reentrant=False)
-        return residual.close(h)
+        return h

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from flagformer.flags import component
 from flagformer.flow import SideInputs
@@ -19,12 +18,10 @@ class Sequential(Executor):
 
     saves = "every activation"
 
-    def run(self, sublayers: Sequence[Sublayer], residual: Residual, x: Tensor, side: SideInputs) -> Tensor:
-        h = residual.open(x)
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         for step, sublayer in enumerate(sublayers):
-            side.tape.keep("stack.stream", residual.read(h, step))
+            side.tape.keep("stack.stream", residual.read(h, sublayer.index))
             side.step = step
             h = sublayer(h, side)
-        out = residual.close(h)
-        side.tape.keep("stack.stream", out)
-        return out
+        side.tape.keep("stack.stream", residual.read(h, sublayers[-1].index))
+        return h

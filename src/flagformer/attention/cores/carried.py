@@ -1,0 +1,48 @@
+"""Residual attention (RealFormer, arXiv:2012.11747): scores are handed on from layer to layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.kernels.einsum import Einsum
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import Need, component
+from flagformer.flow import KeyValues, SideInputs
+
+PAPER = "arXiv:2012.11747, section 3.2"
+ALONE = Need("checkpoint", None, "scores pass between sublayers, and a checkpoint computes each again alone")
+
+
+class Carried(Core):
+    """The scaled products of all layers so far add up; biases, clamps and masks act on the sum.
+
+    Departure: the paper hands on scores behind its relative bias, which would count once a layer.
+    """
+
+    carries = True
+
+    def __init__(self, kernel: Einsum, path: ScorePath, cross: bool) -> None:
+        super().__init__()
+        self.kernel, self.path, self.cross = kernel, path, cross
+        self.name = "attn.context_scores" if cross else "attn.scores"
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]
+        scores = self.path.products(q, kv.k)
+        if self.name in side.carry:
+            scores = scores + side.carry[self.name]
+        side.carry[self.name] = scores
+        weights = self.path.weigh(scores, q, kv.k, pairs)
+        side.tape.keep("attn.weights", weights)
+        return self.kernel.gather(weights, kv.v)
+
+
+@component("core", select="residual_attn", paper=PAPER, needs={"scores"}, requires=[ALONE], kind="a")
+class CarriedScores(Carried):
+    """Self-attention adds the scores of the self-attention before it to its own."""
+
+
+@component("core", select="cross_residual_attn", paper=PAPER, needs={"scores"}, requires=[ALONE], kind="c")
+class CarriedCrossScores(Carried):
+    """Cross-attention adds the scores of the cross-attention before it to its own."""

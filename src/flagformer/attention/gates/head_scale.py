@@ -1,0 +1,22 @@
+"""A learned gain per head (NormFormer, arXiv:2110.09456)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.gates import Gate
+from flagformer.flags import component
+from flagformer.flow import Dims
+
+
+@component("gate", select="attn_head_scale", paper="arXiv:2110.09456, section 2.1")
+class HeadScale(Gate):
+    """Each head's output times a learned number, which starts at one."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(dims.heads, 1, 1))
+
+    def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        return out * self.gain

@@ -1,0 +1,48 @@
+"""Gates that the sublayer's input opens: per dimension (2505.06708) or per head (2306.12929)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.attention.gates import Gate
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims
+
+# sigmoid(2) = 0.88: nearly open, where the gate still has a gradient in bf16 (at 10 it has none).
+OPEN = 2.0
+
+
+@component("gate", select="attn_gate_values", paper="arXiv:2505.06708, section 2.2")
+class ValueGate(Gate):
+    """Each dimension of each head times the sigmoid of a projection of x."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        swiglu: Annotated[bool, Flag("attn_swiglu_values", "SiLU in place of the sigmoid")] = False,
+    ) -> None:
+        super().__init__()
+        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=False)
+        self.heads, self.activation = dims.heads, F.silu if swiglu else F.sigmoid
+
+    def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        gate = self.activation(self.to_gate(x)).unflatten(-1, (self.heads, -1))  # [B, T, H, K]
+        return out * gate.transpose(1, 2)
+
+
+@component("gate", select="attn_gate_value_heads", paper="arXiv:2306.12929, section 4.2")
+class HeadGate(Gate):
+    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.to_gate = nn.Linear(dims.dim, dims.heads)
+        nn.init.zeros_(self.to_gate.weight)
+        nn.init.constant_(self.to_gate.bias, OPEN)
+
+    def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        return out * self.to_gate(x).sigmoid().transpose(1, 2)[..., None]  # [B, H, T, 1]

@@ -1,0 +1,21 @@
+"""Entries: what a sublayer reads, before its function sees it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from flagformer.flow import DecodeState, SessionState, SideInputs
+
+
+class Entry(ABC):
+    """Contract of the slot `entry`, built as `(dims)`: [B, T, D] -> [B, T, D], behind the norm."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, side: SideInputs) -> Tensor: ...
+
+    @abstractmethod
+    def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> SessionState | None:
+        """What one execution step remembers while decoding; None: nothing."""

@@ -1,0 +1,23 @@
+"""ScaleNorm (arXiv:1910.05895)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.flags import component
+from flagformer.norm import Norm
+from flagformer.norm.rmsnorm import unit_rms
+
+
+@component("norm", select="use_scalenorm", paper="arXiv:1910.05895, section 2.2")
+class ScaleNorm(Norm):
+    """One learned length for all vectors; it starts at sqrt(D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.width = dim
+        self.gain = nn.Parameter(torch.tensor([dim**0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (unit_rms(x) * (self.gain * self.width**-0.5))

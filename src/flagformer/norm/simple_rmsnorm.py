@@ -1,0 +1,20 @@
+"""SimpleRMSNorm (arXiv:2307.14995)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flagformer.flags import component
+from flagformer.norm import Norm
+from flagformer.norm.rmsnorm import unit_rms
+
+
+@component("norm", select="use_simple_rmsnorm", paper="arXiv:2307.14995, section 2.4")
+class SimpleRMSNorm(Norm):
+    """Unit root mean square; nothing is learned."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * unit_rms(x)

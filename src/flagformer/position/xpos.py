@@ -1,0 +1,68 @@
+"""xPos: rotation with a decay of the distance (arXiv:2212.10554)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from flagformer.flags import Flag, Need, component
+from flagformer.flow import Constant, Dims, Layout
+from flagformer.ops.rotate import rotate_half_pairs
+from flagformer.position import Angles, Rotation
+from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
+
+
+@component(
+    "rotation",
+    select="rotary_xpos",
+    paper="arXiv:2212.10554, section 3.1",
+    requires=[Need("causal", True, "scores grow with the distance to later keys")],
+)
+class XPos(Rotation):
+    """Rotation in which a pair's product fades with the distance, fast turning pairs first.
+
+    q is multiplied by zeta ** (position / base) and k divided by it. The origin is position 0 whatever the
+    length, so that cached keys stay right; numbers therefore grow with the position, up to a limit that
+    follows from the dtype.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        rotated: Rotated = None,
+        interpolation: Interpolation = 1.0,
+        rescale: Rescale = 1.0,
+        base: Annotated[
+            int, Flag("rotary_xpos_scale_base", "positions over which the decay is zeta", least=1)
+        ] = 512,
+    ) -> None:
+        super().__init__()
+        self.rotary = Rotary(dims, rotated=rotated, interpolation=interpolation, rescale=rescale)
+        width = 2 * len(self.rotary.frequencies.numbers)
+        zeta = [(i + 0.4 * width) / (1.4 * width) for i in range(0, width, 2)]
+        self.base, self.strongest = base, zeta[0]
+        self.exponents = Constant([math.log(value) / base for value in zeta])
+
+    def limit(self, dtype: torch.dtype) -> int:
+        """Positions from here on would not fit: q and k each get half of the dtype's powers of two."""
+        powers = math.log2(torch.finfo(dtype).max) / 2
+        return int(powers * self.base / -math.log2(self.strongest))
+
+    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
+        # padding in front only makes positions smaller than places, so `end` is a bound without a look
+        if layout.by_place and layout.end > self.limit(dtype):
+            text = f"`rotary_xpos` holds {self.limit(dtype)} positions in {dtype}, but there are {layout.end}"
+            raise ValueError(f"{text}: raise `rotary_xpos_scale_base` (it is {self.base})")
+        cos, sin = self.rotary.angles(layout, torch.float32)
+        half = (layout.positions[:, None, :, None] * self.exponents.value).exp()  # [1 or B, 1, T, R/2]
+        decay = torch.cat([half, half], dim=-1)
+        return tuple(part.to(dtype) for part in (cos * decay, sin * decay, cos / decay, sin / decay))
+
+    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        assert angles is not None
+        q_cos, q_sin, k_cos, k_sin = angles
+        return rotate_half_pairs(q, q_cos, q_sin), rotate_half_pairs(k, k_cos, k_sin)

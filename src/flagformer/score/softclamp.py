@@ -1,0 +1,28 @@
+"""Soft clamp of the scores (arXiv:2408.00118)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from flagformer.flags import Flag, component
+from flagformer.flow import Dims, Pairs
+from flagformer.score import Score
+
+
+@component("score", select="attn_softclamp_logits", paper="arXiv:2408.00118, section 2", needs={"scores"})
+class SoftClamp(Score):
+    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        cap: Annotated[float, Flag("attn_logit_softclamp_value", "the largest score", least=1e-3)] = 50.0,
+    ) -> None:
+        super().__init__()
+        self.cap = float(cap)
+
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+        return (scores / self.cap).tanh() * self.cap

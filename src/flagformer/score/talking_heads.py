@@ -1,0 +1,47 @@
+"""Talking heads (arXiv:2003.02436): heads mix, before and after the softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.flags import component
+from flagformer.flow import Dims, Pairs
+from flagformer.score import Mix, Score
+
+NAME, PAPER = "attn_talking_heads", "arXiv:2003.02436, section 3"
+
+
+class Exchange(nn.Module):
+    """[B, H, T, S] -> the same: each head becomes a learned sum of all; at the start, itself."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("gh,bhts->bgts", self.weight, x)
+
+
+@component("score", select=NAME, paper=PAPER, needs={"scores"})
+class TalkingScores(Score):
+    """Every head's scores are a learned sum of all heads' scores."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.exchange = Exchange(dims.heads)
+
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+        return self.exchange(scores)
+
+
+@component("mix", select=NAME, paper=PAPER, needs={"scores"})
+class TalkingWeights(Mix):
+    """Every head's attention weights are a learned sum of all heads' weights."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.exchange = Exchange(dims.heads)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        return self.exchange(weights)
