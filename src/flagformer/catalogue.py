@@ -14,7 +14,7 @@ from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
-from flagformer.head.heads import LinearHead, TiedHead
+from flagformer.head.heads import LinearHead, NoHead, TiedHead
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.position.absolute import Learned, NoAbsolute, Sinusoidal
@@ -51,6 +51,6 @@ CATALOGUE.fill(
         Dense, GLU,
         GELU, Swish, ReLUSquared,
         LayerScale, StochasticDepth,
-        LinearHead, TiedHead,
+        LinearHead, TiedHead, NoHead,
     ]
 )  # fmt: skip

@@ -11,7 +11,9 @@ import flagformer
 
 SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}
 VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
-WRAPPER_FLAGS = ("use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout")
+WRAPPER_FLAGS = (
+    "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
+)  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
 
@@ -149,6 +151,7 @@ ALONE = {
         {"attn_dropout": 0.3, "ff_dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3}
     ),
     "tied embedding": Case({"tie_embedding": True}),
+    "embeddings only": Case({"return_only_embed": True}, kind="encoder", padded=True),
     "macaron": Case({"macaron": True}),
     "custom layers": Case({"custom_layers": ("a", "f", "f", "a"), "depth": None}),
     "sandwich order": Case({"sandwich_coef": 1}),

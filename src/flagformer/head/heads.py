@@ -1,4 +1,4 @@
-"""A projection of its own, or the token embedding read backwards (arXiv:1608.05859)."""
+"""A projection of its own, the token embedding read backwards (arXiv:1608.05859), or none."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ class TiedHead(Head):
 
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
         return F.linear(x * self.scale, embedding.weight)
+
+
+@component("head", select="return_only_embed")
+class NoHead(Head):
+    """No logits: the model gives the embeddings [B, T, D] of its last layer (an encoder's, for a decoder)."""
+
+    def __init__(self, dim: int, num_tokens: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
+        return x

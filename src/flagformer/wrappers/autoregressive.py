@@ -18,6 +18,7 @@ from flagformer.generation import (
     evaluating,
     read_prompts,
 )
+from flagformer.head.heads import NoHead
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.inputs import check_ids, layout_of
 
@@ -173,6 +174,8 @@ def _check_net(net: nn.Module) -> None:
     layers = getattr(net, "attn_layers", None)
     if layers is None:
         raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
+    if isinstance(getattr(net, "head", None), NoHead):
+        raise ValueError("`net` must give logits, but was built with `return_only_embed`; leave that out")
     if not layers.causal:
         raise ValueError(
             f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "

@@ -9,44 +9,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, Finding, FlagError, nearest, resolve
-from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
+from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
+from flagformer.wrappers.flat import MODELS, build_flat
 from flagformer.wrappers.storage import load_model
-from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.wrappers.xtransformer import XTransformer
 
-MODELS: dict[str, type[AttentionLayers]] = {
-    "decoder": Decoder,
-    "encoder": Encoder,
-    "prefix_decoder": PrefixDecoder,
-}
+# Models that are more than token ids around one stack; each declares flags of its own.
+WHOLE: dict[str, type[XTransformer]] = {"xtransformer": XTransformer}
 
 
-def build(flags: Mapping[str, Any]) -> TransformerWrapper:
+def build(flags: Mapping[str, Any]) -> Any:
     """A model of flat flags.
 
     Args:
-        flags: `model` ("decoder", "encoder" or "prefix_decoder", the first when left out), `num_tokens`,
-            `max_seq_len`, `dim`, `depth` and any flag of `docs/flags.md`.
+        flags: `model`, and what that kind of model takes. "decoder" (when left out), "encoder" and
+            "prefix_decoder" make a TransformerWrapper of `num_tokens`, `max_seq_len`, `dim`, `depth` and any
+            flag of `docs/flags.md`; "xtransformer" an XTransformer of `dim` and the same flags behind `enc_`
+            and `dec_`.
 
     Raises:
         FlagError: every mistake at once.
     """
     rest = dict(flags)
     kind = rest.pop("model", "decoder")
-    if kind not in MODELS:
-        known = ", ".join(f"'{name}'" for name in MODELS)
-        text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), MODELS)}"
+    kinds = (*MODELS, *WHOLE)
+    if kind not in kinds:
+        known = ", ".join(f"'{name}'" for name in kinds)
+        text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), kinds)}"
         raise FlagError([Finding("model", text)])
-    if "causal" in rest:
-        text = f"`causal` is fixed by `model: {kind}`; leave it out"
-        raise FlagError([Finding("causal", text)])
-    resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
-    outer = set(CATALOGUE.names({"model"}))
     try:
-        layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
-        return TransformerWrapper(
-            attn_layers=layers, **{name: value for name, value in rest.items() if name in outer}
-        )
+        return WHOLE[kind].from_flags(rest) if kind in WHOLE else build_flat(kind, rest)
     except (MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if not isinstance(error, MemoryError) and not any(word in reason for word in ("memory", "overflow")):
@@ -66,4 +58,4 @@ def load(directory: str | Path) -> nn.Module:
     return load_model(Path(directory), build)
 
 
-__all__ = ["LAYER_SCOPES", "MODELS", "build", "check", "load"]
+__all__ = ["LAYER_SCOPES", "MODELS", "WHOLE", "build", "check", "load"]

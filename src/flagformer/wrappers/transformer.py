@@ -42,6 +42,7 @@ class TransformerWrapper(nn.Module):
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
         tie_embedding: bool = False,
+        return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", least=0, below=1)] = 0.0,
     ) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class TransformerWrapper(nn.Module):
             "emb_dropout": emb_dropout,
             "scaled_sinu_pos_emb": scaled_sinu_pos_emb,
             "tie_embedding": tie_embedding,
+            "return_only_embed": return_only_embed,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
