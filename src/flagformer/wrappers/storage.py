@@ -13,13 +13,14 @@ from flagformer.flags import FlagError
 
 if TYPE_CHECKING:
     from flagformer.wrappers.transformer import TransformerWrapper
+    from flagformer.wrappers.vit import ViTransformerWrapper
     from flagformer.wrappers.xtransformer import XTransformer
 
 SCHEMA = 1
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
 
 
-def save_model(model: TransformerWrapper | XTransformer, directory: Path) -> None:
+def save_model(model: TransformerWrapper | XTransformer | ViTransformerWrapper, directory: Path) -> None:
     """Writes both files, each to a temporary name first, so that a crash leaves no half of one."""
     from safetensors.torch import save
 
