@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from flagformer.generation import (
     Ending,
     LogitsFilter,
     PromptLike,
+    Prompts,
     Sampler,
     bind_filter,
     decode,
@@ -20,7 +22,8 @@ from flagformer.generation import (
 )
 from flagformer.head.heads import NoHead
 from flagformer.stack.inputs import check_padding
-from flagformer.wrappers.inputs import check_ids, layout_of
+from flagformer.stack.layers import PrefixDecoder
+from flagformer.wrappers.inputs import check_ids, layout_of, prefix_lengths
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 
@@ -29,7 +32,7 @@ class AutoregressiveWrapper(nn.Module):
     """The loss of next tokens, and generation, for a causal `TransformerWrapper`.
 
     Args:
-        net: a causal model; others are refused with ValueError.
+        net: a causal model, or one of a PrefixDecoder; others are refused with ValueError.
         ignore_index: a target of this value does not count; `x` may hold it as padding.
         pad_value: the id read in its place, and written behind a row that has ended.
     """
@@ -57,6 +60,7 @@ class AutoregressiveWrapper(nn.Module):
         seq_lens: SeqLens | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
@@ -67,6 +71,8 @@ class AutoregressiveWrapper(nn.Module):
             seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
             context: [B, S, D] for models with cross attention.
             context_mask: bool [B, S], True for real places of the context.
+            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
+                packed sequence) see each other, and are no targets.
 
         The loss is NaN where no target counts.
         """
@@ -76,13 +82,18 @@ class AutoregressiveWrapper(nn.Module):
         check_ids(ids, self.net.num_tokens)
         targets = x[:, 1:]
         side: dict[str, Any] = {}
+        places = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
             check_padding("mask", mask, *x.shape)
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
             side["mask"] = mask[:, :-1]
         if seq_lens is not None:
-            side["seq_lens"], counts = _packed(seq_lens, ids)
+            side["seq_lens"], counts, places = _packed(seq_lens, ids)
             targets = targets.masked_fill(~counts, self.ignore_index)
+        if prefix_attn_len is not None:
+            side["prefix_attn_len"] = prefix_attn_len
+            behind = places[:, 1:] >= prefix_lengths(prefix_attn_len, ids)[:, None]
+            targets = targets.masked_fill(~behind, self.ignore_index)
         if context is not None:
             side |= {"context": context, "context_mask": context_mask}
         logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
@@ -105,6 +116,7 @@ class AutoregressiveWrapper(nn.Module):
         seed: int | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -123,6 +135,8 @@ class AutoregressiveWrapper(nn.Module):
             seed: makes the draws repeat, by a generator of their own; None uses torch's global generator.
             context: [B, S, D] for models with cross attention.
             context_mask: bool [B, S], True for real places of the context.
+            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each prompt see
+                each other; at most the prompt's length.
 
         Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
         new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
@@ -133,7 +147,11 @@ class AutoregressiveWrapper(nn.Module):
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
         window = self._window(aligned.ids.shape[1], seq_len, restrict_to_max_seq_len)
-        side = {} if context is None else {"context": context, "context_mask": context_mask}
+        side: dict[str, Any] = {}
+        if context is not None:
+            side |= {"context": context, "context_mask": context_mask}
+        if prefix_attn_len is not None:
+            side["prefix_attn_len"] = _prefix_of_prompts(prefix_attn_len, aligned)
         ending = Ending(seq_len, eos_token, self.pad_value)
         with evaluating(self.net):
             new = decode(self.net, aligned, ending, sample, window, cache_kv and self._can_cache(), side)
@@ -176,20 +194,32 @@ def _check_net(net: nn.Module) -> None:
         raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
     if isinstance(getattr(net, "head", None), NoHead):
         raise ValueError("`net` must give logits, but was built with `return_only_embed`; leave that out")
-    if not layers.causal:
+    if not layers.causal and not isinstance(layers, PrefixDecoder):
         raise ValueError(
             f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
             'use `Decoder`, or `"model": "decoder"`'
         )
 
 
-def _packed(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of the packed sequences without the last column of `ids` [B, T], and which of the targets
-    ids[:, 1:] follow a token of their own sequence: bool [B, T - 1]."""
+def _prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
+    """[B] or [1], checked against the prompts."""
+    lengths = prefix_lengths(prefix, prompts.ids)
+    held = prompts.ids.shape[1] - (0 if prompts.starts is None else prompts.starts)
+    if bool((lengths > held).any()) or bool((lengths < 0).any()):
+        raise ValueError(
+            f"`prefix_attn_len` must be from 0 to the length of each prompt, but is {lengths.tolist()} "
+            f"for lengths {torch.as_tensor(held).tolist()}"
+        )
+    return lengths
+
+
+def _packed(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of sequences packed in `ids` [B, T]: their lengths without the last column; which of the targets
+    ids[:, 1:] follow a token of their own sequence, bool [B, T - 1]; each token's place in its sequence."""
     layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
     real, segments = layout.padding, layout.segments
     assert real is not None
     assert segments is not None
     lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)
     lengths.scatter_add_(1, segments[:, :-1], real[:, :-1].to(lengths.dtype))
-    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1])
+    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1]), layout.positions

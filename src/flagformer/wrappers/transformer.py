@@ -12,9 +12,8 @@ from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, Outputs, Tape
 from flagformer.ops.identity import identity
-from flagformer.stack.inputs import readable
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
+from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.storage import save_model
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
@@ -156,7 +155,9 @@ class TransformerWrapper(nn.Module):
                 as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
                 position 0, and what stands behind the last one is padding.
             pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
-            prefix_attn_len: PrefixDecoder only: so many first tokens are seen by all; one number or [B].
+            prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
+                are seen by all of it; one number or [B]. While decoding only with the first block, which must
+                hold the prefix.
             window: a token sees at most this many of the last tokens, itself included.
             state: of `init_state`: x continues what it holds.
             return_embeddings: the output of the last layer in place of logits.
@@ -186,7 +187,7 @@ class TransformerWrapper(nn.Module):
             attn_mask=attn_mask,
             context=context,
             context_mask=context_mask,
-            prefix_attn_len=_prefix(prefix_attn_len, x),
+            prefix_attn_len=None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x),
             layout=layout,
             window=window,
             state=state,
@@ -203,16 +204,3 @@ class TransformerWrapper(nn.Module):
         if return_attn:
             return logits, list(maps)
         return logits, Outputs(out, logits, tape.losses, maps, tuple(tape.kept.get("stack.stream", ())))
-
-
-def _prefix(length: int | Tensor | None, x: Tensor) -> Tensor | None:
-    if length is None:
-        return None
-    lengths = length if isinstance(length, (int, Tensor)) else -1
-    lengths = torch.as_tensor(lengths, device=x.device).reshape(-1)
-    fits = lengths.dtype in (torch.int64, torch.int32) and lengths.numel() in (1, x.shape[0])
-    if not fits or (readable(lengths) and bool((lengths < 0).any())):
-        raise ValueError(
-            f"`prefix_attn_len` must be a whole number from 0 on, or one per row, but is {length!r}"
-        )
-    return lengths
