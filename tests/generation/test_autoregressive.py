@@ -76,6 +76,7 @@ def test_generate_shows_its_signature_and_is_documented():
         "context",
         "context_mask",
         "prefix_attn_len",
+        "embed_ids",
     ]
     undocumented = [
         name for name in list(parameters)[1:] if f"{name}:" not in AutoregressiveWrapper.generate.__doc__

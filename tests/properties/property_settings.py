@@ -13,16 +13,21 @@ VALUES = {
     "attn_qk_norm_scale": 4.0,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
+    "emb_dim": 12,
     "emb_dropout": 0.2,
+    "emb_frac_gradient": 0.5,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,
+    "logits_dim": 7,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
     "rotary_base_rescale_factor": 4.0,
     "rotary_emb_dim": 4,
     "rotary_interpolation_factor": 2.0,
 }
+# Flags whose models take inputs beside ids: tests/wrappers/test_inventory.py asks the same of them.
+OTHER_INPUTS = {"embed_num_tokens"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
 
@@ -35,6 +40,8 @@ def tunings():
         for param in item.params:
             name = param.flag.name
             if name not in chosen | SIZES:
+                if name in OTHER_INPUTS:
+                    continue
                 found[name] = {**_owner(item, name), **WITH.get(name, {}), name: _value(param)}
     return found
 

@@ -4,6 +4,7 @@ Prompts are lined up (`prompts`), tokens follow one by one (`loop`), each drawn 
 logits (`filters`). Nothing here knows how a model is built.
 """
 
+from flagformer.generation.along import line_up
 from flagformer.generation.filters import (
     FILTERS,
     LogitsFilter,
@@ -30,6 +31,7 @@ __all__ = [
     "decode",
     "evaluating",
     "find_filter",
+    "line_up",
     "min_p",
     "read_prompts",
     "top_a",

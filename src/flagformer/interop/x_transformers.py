@@ -81,10 +81,17 @@ def _carry_embedding(source: Source, carried: Carried, model: Any) -> None:
     carried.put(model.token_emb.weight, source.take("token_emb.emb.weight"))
     if isinstance(model.pos_emb, Learned):
         table = source.take("pos_emb.emb.weight")
-        scaled = None if table is None else table * table.shape[-1] ** -0.5  # what it multiplies by at use
+        factor = 1.0 if model.resolved.flags["l2norm_embed"] else model.embedding.width**-0.5  # at use
+        scaled = None if table is None else table * factor
         carried.put(model.pos_emb.table.weight, scaled)
     elif isinstance(model.pos_emb, Sinusoidal):
         carried.put(model.pos_emb.scale, source.take("pos_emb.scale"))
+    for name, kind in model.embedding.kinds.items():
+        carried.put(kind.weight, source.take(f"embeds.{name}.weight"))
+    carry_norm(source, carried, "post_emb_norm", model.embedding.norm, 0.0)
+    if isinstance(model.embedding.project, nn.Linear):
+        carried.put(model.embedding.project.weight, source.take("project_emb.weight"))
+        carried.put(model.embedding.project.bias, source.take("project_emb.bias"))
     if isinstance(model.head, LinearHead):
         carried.put(model.head.project.weight, source.take("to_logits.weight"))
 

@@ -106,6 +106,8 @@ def _any_of(options: list[dict[str, Any]]) -> dict[str, Any]:
 def _kind(kind: Any, entry: Entry) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind))}
+    if get_origin(kind) is dict:
+        return {"type": "object", "additionalProperties": _kind(get_args(kind)[1], entry)}
     if get_origin(kind) is tuple:
         return {"type": "array", "items": _kind(get_args(kind)[0], entry)}
     found: dict[str, Any] = {"type": TYPES[kind]}

@@ -18,6 +18,7 @@ from flagformer.generation import (
     bind_filter,
     decode,
     evaluating,
+    line_up,
     read_prompts,
 )
 from flagformer.head.heads import NoHead
@@ -61,6 +62,7 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
@@ -73,6 +75,7 @@ class AutoregressiveWrapper(nn.Module):
             context_mask: bool [B, S], True for real places of the context.
             prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
                 packed sequence) see each other, and are no targets.
+            embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
 
         The loss is NaN where no target counts.
         """
@@ -96,6 +99,8 @@ class AutoregressiveWrapper(nn.Module):
             targets = targets.masked_fill(~behind, self.ignore_index)
         if context is not None:
             side |= {"context": context, "context_mask": context_mask}
+        if embed_ids is not None:
+            side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
         logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
@@ -117,6 +122,7 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -137,6 +143,9 @@ class AutoregressiveWrapper(nn.Module):
             context_mask: bool [B, S], True for real places of the context.
             prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each prompt see
                 each other; at most the prompt's length.
+            embed_ids: [B, L] for each name in the model's `embed_num_tokens`: what goes with the first,
+                second, ... token of each row, prompt and new ones; L covers the longest prompt at least, and
+                tokens beyond L get the last.
 
         Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
         new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
@@ -153,8 +162,10 @@ class AutoregressiveWrapper(nn.Module):
         if prefix_attn_len is not None:
             side["prefix_attn_len"] = _prefix_of_prompts(prefix_attn_len, aligned)
         ending = Ending(seq_len, eos_token, self.pad_value)
+        beside = line_up(embed_ids or {}, aligned, aligned.ids.shape[1] + seq_len)
         with evaluating(self.net):
-            new = decode(self.net, aligned, ending, sample, window, cache_kv and self._can_cache(), side)
+            cached = cache_kv and self._can_cache()
+            new = decode(self.net, aligned, ending, sample, window, cached, side, beside)
         return new if aligned.batched else new[0]
 
     def _check_request(self, seq_len: int, eos_token: int | None) -> None:
@@ -194,6 +205,11 @@ def _check_net(net: nn.Module) -> None:
         raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
     if isinstance(getattr(net, "head", None), NoHead):
         raise ValueError("`net` must give logits, but was built with `return_only_embed`; leave that out")
+    logits = getattr(net, "logits_dim", net.num_tokens)
+    if logits != net.num_tokens:
+        raise ValueError(
+            f"`net` must give a logit for each of its {net.num_tokens} tokens, but `logits_dim` is {logits}"
+        )
     if not layers.causal and not isinstance(layers, PrefixDecoder):
         raise ValueError(
             f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "

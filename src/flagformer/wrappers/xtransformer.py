@@ -102,7 +102,7 @@ class XTransformer(nn.Module):
         outside = {
             id(parameter)
             for half in (self.encoder, self.decoder.net)
-            for module in (half.token_emb, half.pos_emb)
+            for module in (half.token_emb, half.pos_emb, half.embedding.kinds)
             for parameter in module.parameters()
         }
         return sum(p.numel() for p in self.parameters() if embedding or id(p) not in outside)
@@ -117,9 +117,15 @@ class XTransformer(nn.Module):
         """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
         save_model(self, Path(directory))
 
-    def encode(self, src: Tensor, mask: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Source ids [B, S] -> what the decoder reads, [B, S, D]."""
-        return self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True)
+        return self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=embed_ids, return_embeddings=True)
 
     def forward(
         self,
@@ -129,6 +135,8 @@ class XTransformer(nn.Module):
         attn_mask: Tensor | None = None,
         *,
         tgt_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
         return_outputs: bool = False,
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
@@ -139,18 +147,21 @@ class XTransformer(nn.Module):
             mask: bool [B, S], True for real tokens of the source.
             attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], where the encoder may look.
             tgt_mask: bool [B, T], True for real tokens of the target.
+            embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
+            tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
             return_outputs: return (loss, Outputs) of the decoder.
 
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        encoded = self.encode(src, mask, attn_mask)
+        encoded = self.encode(src, mask, attn_mask, embed_ids)
         seen = mask
         hidden = self.own["cross_attn_tokens_dropout"]
         if self.training and hidden:
             real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
             seen = keep_some(real, 1 - hidden)
-        return self.decoder(tgt, return_outputs, mask=tgt_mask, context=encoded, context_mask=seen)
+        side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
+        return self.decoder(tgt, return_outputs, mask=tgt_mask, **side)
 
     def generate(
         self,
@@ -168,6 +179,8 @@ class XTransformer(nn.Module):
         restrict_to_max_seq_len: bool = True,
         cache_kv: bool = True,
         seed: int | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
 
@@ -178,14 +191,15 @@ class XTransformer(nn.Module):
             seq_out_start: the beginning of each target: ids [B, T] or [T], or lists of any lengths.
             seq_len: number of new tokens.
             mask: bool [B, S], True for real tokens of the source.
-            attn_mask: as in the forward.
+            attn_mask, embed_ids: as in the forward.
+            tgt_embed_ids: the `embed_ids` of `AutoregressiveWrapper.generate`.
 
         Every other argument is that of `AutoregressiveWrapper.generate`.
         """
         if mask is not None:
             check_padding("mask", mask, *seq_in.shape[:2])
         with torch.no_grad(), evaluating(self.encoder):
-            encoded = self.encode(seq_in, mask, attn_mask)
+            encoded = self.encode(seq_in, mask, attn_mask, embed_ids)
         return self.decoder.generate(
             seq_out_start,
             seq_len,
@@ -199,4 +213,5 @@ class XTransformer(nn.Module):
             seed=seed,
             context=encoded,
             context_mask=mask,
+            embed_ids=tgt_embed_ids,
         )
