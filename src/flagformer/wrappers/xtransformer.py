@@ -196,10 +196,6 @@ class XTransformer(nn.Module):
 
         Every other argument is that of `AutoregressiveWrapper.generate`.
         """
-        if mask is not None:
-            check_padding("mask", mask, *seq_in.shape[:2])
-        with torch.no_grad(), evaluating(self.encoder):
-            encoded = self.encode(seq_in, mask, attn_mask, embed_ids)
         return self.decoder.generate(
             seq_out_start,
             seq_len,
@@ -211,7 +207,53 @@ class XTransformer(nn.Module):
             restrict_to_max_seq_len=restrict_to_max_seq_len,
             cache_kv=cache_kv,
             seed=seed,
-            context=encoded,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
             context_mask=mask,
             embed_ids=tgt_embed_ids,
         )
+
+    def beam_search(
+        self,
+        seq_in: Tensor,
+        seq_out_start: PromptLike,
+        seq_len: int,
+        beams: int = 4,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        *,
+        eos_token: int | None = None,
+        length_penalty: float = 0.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        return_beams: bool = False,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """The most likely target behind each start that `beams` at a time can find: long [B, seq_len].
+
+        Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
+        """
+        return self.decoder.beam_search(
+            seq_out_start,
+            seq_len,
+            beams,
+            eos_token=eos_token,
+            length_penalty=length_penalty,
+            prompt_lens=prompt_lens,
+            restrict_to_max_seq_len=restrict_to_max_seq_len,
+            cache_kv=cache_kv,
+            return_beams=return_beams,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
+            context_mask=mask,
+            embed_ids=tgt_embed_ids,
+        )
+
+    def _read_source(
+        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """`encode` without gradient, in eval mode."""
+        if mask is not None:
+            check_padding("mask", mask, *src.shape[:2])
+        with torch.no_grad(), evaluating(self.encoder):
+            return self.encode(src, mask, attn_mask, ids)
