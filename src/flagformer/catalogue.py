@@ -20,7 +20,7 @@ from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
-from flagformer.head.heads import LinearHead, TiedHead
+from flagformer.head.heads import LinearHead, NoHead, TiedHead
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -73,6 +73,6 @@ CATALOGUE.fill(
         GELU, Swish, ReLUSquared,
         Straight, ShiftTokens,
         LayerScale, StochasticDepth,
-        LinearHead, TiedHead,
+        LinearHead, TiedHead, NoHead,
     ]
 )  # fmt: skip

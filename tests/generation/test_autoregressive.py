@@ -75,6 +75,10 @@ def test_generate_shows_its_signature_and_is_documented():
         "seed",
         "context",
         "context_mask",
+        "prefix_attn_len",
+        "embed_ids",
+        "amateur_model",
+        "contrastive_decode_kwargs",
     ]
     undocumented = [
         name for name in list(parameters)[1:] if f"{name}:" not in AutoregressiveWrapper.generate.__doc__

@@ -25,6 +25,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("position", "norm"),  # the network of the dynamic bias norms its layers
     ("feedforward", "norm"),  # ff_post_act_ln
+    ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
     ("study", "train"),  # a study is many trainings

@@ -8,7 +8,9 @@ from house_tree import sources
 FILE, MEDIAN, FUNCTION, ARGUMENTS = 350, 120, 50, 10
 # Public wrappers: their call forms are the manual, so arguments are not counted, and of their methods only
 # the body is, not the signature and the docstring.
-WRAPPERS = {"AttentionLayers", "TransformerWrapper", "AutoregressiveWrapper"}
+WRAPPERS = {
+    "AttentionLayers", "TransformerWrapper", "AutoregressiveWrapper", "XTransformer", "ViTransformerWrapper",
+}  # fmt: skip
 # Exempt from the count of arguments as well: the constructor of a component, whose parameters are its flags,
 # and the commands of `cli`, whose parameters are the options of the command line.
 COMPONENT = "component"

@@ -11,7 +11,10 @@ import flagformer
 
 SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}
 VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
-WRAPPER_FLAGS = ("use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout")
+WRAPPER_FLAGS = (
+    "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
+    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim",
+)  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
 
@@ -86,6 +89,9 @@ def inputs(case: Case) -> tuple[Tensor, dict[str, Any], Tensor]:
         width = case.flags.get("cross_attn_dim_context", SIZES["dim"])
         call["context"] = torch.randn(2, CONTEXT, width, generator=maker)
         call["context_mask"] = torch.arange(CONTEXT) < torch.tensor([[CONTEXT], [7]])
+    kinds = case.flags.get("embed_num_tokens")
+    if kinds:
+        call["embed_ids"] = {name: ids % count for name, count in kinds.items()}
     return ids, call, real
 
 
@@ -172,6 +178,14 @@ ALONE = {
         {"attn_dropout": 0.3, "ff_dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3}
     ),
     "tied embedding": Case({"tie_embedding": True}),
+    "factorised embedding": Case({"emb_dim": 20}),
+    "factorised sinusoids": Case({"emb_dim": 20, "scaled_sinu_pos_emb": True}),
+    "normed embedding": Case({"post_emb_norm": True}),
+    "unit embedding": Case({"l2norm_embed": True}),
+    "share of the gradient": Case({"emb_frac_gradient": 0.25}),
+    "token types": Case({"embed_num_tokens": {"type": 3, "side": 2}}),
+    "other logits": Case({"logits_dim": 7}),
+    "embeddings only": Case({"return_only_embed": True}, kind="encoder", padded=True),
     "macaron": Case({"macaron": True}),
     "custom layers": Case({"custom_layers": ("a", "f", "f", "a"), "depth": None}),
     "sandwich order": Case({"sandwich_coef": 1}),

@@ -132,6 +132,31 @@ def cached_equals_full(subject):
     same(window, subject(subject.ids, window=3), "cached with a window")
 
 
+def prefix_is_seen_by_all(subject):
+    """A prefix sees itself, whatever stands around it; the rest is causal; cached equals full."""
+    lengths = torch.tensor([4, 2])
+    how = {"prefix_attn_len": lengths}
+    full = subject(subject.ids, **how)
+    if subject.model.attn_layers.seat_counts["a"]:
+        differ(full[:, 0], subject(subject.ids)[:, 0], "the first token sees the prefix")
+    for row, length in enumerate((4, 2)):
+        changed = subject.ids.clone()
+        changed[row, length:] = (changed[row, length:] + 3) % subject.model.num_tokens
+        same(subject(changed, **how)[row, :length], full[row, :length], "a prefix before a change behind it")
+    same(run_cached(subject, side={**subject.side(0, 1), **how}), full, "cached behind a prefix")
+    starts = torch.tensor([0, 2])
+    padded = subject(subject.ids, seq_start_pos=starts, **how)
+    same(
+        padded[1:, 2:], subject(subject.ids[1:, 2:], 1, prefix_attn_len=2), "a left-padded row with a prefix"
+    )
+    side = {**subject.side(0, 1), **how}
+    got = run_cached(subject, side=side, seq_start_pos=starts)
+    same(got[1, 2:], padded[1, 2:], "cached behind a left-padded prefix")
+    packed = subject(subject.ids, seq_lens=[[4, 5], [6, 3]], prefix_attn_len=2)
+    alone = subject(subject.ids[1:, 6:], 1, prefix_attn_len=2)
+    same(packed[1:, 6:], alone, "a packed sequence with a prefix")
+
+
 def context_padding(subject):
     """Tokens of the context that the mask hides, whatever they hold, change nothing; cached too."""
     mask = torch.arange(5) < torch.tensor([[5], [2]])
@@ -220,8 +245,10 @@ CAUSAL = (*COMMON, sees_no_future, prefix_is_consistent)
 def checks_of(subject):
     """The properties that this model must have, the compiled one apart."""
     checks = CAUSAL if subject.kind in ("decoder", "prefix_decoder") else (*COMMON,)
-    if subject.kind == "decoder":
+    if subject.kind in ("decoder", "prefix_decoder"):
         checks = (*checks, cached_equals_full)
+    if subject.kind == "prefix_decoder":
+        checks = (*checks, prefix_is_seen_by_all)
     return (*checks, context_padding) if subject.has_cross else checks
 
 

@@ -15,10 +15,13 @@ VALUES = {
     "attn_qk_norm_scale": 4.0,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
+    "emb_dim": 12,
     "emb_dropout": 0.2,
+    "emb_frac_gradient": 0.5,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,
+    "logits_dim": 7,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
     "resi_dual_scale": 0.25,
@@ -28,6 +31,8 @@ VALUES = {
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
 }
+# Flags whose models take inputs beside ids: tests/wrappers/test_inventory.py asks the same of them.
+OTHER_INPUTS = {"embed_num_tokens"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
 
@@ -43,8 +48,10 @@ def tunings():
         for param in item.params:
             name = param.flag.name
             if name not in chosen | SIZES:
+                if name in OTHER_INPUTS:
+                    continue
                 key = name if name not in found else f"{name} of {item.name}"
-                found[key] = {**_owner(item), **WITH.get(name, {}), name: _value(param)}
+                found[key] = {**_owner(item, name), **WITH.get(name, {}), name: _value(param)}
     return found
 
 
@@ -60,9 +67,9 @@ def cross_forms():
     return forms
 
 
-def _owner(item):
-    """What selects the component that a flag tunes; nothing where it is a standard one."""
-    if item.select is None:
+def _owner(item, name):
+    """What selects the component that the flag tunes; nothing where a standard component has it too."""
+    if item.select is None or any(owner.select is None for owner, _ in CATALOGUE.params_named(name)):
         return {}
     return next(
         dict(c.flags)

@@ -158,8 +158,9 @@ def _standard(name: str) -> str:
 
 
 def _model_card() -> Card:
-    from flagformer.wrappers.build import MODELS
+    from flagformer.wrappers.build import MODELS, WHOLE
 
-    docs = {kind: (layers.__doc__ or "").strip().splitlines()[0] for kind, layers in MODELS.items()}
+    kinds: dict[str, type] = {**MODELS, **WHOLE}
+    docs = {kind: (cls.__doc__ or "").strip().splitlines()[0] for kind, cls in kinds.items()}
     doc = "; ".join(f"{kind}: {text.rstrip('.')}" for kind, text in docs.items())
-    return Card("model", doc, " | ".join(map(repr, MODELS)), repr(next(iter(MODELS))), "wrapper")
+    return Card("model", doc, " | ".join(map(repr, kinds)), repr(next(iter(MODELS))), "wrapper")

@@ -29,6 +29,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in get_args(kind))
+    if origin is dict:
+        of_key, of_value = get_args(kind)
+        pairs = value.items() if isinstance(value, dict) else ((None, None),)
+        return all(_fits(name, of_key) and _fits(item, of_value) for name, item in pairs)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
     if kind is type(None):
@@ -47,6 +51,13 @@ def fault(param: Param, value: Any) -> str:
         return f"must be {type_name(param.type)}, but is {value!r} ({type(value).__name__})"
     if flag.choices and value not in flag.choices:
         return f"must be one of {', '.join(map(repr, flag.choices))}, but is {value!r}"
+    if isinstance(value, dict):
+        small = [name for name, item in value.items() if flag.least is not None and item < flag.least]
+        return (
+            f"must hold numbers of at least {flag.least}, but holds {small[0]!r}: {value[small[0]]}"
+            if small
+            else ""
+        )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if flag.least is not None and value < flag.least:
             return f"must be at least {flag.least}, but is {value!r}"

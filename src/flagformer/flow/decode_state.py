@@ -96,6 +96,7 @@ class DecodeState:
         first: [B] long, the place of each row's first real token; None without left padding.
         bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
         made_for: kind, key/value heads and their width at each execution step of the stack that made it.
+        prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
         steps: what attention remembers, by execution step (tied modules run at several).
         entries: what the entries of sublayers remember, likewise.
         context_layout: standing of the context's tokens, once a forward has brought one.
@@ -106,6 +107,7 @@ class DecodeState:
     window: int | None = None
     first: Tensor | None = None
     length: int = 0
+    prefix: Tensor | None = None
     bias_row: Tensor | None = None
     made_for: tuple[tuple[str, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
@@ -126,6 +128,21 @@ class DecodeState:
         """The first place that the next query still sees."""
         return 0 if self.window is None else max(0, self.length + 1 - self.window)
 
+    def read_prefix(self, prefix: Tensor, block: int) -> None:
+        """Remembers the prefix that the first block of tokens brings, whole."""
+        if self.length:
+            raise ValueError(
+                "`prefix_attn_len` belongs to the first block of a decoding session, but `state` holds "
+                f"{self.length} tokens already: leave it out, the state remembers it"
+            )
+        ends = prefix if self.first is None else prefix + self.first
+        if not torch.compiler.is_compiling() and (longest := int(ends.max())) > block:
+            raise ValueError(
+                f"`prefix_attn_len` reaches to token {longest}, but the first block has {block}: give the "
+                "whole prefix at once, as its tokens see each other"
+            )
+        self.prefix = prefix
+
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search); index [B] long."""
         if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (self.batch,):
@@ -133,6 +150,8 @@ class DecodeState:
             raise ValueError(f"`index` must be {text}")
         if index.device.type == "cpu" and not bool(((index >= 0) & (index < self.batch)).all()):
             raise ValueError(f"`index` must hold rows from 0 to {self.batch - 1}, but is {index.tolist()}")
+        if self.prefix is not None and len(self.prefix) > 1:
+            self.prefix = self.prefix.index_select(0, index)
         for step in (*self.steps.values(), *self.entries.values()):
             step.reorder(index)
         if self.first is not None:
@@ -145,6 +164,10 @@ class DecodeState:
         """Forgets all tokens from `length` on (a rejected speculation)."""
         if length < 0 or length > self.length:
             raise ValueError(f"`length` must be between 0 and the state's {self.length}, but is {length}")
+        if self.prefix is not None:
+            end = int((self.prefix if self.first is None else self.prefix + self.first).max())
+            if length < end:
+                raise ValueError(f"`length` must keep the prefix, {end} tokens, but is {length}")
         self.length = length
 
     def size_bytes(self) -> int:

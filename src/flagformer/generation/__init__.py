@@ -4,11 +4,15 @@ Prompts are lined up (`prompts`), tokens follow one by one (`loop`), each drawn 
 logits (`filters`). Nothing here knows how a model is built.
 """
 
+from flagformer.generation.along import line_up
+from flagformer.generation.beam import search
+from flagformer.generation.contrast import Against, Amateur, contrast, read_settings
 from flagformer.generation.filters import (
     FILTERS,
     LogitsFilter,
     bind_filter,
     find_filter,
+    is_number,
     min_p,
     top_a,
     top_k,
@@ -20,6 +24,8 @@ from flagformer.generation.sampling import Sampler
 
 __all__ = [
     "FILTERS",
+    "Against",
+    "Amateur",
     "CausalModel",
     "Ending",
     "LogitsFilter",
@@ -27,11 +33,16 @@ __all__ = [
     "Prompts",
     "Sampler",
     "bind_filter",
+    "contrast",
     "decode",
     "evaluating",
     "find_filter",
+    "is_number",
+    "line_up",
     "min_p",
     "read_prompts",
+    "read_settings",
+    "search",
     "top_a",
     "top_k",
     "top_p",

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flagformer.generation.contrast import Against, contrasted
 from flagformer.generation.prompts import Prompts
+from flagformer.generation.reader import Reader
 from flagformer.generation.sampling import Sampler
 
 
@@ -42,12 +44,16 @@ def decode(
     window: int | None = None,
     cached: bool = True,
     side: Mapping[str, Any] | None = None,
+    embed_ids: Mapping[str, Tensor] | None = None,
+    against: Against | None = None,
 ) -> Tensor:
     """Draw new tokens after every prompt: long [B, seq_len].
 
     With `cached` each token is read once; without, every step reads the whole row again and draws the same.
     `window`: every token sees at most the last so many. `side`: further keywords of the forward (context,
-    context_mask), which a state keeps. The loop stops when all rows have ended. Inputs are taken as checked.
+    context_mask), which a state keeps. `embed_ids`: [B, T + seq_len] for each name, ids beside the tokens.
+    `against`: models whose logits are taken off (contrastive decoding). The loop stops when all rows have
+    ended. Inputs are taken as checked.
     """
     batch, prompt_len = prompts.ids.shape
     total, pad_value = prompt_len + ending.seq_len, ending.pad_value
@@ -55,7 +61,14 @@ def decode(
     tokens = torch.full((batch, total), pad_value, dtype=torch.long, device=prompts.ids.device)
     tokens[:, :prompt_len] = prompts.ids
     with torch.inference_mode():
-        next_logits = _reader(model, prompts, total - 1 if cached else 0, window, dict(side or {}))
+
+        def reader(model: Any, window: int | None, cached: bool) -> Reader:
+            return Reader(model, prompts, total - 1 if cached else 0, window, side or {}, embed_ids or {})
+
+        next_logits: Callable[[Tensor], Tensor] = reader(model, window, cached)
+        if against is not None:
+            amateurs = [reader(*amateur) for amateur in against.amateurs]
+            next_logits = contrasted(next_logits, amateurs, against.beta, against.alpha)
         ended = None if ending.eos_token is None else tokens.new_zeros(batch, dtype=torch.bool)
         for position in range(prompt_len, total):
             drawn = sample(next_logits(tokens[:, :position]))
@@ -67,28 +80,6 @@ def decode(
                 if ended.all():
                     break
     return tokens[:, prompt_len:].clone()
-
-
-def _reader(
-    model: CausalModel, prompts: Prompts, room: int, window: int | None, side: dict[str, Any]
-) -> Callable[[Tensor], Tensor]:
-    """A function from all tokens so far [B, n] to the logits of the next [B, V]; no state without room."""
-    starts = prompts.starts
-
-    def read_all(tokens: Tensor) -> Tensor:
-        embeddings = model(tokens, return_embeddings=True, seq_start_pos=starts, window=window, **side)
-        return model.to_logits(embeddings[:, -1:])[:, 0]
-
-    if not room:
-        return read_all
-    state = model.init_state(len(prompts.ids), room, window=window, seq_start_pos=starts)
-
-    def read_new(tokens: Tensor) -> Tensor:
-        new = side if state.length == 0 else {}
-        embeddings = model(tokens[:, state.length :], return_embeddings=True, state=state, **new)
-        return model.to_logits(embeddings[:, -1:])[:, 0]
-
-    return read_new
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
+from flagformer.embedding.patches import Registers
 from flagformer.head.heads import LinearHead
 from flagformer.interop.source import Carried, Source
 from flagformer.interop.sublayers import (
@@ -34,16 +35,17 @@ from flagformer.position.xpos import XPos
 from flagformer.residual.additive import Scaled
 from flagformer.residual.gru import GRUGate
 from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.wrappers.vit import ViTransformerWrapper
 
 
 @torch.no_grad()
 def load_x_transformers(
     weights: Mapping[str, Tensor] | nn.Module,
-    model: TransformerWrapper,
+    model: TransformerWrapper | ViTransformerWrapper,
     *,
     norm_add_unit_offset: bool = True,
 ) -> None:
-    """Writes the weights of an x-transformers `TransformerWrapper` into `model`: both then give equal logits.
+    """Writes the weights of an x-transformers wrapper of the same class into `model`: equal logits.
 
     Args:
         weights: the wrapper, or its `state_dict()`.
@@ -58,12 +60,16 @@ def load_x_transformers(
             is then unchanged. Flags without weights (the activation, the scale of `attn_qk_norm`, ALiBi's
             number of heads, interpolation) leave no trace in weights and are not checked.
     """
-    if not isinstance(model, TransformerWrapper):
-        raise ValueError(f"`model` must be a TransformerWrapper, but is {type(model).__name__}")
+    if not isinstance(model, (TransformerWrapper, ViTransformerWrapper)):
+        known = "a TransformerWrapper or ViTransformerWrapper (of an XTransformer, each half)"
+        raise ValueError(f"`model` must be {known}, but is {type(model).__name__}")
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     source, carried = Source(tensors), Carried(model)
     offset = 1.0 if norm_add_unit_offset else 0.0
-    _carry_embedding(source, carried, model)
+    if isinstance(model, ViTransformerWrapper):
+        _carry_patches(source, carried, model)
+    else:
+        _carry_embedding(source, carried, model)
     _carry_layers(source, carried, model.attn_layers, offset)
     reasons = source.refused + [f"`{key}` has no place in this model" for key in source.rest()]
     reasons += carried.problems()
@@ -78,12 +84,35 @@ def _carry_embedding(source: Source, carried: Carried, model: Any) -> None:
     carried.put(model.token_emb.weight, source.take("token_emb.emb.weight"))
     if isinstance(model.pos_emb, Learned):
         table = source.take("pos_emb.emb.weight")
-        scaled = None if table is None else table * table.shape[-1] ** -0.5  # what it multiplies by at use
+        factor = 1.0 if model.resolved.flags["l2norm_embed"] else model.embedding.width**-0.5  # at use
+        scaled = None if table is None else table * factor
         carried.put(model.pos_emb.table.weight, scaled)
     elif isinstance(model.pos_emb, Sinusoidal):
         carried.put(model.pos_emb.scale, source.take("pos_emb.scale"))
+    for name, kind in model.embedding.kinds.items():
+        carried.put(kind.weight, source.take(f"embeds.{name}.weight"))
+    carry_norm(source, carried, "post_emb_norm", model.embedding.norm, 0.0)
+    if isinstance(model.embedding.project, nn.Linear):
+        carried.put(model.embedding.project.weight, source.take("project_emb.weight"))
+        carried.put(model.embedding.project.bias, source.take("project_emb.bias"))
     if isinstance(model.head, LinearHead):
         carried.put(model.head.project.weight, source.take("to_logits.weight"))
+
+
+def _carry_patches(source: Source, carried: Carried, model: ViTransformerWrapper) -> None:
+    plain = 0.0  # these norms store their gain as it is
+    places = source.take("pos_embedding")
+    carried.put(model.patches.places, None if places is None else places.view_as(model.patches.places))
+    if isinstance(model.registers, Registers):
+        carried.put(model.registers.tokens, source.take("register_tokens"))
+    carry_norm(source, carried, "patch_to_embedding.0", model.patches.in_norm, plain)
+    carried.put(model.patches.project.weight, source.take("patch_to_embedding.1.weight"))
+    carried.put(model.patches.project.bias, source.take("patch_to_embedding.1.bias"))
+    carry_norm(source, carried, "patch_to_embedding.2", model.patches.out_norm, plain)
+    carry_norm(source, carried, "post_emb_norm", model.post_emb_norm, plain)
+    if isinstance(model.head, nn.Linear):
+        carried.put(model.head.weight, source.take("mlp_head.weight"))
+        carried.put(model.head.bias, source.take("mlp_head.bias"))
 
 
 def _carry_layers(source: Source, carried: Carried, layers: Any, offset: float) -> None:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from flagformer.flags import Finding, FlagError, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant
+from flagformer.ops.identity import identity
+from flagformer.ops.unit import unit_length
 from flagformer.position import AbsolutePosition
+
+UNIT = Flag("l2norm_embed", "token and learned position vectors have length 1 and start small")
 
 
 @component("absolute", select="use_abs_pos_emb", when=True, paper="arXiv:1706.03762, section 3.5")
 class Learned(AbsolutePosition):
-    """A learned vector per position below `max_seq_len`."""
+    """A learned vector per position below `max_seq_len`; under `l2norm_embed` of length 1."""
 
-    def __init__(self, dim: int, max_seq_len: int) -> None:
+    def __init__(self, dim: int, max_seq_len: int, *, unit: Annotated[bool, UNIT] = False) -> None:
         super().__init__()
         if not max_seq_len:
             text = "`max_seq_len` must be at least 1 under `use_abs_pos_emb=True`, but is 0"
             raise FlagError([Finding("max_seq_len", text)])
         self.limit = max_seq_len
         self.table = nn.Embedding(max_seq_len, dim)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=1e-5 if unit else dim**-0.5)
+        self.form = unit_length if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.table(positions)
+        return self.form(self.table(positions))
 
 
 @component("absolute", select="scaled_sinu_pos_emb", paper="arXiv:1706.03762, section 3.5")
@@ -39,7 +46,7 @@ class Sinusoidal(AbsolutePosition):
     def __init__(self, dim: int, max_seq_len: int) -> None:
         super().__init__()
         if dim % 2:
-            text = f"`dim` must be even under `scaled_sinu_pos_emb`, but is {dim}"
+            text = f"`dim` (`emb_dim` where it is set) must be even under `scaled_sinu_pos_emb`, but is {dim}"
             raise FlagError([Finding("dim", text)])
         half = dim // 2
         self.frequencies = Constant([10000.0 ** (-i / half) for i in range(half)])

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import flagformer
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.flags.flag import read_params
 from flagformer.presets import PRESETS
 from flagformer.reference.cards import card_name
 from flagformer.reference.conflicts_page import conflicts_part, pairs_part
@@ -43,14 +44,16 @@ SCOPES = {
 
 def flags_page() -> str:
     """The whole page."""
-    from flagformer.wrappers.build import MODELS
+    from flagformer.wrappers.build import MODELS, WHOLE
 
     found = verdicts()
-    models = ", ".join(f'`"{name}"`' for name in MODELS)
+    models = ", ".join(f'`"{name}"`' for name in (*MODELS, *WHOLE))
     parts = [INTRO.format(version=flagformer.__version__, models=models).rstrip()]
     for scope, (title, when) in SCOPES.items():
         parts.append(f"## {title}\n\n{when}")
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
+    parts.append("## Whole models\n\nModels with flags of their own beside those of their layers.")
+    parts += [_whole(kind, cls) for kind, cls in WHOLE.items()]
     return page(*parts, _presets(), conflicts_part(found), pairs_part(found))
 
 
@@ -63,6 +66,21 @@ def _presets() -> str:
         "## Presets",
         "`flagformer.presets.preset(name)` gives these flags, to be completed with sizes.",
         table(("preset", "flags"), rows),
+    ).rstrip()
+
+
+def _whole(kind: str, cls: Any) -> str:
+    prefixes = [code(part.prefix) for part in cls.parts if part.prefix]
+    scopes = ", ".join(sorted(cls.parts[0].scopes, key=list(SCOPES).index))
+    inner = f"every flag of {scopes}" + (f", behind {' or '.join(prefixes)}" if prefixes else "")
+    left_out = [code(part.prefix + name) for part in cls.parts for name in sorted(part.decided)]
+    params = [Entry(param.flag.name, param, "model", ()) for param in read_params(cls)]
+    first = (cls.__doc__ or "").splitlines()[0]
+    return page(
+        f"### `model: {kind}`",
+        f"{cls.__name__}. {first} Beside the flags below it takes {inner}, without {', '.join(left_out)}, "
+        "which it decides itself.",
+        table(("flag", "type", "default", "also", "meaning"), [_flag(entry) for entry in params]),
     ).rstrip()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 from flagformer.flags import CATALOGUE, MODEL_SCOPES
+from flagformer.flags.flag import read_params
 from flagformer.reference.entries import Entry, entries, with_crossed
-from flagformer.wrappers.build import MODELS
+from flagformer.wrappers.build import MODELS, WHOLE
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES: dict[Any, str] = {
@@ -26,9 +27,13 @@ def schema() -> dict[str, Any]:
         "$schema": DIALECT,
         "title": "flagformer flags",
         "description": "What flagformer.build takes.",
-        "$ref": "#/$defs/flags",
-        "required": required,
-        "$defs": {"flags": {"type": "object", "properties": _properties(), "additionalProperties": False}},
+        "if": {"properties": {"model": {"enum": list(WHOLE)}}, "required": ["model"]},
+        "then": {"anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in WHOLE]},
+        "else": {"$ref": "#/$defs/flags", "required": required},
+        "$defs": {
+            "flags": {"type": "object", "properties": _properties(), "additionalProperties": False},
+            **{kind: _whole(kind) for kind in WHOLE},
+        },
     }
 
 
@@ -59,6 +64,26 @@ def _properties() -> dict[str, Any]:
     return {"model": model, **{entry.name: _property(entry) for entry in found}}
 
 
+def _whole(kind: str) -> dict[str, Any]:
+    """A model with flags of its own around parts that take those of the catalogue."""
+    params = read_params(WHOLE[kind])
+    own = {param.flag.name: _property(Entry(param.flag.name, param, "model", ())) for param in params}
+    inner, required = {}, [param.flag.name for param in params if param.required]
+    for part in WHOLE[kind].parts:
+        for entry in with_crossed(entries(part.scopes)):
+            if entry.name in part.decided or entry.name in FIXED:
+                continue
+            inner[part.prefix + entry.name] = {"$ref": f"#/$defs/flags/properties/{entry.name}"}
+            if entry.param.required and not any(item.select for item in entry.owners):
+                required.append(part.prefix + entry.name)
+    return {
+        "type": "object",
+        "properties": {"model": {"const": kind}, **own, **inner},
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
 def _property(entry: Entry) -> dict[str, Any]:
     options = [_kind(kind, entry) for kind in entry.kinds]
     if entry.per_layer:
@@ -81,6 +106,8 @@ def _any_of(options: list[dict[str, Any]]) -> dict[str, Any]:
 def _kind(kind: Any, entry: Entry) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind))}
+    if get_origin(kind) is dict:
+        return {"type": "object", "additionalProperties": _kind(get_args(kind)[1], entry)}
     if get_origin(kind) is tuple:
         return {"type": "array", "items": _kind(get_args(kind)[0], entry)}
     found: dict[str, Any] = {"type": TYPES[kind]}

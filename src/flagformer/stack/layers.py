@@ -112,8 +112,11 @@ class AttentionLayers(nn.Module):
 
     @property
     def can_cache(self) -> bool:
-        """Whether it can be decoded step by step: later tokens never change what earlier ones gave."""
-        return self.dims.causal
+        """Whether it can be decoded step by step: later tokens never change what earlier ones gave.
+
+        A PrefixDecoder can, with its prefix in the first block.
+        """
+        return self.time_rule(None) is not None
 
     @property
     def steps(self) -> list[Sublayer]:
@@ -157,7 +160,8 @@ class AttentionLayers(nn.Module):
             context: [B, S, D_context] for cross-attention. While decoding it is read once, with the prompt.
             context_mask: [B, S] bool, True for real tokens.
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
-            prefix_attn_len: [B], PrefixDecoder only: how many first tokens every query sees.
+            prefix_attn_len: [B] or [1], PrefixDecoder only: how many first real tokens every query sees;
+                while decoding only with the first block, which must hold them.
             layout: positions, padding and segments, when the caller has made them already.
             window: a query sees at most this many of the last tokens.
             state: a decoding session: x continues what it holds, and it takes in x.
@@ -182,6 +186,8 @@ class AttentionLayers(nn.Module):
             self.dims.dim_context or self.dims.dim,
             batch,
         )
+        if state is not None and prefix_attn_len is not None:
+            state.read_prefix(prefix_attn_len, length)
         rules = self._mask(prefix_attn_len, attn_mask, batch, length, state)
         side = SideInputs(
             see_self(self.position_bias, self.seat_counts["a"], rules, layout, window, state),

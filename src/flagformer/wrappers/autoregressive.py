@@ -1,48 +1,70 @@
 """Next-token training and generation around a causal language model."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.flow import Outputs
 from flagformer.generation import (
+    Against,
+    Amateur,
     Ending,
     LogitsFilter,
     PromptLike,
+    Prompts,
     Sampler,
     bind_filter,
     decode,
     evaluating,
+    is_number,
+    line_up,
     read_prompts,
+    read_settings,
+    search,
 )
+from flagformer.ops.drop import forgetful
 from flagformer.stack.inputs import check_padding
-from flagformer.wrappers.inputs import check_ids, layout_of
-
-SeqLens = Tensor | Sequence[Sequence[int]]
+from flagformer.wrappers.inputs import check_ids, prefix_lengths
+from flagformer.wrappers.requests import (
+    SeqLens,
+    check_net,
+    check_request,
+    keeps_state,
+    packed_targets,
+    prefix_of_prompts,
+    reach,
+)
 
 
 class AutoregressiveWrapper(nn.Module):
     """The loss of next tokens, and generation, for a causal `TransformerWrapper`.
 
     Args:
-        net: a causal model; others are refused with ValueError.
+        net: a causal model, or one of a PrefixDecoder; others are refused with ValueError.
         ignore_index: a target of this value does not count; `x` may hold it as padding.
         pad_value: the id read in its place, and written behind a row that has ended.
+        mask_prob: share of earlier tokens that no token sees in training, drawn anew for each row and forward
+            (forgetful causal masking, arXiv:2210.13432); the first token of a sequence stays.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one
 
-    def __init__(self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0) -> None:
+    def __init__(
+        self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0
+    ) -> None:
         super().__init__()
-        _check_net(net)
+        check_net(net)
         self.net = net
         if not 0 <= pad_value < self.net.num_tokens:
             raise ValueError(
                 f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
             )
+        if not is_number(mask_prob) or not 0 <= mask_prob < 1:
+            raise ValueError(f"`mask_prob` must be at least 0 and below 1, but is {mask_prob!r}")
+        self.mask_prob = mask_prob
         self.ignore_index = ignore_index
         self.pad_value = pad_value
         self.training = net.training
@@ -56,6 +78,8 @@ class AutoregressiveWrapper(nn.Module):
         seq_lens: SeqLens | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
@@ -66,6 +90,9 @@ class AutoregressiveWrapper(nn.Module):
             seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
             context: [B, S, D] for models with cross attention.
             context_mask: bool [B, S], True for real places of the context.
+            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
+                packed sequence) see each other, and are no targets.
+            embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
 
         The loss is NaN where no target counts.
         """
@@ -75,15 +102,25 @@ class AutoregressiveWrapper(nn.Module):
         check_ids(ids, self.net.num_tokens)
         targets = x[:, 1:]
         side: dict[str, Any] = {}
+        places = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
             check_padding("mask", mask, *x.shape)
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
             side["mask"] = mask[:, :-1]
         if seq_lens is not None:
-            side["seq_lens"], counts = _packed(seq_lens, ids)
+            side["seq_lens"], counts, places = packed_targets(seq_lens, ids)
             targets = targets.masked_fill(~counts, self.ignore_index)
+        if prefix_attn_len is not None:
+            side["prefix_attn_len"] = prefix_attn_len
+            behind = places[:, 1:] >= prefix_lengths(prefix_attn_len, ids)[:, None]
+            targets = targets.masked_fill(~behind, self.ignore_index)
         if context is not None:
             side |= {"context": context, "context_mask": context_mask}
+        if self.training and self.mask_prob:
+            real = side.get("mask", torch.ones_like(ids[:, :-1], dtype=torch.bool))
+            side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
+        if embed_ids is not None:
+            side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
         logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
@@ -104,6 +141,10 @@ class AutoregressiveWrapper(nn.Module):
         seed: int | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        amateur_model: nn.Module | Sequence[nn.Module] | None = None,
+        contrastive_decode_kwargs: Mapping[str, float] | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -122,71 +163,109 @@ class AutoregressiveWrapper(nn.Module):
             seed: makes the draws repeat, by a generator of their own; None uses torch's global generator.
             context: [B, S, D] for models with cross attention.
             context_mask: bool [B, S], True for real places of the context.
+            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each prompt see
+                each other; at most the prompt's length.
+            embed_ids: [B, L] for each name in the model's `embed_num_tokens`: what goes with the first,
+                second, ... token of each row, prompt and new ones; L covers the longest prompt at least, and
+                tokens beyond L get the last.
+            amateur_model: one weaker model or several, of the same vocabulary and inputs: tokens are drawn
+                from what this one likes more (contrastive decoding, arXiv:2309.09117).
+            contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * own - beta *
+                the amateur's, among tokens of at least alpha times the highest probability.
 
         Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
         new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
         Raises ValueError for anything that cannot be used. Every module is left in the mode it had.
         """
-        self._check_request(seq_len, eos_token)
+        check_request(self.net.num_tokens, seq_len, eos_token)
         device = next(self.net.parameters()).device
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        window = self._window(aligned.ids.shape[1], seq_len, restrict_to_max_seq_len)
-        side = {} if context is None else {"context": context, "context_mask": context_mask}
+        side = _side(aligned, context, context_mask, prefix_attn_len)
         ending = Ending(seq_len, eos_token, self.pad_value)
-        with evaluating(self.net):
-            new = decode(self.net, aligned, ending, sample, window, cache_kv and self._can_cache(), side)
+        length = aligned.ids.shape[1]
+        beside = line_up(embed_ids or {}, aligned, length + seq_len)
+
+        def ready(net: Any) -> Amateur:
+            window = reach(net, length, seq_len, restrict_to_max_seq_len)
+            return Amateur(net, window, keeps_state(net, cache_kv))
+
+        rivals = amateurs_of(amateur_model, self.net)
+        against = Against(tuple(map(ready, rivals)), *read_settings(contrastive_decode_kwargs))
+        with evaluating(nn.ModuleList([self.net, *rivals])):
+            _, window, cached = ready(self.net)
+            rival = against if rivals else None
+            new = decode(self.net, aligned, ending, sample, window, cached, side, beside, rival)
         return new if aligned.batched else new[0]
 
-    def _check_request(self, seq_len: int, eos_token: int | None) -> None:
-        if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
-            raise ValueError(f"`seq_len` must be a whole number of at least 1, but is {seq_len!r}")
-        last = self.net.num_tokens - 1
-        if eos_token is not None and (not isinstance(eos_token, int) or not 0 <= eos_token <= last):
-            raise ValueError(f"`eos_token` must be an id from 0 to {last} or None, but is {eos_token!r}")
+    def beam_search(
+        self,
+        prompts: PromptLike,
+        seq_len: int,
+        beams: int = 4,
+        *,
+        eos_token: int | None = None,
+        length_penalty: float = 0.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        return_beams: bool = False,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """The most likely continuation of each prompt that `beams` at a time can find: long [B, seq_len].
 
-    def _window(self, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
-        """How far a token sees, None where nothing limits it. The last new token is not read back."""
-        longest = self.net.max_seq_len
-        if prompt_len + seq_len - 1 <= longest:
-            return None
-        if self.net.absolute_positions:
-            most = longest + 1 - prompt_len
-            room = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"
-            none = f"is {seq_len}, but {prompt_len} prompt tokens leave no room"
+        Args:
+            beams: K, how many unended continuations are followed; with as many as there are it is exhaustive.
+            eos_token: a continuation ends with it, the rest is `pad_value`; None: all have `seq_len` tokens.
+            length_penalty: continuations are compared by log probability / length ** penalty, the end
+                counted; 0 compares probabilities, larger values favour longer ones.
+            return_beams: return the K best, best first: tokens [B, K, seq_len] and scores [B, K], minus
+                infinity where there are fewer.
+
+        Every other argument, the limits and the errors are those of `generate`.
+        """
+        check_request(self.net.num_tokens, seq_len, eos_token)
+        if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+            raise ValueError(f"`beams` must be a whole number of at least 1, but is {beams!r}")
+        if not is_number(length_penalty) or length_penalty < 0:
+            raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
+        device = next(self.net.parameters()).device
+        aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
+        side = _side(aligned, context, context_mask, prefix_attn_len)
+        length = aligned.ids.shape[1]
+        beside = line_up(embed_ids or {}, aligned, length + seq_len)
+        window = reach(self.net, length, seq_len, restrict_to_max_seq_len)
+        ending, cached = Ending(seq_len, eos_token, self.pad_value), keeps_state(self.net, cache_kv)
+        with evaluating(self.net):
+            pool = search(self.net, aligned, ending, beams, length_penalty, window, cached, side, beside)
+        if return_beams:
+            return (pool.tokens, pool.scores) if aligned.batched else (pool.tokens[0], pool.scores[0])
+        return pool.tokens[:, 0] if aligned.batched else pool.tokens[0, 0]
+
+
+def _side(
+    prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
+) -> dict[str, Any]:
+    """What the first forward of a decoding reads beside tokens."""
+    side: dict[str, Any] = {}
+    if context is not None:
+        side |= {"context": context, "context_mask": context_mask}
+    if prefix is not None:
+        side["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
+    return side
+
+
+def amateurs_of(given: nn.Module | Sequence[nn.Module] | None, expert: Any) -> list[Any]:
+    """The models to be contrasted with, out of their wrappers; they must share the expert's vocabulary."""
+    models = [] if given is None else [given] if isinstance(given, nn.Module) else list(given)
+    nets = [model.net if isinstance(model, AutoregressiveWrapper) else model for model in models]
+    for net in nets:
+        check_net(net)
+        if net.num_tokens != expert.num_tokens:
             raise ValueError(
-                f"`seq_len` {room if most > 0 else none}: this model has absolute positions for max_seq_len "
-                f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
+                f"`amateur_model` must know the same {expert.num_tokens} tokens, but knows {net.num_tokens}"
             )
-        return longest if restrict and longest else None
-
-    def _can_cache(self) -> bool:
-        if not self.net.can_cache:
-            warnings.warn(
-                "`cache_kv` has no effect: this model has no decode state, every step reads the whole row",
-                stacklevel=3,
-            )
-        return self.net.can_cache
-
-
-def _check_net(net: nn.Module) -> None:
-    layers = getattr(net, "attn_layers", None)
-    if layers is None:
-        raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
-    if not layers.causal:
-        raise ValueError(
-            f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
-            'use `Decoder`, or `"model": "decoder"`'
-        )
-
-
-def _packed(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of the packed sequences without the last column of `ids` [B, T], and which of the targets
-    ids[:, 1:] follow a token of their own sequence: bool [B, T - 1]."""
-    layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
-    real, segments = layout.padding, layout.segments
-    assert real is not None
-    assert segments is not None
-    lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)
-    lengths.scatter_add_(1, segments[:, :-1], real[:, :-1].to(lengths.dtype))
-    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1])
+    return nets

@@ -9,59 +9,46 @@ from typing import Any
 import torch
 from torch import nn
 
-from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, Finding, FlagError, nearest, resolve
-from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
+from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
+from flagformer.wrappers.flat import MODELS, build_flat
 from flagformer.wrappers.storage import load_model
-from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.wrappers.vit import ViTransformerWrapper
+from flagformer.wrappers.xtransformer import XTransformer
 
-MODELS: dict[str, type[AttentionLayers]] = {
-    "decoder": Decoder,
-    "encoder": Encoder,
-    "prefix_decoder": PrefixDecoder,
+# Models that are more than token ids around one stack; each declares flags of its own.
+WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper]] = {
+    "xtransformer": XTransformer,
+    "vit": ViTransformerWrapper,
 }
 
 
-def build(flags: Mapping[str, Any]) -> TransformerWrapper:
+def build(flags: Mapping[str, Any]) -> Any:
     """A model of flat flags.
 
     Args:
-        flags: `model` ("decoder", "encoder" or "prefix_decoder", the first when left out), `num_tokens`,
-            `max_seq_len`, `dim`, `depth` and any flag of `docs/flags.md`.
+        flags: `model`, and what that kind of model takes. "decoder" (when left out), "encoder" and
+            "prefix_decoder" make a TransformerWrapper of `num_tokens`, `max_seq_len`, `dim`, `depth` and any
+            flag of `docs/flags.md`; "xtransformer" an XTransformer of `dim` and the same flags behind `enc_`
+            and `dec_`; "vit" a ViTransformerWrapper of `image_size`, `patch_size` and flags of its layers.
 
     Raises:
         FlagError: every mistake at once.
     """
     rest = dict(flags)
     kind = rest.pop("model", "decoder")
-    if kind not in MODELS:
-        known = ", ".join(f"'{name}'" for name in MODELS)
-        text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), MODELS)}"
+    kinds = (*MODELS, *WHOLE)
+    if kind not in kinds:
+        known = ", ".join(f"'{name}'" for name in kinds)
+        text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), kinds)}"
         raise FlagError([Finding("model", text)])
-    if "causal" in rest:
-        text = f"`causal` is fixed by `model: {kind}`; leave it out"
-        raise FlagError([Finding("causal", text)])
     try:
-        resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
-    except FlagError as error:
-        raise FlagError(_by_model(finding, kind) for finding in error.findings) from None
-    outer = set(CATALOGUE.names({"model"}))
-    try:
-        layers = MODELS[kind](**{name: value for name, value in rest.items() if name not in outer})
-        return TransformerWrapper(
-            attn_layers=layers, **{name: value for name, value in rest.items() if name in outer}
-        )
+        return WHOLE[kind].from_flags(rest) if kind in WHOLE else build_flat(kind, rest)
     except (MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if not isinstance(error, MemoryError) and not any(word in reason for word in ("memory", "overflow")):
             raise
         text = f"there is no memory for a model of these sizes; make `dim` or another size smaller ({reason})"
         raise FlagError([Finding("dim", text)]) from None
-
-
-def _by_model(finding: Finding, kind: str) -> Finding:
-    """What `model` fixes, in the word that the user typed."""
-    text = finding.message.replace("`causal=True` (it is False)", f"`model=decoder` (it is `model={kind}`)")
-    return Finding(finding.flag, text)
 
 
 def check(flags: Mapping[str, Any]) -> None:
@@ -75,4 +62,4 @@ def load(directory: str | Path) -> nn.Module:
     return load_model(Path(directory), build)
 
 
-__all__ = ["LAYER_SCOPES", "MODELS", "build", "check", "load"]
+__all__ = ["LAYER_SCOPES", "MODELS", "WHOLE", "build", "check", "load"]

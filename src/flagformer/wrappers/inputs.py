@@ -90,6 +90,18 @@ def layout_of(
     return layout
 
 
+def prefix_lengths(length: int | Tensor, x: Tensor) -> Tensor:
+    """[B] or [1] long: how many first tokens of each row of x [B, T] are its prefix."""
+    whole = length if isinstance(length, (int, Tensor)) else -1
+    lengths = torch.as_tensor(whole, device=x.device).reshape(-1)
+    fits = lengths.dtype in INTEGERS and lengths.numel() in (1, x.shape[0])
+    if not fits or (readable(lengths) and bool((lengths < 0).any())):
+        raise ValueError(
+            f"`prefix_attn_len` must be a whole number from 0 on, or one per row, but is {length!r}"
+        )
+    return lengths
+
+
 def _positions(pos: Tensor, batch: int, length: int) -> Tensor:
     check_tensor("pos", pos)
     if pos.dtype not in INTEGERS or tuple(pos.shape) not in ((length,), (1, length), (batch, length)):

@@ -13,12 +13,14 @@ from flagformer.flags import FlagError
 
 if TYPE_CHECKING:
     from flagformer.wrappers.transformer import TransformerWrapper
+    from flagformer.wrappers.vit import ViTransformerWrapper
+    from flagformer.wrappers.xtransformer import XTransformer
 
 SCHEMA = 1
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
 
 
-def save_model(model: TransformerWrapper, directory: Path) -> None:
+def save_model(model: TransformerWrapper | XTransformer | ViTransformerWrapper, directory: Path) -> None:
     """Writes both files, each to a temporary name first, so that a crash leaves no half of one."""
     from safetensors.torch import save
 
@@ -32,7 +34,9 @@ def save_model(model: TransformerWrapper, directory: Path) -> None:
             "save `model.state_dict()` and rebuild the model in code"
         ) from None
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    shared = _shared(model)
+    tensors = model.state_dict().items()
+    state = {name: tensor.contiguous() for name, tensor in tensors if name not in shared}
     _replace(directory / WEIGHTS, save(state))
     _replace(directory / FLAGS, (text + "\n").encode())
 
@@ -62,6 +66,7 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
         model.to(kinds.pop())
+    state |= {name: state[first] for name, first in _shared(model).items() if first in state}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -70,6 +75,13 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         text = f"{path} does not hold the weights of {directory / FLAGS}:\n{shown}"
         raise ValueError(text) from None
     return model
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Second names of parameters (tied embeddings) -> their first; only the first is stored."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def _read_flags(path: Path) -> dict[str, Any]:

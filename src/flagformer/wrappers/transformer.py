@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, Outputs, Tape
-from flagformer.ops.identity import identity
-from flagformer.stack.inputs import readable
+from flagformer.head.heads import EMB_DIM
+from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.wrappers.inputs import check_ids, check_positions, layout_of
+from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.storage import save_model
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
@@ -42,8 +44,22 @@ class TransformerWrapper(nn.Module):
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
         tie_embedding: bool = False,
+        return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", least=0, below=1)] = 0.0,
+        emb_dim: Annotated[int | None, EMB_DIM] = None,
+        post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embeddings' sum")] = False,
+        l2norm_embed: Annotated[bool, UNIT] = False,
+        emb_frac_gradient: Annotated[
+            float,
+            Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", least=0.001),
+        ] = 1.0,
+        embed_num_tokens: Annotated[
+            dict[str, int] | None,
+            Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", least=1),
+        ] = None,
+        logits_dim: int | None = None,
     ) -> None:
+        """See the class and `docs/flags.md`."""
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
             text = (
@@ -56,16 +72,31 @@ class TransformerWrapper(nn.Module):
             "emb_dropout": emb_dropout,
             "scaled_sinu_pos_emb": scaled_sinu_pos_emb,
             "tie_embedding": tie_embedding,
+            "return_only_embed": return_only_embed,
+            "emb_dim": emb_dim,
+            "post_emb_norm": post_emb_norm,
+            "l2norm_embed": l2norm_embed,
+            "emb_frac_gradient": emb_frac_gradient,
+            "embed_num_tokens": embed_num_tokens,
+            "logits_dim": logits_dim,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
         elif not scaled_sinu_pos_emb:
             given["use_abs_pos_emb"] = not attn_layers.is_relative and max_seq_len > 0
         self.resolved = resolve(given, CATALOGUE, {"model"})
-        self.num_tokens, self.max_seq_len, dim = num_tokens, max_seq_len, attn_layers.dim
-        self.token_emb = TokenEmbedding(num_tokens, dim)
-        self.pos_emb = self.resolved.stack["absolute"][0].build(dim, max_seq_len)
-        self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
+        if emb_frac_gradient > 1:
+            text = f"`emb_frac_gradient` must be at most 1, but is {emb_frac_gradient}"
+            raise FlagError([Finding("emb_frac_gradient", text)])
+        dim, kinds = attn_layers.dim, embed_num_tokens or {}
+        if not all(name.isidentifier() for name in kinds):
+            text = f"`embed_num_tokens` must hold names as in code, but holds {', '.join(map(repr, kinds))}"
+            raise FlagError([Finding("embed_num_tokens", text)])
+        width = emb_dim or dim
+        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+        self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
+        self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
+        self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
         self.attn_layers = attn_layers
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
 
@@ -82,6 +113,11 @@ class TransformerWrapper(nn.Module):
         return self.attn_layers.can_cache
 
     @property
+    def logits_dim(self) -> int:
+        """Logits of a token."""
+        return self.resolved.flags["logits_dim"] or self.num_tokens
+
+    @property
     def absolute_positions(self) -> bool:
         """Whether a table of positions ends at `max_seq_len`."""
         return self.pos_emb.limit is not None
@@ -89,7 +125,8 @@ class TransformerWrapper(nn.Module):
     def num_params(self, *, embedding: bool = True) -> int:
         """Number of parameters; without token and position embeddings under `embedding=False`."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        outside = [*self.token_emb.parameters(), *self.pos_emb.parameters()]
+        tables = (self.token_emb, self.pos_emb, self.embedding.kinds)
+        outside = [parameter for table in tables for parameter in table.parameters()]
         return total if embedding else total - sum(parameter.numel() for parameter in outside)
 
     def explain(self) -> str:
@@ -136,6 +173,8 @@ class TransformerWrapper(nn.Module):
         prefix_attn_len: int | Tensor | None = None,
         window: int | None = None,
         state: DecodeState | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        sum_embeds: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
@@ -154,9 +193,13 @@ class TransformerWrapper(nn.Module):
                 as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
                 position 0, and what stands behind the last one is padding.
             pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
-            prefix_attn_len: PrefixDecoder only: so many first tokens are seen by all; one number or [B].
+            prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
+                are seen by all of it; one number or [B]. While decoding only with the first block, which must
+                hold the prefix.
             window: a token sees at most this many of the last tokens, itself included.
             state: of `init_state`: x continues what it holds.
+            embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
+            sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
             return_embeddings: the output of the last layer in place of logits.
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
@@ -178,13 +221,13 @@ class TransformerWrapper(nn.Module):
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         wanted = ["attn.weights"] if return_attn or return_intermediates else []
         tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted)
-        embedded = self.emb_dropout(self.token_emb(x) + self.pos_emb(layout.positions))
+        embedded = self.token_emb(x) + self.pos_emb(layout.positions)
         out = self.attn_layers(
-            embedded,
+            self.embedding(embedded, embed_ids or {}, sum_embeds),
             attn_mask=attn_mask,
             context=context,
             context_mask=context_mask,
-            prefix_attn_len=_prefix(prefix_attn_len, x),
+            prefix_attn_len=None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x),
             layout=layout,
             window=window,
             state=state,
@@ -201,16 +244,3 @@ class TransformerWrapper(nn.Module):
         if return_attn:
             return logits, list(maps)
         return logits, Outputs(out, logits, tape.losses, maps, tuple(tape.kept.get("stack.stream", ())))
-
-
-def _prefix(length: int | Tensor | None, x: Tensor) -> Tensor | None:
-    if length is None:
-        return None
-    lengths = length if isinstance(length, (int, Tensor)) else -1
-    lengths = torch.as_tensor(lengths, device=x.device).reshape(-1)
-    fits = lengths.dtype in (torch.int64, torch.int32) and lengths.numel() in (1, x.shape[0])
-    if not fits or (readable(lengths) and bool((lengths < 0).any())):
-        raise ValueError(
-            f"`prefix_attn_len` must be a whole number from 0 on, or one per row, but is {length!r}"
-        )
-    return lengths

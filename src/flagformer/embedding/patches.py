@@ -1,0 +1,78 @@
+"""Patches of an image as tokens (ViT, arXiv:2010.11929, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from flagformer.norm.layernorm import LayerNorm
+
+
+class PatchEmbedding(nn.Module):
+    """Images [B, C, height, width] -> [B, N, D]: patches row by row, each with a learned vector of its place.
+
+    The pixels of a patch are normed before the projection and its output after it. Learned places are a grid
+    of the size trained on; for an image of another size the grid is resized (bicubic, antialiased), as in
+    section 3.2 of the paper. It starts as a normal distribution of standard deviation 0.02.
+
+    Args:
+        grid: patches in a column and in a row, (rows, columns).
+        patch: pixels of a patch, (height, width).
+    """
+
+    def __init__(self, grid: tuple[int, int], patch: tuple[int, int], channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        pixels = channels * patch[0] * patch[1]
+        self.in_norm = LayerNorm(pixels)
+        self.project = nn.Linear(pixels, dim)
+        self.out_norm = LayerNorm(dim)
+        self.places = nn.Parameter(0.02 * torch.randn(*grid, dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = self.patch
+        rows, columns = self.grid_of(images)
+        x = rearrange(images, "b c (r h) (k w) -> b (r k) (h w c)", h=height, w=width)
+        x = self.out_norm(self.project(self.in_norm(x)))
+        return x + self.places_for(rows, columns).flatten(0, 1)
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches; ValueError for what is no image of whole patches."""
+        height, width = self.patch
+        if images.dim() != 4 or images.shape[1] != self.channels or not images.is_floating_point():
+            raise ValueError(
+                f"`img` must be floating-point numbers of shape [B, {self.channels}, height, width], "
+                f"but is {images.dtype} of shape {list(images.shape)}"
+            )
+        y, x = images.shape[2:]
+        if y % height or x % width or not y or not x:
+            raise ValueError(
+                f"`img` must be a multiple of `patch_size` {height} x {width} pixels high and wide, "
+                f"but is {y} x {x}: crop, pad or resize it"
+            )
+        return y // height, x // width
+
+    def places_for(self, rows: int, columns: int) -> Tensor:
+        """The learned places of a grid, [rows, columns, D]."""
+        if (rows, columns) == tuple(self.places.shape[:2]):
+            return self.places
+        table = self.places.permute(2, 0, 1)[None]
+        exact = table.float() if table.dtype in (torch.bfloat16, torch.float16) else table
+        resized = F.interpolate(exact, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
+        return resized[0].permute(1, 2, 0).to(table.dtype)
+
+
+class Registers(nn.Module):
+    """Learned tokens behind those that came in (arXiv:2309.16588): [B, N, D] -> [B, N + R, D].
+
+    They start as a normal distribution of standard deviation 0.02.
+    """
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(0.02 * torch.randn(count, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)

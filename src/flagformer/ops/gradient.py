@@ -1,0 +1,10 @@
+"""Gradients that are not those of the value."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def scale_gradient(x: Tensor, share: float) -> Tensor:
+    """x, whose gradient is multiplied by `share`."""
+    return x if share == 1 else x * share + x.detach() * (1 - share)

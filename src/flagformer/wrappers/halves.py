@@ -1,0 +1,126 @@
+"""The flags of an encoder-decoder: `enc_` and `dec_` in front, every message with the name as typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Finding, FlagError, nearest, split_prefixes
+from flagformer.wrappers.flat import build_flat
+from flagformer.wrappers.transformer import TransformerWrapper
+
+ENC, DEC = "enc_", "dec_"
+NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
+# What is decided by there being two halves, and why.
+DECIDED = {
+    ENC: {
+        "dim": "both halves have one width: say `dim`",
+        "causal": "an encoder sees all of its source",
+        "return_only_embed": NO_HEAD,
+        "tie_embedding": NO_HEAD,
+        "logits_dim": NO_HEAD,
+        "cross_attend": "the encoder reads the source alone",
+        "only_cross": "the encoder reads the source alone",
+    },
+    DEC: {
+        "dim": "both halves have one width: say `dim`",
+        "causal": "a decoder sees no later token",
+        "cross_attend": "a decoder always reads the encoder",
+        "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
+        "return_only_embed": "the loss is of the decoder's logits",
+    },
+}
+
+
+def build_halves(
+    dim: int, flags: Mapping[str, Any], tied: bool, own: Iterable[str], findings: list[Finding]
+) -> tuple[TransformerWrapper, TransformerWrapper]:
+    """Encoder and decoder; what is wrong with either, and what reaches neither, in one error.
+
+    Args:
+        own: the names that an encoder-decoder takes without a prefix.
+        findings: what is known to be wrong already; joined by what is found here.
+    """
+    encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
+    findings += [Finding(name, _stray(name, own)) for name in rest]
+    orders = {"only_cross", "custom_layers"} & set(decoder)
+    crossing = {} if orders else {"cross_attend": True}
+    halves = [
+        _build_half(ENC, "encoder", encoder, {"dim": dim, "return_only_embed": True}, findings),
+        _build_half(DEC, "decoder", decoder, {"dim": dim, **crossing}, findings),
+    ]
+    first, second = halves
+    if first is not None and second is not None:
+        findings += _mismatches(first, second, tied)
+    if first is None or second is None or findings:
+        raise FlagError(dict.fromkeys(findings))
+    return first, second
+
+
+def _build_half(
+    prefix: str, kind: str, flags: Mapping[str, Any], fixed: Mapping[str, Any], findings: list[Finding]
+) -> TransformerWrapper | None:
+    """One half, or None with its findings added, every name as it was typed."""
+    decided = [
+        Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {DECIDED[prefix][name]}")
+        for name in flags
+        if name in DECIDED[prefix]
+    ]
+    findings += decided
+    rest = {name: value for name, value in flags.items() if name not in DECIDED[prefix]}
+    try:
+        return build_flat(kind, {**rest, **fixed})
+    except FlagError as error:
+        findings += [_as_typed(finding, prefix, {*rest, *_known()}) for finding in error.findings]
+        return None
+
+
+def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
+    """A finding of one half with the prefix in front of every flag it speaks of."""
+    shared = {"dim"}
+
+    def typed(match: re.Match[str]) -> str:
+        return f"`{prefix}{match[1]}" if match[1] in names - shared else match[0]
+
+    flag = finding.flag if finding.flag in shared else prefix + finding.flag
+    return Finding(flag, re.sub(r"`(\w+)", typed, finding.message))
+
+
+def _known() -> set[str]:
+    """Every name that may stand behind a prefix."""
+    names = set(CATALOGUE.names(MODEL_SCOPES))
+    crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
+    return names | crossed | set(SLOTS)
+
+
+def _stray(name: str, own: Iterable[str]) -> str:
+    known = _known()
+    if name in known:
+        return f"`{name}` must say which half it is for: `{ENC}{name}`, `{DEC}{name}` or both"
+    typed = (*own, *(prefix + word for prefix in (ENC, DEC) for word in known))
+    hint = nearest(name, typed) or "; flags begin with `enc_` or `dec_`"
+    return f"`{name}` is not a flag of XTransformer{hint}"
+
+
+def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:
+    """What only shows when both halves are there."""
+    findings = []
+    if encoder.attn_layers.has_cross:
+        text = "`enc_custom_layers` must hold no 'c', because the encoder reads the source alone"
+        findings.append(Finding("enc_custom_layers", text))
+    if not decoder.attn_layers.has_cross:
+        text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
+        findings.append(Finding("dec_custom_layers", text))
+    widths = [half.token_emb.weight.shape[1] for half in (encoder, decoder)]
+    unit = [half.resolved.flags["l2norm_embed"] for half in (encoder, decoder)]
+    if tied and (widths[0] != widths[1] or unit[0] != unit[1]):
+        text = "`tie_token_emb` needs the same `emb_dim` and `l2norm_embed` in both halves"
+        findings.append(Finding("tie_token_emb", text))
+    if tied and encoder.num_tokens != decoder.num_tokens:
+        text = (
+            "`tie_token_emb` needs equal vocabularies, but "
+            f"`enc_num_tokens` is {encoder.num_tokens} and `dec_num_tokens` is {decoder.num_tokens}"
+        )
+        findings.append(Finding("tie_token_emb", text))
+    return findings

@@ -1,0 +1,94 @@
+"""What the loss and generation ask of a model and of their arguments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.generation import Prompts
+from flagformer.head.heads import NoHead
+from flagformer.stack.layers import PrefixDecoder
+from flagformer.wrappers.inputs import layout_of, prefix_lengths
+
+SeqLens = Tensor | Sequence[Sequence[int]]
+
+
+def check_request(num_tokens: int, seq_len: int, eos_token: int | None) -> None:
+    """How many new tokens, and which ends a row."""
+    if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
+        raise ValueError(f"`seq_len` must be a whole number of at least 1, but is {seq_len!r}")
+    last = num_tokens - 1
+    if eos_token is not None and (not isinstance(eos_token, int) or not 0 <= eos_token <= last):
+        raise ValueError(f"`eos_token` must be an id from 0 to {last} or None, but is {eos_token!r}")
+
+
+def reach(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
+    """How far a token sees, None where nothing limits it. The last new token is not read back."""
+    longest = net.max_seq_len
+    if prompt_len + seq_len - 1 <= longest:
+        return None
+    if net.absolute_positions:
+        most = longest + 1 - prompt_len
+        room = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"
+        none = f"is {seq_len}, but {prompt_len} prompt tokens leave no room"
+        raise ValueError(
+            f"`seq_len` {room if most > 0 else none}: this model has absolute positions for max_seq_len "
+            f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
+        )
+    return longest if restrict and longest else None
+
+
+def keeps_state(net: Any, asked: bool) -> bool:
+    """Whether a decode state is used; a warning where it is asked for and there is none."""
+    if asked and not net.can_cache:
+        warnings.warn(
+            "`cache_kv` has no effect: this model has no decode state, every step reads the whole row",
+            stacklevel=4,
+        )
+    return asked and net.can_cache
+
+
+def check_net(net: nn.Module) -> None:
+    layers = getattr(net, "attn_layers", None)
+    if layers is None:
+        raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
+    if isinstance(getattr(net, "head", None), NoHead):
+        raise ValueError("`net` must give logits, but was built with `return_only_embed`; leave that out")
+    logits = getattr(net, "logits_dim", net.num_tokens)
+    if logits != net.num_tokens:
+        raise ValueError(
+            f"`net` must give a logit for each of its {net.num_tokens} tokens, but `logits_dim` is {logits}"
+        )
+    if not layers.causal and not isinstance(layers, PrefixDecoder):
+        raise ValueError(
+            f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
+            'use `Decoder`, or `"model": "decoder"`'
+        )
+
+
+def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
+    """[B] or [1], checked against the prompts."""
+    lengths = prefix_lengths(prefix, prompts.ids)
+    held = prompts.ids.shape[1] - (0 if prompts.starts is None else prompts.starts)
+    if bool((lengths > held).any()) or bool((lengths < 0).any()):
+        raise ValueError(
+            f"`prefix_attn_len` must be from 0 to the length of each prompt, but is {lengths.tolist()} "
+            f"for lengths {torch.as_tensor(held).tolist()}"
+        )
+    return lengths
+
+
+def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of sequences packed in `ids` [B, T]: their lengths without the last column; which of the targets
+    ids[:, 1:] follow a token of their own sequence, bool [B, T - 1]; each token's place in its sequence."""
+    layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
+    real, segments = layout.padding, layout.segments
+    assert real is not None
+    assert segments is not None
+    lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)
+    lengths.scatter_add_(1, segments[:, :-1], real[:, :-1].to(lengths.dtype))
+    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1]), layout.positions

@@ -1,0 +1,259 @@
+"""XTransformer: an encoder reads the source, a decoder writes the target (arXiv:1706.03762)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.generation import LogitsFilter, PromptLike, evaluating
+from flagformer.ops.drop import keep_some
+from flagformer.stack.inputs import check_padding
+from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
+from flagformer.wrappers.own import Part, own_findings
+from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.transformer import TransformerWrapper
+
+
+class XTransformer(nn.Module):
+    """An encoder-decoder: `model(src, tgt)` is a loss, `model.generate` writes a target.
+
+    Args:
+        dim: width D of both halves.
+        tie_token_emb: both halves read tokens through one embedding; their vocabularies must be equal.
+        ignore_index: a target of this value does not count.
+        pad_value: the id read in its place, and written behind a row that has ended.
+        cross_attn_tokens_dropout: share of the source's tokens that the decoder does not see in training
+            (at least one of each row stays), drawn anew at each forward.
+        **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
+            `enc_num_tokens`, `enc_max_seq_len`, `enc_depth` and the same of `dec_` are required.
+
+    Raises:
+        FlagError: every mistake of both halves at once, with the names as typed.
+    """
+
+    parts = (
+        Part(ENC, MODEL_SCOPES, frozenset(DECIDED[ENC])),
+        Part(DEC, MODEL_SCOPES, frozenset(DECIDED[DEC])),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: Annotated[int, Flag("dim", "width D of both halves", least=1)],
+        tie_token_emb: Annotated[
+            bool, Flag("tie_token_emb", "both halves read tokens through one embedding")
+        ] = False,
+        ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
+        pad_value: Annotated[
+            int, Flag("pad_value", "the id read in its place, and written behind an ended row", least=0)
+        ] = 0,
+        cross_attn_tokens_dropout: Annotated[
+            float,
+            Flag(
+                "cross_attn_tokens_dropout",
+                "share of the source's tokens hidden from the decoder in training",
+                least=0,
+                below=1,
+            ),
+        ] = 0.0,
+        **flags: Any,
+    ) -> None:
+        super().__init__()
+        own = {
+            "dim": dim,
+            "tie_token_emb": tie_token_emb,
+            "ignore_index": ignore_index,
+            "pad_value": pad_value,
+            "cross_attn_tokens_dropout": cross_attn_tokens_dropout,
+        }
+        halves = build_halves(dim, flags, tie_token_emb, own, own_findings(XTransformer, own))
+        self.encoder: TransformerWrapper = halves[0]
+        self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value)
+        self.own = own
+        if tie_token_emb:
+            self.decoder.net.token_emb = self.encoder.token_emb
+
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> XTransformer:
+        """What `flagformer.build` makes of `model: xtransformer`."""
+        if "dim" not in flags:
+            raise FlagError([Finding("dim", "`dim` is required: width D of both halves")])
+        return XTransformer(**flags)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flat flags that `flagformer.build` makes this model of."""
+        own: dict[str, Any] = {"model": "xtransformer", **self.own}
+        halves: tuple[tuple[str, TransformerWrapper], ...] = ((ENC, self.encoder), (DEC, self.decoder.net))
+        for prefix, half in halves:
+            decided = {"model", *DECIDED[prefix]}
+            own |= {prefix + name: value for name, value in half.flags.items() if name not in decided}
+        return own
+
+    def num_params(self, *, embedding: bool = True) -> int:
+        """Number of parameters, tied ones once; without token and position embeddings under
+        `embedding=False`."""
+        outside = {
+            id(parameter)
+            for half in (self.encoder, self.decoder.net)
+            for module in (half.token_emb, half.pos_emb, half.embedding.kinds)
+            for parameter in module.parameters()
+        }
+        return sum(p.numel() for p in self.parameters() if embedding or id(p) not in outside)
+
+    def explain(self) -> str:
+        """What was built, half by half, and why each kernel was chosen."""
+        tied = ", one token embedding" if self.own["tie_token_emb"] else ""
+        title = f"XTransformer: {self.num_params():,} parameters{tied}"
+        return "\n".join([title, "encoder:", self.encoder.explain(), "decoder:", self.decoder.net.explain()])
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        save_model(self, Path(directory))
+
+    def encode(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Source ids [B, S] -> what the decoder reads, [B, S, D]."""
+        return self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=embed_ids, return_embeddings=True)
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        *,
+        tgt_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
+        return_outputs: bool = False,
+    ) -> Any:
+        """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
+
+        Args:
+            src: ids [B, S].
+            tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
+            mask: bool [B, S], True for real tokens of the source.
+            attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], where the encoder may look.
+            tgt_mask: bool [B, T], True for real tokens of the target.
+            embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
+            tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
+            return_outputs: return (loss, Outputs) of the decoder.
+
+        Raises:
+            ValueError: naming the argument, what it was and what it must be.
+        """
+        encoded = self.encode(src, mask, attn_mask, embed_ids)
+        seen = mask
+        hidden = self.own["cross_attn_tokens_dropout"]
+        if self.training and hidden:
+            real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
+            seen = keep_some(real, 1 - hidden)
+        side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
+        return self.decoder(tgt, return_outputs, mask=tgt_mask, **side)
+
+    def generate(
+        self,
+        seq_in: Tensor,
+        seq_out_start: PromptLike,
+        seq_len: int,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        *,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        filter_logits_fn: str | LogitsFilter | None = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        seed: int | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
+
+        The source is read once; its keys and values are projected once for each layer.
+
+        Args:
+            seq_in: source ids [B, S].
+            seq_out_start: the beginning of each target: ids [B, T] or [T], or lists of any lengths.
+            seq_len: number of new tokens.
+            mask: bool [B, S], True for real tokens of the source.
+            attn_mask, embed_ids: as in the forward.
+            tgt_embed_ids: the `embed_ids` of `AutoregressiveWrapper.generate`.
+
+        Every other argument is that of `AutoregressiveWrapper.generate`.
+        """
+        return self.decoder.generate(
+            seq_out_start,
+            seq_len,
+            eos_token=eos_token,
+            temperature=temperature,
+            prompt_lens=prompt_lens,
+            filter_logits_fn=filter_logits_fn,
+            filter_kwargs=filter_kwargs,
+            restrict_to_max_seq_len=restrict_to_max_seq_len,
+            cache_kv=cache_kv,
+            seed=seed,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
+            context_mask=mask,
+            embed_ids=tgt_embed_ids,
+        )
+
+    def beam_search(
+        self,
+        seq_in: Tensor,
+        seq_out_start: PromptLike,
+        seq_len: int,
+        beams: int = 4,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        *,
+        eos_token: int | None = None,
+        length_penalty: float = 0.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        return_beams: bool = False,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        tgt_embed_ids: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """The most likely target behind each start that `beams` at a time can find: long [B, seq_len].
+
+        Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
+        """
+        return self.decoder.beam_search(
+            seq_out_start,
+            seq_len,
+            beams,
+            eos_token=eos_token,
+            length_penalty=length_penalty,
+            prompt_lens=prompt_lens,
+            restrict_to_max_seq_len=restrict_to_max_seq_len,
+            cache_kv=cache_kv,
+            return_beams=return_beams,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
+            context_mask=mask,
+            embed_ids=tgt_embed_ids,
+        )
+
+    def _read_source(
+        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """`encode` without gradient, in eval mode."""
+        if mask is not None:
+            check_padding("mask", mask, *src.shape[:2])
+        with torch.no_grad(), evaluating(self.encoder):
+            return self.encode(src, mask, attn_mask, ids)
