@@ -140,7 +140,7 @@ def test_split_prefixes():
         ({"rotary_pos_em": True}, "`enc_rotary_pos_em` is not a flag; did you mean `enc_rotary_pos_emb`?"),
         ({"attn_dropout": 2}, "`enc_attn_dropout` must be below 1"),
         ({"attn_dropout": (0.1,) * 3}, "`enc_attn_dropout` has 3 values for 2 self-attention sublayers"),
-        ({"rotary_emb_dim": 4}, "it tunes `enc_rotary_pos_emb`, which is not set"),
+        ({"rotary_emb_dim": 4}, "it tunes `enc_rotary_pos_emb` or `enc_rotary_xpos`, which is not set"),
         ({"attn_kv_heads": 2, "attn_one_kv_head": True}, "`enc_attn_kv_heads` and `enc_attn_one_kv_head`"),
         ({"attn_flash": True, "rel_pos_bias": True}, "`enc_attn_flash=True` and `enc_rel_pos_bias`"),
         ({"only_cross": True, "rotary_pos_emb": True}, "`enc_rotary_pos_emb` and `enc_only_cross`"),
