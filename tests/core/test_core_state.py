@@ -169,7 +169,7 @@ def test_misuse_of_init_state(how, text):
         shared("rotary").init_state(**{"batch": B, "length": T, **how})
 
 
-@pytest.mark.parametrize("kind", ["encoder", "prefix"])
+@pytest.mark.parametrize("kind", ["encoder"])
 def test_layers_that_see_later_tokens_have_no_state(kind):
     assert not shared(kind).can_cache
     with pytest.raises(ValueError, match="only causal layers can be decoded step by step"):

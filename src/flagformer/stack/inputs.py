@@ -79,7 +79,7 @@ def check_window(window: Any, causal: bool, decoding: bool) -> None:
     if decoding:
         raise ValueError("`window` cannot be given with `state`: say it to `init_state`")
     if not causal:
-        raise ValueError("`window` needs causal layers (Decoder), but these see later tokens")
+        raise ValueError("`window` needs causal layers (Decoder, PrefixDecoder), but these see later tokens")
 
 
 def check_context(

@@ -177,7 +177,7 @@ class AttentionLayers(nn.Module):
         if layout is None:
             layout = self._layout(x, mask, seq_start_pos, state)
         if window is not None:
-            check_window(window, self.dims.causal, state is not None)
+            check_window(window, self.time_rule(None) is not None, state is not None)
         check_context(
             context,
             context_mask,
