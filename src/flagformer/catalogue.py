@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flagformer.attention.cores.dense import Dense as DenseCore
 from flagformer.attention.kernels.einsum import Einsum
-from flagformer.attention.kernels.sdpa import SDPA, FusedUnlessLearning
+from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
@@ -47,7 +47,7 @@ CATALOGUE.fill(
         Softmax,
         DenseCore,
         # the fastest kernel first: the first that serves every filled slot is taken
-        SDPA, FusedUnlessLearning, Einsum,
+        SDPA, FusedBias, Einsum,
         Dense, GLU,
         GELU, Swish, ReLUSquared,
         LayerScale, StochasticDepth,
