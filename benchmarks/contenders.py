@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import bare_decode
-from bare import Bare, Size
+from bare import FAMILIES, LONG_FAMILIES, SEATS, WINDOW, Bare, Size
 
 TOLERATED = 0.01  # parameter counts may differ by the gate's bias or a norm's, not by more
 
@@ -28,6 +29,8 @@ class Contender:
 
 
 def bare(size: Size) -> list[Contender]:
+    if size.family not in FAMILIES:
+        return []
     model = Bare(size)
     return [
         Contender("bare", "", model, model, lambda prompt, count: bare_decode.generate(model, prompt, count))
@@ -40,7 +43,8 @@ def flagformer(size: Size) -> list[Contender]:
 
     model = build(flagformer_flags(size))
     wrapper = AutoregressiveWrapper(model)
-    return [Contender("flagformer", "", model, model, _greedy_wrapper(wrapper))]
+    logits = partial(model, window=WINDOW) if size.family == "window" else model
+    return [Contender("flagformer", "", model, logits, _greedy_wrapper(wrapper))]
 
 
 def flagformer_flags(size: Size) -> dict[str, object]:
@@ -56,6 +60,9 @@ def flagformer_flags(size: Size) -> dict[str, object]:
         "absolute": {},
         "alibi": {"alibi_pos_bias": True, "use_abs_pos_emb": False},
         "t5": {"rel_pos_bias": True},
+        "dynamic": {"dynamic_pos_bias": True},
+        "window": {"rotary_pos_emb": True, "rotary_emb_dim": size.head_dim},
+        "seats": {"rotary_pos_emb": True, "rotary_emb_dim": size.head_dim, "attn_num_mem_kv": SEATS},
     }[size.family]
     return {
         "model": "decoder",
@@ -77,12 +84,13 @@ def x_transformers(size: Size) -> list[Contender]:
     flags = {
         k: v for k, v in flagformer_flags(size).items() if k not in ("model", "num_tokens", "max_seq_len")
     }
-    absolute = flags.pop("use_abs_pos_emb", True)
+    absolute = flags.pop("use_abs_pos_emb", size.family not in LONG_FAMILIES)
     found = []
     for flash in (False, True):
-        if flash and size.family == "t5":
-            continue  # the library refuses attn_flash with a T5 bias
-        layers = xt.Decoder(**flags, attn_flash=flash, verbose=False)
+        if flash and size.family in ("t5", "dynamic"):
+            continue  # the library refuses attn_flash with a learned bias
+        past = {"attn_max_attend_past": WINDOW} if size.family == "window" else {}
+        layers = xt.Decoder(**flags, **past, attn_flash=flash, verbose=False)
         model = xt.TransformerWrapper(
             num_tokens=size.vocab, max_seq_len=size.length, attn_layers=layers, use_abs_pos_emb=absolute
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bare import FAMILIES, Size
+from bare import FAMILIES, LONG_FAMILIES, Size
 from contenders import Contender
 
 SMALL = {"dim": 64, "depth": 2, "heads": 4, "length": 64}
@@ -45,6 +45,9 @@ def rows(quick: bool) -> list[Row]:
         size = Size(family)
         for kind in ("train", "train+adamw", "infer"):
             found.append(Row(f"{kind}/{family}", size, kind, 4, long, rounds))
+    for family in ("alibi", "t5", *LONG_FAMILIES):
+        length, often = (256, 2) if quick else (2048, 5)
+        found.append(Row(f"long/{family}", Size(family, depth=2, length=2048), "train", 1, length, often))
     for family in FAMILIES:
         size = Size(family, **SMALL)
         for kind in ("train", "infer"):

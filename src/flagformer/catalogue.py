@@ -7,7 +7,7 @@ from flagformer.attention.cores.dense import Dense as DenseCore
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.values import HeadGate, ValueGate
 from flagformer.attention.kernels.einsum import Einsum
-from flagformer.attention.kernels.sdpa import SDPA, FusedUnlessLearning
+from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
 from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
@@ -68,7 +68,7 @@ CATALOGUE.fill(
         Project, AttentionOnAttention,
         DenseCore, CarriedScores, CarriedCrossScores,
         # the fastest kernel first: the first that serves every filled slot is taken
-        SDPA, FusedUnlessLearning, Einsum,
+        SDPA, FusedBias, Einsum,
         Dense, GLU,
         GELU, Swish, ReLUSquared,
         Straight, ShiftTokens,

@@ -103,7 +103,7 @@ def test_many_fillers_for_a_slot_that_takes_many():
 def test_kernel_is_the_fastest_that_serves():
     assert kernels(flagformer.build(SMALL)) == {"SDPA"}
     assert kernels(flagformer.build({**SMALL, "alibi_pos_bias": True})) == {"SDPA"}
-    assert kernels(flagformer.build({**SMALL, "rel_pos_bias": True})) == {"FusedUnlessLearning"}
+    assert kernels(flagformer.build({**SMALL, "rel_pos_bias": True})) == {"FusedBias"}
     assert kernels(flagformer.build({**SMALL, "attn_flash": False})) == {"Einsum"}
     mixed = flagformer.build({**SMALL, "attn_flash": (True, False)})
     assert kernels(mixed) == {"SDPA", "Einsum"}
@@ -160,7 +160,7 @@ def test_position_bias_of_ones_own(given):
     assert not model.absolute_positions
     own = type(model.attn_layers.position_bias)
     assert own is getattr(given, "cls", given)
-    assert kernels(model) == ({"SDPA"} if own is ALiBi else {"FusedUnlessLearning"})
+    assert kernels(model) == ({"SDPA"} if own is ALiBi else {"FusedBias"})
     shifted = model.eval()(IDS, pos=torch.arange(9) * 2)
     assert not torch.allclose(shifted, model(IDS), atol=1e-4)
     assert "`position_bias`" in refused(position_bias=Shift, attn_flash=True)

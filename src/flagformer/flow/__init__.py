@@ -3,6 +3,7 @@
 from flagformer.flow.constant import Constant
 from flagformer.flow.decode_state import ContextCache, DecodeState, FeatureCache, KVCache, SessionState
 from flagformer.flow.dims import Dims
+from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window
@@ -12,7 +13,7 @@ from flagformer.flow.side import SideInputs
 from flagformer.flow.tape import Tape
 
 __all__ = [
-    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Explicit", "FeatureCache", "KVCache",
-    "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Rule", "Segments",
-    "SessionState", "SideInputs", "Tape", "Window",
+    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
+    "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach", "Rule",
+    "Segments", "SessionState", "SideInputs", "Tape", "Window",
 ]  # fmt: skip

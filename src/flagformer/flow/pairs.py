@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from flagformer.flow.distances import Distances
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Mask
 
@@ -23,6 +24,7 @@ class Pairs:
         bias: [1 or B, H, T, seats + S], minus infinity where a pair may not meet; None without a bias.
         hidden: [1 or B, 1 or H, T, 1] bool, queries that see no key at all; None when there are none.
         seats: how many keys in front have no position.
+        distances: the table that says it all; only for kernels that asked for it (`reads_distances`).
     """
 
     causal: bool = False
@@ -30,6 +32,7 @@ class Pairs:
     bias: Tensor | None = None
     hidden: Tensor | None = None
     seats: int = 0
+    distances: Distances | None = None
 
     @staticmethod
     def of(mask: Mask, queries: Layout, keys: Layout, bias: Tensor | None = None, seats: int = 0) -> Pairs:

@@ -34,6 +34,13 @@ class PositionBias(nn.Module, ABC):
     def forward(self, queries: Layout, keys: Layout) -> Tensor | None:
         """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
 
+    # Biases of distances from here on are equal, those of later keys aside; None: not known.
+    same_from: int | None = None
+
+    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None:
+        """[1 or H, L], the biases of the distances nearest ... farthest; None where these do not say it."""
+        return None
+
     @abstractmethod
     def row(self, length: int, device: torch.device) -> Tensor | None:
         """[H, length], the biases of the distances length - 1 ... 0: what a decoding session keeps."""
@@ -51,6 +58,9 @@ class DistanceBias(PositionBias):
             return self._toeplitz(queries, keys)
         distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
         return self.values(distance).permute(0, 3, 1, 2)
+
+    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
+        return self.values(torch.arange(nearest, farthest + 1, device=device)).t()
 
     def row(self, length: int, device: torch.device) -> Tensor:
         return self.values(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()

@@ -34,5 +34,8 @@ class NoBias(PositionBias):
     def forward(self, queries: Layout, keys: Layout) -> None:
         return None
 
+    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
+        return torch.zeros(1, farthest - nearest + 1, device=device)
+
     def row(self, length: int, device: torch.device) -> None:
         return None

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from flagformer.attention.cores import Core
 from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.ops.by_distance import LONG
 from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
@@ -188,14 +190,23 @@ class AttentionLayers(nn.Module):
         )
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
+        tape = Tape() if tape is None else tape
         rules = self._mask(prefix_attn_len, attn_mask, batch, length, state)
         side = SideInputs(
-            see_self(self.position_bias, self.seat_counts["a"], rules, layout, window, state),
+            see_self(
+                self.position_bias,
+                self.seat_counts["a"],
+                rules,
+                layout,
+                window,
+                state,
+                self._reads_distances(x, tape),
+            ),
             see_context(context, self.seat_counts["c"], layout, context_mask, state),
             self.rotation.angles(layout, x.dtype),
             context,
             state,
-            Tape() if tape is None else tape,
+            tape,
             layout,
             self.time_rule(prefix_attn_len) is None,
         )
@@ -223,6 +234,13 @@ class AttentionLayers(nn.Module):
         keys = length if state is None else state.length + length
         given = check_attention_mask(attn_mask, batch, self.dims.heads, length, keys)
         return rules & Explicit(given if state is None else given[..., state.oldest() :])
+
+    def _reads_distances(self, x: Tensor, tape: Tape) -> bool:
+        """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
+        if x.shape[1] < LONG or tape.wants("attn.weights"):
+            return False
+        cores = [sublayer.fn.core for sublayer in self.sublayers if sublayer.kind == "a"]
+        return all(isinstance(core, Core) and core.reads_distances(x.device) for core in cores)
 
     def _check_x(self, x: Tensor, state: DecodeState | None) -> tuple[int, int]:
         check_tensor("x", x)

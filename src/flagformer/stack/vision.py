@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from flagformer.flow import DecodeState, Layout, Mask, Padding, Pairs, Segments, Window
+from flagformer.flow import DecodeState, Distances, Layout, Mask, Padding, Pairs, Reach, Segments, Window
 from flagformer.position import PositionBias
+from flagformer.position.none import NoBias
 from flagformer.stack.inputs import check_padding
 
 
@@ -18,8 +19,12 @@ def see_self(
     queries: Layout,
     window: int | None,
     state: DecodeState | None,
+    by_distance: bool,
 ) -> dict[int, Pairs]:
-    """Tokens against tokens, and against those that a state holds, by the number of seats in front."""
+    """Tokens against tokens, and against those that a state holds, by the number of seats in front.
+
+    `by_distance`: every kernel takes a table in place of a mask and a bias; seats do not.
+    """
     if not seat_counts:
         return {}
     keys = queries
@@ -34,11 +39,26 @@ def see_self(
         mask &= Segments()
     if window is not None and window < keys.length:
         mask &= Window(window)
+    if by_distance and not any(seat_counts):
+        distances = _distances(position_bias, mask, queries, keys)
+        if distances is not None:
+            return {0: Pairs(distances=distances)}
     if state is not None and queries.length == 1:
         bias = state.newest_bias(keys.length)
     else:
         bias = position_bias(queries, keys)
     return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
+
+
+def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:
+    """The table that says who meets whom and the bias; None where there is none or it saves nothing."""
+    reach = Reach.of(mask, queries, keys)
+    if reach is None:
+        return None
+    if isinstance(position_bias, NoBias) and (mask.only_causal or not (reach.causal or reach.window)):
+        return None
+    biases = position_bias.by_distance(reach.nearest, reach.farthest, queries.positions.device)
+    return None if biases is None else Distances.of(biases, position_bias.same_from, reach)
 
 
 def see_context(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.flow import KeyValues, SideInputs
@@ -13,6 +14,10 @@ class Core(nn.Module, ABC):
     """Contract of the slot `core`, built as `(kernel, path, cross)`."""
 
     carries = False  # whether scores are handed on to the next sublayer
+
+    def reads_distances(self, device: torch.device) -> bool:
+        """Whether this forward takes pairs that are said by a table of distances."""
+        return False
 
     @abstractmethod
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
@@ -18,6 +19,9 @@ class Dense(Core):
     def __init__(self, kernel: Kernel, path: ScorePath, cross: bool) -> None:
         super().__init__()
         self.kernel, self.path, self.cross = kernel, path, cross
+
+    def reads_distances(self, device: torch.device) -> bool:
+        return isinstance(self.kernel, Kernel) and self.kernel.reads_distances(device)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]

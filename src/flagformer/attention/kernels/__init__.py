@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.flow import Pairs
@@ -13,6 +14,10 @@ class Kernel(nn.Module, ABC):
     """Contract of the slot `kernel`, built as `(path)`: the scale and the written-out way to weights."""
 
     reason: str  # why it was chosen, for `explain`
+
+    def reads_distances(self, device: torch.device) -> bool:
+        """Whether this forward takes pairs that are said by a table of distances."""
+        return False
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:

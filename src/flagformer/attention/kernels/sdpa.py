@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,20 +10,38 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.einsum import Dropout, Einsum
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import component
-from flagformer.flow import Pairs
+from flagformer.flow import Distances, Pairs
+from flagformer.ops.attend import repeat_groups
+from flagformer.ops.attend_by_distance import attend
+from flagformer.ops.by_distance import LONG
+
+
+def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
+    heads = q.shape[1]
+    k, v = repeat_groups(k, heads), repeat_groups(v, heads)
+    out, _ = attend(q, k, v, distances.biases, distances.groups, distances.span, scale)
+    return out
 
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
 class SDPA(Kernel):
     """torch.nn.functional.scaled_dot_product_attention."""
 
-    reason = "fused, and serves every slot that is filled"
+    reason = (
+        "fused, and serves every slot that is filled; windows and biases of the distance are read from a "
+        f"table, chunk by chunk, from {LONG} tokens on (on CPU, without dropout)"
+    )
 
     def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
         self.scale, self.dropout = path.scale, dropout
 
+    def reads_distances(self, device: torch.device) -> bool:
+        return device.type == "cpu" and not (self.training and self.dropout)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+        if pairs.distances is not None:
+            return _by_distance(q, k, v, pairs.distances, self.scale)
         mask = pairs.visible if pairs.bias is None else pairs.bias.to(q.dtype)
         # torch aligns `is_causal` at the top left: as many empty queries as seats keep it right, and drop out
         empty = pairs.seats if pairs.causal else 0
@@ -40,14 +59,20 @@ class SDPA(Kernel):
 
 
 @component("kernel", honours={"learned_bias"})
-class FusedUnlessLearning(Kernel):
-    """SDPA, except where a bias needs its gradient: torch's fused kernels have none for it."""
+class FusedBias(Kernel):
+    """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or written out."""
 
-    reason = "SDPA; written out while a learned bias needs its gradient, for which no fused kernel exists"
+    reason = (
+        "SDPA; a learned bias has no gradient there: in training it is read from a table of distances, chunk "
+        f"by chunk, from {LONG} tokens on (on CPU, without dropout), and written out otherwise"
+    )
 
     def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
         self.fused, self.written_out = SDPA(path, dropout=dropout), Einsum(path, dropout=dropout)
+
+    def reads_distances(self, device: torch.device) -> bool:
+        return self.fused.reads_distances(device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
         learning = pairs.bias is not None and pairs.bias.requires_grad

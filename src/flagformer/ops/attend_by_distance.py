@@ -1,0 +1,231 @@
+"""Attention over a table of distances, and its gradients: operators that torch traces whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, wide
+
+fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """The fused kernel reads rows without gaps."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+INPUTS = "Tensor q, Tensor k, Tensor v, Tensor biases, Tensor? groups, int[] span, float scale"
+KEPT = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse"
+GRADIENTS = f"({KEPT}, Tensor biases, Tensor? groups, int[] span, float scale)"
+
+
+@torch.library.custom_op(
+    "flagformer::by_distance", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)", device_types="cpu"
+)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    biases: Tensor,
+    groups: Tensor | None,
+    span: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T + bias of the distance) v.
+
+    Args:
+        q: [B, H, T, K].
+        k, v: [B, H, S, K].
+        biases: [1 or H, L], of the distances span.nearest ... span.nearest + L - 1; minus infinity: not seen.
+        groups: [B, S] long or None, see `Table`.
+        span: a `Span`.
+
+    Returns:
+        [B, H, T, K], and the logarithm of each query's sum of exponentials [B, H, T].
+    """
+    table = Table(biases, groups, Span(*span), wide(q.dtype))
+    keys = k.shape[2]
+    q, turned_k, turned_v = dense_rows(q), k.flip(2), v.flip(2)
+    out = by_heads(q, q.shape[3], q.dtype)
+    lse = by_heads(q, 1, wide(q.dtype))[..., 0]
+    for tile in table.tiles(q.shape[2], keys):
+        part, rows = tile.keys(keys), slice(tile.start, tile.stop)
+        out[:, :, rows], lse[:, :, rows] = fused(
+            q[:, :, rows],
+            turned_k[:, :, part],
+            turned_v[:, :, part],
+            attn_mask=table.mask(tile, part),
+            scale=scale,
+        )
+    return out, lse
+
+
+@attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Tensor | None, span: Any, scale: float
+) -> tuple[Tensor, Tensor]:
+    return by_heads(q, q.shape[3], q.dtype), by_heads(q, 1, wide(q.dtype))[..., 0]
+
+
+class _Gradients:
+    """What a backward reads and fills; keys, values and their gradients are turned around."""
+
+    def __init__(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+        self.grad, self.q, self.out, self.lse = dense_rows(grad), dense_rows(q), out, lse
+        self.k, self.v, self.keys = k.flip(2), v.flip(2), k.shape[2]
+        dtype, width = wide(q.dtype), q.shape[3]
+        self.dq, self.dk, self.dv = (by_heads(like, width, dtype) for like in (q, k, v))
+
+    def add_fused(self, tile: Tile, part: slice, mask: Tensor | None, lse: Tensor, scale: float) -> None:
+        """Of the queries of a tile and some of its keys, given the sums over all of its keys."""
+        rows = slice(tile.start, tile.stop)
+        dq, dk, dv = fused_backward(
+            self.grad[:, :, rows],
+            self.q[:, :, rows],
+            self.k[:, :, part],
+            self.v[:, :, part],
+            self.out[:, :, rows],
+            lse,
+            0.0,
+            False,
+            attn_mask=mask,
+            scale=scale,
+        )
+        self.dq[:, :, rows] += dq
+        self.dk[:, :, part] += dk
+        self.dv[:, :, part] += dv
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = self.q.dtype
+        return self.dq.to(dtype), self.dk.flip(2).to(dtype), self.dv.flip(2).to(dtype)
+
+
+@torch.library.custom_op(
+    "flagformer::by_distance_fixed_backward",
+    mutates_args=(),
+    schema=f"{GRADIENTS} -> (Tensor, Tensor, Tensor)",
+    device_types="cpu",
+)
+def fixed_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    biases: Tensor,
+    groups: Tensor | None,
+    span: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to q, k and v."""
+    table = Table(biases, groups, Span(*span), lse.dtype)
+    found = _Gradients(grad, q, k, v, out, lse)
+    for tile in table.tiles(q.shape[2], found.keys):
+        part = tile.keys(found.keys)
+        found.add_fused(tile, part, table.mask(tile, part), lse[:, :, tile.start : tile.stop], scale)
+    return found.result()
+
+
+@fixed_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(by_heads(like, like.shape[3], like.dtype) for like in (q, k, v))  # type: ignore[return-value]
+
+
+@torch.library.custom_op(
+    "flagformer::by_distance_learned_backward",
+    mutates_args=(),
+    schema=f"{GRADIENTS} -> (Tensor, Tensor, Tensor, Tensor)",
+    device_types="cpu",
+)
+def learned_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    biases: Tensor,
+    groups: Tensor | None,
+    span: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to q, k, v and the biases.
+
+    Keys that share one bias (`same_from`) go through the fused kernel, which knows no gradient of a bias: as
+    the gradients of a query's scores add up to zero, that one's is what those of the other biases lack.
+    """
+    table = Table(biases, groups, Span(*span), lse.dtype)
+    found = _Gradients(grad, q, k, v, out, lse)
+    delta = (out.to(lse.dtype) * grad).sum(dim=-1, keepdim=True)
+    dbiases = torch.zeros_like(table.biases)
+    for tile in table.tiles(q.shape[2], found.keys):
+        sums = _add_written_out(found, tile, table, delta, scale)
+        begin = table.place(tile)
+        dbiases[:, begin : begin + sums.shape[1]] += sums
+        if tile.far > tile.first:
+            at = table.same + EDGE
+            dbiases[:, at] -= sums.sum(dim=1)
+            part, rows = tile.far_keys(found.keys), slice(tile.start, tile.stop)
+            # the fused kernel adds no bias here: it is taken out of the sums instead
+            far_lse = lse[:, :, rows] - table.biases[:, at, None]
+            found.add_fused(tile, part, table.far_mask(tile, part), far_lse, scale)
+    dq, dk, dv = found.result()
+    return dq, dk, dv, dbiases[:, EDGE : EDGE + table.length].to(biases.dtype)
+
+
+@learned_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, biases: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv = (by_heads(like, like.shape[3], like.dtype) for like in (q, k, v))
+    return dq, dk, dv, torch.empty_like(biases)
+
+
+def _add_written_out(found: _Gradients, tile: Tile, table: Table, delta: Tensor, scale: float) -> Tensor:
+    """Adds the gradients of a tile's near keys; returns those of the biases, [H, queries + near keys - 1]."""
+    part, rows = tile.near_keys(found.keys), slice(tile.start, tile.stop)
+    q, k, v, grad = (
+        found.q[:, :, rows] * scale,
+        found.k[:, :, part],
+        found.v[:, :, part],
+        found.grad[:, :, rows],
+    )
+    weights = (q @ k.mT).to(delta.dtype).add_(table.mask(tile, part))
+    weights = weights.sub_(found.lse[:, :, rows, None]).exp_()
+    batch, heads, queries, keys = weights.shape
+    # Rows so long that the same memory, read with rows one shorter, has equal distances in columns.
+    width = queries + keys - 1
+    padded = weights.new_empty(batch, heads, queries, width)
+    padded[..., keys:] = 0.0
+    dscores = torch.sub(grad @ v.mT, delta[:, :, rows], out=padded[..., :keys]).mul_(weights)
+    columns = padded.as_strided(padded.shape, (heads * queries * width, queries * width, width - 1, 1))
+    dtype = q.dtype
+    low = dscores.to(dtype)
+    found.dv[:, :, part] += weights.to(dtype).mT @ grad
+    found.dk[:, :, part] += low.mT @ q
+    found.dq[:, :, rows] += (low @ k).mul_(scale)
+    return columns.sum(dim=(0, 2))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, groups, span, scale = inputs
+    ctx.save_for_backward(*tensors, groups, *output)
+    ctx.span, ctx.scale = span, scale
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, biases, groups, out, lse = ctx.saved_tensors
+    learned = ctx.needs_input_grad[3]
+    backward = learned_backward if learned else fixed_backward
+    grads = backward(grad, q, k, v, out, lse, biases, groups, ctx.span, ctx.scale)
+    return (*grads, *[None] * (7 - len(grads)))
+
+
+attend.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,347 @@
+"""Attention over a table of distances equals the dense form, in every standing, and keeps memory linear."""
+
+import pytest
+import torch
+from property_subject import differ, same, stir
+
+import flagformer
+from flagformer.attention.kernels.einsum import Einsum
+from flagformer.attention.kernels.sdpa import SDPA, FusedBias
+from flagformer.attention.scores import ScorePath
+from flagformer.flow import (
+    Causal,
+    Dims,
+    Distances,
+    Explicit,
+    Layout,
+    Mask,
+    Padding,
+    Pairs,
+    Prefix,
+    Reach,
+    Segments,
+    Window,
+)
+from flagformer.ops.attend_by_distance import attend
+from flagformer.ops.by_distance import CHUNK, LONG, Span
+from flagformer.score.softmax import Softmax
+from flagformer.stack import layers
+
+B, H, K, T = 2, 4, 8, 2 * CHUNK + 22  # two whole chunks and a part of one
+CPU = torch.device("cpu")
+PLACES = torch.arange(T)
+PLAIN = Layout.plain(T, CPU)
+RIGHT = PLAIN.hide(torch.tensor([[T], [T - 40]]) > PLACES)
+LEFT = Layout.left_padded(torch.tensor([0, CHUNK + 6]), T)
+PACKED = Layout.packed(torch.tensor([[70, 60, 20], [30, 90, 0]]), T)
+
+# name -> (mask, queries, keys)
+STANDINGS = {
+    "every pair": (Mask(), PLAIN, PLAIN),
+    "causal": (Mask((Causal(),)), PLAIN, PLAIN),
+    "a chunk of queries": (Mask((Causal(),)), Layout.plain(T - 55, CPU, 55), PLAIN),
+    "window": (Mask((Causal(), Window(30))), PLAIN, PLAIN),
+    "window over all that follow": (Mask((Window(30),)), PLAIN, PLAIN),
+    "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
+    "left padding": (Mask((Causal(), Padding())), LEFT, LEFT),
+    "packed": (Mask((Causal(), Padding(), Segments())), PACKED, PACKED),
+    "packed, every pair": (Mask((Segments(),)), PACKED, PACKED),
+}
+
+
+def inputs(standing, groups, same_from, dtype):
+    """q, k, v, and a table in which distances from `same_from` on share their bias."""
+    _, queries, keys = STANDINGS[standing]
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    kv = [draw(B, groups, keys.length, K) for _ in range(2)]
+    return draw(B, H, queries.length, K), *kv, draw(2 * T if same_from is None else T + same_from, H)
+
+
+def both(standing, table, same_from):
+    """The pairs said by distances, and densely."""
+    mask, queries, keys = STANDINGS[standing]
+
+    def bias(distance):
+        return table[distance.clamp(max=T if same_from is None else same_from) + T - 1]
+
+    reach = Reach.of(mask, queries, keys)
+    biases = bias(torch.arange(reach.nearest, reach.farthest + 1)).t()
+    dense = bias(queries.places()[:, None] - keys.places()).permute(2, 0, 1)[None]
+    return (
+        Pairs(distances=Distances.of(biases, same_from, reach)),
+        Pairs.of(mask, queries, keys, dense),
+    )
+
+
+def path():
+    return ScorePath(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
+
+
+def gradients(kernel, tensors, pairs):
+    out = kernel(*tensors[:3], pairs)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), tensors)]
+
+
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("same_from", [None, 20])
+@pytest.mark.parametrize("groups", [H, 2])
+def test_a_learned_table_equals_the_dense_form(standing, same_from, groups):
+    tensors = inputs(standing, groups, same_from, torch.float64)
+    by_distance, dense = both(standing, tensors[3], same_from)
+    got = gradients(FusedBias(path()), tensors, by_distance)
+    want = gradients(Einsum(path()), tensors, dense)
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dtable"), got, want):
+        same(one, other, name, tolerance=1e-11)  # fp64: sums of up to B * T * T numbers near 1
+    differ(want[4], torch.zeros_like(want[4]), "the table's gradient")
+
+
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_a_fixed_table_equals_the_dense_form(standing, dtype, tolerance):
+    tensors = inputs(standing, 1, None, dtype)
+    by_distance, dense = both(standing, tensors[3].detach(), None)
+    got = gradients(SDPA(path()), tensors[:3], by_distance)
+    want = gradients(Einsum(path()), tensors[:3], dense)
+    for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
+        same(one, other, name, tolerance)
+
+
+def test_queries_without_keys_give_zeros_and_take_no_gradient():
+    tensors = inputs("left padding", H, 20, torch.float64)
+    out, dq, dk, dv, dtable = gradients(FusedBias(path()), tensors, both("left padding", tensors[3], 20)[0])
+    blind = ~LEFT.padding[1]
+    for tensor in (out, dq, dk, dv):
+        assert (tensor[1][:, blind] == 0).all()
+        assert (tensor[1][:, ~blind] != 0).any()
+        assert tensor.isfinite().all()
+    assert dtable.isfinite().all()
+
+
+@pytest.mark.parametrize("same_from", [-1, 2])
+def test_gradcheck(same_from):
+    generator = torch.Generator().manual_seed(6)
+    long, width = CHUNK + 3, 2
+    q, k, v = (
+        torch.randn(1, 1, long, width, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(3)
+    )
+    near = torch.randn(1, 3, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def run(q, k, v, near):
+        biases = torch.cat([near[:, :2], near[:, 2:].expand(1, long - 2)], dim=1)
+        return attend(q, k, v, biases, None, Span(0, 0, same_from), 0.7)[0]
+
+    assert torch.autograd.gradcheck(run, (q, k, v, near))
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries"),
+    [
+        (Mask((Causal(), Explicit(torch.ones(1, 1, T, T, dtype=torch.bool)))), PLAIN),
+        (Mask((Prefix(torch.tensor([3])),)), PLAIN),
+        (Mask((Causal(),)), Layout(PLAIN.positions * 2, by_place=False)),
+    ],
+)
+def test_what_distances_do_not_tell_is_left_dense(mask, queries):
+    assert Reach.of(mask, queries, queries) is None
+
+
+# ---- models: from LONG tokens on against the dense form of the same weights
+
+N = LONG + 9
+TINY = {"num_tokens": 11, "max_seq_len": 2 * N, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
+BIASES = {
+    "none": {"rotary_pos_emb": True},
+    "alibi": {"alibi_pos_bias": True},
+    "t5": {"rel_pos_bias": True, "rel_pos_max_distance": 40},
+    "dynamic": {"dynamic_pos_bias": True},
+}
+BETWEEN = {
+    "plain": {},
+    "window": {"window": 70},
+    "right padding": {"mask": torch.tensor([[N], [N - 90]]) > torch.arange(N)},
+    "left padding": {"seq_start_pos": torch.tensor([0, 130])},
+    "packed": {"seq_lens": [[100, 150, N - 250], [30, 200]]},
+    "packed window": {"seq_lens": [[100, 150, N - 250], [30, 200]], "window": 40},
+    "positions": {"pos": torch.arange(N) * 2},
+    "explicit": {"attn_mask": torch.rand(N, N, generator=torch.Generator().manual_seed(0)) > 0.5},
+}
+
+
+def model_of(flags, kind="decoder"):
+    torch.manual_seed(0)
+    return stir(flagformer.build({"model": kind, **TINY, **flags}).double())
+
+
+def ids_of(length=N):
+    return torch.randint(11, (2, length), generator=torch.Generator().manual_seed(3))
+
+
+def real(how):
+    """[B, N], tokens whose output means something."""
+    if "mask" in how:
+        return how["mask"]
+    if "seq_start_pos" in how:
+        return torch.arange(N) >= how["seq_start_pos"][:, None]
+    ends = torch.tensor([[sum(row)] for row in how.get("seq_lens", [[N], [N]])])
+    return torch.arange(N) < ends
+
+
+def learn(model, how):
+    """Logits of real tokens, and every gradient."""
+    model.zero_grad(set_to_none=True)
+    logits = model(ids_of(), **how)[real(how)]
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    (logits * weights).sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), grads
+
+
+def assert_equals_dense(model, how, monkeypatch):
+    got, grads = learn(model, how)
+    monkeypatch.setattr(layers, "LONG", 10**9)
+    want, dense_grads = learn(model, how)
+    same(got, want, "logits", tolerance=1e-10)
+    assert grads.keys() == dense_grads.keys()
+    for name, grad in grads.items():
+        same(grad, dense_grads[name], name, tolerance=1e-10 * (1 + dense_grads[name].abs().max().item()))
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("how", BETWEEN)
+def test_long_models_equal_the_dense_form(bias, how, monkeypatch):
+    assert_equals_dense(model_of(BIASES[bias]), BETWEEN[how], monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
+@pytest.mark.parametrize("bias", BIASES)
+def test_long_models_that_see_later_tokens(kind, bias, monkeypatch):
+    assert_equals_dense(model_of(BIASES[bias], kind), BETWEEN["right padding"], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attn_kv_heads": 2},
+        {"attn_num_mem_kv": 2},
+        {"checkpoint": "sublayer"},
+        {"weight_tie_layers": True},
+    ],
+)
+def test_long_models_with_more(more, monkeypatch):
+    assert_equals_dense(model_of({**BIASES["t5"], **more}), {}, monkeypatch)
+
+
+def takes_table(model, monkeypatch, **how):
+    """Whether a forward of LONG tokens hands its kernels a table."""
+    seen = []
+    monkeypatch.setattr(
+        type(model.attn_layers.sublayers[0].fn.core.kernel),
+        "forward",
+        lambda kernel, q, k, v, pairs: (seen.append(pairs.distances is not None), q)[1],
+    )
+    model(ids_of(), **how)
+    assert len(set(seen)) == 1
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "how", "expected"),
+    [
+        (BIASES["alibi"], {}, True),
+        (BIASES["t5"], {}, True),
+        (BIASES["none"], {"window": 70}, True),
+        (BIASES["none"], {}, False),
+        (BIASES["t5"], {"return_attn": True}, False),
+        ({**BIASES["t5"], "attn_dropout": 0.1}, {}, False),
+        ({**BIASES["t5"], "attn_num_mem_kv": 1}, {}, False),
+        ({**BIASES["t5"], "attn_flash": False}, {}, False),
+        (BIASES["t5"], BETWEEN["positions"], False),
+    ],
+)
+def test_when_a_table_is_taken(flags, how, expected, monkeypatch):
+    assert takes_table(model_of(flags), monkeypatch, **how) is expected
+
+
+def saved_bytes(model, length, how):
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(ids_of(length), **how)
+    return sum(kept.values())
+
+
+def growth(model, how):
+    """How the last 256 tokens' share compares to the 256 before: 1 where memory is linear in the length."""
+    first, second, third = (saved_bytes(model, LONG * factor, how) for factor in (1, 2, 3))
+    return (third - second) / (second - first)
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_saved_memory_is_linear(bias, monkeypatch):
+    model, how = model_of({**BIASES[bias], "max_seq_len": 3 * LONG}), {"window": 70}
+    linear = growth(model, how)
+    assert abs(linear - 1) < 0.02, f"{linear:.3f}"  # biases of a few distances more than n
+    monkeypatch.setattr(layers, "LONG", 10**9)
+    assert growth(model, how) > 1.2, "the measure does not tell n from n * n"
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("window", [None, 80])
+def test_decoding_in_long_blocks_equals_the_full_forward(bias, window):
+    model, ids, starts = model_of(BIASES[bias]).eval(), ids_of(2 * N), torch.tensor([0, 50])
+    state = model.init_state(2, 2 * N, window=window, seq_start_pos=starts)
+    with torch.no_grad():
+        blocks = [model(ids[:, at : at + size], state=state) for at, size in ((0, N), (N, N - 1))]
+        blocks.append(model(ids[:, -1:], state=state))
+        want = model(ids, seq_start_pos=starts, window=window)
+    got = torch.cat(blocks, dim=1)
+    same(got[0], want[0], "cached", tolerance=1e-10)
+    same(got[1, 50:], want[1, 50:], "cached, left-padded", tolerance=1e-10)
+
+
+@pytest.mark.parametrize("bias", ["alibi", "t5"])
+def test_long_models_compile_and_export(bias):
+    model = model_of(BIASES[bias])
+    want, grads = learn(model, {})
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    model.zero_grad(set_to_none=True)
+    logits = compiled(ids_of())[real({})]
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    (logits * weights).sum().backward()
+    same(logits.detach(), want, "compiled", tolerance=1e-12)
+    for name, grad in grads.items():
+        same(dict(model.named_parameters())[name].grad, grad, name, tolerance=1e-12)
+    exported = torch.export.export(model.eval(), (ids_of(),)).module()
+    same(exported(ids_of())[real({})].detach(), want, "exported", tolerance=1e-12)
+
+
+@pytest.mark.parametrize("bias", ["alibi", "t5"])
+def test_long_models_under_bf16_autocast(bias):
+    model = model_of(BIASES[bias]).float()
+    want, _ = learn(model, {})
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids_of())
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    (logits.float() * weights).sum().backward()
+    near = 0.05 * want.abs().max().item()  # bf16 keeps 8 bits
+    same(logits.float()[real({})].detach(), want, "bf16 against fp32", tolerance=near)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("bias", "kernel"), [("alibi", "SDPA"), ("t5", "FusedBias")])
+def test_explain_says_when_the_table_is_taken(bias, kernel):
+    text = model_of(BIASES[bias]).explain()
+    line = next(line for line in text.splitlines() if line.strip().startswith("kernel:"))
+    assert kernel in line
+    assert f"from {LONG} tokens on" in line
