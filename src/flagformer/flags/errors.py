@@ -15,6 +15,7 @@ class Finding:
 
     flag: str
     message: str
+    is_unknown: bool = False  # no flag has this name; what the others mean is still known
 
     def __str__(self) -> str:
         return self.message

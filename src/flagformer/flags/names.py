@@ -49,7 +49,7 @@ def read_names(
         if name in slots:
             values[name] = value
         elif name not in known:
-            findings.append(Finding(prefix + name, _unknown(name, known, prefix)))
+            findings.append(Finding(prefix + name, _unknown(name, known, prefix), is_unknown=True))
         else:
             values[name] = freeze(value)
             text = _value_fault(name, values[name], registry)

@@ -200,7 +200,7 @@ def resolve(
     work.findings = findings + work.findings
     plan: Any = None
     modules: tuple[Module, ...] = ()
-    if "plan" in stack and not work.findings:
+    if "plan" in stack and all(finding.is_unknown for finding in work.findings):
         try:
             plan = stack["plan"][0].build()
         except FlagError as error:

@@ -49,7 +49,6 @@ SLOTS = _slots(
         "(q_positions, k_positions) -> [1 or B, H, T, S] added to the scores",
         read_by="a",
     ),
-    Slot("attention", "attention", "(x, side) -> x"),
     Slot("projection", "attention", "x -> q, k, v by heads"),
     Slot("qk_norm", "attention", "(q, k) -> (q, k), and the scale of their product"),
     Slot("key_values", "attention", "kv -> kv, by seating keys in front that every query sees", many=True),

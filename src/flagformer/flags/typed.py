@@ -230,7 +230,6 @@ class Flags(TypedDict, total=False):
     executor: Any
     rotation: Any
     position_bias: Any
-    attention: Any
     projection: Any
     qk_norm: Any
     key_values: Any
