@@ -12,6 +12,8 @@ import flagformer
 # Softmax does not change when the same number is added to all scores of a query, so the last bias of the
 # network only acts against seats, which have no position bias.
 CANCELLED = "attn_layers.position_bias.out.bias"
+# The one gain of ScaleNorm only scales values where q and k have unit length, and a norm behind undoes it.
+UNDONE = {"use_scalenorm", "sandwich_norm", "attn_qk_norm"}
 
 
 def trains(subject):
@@ -20,7 +22,9 @@ def trains(subject):
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
     seated = any(subject.model.attn_layers.seat_counts["a"])
+    undone = all(subject.model.flags.get(name) for name in UNDONE)
     dead = [name for name in none if name != CANCELLED or seated]
+    dead = [name for name in dead if not (undone and name.endswith("in_norm.gain"))]
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
     model.zero_grad()
     model.train()

@@ -83,7 +83,7 @@ def rules_of(name: str) -> Iterable[str]:
     for item in selects:
         yield from _rivals(item)
         for need in item.requires:
-            yield f"`{item.say()}` needs `{need.flag}={need.value!r}`, because {need.reason}"
+            yield f"`{item.say()}` needs {need.say()}, because {need.reason}"
         yield from _unserved(item)
     scope = CATALOGUE.scope(name)
     if scope == "attention" and name.startswith("attn_"):

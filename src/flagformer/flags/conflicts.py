@@ -42,7 +42,7 @@ def unmet(
         for need in item.requires:
             value = values.get(need.flag, registry.standard_value(need.flag))
             if value != need.value and bool(value or need.value):
-                asked = f"`{prefix}{need.flag}={need.value!r}`"
+                asked = need.say(prefix)
                 text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
                 findings.append(Finding(prefix + (item.select or item.name), text))
     return findings

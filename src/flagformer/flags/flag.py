@@ -52,6 +52,11 @@ class Need:
     value: Any
     reason: str
 
+    def say(self, prefix: str = "") -> str:
+        """What is asked, as a user would type it."""
+        name = f"{prefix}{self.flag}"
+        return f"no `{name}`" if self.value is None else f"`{name}={self.value!r}`"
+
 
 @dataclass(frozen=True)
 class Component:

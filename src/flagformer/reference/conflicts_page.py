@@ -63,11 +63,7 @@ def _needs() -> list[tuple[str, ...]]:
 
 
 def _declared() -> list[tuple[str, ...]]:
-    return [
-        (code(item.say()), code(f"{need.flag}={need.value!r}"), need.reason)
-        for item in CATALOGUE
-        for need in item.requires
-    ]
+    return [(code(item.say()), need.say(), need.reason) for item in CATALOGUE for need in item.requires]
 
 
 def _refused(verdict: Verdict) -> tuple[str, ...]:
