@@ -1,8 +1,10 @@
 """Every pair of choices has every property, or is refused with a text that names both."""
 
+from zlib import crc32
+
 import pytest
 import torch
-from property_checks import checks_of, compiles, failures
+from property_checks import checks_of, compiles, failures, sees_everything
 from property_settings import TINY
 from property_subject import Subject
 
@@ -22,6 +24,14 @@ NO_EFFECT_WANTED = {
 }
 # What needs both blocks of a small model when the graph is tried: orders of modules.
 ORDERS = {"weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio"}
+
+
+OTHER_KINDS = (
+    {"model": "encoder"},
+    {"model": "prefix_decoder"},
+    {"model": "decoder", "cross_attend": True, "cross_attn_dim_context": 6},
+    {"model": "encoder", "cross_attend": True},
+)
 
 
 def tiny(*chosen, depth=2):
@@ -77,6 +87,20 @@ def test_pair_has_every_property_or_is_refused(name):
         return
     subject = Subject(tiny(*pair))
     assert not failures(subject, checks_of(subject)) + idle(pair)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if "model=" not in name])
+def test_pair_in_another_kind_of_model(name):
+    """Each pair in one of the other kinds, which one its name decides."""
+    flags = {**tiny(*PAIRS[name]), **OTHER_KINDS[crc32(name.encode()) % len(OTHER_KINDS)]}
+    try:
+        subject = Subject(flags)
+    except flagformer.FlagError:
+        return  # what is refused, and how, the decoder's test sees
+    checks = list(checks_of(subject))
+    if subject.kind == "encoder" and "only_cross" not in flags:
+        checks.append(sees_everything)
+    assert not failures(subject, checks)
 
 
 @pytest.mark.parametrize("name", PAIRS)

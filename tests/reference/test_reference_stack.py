@@ -49,14 +49,18 @@ def test_final_norm_can_be_left_out():
     torch.testing.assert_close(layers(x), x + sublayer.fn(sublayer.in_norm(x), None))
 
 
-@pytest.mark.parametrize("macaron", [True, False])
-def test_every_feedforward_of_a_macaron_counts_half(macaron):
-    """arXiv:1906.02762, equation 5."""
-    layers = flagformer.Decoder(dim=8, heads=2, custom_layers="f", macaron=macaron, pre_norm=False).double()
-    layers.sublayers[0].out_norm = torch.nn.Identity()
+@pytest.mark.parametrize(
+    ("kind", "macaron", "share"), [("f", True, 0.5), ("f", False, 1.0), ("a", True, 1.0)]
+)
+def test_feedforwards_of_a_macaron_count_half(kind, macaron, share):
+    """arXiv:1906.02762, equation 5; attention counts whole."""
+    layers = flagformer.Decoder(dim=8, heads=2, custom_layers=kind, macaron=macaron).double()
+    branch = flagformer.Decoder(dim=8, heads=2, custom_layers=kind).double()
+    branch.load_state_dict(layers.state_dict())
+    for stack in (layers, branch):
+        stack.final_norm = torch.nn.Identity()
     x = torch.randn(1, 3, 8, dtype=torch.float64)
-    want = x + layers.sublayers[0].fn(x, None) * (0.5 if macaron else 1)
-    torch.testing.assert_close(layers(x), want)
+    torch.testing.assert_close(layers(x), x + share * (branch(x) - x))
 
 
 def norm(gain, x):
