@@ -12,8 +12,17 @@ import flagformer
 # Softmax does not change when the same number is added to all scores of a query, so the last bias of the
 # network only acts against seats, which have no position bias.
 CANCELLED = "attn_layers.position_bias.out.bias"
-# The one gain of ScaleNorm only scales values where q and k have unit length, and a norm behind undoes it.
-UNDONE = {"use_scalenorm", "sandwich_norm", "attn_qk_norm"}
+
+
+def undone_gains(model):
+    """Gains of ScaleNorm that cannot act: q and k of unit length forget one factor, cross-attention has no
+    values of x to scale, and a norm behind self-attention forgets theirs."""
+    flags = model.flags
+    if not (flags.get("use_scalenorm") and flags.get("attn_qk_norm")):
+        return set()
+    kinds = {"c", "a"} if flags.get("sandwich_norm") else {"c"}
+    sublayers = enumerate(model.attn_layers.sublayers)
+    return {f"attn_layers.sublayers.{i}.in_norm.gain" for i, sublayer in sublayers if sublayer.kind in kinds}
 
 
 def trains(subject):
@@ -22,9 +31,8 @@ def trains(subject):
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
     seated = any(subject.model.attn_layers.seat_counts["a"])
-    undone = all(subject.model.flags.get(name) for name in UNDONE)
-    dead = [name for name in none if name != CANCELLED or seated]
-    dead = [name for name in dead if not (undone and name.endswith("in_norm.gain"))]
+    undone = undone_gains(model)
+    dead = [name for name in none if (name != CANCELLED or seated) and name not in undone]
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
     model.zero_grad()
     model.train()
