@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bare_decode
+import wrapped
 from bare import FAMILIES, LONG_FAMILIES, SEATS, WINDOW, Bare, Size
 
 TOLERATED = 0.01  # parameter counts may differ by the gate's bias or a norm's, not by more
@@ -160,8 +161,10 @@ LIBRARIES = {
 }
 
 
-def gather(size: Size, libraries: tuple[str, ...]) -> list[Contender]:
+def gather(size: Size, libraries: tuple[str, ...]) -> list[Contender] | list[wrapped.Stepper]:
     """Every contender of `size`, checked to be the same model: parameters, causality, greedy decoding."""
+    if size.family in wrapped.WRAPPED_FAMILIES:
+        return wrapped.gather(size, libraries)
     found = []
     for library in libraries:
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bare import FAMILIES, LONG_FAMILIES, Size
 from contenders import Contender
+from wrapped import WRAPPED_FAMILIES, Stepper, batch_of
 
 SMALL = {"dim": 64, "depth": 2, "heads": 4, "length": 64}
 
@@ -48,6 +49,9 @@ def rows(quick: bool) -> list[Row]:
     for family in ("alibi", "t5", *LONG_FAMILIES):
         length, often = (256, 2) if quick else (2048, 5)
         found.append(Row(f"long/{family}", Size(family, depth=2, length=2048), "train", 1, length, often))
+    for family in WRAPPED_FAMILIES:
+        length, often = (64, 2) if quick else (256, 7)
+        found.append(Row(f"step/{family}", Size(family, depth=4), "step", 4, length, often))
     for family in FAMILIES:
         size = Size(family, **SMALL)
         for kind in ("train", "infer"):
@@ -64,8 +68,11 @@ def rows(quick: bool) -> list[Row]:
     return found
 
 
-def work(row: Row, contender: Contender) -> Callable[[], object]:
+def work(row: Row, contender: Contender | Stepper) -> Callable[[], object]:
     """The function one sample times."""
+    if isinstance(contender, Stepper):
+        batch = batch_of(row.size, row.batch, row.length)
+        return _repeat(lambda: _step(contender, batch), row.calls)
     generator = torch.Generator().manual_seed(2)
     if row.kind == "decode":
         prompt = torch.randint(row.size.vocab, (row.batch, PROMPT), generator=generator)
@@ -93,6 +100,15 @@ def _infer(contender: Contender, ids: Tensor) -> Tensor:
     contender.model.eval()
     with torch.inference_mode():
         return contender.logits(ids)
+
+
+def _step(contender: Stepper, batch: Tensor) -> Tensor:
+    """The wrapper's own loss, and its gradients."""
+    contender.model.train()
+    contender.model.zero_grad(set_to_none=True)
+    loss = contender.loss(batch)
+    loss.backward()
+    return loss
 
 
 def _train(contender: Contender, ids: Tensor, optimizer: torch.optim.Optimizer | None) -> Tensor:
