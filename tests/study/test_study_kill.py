@@ -29,8 +29,10 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
     assert not (out / "results.json").exists()
 
     study = StudyProcess(tiny, out)
-    until(lambda: any(study.worker_of(trial) for trial in trials))
+    worker = until(lambda: next(filter(None, map(study.worker_of, trials)), None))
+    os.kill(worker, signal.SIGSTOP)  # or a quick study could end before the signal reaches it
     study.process.send_signal(signal.SIGINT)
+    os.kill(worker, signal.SIGCONT)
     status, errors = study.wait()
     assert status == 130
     assert f"{len(finished(out))} of 4 trials are finished and kept in {out}" in errors
