@@ -1,5 +1,6 @@
 """Positions of every kind against their papers' formulas."""
 
+import copy
 import math
 
 import pytest
@@ -162,6 +163,20 @@ def test_dynamic_bias(log_distance, norm, depth):
                 x = paper.swish(x)
             want = weights["out.weight"] @ x + weights["out.bias"]
             torch.testing.assert_close(bias[0, :, i, j], want, **FP32)
+
+
+@pytest.mark.parametrize("low", ["autocast", "weights"])
+def test_dynamic_bias_tells_far_distances_apart_in_bf16(low):
+    """bf16 holds no odd number from 257 on: the network must not read distances in it."""
+    module = Dynamic(DIMS)
+    distances = torch.arange(1000, 1004)
+    want = module.double().values(distances).diff(dim=0)
+    module = module.bfloat16() if low == "weights" else module.float()
+    if low == "weights":
+        want = copy.deepcopy(module).double().values(distances).diff(dim=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low == "autocast"):
+        got = module.values(distances).diff(dim=0)
+    torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [ALiBi, T5, Dynamic])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.flags import Flag, component
@@ -38,7 +39,15 @@ class Dynamic(DistanceBias):
         self.log_distance = log_distance
 
     def values(self, distance: Tensor) -> Tensor:
-        seen = distance.to(self.out.weight.dtype)
+        seen = distance.to(torch.promote_types(self.out.weight.dtype, torch.float32))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
-        return self.out(self.hidden(seen[..., None]))
+        # in bf16 the distances 256 and 257 would be one number
+        with torch.autocast(distance.device.type, enabled=False):
+            return _in_dtype_of(_in_dtype_of(seen[..., None], self.hidden), self.out)
+
+
+def _in_dtype_of(x: Tensor, network: nn.Module) -> Tensor:
+    """What the network says of x when its parameters have the dtype of x."""
+    parameters = {name: parameter.to(x.dtype) for name, parameter in network.named_parameters()}
+    return torch.func.functional_call(network, parameters, (x,))
