@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flagformer.attention.projection import Projection
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
+from flagformer.ops.attend import splitter
 
 
 class Heads(Projection):
@@ -17,28 +18,28 @@ class Heads(Projection):
     def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int) -> None:
         super().__init__()
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
-        queries, keys = dims.heads * dims.dim_head, groups * dims.dim_head
-        self.widths = [keys] if shared else [keys, groups * dims.dim_value]
+        entries = [groups] if shared else [groups, groups]
+        widths = [dims.dim_head, dims.dim_value][: len(entries)]
+        queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)
         if cross:
             self.to_q = nn.Linear(dims.dim, queries, bias=False)
-            self.to_kv = nn.Linear(dims.dim_context or dims.dim, sum(self.widths), bias=False)
+            self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=False)
+            self.of_x = splitter([dims.heads], [dims.dim_head])
+            self.of_context = splitter(entries, widths)
         else:
-            self.to_qkv = nn.Linear(dims.dim, queries + sum(self.widths), bias=False)
-
-    def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, T, K or V]
+            self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=False)
+            self.of_x = splitter([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, *entries = self.to_qkv(x).split_with_sizes([self.heads * self.width, *self.widths], dim=-1)
-        k, v = entries[0], entries[-1]  # one and the same where they are shared
-        return self._heads(q, self.heads), self._heads(k, self.groups), self._heads(v, self.groups)
+        q, *entries = self.of_x(self.to_qkv(x))
+        return q, entries[0], entries[-1]  # k and v, one and the same where they are shared
 
     def queries(self, x: Tensor) -> Tensor:
-        return self._heads(self.to_q(x), self.heads)
+        return self.of_x(self.to_q(x))[0]
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        entries = self.to_kv(context).split_with_sizes(self.widths, dim=-1)
-        return self._heads(entries[0], self.groups), self._heads(entries[-1], self.groups)
+        entries = self.of_context(self.to_kv(context))
+        return entries[0], entries[-1]
 
 
 @component("projection", paper="arXiv:1706.03762, section 3.2.2")
