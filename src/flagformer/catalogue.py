@@ -5,6 +5,7 @@ from __future__ import annotations
 from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
 from flagformer.attention.gates.head_scale import HeadScale
+from flagformer.attention.gates.tensor_product import TensorProduct
 from flagformer.attention.gates.values import HeadGate, ValueGate
 from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.kernels.sdpa import SDPA, FusedBias
@@ -12,6 +13,9 @@ from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
 from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
+from flagformer.attention.values.shared import SharedKV
+from flagformer.attention.values.turned import TurnedValues
+from flagformer.attention.values.width import ValueWidth
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.entry.shift import ShiftTokens
@@ -58,13 +62,14 @@ CATALOGUE.fill(
         Sequential, Checkpointed,
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
+        ValueWidth, SharedKV, TurnedValues,
         MultiHead, Grouped, MultiQuery,
         Plain, Cosine, RMS,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
         Softmax, SparseTopK, LearnedSink,
         TalkingWeights,
-        HeadScale, HeadGate, ValueGate,
+        TensorProduct, HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,
         DenseCore, CarriedScores, CarriedCrossScores,
         # the fastest kernel first: the first that serves every filled slot is taken

@@ -146,7 +146,17 @@ def test_misuse_in_a_call(how, text):
         model(**{"x": ids(), "state": model.init_state(B, T), **how})
 
 
-@pytest.mark.parametrize("other", [{"depth": 1}, {"attn_kv_heads": 2}, {"heads": 2}, {"attn_dim_head": 4}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"depth": 1},
+        {"attn_kv_heads": 2},
+        {"heads": 2},
+        {"attn_dim_head": 4},
+        {"attn_value_dim_head": 4},
+        {"attn_value_dim_head": (None, 12)},
+    ],
+)
 def test_state_of_another_model(other):
     text = re.escape("`state` must come from `init_state` of this model, but other layers made it")
     with pytest.raises(ValueError, match=text):
@@ -196,6 +206,13 @@ def test_misuse_of_a_state(call, text):
     model(ids()[:, :4], state=state)
     with pytest.raises(ValueError, match=re.escape(text)):
         call(state)
+
+
+@pytest.mark.parametrize("width", [3, 8, 12])
+def test_a_state_holds_values_of_their_own_width(width):
+    state = make(attn_value_dim_head=(width, None), attn_kv_heads=(2, 4)).init_state(B, T)
+    numbers = 2 * B * T * (8 + width) + 4 * B * T * (8 + 8)
+    assert state.size_bytes() == 4 * numbers  # fp32
 
 
 @torch.no_grad()

@@ -148,6 +148,8 @@ ALONE = {
     "grouped heads": Case({"attn_kv_heads": 2}),
     "grouped heads of 6": Case({"attn_kv_heads": 2, "heads": 6}),
     "one key head": Case({"attn_one_kv_head": True}),
+    "wide values": Case({"attn_value_dim_head": 24}),
+    "narrow values": Case({"attn_value_dim_head": 6}),
     "one head": Case({"heads": 1, "attn_dim_head": 32}),
     "cosine attention": Case({"attn_qk_norm": True, "attn_qk_norm_scale": 4.0}),
     "qk rms norm": Case({"attn_qk_rmsnorm": True}),
@@ -233,6 +235,17 @@ TOGETHER = {
     "grouped heads with qk rms norm, turned": Case(
         {**ROTARY, "rotary_emb_dim": 6, "attn_kv_heads": 2, "attn_qk_rmsnorm": True}
     ),
+    "wide values of grouped heads, gated": Case(
+        {
+            **ROTARY,
+            "attn_value_dim_head": 24,
+            "attn_kv_heads": 2,
+            "attn_gate_values": True,
+            "attn_gate_value_heads": True,
+            "attn_on_attn": True,
+            "attn_add_zero_kv": True,
+        }
+    ),
     "turned heads beside memory": Case({**ROTARY, "attn_num_mem_kv": 3, "attn_qk_norm": True}),
     "alibi with memory and one key head": Case(
         {**ALIBI, "attn_num_mem_kv": 2, "attn_one_kv_head": True, "attn_add_zero_kv": True}
@@ -261,4 +274,7 @@ WITHOUT_PARITY = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
     "resi_dual": "x-transformers 2.31.10 has it no more; tests/reference holds the formula",
     "resi_dual_scale": "goes with resi_dual",
+    "attn_shared_kv": "x-transformers 2.31.10 has it no more; tests/reference holds the formula",
+    "attn_rotary_embed_values": "as attn_shared_kv",
+    "attn_tensor_product": "as attn_shared_kv",
 }

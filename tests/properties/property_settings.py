@@ -58,7 +58,7 @@ def tunings():
 def cross_forms():
     """`cross_attn_...` -> flags, for each attention flag: set for cross-attention only."""
     forms = {}
-    for name in (name for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")):
+    for name in CATALOGUE.crossing():
         chosen = next((choice.flags for choice in choices() if name in choice.flags), None)
         for value in [tunings()[name][name]] if chosen is None else [chosen[name]]:
             forms[f"cross_{name}"] = {"cross_attend": True, f"cross_{name}": value}

@@ -228,6 +228,9 @@ def test_long_models_that_see_later_tokens(kind, bias, monkeypatch):
     "more",
     [
         {"attn_kv_heads": 2},
+        {"attn_value_dim_head": 3},
+        {"attn_value_dim_head": 11, "attn_kv_heads": 2},
+        {"attn_shared_kv": True},
         {"attn_num_mem_kv": 2},
         {"checkpoint": "sublayer"},
         {"weight_tie_layers": True},

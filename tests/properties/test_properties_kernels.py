@@ -35,12 +35,12 @@ STANDINGS = {
 }
 
 
-def inputs(groups, standing, seats, dtype=torch.float64):
+def inputs(groups, standing, seats, width=K):
     _, queries, keys = STANDINGS[standing]
-    generator = torch.Generator().manual_seed(4)
+    generator, dtype = torch.Generator().manual_seed(4), torch.float64
     q = torch.randn(B, H, queries.length, K, generator=generator, dtype=dtype)
     k = torch.randn(B, groups, seats + keys.length, K, generator=generator, dtype=dtype)
-    v = torch.randn(B, groups, seats + keys.length, K, generator=generator, dtype=dtype)
+    v = torch.randn(B, groups, seats + keys.length, width, generator=generator, dtype=dtype)
     bias = torch.randn(1, H, queries.length, keys.length, generator=generator, dtype=dtype)
     return [tensor.requires_grad_() for tensor in (q, k, v)], bias
 
@@ -68,6 +68,22 @@ def test_kernel_equals_einsum(kernel, standing, biased, seats, groups):
     want = output_and_gradients(Einsum(path()), qkv, pairs)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
         same(one, other, name, tolerance=1e-12)  # fp64: a few roundings of numbers near 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("groups", [H, 2])
+@pytest.mark.parametrize("width", [K // 2, K + 3])
+def test_kernel_equals_einsum_with_values_of_another_width(kernel, standing, groups, width):
+    mask, queries, keys = STANDINGS[standing]
+    qkv, bias = inputs(groups, standing, 1, width)
+    for added in (None, bias):
+        pairs = Pairs.of(mask, queries, keys, added, 1)
+        got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
+        want = output_and_gradients(Einsum(path()), qkv, pairs)
+        assert got[0].shape == (B, H, queries.length, width)
+        for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
+            same(one, other, name, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "Einsum"])

@@ -28,7 +28,8 @@ def double(*shape):
 
 def turn(rotary, q, k, positions):
     layout = Layout(positions[None], by_place=False)
-    return rotary(q, k, rotary.angles(layout, q.dtype))
+    angles = rotary.angles(layout, q.dtype)
+    return rotary.queries(q, angles), rotary.keys(k, angles)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -12,9 +13,11 @@ from flagformer.attention.key_values import Seats
 from flagformer.attention.output import Output
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.source import ContextTokens, OwnTokens, Source
+from flagformer.attention.values import Values
 from flagformer.flags import Ready, Spec
 from flagformer.flow import Dims, SideInputs
 from flagformer.position import Rotation
+from flagformer.position.none import NoRotation
 
 
 class Attention(nn.Module):
@@ -46,20 +49,23 @@ class Attention(nn.Module):
         out = self.core(q, kv, side)
         for gate in self.gates:
             out = gate(out, x)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, K] -> [B, T, D]
+        return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, V] -> [B, T, D]
 
 
 def build_attention(
     slots: Mapping[str, tuple[Spec | Ready, ...]], dims: Dims, rotation: Rotation, cross: bool
 ) -> Attention:
     """Fills the slots of one attention sublayer."""
-    projection = slots["projection"][0].build(dims, cross)
+    values = Values(dims.dim_head)
+    for rule in slots["values"]:
+        values = rule.build(dims, rotation)(values)
+    dims = replace(dims, value_width=values.width)
+    projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
-    source = (
-        ContextTokens(projection, qk_norm)
-        if cross
-        else OwnTokens(projection, qk_norm, rotation, dims.dim_head)
-    )
+    source: Source = ContextTokens(projection, qk_norm, dims)
+    if not cross:
+        of_values = rotation if values.turned else NoRotation(dims)
+        source = OwnTokens(projection, qk_norm, dims, rotation, of_values)
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
     mods = [filler.build(dims) for filler in slots["score"]]
     mixes = [filler.build(dims) for filler in slots["mix"]]

@@ -9,17 +9,24 @@ from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
-from flagformer.flow import ContextCache, DecodeState, KeyValues, KVCache, SessionState, SideInputs
+from flagformer.flow import ContextCache, DecodeState, Dims, KeyValues, KVCache, SessionState, SideInputs
 from flagformer.position import Rotation
 
 
 class Source(nn.Module, ABC):
     """(x, side) -> q and the keys and values it may meet, normed, turned and remembered."""
 
+    projection: Projection
     qk_norm: QKNorm
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
+
+    def __init__(self, projection: Projection, qk_norm: QKNorm, dims: Dims) -> None:
+        super().__init__()
+        self.projection, self.qk_norm = projection, qk_norm
+        # key/value heads G, and the widths K and V of what a token leaves in each
+        self.entry_shape = (projection.groups, dims.dim_head, dims.dim_value)
 
     @abstractmethod
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> SessionState:
@@ -29,13 +36,17 @@ class Source(nn.Module, ABC):
 class OwnTokens(Source):
     """Self-attention: all three from x; while decoding, keys and values join those of earlier tokens."""
 
-    def __init__(self, projection: Projection, qk_norm: QKNorm, rotation: Rotation, width: int) -> None:
-        super().__init__()
-        self.projection, self.qk_norm, self.rotation, self.width = projection, qk_norm, rotation, width
+    def __init__(
+        self, projection: Projection, qk_norm: QKNorm, dims: Dims, rotation: Rotation, of_values: Rotation
+    ) -> None:
+        super().__init__(projection, qk_norm, dims)
+        self.rotation, self.of_values = rotation, of_values
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
-        q, k = self.rotation(self.qk_norm.queries(q), self.qk_norm.keys(k), side.angles)
+        q = self.rotation.queries(self.qk_norm.queries(q), side.angles)
+        k = self.rotation.keys(self.qk_norm.keys(k), side.angles)
+        v = self.of_values.keys(v, side.angles)
         if side.state is None:
             return q, KeyValues(k, v)
         cache = side.state.steps[side.step]
@@ -43,18 +54,13 @@ class OwnTokens(Source):
         return q, cache.extend(k, v, side.state.length, side.state.oldest())
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
-        shape = (state.batch, self.projection.groups, state.capacity, self.width)
-        return KVCache(
-            torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-        )
+        groups, *widths = self.entry_shape
+        shapes = [(state.batch, groups, state.capacity, width) for width in widths]
+        return KVCache(*[torch.empty(shape, dtype=dtype, device=device) for shape in shapes])
 
 
 class ContextTokens(Source):
     """Cross-attention: queries from x, the rest from the context, once a decoding session."""
-
-    def __init__(self, projection: Projection, qk_norm: QKNorm) -> None:
-        super().__init__()
-        self.projection, self.qk_norm = projection, qk_norm
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q = self.qk_norm.queries(self.projection.queries(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flagformer.flags.errors import Finding, nearest
@@ -27,13 +27,7 @@ def split_prefixes(flags: Mapping[str, Any], *prefixes: str) -> tuple[dict[str, 
 def canonical(name: str, registry: Registry) -> str:
     """`cross_attn_kv_heads` is `attn_kv_heads`, set for cross-attention only."""
     bare = name.removeprefix(CROSS)
-    if name.startswith(CROSS + "attn_") and _is_attention(bare, registry):
-        return bare
-    return name
-
-
-def _is_attention(name: str, registry: Registry) -> bool:
-    return name in registry.names({"attention"})
+    return bare if name != bare and bare in registry.crossing() else name
 
 
 def read_names(
@@ -41,7 +35,7 @@ def read_names(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The known flags with frozen values, and a finding for every name or value that cannot be."""
     known = set(registry.names(scopes))
-    known |= {CROSS + name for name in registry.names({"attention"}) if name.startswith("attn_")}
+    known |= {CROSS + name for name in registry.crossing()}
     slots = {slot.name for slot in SLOTS.values() if slot.scope in set(scopes)}
     values: dict[str, Any] = {}
     findings = []
@@ -58,7 +52,11 @@ def read_names(
     return values, findings
 
 
-def _unknown(name: str, known: Iterable[str], prefix: str) -> str:
+def _unknown(name: str, known: Collection[str], prefix: str) -> str:
+    if (bare := name.removeprefix(CROSS)) in known:
+        return (
+            f"`{prefix}{name}` is not a flag, because `{prefix}{bare}` has no form for cross-attention alone"
+        )
     hint = nearest(name, known).replace("`", f"`{prefix}", 1)
     return f"`{prefix}{name}` is not a flag{hint or '; `flagformer flags` lists them all'}"
 

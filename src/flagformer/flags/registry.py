@@ -61,6 +61,17 @@ class Registry:
                 found[name] = None
         return tuple(found)
 
+    def crossing(self) -> tuple[str, ...]:
+        """Flags that may stand with `cross_` in front: of attention, and read by more than self-attention."""
+        return tuple(
+            name
+            for name in self.names({"attention"})
+            if name.startswith("attn_") and any(item.kind != "a" for item in self._owners(name))
+        )
+
+    def _owners(self, name: str) -> list[Component]:
+        return [*self.selected_by(name), *(item for item, _ in self.params_named(name))]
+
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
         owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))

@@ -23,7 +23,7 @@ class SessionState(Protocol):
 
 
 class KVCache:
-    """Keys and values of one self-attention step: [B, G, capacity, K], filled from the left."""
+    """One self-attention step: keys [B, G, capacity, K], values [B, G, capacity, V], filled from the left."""
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
@@ -95,7 +95,8 @@ class DecodeState:
         window: every query sees at most this many of the last tokens; None: all.
         first: [B] long, the place of each row's first real token; None without left padding.
         bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
-        made_for: kind, key/value heads and their width at each execution step of the stack that made it.
+        made_for: kind, key/value heads G and their widths K and V at each execution step of the stack that
+            made it.
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
         steps: what attention remembers, by execution step (tied modules run at several).
         entries: what the entries of sublayers remember, likewise.
@@ -109,7 +110,7 @@ class DecodeState:
     length: int = 0
     prefix: Tensor | None = None
     bias_row: Tensor | None = None
-    made_for: tuple[tuple[str, int, int], ...] = ()
+    made_for: tuple[tuple[str, int, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
     entries: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None

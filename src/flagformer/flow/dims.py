@@ -22,3 +22,10 @@ class Dims:
     dim_context: Annotated[
         int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", least=1)
     ] = None
+    # no flag: the width V of a value head in the attention that is being built; None: K
+    value_width: int | None = None
+
+    @property
+    def dim_value(self) -> int:
+        """V."""
+        return self.dim_head if self.value_width is None else self.value_width

@@ -13,7 +13,7 @@ class KeyValues(NamedTuple):
 
     Attributes:
         k: [B, G, seats + S, K], already normed and turned.
-        v: [B, G, seats + S, K].
+        v: [B, G, seats + S, V].
         seats: keys in front without a position: every query sees them, no bias reaches them.
     """
 
@@ -22,7 +22,7 @@ class KeyValues(NamedTuple):
     seats: int = 0
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
-        """Seats [G, M, K] in front, the same for every row."""
+        """Seats [G, M, K] and [G, M, V] in front, the same for every row."""
         batch = self.k.shape[0]
         front_k = k.to(self.k.dtype).expand(batch, -1, -1, -1)
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)

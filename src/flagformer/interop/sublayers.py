@@ -88,7 +88,7 @@ def head_order(fn: Attention) -> Tensor | None:
 def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention) -> None:
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
-    heads, width = head_order(fn), projection.width
+    heads, (_, width, value_width) = head_order(fn), fn.source.entry_shape
     rotation = rotary_of(getattr(fn.source, "rotation", None))
     dims = None if rotation is None else half_split(width, 2 * len(rotation.frequencies.value))
     q, k, v = (source.take(f"{prefix}.to_{name}.weight") for name in "qkv")
@@ -105,9 +105,9 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     gated = isinstance(fn.to_out, AttentionOnAttention)
     out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
-        out = torch.eye(width)  # one head is not projected there
+        out = torch.eye(value_width)  # one head is not projected there
     elif out is not None and heads is not None:
-        out = columns_by_head(out, width, heads)
+        out = columns_by_head(out, value_width, heads)
     carried.put(fn.to_out.weight, out)
 
 

@@ -16,15 +16,24 @@ Angles = tuple[Tensor, ...]
 
 
 class Rotation(nn.Module, ABC):
-    """Contract of the slot `rotation`: q and k are each turned by their own positions."""
+    """Contract of the slot `rotation`: q and k are each turned by their own positions.
+
+    `width` is how many dims of a head are turned; 0: none.
+    """
+
+    width: int = 0
 
     @abstractmethod
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
         """What every layer turns by, computed once a forward."""
 
     @abstractmethod
-    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
-        """q [B, H, T, K], k [B, G, T, K] -> the same shapes."""
+    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+        """[B, H, T, K] -> the same shape."""
+
+    @abstractmethod
+    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+        """[B, G, T, K] -> the same shape."""
 
 
 class PositionBias(nn.Module, ABC):

@@ -20,8 +20,11 @@ class NoRotation(Rotation):
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
         return None
 
-    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
-        return q, k
+    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+        return q
+
+    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+        return k
 
 
 @component("position_bias")

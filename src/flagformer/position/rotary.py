@@ -46,6 +46,7 @@ class Rotary(Rotation):
                 f"`{name}` must be even and at most the {dims.dim_head} dims of a head under `rotary_pos_emb`"
             )
             raise FlagError([Finding(name, f"{text}, but is {width}")])
+        self.width = width
         # at R = 2 there is one frequency, 1, whatever the base
         base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
         self.frequencies = Constant([base ** (-i / width) / interpolation for i in range(0, width, 2)])
@@ -55,7 +56,10 @@ class Rotary(Rotation):
         cos, sin = turns.cos(), turns.sin()
         return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
-    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
         assert angles is not None
-        cos, sin = angles
-        return rotate_half_pairs(q, cos, sin), rotate_half_pairs(k, cos, sin)
+        return rotate_half_pairs(q, *angles)
+
+    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+        assert angles is not None
+        return rotate_half_pairs(k, *angles)

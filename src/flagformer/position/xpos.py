@@ -42,7 +42,7 @@ class XPos(Rotation):
     ) -> None:
         super().__init__()
         self.rotary = Rotary(dims, rotated=rotated, interpolation=interpolation, rescale=rescale)
-        width = 2 * len(self.rotary.frequencies.numbers)
+        self.width = width = self.rotary.width
         zeta = [(i + 0.4 * width) / (1.4 * width) for i in range(0, width, 2)]
         self.base, self.strongest = base, zeta[0]
         self.exponents = Constant([math.log(value) / base for value in zeta])
@@ -62,7 +62,10 @@ class XPos(Rotation):
         decay = torch.cat([half, half], dim=-1)
         return tuple(part.to(dtype) for part in (cos * decay, sin * decay, cos / decay, sin / decay))
 
-    def forward(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
         assert angles is not None
-        q_cos, q_sin, k_cos, k_sin = angles
-        return rotate_half_pairs(q, q_cos, q_sin), rotate_half_pairs(k, k_cos, k_sin)
+        return rotate_half_pairs(q, *angles[:2])
+
+    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+        assert angles is not None
+        return rotate_half_pairs(k, *angles[2:])

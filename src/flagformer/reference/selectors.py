@@ -20,14 +20,19 @@ BASE: dict[str, Any] = {
     "model": "decoder", "num_tokens": 256, "max_seq_len": 32,
     "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8,
 }  # fmt: skip
-# Values that no rule would find: stacks with as many sublayers as the base has.
+# Values that no rule would find: stacks with as many sublayers as the base has, values wider than what
+# is turned.
 VALUES: dict[str, Any] = {
     "custom_layers": ("a", "a", "f", "f"),
     "sandwich_coef": 1,
     "layers_execute_order": (0, 1, 2, 3, 2, 3),
+    "attn_value_dim_head": 12,
 }
 # What has to be said with a choice.
-WITH: dict[str, dict[str, Any]] = {"cross_residual_attn": {"cross_attend": True}}
+WITH: dict[str, dict[str, Any]] = {
+    "cross_residual_attn": {"cross_attend": True},
+    "attn_rotary_embed_values": {"rotary_pos_emb": True},
+}
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 

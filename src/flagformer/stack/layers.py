@@ -69,8 +69,7 @@ class AttentionLayers(nn.Module):
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
         }
         self.session_shape = tuple(
-            ("f", 0, 0) if s.kind == "f" else (s.kind, s.fn.source.projection.groups, self.dims.dim_head)
-            for s in self.steps
+            ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.entry_shape) for s in self.steps
         )
         self._refuse_idle_context()
         self._refuse_uneven_carry()

@@ -90,7 +90,7 @@ def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
 def _known() -> set[str]:
     """Every name that may stand behind a prefix."""
     names = set(CATALOGUE.names(MODEL_SCOPES))
-    crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
+    crossed = {f"cross_{name}" for name in CATALOGUE.crossing()}
     return names | crossed | set(SLOTS)
 
 

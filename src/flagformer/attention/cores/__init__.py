@@ -21,4 +21,4 @@ class Core(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        """q [B, H, T, K] -> [B, H, T, K]."""
+        """q [B, H, T, K] -> [B, H, T, V]."""

@@ -12,4 +12,4 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
-        """out [B, H, T, K], x [B, T, D] -> [B, H, T, K]."""
+        """out [B, H, T, V], x [B, T, D] -> [B, H, T, V]."""

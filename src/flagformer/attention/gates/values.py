@@ -26,11 +26,11 @@ class ValueGate(Gate):
         swiglu: Annotated[bool, Flag("attn_swiglu_values", "SiLU in place of the sigmoid")] = False,
     ) -> None:
         super().__init__()
-        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=False)
+        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
         self.heads, self.activation = dims.heads, F.silu if swiglu else F.sigmoid
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
-        gate = self.activation(self.to_gate(x)).unflatten(-1, (self.heads, -1))  # [B, T, H, K]
+        gate = self.activation(self.to_gate(x)).unflatten(-1, (self.heads, -1))  # [B, T, H, V]
         return out * gate.transpose(1, 2)
 
 

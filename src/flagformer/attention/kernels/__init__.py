@@ -21,4 +21,4 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        """q [B, H, T, K], k and v [B, G, seats + S, K] -> [B, H, T, K]."""
+        """q [B, H, T, K], k [B, G, seats + S, K], v [B, G, seats + S, V] -> [B, H, T, V]."""

@@ -30,5 +30,5 @@ class Einsum(Kernel):
         return self.gather(self.path(q, k, pairs), v)
 
     def gather(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Weights [B, H, T, seats + S] of values [B, G, seats + S, K] -> [B, H, T, K]."""
+        """Weights [B, H, T, seats + S] of values [B, G, seats + S, V] -> [B, H, T, V]."""
         return F.dropout(weights, self.dropout, self.training) @ repeat_groups(v, weights.shape[1])

@@ -14,4 +14,4 @@ class Seats(nn.Module, ABC):
 
     @abstractmethod
     def entries(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, both [G, M, K]; the keys are normed like all others."""
+        """Keys [G, M, K] and values [G, M, V]; the keys are normed like all others."""

@@ -26,7 +26,7 @@ class LearnedMemory(Seats):
         super().__init__()
         self.count = count
         self.k = nn.Parameter(torch.randn(groups, count, dims.dim_head))
-        self.v = nn.Parameter(torch.randn(groups, count, dims.dim_head))
+        self.v = nn.Parameter(torch.randn(groups, count, dims.dim_value))
 
     def entries(self) -> tuple[Tensor, Tensor]:
         return self.k, self.v
@@ -41,7 +41,9 @@ class NullKV(Seats):
     def __init__(self, dims: Dims, groups: int) -> None:
         super().__init__()
         self.count = 1
-        self.register_buffer("zero", torch.zeros(groups, 1, dims.dim_head), persistent=False)
+        self.widths = [dims.dim_head, dims.dim_value]
+        self.register_buffer("zero", torch.zeros(groups, 1, sum(self.widths)), persistent=False)
 
     def entries(self) -> tuple[Tensor, Tensor]:
-        return self.zero, self.zero
+        k, v = self.zero.split_with_sizes(self.widths, dim=-1)
+        return k, v

@@ -14,4 +14,4 @@ class Output(ABC):
 
     @abstractmethod
     def __call__(self, heads: Tensor) -> Tensor:
-        """[B, T, H * K] -> [B, T, D]."""
+        """[B, T, H * V] -> [B, T, D]."""

@@ -15,7 +15,7 @@ class Project(nn.Linear, Output):
     """One projection of all heads, without bias."""
 
     def __init__(self, dims: Dims) -> None:
-        super().__init__(dims.heads * dims.dim_head, dims.dim, bias=False)
+        super().__init__(dims.heads * dims.dim_value, dims.dim, bias=False)
 
 
 @component("output", select="attn_on_attn", paper="arXiv:1908.06954, section 3.1")
@@ -26,7 +26,7 @@ class AttentionOnAttention(nn.Linear, Output):
     """
 
     def __init__(self, dims: Dims) -> None:
-        super().__init__(dims.heads * dims.dim_head, 2 * dims.dim, bias=False)
+        super().__init__(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.glu(F.linear(input, self.weight), dim=-1)

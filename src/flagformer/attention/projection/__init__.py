@@ -10,15 +10,15 @@ from torch import Tensor, nn
 class Projection(nn.Module, ABC):
     """Contract of the slot `projection`; `groups` is the number G of key/value heads.
 
-    Built as `(dims, cross)`: for self-attention `forward` gives all three, for cross-attention `queries`
-    and `keys` read their own sources.
+    Built as `(dims, cross, shared)`: for self-attention `forward` gives all three, for cross-attention
+    `queries` and `keys` read their own sources. Under `shared` the keys are the values too.
     """
 
     groups: int
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] -> q [B, H, T, K], k and v [B, G, T, K]."""
+        """x [B, T, D] -> q [B, H, T, K], k [B, G, T, K], v [B, G, T, V]."""
 
     @abstractmethod
     def queries(self, x: Tensor) -> Tensor:
@@ -26,4 +26,4 @@ class Projection(nn.Module, ABC):
 
     @abstractmethod
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """context [B, S, D_context] -> k and v [B, G, S, K]."""
+        """context [B, S, D_context] -> k [B, G, S, K], v [B, G, S, V]."""

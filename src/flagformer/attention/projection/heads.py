@@ -9,43 +9,45 @@ from torch import Tensor, nn
 from flagformer.attention.projection import Projection
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
+from flagformer.ops.attend import splitter
 
 
 class Heads(Projection):
     """H query heads over G key/value heads; each of these serves H / G consecutive query heads."""
 
-    def __init__(self, dims: Dims, cross: bool, groups: int) -> None:
+    def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int) -> None:
         super().__init__()
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
-        queries, keys = dims.heads * dims.dim_head, 2 * groups * dims.dim_head
+        entries = [groups] if shared else [groups, groups]
+        widths = [dims.dim_head, dims.dim_value][: len(entries)]
+        queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)
         if cross:
             self.to_q = nn.Linear(dims.dim, queries, bias=False)
-            self.to_kv = nn.Linear(dims.dim_context or dims.dim, keys, bias=False)
+            self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=False)
+            self.of_x = splitter([dims.heads], [dims.dim_head])
+            self.of_context = splitter(entries, widths)
         else:
-            self.to_qkv = nn.Linear(dims.dim, queries + keys, bias=False)
-
-    def _split(self, x: Tensor, *heads: int) -> tuple[Tensor, ...]:
-        by_head = x.view(x.shape[0], x.shape[1], sum(heads), self.width).transpose(1, 2)
-        return by_head.split_with_sizes(heads, dim=1)
+            self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=False)
+            self.of_x = splitter([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self._split(self.to_qkv(x), self.heads, self.groups, self.groups)
-        return q, k, v
+        q, *entries = self.of_x(self.to_qkv(x))
+        return q, entries[0], entries[-1]  # k and v, one and the same where they are shared
 
     def queries(self, x: Tensor) -> Tensor:
-        return self._split(self.to_q(x), self.heads)[0]
+        return self.of_x(self.to_q(x))[0]
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self._split(self.to_kv(context), self.groups, self.groups)
-        return k, v
+        entries = self.of_context(self.to_kv(context))
+        return entries[0], entries[-1]
 
 
 @component("projection", paper="arXiv:1706.03762, section 3.2.2")
 class MultiHead(Heads):
     """Every head has keys and values of its own."""
 
-    def __init__(self, dims: Dims, cross: bool) -> None:
-        super().__init__(dims, cross, dims.heads)
+    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+        super().__init__(dims, cross, shared, dims.heads)
 
 
 @component("projection", select="attn_kv_heads", paper="arXiv:2305.13245")
@@ -56,6 +58,7 @@ class Grouped(Heads):
         self,
         dims: Dims,
         cross: bool,
+        shared: bool,
         *,
         groups: Annotated[
             int | None, Flag("attn_kv_heads", "key/value heads G, a divisor of `heads`", least=1)
@@ -65,12 +68,12 @@ class Grouped(Heads):
         if dims.heads % groups:
             text = f"`attn_kv_heads` must divide `heads` = {dims.heads}, but is {groups}"
             raise FlagError([Finding("attn_kv_heads", text)])
-        super().__init__(dims, cross, groups)
+        super().__init__(dims, cross, shared, groups)
 
 
 @component("projection", select="attn_one_kv_head", paper="arXiv:1911.02150")
 class MultiQuery(Heads):
     """Multi-query attention: all heads share one key and value head."""
 
-    def __init__(self, dims: Dims, cross: bool) -> None:
-        super().__init__(dims, cross, 1)
+    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+        super().__init__(dims, cross, shared, 1)
