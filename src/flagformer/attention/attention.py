@@ -38,6 +38,11 @@ class Attention(nn.Module):
         """Keys in front that have no position."""
         return sum(seats.count for seats in self.seats)
 
+    @property
+    def window(self) -> int | None:
+        """How many of the last tokens a query sees, itself included; None: all."""
+        return self.source.window
+
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
         for seats in self.seats:
@@ -58,7 +63,7 @@ def build_attention(
     source = (
         ContextTokens(projection, qk_norm)
         if cross
-        else OwnTokens(projection, qk_norm, rotation, dims.dim_head)
+        else OwnTokens(projection, qk_norm, rotation, dims.dim_head, slots["past"][0].build().width)
     )
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
     mods = [filler.build(dims) for filler in slots["score"]]

@@ -17,6 +17,7 @@ class Source(nn.Module, ABC):
     """(x, side) -> q and the keys and values it may meet, normed, turned and remembered."""
 
     qk_norm: QKNorm
+    window: int | None = None  # how many of the last tokens a query sees; None: all
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
@@ -29,18 +30,22 @@ class Source(nn.Module, ABC):
 class OwnTokens(Source):
     """Self-attention: all three from x; while decoding, keys and values join those of earlier tokens."""
 
-    def __init__(self, projection: Projection, qk_norm: QKNorm, rotation: Rotation, width: int) -> None:
+    def __init__(
+        self, projection: Projection, qk_norm: QKNorm, rotation: Rotation, width: int, window: int | None
+    ) -> None:
         super().__init__()
-        self.projection, self.qk_norm, self.rotation, self.width = projection, qk_norm, rotation, width
+        self.projection, self.qk_norm, self.rotation = projection, qk_norm, rotation
+        self.width, self.window = width, window
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
         q, k = self.rotation(self.qk_norm.queries(q), self.qk_norm.keys(k), side.angles)
         if side.state is None:
-            return q, KeyValues(k, v)
+            return q, KeyValues(k, v, window=self.window)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
-        return q, cache.extend(k, v, side.state.length, side.state.oldest())
+        kv = cache.extend(k, v, side.state.length, side.state.oldest(self.window))
+        return q, kv._replace(window=self.window)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         shape = (state.batch, self.projection.groups, state.capacity, self.width)

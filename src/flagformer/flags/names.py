@@ -27,13 +27,7 @@ def split_prefixes(flags: Mapping[str, Any], *prefixes: str) -> tuple[dict[str, 
 def canonical(name: str, registry: Registry) -> str:
     """`cross_attn_kv_heads` is `attn_kv_heads`, set for cross-attention only."""
     bare = name.removeprefix(CROSS)
-    if name.startswith(CROSS + "attn_") and _is_attention(bare, registry):
-        return bare
-    return name
-
-
-def _is_attention(name: str, registry: Registry) -> bool:
-    return name in registry.names({"attention"})
+    return bare if name.startswith(CROSS) and bare in registry.crossed() else name
 
 
 def read_names(
@@ -41,7 +35,7 @@ def read_names(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The known flags with frozen values, and a finding for every name or value that cannot be."""
     known = set(registry.names(scopes))
-    known |= {CROSS + name for name in registry.names({"attention"}) if name.startswith("attn_")}
+    known |= {CROSS + name for name in registry.crossed()}
     slots = {slot.name for slot in SLOTS.values() if slot.scope in set(scopes)}
     values: dict[str, Any] = {}
     findings = []
@@ -85,6 +79,7 @@ def for_layer(
     """The scalar flags of one sublayer: the cross form where it is one, its item of per-layer tuples."""
     local: dict[str, Any] = {}
     findings = []
+    kind = "c" if cross else "a"
     for name, value in values.items():
         bare = canonical(name, registry)
         if name in SLOTS:
@@ -93,6 +88,7 @@ def for_layer(
             continue
         if (
             registry.scope(bare) != scope
+            or (scope == "attention" and not registry.reaches(bare, kind))
             or (bare != name and not cross)
             or (cross and CROSS + name in values)
         ):

@@ -75,6 +75,16 @@ class Registry:
         doc = "; ".join(f"{item.say()}: {item.doc}" if item.when is not ... else item.doc for item in items)
         return Param(name, Flag(name, doc), bool | None, None, required=False)
 
+    def reaches(self, name: str, kind: str) -> bool:
+        """Whether a flag of attention means something in self- ("a") or cross-attention ("c")."""
+        owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
+        return any(item.kind in ("", kind) for item in owners)
+
+    def crossed(self) -> tuple[str, ...]:
+        """The flags of attention that have a form for cross-attention only."""
+        names = self.names({"attention"})
+        return tuple(name for name in names if name.startswith("attn_") and self.reaches(name, "c"))
+
     def standard_value(self, name: str) -> Any:
         return self.param(name).standard
 

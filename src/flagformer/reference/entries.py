@@ -35,7 +35,7 @@ class Entry:
     @property
     def crossed(self) -> bool:
         """Whether it has a form for cross-attention only."""
-        return self.scope == "attention" and self.name.startswith("attn_")
+        return self.name in CATALOGUE.crossed()
 
     @property
     def is_cross_form(self) -> bool:
