@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flagformer.flags.errors import Finding, nearest
+from flagformer.flags.foreign import answer
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import SLOTS
 from flagformer.flags.values import fault, freeze
@@ -52,7 +54,14 @@ def read_names(
     return values, findings
 
 
-def _unknown(name: str, known: Iterable[str], prefix: str) -> str:
+def _unknown(name: str, known: Collection[str], prefix: str) -> str:
+    told = answer(name)
+    if told:
+        typed = re.sub(r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told)
+        return f"`{prefix}{name}` is no flag of this library: {typed}"
+    bare = [f"`{prefix}{part}{name}`" for part in ("attn_", "ff_") if part + name in known]
+    if bare:
+        return f"`{prefix}{name}` is not a flag; say {' or '.join(bare)}"
     hint = nearest(name, known).replace("`", f"`{prefix}", 1)
     return f"`{prefix}{name}` is not a flag{hint or '; `flagformer flags` lists them all'}"
 

@@ -47,7 +47,8 @@ class Window(Rule):
 
 def narrowest(*widths: int | None) -> int | None:
     """The smallest of some windows; None where none of them limits anything."""
-    return min((width for width in widths if width is not None), default=None)
+    limits = [width for width in widths if width is not None]
+    return min(limits) if limits else None
 
 
 @dataclass(frozen=True)

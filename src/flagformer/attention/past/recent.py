@@ -1,4 +1,4 @@
-"""All of the past (arXiv:1706.03762), or the last tokens of it (arXiv:2004.05150)."""
+"""All of the past, or the last tokens of it (Longformer, arXiv:2004.05150)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flagformer.attention.past import Past
 from flagformer.flags import Flag, component
 
 
-@component("past", paper="arXiv:1706.03762, section 3.2.3")
+@component("past")
 class WholePast(Past):
     """Every earlier token is seen."""
 
