@@ -46,7 +46,13 @@ from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
-from flagformer.stack.start import DepthScaled, ZeroAttention, ZeroBranches, ZeroCrossAttention, ZeroFeedForward
+from flagformer.stack.start import (
+    DepthScaled,
+    ZeroAttention,
+    ZeroBranches,
+    ZeroCrossAttention,
+    ZeroFeedForward,
+)
 from flagformer.stack.wishes import Wishes
 from flagformer.wrappers.transformer import TransformerWrapper
 

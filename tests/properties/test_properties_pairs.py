@@ -26,7 +26,14 @@ NO_EFFECT_WANTED = {
     "depth_scale_residual",
 }
 # What needs both blocks of a small model when the graph is tried: orders of modules, and scores handed on.
-ORDERS = {"weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn", "cross_residual_attn"}
+ORDERS = {
+    "weight_tie_layers",
+    "sandwich_coef",
+    "layers_execute_order",
+    "par_ratio",
+    "residual_attn",
+    "cross_residual_attn",
+}
 # A query sees few others: not every token of an encoder reaches every logit.
 SEES_LITTLE = {"only_cross", "attn_max_attend_past"}
 

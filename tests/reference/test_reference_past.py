@@ -104,7 +104,9 @@ def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
     kernel = type(layers.sublayers[0].fn.core.kernel)
     forward = kernel.forward
     monkeypatch.setattr(
-        kernel, "forward", lambda self, q, k, v, pairs: (read.append((k.shape[2], pairs)), forward(self, q, k, v, pairs))[1]
+        kernel,
+        "forward",
+        lambda self, q, k, v, pairs: (read.append((k.shape[2], pairs)), forward(self, q, k, v, pairs))[1],
     )
     layers(x[:, -1:], state=state)
     assert [keys for keys, _ in read] == [seats + 2, seats + 4]
@@ -124,7 +126,10 @@ LONGER = {
 def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
     torch.manual_seed(3)
     model = flagformer.build({"model": kind, **MODEL, **LONGER[flags]}).double()
-    ids, padding = torch.randint(11, (2, LONG + 9)), torch.arange(LONG + 9) < torch.tensor([[LONG + 9], [LONG]])
+    ids, padding = (
+        torch.randint(11, (2, LONG + 9)),
+        torch.arange(LONG + 9) < torch.tensor([[LONG + 9], [LONG]]),
+    )
     results = []
     for least in (LONG, 10**9):
         monkeypatch.setattr(stack, "LONG", least)
@@ -142,7 +147,9 @@ def test_a_table_is_made_once_for_each_distinct_window(monkeypatch):
     made = []
     of = stack.see_self
     monkeypatch.setattr(stack, "see_self", lambda *how: made.append(of(*how)) or made[-1])
-    model = flagformer.build({**MODEL, "depth": 4, "rotary_pos_emb": True, "attn_max_attend_past": (20, 70, 20, 70)})
+    model = flagformer.build(
+        {**MODEL, "depth": 4, "rotary_pos_emb": True, "attn_max_attend_past": (20, 70, 20, 70)}
+    )
     with torch.no_grad():
         model(torch.randint(11, (1, LONG)))
         model(torch.randint(11, (1, LONG)), window=10)

@@ -90,7 +90,9 @@ def test_depth_scales_what_is_left():
     ],
 )
 def test_what_has_no_effect_is_refused(flags, named):
-    sizes = {k: v for k, v in SIZES.items() if "custom_layers" not in flags or k not in ("depth", "cross_attend")}
+    sizes = {
+        k: v for k, v in SIZES.items() if "custom_layers" not in flags or k not in ("depth", "cross_attend")
+    }
     with pytest.raises(flagformer.FlagError) as caught:
         flagformer.Decoder(**sizes, **flags)
     assert all(f"`{name}`" in str(caught.value) for name in named)

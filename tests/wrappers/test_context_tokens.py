@@ -25,7 +25,9 @@ def seen(model, ids, **how):
     for sublayer in model.attn_layers.sublayers:
         if sublayer.kind == "c":
             hooks.append(
-                sublayer.fn.core.kernel.register_forward_pre_hook(lambda _, given: masks.append(given[3].visible))
+                sublayer.fn.core.kernel.register_forward_pre_hook(
+                    lambda _, given: masks.append(given[3].visible)
+                )
             )
     model(ids, **how)
     for hook in hooks:
@@ -88,7 +90,9 @@ def test_needs_cross_attention():
 
 @pytest.mark.parametrize("half", ["enc_", "dec_"])
 def test_an_encoder_decoder_says_it_without_prefix(half):
-    sizes = {f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"}
+    sizes = {
+        f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
+    }
     whole = flagformer.XTransformer(dim=16, **sizes, cross_attn_tokens_dropout=0.5)
     assert whole.decoder.net.attn_layers.context_tokens.share == 0.5
     assert flagformer.build(whole.flags).flags == whole.flags

@@ -50,9 +50,29 @@ def test_it_is_kept(disabled, tmp_path):
 
 
 def test_halves_of_an_encoder_decoder_decide_apart():
-    sizes = {f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"}
+    sizes = {
+        f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
+    }
     whole = flagformer.XTransformer(dim=16, **sizes, enc_disable_abs_pos_emb=True)
     assert not whole.encoder.absolute_positions
     assert whole.decoder.net.absolute_positions
-    with pytest.raises(flagformer.FlagError, match="`enc_use_abs_pos_emb=True` and `enc_disable_abs_pos_emb=True`"):
+    with pytest.raises(
+        flagformer.FlagError, match="`enc_use_abs_pos_emb=True` and `enc_disable_abs_pos_emb=True`"
+    ):
         flagformer.XTransformer(dim=16, **sizes, enc_disable_abs_pos_emb=True, enc_use_abs_pos_emb=True)
+
+
+@pytest.mark.parametrize("disabled", [None, True, False])
+def test_patches_of_an_image(disabled):
+    flags = {name: SIZES[name] for name in ("dim", "depth", "heads", "attn_dim_head")}
+    model = flagformer.build(
+        {"model": "vit", "image_size": 8, "patch_size": 4, **flags, "disable_abs_pos_emb": disabled}
+    ).eval()
+    image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    turned = torch.cat([image[:, :, 4:], image[:, :, :4]], dim=2)  # the two rows of patches change places
+    with torch.no_grad():
+        moved = (model(turned) - model(image).roll(2, dims=1)).abs().max()
+    assert bool(moved < 1e-5) is (disabled is True)
+    assert ("patches.places" in model.state_dict()) is (disabled is not True)
+    assert model(torch.randn(1, 3, 12, 8)).shape == (1, 6, 16)
+    assert "2 x 2 patches" in model.explain()

@@ -13,9 +13,9 @@ NAME = "attn.z"  # of the loss on the tape
 def add_z_loss(scores: Tensor, pairs: Pairs, side: SideInputs) -> None:
     """Puts one attention's loss on the tape: `weight * mean(sum_heads(logsumexp(scores) ** 2))`.
 
-    The mean is over the rows' real queries; a query that sees no key adds nothing. The paper's loss is that of
-    a router, and speaks of attention in a footnote. Departure from x-transformers: it adds up the logarithms
-    of all layers before it squares, so that layers may cancel each other, and counts padded queries.
+    The mean is over the rows' real queries; a query that sees no key adds nothing. The paper's loss is that
+    of a router. Departure from x-transformers: it adds up the logarithms of all layers before it squares, so
+    that layers may cancel each other, and it counts padded queries.
 
     Args:
         scores: [B, H, T, seats + S], minus infinity where a pair may not meet.

@@ -9,6 +9,7 @@ FOREIGN = {
     "attn_dim": "attention has the width of the model: say `dim`",
     "attn_heads": "all attention has the same number of heads: say `heads`",
     "attn_causal": "the whole stack is causal or not: say `causal`, or use Encoder or Decoder",
+    "cross_attn_dim_head": "all attention has heads of one width: say `attn_dim_head`",
     "attn_dim_context": "only cross-attention reads a context: say `cross_attn_dim_context`",
     "cross_attn_max_attend_past": "a context has no past: `attn_max_attend_past` is for self-attention",
     "ff_dim": "a feedforward reads the width of the model: say `dim`, and `ff_mult` for its inner width",
@@ -19,7 +20,7 @@ FOREIGN = {
     "attn_pre_scale_post_talking_heads": TALKING,
     "attn_custom_attn_fn": "give what turns scores into weights to the slot: `weights=MyWeights`",
     "ff_custom_activation": "give the function, class or module to the slot: `activation=torch.tanh`",
-    "norm_add_unit_offset": "gains are kept as they are; `load_x_transformers` takes it for weights of its own",
+    "norm_add_unit_offset": "gains are kept as they are; `load_x_transformers` takes it for weights",
     "verbose": "nothing is printed; leave it out",
 }
 

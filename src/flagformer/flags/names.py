@@ -57,7 +57,9 @@ def read_names(
 def _unknown(name: str, known: Collection[str], prefix: str) -> str:
     told = answer(name)
     if told:
-        typed = re.sub(r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told)
+        typed = re.sub(
+            r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told
+        )
         return f"`{prefix}{name}` is no flag of this library: {typed}"
     bare = [f"`{prefix}{part}{name}`" for part in ("attn_", "ff_") if part + name in known]
     if bare:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 # How many seats stand in front, and how many tokens a query sees (None: all): what pairs are found by.
 Sight = tuple[int, int | None]
 

@@ -36,7 +36,7 @@ class AllTokens(ContextReader):
     kind="c",
 )
 class SomeTokens(ContextReader):
-    """In training a share of each row's tokens is hidden from all cross-attention, drawn anew at each forward.
+    """In training a share of each row's tokens is hidden from all cross-attention, drawn at each forward.
 
     At least one token of each row stays. The draws come from torch's generator; a recomputation does not draw
     again. Departure: the paper reads fewer tokens; a mask leaves rows of different lengths as they are.

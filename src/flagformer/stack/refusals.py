@@ -22,9 +22,13 @@ def refuse_carry(steps: Sequence[Any]) -> None:
     """Scores handed on to nobody, or to layers of other keys; `steps`: the sublayers as they run."""
     findings = []
     for kind, (flag, words) in CARRIES.items():
-        carrying = [step.fn for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)]
+        carrying = [
+            step.fn for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)
+        ]
         if len(carrying) == 1:
-            text = f"`{flag}` has no effect here, because scores pass from one {words} to the next, and only one"
+            text = (
+                f"`{flag}` has no effect here, because scores pass from one {words} to the next, and only one"
+            )
             findings.append(Finding(flag, f"{text} carries them; add a layer, or leave it out"))
         for other, counts in (
             ("attn_num_mem_kv", {fn.seat_count for fn in carrying}),

@@ -90,9 +90,7 @@ class ZeroBranches(_Zeros):
     """Sublayers start by adding nothing: their last projection is zero."""
 
 
-@component(
-    "start", select="attn_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE]
-)
+@component("start", select="attn_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
 class ZeroAttention(_Zeros):
     """Self- and cross-attention start by adding nothing."""
 

@@ -36,8 +36,8 @@ def see_self(
 ) -> dict[Sight, Pairs]:
     """Tokens against tokens, and against those that a state holds, by the seats in front and the window.
 
-    `window` narrows the windows of all sublayers. `by_distance`: every kernel takes a table in place of a mask
-    and a bias; seats do not.
+    `window` narrows the windows of all sublayers. `by_distance`: every kernel takes a table in place of a
+    mask and a bias; seats do not.
     """
     table = by_distance and not any(seats for seats, _ in sights)
     if state is not None:

@@ -55,8 +55,8 @@ def train_step(
     """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
     finite updates nothing.
 
-    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. A z-loss of
-    attention (`attn_z_loss_weight`) is trained on, but is no part of the loss that is told.
+    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. A z-loss
+    of attention (`attn_z_loss_weight`) is trained on, but is no part of the loss that is told.
     """
     inputs, targets = batch
     scored = (targets != IGNORE).sum()

@@ -50,8 +50,8 @@ class AutoregressiveWrapper(nn.Module):
         mask_prob: share of earlier tokens that no token sees in training, drawn anew for each row and forward
             (forgetful causal masking, arXiv:2210.13432); the first token of a sequence stays.
         add_attn_z_loss: whether the loss in training holds the z-loss of attention, with the net's
-            `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss is
-            the cross entropy alone.
+            `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss
+            is the cross entropy alone.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one

@@ -213,7 +213,7 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
             return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
-            return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the z-loss of this forward, weighted; it
+            return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`.
             attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
 

@@ -11,7 +11,9 @@ from flagformer.attention.z_loss import NAME
 from flagformer.flags import Finding, FlagError
 
 USUAL = 1e-4  # what is taken where the loss is asked for and no weight was said, as in x-transformers
-WAYS = "ask for it by `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"
+WAYS = (
+    "ask for it by `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"
+)
 
 
 def refuse_no_attention(layers: Any, weight: float) -> None:
@@ -40,13 +42,14 @@ def losses_asked(model: Any, given: float | None, returned: bool, kept: bool) ->
         _check_weight(model, given, kept)
     elif built and not kept and model.training and torch.is_grad_enabled():
         raise ValueError(
-            f"the z-loss of `attn_z_loss_weight` = {built:g} would be lost, as this form of the call returns no "
-            f"losses: {WAYS} (`attn_z_loss_weight=0` in the call leaves it out)"
+            f"the z-loss of `attn_z_loss_weight` = {built:g} would be lost, as this form of the call returns "
+            f"no losses: {WAYS} (`attn_z_loss_weight=0` in the call leaves it out)"
         )
-    weight = built if given is None else float(given)
-    if returned:
-        return {NAME: USUAL if given is None and not built else weight}
-    return {NAME: weight} if kept and weight else {}
+    usual = USUAL if returned else 0.0
+    weight = (built or usual) if given is None else float(given)
+    if weight and not built:
+        _check_layers(model.attn_layers)
+    return {NAME: weight} if returned or (kept and weight) else {}
 
 
 def _check_weight(model: Any, given: Any, kept: bool) -> None:
@@ -55,13 +58,16 @@ def _check_weight(model: Any, given: Any, kept: bool) -> None:
         raise ValueError(f"`attn_z_loss_weight` must be a number of at least 0, but is {given!r}")
     if given and not kept:
         raise ValueError(
-            f"`attn_z_loss_weight` was given as {given:g}, but this form of the call returns no losses: {WAYS}"
+            f"`attn_z_loss_weight` was given as {given:g}, but this form of the call returns no losses: "
+            f"{WAYS}"
         )
-    if given:
-        try:
-            refuse_no_attention(model.attn_layers, given)
-        except FlagError as error:
-            raise ValueError(error.findings[0].message) from None
+
+
+def _check_layers(layers: Any) -> None:
+    try:
+        refuse_no_attention(layers, USUAL)
+    except FlagError as error:
+        raise ValueError(error.findings[0].message) from None
 
 
 def adds_z_loss(net: nn.Module, asked: bool | None) -> bool:
@@ -69,7 +75,7 @@ def adds_z_loss(net: nn.Module, asked: bool | None) -> bool:
     built = getattr(net, "attn_z_loss_weight", 0.0)
     if asked is False and built:
         raise ValueError(
-            f"`add_attn_z_loss` must not be False around a `net` built with `attn_z_loss_weight` = {built:g}, "
-            "as that loss would be lost: leave out one of both"
+            f"`add_attn_z_loss` must not be False around a `net` built with "
+            f"`attn_z_loss_weight` = {built:g}, as that loss would be lost: leave out one of both"
         )
     return bool(built) if asked is None else asked
