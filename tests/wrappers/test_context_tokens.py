@@ -1,4 +1,4 @@
-"""Tokens of a context that cross-attention does not read in training (arXiv:2202.07765, section 3.3)."""
+"""Tokens of a context that cross-attention does not read in training (arXiv:2202.07765)."""
 
 import pytest
 import torch

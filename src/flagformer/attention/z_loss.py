@@ -1,4 +1,4 @@
-"""The z-loss of attention (arXiv:2202.08906, section 3): scores are held near zero."""
+"""The z-loss of attention (ST-MoE, arXiv:2202.08906): scores are held near zero."""
 
 from __future__ import annotations
 

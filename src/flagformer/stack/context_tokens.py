@@ -32,7 +32,7 @@ class AllTokens(ContextReader):
 @component(
     "context_tokens",
     select="cross_attn_tokens_dropout",
-    paper="arXiv:2202.07765, section 3.3",
+    paper="arXiv:2202.07765",
     kind="c",
 )
 class SomeTokens(ContextReader):

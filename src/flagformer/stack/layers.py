@@ -81,7 +81,7 @@ class AttentionLayers(nn.Module):
             for s in self.steps
         )
         refuse_idle_context(self.dims, self.has_cross)
-        refuse_carry(self.steps)
+        refuse_carry(self.steps, resolved.flags)
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)
@@ -307,7 +307,10 @@ class Decoder(AttentionLayers):
 
 
 class PrefixDecoder(AttentionLayers):
-    """Causal behind a prefix that every token sees (prefix LM, arXiv:1910.10683, section 3.2.1)."""
+    """Causal behind a prefix that every token sees (prefix LM, arXiv:1910.10683, section 3.2.1).
+
+    Windows (`attn_max_attend_past`, `window`) hide the part of the prefix that lies too far back.
+    """
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**_fixed(flags, "PrefixDecoder", causal=False))
