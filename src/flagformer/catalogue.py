@@ -11,6 +11,7 @@ from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
+from flagformer.attention.past.recent import RecentPast, WholePast
 from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.attention.values.shared import SharedKV
@@ -44,27 +45,37 @@ from flagformer.score.softclamp import SoftClamp
 from flagformer.score.softmax import Softmax
 from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
+from flagformer.stack.context_tokens import AllTokens, SomeTokens
 from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
-from flagformer.stack.start import DepthScaled, Usual, ZeroBranches
+from flagformer.stack.start import (
+    DepthScaled,
+    ZeroAttention,
+    ZeroBranches,
+    ZeroCrossAttention,
+    ZeroFeedForward,
+)
+from flagformer.stack.wishes import Wishes
 from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
         TransformerWrapper, Learned, Sinusoidal, NoAbsolute,
-        Dims, Plan,
+        Dims, Plan, Wishes,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
-        Usual, ZeroBranches, DepthScaled,
+        DepthScaled, ZeroBranches, ZeroAttention, ZeroCrossAttention, ZeroFeedForward,
+        AllTokens, SomeTokens,
         Sequential, Checkpointed,
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, TurnedValues,
         MultiHead, Grouped, MultiQuery,
         Plain, Cosine, RMS,
+        WholePast, RecentPast,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
         Softmax, SparseTopK, LearnedSink,

@@ -111,7 +111,7 @@ def test_refusals_name_both_flags():
     for verdict in found:
         if verdict.reason:
             for choice in (verdict.first, verdict.second):
-                assert any(f"`{name}" in verdict.reason for name in choice.flags), verdict
+                assert any(f"`{name}" in verdict.reason for name in (*choice.flags, *choice.beside)), verdict
 
 
 def test_refusal_of_a_pair_is_a_flag_error():

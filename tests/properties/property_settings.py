@@ -31,8 +31,9 @@ VALUES = {
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
 }
-# Flags whose models take inputs beside ids: tests/wrappers/test_inventory.py asks the same of them.
-OTHER_INPUTS = {"embed_num_tokens"}
+# Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
+# the same of them.
+OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
 
@@ -58,7 +59,7 @@ def tunings():
 def cross_forms():
     """`cross_attn_...` -> flags, for each attention flag: set for cross-attention only."""
     forms = {}
-    for name in CATALOGUE.crossing():
+    for name in CATALOGUE.crossed():
         chosen = next((choice.flags for choice in choices() if name in choice.flags), None)
         for value in [tunings()[name][name]] if chosen is None else [chosen[name]]:
             forms[f"cross_{name}"] = {"cross_attend": True, f"cross_{name}": value}

@@ -153,3 +153,18 @@ def test_stochastic_depth_follows_torch_seed():
     torch.manual_seed(3)
     assert torch.equal(branch(x), first)
     assert not torch.equal(branch(x), first)
+
+
+def test_gain_behind_the_gate():
+    """A number per inner dimension, ones at the start: nothing changes until it is trained."""
+    torch.manual_seed(0)
+    layer = GLU(DIMS, GELU(), mult=2.0, mult_bias=True).double()
+    plain = GLU(DIMS, GELU(), mult=2.0).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    x = double((1, 2, 6))
+    assert torch.equal(layer(x, None), plain(x, None))
+    layer.gain.value.data = torch.linspace(-1, 2, 12, dtype=torch.float64)
+    weights = layer.state_dict()
+    values, gates = (x @ weights["inner.weight"].T + weights["inner.bias"]).chunk(2, dim=-1)
+    gained = values * each(paper.gelu, gates) * weights["gain.value"]
+    torch.testing.assert_close(layer(x, None), gained @ weights["outer.weight"].T + weights["outer.bias"])

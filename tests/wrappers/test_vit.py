@@ -134,7 +134,7 @@ ENCODER = [
 @pytest.mark.parametrize("choice", ENCODER, ids=lambda choice: choice.name)
 def test_every_flag_of_an_encoder_works(choice):
     needs = {need.flag for need in choice.component.requires}
-    if "causal" in needs or "cross_attend" in choice.flags:
+    if "causal" in needs or "cross_attend" in {*choice.flags, *choice.beside}:
         with pytest.raises(flagformer.FlagError):
             build(**choice.flags)
         return

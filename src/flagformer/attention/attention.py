@@ -41,6 +41,11 @@ class Attention(nn.Module):
         """Keys in front that have no position."""
         return sum(seats.count for seats in self.seats)
 
+    @property
+    def window(self) -> int | None:
+        """How many of the last tokens a query sees, itself included; None: all."""
+        return self.source.window
+
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
         for seats in self.seats:
@@ -65,7 +70,8 @@ def build_attention(
     source: Source = ContextTokens(projection, qk_norm, dims)
     if not cross:
         of_values = rotation if values.turned else NoRotation(dims)
-        source = OwnTokens(projection, qk_norm, dims, rotation, of_values)
+        past = slots["past"][0].build()
+        source = OwnTokens(projection, qk_norm, dims, rotation, of_values, past.width)
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
     mods = [filler.build(dims) for filler in slots["score"]]
     mixes = [filler.build(dims) for filler in slots["mix"]]

@@ -25,24 +25,26 @@ class ScorePath(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         """q [B, H, T, K], k [B, G, seats + S, K] -> [B, H, T, seats + S]; queries without keys get zeros."""
-        return self.weigh(self.products(q, k), q, k, pairs)
+        return self.weigh(self.scores(self.products(q, k), q, k, pairs), pairs)
 
     def products(self, q: Tensor, k: Tensor) -> Tensor:
         """The scaled products, before anything else."""
         return (q * self.scale) @ repeat_groups(k, q.shape[1]).mT
 
-    def weigh(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-        """Products -> weights."""
+    def scores(self, products: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+        """Products -> scores, minus infinity where a pair may not meet."""
+        scores = products
         for mod in self.mods:
             scores = mod(scores, q, k, pairs)
         if pairs.bias is not None:
-            scores = scores + pairs.bias.to(scores.dtype)
-        elif pairs.causal:
-            scores = scores.masked_fill(
-                ~causal_pairs(scores.shape[-2], scores.shape[-1], scores.device), float("-inf")
-            )
-        elif pairs.visible is not None:
-            scores = scores.masked_fill(~pairs.visible, float("-inf"))
+            return scores + pairs.bias.to(scores.dtype)
+        if pairs.causal:
+            seen = causal_pairs(scores.shape[-2], scores.shape[-1], scores.device)
+            return scores.masked_fill(~seen, float("-inf"))
+        return scores if pairs.visible is None else scores.masked_fill(~pairs.visible, float("-inf"))
+
+    def weigh(self, scores: Tensor, pairs: Pairs) -> Tensor:
+        """Scores -> weights."""
         weights = self._weigh(scores, pairs.hidden)
         for mix in self.mixes:
             weights = mix(weights)

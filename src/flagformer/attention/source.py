@@ -18,6 +18,7 @@ class Source(nn.Module, ABC):
 
     projection: Projection
     qk_norm: QKNorm
+    window: int | None = None  # how many of the last tokens a query sees; None: all
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
@@ -37,10 +38,16 @@ class OwnTokens(Source):
     """Self-attention: all three from x; while decoding, keys and values join those of earlier tokens."""
 
     def __init__(
-        self, projection: Projection, qk_norm: QKNorm, dims: Dims, rotation: Rotation, of_values: Rotation
+        self,
+        projection: Projection,
+        qk_norm: QKNorm,
+        dims: Dims,
+        rotation: Rotation,
+        of_values: Rotation,
+        window: int | None,
     ) -> None:
         super().__init__(projection, qk_norm, dims)
-        self.rotation, self.of_values = rotation, of_values
+        self.rotation, self.of_values, self.window = rotation, of_values, window
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
@@ -48,10 +55,11 @@ class OwnTokens(Source):
         k = self.rotation.keys(self.qk_norm.keys(k), side.angles)
         v = self.of_values.keys(v, side.angles)
         if side.state is None:
-            return q, KeyValues(k, v)
+            return q, KeyValues(k, v, window=self.window)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
-        return q, cache.extend(k, v, side.state.length, side.state.oldest())
+        kv = cache.extend(k, v, side.state.length, side.state.oldest(self.window))
+        return q, kv._replace(window=self.window)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         groups, *widths = self.entry_shape

@@ -52,7 +52,7 @@ def find(word: str) -> tuple[list[Card], bool]:
 def known_words() -> list[str]:
     """Names, and words in names, that a misspelt one may have meant."""
     names = ["model", *CATALOGUE.names(), *SLOTS]
-    names += [CROSS + name for name in CATALOGUE.crossing()]
+    names += [CROSS + name for name in CATALOGUE.crossed()]
     parts = [part for name in names for part in name.split("_") if len(part) > 2]
     return list(dict.fromkeys([*names, *parts]))
 
@@ -86,7 +86,7 @@ def rules_of(name: str) -> Iterable[str]:
             yield f"`{item.say()}` needs {need.say()}, because {need.reason}"
         yield from _unserved(item)
     scope = CATALOGUE.scope(name)
-    if name in CATALOGUE.crossing():
+    if name in CATALOGUE.crossed():
         yield f"holds for self- and cross-attention; `{CROSS}{name}` sets cross-attention apart"
     if scope in ("attention", "feedforward", "branch"):
         yield "a tuple (a list in YAML) as long as there are such layers sets each of them"

@@ -20,23 +20,29 @@ class PatchEmbedding(nn.Module):
     Args:
         grid: patches in a column and in a row, (rows, columns).
         patch: pixels of a patch, (height, width).
+        placed: whether patches have such a vector.
     """
 
-    def __init__(self, grid: tuple[int, int], patch: tuple[int, int], channels: int, dim: int) -> None:
+    places: Tensor | None
+
+    def __init__(
+        self, grid: tuple[int, int], patch: tuple[int, int], channels: int, dim: int, placed: bool = True
+    ) -> None:
         super().__init__()
-        self.patch, self.channels = patch, channels
+        self.grid, self.patch, self.channels = grid, patch, channels
         pixels = channels * patch[0] * patch[1]
         self.in_norm = LayerNorm(pixels)
         self.project = nn.Linear(pixels, dim)
         self.out_norm = LayerNorm(dim)
-        self.places = nn.Parameter(0.02 * torch.randn(*grid, dim))
+        self.places = nn.Parameter(0.02 * torch.randn(*grid, dim)) if placed else None
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.patch
         rows, columns = self.grid_of(images)
         x = rearrange(images, "b c (r h) (k w) -> b (r k) (h w c)", h=height, w=width)
         x = self.out_norm(self.project(self.in_norm(x)))
-        return x + self.places_for(rows, columns).flatten(0, 1)
+        places = self.places_for(rows, columns)
+        return x if places is None else x + places.flatten(0, 1)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches; ValueError for what is no image of whole patches."""
@@ -54,9 +60,9 @@ class PatchEmbedding(nn.Module):
             )
         return y // height, x // width
 
-    def places_for(self, rows: int, columns: int) -> Tensor:
-        """The learned places of a grid, [rows, columns, D]."""
-        if (rows, columns) == tuple(self.places.shape[:2]):
+    def places_for(self, rows: int, columns: int) -> Tensor | None:
+        """The learned places of a grid, [rows, columns, D]; None where patches have none."""
+        if self.places is None or (rows, columns) == self.grid:
             return self.places
         table = self.places.permute(2, 0, 1)[None]
         exact = table.float() if table.dtype in (torch.bfloat16, torch.float16) else table

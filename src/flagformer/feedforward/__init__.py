@@ -17,7 +17,10 @@ class FeedForward(nn.Module, ABC):
 
 
 class Activation(ABC):
-    """Contract of the slot `activation`: a pointwise function, without parameters."""
+    """Contract of the slot `activation`: a pointwise function.
+
+    Any function, class without arguments or module fills it: `activation=torch.tanh`, `activation=nn.Mish`.
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...

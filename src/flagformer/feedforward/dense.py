@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
@@ -62,6 +63,17 @@ class Dense(_Projections):
         return self.out(self.activation(self.inner(x)))
 
 
+class Gain(nn.Module):
+    """A learned number per inner dimension, [F]; ones at the start."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
 @component("feedforward", select="ff_glu", paper="arXiv:2002.05202")
 class GLU(_Projections):
     """The inner projection has two halves: values, and gates that pass through the activation.
@@ -79,9 +91,13 @@ class GLU(_Projections):
         dropout: Dropout = 0.0,
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
+        mult_bias: Annotated[
+            bool, Flag("ff_glu_mult_bias", "a learned gain per inner dimension, behind the gate")
+        ] = False,
     ) -> None:
         super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln))
+        self.gain = Gain(self.outer.in_features) if mult_bias else identity
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         value, gate = self.inner(x).chunk(2, dim=-1)
-        return self.out(value * self.activation(gate))
+        return self.out(self.gain(value * self.activation(gate)))

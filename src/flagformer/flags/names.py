@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flagformer.flags.errors import Finding, nearest
+from flagformer.flags.foreign import answer
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import SLOTS
 from flagformer.flags.values import fault, freeze
@@ -27,7 +29,7 @@ def split_prefixes(flags: Mapping[str, Any], *prefixes: str) -> tuple[dict[str, 
 def canonical(name: str, registry: Registry) -> str:
     """`cross_attn_kv_heads` is `attn_kv_heads`, set for cross-attention only."""
     bare = name.removeprefix(CROSS)
-    return bare if name != bare and bare in registry.crossing() else name
+    return bare if name.startswith(CROSS) and bare in registry.crossed() else name
 
 
 def read_names(
@@ -35,7 +37,7 @@ def read_names(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The known flags with frozen values, and a finding for every name or value that cannot be."""
     known = set(registry.names(scopes))
-    known |= {CROSS + name for name in registry.crossing()}
+    known |= {CROSS + name for name in registry.crossed()}
     slots = {slot.name for slot in SLOTS.values() if slot.scope in set(scopes)}
     values: dict[str, Any] = {}
     findings = []
@@ -53,6 +55,15 @@ def read_names(
 
 
 def _unknown(name: str, known: Collection[str], prefix: str) -> str:
+    told = answer(name)
+    if told:
+        typed = re.sub(
+            r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told
+        )
+        return f"`{prefix}{name}` is no flag of this library: {typed}"
+    longer = [f"`{prefix}{part}{name}`" for part in ("attn_", "ff_") if part + name in known]
+    if longer:
+        return f"`{prefix}{name}` is not a flag; say {' or '.join(longer)}"
     if (bare := name.removeprefix(CROSS)) in known:
         return (
             f"`{prefix}{name}` is not a flag, because `{prefix}{bare}` has no form for cross-attention alone"
@@ -83,6 +94,7 @@ def for_layer(
     """The scalar flags of one sublayer: the cross form where it is one, its item of per-layer tuples."""
     local: dict[str, Any] = {}
     findings = []
+    kind = "c" if cross else "a"
     for name, value in values.items():
         bare = canonical(name, registry)
         if name in SLOTS:
@@ -91,6 +103,7 @@ def for_layer(
             continue
         if (
             registry.scope(bare) != scope
+            or (scope == "attention" and not registry.reaches(bare, kind))
             or (bare != name and not cross)
             or (cross and CROSS + name in values)
         ):

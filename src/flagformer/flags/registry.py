@@ -61,17 +61,6 @@ class Registry:
                 found[name] = None
         return tuple(found)
 
-    def crossing(self) -> tuple[str, ...]:
-        """Flags that may stand with `cross_` in front: of attention, and read by more than self-attention."""
-        return tuple(
-            name
-            for name in self.names({"attention"})
-            if name.startswith("attn_") and any(item.kind != "a" for item in self._owners(name))
-        )
-
-    def _owners(self, name: str) -> list[Component]:
-        return [*self.selected_by(name), *(item for item, _ in self.params_named(name))]
-
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
         owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
@@ -85,6 +74,16 @@ class Registry:
         items = self.selected_by(name)
         doc = "; ".join(f"{item.say()}: {item.doc}" if item.when is not ... else item.doc for item in items)
         return Param(name, Flag(name, doc), bool | None, None, required=False)
+
+    def reaches(self, name: str, kind: str) -> bool:
+        """Whether a flag of attention means something in self- ("a") or cross-attention ("c")."""
+        owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
+        return any(item.kind in ("", kind) for item in owners)
+
+    def crossed(self) -> tuple[str, ...]:
+        """The flags of attention that have a form for cross-attention only."""
+        names = self.names({"attention"})
+        return tuple(name for name in names if name.startswith("attn_") and self.reaches(name, "c"))
 
     def standard_value(self, name: str) -> Any:
         return self.param(name).standard

@@ -55,7 +55,9 @@ class _Resolution:
         """The components that the flags select for a slot, or its standard one."""
         chosen = []
         for item in self.registry.in_slot(slot):
-            if item.select is not None and item.select in values and item.kind in ("", kind):
+            if item.select is None or item.select not in values:
+                continue
+            if not kind or item.kind in ("", kind):
                 self.used.add(item.select)
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)

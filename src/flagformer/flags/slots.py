@@ -40,7 +40,9 @@ SLOTS = _slots(
         "stack",
         "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; change(h, norm) -> h; close(h, norm) -> x",
     ),
-    Slot("start", "stack", "sublayers -> what their last weights start at"),
+    Slot("start", "stack", "sublayers -> what their last weights start at", many=True),
+    Slot("wishes", "stack", "what the layers ask of the wrapper around them"),
+    Slot("context_tokens", "stack", "(context, mask) -> which of its tokens cross-attention reads"),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
     Slot("rotation", "stack", "q or k, with angles -> the same, turned by its own positions", read_by="a"),
     Slot(
@@ -52,6 +54,7 @@ SLOTS = _slots(
     Slot("values", "attention", "what holds of the values -> the same: width, shared, turned", many=True),
     Slot("projection", "attention", "x -> q, k, v by heads"),
     Slot("qk_norm", "attention", "(q, k) -> (q, k), and the scale of their product"),
+    Slot("past", "attention", "how many earlier tokens a query of self-attention sees"),
     Slot("key_values", "attention", "kv -> kv, by seating keys in front that every query sees", many=True),
     Slot("score", "attention", "(scores, q, k, pairs) -> scores, before the bias and the mask", many=True),
     Slot("weights", "attention", "scores -> attention weights"),

@@ -37,6 +37,8 @@ class Flags(TypedDict, total=False):
     """one block runs `depth` times (ALBERT, 1909.11942)"""
     layers_execute_order: tuple[int, ...] | None
     """which sublayer runs at each step"""
+    disable_abs_pos_emb: bool | None
+    """whether wrappers leave out absolute positions; None: where the layers know relative ones"""
     use_rmsnorm: bool | None
     """Unit root mean square, a gain per dimension."""
     use_scalenorm: bool | None
@@ -61,11 +63,19 @@ class Flags(TypedDict, total=False):
     """A gated recurrent unit per sublayer reads what it said, and the stream is its hidden state."""
     resi_dual_scale: float
     """of what the second stream sums, against overflow in fp16"""
-    zero_init_branch_output: bool | None
-    """Sublayers start by adding nothing: their last projection is zero."""
     depth_scale_residual: bool | None
     """The i-th sublayer's last projection starts with the standard deviation (i * its inputs) **
     -0.5."""
+    zero_init_branch_output: bool | None
+    """Sublayers start by adding nothing: their last projection is zero."""
+    attn_zero_init_output: bool | None
+    """Self- and cross-attention start by adding nothing."""
+    cross_attn_zero_init_output: bool | None
+    """Cross-attention starts by adding nothing, so that a context can be brought to a trained model."""
+    ff_zero_init_output: bool | None
+    """Feedforwards start by adding nothing."""
+    cross_attn_tokens_dropout: float
+    """share of the context's tokens hidden from cross-attention in training"""
     checkpoint: Literal["sublayer"] | None
     """recompute activations in the backward, unit by unit"""
     rotary_pos_emb: bool | None
@@ -98,6 +108,17 @@ class Flags(TypedDict, total=False):
     """hidden layers"""
     dynamic_pos_bias_norm: bool
     """LayerNorm in each hidden layer"""
+    attn_value_dim_head: int | tuple[int | None, ...] | None
+    """width V of a value head; None: `attn_dim_head`"""
+    cross_attn_value_dim_head: int | tuple[int | None, ...] | None
+    """width V of a value head; None: `attn_dim_head` (cross-attention only)"""
+    attn_shared_kv: bool | tuple[bool | None, ...] | None
+    """A token is found by what it gives: the keys, before their norm and rotation, are the values."""
+    cross_attn_shared_kv: bool | tuple[bool | None, ...] | None
+    """A token is found by what it gives: the keys, before their norm and rotation, are the values.
+    (cross-attention only)"""
+    attn_rotary_embed_values: bool | tuple[bool | None, ...] | None
+    """Each value is turned by its own position: what a head gathers tells where it stood."""
     attn_kv_heads: int | tuple[int | None, ...] | None
     """key/value heads G, a divisor of `heads`"""
     cross_attn_kv_heads: int | tuple[int | None, ...] | None
@@ -128,6 +149,8 @@ class Flags(TypedDict, total=False):
     cross_attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
     """q and k have unit root mean square and a learned gain per head and dimension. (cross-attention
     only)"""
+    attn_max_attend_past: int | tuple[int | None, ...] | None
+    """tokens before a query that self-attention sees"""
     attn_num_mem_kv: int | tuple[int, ...]
     """learned key/value pairs M per layer"""
     cross_attn_num_mem_kv: int | tuple[int, ...]
@@ -162,6 +185,12 @@ class Flags(TypedDict, total=False):
     cross_attn_head_learned_sink: bool | tuple[bool | None, ...] | None
     """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than
     one. (cross-attention only)"""
+    attn_tensor_product: bool | tuple[bool | None, ...] | None
+    """A role of each token multiplies what its heads gathered, and the gathered is added
+    (2208.06061)."""
+    cross_attn_tensor_product: bool | tuple[bool | None, ...] | None
+    """A role of each token multiplies what its heads gathered, and the gathered is added (2208.06061).
+    (cross-attention only)"""
     attn_head_scale: bool | tuple[bool | None, ...] | None
     """Each head's output times a learned number, which starts at one."""
     cross_attn_head_scale: bool | tuple[bool | None, ...] | None
@@ -207,6 +236,8 @@ class Flags(TypedDict, total=False):
     """LayerNorm after the activation (2110.09456)"""
     ff_glu: bool | tuple[bool | None, ...] | None
     """The inner projection has two halves: values, and gates that pass through the activation."""
+    ff_glu_mult_bias: bool | tuple[bool, ...]
+    """a learned gain per inner dimension, behind the gate"""
     ff_swish: bool | tuple[bool | None, ...] | None
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
@@ -227,11 +258,15 @@ class Flags(TypedDict, total=False):
     placement: Any
     residual: Any
     start: Any
+    wishes: Any
+    context_tokens: Any
     executor: Any
     rotation: Any
     position_bias: Any
+    values: Any
     projection: Any
     qk_norm: Any
+    past: Any
     key_values: Any
     score: Any
     weights: Any

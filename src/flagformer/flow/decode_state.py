@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
+from flagformer.flow.mask import narrowest
 
 
 class SessionState(Protocol):
@@ -125,9 +126,10 @@ class DecodeState:
         """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
         return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity - keys :]
 
-    def oldest(self) -> int:
-        """The first place that the next query still sees."""
-        return 0 if self.window is None else max(0, self.length + 1 - self.window)
+    def oldest(self, window: int | None = None) -> int:
+        """The first place that the next query still sees, by the session's window and a sublayer's own."""
+        width = narrowest(self.window, window)
+        return 0 if width is None else max(0, self.length + 1 - width)
 
     def read_prefix(self, prefix: Tensor, block: int) -> None:
         """Remembers the prefix that the first block of tokens brings, whole."""

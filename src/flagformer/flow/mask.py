@@ -45,6 +45,12 @@ class Window(Rule):
         return (keys.places() > queries.places()[:, None] - self.width)[None, None]
 
 
+def narrowest(*widths: int | None) -> int | None:
+    """The smallest of some windows; None where none of them limits anything."""
+    limits = [width for width in widths if width is not None]
+    return min(limits) if limits else None
+
+
 @dataclass(frozen=True)
 class Prefix(Rule):
     """Causal, but every query sees the first `length` real keys of its sequence ([B] or [1] long)."""
@@ -82,12 +88,12 @@ class Segments(Rule):
 
 @dataclass(frozen=True)
 class Explicit(Rule):
-    """The user's own mask, [1 or B, 1 or H, T, S] bool."""
+    """The user's own mask, [1 or B, 1 or H, T, S] bool, whose keys begin at place 0."""
 
     mask: Tensor
 
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
-        return self.mask
+        return self.mask[..., keys.start :]
 
 
 @dataclass(frozen=True)

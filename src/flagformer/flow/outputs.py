@@ -14,7 +14,7 @@ class Outputs:
     Attributes:
         embeddings: [B, T, D], what the head reads.
         logits: [B, T, V]; None where they were not computed.
-        losses: auxiliary losses by name.
+        losses: auxiliary losses by name, weighted: "attn.z" holds one for each attention sublayer that ran.
         attention: [B, H, T, seats + S] a self- or cross-attention sublayer, in the order they ran; only
             when asked for.
         hiddens: [B, T, D], the stream before each sublayer and at the end; only when asked for.
@@ -25,3 +25,9 @@ class Outputs:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: tuple[Tensor, ...] = ()
     hiddens: tuple[Tensor, ...] = ()
+
+    @property
+    def attn_z_loss(self) -> Tensor | None:
+        """The z-loss of all attention, weighted; None where nobody asked for it."""
+        parts = self.losses.get("attn.z")
+        return sum(parts[1:], parts[0]) if parts else None

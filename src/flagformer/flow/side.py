@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from flagformer.flow.decode_state import DecodeState
+from flagformer.flow.key_values import Sight
 from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.tape import Tape
@@ -17,7 +18,7 @@ class SideInputs:
     """Made once a forward, before the first sublayer runs.
 
     Attributes:
-        pairs: self-attention's pairs, by the number of seats a sublayer puts in front.
+        pairs: self-attention's pairs, by the seats a sublayer puts in front and its window.
         context_pairs: the same for cross-attention.
         angles: each [1 or B, 1, T, R], what the rotation turns by; None for none.
         context: [B, S, D_context], what cross-attention reads; None when a state holds it.
@@ -29,8 +30,8 @@ class SideInputs:
         step: which execution step runs now (the executor sets it; tied modules run at several).
     """
 
-    pairs: dict[int, Pairs]
-    context_pairs: dict[int, Pairs]
+    pairs: dict[Sight, Pairs]
+    context_pairs: dict[Sight, Pairs]
     angles: tuple[Tensor, ...] | None
     context: Tensor | None
     state: DecodeState | None

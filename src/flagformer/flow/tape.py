@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -12,15 +12,21 @@ class Tape:
 
     Args:
         wanted: names that `keep` stores, for example {"attn.weights"}; everything else is dropped at once.
+        weights: losses that are made only when somebody asks, and what each is multiplied by.
     """
 
-    def __init__(self, wanted: Iterable[str] = ()) -> None:
+    def __init__(self, wanted: Iterable[str] = (), weights: Mapping[str, float] | None = None) -> None:
         self.wanted = frozenset(wanted)
+        self.weights = dict(weights or {})
         self.losses: dict[str, list[Tensor]] = {}
         self.kept: dict[str, list[Tensor]] = {}
 
     def wants(self, name: str) -> bool:
         return name in self.wanted
+
+    def asks(self, name: str) -> bool:
+        """Whether a loss of this name is to be made."""
+        return name in self.weights
 
     def keep(self, name: str, value: Tensor) -> None:
         if name in self.wanted:
@@ -28,3 +34,12 @@ class Tape:
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses.setdefault(name, []).append(value)
+
+    def part(self) -> Tape:
+        """An empty tape of the same wishes, for a computation that may run twice."""
+        return Tape(self.wanted, self.weights)
+
+    def add_losses(self, losses: Mapping[str, Iterable[Tensor]]) -> None:
+        """Joins the losses of a part."""
+        for name, values in losses.items():
+            self.losses.setdefault(name, []).extend(values)

@@ -101,8 +101,9 @@ def _carry_embedding(source: Source, carried: Carried, model: Any) -> None:
 
 def _carry_patches(source: Source, carried: Carried, model: ViTransformerWrapper) -> None:
     plain = 0.0  # these norms store their gain as it is
-    places = source.take("pos_embedding")
-    carried.put(model.patches.places, None if places is None else places.view_as(model.patches.places))
+    if model.patches.places is not None:
+        places = source.take("pos_embedding")
+        carried.put(model.patches.places, None if places is None else places.view_as(model.patches.places))
     if isinstance(model.registers, Registers):
         carried.put(model.registers.tokens, source.take("register_tokens"))
     carry_norm(source, carried, "patch_to_embedding.0", model.patches.in_norm, plain)

@@ -37,7 +37,8 @@ def pairs_part(found: Sequence[Verdict]) -> str:
         "## Pairs",
         f"All {len(found)} pairs of {len(all_choices)} choices, each resolved and built on the meta device "
         f"over the base `{base}`. {len(found) - refused} work (`{WORKS}`), {refused} are refused "
-        f"(`{REFUSED}`, for the reasons above); `{SAME}` marks two values of one flag. Choices that are not "
+        f"(`{REFUSED}`, for the reasons above); `{SAME}` marks two values of one flag, and a flag that the "
+        "other brings along. Choices that are not "
         f"`True` or `False` stand at {_values(all_choices)}.",
         "```text\n" + "\n".join(_triangle(all_choices, found)) + "\n```",
     ).rstrip()

@@ -35,7 +35,7 @@ class Entry:
     @property
     def crossed(self) -> bool:
         """Whether it has a form for cross-attention only."""
-        return self.name in CATALOGUE.crossing()
+        return self.name in CATALOGUE.crossed()
 
     @property
     def is_cross_form(self) -> bool:

@@ -30,8 +30,8 @@ filler (`rotary_emb_dim=16`). `None`, `False` and `0` select nothing, unless the
   Without it, `attn_` flags reach self- and cross-attention alike.
 - *layers*: a tuple (in files: a list) gives each such sublayer its own value. `attn_` flags count
   self-attention sublayers and cross-attention sublayers apart, flags of the slot `branch` all sublayers.
-- A slot of the layers also takes a `Spec`, a class or a module under its own name:
-  `position_bias=Spec(MyBias)`.
+- A slot of the layers also takes a `Spec`, a class, a module or a plain function under its own name:
+  `position_bias=Spec(MyBias)`, `activation=torch.tanh`.
 """
 SCOPES = {
     "model": ("The model", "Filled once, by `TransformerWrapper`."),

@@ -28,11 +28,13 @@ VALUES: dict[str, Any] = {
     "layers_execute_order": (0, 1, 2, 3, 2, 3),
     "attn_value_dim_head": 12,
 }
-# What has to be said with a choice.
+# What has to be said with a choice, where no other choice says it.
 WITH: dict[str, dict[str, Any]] = {
-    "cross_residual_attn": {"cross_attend": True},
-    "attn_rotary_embed_values": {"rotary_pos_emb": True},
-}
+    name: {"cross_attend": True}
+    for name in ("cross_residual_attn", "cross_attn_tokens_dropout", "cross_attn_zero_init_output")
+} | {"attn_rotary_embed_values": {"rotary_pos_emb": True}}
+# Other flags that decide the same.
+INSTEAD: dict[str, set[str]] = {"cross_attend": {"only_cross", "custom_layers"}}
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 
@@ -44,12 +46,14 @@ class Choice:
     Attributes:
         name: as users say it: `rotary_pos_emb`, `pre_norm=False`.
         flags: what selects it.
+        beside: what has to be said with it, where no other choice says it.
         without: flags of the base that it replaces.
         component: the filler; None for a flag of the plan or a kind of model.
     """
 
     name: str
     flags: Mapping[str, Any]
+    beside: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     component: Component | None = field(default=None, compare=False)
 
@@ -62,9 +66,10 @@ def choices() -> tuple[Choice, ...]:
 
 
 def pairs() -> Iterator[tuple[Choice, Choice]]:
-    """Every two choices that are not two values of one flag."""
+    """Every two choices, but for two values of one flag, and a choice with what has to be said beside it."""
     for first, second in combinations(choices(), 2):
-        if not set(first.flags) & set(second.flags):
+        said = [{*choice.flags, *choice.beside} for choice in (first, second)]
+        if not set(first.flags) & said[1] and not said[0] & set(second.flags):
             yield first, second
 
 
@@ -74,6 +79,9 @@ def settings(*chosen: Choice) -> dict[str, Any]:
     flags = {name: value for name, value in BASE.items() if name not in left_out}
     for choice in chosen:
         flags |= choice.flags
+    for name, value in (item for choice in chosen for item in choice.beside.items()):
+        if not INSTEAD.get(name, set()) & set(flags):
+            flags[name] = value
     return flags
 
 
@@ -93,7 +101,7 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
         value = VALUES[name]
     else:
         value = True if param is None else _value(param)
-    return Choice(name, {name: value, **WITH.get(name, {})}, WITHOUT.get(name, ()), item)
+    return Choice(name, {name: value}, WITH.get(name, {}), WITHOUT.get(name, ()), item)
 
 
 def _value(param: Param) -> Any:

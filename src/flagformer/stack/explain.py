@@ -17,7 +17,7 @@ def explain_stack(layers: AttentionLayers) -> str:
     resolved = layers.resolved
     lines = [f"{type(layers).__name__}: {len(resolved.modules)} sublayers, {len(resolved.plan.order)} steps"]
     lines.append("  order: " + " ".join(resolved.modules[index].kind for index in resolved.plan.order))
-    for slot in ("norm", "placement", "residual", "start", "rotation", "position_bias"):
+    for slot in ("norm", "placement", "residual", "start", "context_tokens", "rotation", "position_bias"):
         lines += [f"  {slot}: {filler.describe()}" for filler in resolved.stack[slot]]
     described = [
         (f"{NAMES[module.kind]} ({_slots(module)})", str(index))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from flagformer.attention.cores import Core
+from flagformer.attention.z_loss import NAME as Z_LOSS
 from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
@@ -25,8 +26,11 @@ from flagformer.stack.inputs import (
     check_tensor,
     check_window,
 )
+from flagformer.stack.refusals import refuse_carry, refuse_idle_context
+from flagformer.stack.start import begin
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import see_context, see_self
+from flagformer.stack.wishes import Wishes
 
 
 class AttentionLayers(nn.Module):
@@ -60,7 +64,9 @@ class AttentionLayers(nn.Module):
             self.residual,
             gathered,
         )
-        self._one("start").build()(self.sublayers)
+        begin([filler.build() for filler in resolved.stack["start"]], list(self.sublayers))
+        self.context_tokens = self._one("context_tokens").build()
+        self.wishes: Wishes = self._one("wishes").build()
         self.final_norm: Step = norm.build(self.dims.dim) if placement.final else identity
         kinds = [sublayer.kind for sublayer in self.sublayers]
         self.has_cross = "c" in kinds
@@ -68,28 +74,16 @@ class AttentionLayers(nn.Module):
         self.seat_counts = {
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
         }
+        own = [s.fn for s in self.sublayers if s.kind == "a"]
+        self.sights = tuple(dict.fromkeys((fn.seat_count, fn.window) for fn in own))
         self.session_shape = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.entry_shape) for s in self.steps
         )
-        self._refuse_idle_context()
-        self._refuse_uneven_carry()
+        refuse_idle_context(self.dims, self.has_cross)
+        refuse_carry(self.steps, resolved.flags)
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)
-
-    def _refuse_idle_context(self) -> None:
-        if self.dims.dim_context is not None and not self.has_cross:
-            text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
-            raise FlagError([Finding("cross_attn_dim_context", text + "; set `cross_attend=True` too")])
-
-    def _refuse_uneven_carry(self) -> None:
-        for kind, flag in (("a", "residual_attn"), ("c", "cross_residual_attn")):
-            carries = any(s.kind == kind and s.fn.core.carries for s in self.sublayers)
-            if carries and len(self.seat_counts[kind]) > 1:
-                text = (
-                    f"`{flag}` and `attn_num_mem_kv` cannot be combined here, because layers with different"
-                )
-                raise FlagError([Finding(flag, f"{text} numbers of keys cannot add up their scores")])
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -187,6 +181,8 @@ class AttentionLayers(nn.Module):
             self.dims.dim_context or self.dims.dim,
             batch,
         )
+        if context is not None and state is None:
+            context_mask = self.context_tokens(context, context_mask)
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
         tape = Tape() if tape is None else tape
@@ -194,7 +190,7 @@ class AttentionLayers(nn.Module):
         side = SideInputs(
             see_self(
                 self.position_bias,
-                self.seat_counts["a"],
+                self.sights,
                 rules,
                 layout,
                 window,
@@ -231,12 +227,11 @@ class AttentionLayers(nn.Module):
         if not self.seat_counts["a"]:
             raise ValueError("`attn_mask` is for self-attention, but these layers have none")
         keys = length if state is None else state.length + length
-        given = check_attention_mask(attn_mask, batch, self.dims.heads, length, keys)
-        return rules & Explicit(given if state is None else given[..., state.oldest() :])
+        return rules & Explicit(check_attention_mask(attn_mask, batch, self.dims.heads, length, keys))
 
     def _reads_distances(self, x: Tensor, tape: Tape) -> bool:
         """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
-        if x.shape[1] < LONG or tape.wants("attn.weights"):
+        if x.shape[1] < LONG or tape.wants("attn.weights") or tape.asks(Z_LOSS):
             return False
         cores = [sublayer.fn.core for sublayer in self.sublayers if sublayer.kind == "a"]
         return all(isinstance(core, Core) and core.reads_distances(x.device) for core in cores)
@@ -311,7 +306,10 @@ class Decoder(AttentionLayers):
 
 
 class PrefixDecoder(AttentionLayers):
-    """Causal behind a prefix that every token sees (prefix LM, arXiv:1910.10683, section 3.2.1)."""
+    """Causal behind a prefix that every token sees (prefix LM, arXiv:1910.10683, section 3.2.1).
+
+    Windows (`attn_max_attend_past`, `window`) hide the part of the prefix that lies too far back.
+    """
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**_fixed(flags, "PrefixDecoder", causal=False))

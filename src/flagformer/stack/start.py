@@ -9,40 +9,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from flagformer.flags import Need, component
+from flagformer.flags import Finding, FlagError, Need, component
+
+WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
+SANDWICH = Need("sandwich_norm", None, "a norm of zeros has no direction, and its gradient no bound")
+WHOLE = Need("zero_init_branch_output", None, "it starts every last projection at zero already")
 
 
 class Start(ABC):
-    """Contract of the slot `start`: called once, with the sublayers that are built."""
+    """Contract of the slot `start`: called once, with the sublayers that are built, in the catalogue's order.
+
+    Attributes:
+        kinds: the kinds of sublayers that it changes.
+    """
+
+    kinds = frozenset("acf")
 
     @abstractmethod
     def __call__(self, sublayers: Sequence[Any]) -> None: ...
 
 
-@component("start")
-class Usual(Start):
-    """Every module's own start."""
+def begin(starts: Sequence[Any], sublayers: Sequence[Any]) -> None:
+    """Applies them; one that changes nothing, or nothing that stays, is refused."""
+    present = {sublayer.kind for sublayer in sublayers}
+    for index, start in enumerate(starts):
+        if isinstance(start, Start):
+            _refuse_idle(start, starts[index + 1 :], present)
+        start(sublayers)
 
-    def __call__(self, sublayers: Sequence[Any]) -> None:
-        pass
+
+def _refuse_idle(start: Start, behind: Sequence[Any], present: set[str]) -> None:
+    later = [other for other in behind if isinstance(other, Start) and other.kinds & start.kinds]
+    if (start.kinds & present).difference(*(other.kinds for other in later)):
+        return
+    kinds = " or ".join(WORDS[kind] for kind in sorted(start.kinds))
+    others = " and ".join(f"`{_say(other)}`" for other in later)
+    why = f"{others} set all that it sets" if later else f"this model has no {kinds} sublayer"
+    text = f"`{_say(start)}` has no effect here, because {why}; leave it out"
+    raise FlagError([Finding(_say(start), text)])
 
 
-@component(
-    "start",
-    select="zero_init_branch_output",
-    paper="arXiv:1901.09321",
-    requires=[Need("sandwich_norm", None, "a norm of zeros has no direction, and its gradient no bound")],
-)
-class ZeroBranches(Start):
-    """Sublayers start by adding nothing: their last projection is zero."""
-
-    @torch.no_grad()
-    def __call__(self, sublayers: Sequence[Any]) -> None:
-        for sublayer in sublayers:
-            last = _last(sublayer)
-            last.weight.zero_()
-            if last.bias is not None:
-                last.bias.zero_()
+def _say(start: Start) -> str:
+    declared = getattr(start, "component", None)
+    return "start" if declared is None else str(declared.say())
 
 
 @component("start", select="depth_scale_residual", paper="arXiv:2203.00555, section 3")
@@ -57,6 +66,55 @@ class DepthScaled(Start):
         for index, sublayer in enumerate(sublayers, start=1):
             last = _last(sublayer)
             last.weight.normal_(std=(last.in_features * index) ** -0.5)
+
+
+class _Zeros(Start):
+    """The last projection of some kinds of sublayers is zero."""
+
+    @torch.no_grad()
+    def __call__(self, sublayers: Sequence[Any]) -> None:
+        for sublayer in (sublayer for sublayer in sublayers if sublayer.kind in self.kinds):
+            last = _last(sublayer)
+            last.weight.zero_()
+            if last.bias is not None:
+                last.bias.zero_()
+
+
+@component(
+    "start",
+    select="zero_init_branch_output",
+    paper="arXiv:1901.09321",
+    requires=[SANDWICH, Need("depth_scale_residual", None, "zeros have no scale")],
+)
+class ZeroBranches(_Zeros):
+    """Sublayers start by adding nothing: their last projection is zero."""
+
+
+@component("start", select="attn_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
+class ZeroAttention(_Zeros):
+    """Self- and cross-attention start by adding nothing."""
+
+    kinds = frozenset("ac")
+
+
+@component(
+    "start",
+    select="cross_attn_zero_init_output",
+    paper="arXiv:1901.09321",
+    requires=[SANDWICH, WHOLE, Need("attn_zero_init_output", None, "it starts cross-attention at zero too")],
+    kind="c",
+)
+class ZeroCrossAttention(_Zeros):
+    """Cross-attention starts by adding nothing, so that a context can be brought to a trained model."""
+
+    kinds = frozenset("c")
+
+
+@component("start", select="ff_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
+class ZeroFeedForward(_Zeros):
+    """Feedforwards start by adding nothing."""
+
+    kinds = frozenset("f")
 
 
 def _last(sublayer: Any) -> nn.Linear:

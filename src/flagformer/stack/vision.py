@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from flagformer.flow import DecodeState, Distances, Layout, Mask, Padding, Pairs, Reach, Segments, Window
+from flagformer.flow import (
+    DecodeState,
+    Distances,
+    Layout,
+    Mask,
+    Padding,
+    Pairs,
+    Reach,
+    Segments,
+    Sight,
+    Window,
+    narrowest,
+)
 from flagformer.position import PositionBias
 from flagformer.position.none import NoBias
 from flagformer.stack.inputs import check_padding
@@ -14,40 +27,78 @@ from flagformer.stack.inputs import check_padding
 
 def see_self(
     position_bias: PositionBias,
-    seat_counts: Sequence[int],
+    sights: Sequence[Sight],
     mask: Mask,
     queries: Layout,
     window: int | None,
     state: DecodeState | None,
     by_distance: bool,
-) -> dict[int, Pairs]:
-    """Tokens against tokens, and against those that a state holds, by the number of seats in front.
+) -> dict[Sight, Pairs]:
+    """Tokens against tokens, and against those that a state holds, by the seats in front and the window.
 
-    `by_distance`: every kernel takes a table in place of a mask and a bias; seats do not.
+    `window` narrows the windows of all sublayers. `by_distance`: every kernel takes a table in place of a
+    mask and a bias; seats do not.
     """
-    if not seat_counts:
-        return {}
-    keys = queries
+    table = by_distance and not any(seats for seats, _ in sights)
     if state is not None:
-        first = state.oldest()
+        window = state.window
+    widths = {own: narrowest(own, window) for _, own in sights}
+    biases: dict[int, Tensor | None] = {}
+    looks = {
+        width: _look(position_bias, mask, queries, width, state, table, biases)
+        for width in dict.fromkeys(widths.values())
+    }
+    # windows that another one narrows to the same width share their pairs
+    pairs = {(seats, widths[own]): looks[widths[own]].pairs(seats) for seats, own in sights}
+    return {(seats, own): pairs[seats, widths[own]] for seats, own in sights}
+
+
+class _Look(NamedTuple):
+    """What queries see of keys within one window, whatever is seated in front."""
+
+    mask: Mask
+    queries: Layout
+    keys: Layout
+    bias: Tensor | None = None
+    distances: Distances | None = None
+
+    def pairs(self, seats: int) -> Pairs:
+        if self.distances is not None:
+            return Pairs(distances=self.distances)
+        return Pairs.of(self.mask, self.queries, self.keys, self.bias, seats)
+
+
+def _look(
+    position_bias: PositionBias,
+    mask: Mask,
+    queries: Layout,
+    width: int | None,
+    state: DecodeState | None,
+    table: bool,
+    biases: dict[int, Tensor | None],
+) -> _Look:
+    """`biases`: those made already, by the place of the first key."""
+    keys, hidden = queries, width
+    if state is not None:
+        first = state.oldest(width)
         keys = state.layout(first, queries.end - first, queries.positions.device)
         # one query behind a sliced cache needs no rule: what it may not see is not there
-        window = state.window if queries.length > 1 else None
+        hidden = width if queries.length > 1 else None
     if keys.padding is not None:
         mask &= Padding()
     if keys.segments is not None:
         mask &= Segments()
-    if window is not None and window < keys.length:
-        mask &= Window(window)
-    if by_distance and not any(seat_counts):
-        distances = _distances(position_bias, mask, queries, keys)
-        if distances is not None:
-            return {0: Pairs(distances=distances)}
-    if state is not None and queries.length == 1:
-        bias = state.newest_bias(keys.length)
-    else:
-        bias = position_bias(queries, keys)
-    return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
+    if hidden is not None and hidden < keys.length:
+        mask &= Window(hidden)
+    distances = _distances(position_bias, mask, queries, keys) if table else None
+    if distances is not None:
+        return _Look(mask, queries, keys, distances=distances)
+    if keys.start not in biases:
+        newest = state if queries.length == 1 else None
+        biases[keys.start] = (
+            position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
+        )
+    return _Look(mask, queries, keys, biases[keys.start])
 
 
 def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:
@@ -67,7 +118,7 @@ def see_context(
     queries: Layout,
     padding: Tensor | None,
     state: DecodeState | None,
-) -> dict[int, Pairs]:
+) -> dict[Sight, Pairs]:
     """Every token against every real token of the context, by the number of seats in front."""
     if not seat_counts:
         return {}
@@ -75,7 +126,7 @@ def see_context(
     if state is not None:
         state.context_layout = keys
     mask = Mask() if keys.padding is None else Mask((Padding(),))
-    return {count: Pairs.of(mask, queries, keys, None, count) for count in seat_counts}
+    return {(count, None): Pairs.of(mask, queries, keys, None, count) for count in seat_counts}
 
 
 def _context_layout(context: Tensor | None, padding: Tensor | None, state: DecodeState | None) -> Layout:

@@ -37,6 +37,14 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets)
 
 
+def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the mean z-loss of a model built with a weight for it."""
+    if not getattr(model, "attn_z_loss_weight", 0.0):
+        return model(ids), None
+    logits, outputs = model(ids, return_attn_z_loss=True)
+    return logits, outputs.attn_z_loss
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -47,16 +55,17 @@ def train_step(
     """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
     finite updates nothing.
 
-    Every scored token weighs the same, so the gradient does not depend on how the batch is divided.
+    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. A z-loss
+    of attention (`attn_z_loss_weight`) is trained on, but is no part of the loss that is told.
     """
     inputs, targets = batch
     scored = (targets != IGNORE).sum()
     total = torch.zeros((), device=inputs.device)
     for ids, wanted in zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate)):
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = model(ids)
+            logits, extra = _forward(model, ids)
         loss = token_losses(logits, wanted).sum() / scored
-        loss.backward()
+        (loss if extra is None else loss + extra * (len(ids) / len(inputs))).backward()
         total += loss.detach()
     norm = None
     if config.clip:

@@ -37,6 +37,7 @@ from flagformer.wrappers.requests import (
     prefix_of_prompts,
     reach,
 )
+from flagformer.wrappers.z_loss import adds_z_loss
 
 
 class AutoregressiveWrapper(nn.Module):
@@ -48,15 +49,24 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: the id read in its place, and written behind a row that has ended.
         mask_prob: share of earlier tokens that no token sees in training, drawn anew for each row and forward
             (forgetful causal masking, arXiv:2210.13432); the first token of a sequence stays.
+        add_attn_z_loss: whether the loss in training holds the z-loss of attention, with the net's
+            `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss
+            is the cross entropy alone.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one
 
     def __init__(
-        self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0
+        self,
+        net: nn.Module,
+        ignore_index: int = -100,
+        pad_value: int = 0,
+        mask_prob: float = 0.0,
+        add_attn_z_loss: bool | None = None,
     ) -> None:
         super().__init__()
         check_net(net)
+        self.adds_z_loss = adds_z_loss(net, add_attn_z_loss)
         self.net = net
         if not 0 <= pad_value < self.net.num_tokens:
             raise ValueError(
@@ -81,7 +91,7 @@ class AutoregressiveWrapper(nn.Module):
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
-        """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
+        """Mean cross entropy, in nats, of x[:, 1:] given what stands before; see `add_attn_z_loss` for more.
 
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
@@ -121,11 +131,22 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
+        outputs = self._read(ids[:, :-1], side)
+        assert outputs.logits is not None
         loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
+            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
         )
-        return (loss, Outputs(embeddings, logits)) if return_outputs else loss
+        if outputs.attn_z_loss is not None:
+            loss = loss + outputs.attn_z_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> Outputs:
+        """What the net makes of [B, T], with the losses that count in training."""
+        if self.training and self.adds_z_loss:
+            _, outputs = self.net(ids, return_attn_z_loss=True, **side)
+            return outputs
+        logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
+        return Outputs(embeddings, logits)
 
     def generate(
         self,

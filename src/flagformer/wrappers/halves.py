@@ -12,6 +12,8 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
+# What the decoder's layers take under the name of the whole.
+SHARED = ("cross_attn_tokens_dropout",)
 # What is decided by there being two halves, and why.
 DECIDED = {
     ENC: {
@@ -22,6 +24,7 @@ DECIDED = {
         "logits_dim": NO_HEAD,
         "cross_attend": "the encoder reads the source alone",
         "only_cross": "the encoder reads the source alone",
+        "cross_attn_tokens_dropout": "the encoder reads the source alone",
     },
     DEC: {
         "dim": "both halves have one width: say `dim`",
@@ -29,30 +32,33 @@ DECIDED = {
         "cross_attend": "a decoder always reads the encoder",
         "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
         "return_only_embed": "the loss is of the decoder's logits",
+        "cross_attn_tokens_dropout": "it has no prefix: say `cross_attn_tokens_dropout`",
     },
 }
 
 
 def build_halves(
-    dim: int, flags: Mapping[str, Any], tied: bool, own: Iterable[str], findings: list[Finding]
+    flags: Mapping[str, Any], own: Mapping[str, Any], findings: list[Finding]
 ) -> tuple[TransformerWrapper, TransformerWrapper]:
     """Encoder and decoder; what is wrong with either, and what reaches neither, in one error.
 
     Args:
-        own: the names that an encoder-decoder takes without a prefix.
+        own: what an encoder-decoder takes without a prefix.
         findings: what is known to be wrong already; joined by what is found here.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
     findings += [Finding(name, _stray(name, own)) for name in rest]
     orders = {"only_cross", "custom_layers"} & set(decoder)
     crossing = {} if orders else {"cross_attend": True}
+    dim = own["dim"]
+    shared = {name: own[name] for name in SHARED}
     halves = [
         _build_half(ENC, "encoder", encoder, {"dim": dim, "return_only_embed": True}, findings),
-        _build_half(DEC, "decoder", decoder, {"dim": dim, **crossing}, findings),
+        _build_half(DEC, "decoder", decoder, {"dim": dim, **shared, **crossing}, findings),
     ]
     first, second = halves
     if first is not None and second is not None:
-        findings += _mismatches(first, second, tied)
+        findings += _mismatches(first, second, own["tie_token_emb"])
     if first is None or second is None or findings:
         raise FlagError(dict.fromkeys(findings))
     return first, second
@@ -78,7 +84,7 @@ def _build_half(
 
 def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
     """A finding of one half with the prefix in front of every flag it speaks of."""
-    shared = {"dim"}
+    shared = {"dim", *SHARED}
 
     def typed(match: re.Match[str]) -> str:
         return f"`{prefix}{match[1]}" if match[1] in names - shared else match[0]
@@ -90,7 +96,7 @@ def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
 def _known() -> set[str]:
     """Every name that may stand behind a prefix."""
     names = set(CATALOGUE.names(MODEL_SCOPES))
-    crossed = {f"cross_{name}" for name in CATALOGUE.crossing()}
+    crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
     return names | crossed | set(SLOTS)
 
 

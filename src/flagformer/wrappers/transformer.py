@@ -17,7 +17,9 @@ from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
+from flagformer.wrappers.positions import with_positions
 from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
 
@@ -58,6 +60,10 @@ class TransformerWrapper(nn.Module):
             Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", least=1),
         ] = None,
         logits_dim: int | None = None,
+        attn_z_loss_weight: Annotated[
+            float,
+            Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", least=0),
+        ] = 0.0,
     ) -> None:
         """See the class and `docs/flags.md`."""
         super().__init__()
@@ -79,12 +85,12 @@ class TransformerWrapper(nn.Module):
             "emb_frac_gradient": emb_frac_gradient,
             "embed_num_tokens": embed_num_tokens,
             "logits_dim": logits_dim,
+            "attn_z_loss_weight": attn_z_loss_weight,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
-        elif not scaled_sinu_pos_emb:
-            given["use_abs_pos_emb"] = not attn_layers.is_relative and max_seq_len > 0
-        self.resolved = resolve(given, CATALOGUE, {"model"})
+        self.resolved = resolve(with_positions(given, attn_layers), CATALOGUE, {"model"})
+        refuse_no_attention(attn_layers, attn_z_loss_weight)
         if emb_frac_gradient > 1:
             text = f"`emb_frac_gradient` must be at most 1, but is {emb_frac_gradient}"
             raise FlagError([Finding("emb_frac_gradient", text)])
@@ -94,6 +100,7 @@ class TransformerWrapper(nn.Module):
             raise FlagError([Finding("embed_num_tokens", text)])
         width = emb_dim or dim
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+        self.attn_z_loss_weight = float(attn_z_loss_weight)
         self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
@@ -179,6 +186,8 @@ class TransformerWrapper(nn.Module):
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
         return_attn: bool = False,
+        attn_z_loss_weight: float | None = None,
+        return_attn_z_loss: bool = False,
     ) -> Any:
         """Token ids -> logits.
 
@@ -204,6 +213,9 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
             return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
+            return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
+                may be said with `return_intermediates`.
+            attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
 
         Returns:
             logits [B, T, V], or what the `return_` argument says.
@@ -212,7 +224,8 @@ class TransformerWrapper(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         check_ids(x, self.num_tokens)
-        forms = (return_embeddings, return_logits_and_embeddings, return_intermediates, return_attn)
+        kept = return_intermediates or return_attn_z_loss
+        forms = (return_embeddings, return_logits_and_embeddings, kept, return_attn)
         if sum(forms) > 1:
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
@@ -220,7 +233,8 @@ class TransformerWrapper(nn.Module):
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         wanted = ["attn.weights"] if return_attn or return_intermediates else []
-        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted)
+        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, kept)
+        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted, weights)
         embedded = self.token_emb(x) + self.pos_emb(layout.positions)
         out = self.attn_layers(
             self.embedding(embedded, embed_ids or {}, sum_embeds),
@@ -238,9 +252,9 @@ class TransformerWrapper(nn.Module):
         logits = self.to_logits(out)
         if return_logits_and_embeddings:
             return logits, out
-        if not wanted:
-            return logits
         maps = tuple(tape.kept.get("attn.weights", ()))
         if return_attn:
             return logits, list(maps)
+        if not kept:
+            return logits
         return logits, Outputs(out, logits, tape.losses, maps, tuple(tape.kept.get("stack.stream", ())))

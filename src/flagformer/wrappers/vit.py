@@ -24,6 +24,7 @@ class ViTransformerWrapper(nn.Module):
 
     Relative schemes count patches row by row; register tokens stand behind the last patch and are left out of
     what is returned. The published model reads a class token, this one the mean over patches (appendix D.3).
+    Patches have learned places, unless the layers say `disable_abs_pos_emb=True`.
 
     Args:
         attn_layers: an Encoder without cross-attention, with any flags.
@@ -64,7 +65,8 @@ class ViTransformerWrapper(nn.Module):
         self.own, dim = given, attn_layers.dim
         image, patch = _pair(image_size), _pair(patch_size)
         grid = (image[0] // patch[0], image[1] // patch[1])
-        self.patches = PatchEmbedding(grid, patch, channels, dim)
+        placed = attn_layers.wishes.disable_abs_pos_emb is not True
+        self.patches = PatchEmbedding(grid, patch, channels, dim, placed)
         self.post_emb_norm = LayerNorm(dim) if post_emb_norm else identity
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.registers = Registers(num_register_tokens, dim) if num_register_tokens else identity
@@ -98,7 +100,7 @@ class ViTransformerWrapper(nn.Module):
 
     def explain(self) -> str:
         """What was built, slot by slot, and why each kernel was chosen."""
-        rows, columns = self.patches.places.shape[:2]
+        rows, columns = self.patches.grid
         height, width = self.patches.patch
         registers = self.own["num_register_tokens"]
         what = f"{rows} x {columns} patches of {height} x {width} pixels, {registers} registers"

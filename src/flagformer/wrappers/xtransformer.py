@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from flagformer.attention.z_loss import NAME as Z_LOSS
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
-from flagformer.ops.drop import keep_some
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
@@ -72,7 +73,7 @@ class XTransformer(nn.Module):
             "pad_value": pad_value,
             "cross_attn_tokens_dropout": cross_attn_tokens_dropout,
         }
-        halves = build_halves(dim, flags, tie_token_emb, own, own_findings(XTransformer, own))
+        halves = build_halves(flags, own, own_findings(XTransformer, own))
         self.encoder: TransformerWrapper = halves[0]
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value)
         self.own = own
@@ -127,6 +128,15 @@ class XTransformer(nn.Module):
         """Source ids [B, S] -> what the decoder reads, [B, S, D]."""
         return self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=embed_ids, return_embeddings=True)
 
+    def _encode(
+        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`encode`, and the z-losses of the encoder that count in training."""
+        if not (self.training and self.encoder.attn_z_loss_weight):
+            return self.encode(src, mask, attn_mask, ids), []
+        out, found = self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=ids, return_attn_z_loss=True)
+        return out, found.losses[Z_LOSS]
+
     def forward(
         self,
         src: Tensor,
@@ -141,6 +151,8 @@ class XTransformer(nn.Module):
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
 
+        In training the z-losses of `enc_attn_z_loss_weight` and `dec_attn_z_loss_weight` are added.
+
         Args:
             src: ids [B, S].
             tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
@@ -154,14 +166,14 @@ class XTransformer(nn.Module):
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        encoded = self.encode(src, mask, attn_mask, embed_ids)
-        seen = mask
-        hidden = self.own["cross_attn_tokens_dropout"]
-        if self.training and hidden:
-            real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
-            seen = keep_some(real, 1 - hidden)
-        side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
-        return self.decoder(tgt, return_outputs, mask=tgt_mask, **side)
+        encoded, losses = self._encode(src, mask, attn_mask, embed_ids)
+        side = {"context": encoded, "context_mask": mask, "embed_ids": tgt_embed_ids}
+        loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
+        loss = sum(losses, loss)
+        if not return_outputs:
+            return loss
+        both = losses + outputs.losses.get(Z_LOSS, [])
+        return loss, replace(outputs, losses={Z_LOSS: both} if both else {})
 
     def generate(
         self,

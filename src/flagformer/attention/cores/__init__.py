@@ -14,6 +14,7 @@ class Core(nn.Module, ABC):
     """Contract of the slot `core`, built as `(kernel, path, cross)`."""
 
     carries = False  # whether scores are handed on to the next sublayer
+    makes_z_loss = False  # whether the z-loss is put on the tape where it asks for it
 
     def reads_distances(self, device: torch.device) -> bool:
         """Whether this forward takes pairs that are said by a table of distances."""

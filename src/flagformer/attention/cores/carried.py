@@ -7,6 +7,7 @@ from torch import Tensor
 from flagformer.attention.cores import Core
 from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.scores import ScorePath
+from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import Need, component
 from flagformer.flow import KeyValues, SideInputs
 
@@ -21,6 +22,7 @@ class Carried(Core):
     """
 
     carries = True
+    makes_z_loss = True
 
     def __init__(self, kernel: Einsum, path: ScorePath, cross: bool) -> None:
         super().__init__()
@@ -28,12 +30,15 @@ class Carried(Core):
         self.name = "attn.context_scores" if cross else "attn.scores"
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]
-        scores = self.path.products(q, kv.k)
+        pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
+        products = self.path.products(q, kv.k)
         if self.name in side.carry:
-            scores = scores + side.carry[self.name]
-        side.carry[self.name] = scores
-        weights = self.path.weigh(scores, q, kv.k, pairs)
+            products = products + side.carry[self.name]
+        side.carry[self.name] = products
+        scores = self.path.scores(products, q, kv.k, pairs)
+        if side.tape.asks(NAME):
+            add_z_loss(scores, pairs, side)
+        weights = self.path.weigh(scores, pairs)
         side.tape.keep("attn.weights", weights)
         return self.kernel.gather(weights, kv.v)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from flagformer.attention.cores import Core
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
+from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
 from flagformer.flow import KeyValues, SideInputs
 
@@ -15,6 +16,8 @@ from flagformer.flow import KeyValues, SideInputs
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
 class Dense(Core):
     """All pairs, in one call of the kernel."""
+
+    makes_z_loss = True
 
     def __init__(self, kernel: Kernel, path: ScorePath, cross: bool) -> None:
         super().__init__()
@@ -24,7 +27,12 @@ class Dense(Core):
         return isinstance(self.kernel, Kernel) and self.kernel.reads_distances(device)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]
-        if side.tape.wants("attn.weights"):
-            side.tape.keep("attn.weights", self.path(q, kv.k, pairs))
+        pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
+        if side.tape.wants("attn.weights") or side.tape.asks(NAME):
+            # beside the kernel, which may be one that never forms them
+            scores = self.path.scores(self.path.products(q, kv.k), q, kv.k, pairs)
+            if side.tape.asks(NAME):
+                add_z_loss(scores, pairs, side)
+            if side.tape.wants("attn.weights"):
+                side.tape.keep("attn.weights", self.path.weigh(scores, pairs))
         return self.kernel(q, kv.k, kv.v, pairs)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flagformer.flags import Flag, component
@@ -46,5 +47,12 @@ class Checkpointed(Executor):
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
             return self.plain.run(sublayers, residual, h, side)
         for step, sublayer in enumerate(sublayers):
-            h = checkpoint(sublayer, h, replace(side, step=step), use_reentrant=False)
+            h, losses = checkpoint(_run, sublayer, h, replace(side, step=step), use_reentrant=False)
+            side.tape.add_losses(losses)
         return h
+
+
+def _run(sublayer: Sublayer, h: Any, side: SideInputs) -> tuple[Any, dict[str, list[Tensor]]]:
+    """The stream behind a sublayer and its losses, which a recomputation must not add again."""
+    part = side.tape.part()
+    return sublayer(h, replace(side, tape=part)), part.losses

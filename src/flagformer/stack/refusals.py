@@ -1,0 +1,47 @@
+"""What only shows when all sublayers of a stack are built: carries that have nowhere to go, idle contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flagformer.flags import Finding, FlagError
+from flagformer.flow import Dims
+
+# Flags that say which sublayers there are.
+ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
+# kind -> the flag that hands its scores on, and the kind in words
+CARRIES = {"a": ("residual_attn", "self-attention"), "c": ("cross_residual_attn", "cross-attention")}
+
+
+def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
+    if dims.dim_context is not None and not has_cross:
+        text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
+        raise FlagError([Finding("cross_attn_dim_context", text + "; set `cross_attend=True` too")])
+
+
+def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
+    """Scores handed on to nobody, or to layers of other keys; `steps`: the sublayers as they run."""
+    findings = []
+    for kind, (flag, words) in CARRIES.items():
+        carrying = [
+            step.fn for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)
+        ]
+        if len(carrying) == 1:
+            text = f"`{flag}` has no effect here, because scores pass from one {words} to the next, and"
+            findings.append(Finding(flag, f"{text} {_under(flags)}only one carries them; leave it out"))
+        for other, counts in (
+            ("attn_num_mem_kv", {fn.seat_count for fn in carrying}),
+            ("attn_max_attend_past", {fn.window for fn in carrying}),
+        ):
+            if len(counts) > 1:
+                text = f"`{flag}` and `{other}` cannot be combined here, because layers with different"
+                findings.append(Finding(flag, f"{text} numbers of keys cannot add up their scores"))
+    if findings:
+        raise FlagError(findings)
+
+
+def _under(flags: Mapping[str, Any]) -> str:
+    """The flag that ordered the sublayers, in words; nothing where none did."""
+    order = next((name for name in ORDERS if flags.get(name)), "")
+    return f"under `{order}` " if order else ""

@@ -1,0 +1,36 @@
+"""Whether a wrapper adds absolute positions: what its own flags, and those of its layers, say together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flagformer.flags import Finding, FlagError
+from flagformer.stack.layers import AttentionLayers
+
+
+def with_positions(given: dict[str, Any], layers: AttentionLayers) -> dict[str, Any]:
+    """The wrapper's flags with `use_abs_pos_emb` decided; FlagError where they contradict the layers'."""
+    disabled = layers.wishes.disable_abs_pos_emb
+    own = given.get("use_abs_pos_emb")
+    sinusoids = given["scaled_sinu_pos_emb"]
+    findings = []
+    if disabled and own:
+        findings.append(_contradiction("use_abs_pos_emb=True", "disable_abs_pos_emb=True"))
+    if disabled and sinusoids:
+        findings.append(_contradiction("scaled_sinu_pos_emb", "disable_abs_pos_emb=True"))
+    if disabled is False and own is False and not sinusoids:
+        findings.append(_contradiction("use_abs_pos_emb=False", "disable_abs_pos_emb=False"))
+    if disabled is False and own is None and not sinusoids and not given["max_seq_len"]:
+        text = "`max_seq_len` must be at least 1 under `disable_abs_pos_emb=False`, but is 0"
+        findings.append(Finding("max_seq_len", text))
+    if findings:
+        raise FlagError(findings)
+    if own is not None or sinusoids:
+        return given
+    wanted = not (layers.is_relative if disabled is None else disabled)
+    return {**given, "use_abs_pos_emb": wanted and given["max_seq_len"] > 0}
+
+
+def _contradiction(own: str, theirs: str) -> Finding:
+    name = own.split("=")[0]
+    return Finding(name, f"`{own}` and `{theirs}` cannot be combined, because they contradict each other")

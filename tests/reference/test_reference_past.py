@@ -1,0 +1,159 @@
+"""A sliding window over the past (arXiv:2004.05150, section 3.1), one pair at a time; and what it meets."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.ops.by_distance import LONG
+from flagformer.stack import layers as stack
+
+H, K, D, T, BACK = 2, 4, 6, 7, 2
+KINDS = {
+    "decoder": flagformer.Decoder,
+    "encoder": flagformer.Encoder,
+    "prefix decoder": flagformer.PrefixDecoder,
+}
+
+
+def stirred(kind="decoder", **flags):
+    """One sublayer of attention without norms, its input and its attention's findings."""
+    torch.manual_seed(9)
+    flags = {"custom_layers": "a", **flags}
+    layers = KINDS[kind](dim=D, heads=H, attn_dim_head=K, pre_norm=False, **flags).double().eval()
+    for parameter in layers.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    for sublayer in layers.sublayers:
+        sublayer.out_norm = torch.nn.Identity()
+    return layers, torch.randn(1, T, D, dtype=torch.float64)
+
+
+def by_hand(fn, x, sees, seats=()):
+    """x + attention over the keys that `sees(i, j)` allows, and over seats: (k, v) of each head."""
+    qkv = (x @ fn.source.projection.to_qkv.weight.detach().T).view(len(x), 3, H, K)
+    out = torch.zeros(len(x), H, K, dtype=torch.float64)
+    for h in range(H):
+        for i in range(len(x)):
+            keys = [(k[h], v[h]) for k, v in seats]
+            keys += [(qkv[j, 1, h], qkv[j, 2, h]) for j in range(len(x)) if sees(i, j)]
+            weights = torch.stack([K**-0.5 * (qkv[i, 0, h] @ k) for k, _ in keys]).softmax(0)
+            out[i, h] = sum(weight * v for weight, (_, v) in zip(weights, keys))
+    return x + out.flatten(1) @ fn.to_out.weight.detach().T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_sees_itself_and_so_many_tokens_before_it(kind):
+    """The far past is hidden; later tokens stay seen where they were."""
+    layers, x = stirred(kind, attn_max_attend_past=BACK)
+    want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (kind == "encoder" or j <= i))
+    torch.testing.assert_close(layers(x)[0], want)
+
+
+@torch.no_grad()
+def test_a_prefix_is_seen_as_far_as_the_window_reaches():
+    layers, x = stirred("prefix decoder", attn_max_attend_past=BACK)
+    want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (j <= i or j < 4))
+    torch.testing.assert_close(layers(x, prefix_attn_len=torch.tensor([4]))[0], want)
+
+
+@torch.no_grad()
+def test_seats_are_always_seen():
+    layers, x = stirred(attn_max_attend_past=1, attn_num_mem_kv=2)
+    fn = layers.sublayers[0].fn
+    seats = [(fn.seats[0].k[:, m], fn.seats[0].v[:, m]) for m in range(2)]
+    torch.testing.assert_close(layers(x)[0], by_hand(fn, x[0], lambda i, j: 0 <= i - j <= 1, seats))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "width"), [(2, 2), (5, BACK + 1), (50, BACK + 1)])
+def test_the_smaller_window_wins(window, width):
+    layers, x = stirred(attn_max_attend_past=BACK)
+    want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: 0 <= i - j < width)
+    torch.testing.assert_close(layers(x, window=window)[0], want)
+    state = layers.init_state(1, T, window=window)
+    blocks = [layers(x[:, i : i + 1], state=state) for i in range(T)]
+    torch.testing.assert_close(torch.cat(blocks, dim=1)[0], want)
+
+
+@torch.no_grad()
+def test_each_layer_has_its_own():
+    layers, x = stirred(custom_layers="aaa", attn_max_attend_past=(1, None, 3))
+    want = x[0]
+    for sublayer, back in zip(layers.sublayers, (1, T, 3)):
+        want = by_hand(sublayer.fn, want, lambda i, j, back=back: 0 <= i - j <= back)
+    torch.testing.assert_close(layers(x)[0], want)
+
+
+@torch.no_grad()
+def test_the_context_of_cross_attention_has_no_past():
+    context = torch.randn(1, 9, D, dtype=torch.float64)
+    outs = []
+    for back in ({"attn_max_attend_past": 1}, {}):
+        layers, x = stirred(custom_layers="ac", **back)
+        layers.sublayers[0].fn.to_out.weight.zero_()  # only the cross-attention speaks
+        outs.append(layers(x, context=context))
+    torch.testing.assert_close(*outs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seats", [0, 2])
+def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
+    layers, x = stirred(custom_layers="aa", attn_max_attend_past=(1, 3), attn_num_mem_kv=seats)
+    state, read = layers.init_state(1, T), []
+    layers(x[:, :-1], state=state)
+    kernel = type(layers.sublayers[0].fn.core.kernel)
+    forward = kernel.forward
+    monkeypatch.setattr(
+        kernel,
+        "forward",
+        lambda self, q, k, v, pairs: (read.append((k.shape[2], pairs)), forward(self, q, k, v, pairs))[1],
+    )
+    layers(x[:, -1:], state=state)
+    assert [keys for keys, _ in read] == [seats + 2, seats + 4]
+    assert all(pairs.visible is None and pairs.bias is None for _, pairs in read), "nothing is to be masked"
+
+
+MODEL = {"num_tokens": 11, "max_seq_len": 600, "dim": 16, "depth": 3, "heads": 4, "attn_dim_head": 8}
+LONGER = {
+    "windows that differ": {"rotary_pos_emb": True, "attn_max_attend_past": (20, None, 70)},
+    "windows and a learned bias": {"rel_pos_bias": True, "attn_max_attend_past": (20, 100, None)},
+    "one window": {"alibi_pos_bias": True, "attn_max_attend_past": 50},
+}
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("flags", LONGER)
+def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
+    torch.manual_seed(3)
+    model = flagformer.build({"model": kind, **MODEL, **LONGER[flags]}).double()
+    ids, padding = (
+        torch.randint(11, (2, LONG + 9)),
+        torch.arange(LONG + 9) < torch.tensor([[LONG + 9], [LONG]]),
+    )
+    results = []
+    for least in (LONG, 10**9):
+        monkeypatch.setattr(stack, "LONG", least)
+        model.zero_grad(set_to_none=True)
+        logits = model(ids, mask=padding)[padding]
+        (logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)).sum().backward()
+        results.append((logits.detach(), [p.grad for p in model.parameters()]))
+    (got, grads), (want, dense_grads) = results
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for one, other in zip(grads, dense_grads):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_table_is_made_once_for_each_distinct_window(monkeypatch):
+    made = []
+    of = stack.see_self
+    monkeypatch.setattr(stack, "see_self", lambda *how: made.append(of(*how)) or made[-1])
+    model = flagformer.build(
+        {**MODEL, "depth": 4, "rotary_pos_emb": True, "attn_max_attend_past": (20, 70, 20, 70)}
+    )
+    with torch.no_grad():
+        model(torch.randint(11, (1, LONG)))
+        model(torch.randint(11, (1, LONG)), window=10)
+    tables = [[pairs.distances for pairs in found.values()] for found in made]
+    assert [len(found) for found in tables] == [2, 2]
+    assert all(table is not None for found in tables for table in found)
+    assert tables[1][0] is tables[1][1], "windows narrowed to the same width share a table"
