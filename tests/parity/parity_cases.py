@@ -13,7 +13,7 @@ SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}
 VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
 WRAPPER_FLAGS = (
     "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
-    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim",
+    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim", "attn_z_loss_weight",
 )  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
@@ -146,6 +146,9 @@ ALONE = {
     "zero branches": Case({"zero_init_branch_output": True}),
     "zero attention": Case({"attn_zero_init_output": True}),
     "zero feedforwards": Case({"ff_zero_init_output": True}),
+    "zero cross-attention": Case({**CROSS, "cross_attn_zero_init_output": True}),
+    "context tokens left out in training": Case({**CROSS, "cross_attn_tokens_dropout": 0.5}),
+    "z-loss, which is no part of logits": Case({"attn_z_loss_weight": 0.1}),
     "start scaled by depth": Case({"depth_scale_residual": True}),
     "post norm": Case({"pre_norm": False}),
     "sandwich norm": Case({"sandwich_norm": True}),

@@ -59,7 +59,7 @@ class OwnTokens(Source):
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
         kv = cache.extend(k, v, side.state.length, side.state.oldest(self.window))
-        return q, kv._replace(window=self.window)
+        return q, kv if self.window is None else kv._replace(window=self.window)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         groups, *widths = self.entry_shape

@@ -45,10 +45,11 @@ class Window(Rule):
         return (keys.places() > queries.places()[:, None] - self.width)[None, None]
 
 
-def narrowest(*widths: int | None) -> int | None:
-    """The smallest of some windows; None where none of them limits anything."""
-    limits = [width for width in widths if width is not None]
-    return min(limits) if limits else None
+def narrowest(one: int | None, other: int | None) -> int | None:
+    """The smaller of two windows; None where neither limits anything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 @dataclass(frozen=True)
