@@ -30,6 +30,7 @@ VALUES = {
     "rotary_interpolation_factor": 2.0,
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
+    "shift_mem_down": 1,
 }
 # Flags whose models take inputs beside ids: tests/wrappers/test_inventory.py asks the same of them.
 OTHER_INPUTS = {"embed_num_tokens"}

@@ -27,7 +27,10 @@ class Source(nn.Module, ABC):
 
 
 class OwnTokens(Source):
-    """Self-attention: all three from x; while decoding, keys and values join those of earlier tokens."""
+    """Self-attention: all three from x; keys and values join those of earlier tokens.
+
+    While decoding these are in the state; memories of segments before are projected anew.
+    """
 
     def __init__(self, projection: Projection, qk_norm: QKNorm, rotation: Rotation, width: int) -> None:
         super().__init__()
@@ -36,11 +39,21 @@ class OwnTokens(Source):
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
         q, k = self.rotation(self.qk_norm.queries(q), self.qk_norm.keys(k), side.angles)
+        if side.earlier is not None:
+            earlier_k, earlier_v = self._recalled(side.earlier, side)
+            k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
         if side.state is None:
             return q, KeyValues(k, v)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
         return q, cache.extend(k, v, side.state.length, side.state.oldest())
+
+    def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:
+        """Keys and values of memories [B, M, D], both [B, G, M, K]."""
+        k, v = self.projection.own_keys(earlier)
+        no_queries = k[:, :0]
+        _, k = self.rotation(no_queries, self.qk_norm.keys(k), side.memory_angles)
+        return k, v
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         shape = (state.batch, self.projection.groups, state.capacity, self.width)

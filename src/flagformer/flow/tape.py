@@ -12,10 +12,13 @@ class Tape:
 
     Args:
         wanted: names that `keep` stores, for example {"attn.weights"}; everything else is dropped at once.
+        remembered: execution steps whose stream `remember` stores, for `Memories`.
     """
 
-    def __init__(self, wanted: Iterable[str] = ()) -> None:
+    def __init__(self, wanted: Iterable[str] = (), remembered: Iterable[int] = ()) -> None:
         self.wanted = frozenset(wanted)
+        self.remembered = frozenset(remembered)
+        self.streams: dict[int, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
         self.kept: dict[str, list[Tensor]] = {}
 
@@ -25,6 +28,11 @@ class Tape:
     def keep(self, name: str, value: Tensor) -> None:
         if name in self.wanted:
             self.kept.setdefault(name, []).append(value)
+
+    def remember(self, step: int, stream: Tensor) -> None:
+        """What a step reads, before its norm [B, T, D]."""
+        if step in self.remembered:
+            self.streams[step] = stream
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses.setdefault(name, []).append(value)

@@ -20,14 +20,15 @@ def see_self(
     window: int | None,
     state: DecodeState | None,
     by_distance: bool,
+    keys: Layout,
 ) -> dict[int, Pairs]:
     """Tokens against tokens, and against those that a state holds, by the number of seats in front.
 
-    `by_distance`: every kernel takes a table in place of a mask and a bias; seats do not.
+    `by_distance`: every kernel takes a table in place of a mask and a bias; seats do not. `keys`: the tokens
+    themselves, with memories in front.
     """
     if not seat_counts:
         return {}
-    keys = queries
     if state is not None:
         first = state.oldest()
         keys = state.layout(first, queries.end - first, queries.positions.device)

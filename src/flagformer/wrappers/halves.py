@@ -12,6 +12,7 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
+MEMORIES = ("max_mem_len", "shift_mem_down")
 # What is decided by there being two halves, and why.
 DECIDED = {
     ENC: {
@@ -22,6 +23,7 @@ DECIDED = {
         "logits_dim": NO_HEAD,
         "cross_attend": "the encoder reads the source alone",
         "only_cross": "the encoder reads the source alone",
+        **dict.fromkeys(MEMORIES, "the source is read whole, not in segments"),
     },
     DEC: {
         "dim": "both halves have one width: say `dim`",
@@ -29,6 +31,7 @@ DECIDED = {
         "cross_attend": "a decoder always reads the encoder",
         "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
         "return_only_embed": "the loss is of the decoder's logits",
+        **dict.fromkeys(MEMORIES, "the target is read whole, not in segments"),
     },
 }
 

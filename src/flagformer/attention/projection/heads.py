@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
@@ -31,6 +32,11 @@ class Heads(Projection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self._split(self.to_qkv(x), self.heads, self.groups, self.groups)
         return q, k, v
+
+    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.to_qkv.weight[self.heads * self.width :]
+        k, v = self._split(F.linear(x, weight), self.groups, self.groups)
+        return k, v
 
     def queries(self, x: Tensor) -> Tensor:
         return self._split(self.to_q(x), self.heads)[0]
