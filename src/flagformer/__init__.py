@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper", "XTransformer",
-    "audit", "build", "check", "component", "load", "preset",
+    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
+    "XTransformer", "audit", "build", "check", "component", "load", "preset",
 ]  # fmt: skip
 
 

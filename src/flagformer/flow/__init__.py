@@ -7,7 +7,7 @@ from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window
-from flagformer.flow.memories import Memories, check_alone, read_memories
+from flagformer.flow.memories import Memories
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.side import SideInputs
@@ -16,5 +16,5 @@ from flagformer.flow.tape import Tape
 __all__ = [
     "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
     "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Prefix", "Reach",
-    "Rule", "Segments", "SessionState", "SideInputs", "Tape", "Window", "check_alone", "read_memories",
+    "Rule", "Segments", "SessionState", "SideInputs", "Tape", "Window",
 ]  # fmt: skip

@@ -114,15 +114,11 @@ def read_memories(mems: Any, masks: Any, count: int, batch: int, dim: int) -> Me
 
 
 def _one_mask(masks: Any, batch: int, length: int) -> Tensor:
-    given = [masks] if isinstance(masks, Tensor) else list(masks) if isinstance(masks, (list, tuple)) else [0]
-    fits = all(
-        isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (batch, length)
-        for mask in given
-    )
-    if not given or not fits:
-        raise ValueError(
-            f"`mem_masks` must be boolean of shape [{batch}, {length}] (True = real token), or a list of such"
-        )
+    given: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+    for mask in given or [None]:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (batch, length):
+            wanted = f"boolean of shape [{batch}, {length}] (True = real token), or a list of such"
+            raise ValueError(f"`mem_masks` must be {wanted}")
     if any(mask is not given[0] and not torch.equal(mask, given[0]) for mask in given[1:]):
         raise ValueError("`mem_masks` must be the same for all memories, which are of the same tokens")
     return given[0]
@@ -134,7 +130,7 @@ NEVER = {
     "seq_lens": "memories continue one sequence a row",
 }
 ONLY_FIRST = {
-    "seq_start_pos": "left padding belongs to the first segment; later ones are padded at the right, by `mask`",
+    "seq_start_pos": "left padding belongs to the first segment: pad later ones at the right, by `mask`",
     "prefix_attn_len": "a prefix belongs to the first segment, and memories hold it",
 }
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, Need, component
-from flagformer.flow import Layout, Memories, read_memories
+from flagformer.flow import Layout
+from flagformer.flow.memories import Memories, read_memories
 from flagformer.memory import Recurrence
 
 TOKENS = Need(

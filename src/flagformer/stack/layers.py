@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 from flagformer.attention.cores import Core
 from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
-from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Memories, Prefix, Rule
-from flagformer.flow import SideInputs, Tape, check_alone, read_memories
+from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.by_distance import LONG
 from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Memories, Outputs, Tape, check_alone
+from flagformer.flow import DecodeState, Outputs, Tape
+from flagformer.flow.memories import Memories, check_alone
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
@@ -103,8 +104,8 @@ class TransformerWrapper(nn.Module):
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
         self.attn_layers = attn_layers
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
-        kinds = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
-        self.recurrence = self.resolved.stack["recurrence"][0].build(dim, kinds)
+        readers = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
+        self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
 
     @property
     def flags(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class XLAutoregressiveWrapper(nn.Module):
         super().__init__()
         check_net(net)
         self.net = net
-        if not self.net.max_mem_len:
+        if not getattr(net, "max_mem_len", 0):
             raise ValueError("`net` must keep memories between segments: build it with `max_mem_len`")
         if not self.net.max_seq_len:
             raise ValueError("`net` must say how long a segment is, but its `max_seq_len` is 0")
@@ -90,7 +90,7 @@ class XLAutoregressiveWrapper(nn.Module):
         if mask is not None:
             check_padding("mask", mask, *x.shape)
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
-        total = 0.0
+        total: Tensor | float = 0.0
         for start in range(0, given.shape[1], self.net.max_seq_len):
             part = slice(start, min(start + self.net.max_seq_len, given.shape[1]))
             logits, mems = self.net(
