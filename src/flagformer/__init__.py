@@ -12,6 +12,7 @@ from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
 from flagformer.wrappers.transformer import TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
+from flagformer.wrappers.xl import XLAutoregressiveWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XTransformer", "audit",
-    "build", "check", "component", "load", "preset",
+    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
+    "XTransformer", "audit", "build", "check", "component", "load", "preset",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from flagformer.feedforward.dense import GLU, Dense
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
+from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -90,5 +91,6 @@ CATALOGUE.fill(
         Straight, ShiftTokens,
         LayerScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,
+        NoRecurrence, SegmentRecurrence,
     ]
 )  # fmt: skip

@@ -127,7 +127,7 @@ def test_text_names_the_argument(kind, how, text):
     assert not isinstance(caught.value, flagformer.FlagError)
 
 
-@pytest.mark.parametrize("argument", ["mems", "msak", "return_hiddens"])
+@pytest.mark.parametrize("argument", ["memories", "msak", "return_hiddens"])
 def test_unknown_arguments_are_no_silence(argument):
     with pytest.raises(TypeError, match=argument):
         shared("decoder")(ids(), **{argument: None})

@@ -15,7 +15,7 @@ FLOORS = {
     "norm": 2, "position": 2, "score": 2, "feedforward": 2, "residual": 2, "entry": 2, "branch": 2,
     "embedding": 2, "head": 2,
     "attention": 3,
-    "stack": 4,
+    "stack": 4, "memory": 4,
     "wrappers": 5, "generation": 5,
     "presets": 6, "catalogue": 6,
     "audit": 7, "reference": 7, "interop": 7, "data": 7,

@@ -13,7 +13,8 @@ SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}
 VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
 WRAPPER_FLAGS = (
     "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
-    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim", "attn_z_loss_weight",
+    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim",
+    "attn_z_loss_weight", "max_mem_len", "shift_mem_down",
 )  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
@@ -215,6 +216,7 @@ ALONE = {
     "cross attention": Case(CROSS),
     "cross attention, wide context": Case({**CROSS, "cross_attn_dim_context": 20}),
     "cross attention only": Case({"only_cross": True}, theirs={"cross_attend": True}),
+    "memories": Case({"max_mem_len": 4, "shift_mem_down": 1}),
     "encoder": Case({}, kind="encoder", padded=True),
     "prefix decoder": Case({}, kind="prefix_decoder", prefix=7),
 }

@@ -247,6 +247,81 @@ def compiles(subject):
     same(got, subject(subject.ids), "compiled against eager", TIGHT)
 
 
+def with_memories(subject):
+    """The same model with room for every memory; None where its flags refuse them."""
+    flags = {name: value for name, value in subject.flags.items() if name != "shift_mem_down"}
+    try:
+        model = flagformer.build({**flags, "max_mem_len": 16}).to(subject.dtype).eval()
+    except flagformer.FlagError:
+        return None
+    model.load_state_dict(subject.model.state_dict())
+    return model
+
+
+def in_segments(model, ids, blocks=(4, 1, 4), mask=None, first=(), **side):
+    """Logits of one segment after the other; `first` goes with the first of them only."""
+    pieces, mems, start = [], None, 0
+    for block in blocks:
+        part = slice(start, start + block)
+        how = dict(first) if mems is None else {"mems": mems}
+        if mask is not None:
+            how["mask"] = mask[:, part]
+        with torch.no_grad():
+            logits, mems = model(ids[:, part], return_mems=True, **how, **side)
+        pieces.append(logits)
+        start += block
+    return torch.cat(pieces, dim=1)
+
+
+def memories_equal_one_long_pass(subject):
+    """Segments with memories of all that came before give what one forward over the whole gives."""
+    model, side = with_memories(subject), subject.side(0, 1)
+    if model is None:
+        return
+    got, want = in_segments(model, subject.ids, **side), subject(subject.ids)
+    same(got, want, "segments")
+    differ(got[:, 5:], subject(subject.ids[:, 5:]), "a segment with and without memories")
+    starts = torch.tensor([0, 3])
+    got = in_segments(model, subject.ids, first={"seq_start_pos": starts}, **side)
+    want = subject(subject.ids, seq_start_pos=starts)
+    same(got[0], want[0], "segments, full row beside a left-padded one")
+    same(got[1, 3:], want[1, 3:], "segments, left-padded row")
+    _memories_of_right_padding(subject, model, side)
+    if subject.kind == "prefix_decoder":
+        prefix = {"prefix_attn_len": torch.tensor([4, 2])}
+        got = in_segments(model, subject.ids, first=prefix, **side)
+        same(got, subject(subject.ids, **prefix), "segments behind a prefix")
+
+
+def _memories_of_right_padding(subject, model, side):
+    """A row that ends early in each segment is the row without what was padded."""
+    places = [0, 1, 5, 6, 7]
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0], mask[1, places] = True, True
+    got = in_segments(model, subject.ids, mask=mask, **side)
+    same(got[0], subject(subject.ids)[0], "segments, full row beside a right-padded one")
+    alone = subject(subject.ids[1:, places], 1)
+    same(got[1:, places], alone, "segments, right-padded row")
+
+
+def memories_of_both_directions(subject):
+    """Of an encoder: earlier segments change later ones, and padding among memories does not."""
+    model, side = with_memories(subject), subject.side(0, 1)
+    if model is None:
+        return
+    got = in_segments(model, subject.ids, (4, 5), **side)
+    same(got[:, :4], subject(subject.ids[:, :4]), "the first segment")
+    differ(got[:, 4:], subject(subject.ids[:, 4:]), "a segment with and without memories")
+    mask = torch.arange(9) != torch.tensor([[9], [3]])
+    alone = in_segments(model, subject.ids[1:, [0, 1, 2, 4, 5, 6, 7, 8]], (3, 5), **subject.side(1))
+    padded = in_segments(model, subject.ids, (4, 5), mask=mask, **side)
+    same(padded[1:, 4:], alone[:, 3:], "segments, right-padded row")
+    starts = {"seq_start_pos": torch.tensor([0, 2])}
+    padded = in_segments(model, subject.ids, (4, 5), first=starts, **side)
+    alone = in_segments(model, subject.ids[1:, 2:], (2, 5), **subject.side(1))
+    same(padded[1:, 2:], alone, "segments, left-padded row")
+
+
 COMMON = (
     trains, learns_what_it_shows, is_deterministic, rows_are_independent, right_padding, left_padding,
     packing, copies, bf16_is_finite, low_precision_is_finite,
@@ -258,7 +333,9 @@ def checks_of(subject):
     """The properties that this model must have, the compiled one apart."""
     checks = CAUSAL if subject.kind in ("decoder", "prefix_decoder") else (*COMMON,)
     if subject.kind in ("decoder", "prefix_decoder"):
-        checks = (*checks, cached_equals_full)
+        checks = (*checks, cached_equals_full, memories_equal_one_long_pass)
+    else:
+        checks = (*checks, memories_of_both_directions)
     if subject.kind == "prefix_decoder":
         checks = (*checks, prefix_is_seen_by_all)
     return (*checks, context_padding) if subject.has_cross else checks

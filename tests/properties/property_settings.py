@@ -30,6 +30,7 @@ VALUES = {
     "rotary_interpolation_factor": 2.0,
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
+    "shift_mem_down": 1,
 }
 # Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
 # the same of them.

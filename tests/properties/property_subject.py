@@ -18,7 +18,7 @@ class Subject:
 
     def __init__(self, flags, dtype=torch.float64):
         torch.manual_seed(1)
-        self.flags = flags
+        self.flags, self.dtype = flags, dtype
         self.model = stir(flagformer.build(flags).to(dtype).eval())
         self.kind = flags.get("model", "decoder")
         self.ids = torch.randint(self.model.num_tokens, (2, 9))

@@ -15,6 +15,7 @@ PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in p
 # What changes how a model is computed, or says what is taken anyway: it may leave every logit as it was.
 NO_EFFECT_WANTED = {
     "checkpoint",
+    "max_mem_len",  # other forwards change nothing: what `mems` change is a property
     "attn_flash=True",
     "attn_flash=False",
     "use_abs_pos_emb=True",

@@ -35,7 +35,10 @@ class Source(nn.Module, ABC):
 
 
 class OwnTokens(Source):
-    """Self-attention: all three from x; while decoding, keys and values join those of earlier tokens."""
+    """Self-attention: all three from x; keys and values join those of earlier tokens.
+
+    While decoding these are in the state; memories of segments before are projected anew.
+    """
 
     def __init__(
         self,
@@ -54,12 +57,21 @@ class OwnTokens(Source):
         q = self.rotation.queries(self.qk_norm.queries(q), side.angles)
         k = self.rotation.keys(self.qk_norm.keys(k), side.angles)
         v = self.of_values.keys(v, side.angles)
+        if side.earlier is not None:
+            earlier_k, earlier_v = self._recalled(side.earlier, side)
+            k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
         if side.state is None:
             return q, KeyValues(k, v, window=self.window)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
         kv = cache.extend(k, v, side.state.length, side.state.oldest(self.window))
         return q, kv if self.window is None else kv._replace(window=self.window)
+
+    def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:
+        """Keys [B, G, M, K] and values [B, G, M, V] of memories [B, M, D]."""
+        k, v = self.projection.own_keys(earlier)
+        k = self.rotation.keys(self.qk_norm.keys(k), side.memory_angles)
+        return k, self.of_values.keys(v, side.memory_angles)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         groups, *widths = self.entry_shape

@@ -13,6 +13,8 @@ from flagformer.flow import DecodeState, SessionState, SideInputs
 class Entry(ABC):
     """Contract of the slot `entry`, built as `(dims)`: [B, T, D] -> [B, T, D], behind the norm."""
 
+    looks_back = False  # whether a token is given something of earlier ones
+
     @abstractmethod
     def __call__(self, x: Tensor, side: SideInputs) -> Tensor: ...
 

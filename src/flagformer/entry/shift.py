@@ -22,6 +22,8 @@ class ShiftTokens(Entry):
     segment or not there give zeros.
     """
 
+    looks_back = True
+
     def __init__(
         self,
         dims: Dims,

@@ -31,6 +31,7 @@ SLOTS = _slots(
     Slot("wrapper", "model", "ids [B,T] -> logits [B,T,V]"),
     Slot("absolute", "model", "positions -> vectors added to the token embedding"),
     Slot("head", "model", "(x, embedding) -> logits"),
+    Slot("recurrence", "model", "(memories, streams) -> memories for the next segment", read_by="a"),
     Slot("dims", "stack", "the sizes that components share"),
     Slot("plan", "stack", "flags -> the order of sublayers"),
     Slot("norm", "stack", "x -> x"),

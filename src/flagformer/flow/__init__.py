@@ -7,6 +7,7 @@ from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.key_values import KeyValues, Sight
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window, narrowest
+from flagformer.flow.memories import Memories
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.side import SideInputs
@@ -14,6 +15,6 @@ from flagformer.flow.tape import Tape
 
 __all__ = [
     "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
-    "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach", "Rule",
-    "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Window", "narrowest",
+    "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Prefix", "Reach",
+    "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Window", "narrowest",
 ]  # fmt: skip

@@ -43,6 +43,23 @@ class Layout:
         both = padding if self.padding is None else self.padding & padding
         return replace(self, padding=both)
 
+    def then(self, other: Layout) -> Layout:
+        """These tokens and, directly behind them, those of `other`; neither has segments."""
+        assert self.end == other.start
+        assert self.segments is None
+        assert other.segments is None
+        padding = None
+        if self.padding is not None or other.padding is not None:
+            padding = _joined(
+                *(one.padding if one.padding is not None else one.real() for one in (self, other))
+            )
+        positions = _joined(self.positions, other.positions)
+        return Layout(positions, padding, start=self.start, by_place=self.by_place and other.by_place)
+
+    def real(self) -> Tensor:
+        """[1, T] bool: all tokens are real."""
+        return torch.ones(1, self.length, dtype=torch.bool, device=self.positions.device)
+
     @staticmethod
     def plain(length: int, device: torch.device, start: int = 0) -> Layout:
         """T tokens in a row without padding."""
@@ -68,3 +85,9 @@ class Layout:
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
         padding = places < ends[:, -1:]
         return Layout(places - starts.gather(1, segments), padding, segments)
+
+
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    """[1 or B, T] and [1 or B, S] -> [1 or B, T + S]."""
+    rows = max(first.shape[0], second.shape[0])
+    return torch.cat([first.expand(rows, -1), second.expand(rows, -1)], dim=1)

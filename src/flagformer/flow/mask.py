@@ -89,12 +89,13 @@ class Segments(Rule):
 
 @dataclass(frozen=True)
 class Explicit(Rule):
-    """The user's own mask, [1 or B, 1 or H, T, S] bool, whose keys begin at place 0."""
+    """The user's own mask, [1 or B, 1 or H, T, S] bool, whose keys begin at place `start`."""
 
     mask: Tensor
+    start: int = 0
 
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
-        return self.mask[..., keys.start :]
+        return self.mask[..., keys.start - self.start :]
 
 
 @dataclass(frozen=True)

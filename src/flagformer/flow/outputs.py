@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flagformer.flow.memories import Memories
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -18,6 +20,7 @@ class Outputs:
         attention: [B, H, T, seats + S] a self- or cross-attention sublayer, in the order they ran; only
             when asked for.
         hiddens: [B, T, D], the stream before each sublayer and at the end; only when asked for.
+        mems: what the next segment's forward reads; only when asked for.
     """
 
     embeddings: Tensor
@@ -25,6 +28,7 @@ class Outputs:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: tuple[Tensor, ...] = ()
     hiddens: tuple[Tensor, ...] = ()
+    mems: Memories | None = None
 
     @property
     def attn_z_loss(self) -> Tensor | None:

@@ -28,6 +28,10 @@ class SideInputs:
         later: whether tokens may see later ones.
         carry: what sublayers hand on to later ones, by name.
         step: which execution step runs now (the executor sets it; tied modules run at several).
+        memories: [B, M, D], what steps read of the segments before, by execution step.
+        keys: the standing of memories and tokens in a row; None without memories.
+        memory_angles: what the rotation turns memories by, as `angles`.
+        earlier: [B, M, D], the memories of the step that runs, behind its norm; None for none.
     """
 
     pairs: dict[Sight, Pairs]
@@ -40,3 +44,7 @@ class SideInputs:
     later: bool
     carry: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    memories: dict[int, Tensor] = field(default_factory=dict)
+    keys: Layout | None = None
+    memory_angles: tuple[Tensor, ...] | None = None
+    earlier: Tensor | None = None

@@ -13,11 +13,19 @@ class Tape:
     Args:
         wanted: names that `keep` stores, for example {"attn.weights"}; everything else is dropped at once.
         weights: losses that are made only when somebody asks, and what each is multiplied by.
+        remembered: execution steps whose stream `remember` stores, for `Memories`.
     """
 
-    def __init__(self, wanted: Iterable[str] = (), weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        wanted: Iterable[str] = (),
+        weights: Mapping[str, float] | None = None,
+        remembered: Iterable[int] = (),
+    ) -> None:
         self.wanted = frozenset(wanted)
         self.weights = dict(weights or {})
+        self.remembered = frozenset(remembered)
+        self.streams: dict[int, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
         self.kept: dict[str, list[Tensor]] = {}
 
@@ -31,6 +39,11 @@ class Tape:
     def keep(self, name: str, value: Tensor) -> None:
         if name in self.wanted:
             self.kept.setdefault(name, []).append(value)
+
+    def remember(self, step: int, stream: Tensor) -> None:
+        """What a step reads, before its norm [B, T, D]."""
+        if step in self.remembered:
+            self.streams[step] = stream
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses.setdefault(name, []).append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,21 +13,15 @@ from flagformer.attention.cores import Core
 from flagformer.attention.z_loss import NAME as Z_LOSS
 from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
-from flagformer.flow import Causal, DecodeState, Dims, Explicit, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
+from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.by_distance import LONG
 from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
-from flagformer.stack.inputs import (
-    check_attention_mask,
-    check_context,
-    check_padding,
-    check_size,
-    check_starts,
-    check_tensor,
-    check_window,
-)
+from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
 from flagformer.stack.refusals import refuse_carry, refuse_idle_context
+from flagformer.stack.standing import read_mask, stand
 from flagformer.stack.start import begin
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import see_context, see_self
@@ -78,6 +73,10 @@ class AttentionLayers(nn.Module):
         self.sights = tuple(dict.fromkeys((fn.seat_count, fn.window) for fn in own))
         self.session_shape = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.entry_shape) for s in self.steps
+        )
+        # what the next segment's forward reads: `mems` holds a tensor for each
+        self.memory_steps = tuple(
+            step for step, s in enumerate(self.steps) if s.kind == "a" or s.entry.looks_back
         )
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
@@ -144,6 +143,8 @@ class AttentionLayers(nn.Module):
         layout: Layout | None = None,
         window: int | None = None,
         state: DecodeState | None = None,
+        mems: Memories | Sequence[Tensor] | None = None,
+        mem_masks: Tensor | Sequence[Tensor] | None = None,
         tape: Tape | None = None,
     ) -> Tensor:
         """Runs the stack.
@@ -151,16 +152,20 @@ class AttentionLayers(nn.Module):
         Args:
             x: [B, T, D].
             mask: [B, T] bool, True for real tokens.
-            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look;
+                with `mems` S is T, or M + T.
             context: [B, S, D_context] for cross-attention. While decoding it is read once, with the prompt.
             context_mask: [B, S] bool, True for real tokens.
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
             prefix_attn_len: [B] or [1], PrefixDecoder only: how many first real tokens every query sees;
                 while decoding only with the first block, which must hold them.
-            layout: positions, padding and segments, when the caller has made them already.
+            layout: positions, padding and segments, when the caller has made them already (behind `mems`).
             window: a query sees at most this many of the last tokens.
             state: a decoding session: x continues what it holds, and it takes in x.
-            tape: collects auxiliary losses and the tensors it asks for.
+            mems: what the steps of `memory_steps` read of earlier tokens, `Memories` or tensors [B, M, D]:
+                x stands behind them.
+            mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
+            tape: collects auxiliary losses and the tensors it asks for; new streams for `Memories`.
 
         Returns:
             [B, T, D], after the final norm.
@@ -169,8 +174,14 @@ class AttentionLayers(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         batch, length = self._check_x(x, state)
+        others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
+        check_alone(mems, mem_masks, False, others)
+        held = None
+        if mems is not None:
+            held = read_memories(mems, mem_masks, len(self.memory_steps), batch, self.dim)
         if layout is None:
-            layout = self._layout(x, mask, seq_start_pos, state)
+            layout = stand(x, mask, seq_start_pos, state, held)
+        keys = layout if held is None else held.layout.then(layout)
         if window is not None:
             check_window(window, self.time_rule(None) is not None, state is not None)
         check_context(
@@ -186,7 +197,7 @@ class AttentionLayers(nn.Module):
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
         tape = Tape() if tape is None else tape
-        rules = self._mask(prefix_attn_len, attn_mask, batch, length, state)
+        rules = self._mask(prefix_attn_len, attn_mask, batch, length, state, held)
         side = SideInputs(
             see_self(
                 self.position_bias,
@@ -196,6 +207,7 @@ class AttentionLayers(nn.Module):
                 window,
                 state,
                 self._reads_distances(x, tape),
+                keys,
             ),
             see_context(context, self.seat_counts["c"], layout, context_mask, state),
             self.rotation.angles(layout, x.dtype),
@@ -205,6 +217,9 @@ class AttentionLayers(nn.Module):
             layout,
             self.time_rule(prefix_attn_len) is None,
         )
+        if held is not None:
+            side.memories, side.keys = dict(zip(self.memory_steps, held.streams)), keys
+            side.memory_angles = self.rotation.angles(held.layout, x.dtype)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, self.final_norm)
         if state is not None:
@@ -218,6 +233,7 @@ class AttentionLayers(nn.Module):
         batch: int,
         length: int,
         state: DecodeState | None,
+        held: Memories | None,
     ) -> Mask:
         """What the order of time and the user's own mask allow."""
         rule = self.time_rule(prefix)
@@ -226,8 +242,7 @@ class AttentionLayers(nn.Module):
             return rules
         if not self.seat_counts["a"]:
             raise ValueError("`attn_mask` is for self-attention, but these layers have none")
-        keys = length if state is None else state.length + length
-        return rules & Explicit(check_attention_mask(attn_mask, batch, self.dims.heads, length, keys))
+        return rules & read_mask(attn_mask, batch, self.dims.heads, length, state, held)
 
     def _reads_distances(self, x: Tensor, tape: Tape) -> bool:
         """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
@@ -249,17 +264,6 @@ class AttentionLayers(nn.Module):
                 "init_state(batch, length) sizes it"
             )
         return x.shape[0], x.shape[1]
-
-    def _layout(
-        self, x: Tensor, mask: Tensor | None, starts: Tensor | None, state: DecodeState | None
-    ) -> Layout:
-        batch, length = x.shape[:2]
-        if state is not None:
-            return state.layout(state.length, length, x.device)
-        layout = Layout.plain(length, x.device)
-        if starts is not None:
-            layout = Layout.left_padded(check_starts("seq_start_pos", starts, batch), length)
-        return layout if mask is None else layout.hide(check_padding("mask", mask, batch, length))
 
     def init_state(
         self,

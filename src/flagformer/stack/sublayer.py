@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.entry import Entry
@@ -49,6 +51,18 @@ class Sublayer(nn.Module):
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
 
     def forward(self, h: Any, side: SideInputs) -> Any:
-        x = self.entry(self.in_norm(self.residual.read(h, self.index)), side)
+        x = self.in_norm(self.residual.read(h, self.index))
+        if side.step in side.memories:
+            x, side = self._behind(side.memories[side.step], x, side)
+        else:
+            x = self.entry(x, side)
         out = self.branch(self.branch_norm(self.fn(x, side)))
         return self.residual.change(self.residual.write(h, out, self.index), self.out_norm)
+
+    def _behind(self, memory: Tensor, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
+        """Tokens that stand behind memories [B, M, D]: both pass the norm and the entry, in a row."""
+        assert side.keys is not None
+        both = torch.cat([self.in_norm(memory.to(x.dtype)), x], dim=1)
+        both = self.entry(both, replace(side, layout=side.keys))
+        count = memory.shape[1]
+        return both[:, count:], replace(side, earlier=both[:, :count])

@@ -33,11 +33,12 @@ def see_self(
     window: int | None,
     state: DecodeState | None,
     by_distance: bool,
+    keys: Layout,
 ) -> dict[Sight, Pairs]:
     """Tokens against tokens, and against those that a state holds, by the seats in front and the window.
 
     `window` narrows the windows of all sublayers. `by_distance`: every kernel takes a table in place of a
-    mask and a bias; seats do not.
+    mask and a bias; seats do not. `keys`: the tokens themselves, with memories in front.
     """
     table = by_distance and not any(seats for seats, _ in sights)
     if state is not None:
@@ -45,7 +46,7 @@ def see_self(
     widths = {own: narrowest(own, window) for _, own in sights}
     biases: dict[int, Tensor | None] = {}
     looks = {
-        width: _look(position_bias, mask, queries, width, state, table, biases)
+        width: _look(position_bias, mask, queries, keys, width, state, table, biases)
         for width in dict.fromkeys(widths.values())
     }
     # windows that another one narrows to the same width share their pairs
@@ -72,13 +73,14 @@ def _look(
     position_bias: PositionBias,
     mask: Mask,
     queries: Layout,
+    keys: Layout,
     width: int | None,
     state: DecodeState | None,
     table: bool,
     biases: dict[int, Tensor | None],
 ) -> _Look:
     """`biases`: those made already, by the place of the first key."""
-    keys, hidden = queries, width
+    hidden = width
     if state is not None:
         first = state.oldest(width)
         keys = state.layout(first, queries.end - first, queries.positions.device)

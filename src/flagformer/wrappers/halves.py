@@ -14,6 +14,7 @@ ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
 # What the decoder's layers take under the name of the whole.
 SHARED = ("cross_attn_tokens_dropout",)
+MEMORIES = ("max_mem_len", "shift_mem_down")
 # What is decided by there being two halves, and why.
 DECIDED = {
     ENC: {
@@ -25,6 +26,7 @@ DECIDED = {
         "cross_attend": "the encoder reads the source alone",
         "only_cross": "the encoder reads the source alone",
         "cross_attn_tokens_dropout": "the encoder reads the source alone",
+        **dict.fromkeys(MEMORIES, "the source is read whole, not in segments"),
     },
     DEC: {
         "dim": "both halves have one width: say `dim`",
@@ -33,6 +35,7 @@ DECIDED = {
         "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
         "return_only_embed": "the loss is of the decoder's logits",
         "cross_attn_tokens_dropout": "it has no prefix: say `cross_attn_tokens_dropout`",
+        **dict.fromkeys(MEMORIES, "the target is read whole, not in segments"),
     },
 }
 

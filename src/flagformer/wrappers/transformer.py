@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, Outputs, Tape
+from flagformer.flow.memories import Memories, check_alone
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
@@ -64,6 +65,8 @@ class TransformerWrapper(nn.Module):
             float,
             Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", least=0),
         ] = 0.0,
+        max_mem_len: int = 0,
+        shift_mem_down: int = 0,
     ) -> None:
         """See the class and `docs/flags.md`."""
         super().__init__()
@@ -86,6 +89,8 @@ class TransformerWrapper(nn.Module):
             "embed_num_tokens": embed_num_tokens,
             "logits_dim": logits_dim,
             "attn_z_loss_weight": attn_z_loss_weight,
+            "max_mem_len": max_mem_len,
+            "shift_mem_down": shift_mem_down,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
@@ -106,6 +111,8 @@ class TransformerWrapper(nn.Module):
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
         self.attn_layers = attn_layers
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
+        readers = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
+        self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -125,6 +132,11 @@ class TransformerWrapper(nn.Module):
         return self.resolved.flags["logits_dim"] or self.num_tokens
 
     @property
+    def max_mem_len(self) -> int:
+        """Tokens of earlier segments that `return_mems` keeps."""
+        return self.resolved.flags["max_mem_len"]
+
+    @property
     def absolute_positions(self) -> bool:
         """Whether a table of positions ends at `max_seq_len`."""
         return self.pos_emb.limit is not None
@@ -138,7 +150,8 @@ class TransformerWrapper(nn.Module):
 
     def explain(self) -> str:
         """What was built, slot by slot, and why each kernel was chosen."""
-        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in ("absolute", "head")]
+        filled = ((slot, self.resolved.stack[slot][0]) for slot in ("absolute", "head", "recurrence"))
+        slots = [f"  {slot}: {filler.describe()}" for slot, filler in filled]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
 
@@ -182,6 +195,10 @@ class TransformerWrapper(nn.Module):
         state: DecodeState | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
+        mems: Memories | Sequence[Tensor] | None = None,
+        mem_masks: Tensor | Sequence[Tensor] | None = None,
+        detach_mems: bool = True,
+        return_mems: bool = False,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
@@ -194,7 +211,8 @@ class TransformerWrapper(nn.Module):
         Args:
             x: [B, T] integers in [0, V).
             mask: [B, T] bool, True for real tokens.
-            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look;
+                with `mems` S is T, or M + T.
             context: [B, S, D_context] for cross-attention; while decoding only with the prompt.
             context_mask: [B, S] bool, True for real tokens.
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
@@ -209,6 +227,12 @@ class TransformerWrapper(nn.Module):
             state: of `init_state`: x continues what it holds.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
+            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. A list
+                of tensors [B, M, D] will do: these M tokens are then all that came before.
+            mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
+            detach_mems: no gradient flows into what `return_mems` gives, as in the paper; False lets it.
+            return_mems: (what is returned otherwise, memories of the last `max_mem_len` tokens); in Outputs
+                with `return_intermediates`.
             return_embeddings: the output of the last layer in place of logits.
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
@@ -230,11 +254,20 @@ class TransformerWrapper(nn.Module):
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
             )
+        if return_attn and return_mems:
+            raise ValueError(
+                "`return_attn` and `return_mems` cannot be combined: `return_intermediates` holds both"
+            )
+        others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
+        check_alone(mems, mem_masks, return_mems, {**others, "prefix_attn_len": prefix_attn_len})
+        held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
+        layout = layout if held is None else held.before(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         wanted = ["attn.weights"] if return_attn or return_intermediates else []
         weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, kept)
-        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted, weights)
+        remembered = self.attn_layers.memory_steps if return_mems else ()
+        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted, weights, remembered)
         embedded = self.token_emb(x) + self.pos_emb(layout.positions)
         out = self.attn_layers(
             self.embedding(embedded, embed_ids or {}, sum_embeds),
@@ -245,16 +278,24 @@ class TransformerWrapper(nn.Module):
             layout=layout,
             window=window,
             state=state,
+            mems=self.recurrence.lowered(held),
             tape=tape,
         )
+        left = self.recurrence.write(held, tape.streams, layout) if return_mems else None
+        left = left.detach() if left is not None and detach_mems else left
         if return_embeddings:
-            return out
+            return _beside(out, left)
         logits = self.to_logits(out)
         if return_logits_and_embeddings:
-            return logits, out
+            return _beside((logits, out), left)
         maps = tuple(tape.kept.get("attn.weights", ()))
         if return_attn:
             return logits, list(maps)
         if not kept:
-            return logits
-        return logits, Outputs(out, logits, tape.losses, maps, tuple(tape.kept.get("stack.stream", ())))
+            return _beside(logits, left)
+        stream = tuple(tape.kept.get("stack.stream", ()))
+        return logits, Outputs(out, logits, tape.losses, maps, stream, left)
+
+
+def _beside(result: Any, left: Memories | None) -> Any:
+    return result if left is None else (result, left)

@@ -12,7 +12,8 @@ from flagformer.stack.sublayer import Sublayer
 
 
 class Executor(ABC):
-    """Contract of the slot `executor`; it sets `side.step` before each sublayer."""
+    """Contract of the slot `executor`; before each sublayer it sets `side.step`, and tells the tape's
+    `remember` what the sublayer reads."""
 
     saves: str  # what is kept for backward, for `explain`
 

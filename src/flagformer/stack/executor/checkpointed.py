@@ -47,6 +47,7 @@ class Checkpointed(Executor):
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
             return self.plain.run(sublayers, residual, h, side)
         for step, sublayer in enumerate(sublayers):
+            side.tape.remember(step, residual.read(h, sublayer.index))
             h, losses = checkpoint(_run, sublayer, h, replace(side, step=step), use_reentrant=False)
             side.tape.add_losses(losses)
         return h

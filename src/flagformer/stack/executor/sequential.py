@@ -20,7 +20,9 @@ class Sequential(Executor):
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         for step, sublayer in enumerate(sublayers):
-            side.tape.keep("stack.stream", residual.read(h, sublayer.index))
+            stream = residual.read(h, sublayer.index)
+            side.tape.keep("stack.stream", stream)
+            side.tape.remember(step, stream)
             side.step = step
             h = sublayer(h, side)
         side.tape.keep("stack.stream", residual.read(h, sublayers[-1].index))

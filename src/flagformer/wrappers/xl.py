@@ -1,0 +1,180 @@
+"""Long texts in segments: training and generation with memories (Transformer-XL, arXiv:1901.02860)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.flow import Memories
+from flagformer.generation import (
+    Ending,
+    LogitsFilter,
+    PromptLike,
+    Sampler,
+    bind_filter,
+    decode,
+    evaluating,
+    read_prompts,
+)
+from flagformer.stack.inputs import check_padding
+from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.requests import check_net, check_request
+
+Mems = Memories | Sequence[Tensor]
+
+
+class XLAutoregressiveWrapper(nn.Module):
+    """The loss of next tokens, and generation, over segments of `max_seq_len` that read memories.
+
+    Args:
+        net: a causal model with `max_mem_len` and no learned absolute positions; others are refused with
+            ValueError.
+        ignore_index: a target of this value does not count; `x` may hold it as padding.
+        pad_value: the id read in its place, and written behind a row that has ended.
+    """
+
+    net: Any  # a TransformerWrapper
+
+    def __init__(self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0) -> None:
+        super().__init__()
+        check_net(net)
+        self.net = net
+        if not getattr(net, "max_mem_len", 0):
+            raise ValueError("`net` must keep memories between segments: build it with `max_mem_len`")
+        if not self.net.max_seq_len:
+            raise ValueError("`net` must say how long a segment is, but its `max_seq_len` is 0")
+        if self.net.absolute_positions:
+            raise ValueError(
+                f"`net` has learned positions for {self.net.max_seq_len} tokens, and segments go on beyond "
+                "them: build it with relative ones such as `rotary_pos_emb=True`"
+            )
+        if not 0 <= pad_value < self.net.num_tokens:
+            raise ValueError(
+                f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
+            )
+        self.ignore_index, self.pad_value = ignore_index, pad_value
+        self.training = net.training
+
+    def forward(
+        self,
+        x: Tensor,
+        mems: Mems | None = None,
+        *,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        detach_mems: bool = True,
+        return_mems: bool = False,
+    ) -> Any:
+        """Mean cross entropy, in nats, of x[:, 1:] given what stands before, as far as memories reach.
+
+        Args:
+            x: ids [B, T], T at least 2; read in segments of `max_seq_len`, the last may be shorter.
+            mems: of the text before, as `return_mems` gave them.
+            mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
+            context: [B, S, D] for models with cross attention, the same for all segments.
+            context_mask: bool [B, S], True for real places of the context.
+            embed_ids: [B, T] for each name in the model's `embed_num_tokens`.
+            detach_mems: no gradient flows from a segment to the one before, as in the paper; False lets it.
+            return_mems: return (loss, memories).
+
+        The loss is NaN where no target counts.
+        """
+        if x.ndim != 2 or x.shape[1] < 2:
+            raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
+        ids = x.masked_fill(x == self.ignore_index, self.pad_value)
+        check_ids(ids, self.net.num_tokens)
+        targets, given = x[:, 1:], ids[:, :-1]
+        if mask is not None:
+            check_padding("mask", mask, *x.shape)
+            targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
+        total: Tensor | float = 0.0
+        for start in range(0, given.shape[1], self.net.max_seq_len):
+            part = slice(start, min(start + self.net.max_seq_len, given.shape[1]))
+            logits, mems = self.net(
+                given[:, part],
+                mask=None if mask is None else mask[:, part],
+                context=context,
+                context_mask=context_mask,
+                embed_ids=None if embed_ids is None else {name: i[:, part] for name, i in embed_ids.items()},
+                mems=mems,
+                detach_mems=detach_mems,
+                return_mems=True,
+            )
+            total = total + F.cross_entropy(
+                logits.flatten(0, 1).float(),
+                targets[:, part].flatten(),
+                ignore_index=self.ignore_index,
+                reduction="sum",
+            )
+        loss = total / (targets != self.ignore_index).sum()
+        return (loss, mems) if return_mems else loss
+
+    def generate(
+        self,
+        start_tokens: PromptLike,
+        seq_len: int,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        filter_logits_fn: str | LogitsFilter | None = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        mems: Mems | None = None,
+        *,
+        seed: int | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """New tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
+
+        Segments are those of training: each full one becomes memory, the one that grows is read whole.
+
+        Args:
+            start_tokens: ids [B, T] or [T], or lists, all of one length; of any length.
+            mems: of the text before, as `return_mems` gave them.
+            context, context_mask: as in the forward.
+
+        Every other argument and the errors are those of `AutoregressiveWrapper.generate`.
+        """
+        check_request(self.net.num_tokens, seq_len, eos_token)
+        device = next(self.net.parameters()).device
+        sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
+        aligned = read_prompts(start_tokens, None, self.net.num_tokens, self.pad_value, device)
+        if aligned.starts is not None:
+            raise ValueError("`start_tokens` must be of one length, as all rows share their segments")
+        ending = Ending(seq_len, eos_token, self.pad_value)
+        segments = _Segments(self.net, mems)
+        side = {} if context is None else {"context": context, "context_mask": context_mask}
+        with evaluating(self.net):
+            new = decode(segments, aligned, ending, sample, cached=False, side=side)  # type: ignore[arg-type]
+        return new if aligned.batched else new[0]
+
+
+class _Segments:
+    """A model that is asked for ever longer rows, and reads each full segment once."""
+
+    def __init__(self, net: Any, mems: Mems | None) -> None:
+        self.net, self.mems, self.done = net, mems, 0
+
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        return_embeddings: bool,
+        seq_start_pos: None,
+        window: None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """ids [B, n] -> the embeddings of the last segment."""
+        longest = self.net.max_seq_len
+        how: dict[str, Any] = {"context": context, "context_mask": context_mask, "return_embeddings": True}
+        while ids.shape[1] - self.done > longest:
+            part = ids[:, self.done : self.done + longest]
+            _, self.mems = self.net(part, mems=self.mems, return_mems=True, **how)
+            self.done += longest
+        return self.net(ids[:, self.done :], mems=self.mems, **how)
+
+    def to_logits(self, embeddings: Tensor) -> Tensor:
+        return self.net.to_logits(embeddings)

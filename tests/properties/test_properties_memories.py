@@ -1,0 +1,60 @@
+"""Where memories are refused, and that the check of all others can fail."""
+
+import pytest
+import torch
+from property_checks import failures, memories_equal_one_long_pass, with_memories
+from property_settings import TINY
+from property_subject import Subject
+
+import flagformer
+from flagformer.flow.memories import Memories
+from flagformer.reference import choices, settings
+
+# Stacks without self-attention have nothing that reads memories.
+REFUSED = {"only_cross"}
+CHOICES = {choice.name: choice for choice in choices()}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_only_what_is_listed_refuses_memories(name):
+    flags = {**settings(CHOICES[name]), **TINY, "max_mem_len": 4}
+    if name in REFUSED:
+        with pytest.raises(flagformer.FlagError, match=rf"`max_mem_len` and `{name}` cannot be combined"):
+            flagformer.check(flags)
+    else:
+        flagformer.check(flags)
+
+
+@pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias", "shift_tokens"])
+def test_memories_that_forget_padding_are_found(scheme, monkeypatch):
+    honest = Memories.of
+
+    def careless(streams, layout, held, most):
+        left = honest(streams, layout, held, most)
+        whole = torch.ones(1, left.length, dtype=torch.bool)
+        return Memories(left.streams, type(layout)(left.layout.positions, whole, start=left.layout.start))
+
+    subject = Subject({**settings(), **TINY, scheme: True if scheme != "shift_tokens" else 1})
+    assert not failures(subject, [memories_equal_one_long_pass])
+    monkeypatch.setattr(Memories, "of", staticmethod(careless))
+    assert failures(subject, [memories_equal_one_long_pass])
+
+
+@pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias"])
+def test_positions_that_begin_anew_are_found(scheme, monkeypatch):
+    def anew(self, layout):
+        return type(layout)(layout.positions, layout.padding, start=self.layout.end, by_place=False)
+
+    subject = Subject({**settings(), **TINY, scheme: True})
+    monkeypatch.setattr(Memories, "before", anew)
+    assert failures(subject, [memories_equal_one_long_pass])
+
+
+def test_a_memory_too_short_is_found():
+    subject = Subject({**settings(), **TINY, "rotary_pos_emb": True, "max_mem_len": 16})
+    model = with_memories(subject)
+    model.recurrence.most = 2
+    with torch.no_grad():
+        _, mems = model(subject.ids[:, :4], return_mems=True)
+        got = model(subject.ids[:, 4:], mems=mems)
+    assert (got - subject(subject.ids)[:, 4:]).abs().max() > 1e-6
