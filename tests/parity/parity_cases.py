@@ -13,7 +13,8 @@ SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}
 VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
 WRAPPER_FLAGS = (
     "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
-    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim", "attn_z_loss_weight",
+    "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim",
+    "attn_z_loss_weight",
 )  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
