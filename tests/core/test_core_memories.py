@@ -263,12 +263,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("flags", "text"), REFUSED)
 def test_refused_flags(flags, text):
-    given = {key: value for key, value in {"max_mem_len": 6, **flags}.items() if value is not None}
+    sizes = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2}
+    given = {key: value for key, value in {**sizes, "max_mem_len": 6, **flags}.items() if value is not None}
     with pytest.raises(flagformer.FlagError, match=re.escape(text)):
-        if "depth" in flags:
-            flagformer.build({"num_tokens": 11, "max_seq_len": 16, "dim": 16, **given})
-        else:
-            make(**given)
+        flagformer.build(given)
 
 
 def test_layers_without_self_attention_are_refused_by_the_wrapper():

@@ -11,7 +11,8 @@ class Projection(nn.Module, ABC):
     """Contract of the slot `projection`; `groups` is the number G of key/value heads.
 
     Built as `(dims, cross, shared)`: for self-attention `forward` gives all three and `own_keys` the
-    last two, for cross-attention `queries` and `keys` read their own sources. Under `shared` the keys are the values too.
+    last two, for cross-attention `queries` and `keys` read their own sources. Under `shared` the keys are
+    the values too.
     """
 
     groups: int
@@ -22,7 +23,7 @@ class Projection(nn.Module, ABC):
 
     @abstractmethod
     def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, M, D] -> k [B, G, M, K] and v [B, G, M, V] as `forward` makes them, for tokens that ask nothing."""
+        """x [B, M, D] -> k [B, G, M, K], v [B, G, M, V] as `forward` makes them, for tokens that ask nothing."""
 
     @abstractmethod
     def queries(self, x: Tensor) -> Tensor:
