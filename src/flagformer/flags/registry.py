@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from flagformer.flags.flag import Component, Flag, Param
@@ -18,6 +18,7 @@ class Registry:
         self._by_slot: dict[str, list[Component]] = defaultdict(list)
         self._params: dict[str, list[tuple[Component, Param]]] = defaultdict(list)
         self._selectors: dict[str, list[Component]] = defaultdict(list)
+        self._crossing: dict[str, None] = {}
         self.fill(classes)
 
     def fill(self, classes: Iterable[type]) -> None:
@@ -31,6 +32,9 @@ class Registry:
         self._by_slot[item.slot].append(item)
         if item.select is not None:
             self._selectors[item.select].append(item)
+        if SLOTS[item.slot].scope == "attention" and item.kind != "a":
+            names = [item.select or "", *(param.flag.name for param in item.params)]
+            self._crossing |= dict.fromkeys(name for name in names if name.startswith("attn_"))
         for param in item.params:
             self._params[param.flag.name].append((item, param))
 
@@ -61,16 +65,9 @@ class Registry:
                 found[name] = None
         return tuple(found)
 
-    def crossing(self) -> tuple[str, ...]:
+    def crossing(self) -> Collection[str]:
         """Flags that may stand with `cross_` in front: of attention, and read by more than self-attention."""
-        return tuple(
-            name
-            for name in self.names({"attention"})
-            if name.startswith("attn_") and any(item.kind != "a" for item in self._owners(name))
-        )
-
-    def _owners(self, name: str) -> list[Component]:
-        return [*self.selected_by(name), *(item for item, _ in self.params_named(name))]
+        return self._crossing.keys()
 
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
