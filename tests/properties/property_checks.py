@@ -16,12 +16,15 @@ CANCELLED = "attn_layers.position_bias.out.bias"
 
 def undone_gains(model):
     """Gains of ScaleNorm that cannot act: q and k of unit length forget one factor, cross-attention has no
-    values of x to scale, and a norm behind self-attention forgets theirs."""
+    values of x to scale, and a norm behind self-attention forgets theirs; post-norms forget what the norm
+    before self-attention did to the stream."""
     flags = model.flags
     if not (flags.get("use_scalenorm") and flags.get("attn_qk_norm")):
         return set()
     kinds = {"c", "a"} if flags.get("sandwich_norm") else {"c"}
     sublayers = enumerate(model.attn_layers.sublayers)
+    if flags.get("pre_norm") is False:
+        return {f"attn_layers.sublayers.{i - 1}.out_norm.gain" for i, after in sublayers if after.kind == "a"}
     return {f"attn_layers.sublayers.{i}.in_norm.gain" for i, sublayer in sublayers if sublayer.kind in kinds}
 
 
@@ -224,7 +227,9 @@ def bf16_is_finite(subject):
         if logits is not None:
             # bf16 has 8 bits, some twenty roundings follow each other, and sharp attention amplifies them
             share = (logits.detach() - want).abs().mean() / want.abs().mean()
-            chooses = "attn_sparse_topk" in subject.flags  # a rounding chooses other keys
+            chooses = any(
+                "attn_sparse_topk" in name for name in subject.flags
+            )  # a rounding chooses other keys
             assert share < (1.0 if chooses else 0.25), f"{name} under bf16 autocast is {share:.0%} off"
 
 

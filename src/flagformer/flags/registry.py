@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from flagformer.flags.flag import Component, Flag, Param
@@ -18,6 +18,7 @@ class Registry:
         self._by_slot: dict[str, list[Component]] = defaultdict(list)
         self._params: dict[str, list[tuple[Component, Param]]] = defaultdict(list)
         self._selectors: dict[str, list[Component]] = defaultdict(list)
+        self._crossed: dict[str, None] = {}
         self.fill(classes)
 
     def fill(self, classes: Iterable[type]) -> None:
@@ -31,6 +32,9 @@ class Registry:
         self._by_slot[item.slot].append(item)
         if item.select is not None:
             self._selectors[item.select].append(item)
+        if SLOTS[item.slot].scope == "attention" and item.kind != "a":
+            names = [item.select or "", *(param.flag.name for param in item.params)]
+            self._crossed |= dict.fromkeys(name for name in names if name.startswith("attn_"))
         for param in item.params:
             self._params[param.flag.name].append((item, param))
 
@@ -61,6 +65,8 @@ class Registry:
                 found[name] = None
         return tuple(found)
 
+<<<<<<< HEAD
+=======
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
         owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
@@ -80,10 +86,9 @@ class Registry:
         owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
         return any(item.kind in ("", kind) for item in owners)
 
-    def crossed(self) -> tuple[str, ...]:
+    def crossed(self) -> Collection[str]:
         """The flags of attention that have a form for cross-attention only."""
-        names = self.names({"attention"})
-        return tuple(name for name in names if name.startswith("attn_") and self.reaches(name, "c"))
+        return self._crossed.keys()
 
     def standard_value(self, name: str) -> Any:
         return self.param(name).standard
