@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from core_models import SMALL, B, T, context, ids, make
+from torch._dynamo.testing import CompileCounter
 
 import flagformer
 from flagformer.flow import Memories
@@ -301,3 +302,17 @@ def test_layers_alone_take_memories():
     close(torch.cat([first, layers(x[:, 4:], mems=mems)], dim=1), layers(x))
     with pytest.raises(ValueError, match="`mems` and `seq_start_pos` cannot be combined"):
         layers(x, mems=mems, seq_start_pos=torch.tensor([0, 1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_long_text_takes_four_graphs(padded):
+    """Without memories, with the first, with growing and with full ones; then positions only grow."""
+    model = make(depth=1, **ROTARY)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    mems, how = None, {"mask": torch.ones(B, 3, dtype=torch.bool).tril(1)} if padded else {}
+    for _ in range(8):
+        _, mems = compiled(ids()[:, :3], mems=mems, return_mems=True, **how)
+    assert counter.frame_count <= 4

@@ -82,9 +82,9 @@ def test_target_mask_and_encoder_mask(pair):
     assert (model(src, tgt, attn_mask=own) - model(src, tgt)).abs() > 1e-4
 
 
+DECIDED = {"tie_embedding", "return_only_embed", "max_mem_len"}
 REACHING = [
-    choice for choice in choices()
-    if choice.component is not None and not {"tie_embedding", "return_only_embed", "max_mem_len"} & set(choice.flags)
+    choice for choice in choices() if choice.component is not None and not DECIDED & set(choice.flags)
 ]  # fmt: skip
 
 
