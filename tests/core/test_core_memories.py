@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from core_models import B, T, context, ids, make
+from core_models import SMALL, B, T, context, ids, make
+from torch._dynamo.testing import CompileCounter
 
 import flagformer
 from flagformer.flow import Memories
@@ -263,10 +264,16 @@ REFUSED = [
 
 @pytest.mark.parametrize(("flags", "text"), REFUSED)
 def test_refused_flags(flags, text):
+<<<<<<< HEAD
     sizes = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2}
     given = {key: value for key, value in {**sizes, "max_mem_len": 6, **flags}.items() if value is not None}
     with pytest.raises(flagformer.FlagError, match=re.escape(text)):
         flagformer.build(given)
+=======
+    given = {**SMALL, "max_mem_len": 6, **flags}
+    with pytest.raises(flagformer.FlagError, match=re.escape(text)):
+        flagformer.build({name: value for name, value in given.items() if value is not None})
+>>>>>>> recurrence
 
 
 def test_layers_without_self_attention_are_refused_by_the_wrapper():
@@ -302,3 +309,17 @@ def test_layers_alone_take_memories():
     close(torch.cat([first, layers(x[:, 4:], mems=mems)], dim=1), layers(x))
     with pytest.raises(ValueError, match="`mems` and `seq_start_pos` cannot be combined"):
         layers(x, mems=mems, seq_start_pos=torch.tensor([0, 1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_long_text_takes_four_graphs(padded):
+    """Without memories, with the first, with growing and with full ones; then positions only grow."""
+    model = make(depth=1, **ROTARY)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    mems, how = None, {"mask": torch.ones(B, 3, dtype=torch.bool).tril(1)} if padded else {}
+    for _ in range(8):
+        _, mems = compiled(ids()[:, :3], mems=mems, return_mems=True, **how)
+    assert counter.frame_count <= 4

@@ -65,8 +65,6 @@ class Registry:
                 found[name] = None
         return tuple(found)
 
-<<<<<<< HEAD
-=======
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
         owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))

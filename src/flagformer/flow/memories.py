@@ -101,16 +101,21 @@ def read_memories(mems: Any, masks: Any, count: int, batch: int, dim: int) -> Me
     wanted = f"{count} tensors of shape [{batch}, M, {dim}], one for each step of this model that remembers"
     if not isinstance(mems, (Memories, list, tuple)) or not all(isinstance(one, Tensor) for one in mems):
         raise ValueError(f"`mems` must be what `return_mems` gave, {wanted}, but is {type(mems).__name__}")
-    shapes = sorted({tuple(stream.shape) for stream in mems})
-    fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][::2] == (batch, dim) and shapes[0][1] > 0
-    if len(mems) != count or not fits:
-        shown = " and ".join(str(list(shape)) for shape in shapes[:3])
-        raise ValueError(f"`mems` must hold {wanted}, but holds {len(mems)} of shape {shown or 'nothing'}")
-    if not all(stream.is_floating_point() for stream in mems):
-        raise ValueError(f"`mems` must hold floating point numbers, but holds {mems[0].dtype}")
+    streams = tuple(mems)
+    if len(streams) != count or not all(_fits(one, batch, streams[0].shape[1:2], dim) for one in streams):
+        shown = " and ".join(str(list(shape)) for shape in sorted({tuple(one.shape) for one in streams})[:3])
+        raise ValueError(f"`mems` must hold {wanted}, but holds {len(streams)} of shape {shown or 'nothing'}")
+    if not all(stream.is_floating_point() for stream in streams):
+        raise ValueError(f"`mems` must hold floating point numbers, but holds {streams[0].dtype}")
     if not isinstance(mems, Memories):
-        mems = Memories(tuple(mems), Layout.plain(shapes[0][1], mems[0].device))
+        mems = Memories(streams, Layout.plain(streams[0].shape[1], streams[0].device))
     return mems if masks is None else mems.hide(_one_mask(masks, batch, mems.length))
+
+
+def _fits(stream: Tensor, batch: int, length: Sequence[int], dim: int) -> bool:
+    if stream.dim() != 3 or stream.shape[0] != batch or stream.shape[2] != dim:
+        return False
+    return stream.shape[1] == length[0] > 0
 
 
 def _one_mask(masks: Any, batch: int, length: int) -> Tensor:
