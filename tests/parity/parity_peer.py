@@ -97,6 +97,7 @@ def _short(value: Any) -> str:
 
 def main(folder: str, file: str) -> None:
     from parity_cases import CASES, OLD
+    from refusal_cases import REFUSED
 
     warnings.simplefilter("ignore")  # this version speaks of an older torch
     torch.set_num_threads(1)
@@ -107,10 +108,16 @@ def main(folder: str, file: str) -> None:
                 results[name] = result(case, OLD)
             except Exception as error:
                 results[name] = {"error": f"{type(error).__name__}: {error}"}
+    refused = {
+        name: build_peer(refusal.theirs.kind, refusal.theirs.peer_flags(OLD)).state_dict()
+        for name, refusal in REFUSED.items()
+        if OLD in refusal.theirs.versions
+    }
     import x_transformers
 
     source = str(x_transformers.__file__)
-    torch.save({"from": source, "results": results, "signatures": signatures()}, file)
+    found = {"from": source, "results": results, "refused": refused, "signatures": signatures()}
+    torch.save(found, file)
 
 
 if __name__ == "__main__":
