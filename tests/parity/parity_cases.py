@@ -68,11 +68,11 @@ class Case:
 
 
 def run(model: nn.Module, case: Case) -> Tensor:
-    """What the model says of the case's inputs, where they are real, [N]; last, all of it weighed to one number."""
+    """What the model says of the case's inputs where they are real, [N], and one weighed sum of it as the last."""
     maker = torch.Generator().manual_seed(2)
     if case.kind == "vit":
         # without classes x-transformers gives the mean of what this library gives
-        image = torch.randn(2, 3, IMAGE, IMAGE, generator=maker)
+        image = torch.randn(2, case.flags.get("channels", 3), IMAGE, IMAGE, generator=maker)
         said = model(image, return_embeddings="num_classes" in case.flags).flatten()
     elif case.kind == "xtransformer":
         said = _translated(model, maker)
@@ -255,13 +255,15 @@ WHOLE = {
             "dec_attn_qk_norm_dim_scale": True,
             "dec_cross_attn_qk_norm_scale": 2,
             "cross_attn_tokens_dropout": 0.3,
+            "ignore_index": 7,
+            "pad_value": 3,
         },
         kind="xtransformer",
     ),
     "images": Case({}, kind="vit"),
     "images with registers": Case({"num_register_tokens": 3, "post_emb_norm": True, **T5}, kind="vit"),
     "images, turned": Case({**ROTARY, "use_rmsnorm": True, "attn_kv_heads": 2}, kind="vit"),
-    "images, embedded only": Case({"num_classes": None, "emb_dropout": 0.2}, kind="vit"),
+    "images, embedded only": Case({"num_classes": None, "emb_dropout": 0.2, "channels": 1}, kind="vit"),
 }
 
 GATED = {"ff_glu": True, "ff_swish": True, "ff_post_act_ln": True}

@@ -1,4 +1,4 @@
-"""Weights that x-transformers can have and this library cannot take: what is said to each, and what must be heard."""
+"""Weights of x-transformers that this library cannot take, and what is said to each."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -69,6 +69,7 @@ def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor], weights: dict[str,
 
 
 @pytest.mark.parametrize(("version", "name"), COMPARED)
+@pytest.mark.filterwarnings("ignore:.*encoder.to_logits.weight")
 def test_same_logits_and_gradients(version: str, name: str, old_peer: dict[str, Any]) -> None:
     case = CASES[name]
     ours = flagformer.build(case.our_flags(version)).eval()

@@ -62,13 +62,12 @@ def test_no_weight_is_dropped_in_silence(version: str, name: str, old_peer: dict
         with pytest.warns(UserWarning, match=r"encoder\.to_logits\.weight"):
             load_x_transformers(weights, ours, version=version)
         del weights["encoder.to_logits.weight"]
-    for key in list(weights):
+    # a gated feedforward without the second bias is one of `ff_no_bias` there: zeros
+    for key in (key for key in weights if not key.endswith("ff.2.bias")):
         for changed in (
             {k: v for k, v in weights.items() if k != key},
             {**weights, key + "_more": weights[key]},
         ):
-            if key.endswith("rotary_pos_emb.scale"):
-                continue
             with pytest.raises(ValueError, match="do not fit"):
                 load_x_transformers(changed, ours, version=version)
 
