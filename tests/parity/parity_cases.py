@@ -68,7 +68,7 @@ class Case:
 
 
 def run(model: nn.Module, case: Case) -> Tensor:
-    """What the model says of the case's inputs where they are real, [N], and one weighed sum of it as the last."""
+    """What the model says of the case's inputs where they are real, [N]; last, a weighed sum of it all."""
     maker = torch.Generator().manual_seed(2)
     if case.kind == "vit":
         # without classes x-transformers gives the mean of what this library gives

@@ -35,8 +35,10 @@ def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offs
         gain = source.take(f"{prefix}.g")
     else:
         gain = _layer_norm_gain(source, prefix)
-    longer = isinstance(norm, ScaleNorm) and not source.dialect.whole_lengths
-    carried.put(norm.gain, None if gain is None else (gain + offset) * (norm.width**0.5 if longer else 1.0))
+    factor = 1.0
+    if isinstance(norm, ScaleNorm) and not source.dialect.whole_lengths:
+        factor = norm.width**0.5
+    carried.put(norm.gain, None if gain is None else (gain + offset) * factor)
 
 
 def _layer_norm_gain(source: Source, prefix: str) -> Tensor | None:
@@ -101,6 +103,7 @@ def head_order(fn: Attention) -> Tensor | None:
 def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention) -> None:
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
+    to_out: Any = fn.to_out
     heads, width = head_order(fn), projection.width
     rotation = rotary_of(getattr(fn.source, "rotation", None))
     neighbours = rotation is not None and source.dialect.turns_neighbours
@@ -121,9 +124,9 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     gated = isinstance(fn.to_out, AttentionOnAttention)
     out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
-        out = torch.eye(fn.to_out.in_features)  # one head is not projected there
+        out = torch.eye(to_out.in_features)  # one head is not projected there
     elif out is not None and heads is not None:
-        out = columns_by_head(out, fn.to_out.in_features // projection.heads, heads)
+        out = columns_by_head(out, to_out.in_features // projection.heads, heads)
     carried.put(fn.to_out.weight, out)
 
 
@@ -176,7 +179,7 @@ def _carry_cosine(
 
 
 def _cosine_share(source: Source, key: str, gain: Tensor | None, cross: bool) -> float:
-    """What a gain takes over of the factor that 1.27 keeps beside it; K ** -0.5 stands there in this library."""
+    """What a gain takes over of the factor that 1.27 keeps beside it; in this library it is K ** -0.5."""
     if source.dialect.version != OLD or gain is None:
         return 1.0
     factor = source.dialect.cosine(cross)

@@ -1,4 +1,4 @@
-"""Arguments of x-transformers -> flags of this library: other defaults and words, what has no effect there."""
+"""Arguments of x-transformers -> flags of this library: other defaults, other words, what is idle there."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ class _Words:
         if self.version == OLD and self.flags.get("attn_sparse_topk"):
             self._refuse(
                 "attn_sparse_topk",
-                "of x-transformers 1.27 keeps all scores but the k largest, and picks them among later tokens "
-                "too; here and in 2.31 it keeps the k largest",
+                "of x-transformers 1.27 keeps all scores but the k largest, and picks among later ones too; "
+                "here and in 2.31 it keeps the k largest",
             )
         if self.crosses and self.flags.get("attn_max_attend_past"):
             self._refuse(
@@ -140,4 +140,4 @@ class _Words:
             self.flags["attn_talking_heads"] = True
         elif before or after:
             name = f"attn_{'pre' if before else 'post'}_talking_heads"
-            self._refuse(name, "alone has no counterpart; `attn_talking_heads` mixes on both sides")
+            self._refuse(name, "alone is not here; `attn_talking_heads` mixes on both sides")
