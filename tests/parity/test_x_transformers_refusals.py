@@ -117,7 +117,7 @@ DIFFERENT = [
     ({"attn_sparse_topk": 3}, OLD, "`attn_sparse_topk` of x-transformers 1.27 keeps all scores but"),
     ({"cross_attend": True, "attn_max_attend_past": 3}, OLD, "hides a part of the context"),
     ({"cross_attend": True, "attn_max_attend_past": 3}, NEW, "hides a part of the context"),
-    ({"attn_pre_talking_heads": True}, NEW, "`attn_pre_talking_heads` alone has no counterpart"),
+    ({"attn_pre_talking_heads": True}, NEW, "`attn_pre_talking_heads` alone is not here"),
     (
         {"model": "xtransformer", "dim": 32, "dec_attn_post_talking_heads": True},
         NEW,
