@@ -25,7 +25,7 @@ class Case:
         versions: those in which the peer has it and does it right.
         padded: the second row ends early, by `mask`.
         prefix: PrefixDecoder's first tokens that all see.
-        prepended: so many vectors in front of the tokens.
+        prepended: so many vectors in front, the first hidden in the second row of a padded case.
         memories: the first half of the tokens is a segment of its own, handed on by `mems`.
     """
 
@@ -103,6 +103,11 @@ def _read(model: Any, case: Case, maker: torch.Generator) -> Tensor:
     if case.prepended:
         width = case.flags.get("emb_dim", SIZES["dim"])
         call["prepend_embeds"] = torch.randn(2, case.prepended, width, generator=maker)
+        front = torch.ones(2, case.prepended, dtype=torch.bool)
+        if case.padded:
+            front[1, 0] = False
+            call["prepend_mask"] = front
+        real = torch.cat((front, real), dim=1)
     if case.flags.get("cross_attend") or "c" in case.flags.get("custom_layers", ()):
         width = case.flags.get("cross_attn_dim_context", SIZES["dim"])
         call["context"] = torch.randn(2, CONTEXT, width, generator=maker)
@@ -113,7 +118,7 @@ def _read(model: Any, case: Case, maker: torch.Generator) -> Tensor:
     if case.memories:
         _, call["mems"] = model(ids[:, : TOKENS // 2], return_mems=True)
         ids, real = ids[:, TOKENS // 2 :], real[:, TOKENS // 2 :]
-    return model(ids, **call)[:, -ids.shape[1] :][real].flatten()
+    return model(ids, **call)[real].flatten()
 
 
 ROTARY = {"rotary_pos_emb": True, "attn_dim_head": 32, "rotary_emb_dim": 32}
@@ -345,31 +350,62 @@ COMING = {
     "attn_shared_kv": {
         "shared keys and values": Case({"attn_shared_kv": True}, **ONLY_OLD),
         "shared keys and values, turned": Case({**ROTARY, "attn_shared_kv": True}, **ONLY_OLD),
+        "shared keys and values, normed, of groups": Case(
+            {"attn_shared_kv": True, "attn_qk_norm": True, "attn_kv_heads": 2, **CROSS}, **ONLY_OLD
+        ),
     },
     "attn_value_dim_head": {
         "wide values": Case({"attn_value_dim_head": 24}),
-        "narrow values of grouped heads": Case(
-            {**ROTARY, "attn_value_dim_head": 8, "attn_kv_heads": 2, "attn_gate_values": True}
+        "narrow values": Case({"attn_value_dim_head": 6}),
+        "wide values of grouped heads, gated": Case(
+            {
+                **ROTARY,
+                "attn_value_dim_head": 24,
+                "attn_kv_heads": 2,
+                "attn_gate_values": True,
+                "attn_gate_value_heads": True,
+                "attn_on_attn": True,
+                "attn_add_zero_kv": True,
+            }
         ),
     },
     "attn_tensor_product": {
-        "roles": Case({"attn_tensor_product": True, "attn_head_scale": True}, **ONLY_OLD)
+        "roles": Case({"attn_tensor_product": True, "attn_head_scale": True}, **ONLY_OLD),
+        "roles of one key head": Case({"attn_tensor_product": True, "attn_one_kv_head": True}, **ONLY_OLD),
     },
     "attn_rotary_embed_values": {
         "turned values": Case({**ROTARY, "attn_rotary_embed_values": True}, **ONLY_OLD)
     },
-    "attn_max_attend_past": {"a window": Case({"attn_max_attend_past": 5})},
+    "attn_max_attend_past": {
+        "a window": Case({"attn_max_attend_past": 5}),
+        "a window of a padded encoder": Case({"attn_max_attend_past": 5, **T5}, kind="encoder", padded=True),
+    },
     "ff_glu_mult_bias": {"gated, with a gain": Case({"ff_glu": True, "ff_glu_mult_bias": True})},
     "attn_zero_init_output": {"attention starts at zero": Case({"attn_zero_init_output": True})},
+    "cross_attn_zero_init_output": {
+        "cross-attention starts at zero": Case({**CROSS, "cross_attn_zero_init_output": True})
+    },
     "ff_zero_init_output": {"feedforwards start at zero": Case({"ff_zero_init_output": True})},
+    "cross_attn_tokens_dropout": {
+        "hidden tokens of the context": Case({**CROSS, "cross_attn_tokens_dropout": 0.3})
+    },
     "num_memory_tokens": {
         "memory tokens": Case({"num_memory_tokens": 3}),
-        "memory tokens of a padded encoder": Case({"num_memory_tokens": 3}, kind="encoder", padded=True),
+        "memory tokens, turned": Case({"num_memory_tokens": 3, **ROTARY}),
+        "memory tokens, padded alibi": Case({"num_memory_tokens": 3, **ALIBI}, padded=True),
+        "memory tokens of a padded encoder": Case(
+            {"num_memory_tokens": 3, **T5}, kind="encoder", padded=True
+        ),
+        "memory tokens and shifts": Case({"num_memory_tokens": 3, **ROTARY, "shift_tokens": 1}),
+        "memory tokens of a narrow embedding": Case(
+            {"num_memory_tokens": 3, "emb_dim": 20, "post_emb_norm": True}
+        ),
     },
     "memory_tokens_interspersed_every": {
-        "memory tokens in every block": Case(
-            {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 8, "use_abs_pos_emb": False}
-        )
+        "memory tokens between": Case({"num_memory_tokens": 3, "memory_tokens_interspersed_every": 7}),
+        "memory tokens between, turned": Case(
+            {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 8, **ROTARY}
+        ),
     },
     "max_mem_len": {"memories": Case({**ROTARY, "max_mem_len": 20}, memories=True)},
     "shift_mem_down": {
@@ -377,11 +413,18 @@ COMING = {
             {**ROTARY, "max_mem_len": 20, "shift_mem_down": 1, "depth": 3}, memories=True
         )
     },
-    "prepend_embeds": {"prepended vectors": Case(ROTARY, prepended=3)},
+    "prepend_embeds": {
+        "prepended vectors": Case({}, prepended=4),
+        "prepended vectors, turned, padded": Case(ROTARY, prepended=5, padded=True),
+        "prepended vectors of a narrow embedding": Case(
+            {"emb_dim": 20, "post_emb_norm": True, "emb_frac_gradient": 0.5}, kind="encoder", prepended=5
+        ),
+    },
 }
 BEING_BUILT = {
     "attn_max_attend_past", "attn_rotary_embed_values", "attn_shared_kv", "attn_tensor_product",
-    "attn_value_dim_head", "attn_zero_init_output", "ff_glu_mult_bias", "ff_zero_init_output", "max_mem_len",
+    "attn_value_dim_head", "attn_zero_init_output", "cross_attn_tokens_dropout",
+    "cross_attn_zero_init_output", "ff_glu_mult_bias", "ff_zero_init_output", "max_mem_len",
     "memory_tokens_interspersed_every", "num_memory_tokens", "prepend_embeds", "shift_mem_down",
 }  # fmt: skip
 ALONE |= {

@@ -53,6 +53,8 @@ def carry_gates(source: Source, carried: Carried, prefix: str, fn: Attention, he
                 gate.to_gate.weight, None if value is None else rows_by_head(value, width, heads, None)
             )
             _carry_gate_bias(source, carried, f"{prefix}.to_v_gate.bias", gate, heads)
+        elif hasattr(gate, "to_role"):
+            _carry_roles(source, carried, f"{prefix}.to_r.weight", gate, fn)
 
 
 def _carry_gate_bias(
@@ -69,6 +71,18 @@ def _carry_gate_bias(
     bias = source.peek(key)
     if bias is not None and bias.count_nonzero():
         source.refuse("is not zero: build this model with `attn_gate_values_bias`", key)
+
+
+def _carry_roles(source: Source, carried: Carried, key: str, gate: Any, fn: Attention) -> None:
+    """1.27 has a role for each key/value head, and multiplies where there is one or as many as queries."""
+    projection: Any = fn.source.projection
+    roles = source.take(key)
+    if projection.groups not in (1, gate.heads):
+        source.refuse(
+            "x-transformers has a role for each key/value head, this library for each query head", key
+        )
+    elif roles is not None:
+        carried.put(gate.to_role.weight, roles.repeat(gate.heads // projection.groups, 1))
 
 
 def _ordered(value: Tensor, heads: Tensor | None) -> Tensor:

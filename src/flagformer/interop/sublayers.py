@@ -82,6 +82,9 @@ def carry_feedforward(source: Source, carried: Carried, prefix: str, fn: Any) ->
             "is not zero: x-transformers keeps this bias under `ff_no_bias`; build this model without that",
             f"{first}.bias",
         )
+    gain = getattr(getattr(fn, "gain", None), "value", None)
+    if isinstance(gain, nn.Parameter):
+        carried.put(gain, source.take(f"{prefix}.ff.0.mult_bias"))
     carry_norm(source, carried, f"{prefix}.ff.1", norm)
     out = f"{prefix}.ff.{3 if isinstance(norm, Norm) else 2}"
     carried.put(last.weight, source.take(f"{out}.weight"))
