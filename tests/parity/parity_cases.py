@@ -423,8 +423,8 @@ COMING = {
 }
 BEING_BUILT = {
     "attn_max_attend_past", "attn_rotary_embed_values", "attn_shared_kv", "attn_tensor_product",
-    "attn_value_dim_head", "attn_zero_init_output", "cross_attn_tokens_dropout",
-    "cross_attn_zero_init_output", "ff_glu_mult_bias", "ff_zero_init_output", "max_mem_len",
+    "attn_value_dim_head", "attn_z_loss_weight", "attn_zero_init_output", "cross_attn_tokens_dropout",
+    "cross_attn_zero_init_output", "disable_abs_pos_emb", "ff_glu_mult_bias", "ff_zero_init_output", "max_mem_len",
     "memory_tokens_interspersed_every", "num_memory_tokens", "prepend_embeds", "shift_mem_down",
 }  # fmt: skip
 ALONE |= {
@@ -438,6 +438,8 @@ FIXED = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
     "checkpoint": "an executor of this library: the same function, held by the case `checkpointed`",
     "attn_gate_values_bias": "x-transformers 1.27 always has it: the case `gated values` of 1.27 holds it",
+    "attn_z_loss_weight": "x-transformers never reads it at construction, and sums layers before the square",
+    "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {
     OLD: {
@@ -457,5 +459,8 @@ WITHOUT_PARITY = {
         **FIXED,
         "resi_dual": "2.31 has it no more; the comparison is with 1.27",
         "resi_dual_scale": "goes with resi_dual",
+        "attn_shared_kv": "as resi_dual",
+        "attn_tensor_product": "as resi_dual",
+        "attn_rotary_embed_values": "as resi_dual",
     },
 }

@@ -66,8 +66,8 @@ def _restore_tied_scale(source: Source, carried: Carried, model: Any) -> None:
 
 def carry_vision(source: Source, carried: Carried, model: ViTransformerWrapper) -> None:
     """A ViTransformerWrapper, whose own norms store their gain as it is."""
-    places = source.take("pos_embedding")
-    grid = model.patches.places
+    grid: Any = model.patches.places
+    places = None if grid is None else source.take("pos_embedding")
     if places is not None:
         carried.put(grid, places.view_as(grid) if places.numel() == grid.numel() else places)
     if isinstance(model.registers, Registers):
