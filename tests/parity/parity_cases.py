@@ -424,8 +424,9 @@ COMING = {
 BEING_BUILT = {
     "attn_max_attend_past", "attn_rotary_embed_values", "attn_shared_kv", "attn_tensor_product",
     "attn_value_dim_head", "attn_z_loss_weight", "attn_zero_init_output", "cross_attn_tokens_dropout",
-    "cross_attn_zero_init_output", "disable_abs_pos_emb", "ff_glu_mult_bias", "ff_zero_init_output", "max_mem_len",
-    "memory_tokens_interspersed_every", "num_memory_tokens", "prepend_embeds", "shift_mem_down",
+    "cross_attn_zero_init_output", "disable_abs_pos_emb", "ff_glu_mult_bias", "ff_zero_init_output",
+    "max_mem_len", "memory_tokens_interspersed_every", "num_memory_tokens", "prepend_embeds",
+    "shift_mem_down",
 }  # fmt: skip
 ALONE |= {
     name: case for flag, cases in COMING.items() if flag not in BEING_BUILT for name, case in cases.items()
