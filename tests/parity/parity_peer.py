@@ -45,7 +45,7 @@ def build_peer(kind: str, flags: dict[str, Any]) -> nn.Module:
 
 def result(case: Any, version: str) -> dict[str, Any]:
     """Weights, what the model says, and its gradients by name."""
-    from parity_cases import run
+    from parity_case import run
 
     model = build_peer(case.kind, case.peer_flags(version))
     said = run(model, case)
@@ -96,7 +96,8 @@ def _short(value: Any) -> str:
 
 
 def main(folder: str, file: str) -> None:
-    from parity_cases import CASES, OLD
+    from parity_case import OLD
+    from parity_cases import CASES
     from refusal_cases import REFUSED
 
     warnings.simplefilter("ignore")  # this version speaks of an older torch

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from parity_cases import ALIBI, NEW, OLD, SCALE, T5, TALKING, Case
+from parity_case import NEW, OLD, Case
+from parity_cases import ALIBI, SCALE, T5, TALKING
 
 OF_NEW = {"versions": (NEW,)}
 OF_OLD = {"versions": (OLD,)}

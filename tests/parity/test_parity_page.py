@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from parity_cases import ALONE, BEING_BUILT, OLD, WHOLE, WITHOUT_PARITY
+from parity_case import OLD
+from parity_cases import ALONE, BEING_BUILT, WHOLE, WITHOUT_PARITY
 
 import flagformer
 from flagformer.flags import CATALOGUE

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity_cases import ALONE, BEING_BUILT, CASES, COMING, NEW, OLD, WHOLE, WITHOUT_PARITY, Case, run
+from parity_case import NEW, OLD, Case, run
+from parity_cases import ALONE, BEING_BUILT, CASES, COMING, WHOLE, WITHOUT_PARITY
 from parity_peer import build_peer, result
 from torch import Tensor
 

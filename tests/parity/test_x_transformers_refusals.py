@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity_cases import CASES, NEW, OLD, SCALE, Case, run
+from parity_case import NEW, OLD, Case, run
+from parity_cases import CASES, SCALE
 from parity_peer import build_peer
 from refusal_cases import REFUSED
 
