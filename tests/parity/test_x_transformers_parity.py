@@ -55,8 +55,8 @@ def compare(ours: torch.nn.Module, theirs: dict[str, Any], case: Case, version: 
 def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
     """The largest difference of a gradient, as a share of the largest number in it.
 
-    Gradients that cancel (a single gain of a whole norm, a bias that softmax does not see) have the rounding
-    of what they sum, so that none is measured by less than a twentieth of the model's largest gradient.
+    Gradients that cancel have the rounding of what they sum: a bias that softmax does not see is measured by
+    a twentieth of the model's largest gradient, a parameter of one number (ScaleNorm's) by the whole of it.
     """
     top = max(g.abs().max().item() for g in theirs.values())
     worst = 0.0
@@ -64,7 +64,7 @@ def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor], weights: dict[str,
         shared = [n for n in mine if weights[n].data_ptr() == weights[name].data_ptr()]
         assert shared or not gradient.any(), f"no gradient here for `{name}`"
         total = sum((mine[n] for n in shared), torch.zeros_like(gradient))
-        largest = max(gradient.abs().max().item(), 0.05 * top)
+        largest = max(gradient.abs().max().item(), top * (0.05 if gradient.numel() > 1 else 1.0))
         worst = max(worst, (total - gradient).abs().max().item() / largest)
     return worst
 
