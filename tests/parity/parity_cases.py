@@ -18,6 +18,7 @@ SCALE = {"use_layerscale": True, "layerscale_init_value": 0.7}
 ALONE = {
     "learned positions": Case({"use_abs_pos_emb": True}),
     "no positions": Case({"use_abs_pos_emb": False}),
+    "positions disabled by the layers": Case({"disable_abs_pos_emb": True}),
     "sinusoidal positions": Case({"scaled_sinu_pos_emb": True}),
     "rotary": Case(ROTARY),
     "rotary, half of a head, unsaid": Case({"rotary_pos_emb": True, "attn_dim_head": 64}),
@@ -267,6 +268,9 @@ COMING = {
     "attn_max_attend_past": {
         "a window": Case({"attn_max_attend_past": 5}),
         "a window of a padded encoder": Case({"attn_max_attend_past": 5, **T5}, kind="encoder", padded=True),
+        "a window and a prefix": Case({"attn_max_attend_past": 5}, kind="prefix_decoder", prefix=9),
+        "a window and memory": Case({"attn_max_attend_past": 5, "attn_num_mem_kv": 3}, **ONLY_NEW),
+        "a window and a null key": Case({"attn_max_attend_past": 5, "attn_add_zero_kv": True}),
     },
     "ff_glu_mult_bias": {"gated, with a gain": Case({"ff_glu": True, "ff_glu_mult_bias": True})},
     "attn_zero_init_output": {"attention starts at zero": Case({"attn_zero_init_output": True})},
@@ -295,7 +299,10 @@ COMING = {
             {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 8, **ROTARY}
         ),
     },
-    "max_mem_len": {"memories": Case({**ROTARY, "max_mem_len": 20}, memories=True)},
+    "max_mem_len": {
+        "memories": Case({**ROTARY, "max_mem_len": 20}, memories=True),
+        "memories, t5": Case({**T5, "max_mem_len": 12}, memories=True),
+    },
     "shift_mem_down": {
         "memories of the layer above": Case(
             {**ROTARY, "max_mem_len": 20, "shift_mem_down": 1, "depth": 3}, memories=True

@@ -120,6 +120,10 @@ def check_scores(source: Source, prefix: str, fn: Attention, biased: bool) -> No
             "it is position 0 here",
             f"{prefix}.mem_k",
         )
+    if source.dialect.biased_memory and getattr(fn.source, "window", None) is not None:
+        source.refuse(
+            "x-transformers 1.27 hides memory keys behind `attn_max_attend_past`", f"{prefix}.mem_k"
+        )
     if biased and source.dialect.biased_memory:
         source.refuse(
             "x-transformers 1.27 gives memory keys the position bias of keys in front of the first token, "
