@@ -6,12 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OLD := needs Python 3.11 or newer, but `$(PYTHON)` is not it: say which one, as `make demo PYTHON=python3.12`
 
+# Parity is tested against two versions of one package, so that the older one has a folder of its own.
+PEER := x-transformers==1.27.16
+PEERS := $(VENV)/peers/x-transformers-1.27
+
 .PHONY: demo test check docs bench clean
 
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev
@@ -39,6 +43,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.study
+
+$(VENV)/.peers: Makefile | $(VENV)/.dev
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) $(PEER)
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

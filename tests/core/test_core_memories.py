@@ -264,16 +264,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("flags", "text"), REFUSED)
 def test_refused_flags(flags, text):
-<<<<<<< HEAD
-    sizes = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2}
-    given = {key: value for key, value in {**sizes, "max_mem_len": 6, **flags}.items() if value is not None}
-    with pytest.raises(flagformer.FlagError, match=re.escape(text)):
-        flagformer.build(given)
-=======
     given = {**SMALL, "max_mem_len": 6, **flags}
     with pytest.raises(flagformer.FlagError, match=re.escape(text)):
         flagformer.build({name: value for name, value in given.items() if value is not None})
->>>>>>> recurrence
 
 
 def test_layers_without_self_attention_are_refused_by_the_wrapper():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import x_transformers as peer
-from parity_cases import Case, build_ours, build_peer
+from parity_case import NEW, Case
+from parity_peer import build_peer
 
-from flagformer import XLAutoregressiveWrapper
+from flagformer import XLAutoregressiveWrapper, build
 from flagformer.interop.x_transformers import load_x_transformers
 
 # As in test_x_transformers_parity: fp32 rounding over two layers, read once more from memories.
@@ -13,9 +14,9 @@ TOLERANCE = 1e-5
 MEMORY = {"max_mem_len": 12}
 SCHEMES = {
     "rotary": {"rotary_pos_emb": True},
-    "alibi": {"alibi_pos_bias": True},
+    "alibi": {"alibi_pos_bias": True, "use_abs_pos_emb": False},
     "t5": {"rel_pos_bias": True},
-    "dynamic": {"dynamic_pos_bias": True},
+    "dynamic": {"dynamic_pos_bias": True, "use_abs_pos_emb": False},
     "xpos": {"rotary_xpos": True, "rotary_emb_dim": 16},
     "no positions": {"use_abs_pos_emb": False},
 }
@@ -36,9 +37,8 @@ MODELS = {
 
 
 def both(case):
-    theirs, ours = build_peer(case), build_ours(case)
-    load_x_transformers(theirs, ours)
-    return ours, theirs
+    theirs = build_peer(case.kind, case.peer_flags(NEW))
+    return load_x_transformers(theirs, build(case.our_flags(NEW)).eval()), theirs
 
 
 def segments():

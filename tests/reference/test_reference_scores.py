@@ -154,8 +154,10 @@ def test_gated_heads():
 @pytest.mark.parametrize("swish", [False, True])
 def test_gated_values(swish):
     """arXiv:2505.06708, equation 5, behind the gathered values."""
-    fn, got, x, heads = attention_of(attn_gate_values=True, **({"attn_swiglu_values": True} if swish else {}))
-    raw = (x @ fn.gates[0].to_gate.weight.detach().T).view(T, H, K)
+    flags = {"attn_swiglu_values": True} if swish else {"attn_gate_values_bias": True}
+    fn, got, x, heads = attention_of(attn_gate_values=True, **flags)
+    to_gate = fn.gates[0].to_gate
+    raw = (x @ to_gate.weight.detach().T + (0 if swish else to_gate.bias.detach())).view(T, H, K)
     gate = raw.clone().apply_(lambda v: v * sigmoid(v) if swish else sigmoid(v))
     torch.testing.assert_close(got, projected(fn, gathered(weights_of(heads), heads) * gate))
 

@@ -10,9 +10,12 @@ from torch import Tensor
 from flagformer.attention.attention import Attention
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.values import HeadGate, ValueGate
+from flagformer.attention.key_values.seats import LearnedMemory
 from flagformer.interop.permute import rows_by_head
 from flagformer.interop.source import Carried, Source
+from flagformer.position.xpos import XPos
 from flagformer.score.learned_sink import LearnedSink
+from flagformer.score.softclamp import SoftClamp
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 
 
@@ -22,8 +25,9 @@ def carry_path(source: Source, carried: Carried, prefix: str, fn: Attention, hea
     for mod in (*path.mods, *path.mixes):
         if isinstance(mod, TalkingScores):
             mixed = source.take(f"{prefix}.attend.pre_softmax_talking_heads.weight")
-            # added to the scores there, in place of them here
-            carried.put(mod.exchange.weight, None if mixed is None else _square(mixed, heads) + _eye(mixed))
+            if mixed is not None and not source.dialect.replaces_scores:
+                mixed = mixed + torch.eye(mixed.shape[0]).to(mixed)[:, :, None, None]
+            carried.put(mod.exchange.weight, None if mixed is None else _square(mixed, heads))
         elif isinstance(mod, TalkingWeights):
             mixed = source.take(f"{prefix}.attend.post_softmax_talking_heads.weight")
             carried.put(mod.exchange.weight, None if mixed is None else _square(mixed, heads))
@@ -48,6 +52,37 @@ def carry_gates(source: Source, carried: Carried, prefix: str, fn: Attention, he
             carried.put(
                 gate.to_gate.weight, None if value is None else rows_by_head(value, width, heads, None)
             )
+            _carry_gate_bias(source, carried, f"{prefix}.to_v_gate.bias", gate, heads)
+        elif hasattr(gate, "to_role"):
+            _carry_roles(source, carried, f"{prefix}.to_r.weight", gate, fn)
+
+
+def _carry_gate_bias(
+    source: Source, carried: Carried, key: str, gate: ValueGate, heads: Tensor | None
+) -> None:
+    """1.27 has one, which starts at 10."""
+    if gate.to_gate.bias is not None:
+        bias = source.take(key)
+        width = gate.to_gate.out_features // gate.heads
+        carried.put(
+            gate.to_gate.bias, None if bias is None else rows_by_head(bias[:, None], width, heads, None)[:, 0]
+        )
+        return
+    bias = source.peek(key)
+    if bias is not None and bias.count_nonzero():
+        source.refuse("is not zero: build this model with `attn_gate_values_bias`", key)
+
+
+def _carry_roles(source: Source, carried: Carried, key: str, gate: Any, fn: Attention) -> None:
+    """1.27 has a role for each key/value head, and multiplies where there is one or as many as queries."""
+    projection: Any = fn.source.projection
+    roles = source.take(key)
+    if projection.groups not in (1, gate.heads):
+        source.refuse(
+            "x-transformers has a role for each key/value head, this library for each query head", key
+        )
+    elif roles is not None:
+        carried.put(gate.to_role.weight, roles.repeat(gate.heads // projection.groups, 1))
 
 
 def _ordered(value: Tensor, heads: Tensor | None) -> Tensor:
@@ -60,5 +95,38 @@ def _square(weight: Tensor, heads: Tensor | None) -> Tensor:
     return square if heads is None else square[heads][:, heads]
 
 
-def _eye(weight: Tensor) -> Tensor:
-    return torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+def check_scores(source: Source, prefix: str, fn: Attention, biased: bool) -> None:
+    """What acts on scores in another order there, so that equal weights would be another function.
+
+    Args:
+        biased: whether a position bias reaches this attention.
+    """
+    path: Any = fn.core.path
+    talks = any(isinstance(mod, TalkingScores) for mod in path.mods)
+    clamps = any(isinstance(mod, SoftClamp) for mod in path.mods)
+    if fn.core.carries and (biased or talks or clamps):
+        source.refuse(
+            "x-transformers hands on scores behind bias, talking heads and clamp, so that they count once a "
+            "layer; `residual_attn` here hands on the products alone",
+            prefix,
+        )
+    if clamps and biased:
+        source.refuse("x-transformers clamps behind the position bias, this library in front of it", prefix)
+    if not any(isinstance(seats, LearnedMemory) for seats in fn.seats):
+        return
+    if isinstance(getattr(fn.source, "rotation", None), XPos):
+        source.refuse(
+            "x-transformers moves the origin of xPos with the length, which memory keys notice; "
+            "it is position 0 here",
+            f"{prefix}.mem_k",
+        )
+    if source.dialect.biased_memory and getattr(fn.source, "window", None) is not None:
+        source.refuse(
+            "x-transformers 1.27 hides memory keys behind `attn_max_attend_past`", f"{prefix}.mem_k"
+        )
+    if biased and source.dialect.biased_memory:
+        source.refuse(
+            "x-transformers 1.27 gives memory keys the position bias of keys in front of the first token, "
+            "memory here has none",
+            f"{prefix}.mem_k",
+        )

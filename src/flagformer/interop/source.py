@@ -5,33 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from flagformer.interop.dialect import Dialect
 
 
 class Source:
-    """The weights to be carried; `refused` gathers reasons, `rest` what was never taken."""
+    """The weights to be carried; `refused` gathers reasons, `rest` what was never taken.
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
+    Args:
+        dialect: what the stored numbers mean.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._tensors, self._prefix = dict(tensors), ""
         self._taken: set[str] = set()
         self.refused: list[str] = []
+
+    def under(self, prefix: str, dialect: Dialect | None = None) -> Source:
+        """The same weights, read by keys without `prefix`; what is taken and refused is shared."""
+        part = Source({}, dialect or self.dialect)
+        part._tensors, part._taken, part.refused = self._tensors, self._taken, self.refused
+        part._prefix = self._prefix + prefix
+        return part
 
     def take(self, key: str) -> Tensor | None:
         """The tensor, or None with a reason noted when there is none."""
         found = self.peek(key)
         if found is None:
-            self.refused.append(f"`{key}` is missing")
+            self.refused.append(f"`{self._prefix}{key}` is missing")
         return found
 
     def peek(self, key: str) -> Tensor | None:
         """The tensor if there is one, which then counts as taken."""
-        if key not in self._tensors:
+        whole = self._prefix + key
+        if whole not in self._tensors:
             return None
-        self._taken.add(key)
-        return self._tensors[key]
+        self._taken.add(whole)
+        return self._tensors[whole]
 
-    def refuse(self, reason: str) -> None:
-        self.refused.append(reason)
+    def refuse(self, reason: str, key: str | None = None) -> None:
+        """Notes why something, or the weight `key`, cannot be carried."""
+        self.refused.append(reason if key is None else f"`{self._prefix}{key}`: {reason}")
 
     def rest(self) -> list[str]:
         return [key for key in self._tensors if key not in self._taken]
@@ -53,8 +70,17 @@ class Carried:
         """`value` for one row of a parameter that holds one for each sublayer."""
         if value is not None:
             _, held = self._pairs.get(id(target), (target, target.detach().clone()))
-            held[row] = value
+            held = held.index_copy(0, torch.tensor([row], device=held.device), value[None].to(held))
             self.put(target, held)
+
+    def multiply(self, target: Any, factor: float) -> None:
+        """Multiplies what is held for `target`."""
+        if id(target) in self._pairs:
+            self.put(target, self._pairs[id(target)][1] * factor)
+
+    def pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each parameter with its value, which is a function of the weights that autograd can follow."""
+        return list(self._pairs.values())
 
     def problems(self) -> list[str]:
         """Parameters without a value, and values of another shape."""
@@ -70,6 +96,7 @@ class Carried:
         ]
         return missing + wrong
 
+    @torch.no_grad()
     def write(self) -> None:
         for target, value in self._pairs.values():
-            target.data.copy_(value)
+            target.copy_(value)

@@ -11,10 +11,11 @@ from flagformer.attention.attention import Attention
 from flagformer.attention.key_values.seats import LearnedMemory
 from flagformer.attention.output.project import AttentionOnAttention
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Gain
+from flagformer.attention.source import ContextTokens
 from flagformer.branch.scale import Half, LayerScale
 from flagformer.entry.shift import ShiftTokens
 from flagformer.feedforward.dense import GLU
-from flagformer.feedforward.dense import Gain as InnerGain
+from flagformer.interop.dialect import OLD
 from flagformer.interop.heads import carry_gates, carry_path
 from flagformer.interop.permute import columns_by_head, grouped_heads, half_split, per_head, rows_by_head
 from flagformer.interop.source import Carried, Source
@@ -26,31 +27,44 @@ from flagformer.position.rotary import Rotary
 from flagformer.position.xpos import XPos
 
 
-def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offset: float) -> None:
-    """A LayerNorm's gain is `gamma` there, an RMSNorm's `g`; `offset` is what it adds to what is stored."""
-    if not isinstance(norm, Norm):
+def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offset: float = 0.0) -> None:
+    """The gain of a norm; `offset` is what x-transformers adds to what is stored."""
+    if not isinstance(norm, Norm) or isinstance(norm, SimpleRMSNorm):
         return
-    if isinstance(norm, SimpleRMSNorm):
-        return
-    gain = source.take(f"{prefix}.g" if isinstance(norm, RMSNorm | ScaleNorm) else f"{prefix}.gamma")
-    factor = norm.width**0.5 if isinstance(norm, ScaleNorm) else 1.0  # stored there without the sqrt(D)
+    if isinstance(norm, RMSNorm | ScaleNorm):
+        gain = source.take(f"{prefix}.g")
+    else:
+        gain = _layer_norm_gain(source, prefix)
+    factor = 1.0
+    if isinstance(norm, ScaleNorm) and not source.dialect.whole_lengths:
+        factor = norm.width**0.5
     carried.put(norm.gain, None if gain is None else (gain + offset) * factor)
 
 
-def carry_branch(source: Source, carried: Carried, prefix: str, sublayer: Any, offset: float) -> str:
+def _layer_norm_gain(source: Source, prefix: str) -> Tensor | None:
+    """`gamma` in 2.31 and under an old torch, `weight` in 1.27; a bias only where it is zero."""
+    for name in ("beta", "bias"):
+        extra = source.peek(f"{prefix}.{name}")
+        if extra is not None and extra.count_nonzero():
+            source.refuse("is not zero, and norms have no bias in this library", f"{prefix}.{name}")
+    plain = source.peek(f"{prefix}.weight")
+    return source.take(f"{prefix}.gamma") if plain is None else plain
+
+
+def carry_branch(source: Source, carried: Carried, prefix: str, sublayer: Any) -> str:
     """Takes LayerScale; returns the prefix of the sublayer's function, which it and macaron wrap."""
     branch = sublayer.branch
     parts = list(branch) if isinstance(branch, nn.Sequential) else [branch]
     for part in reversed(parts):
         if isinstance(part, LayerScale):
             gain = source.take(f"{prefix}.gamma")
-            carried.put(part.gain, None if gain is None else gain + offset)
+            carried.put(part.gain, None if gain is None else gain + source.dialect.offset)
             prefix += ".fn"
         elif isinstance(part, Half):
             prefix += ".fn"
         if isinstance(part, LayerScale | Half) and isinstance(sublayer.branch_norm, Norm):
             source.refuse(
-                f"`{prefix}`: x-transformers scales a branch before the sandwich norm, this library behind it"
+                "x-transformers scales a branch before the sandwich norm, this library behind it", prefix
             )
     return prefix + ".fn" if isinstance(sublayer.entry, ShiftTokens) else prefix
 
@@ -65,12 +79,13 @@ def carry_feedforward(source: Source, carried: Carried, prefix: str, fn: Any) ->
         carried.put(fn.inner.bias, bias)
     elif bias is not None and bias.count_nonzero():
         source.refuse(
-            f"`{first}.bias` is not zero: x-transformers keeps this bias under `ff_no_bias`; "
-            "build this model without `ff_no_bias`"
+            "is not zero: x-transformers keeps this bias under `ff_no_bias`; build this model without that",
+            f"{first}.bias",
         )
-    if gated and isinstance(fn.gain, InnerGain):
-        carried.put(fn.gain.value, source.take(f"{prefix}.ff.0.mult_bias"))
-    carry_norm(source, carried, f"{prefix}.ff.1", norm, 0.0)
+    gain = getattr(getattr(fn, "gain", None), "value", None)
+    if isinstance(gain, nn.Parameter):
+        carried.put(gain, source.take(f"{prefix}.ff.0.mult_bias"))
+    carry_norm(source, carried, f"{prefix}.ff.1", norm)
     out = f"{prefix}.ff.{3 if isinstance(norm, Norm) else 2}"
     carried.put(last.weight, source.take(f"{out}.weight"))
     if last.bias is not None:
@@ -91,14 +106,18 @@ def head_order(fn: Attention) -> Tensor | None:
 def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention) -> None:
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
-    heads, (_, width, value_width) = head_order(fn), fn.source.entry_shape
+    to_out: Any = fn.to_out
+    heads, width = head_order(fn), projection.width
     rotation = rotary_of(getattr(fn.source, "rotation", None))
-    dims = None if rotation is None else half_split(width, 2 * len(rotation.frequencies.value))
-    q, k, v = (source.take(f"{prefix}.to_{name}.weight") for name in "qkv")
-    if q is not None and k is not None and v is not None:
-        _carry_projection(
-            carried, projection, rows_by_head(q, width, heads, dims), rows_by_head(k, width, None, dims), v
-        )
+    neighbours = rotation is not None and source.dialect.turns_neighbours
+    dims = half_split(width, 2 * len(rotation.frequencies.value)) if rotation and neighbours else None
+    q, k = (source.take(f"{prefix}.to_{name}.weight") for name in "qk")
+    if q is not None and k is not None:
+        parts = [rows_by_head(q, width, heads, dims), rows_by_head(k, width, None, dims)]
+        if sum(len(part) for part in parts) != _rows(projection):  # else keys are the values
+            v = source.take(f"{prefix}.to_v.weight")
+            parts += [] if v is None else [v]
+        _carry_projection(carried, projection, parts)
     _carry_qk_norm(source, carried, prefix, fn, heads, dims)
     for seats in fn.seats:
         if isinstance(seats, LearnedMemory):
@@ -108,9 +127,9 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     gated = isinstance(fn.to_out, AttentionOnAttention)
     out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
-        out = torch.eye(value_width)  # one head is not projected there
+        out = torch.eye(to_out.in_features)  # one head is not projected there
     elif out is not None and heads is not None:
-        out = columns_by_head(out, value_width, heads)
+        out = columns_by_head(out, to_out.in_features // projection.heads, heads)
     carried.put(fn.to_out.weight, out)
 
 
@@ -120,12 +139,19 @@ def rotary_of(rotation: object) -> Rotary | None:
     return inner if isinstance(inner, Rotary) else None
 
 
-def _carry_projection(carried: Carried, projection: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
+def _rows(projection: Any) -> int:
+    """Rows of queries, keys and, where they have a projection of their own, values."""
+    parts = ("to_qkv",) if hasattr(projection, "to_qkv") else ("to_q", "to_kv")
+    return sum(getattr(projection, part).out_features for part in parts)
+
+
+def _carry_projection(carried: Carried, projection: Any, parts: list[Tensor]) -> None:
+    """Queries, keys and values, each [heads * width, D]."""
     if hasattr(projection, "to_qkv"):
-        carried.put(projection.to_qkv.weight, torch.cat((q, k, v)))
+        carried.put(projection.to_qkv.weight, torch.cat(parts))
         return
-    carried.put(projection.to_q.weight, q)
-    carried.put(projection.to_kv.weight, torch.cat((k, v)))
+    carried.put(projection.to_q.weight, parts[0])
+    carried.put(projection.to_kv.weight, torch.cat(parts[1:]))
 
 
 def _carry_qk_norm(
@@ -133,7 +159,7 @@ def _carry_qk_norm(
 ) -> None:
     norm: Any = fn.source.qk_norm
     if isinstance(norm, Cosine):
-        _carry_cosine(source, carried, prefix, norm, heads, dims)
+        _carry_cosine(source, carried, prefix, fn, heads, dims)
     if not isinstance(norm, RMS):
         return
     for target, name, order in ((norm.q_gain, "q_rmsnorm", heads), (norm.k_gain, "k_rmsnorm", None)):
@@ -142,14 +168,28 @@ def _carry_qk_norm(
 
 
 def _carry_cosine(
-    source: Source, carried: Carried, prefix: str, norm: Any, heads: Tensor | None, dims: Tensor | None
+    source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None, dims: Tensor | None
 ) -> None:
+    norm: Any = fn.source.qk_norm
+    cross = isinstance(fn.source, ContextTokens)
     if norm.parts > 1 and dims is not None:
         source.refuse("`attn_qk_norm_groups` with rotated heads: pairs stand in other parts of a head there")
     for gain, name, order in ((norm.q_gain, "q", heads), (norm.k_gain, "k", None)):
         if isinstance(gain, Gain):
             value = source.take(f"{prefix}.qk_norm_{name}_scale")
-            carried.put(gain.value, None if value is None else per_head(value, order, dims))
+            factor = _cosine_share(source, f"{prefix}.qk_norm_{name}_scale", value, cross)
+            carried.put(gain.value, None if value is None else per_head(value * factor, order, dims))
+
+
+def _cosine_share(source: Source, key: str, gain: Tensor | None, cross: bool) -> float:
+    """What a gain takes over of the factor that 1.27 keeps beside it; in this library it is K ** -0.5."""
+    if source.dialect.version != OLD or gain is None:
+        return 1.0
+    factor = source.dialect.cosine(cross)
+    if factor is None:
+        source.refuse("`attn_qk_norm_scale` multiplies it in 1.27 and leaves no weight: load by `flags`", key)
+        return 1.0
+    return factor**0.5 * gain.shape[-1] ** 0.25
 
 
 def _carry_memory(
@@ -158,7 +198,13 @@ def _carry_memory(
     keys, values = source.take(f"{prefix}.mem_k"), source.take(f"{prefix}.mem_v")
     carried.put(seats.k, None if keys is None else per_head(keys, None, dims))
     carried.put(seats.v, values)
-    if isinstance(fn.source.qk_norm, RMS):
+    norm = fn.source.qk_norm
+    if isinstance(norm, RMS):
         source.refuse(
-            f"`{prefix}.mem_k`: x-transformers leaves memory keys as they are under `attn_qk_rmsnorm`"
+            "x-transformers leaves memory keys as they are under `attn_qk_rmsnorm`", f"{prefix}.mem_k"
+        )
+    if isinstance(norm, Cosine) and norm.parts > 1:
+        source.refuse(
+            "x-transformers norms memory keys whole under `attn_qk_norm_groups`, tokens' keys in parts",
+            f"{prefix}.mem_k",
         )

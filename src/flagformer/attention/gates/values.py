@@ -24,9 +24,12 @@ class ValueGate(Gate):
         dims: Dims,
         *,
         swiglu: Annotated[bool, Flag("attn_swiglu_values", "SiLU in place of the sigmoid")] = False,
+        bias: Annotated[bool, Flag("attn_gate_values_bias", "with a bias, nearly open at the start")] = False,
     ) -> None:
         super().__init__()
-        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
+        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=bias)
+        if bias:
+            nn.init.constant_(self.to_gate.bias, OPEN)
         self.heads, self.activation = dims.heads, F.silu if swiglu else F.sigmoid
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""`docs/parity.md` says of every argument of x-transformers 1.27 what is true."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from parity_case import OLD
+from parity_cases import ALONE, BEING_BUILT, WHOLE, WITHOUT_PARITY
+
+import flagformer
+from flagformer.flags import CATALOGUE
+from flagformer.interop import flags_of_x_transformers
+
+PAGE = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+VERDICTS = {"equal", "differs", "refused", "inner"}
+PREFIXES = {"Attention": "attn_", "FeedForward": "ff_"}
+OURS = {
+    "AttentionLayers": flagformer.AttentionLayers,
+    "TransformerWrapper": flagformer.TransformerWrapper,
+    "ViTransformerWrapper": flagformer.ViTransformerWrapper,
+    "XTransformer": flagformer.XTransformer,
+    "AutoregressiveWrapper": flagformer.AutoregressiveWrapper,
+}
+# Call arguments that are being built; emptied together with BEING_BUILT.
+COMING_ARGUMENTS = {
+    "prepend_embeds", "prepend_mask", "src_prepend_embeds",
+}  # fmt: skip
+# What a case says without naming it: the class, or what every model has.
+UNNAMED = {"causal", "attn_layers", "net", "ignore_index", "pad_value"}
+
+
+class Row(NamedTuple):
+    of: str
+    name: str
+    default: str
+    here: str
+    verdict: str
+    why: str
+
+
+def rows() -> list[Row]:
+    found, of = [], ""
+    for line in PAGE.splitlines():
+        if line.startswith("## "):
+            of = line[3:]
+        match = re.fullmatch(r"\| `(\w+)` \| (.*?) \| (.*?)\| (\w+) \|(.*)\|", line)
+        if match:
+            name, *cells = (cell.strip() for cell in match.groups())
+            found.append(Row(of, name, *cells))
+    return found
+
+
+ROWS = rows()
+LABELS = [f"{row.of} {row.name}" for row in ROWS]
+
+
+def test_every_argument_and_no_other_stands_there(old_peer: dict[str, Any]) -> None:
+    told = {of: {row.name: row.default for row in ROWS if row.of == of} for of in {row.of for row in ROWS}}
+    assert told == old_peer["signatures"]
+
+
+def test_every_line_of_a_table_is_read() -> None:
+    lines = [line for line in PAGE.splitlines() if line.startswith("| `")]
+    assert len(lines) == len(ROWS)
+    assert {row.verdict for row in ROWS} == VERDICTS
+
+
+@pytest.mark.parametrize("row", ROWS, ids=LABELS)
+def test_what_stands_here_is_here(row: Row) -> None:
+    if row.verdict in ("inner", "refused"):
+        assert row.why
+        return
+    assert row.verdict == "equal" or len(row.why) > 15, "a difference has a reason"
+    name = row.here.strip("`").split("=")[0]
+    assert name in known(row.of) | BEING_BUILT | COMING_ARGUMENTS
+
+
+def known(of: str) -> set[str]:
+    """Flags where something is built, the parameters of ours where something is called."""
+    owner, _, method = of.partition(".")
+    if method:
+        return set(inspect.signature(getattr(OURS[owner], method)).parameters)
+    own = set(inspect.signature(OURS[owner]).parameters) if owner in OURS else set()
+    return own | set(CATALOGUE.names()) | {"layer_dropout"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row.verdict == "equal" and "." not in row.of],
+    ids=lambda row: f"{row.of} {row.name}",
+)
+def test_what_is_equal_has_a_case(row: Row) -> None:
+    cases = [case for case in {**ALONE, **WHOLE}.values() if OLD in case.versions]
+    said = {re.sub(r"^(enc|dec)_", "", name) for case in cases for name in case.peer_flags(OLD)}
+    name = PREFIXES.get(row.of, "") + row.name
+    if name == "attn_dim_context":
+        name = "cross_attn_dim_context"
+    assert name in said | UNNAMED | BEING_BUILT
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.verdict == "refused"], ids=lambda row: row.name)
+def test_what_is_refused_is_refused(row: Row) -> None:
+    name = PREFIXES.get(row.of, "") + row.name
+    with pytest.raises(flagformer.FlagError, match=f"`{name}`"):
+        flagformer.Decoder(dim=32, depth=1, **{name: 16})
+
+
+def test_an_argument_that_is_another_function_is_refused() -> None:
+    with pytest.raises(flagformer.FlagError, match="attn_sparse_topk"):
+        flags_of_x_transformers({"attn_sparse_topk": 4}, OLD)
+
+
+def test_every_flag_stands_there() -> None:
+    missing = [name for name in CATALOGUE.names() if f"`{name}" not in PAGE]
+    assert not missing
+    reasons = [name for free in WITHOUT_PARITY.values() for name in free if f"`{name}" not in PAGE]
+    assert not reasons
+
+
+def test_nothing_is_coming_that_is_there() -> None:
+    there = [
+        row.name
+        for row in ROWS
+        if row.name in COMING_ARGUMENTS
+        and "." in row.of
+        and row.verdict != "inner"
+        and row.name in known(row.of)
+    ]
+    assert not there, f"take {there} out of COMING_ARGUMENTS"
