@@ -14,6 +14,7 @@ from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
+from flagformer.embedding.memory import MemoryTokens, NoMemory
 from flagformer.entry.shift import ShiftTokens
 from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
@@ -49,7 +50,7 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
-        TransformerWrapper, Learned, Sinusoidal, NoAbsolute,
+        TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
         Dims, Plan,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,

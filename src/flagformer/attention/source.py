@@ -40,7 +40,8 @@ class OwnTokens(Source):
             return q, KeyValues(k, v)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
-        return q, cache.extend(k, v, side.state.length, side.state.oldest())
+        state = side.state
+        return q, cache.extend(k, v, state.length, state.oldest(), state.fresh)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         shape = (state.batch, self.projection.groups, state.capacity, self.width)

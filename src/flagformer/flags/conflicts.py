@@ -56,7 +56,7 @@ def unread(
     plan = stack["plan"][0].params
     order = "custom_layers" if plan.get("custom_layers") else "only_cross"
     for slot in (s.name for s in SLOTS.values() if s.read_by and s.read_by not in kinds):
-        for filler in stack[slot]:
+        for filler in stack.get(slot, ()):
             if filler.cls is not getattr(registry.standard(slot), "cls", None):
                 name = prefix + declared(slot, filler).say()
                 text = f"`{name}` and `{prefix}{order}` cannot be combined, because only self-attention"

@@ -32,7 +32,7 @@ def see_self(
         first = state.oldest()
         keys = state.layout(first, queries.end - first, queries.positions.device)
         # one query behind a sliced cache needs no rule: what it may not see is not there
-        window = state.window if queries.length > 1 else None
+        window = state.window if queries.length > 1 or keys.lasting is not None else None
     if keys.padding is not None:
         mask &= Padding()
     if keys.segments is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Outputs, Tape
+from flagformer.flow import DecodeState, Outputs, Tape, WovenState
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.weaving import open_session, read_front, refuse_unread, weaving_of
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
 
@@ -58,6 +60,8 @@ class TransformerWrapper(nn.Module):
             Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", least=1),
         ] = None,
         logits_dim: int | None = None,
+        num_memory_tokens: int = 0,
+        memory_tokens_interspersed_every: int | None = None,
     ) -> None:
         """See the class and `docs/flags.md`."""
         super().__init__()
@@ -79,6 +83,8 @@ class TransformerWrapper(nn.Module):
             "emb_frac_gradient": emb_frac_gradient,
             "embed_num_tokens": embed_num_tokens,
             "logits_dim": logits_dim,
+            "num_memory_tokens": num_memory_tokens,
+            "memory_tokens_interspersed_every": memory_tokens_interspersed_every,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
@@ -97,7 +103,9 @@ class TransformerWrapper(nn.Module):
         self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
+        self.memory = self.resolved.stack["memory"][0].build(dim)
         self.attn_layers = attn_layers
+        refuse_unread(self.memory.pattern, attn_layers)
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
 
     @property
@@ -131,7 +139,8 @@ class TransformerWrapper(nn.Module):
 
     def explain(self) -> str:
         """What was built, slot by slot, and why each kernel was chosen."""
-        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in ("absolute", "head")]
+        own = ("absolute", "memory", "head")
+        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
 
@@ -144,20 +153,27 @@ class TransformerWrapper(nn.Module):
         return self.head(embeddings, self.token_emb)
 
     def init_state(
-        self, batch: int, length: int, *, window: int | None = None, seq_start_pos: Tensor | None = None
-    ) -> DecodeState:
+        self,
+        batch: int,
+        length: int,
+        *,
+        window: int | None = None,
+        seq_start_pos: Tensor | None = None,
+        num_prepend_embeds: int = 0,
+    ) -> DecodeState | WovenState:
         """A preallocated decoding session for `batch` rows of at most `length` tokens.
 
         Args:
-            window: every query sees at most this many of the last tokens; None: all.
+            window: every query sees at most this many of the last tokens; None: all. Memory tokens and
+                prepended embeddings stay in sight and do not count.
             seq_start_pos: [B] the place of each left-padded row's first real token.
+            num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
         """
         device = self.token_emb.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.token_emb.weight.dtype
-        return self.attn_layers.init_state(
-            batch, length, window=window, seq_start_pos=seq_start_pos, device=device, dtype=dtype
-        )
+        make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
+        return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
 
     def forward(
         self,
@@ -172,9 +188,11 @@ class TransformerWrapper(nn.Module):
         pos: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         window: int | None = None,
-        state: DecodeState | None = None,
+        state: DecodeState | WovenState | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
@@ -196,14 +214,20 @@ class TransformerWrapper(nn.Module):
             prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
                 are seen by all of it; one number or [B]. While decoding only with the first block, which must
                 hold the prefix.
-            window: a token sees at most this many of the last tokens, itself included.
+            window: a token sees at most this many of the last tokens, itself included; memory tokens and
+                prepended embeddings stay in sight and do not count.
             state: of `init_state`: x continues what it holds.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
+            prepend_embeds: [B, P, E], in front of the tokens of each row and without absolute positions; they
+                join behind `post_emb_norm`. What is returned then has P + T in place of T, and `attn_mask`
+                speaks of P + T; a prefix holds all of them. While decoding only with the first block.
+            prepend_mask: [B, P] bool, True for real ones; the others are as if they were not there.
             return_embeddings: the output of the last layer in place of logits.
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
-            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
+            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer. In
+                maps and streams T counts memory tokens and prepended embeddings too, as the layers saw them.
 
         Returns:
             logits [B, T, V], or what the `return_` argument says.
@@ -221,18 +245,24 @@ class TransformerWrapper(nn.Module):
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         wanted = ["attn.weights"] if return_attn or return_intermediates else []
         tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted)
+        front = read_front(prepend_embeds, prepend_mask, len(x), self.embedding.width, self.attn_layers)
+        prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.token_emb(x) + self.pos_emb(layout.positions)
+        embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
+        weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(
-            self.embedding(embedded, embed_ids or {}, sum_embeds),
-            attn_mask=attn_mask,
+            weaving.forth(self.memory.vectors(embedded), embedded),
+            attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, len(x)),
             context=context,
             context_mask=context_mask,
-            prefix_attn_len=None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x),
-            layout=layout,
+            prefix_attn_len=weaving.prefix(prefix),
+            layout=weaving.layout,
             window=window,
-            state=state,
+            state=weaving.state,
             tape=tape,
         )
+        weaving.done(prefix)
+        out = weaving.back(out)
         if return_embeddings:
             return out
         logits = self.to_logits(out)
