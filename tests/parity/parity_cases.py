@@ -14,6 +14,7 @@ VOCABULARY, LENGTH, CONTEXT = 50, 48, 11
 WRAPPER_FLAGS = (
     "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout", "return_only_embed",
     "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens", "logits_dim",
+    "num_memory_tokens", "memory_tokens_interspersed_every",
 )  # fmt: skip
 PEER_LAYERS = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
 
@@ -25,6 +26,7 @@ class Case:
     Attributes:
         padded: the second row ends early, by `mask`.
         prefix: PrefixDecoder's first tokens that all see.
+        prepended: so many embeddings in front, the first of them hidden in the second row if `padded`.
     """
 
     flags: dict[str, Any]
@@ -33,6 +35,7 @@ class Case:
     theirs: dict[str, Any] = field(default_factory=dict)
     padded: bool = False
     prefix: int | None = None
+    prepended: int = 0
 
     def our_flags(self) -> dict[str, Any]:
         flags = {**SIZES, **self.flags, **self.ours}
@@ -81,6 +84,14 @@ def inputs(case: Case) -> tuple[Tensor, dict[str, Any], Tensor]:
         call["mask"] = real
     if case.prefix is not None:
         call["prefix_attn_len"] = case.prefix
+    if case.prepended:
+        width = case.flags.get("emb_dim", SIZES["dim"])
+        call["prepend_embeds"] = torch.randn(2, case.prepended, width, generator=maker)
+        front = torch.ones(2, case.prepended, dtype=torch.bool)
+        if case.padded:
+            front[1, 0] = False
+            call["prepend_mask"] = front
+        real = torch.cat([front, real], dim=1)
     if (
         "cross_attend" in case.flags
         or "only_cross" in case.flags
@@ -107,6 +118,7 @@ T5 = {"rel_pos_bias": True}
 DYNAMIC = {"dynamic_pos_bias": True}
 CROSS = {"cross_attend": True}
 TALKING = {"attn_pre_talking_heads": True, "attn_post_talking_heads": True}
+MEMORY = {"num_memory_tokens": 3}
 SCALE = {"use_layerscale": True, "layerscale_init_value": 0.7}
 
 ALONE = {
@@ -185,6 +197,9 @@ ALONE = {
     "share of the gradient": Case({"emb_frac_gradient": 0.25}),
     "token types": Case({"embed_num_tokens": {"type": 3, "side": 2}}),
     "other logits": Case({"logits_dim": 7}),
+    "memory tokens": Case(MEMORY),
+    "memory tokens between": Case({**MEMORY, "memory_tokens_interspersed_every": 7}),
+    "prepended embeddings": Case({}, prepended=4),
     "embeddings only": Case({"return_only_embed": True}, kind="encoder", padded=True),
     "macaron": Case({"macaron": True}),
     "custom layers": Case({"custom_layers": ("a", "f", "f", "a"), "depth": None}),
@@ -251,6 +266,18 @@ TOGETHER = {
     "padded decoder, fused alibi": Case({**ALIBI, "attn_flash": True}, padded=True),
     "prefix decoder with t5": Case(T5, kind="prefix_decoder", prefix=5),
     "prefix decoder, rotary": Case({**ROTARY, "attn_kv_heads": 2}, kind="prefix_decoder", prefix=12),
+    "memory tokens, rotary": Case({**MEMORY, **ROTARY}),
+    "memory tokens, padded alibi": Case({**MEMORY, **ALIBI}, padded=True),
+    "memory tokens of an encoder": Case({**MEMORY, **T5}, kind="encoder", padded=True),
+    "memory tokens between, rotary": Case({**MEMORY, **ROTARY, "memory_tokens_interspersed_every": 8}),
+    "memory tokens and shifts": Case({**MEMORY, **ROTARY, "shift_tokens": 1}),
+    "memory tokens and memory keys": Case({**MEMORY, **DYNAMIC, "attn_num_mem_kv": 2}),
+    "memory tokens of a narrow embedding": Case({**MEMORY, "emb_dim": 20, "post_emb_norm": True}),
+    "prepended embeddings, rotary, padded": Case(ROTARY, prepended=5, padded=True),
+    "prepended embeddings of a narrow embedding": Case(
+        {"emb_dim": 20, "post_emb_norm": True, "emb_frac_gradient": 0.5}, kind="encoder", prepended=5
+    ),
+    "prepended embeddings behind memory": Case({**MEMORY, **ALIBI}, prepended=5),
     "tied embedding with sinusoids": Case({"tie_embedding": True, "scaled_sinu_pos_emb": True}),
 }
 

@@ -26,7 +26,7 @@ class NoMemory(Memory):
 
 @component("memory", select="num_memory_tokens", paper="arXiv:2006.11527, section 3.1")
 class MemoryTokens(Memory):
-    """M learned vectors in front of every row, or of every block of so many tokens: seen and seeing as tokens.
+    """M learned vectors in front of every row, or of every block of so many tokens, that see and are seen.
 
     They start as token embeddings do, a normal distribution of standard deviation D ** -0.5. They have no
     absolute position; relative ones count them.

@@ -145,23 +145,22 @@ class WovenState:
         counts = [real + max(tokens - skip, 0) for real, skip in zip(self._real, self._skipped)]
         return [self.pattern.woven(count) for count in counts]
 
-    def _enter_rows(
-        self, count: int, prepended: int, padding: Tensor | None, device: torch.device
-    ) -> Weave:
+    def _enter_rows(self, count: int, prepended: int, padding: Tensor | None, device: torch.device) -> Weave:
         held = self._contents(self.length) if self.held else [0] * self.batch
         contents = self._contents(self.length + count)
         new = [after - before for before, after in zip(held, contents)]
-        end, length = max(contents), max(new)
+        end, length = max(1, *contents), max(1, *new)  # one place at least, be it a pad in every row
         self._move([end - content for content in contents], end, device)
         self.inner.length = end - length
         layout = self.inner.layout(end - length, length, device)
-        if set(new) == {count} and not prepended:
+        begun = max(self._skipped) <= self.length and not prepended
+        if begun and set(new) == {count}:
             return Weave(layout, torch.arange(count, device=device)[None])
         fronts = _column(self._fronts, device)
         own = layout.places() - fronts  # [B, L]
         fresh = own >= _column(held, device)
-        if self.held and len(set(new)) > 1:
-            self.inner.fresh = fresh
+        if self.held and set(new) != {length}:
+            self.inner.fresh = fresh | (own < 0)  # pads are written, so that no place is without a number
         entries = self._entries(own, prepended) - self.held
         columns = torch.where(fresh & (entries >= 0), entries, -1)
         _, inside = self.pattern.split(own)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
+from flagformer.embedding.memory import MemoryTokens
 from flagformer.embedding.patches import Registers
 from flagformer.head.heads import LinearHead
 from flagformer.interop.source import Carried, Source
@@ -95,6 +96,8 @@ def _carry_embedding(source: Source, carried: Carried, model: Any) -> None:
     if isinstance(model.embedding.project, nn.Linear):
         carried.put(model.embedding.project.weight, source.take("project_emb.weight"))
         carried.put(model.embedding.project.bias, source.take("project_emb.bias"))
+    if isinstance(model.memory, MemoryTokens):
+        carried.put(model.memory.tokens, source.take("memory_tokens"))
     if isinstance(model.head, LinearHead):
         carried.put(model.head.project.weight, source.take("to_logits.weight"))
 

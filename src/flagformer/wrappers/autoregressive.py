@@ -14,7 +14,6 @@ from flagformer.generation import (
     Ending,
     LogitsFilter,
     PromptLike,
-    Prompts,
     Sampler,
     bind_filter,
     decode,
@@ -32,10 +31,11 @@ from flagformer.wrappers.requests import (
     SeqLens,
     check_net,
     check_request,
+    front_of,
     keeps_state,
     packed_targets,
-    prefix_of_prompts,
     reach,
+    side_of,
 )
 
 
@@ -80,6 +80,8 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
@@ -93,6 +95,7 @@ class AutoregressiveWrapper(nn.Module):
             prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
                 packed sequence) see each other, and are no targets.
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
+            prepend_embeds, prepend_mask: those of the model's forward; only tokens are targets.
 
         The loss is NaN where no target counts.
         """
@@ -121,7 +124,12 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
+        side |= front_of(prepend_embeds, prepend_mask)
+        front = 0 if prepend_embeds is None else prepend_embeds.shape[1]
+        if "attn_mask" in side:
+            side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
         logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
+        logits, embeddings = logits[:, front:], embeddings[:, front:]
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
         )
@@ -143,6 +151,8 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
         amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         contrastive_decode_kwargs: Mapping[str, float] | None = None,
     ) -> Tensor:
@@ -168,6 +178,8 @@ class AutoregressiveWrapper(nn.Module):
             embed_ids: [B, L] for each name in the model's `embed_num_tokens`: what goes with the first,
                 second, ... token of each row, prompt and new ones; L covers the longest prompt at least, and
                 tokens beyond L get the last.
+            prepend_embeds, prepend_mask: those of the model's forward, in front of each prompt; they stay in
+                sight past `max_seq_len`.
             amateur_model: one weaker model or several, of the same vocabulary and inputs: tokens are drawn
                 from what this one likes more (contrastive decoding, arXiv:2309.09117).
             contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * own - beta *
@@ -181,7 +193,8 @@ class AutoregressiveWrapper(nn.Module):
         device = next(self.net.parameters()).device
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = _side(aligned, context, context_mask, prefix_attn_len)
+        side = side_of(aligned, context, context_mask, prefix_attn_len)
+        side |= front_of(prepend_embeds, prepend_mask)
         ending = Ending(seq_len, eos_token, self.pad_value)
         length = aligned.ids.shape[1]
         beside = line_up(embed_ids or {}, aligned, length + seq_len)
@@ -214,6 +227,8 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Any:
         """The most likely continuation of each prompt that `beams` at a time can find: long [B, seq_len].
 
@@ -234,7 +249,8 @@ class AutoregressiveWrapper(nn.Module):
             raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
         device = next(self.net.parameters()).device
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = _side(aligned, context, context_mask, prefix_attn_len)
+        side = side_of(aligned, context, context_mask, prefix_attn_len)
+        side |= front_of(prepend_embeds, prepend_mask)
         length = aligned.ids.shape[1]
         beside = line_up(embed_ids or {}, aligned, length + seq_len)
         window = reach(self.net, length, seq_len, restrict_to_max_seq_len)
@@ -244,18 +260,6 @@ class AutoregressiveWrapper(nn.Module):
         if return_beams:
             return (pool.tokens, pool.scores) if aligned.batched else (pool.tokens[0], pool.scores[0])
         return pool.tokens[:, 0] if aligned.batched else pool.tokens[0, 0]
-
-
-def _side(
-    prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
-) -> dict[str, Any]:
-    """What the first forward of a decoding reads beside tokens."""
-    side: dict[str, Any] = {}
-    if context is not None:
-        side |= {"context": context, "context_mask": context_mask}
-    if prefix is not None:
-        side["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
-    return side
 
 
 def amateurs_of(given: nn.Module | Sequence[nn.Module] | None, expert: Any) -> list[Any]:

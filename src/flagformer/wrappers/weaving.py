@@ -63,9 +63,7 @@ def open_session(
 ) -> State:
     """A decoding session with room for what stands beside `length` tokens."""
     if isinstance(prepended, bool) or not isinstance(prepended, int) or prepended < 0:
-        raise ValueError(
-            f"`num_prepend_embeds` must be a whole number of at least 0, but is {prepended!r}"
-        )
+        raise ValueError(f"`num_prepend_embeds` must be a whole number of at least 0, but is {prepended!r}")
     if pattern == Pattern() and not prepended:
         return make(batch, length, seq_start_pos=starts)
     check_size("batch", batch)
