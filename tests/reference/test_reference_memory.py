@@ -87,7 +87,10 @@ def test_plain_rows_behind_others(memory, every, held):
     before = len(row_by_hand(range(held), memory, every))
     want = row_by_hand(range(held + T), memory, every)[before:]
     assert weave.layout.start == before
-    memories, stream = torch.arange(memory)[:, None] - 100.0, torch.arange(held, held + T)[None, :, None] + 0.0
+    memories, stream = (
+        torch.arange(memory)[:, None] - 100.0,
+        torch.arange(held, held + T)[None, :, None] + 0.0,
+    )
     made = weave.forth(memories, stream)[0, :, 0].tolist()
     assert made == [label[1] - 100 if isinstance(label, tuple) else label for label in want]
     assert torch.equal(weave.back(weave.forth(memories, stream)), stream)
