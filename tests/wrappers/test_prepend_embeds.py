@@ -1,4 +1,4 @@
-"""Prepended embeddings: as tokens of such vectors; hidden ones are not there; cached, in loss, generated with."""
+"""Prepended embeddings: as tokens of such vectors; hidden ones are not there; cached, scored, generating."""
 
 import pytest
 import torch

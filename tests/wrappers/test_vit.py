@@ -10,6 +10,7 @@ import x_transformers as peer
 
 import flagformer
 from flagformer import Decoder, Encoder, ViTransformerWrapper
+from flagformer.flags import SLOTS
 from flagformer.interop.x_transformers import load_x_transformers
 from flagformer.reference import choices
 
@@ -127,7 +128,7 @@ def test_a_transposed_image_with_transposed_weights_gives_transposed_patches():
 
 ENCODER = [
     choice for choice in choices()
-    if choice.component is not None and choice.component.slot not in ("absolute", "head")
+    if choice.component is not None and SLOTS[choice.component.slot].scope != "model"
 ]  # fmt: skip
 
 

@@ -95,7 +95,8 @@ class AutoregressiveWrapper(nn.Module):
             prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
                 packed sequence) see each other, and are no targets.
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
-            prepend_embeds, prepend_mask: those of the model's forward; only tokens are targets.
+            prepend_embeds: [B, P, E] in front of the tokens, as in the model's forward; no targets.
+            prepend_mask: bool [B, P], True for real ones.
 
         The loss is NaN where no target counts.
         """
@@ -151,10 +152,10 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
-        prepend_embeds: Tensor | None = None,
-        prepend_mask: Tensor | None = None,
         amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         contrastive_decode_kwargs: Mapping[str, float] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -178,12 +179,13 @@ class AutoregressiveWrapper(nn.Module):
             embed_ids: [B, L] for each name in the model's `embed_num_tokens`: what goes with the first,
                 second, ... token of each row, prompt and new ones; L covers the longest prompt at least, and
                 tokens beyond L get the last.
-            prepend_embeds, prepend_mask: those of the model's forward, in front of each prompt; they stay in
-                sight past `max_seq_len`.
             amateur_model: one weaker model or several, of the same vocabulary and inputs: tokens are drawn
                 from what this one likes more (contrastive decoding, arXiv:2309.09117).
             contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * own - beta *
                 the amateur's, among tokens of at least alpha times the highest probability.
+            prepend_embeds: [B, P, E] in front of each prompt, as in the model's forward; they stay in sight
+                past `max_seq_len`.
+            prepend_mask: bool [B, P], True for real ones.
 
         Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
         new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.

@@ -203,7 +203,8 @@ class TransformerWrapper(nn.Module):
         Args:
             x: [B, T] integers in [0, V).
             mask: [B, T] bool, True for real tokens.
-            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look;
+                memory tokens see all and are seen by all, as far as the order of time allows.
             context: [B, S, D_context] for cross-attention; while decoding only with the prompt.
             context_mask: [B, S] bool, True for real tokens.
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
@@ -211,8 +212,9 @@ class TransformerWrapper(nn.Module):
                 as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
                 position 0, and what stands behind the last one is padding.
             pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
+                Refused beside memory tokens and prepended embeddings where positions are relative.
             prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
-                are seen by all of it; one number or [B]. While decoding only with the first block, which must
+                are seen by all of it, and what stands in front of them; one number or [B]. While decoding only with the first block, which must
                 hold the prefix.
             window: a token sees at most this many of the last tokens, itself included; memory tokens and
                 prepended embeddings stay in sight and do not count.
