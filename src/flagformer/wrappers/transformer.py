@@ -213,9 +213,9 @@ class TransformerWrapper(nn.Module):
                 position 0, and what stands behind the last one is padding.
             pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
                 Refused beside memory tokens and prepended embeddings where positions are relative.
-            prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence) are
-                seen by all of it, and so is what stands in front of them; one number or [B]. While decoding
-                only with the first block, which must hold the prefix.
+            prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
+                are seen by all of it, and so is what stands in front of them; one number or [B]. While
+                decoding only with the first block, which must hold the prefix.
             window: a token sees at most this many of the last tokens, itself included; memory tokens and
                 prepended embeddings stay in sight and do not count.
             state: of `init_state`: x continues what it holds.
