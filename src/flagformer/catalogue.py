@@ -19,6 +19,7 @@ from flagformer.attention.values.turned import TurnedValues
 from flagformer.attention.values.width import ValueWidth
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
+from flagformer.embedding.memory import MemoryTokens, NoMemory
 from flagformer.entry.shift import ShiftTokens
 from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
@@ -63,7 +64,7 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
-        TransformerWrapper, Learned, Sinusoidal, NoAbsolute,
+        TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
         Dims, Plan, Wishes,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,

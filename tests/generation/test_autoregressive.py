@@ -79,6 +79,8 @@ def test_generate_shows_its_signature_and_is_documented():
         "embed_ids",
         "amateur_model",
         "contrastive_decode_kwargs",
+        "prepend_embeds",
+        "prepend_mask",
     ]
     undocumented = [
         name for name in list(parameters)[1:] if f"{name}:" not in AutoregressiveWrapper.generate.__doc__

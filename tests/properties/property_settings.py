@@ -22,6 +22,7 @@ VALUES = {
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,
     "logits_dim": 7,
+    "memory_tokens_interspersed_every": 3,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
     "resi_dual_scale": 0.25,

@@ -64,7 +64,8 @@ class OwnTokens(Source):
             return q, KeyValues(k, v, window=self.window)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
-        kv = cache.extend(k, v, side.state.length, side.state.oldest(self.window))
+        state = side.state
+        kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
         return q, kv if self.window is None else kv._replace(window=self.window)
 
     def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 class EmbeddingStage(nn.Module):
-    """[B, T, E] -> [B, T, D], in this order.
+    """[B, T, E] -> [B, P + T, D], in this order; P embeddings of the caller's own join behind the norm.
 
     Args:
         width: E, the width of embeddings.
@@ -41,12 +41,14 @@ class EmbeddingStage(nn.Module):
         self.dropout: Step = nn.Dropout(dropout) if dropout else identity
         self.project: Step = identity if width == dim else nn.Linear(width, dim)
 
-    def forward(self, x: Tensor, ids: Ids, more: Tensor | None) -> Tensor:
-        """x [B, T, E] with positions; ids [B, T] for each further embedding; `more` [B, T, E] is added."""
+    def forward(self, x: Tensor, ids: Ids, more: Tensor | None, front: Tensor | None = None) -> Tensor:
+        """x [B, T, E] with positions; ids [B, T] for each further embedding; `more` [B, T, E] is added;
+        `front` [B, P, E] stands in front."""
         self._check(x, ids, more)
         for name in self.counts:
             x = x + self.kinds[f"{name}_embed"](ids[name])
         x = self.norm(x if more is None else x + more)
+        x = x if front is None else torch.cat([front.to(x.dtype), x], dim=1)
         return self.project(self.dropout(scale_gradient(x, self.share)))
 
     def _check(self, x: Tensor, ids: Ids, more: Tensor | None) -> None:

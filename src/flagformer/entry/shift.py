@@ -52,7 +52,7 @@ class ShiftTokens(Entry):
         else:
             cache = side.state.entries[side.step]
             assert isinstance(cache, FeatureCache)
-            cache.extend(real, layout.start)
+            cache.extend(real, layout.start, side.state.fresh)
             moved = [
                 (dims, cache.before(move, dims, layout).to(x.dtype)) for move, dims in self.parts(side.later)
             ]

@@ -30,6 +30,7 @@ def _slots(*slots: Slot) -> dict[str, Slot]:
 SLOTS = _slots(
     Slot("wrapper", "model", "ids [B,T] -> logits [B,T,V]"),
     Slot("absolute", "model", "positions -> vectors added to the token embedding"),
+    Slot("memory", "model", "learned tokens woven between those of a row", read_by="a"),
     Slot("head", "model", "(x, embedding) -> logits"),
     Slot("recurrence", "model", "(memories, streams) -> memories for the next segment", read_by="a"),
     Slot("dims", "stack", "the sizes that components share"),

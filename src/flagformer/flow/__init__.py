@@ -12,9 +12,12 @@ from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.side import SideInputs
 from flagformer.flow.tape import Tape
+from flagformer.flow.weave import Pattern, Weave, weave_packed, weave_plain, weave_rows
+from flagformer.flow.woven_state import WovenState
 
 __all__ = [
     "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
-    "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Prefix", "Reach",
-    "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Window", "narrowest",
+    "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Pattern", "Prefix",
+    "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Weave", "Window",
+    "WovenState", "narrowest", "weave_packed", "weave_plain", "weave_rows",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import narrowest
+from flagformer.flow.weave import Pattern
 
 
 class SessionState(Protocol):
@@ -18,6 +19,9 @@ class SessionState(Protocol):
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search)."""
+
+    def move(self, source: Tensor) -> None:
+        """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
 
     def size_bytes(self) -> int:
         """Memory held."""
@@ -29,16 +33,23 @@ class KVCache:
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 
-    def extend(self, k: Tensor, v: Tensor, start: int, first: int) -> KeyValues:
-        """Writes T new entries at `start`; returns the entries from `first` on."""
+    def extend(self, k: Tensor, v: Tensor, start: int, first: int, fresh: Tensor | None = None) -> KeyValues:
+        """Writes T new entries at `start`, only those that are True in `fresh` [B, T]; returns the entries
+        from `first` on."""
         end = start + k.shape[2]
-        self.k[:, :, start:end] = k
-        self.v[:, :, start:end] = v
+        for held, new in ((self.k, k), (self.v, v)):
+            old = held[:, :, start:end]
+            held[:, :, start:end] = new if fresh is None else torch.where(fresh[:, None, :, None], new, old)
         return KeyValues(self.k[:, :, first:end], self.v[:, :, first:end])
 
     def reorder(self, index: Tensor) -> None:
         self.k.copy_(self.k.index_select(0, index))
         self.v.copy_(self.v.index_select(0, index))
+
+    def move(self, source: Tensor) -> None:
+        for held in (self.k, self.v):
+            wide = source.clamp(min=0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+            held[:, :, : source.shape[1]] = held.gather(2, wide)  # no query sees an empty place
 
     def size_bytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
@@ -53,10 +64,10 @@ class FeatureCache:
     def __init__(self, x: Tensor, room: int) -> None:
         self.x, self.room = x, room
 
-    def extend(self, x: Tensor, start: int) -> None:
-        """Writes T new tokens at `start`."""
-        first = self.room + start
-        self.x[:, first : first + x.shape[1]] = x
+    def extend(self, x: Tensor, start: int, fresh: Tensor | None = None) -> None:
+        """Writes T new tokens at `start`, only those that are True in `fresh` [B, T]."""
+        held = self.x[:, self.room + start : self.room + start + x.shape[1]]
+        held.copy_(x if fresh is None else torch.where(fresh[..., None], x, held))
 
     def before(self, steps: int, dims: slice, layout: Layout) -> Tensor:
         """These dimensions of the tokens that stand so many places before those of the layout."""
@@ -65,6 +76,11 @@ class FeatureCache:
 
     def reorder(self, index: Tensor) -> None:
         self.x.copy_(self.x.index_select(0, index))
+
+    def move(self, source: Tensor) -> None:
+        wide = source[..., None].expand(-1, -1, self.x.shape[2])
+        held = self.x[:, self.room :]
+        held[:, : source.shape[1]] = held.gather(1, wide.clamp(min=0)).masked_fill(wide < 0, 0.0)
 
     def size_bytes(self) -> int:
         return self.x.nbytes
@@ -80,6 +96,9 @@ class ContextCache:
         if self.entries is not None:
             k, v = self.entries.k.index_select(0, index), self.entries.v.index_select(0, index)
             self.entries = KeyValues(k, v)
+
+    def move(self, source: Tensor) -> None:
+        """A context does not move with the tokens that read it."""
 
     def size_bytes(self) -> int:
         return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
@@ -102,6 +121,10 @@ class DecodeState:
         steps: what attention remembers, by execution step (tied modules run at several).
         entries: what the entries of sublayers remember, likewise.
         context_layout: standing of the context's tokens, once a forward has brought one.
+        pattern: how memory tokens stand among the others; None where all are tokens.
+        prepended: how many entries behind the first memory are prepended embeddings, one number or [B, 1].
+        fresh: [B, T] bool, what of the coming block is new; False: its place holds an older token, which
+            stays. None: all.
     """
 
     batch: int
@@ -115,46 +138,41 @@ class DecodeState:
     steps: dict[int, SessionState] = field(default_factory=dict)
     entries: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
+    pattern: Pattern | None = None
+    prepended: Tensor | int = 0
+    fresh: Tensor | None = None
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
         """The standing of tokens start ... start + length."""
         if self.first is None:
-            return Layout.plain(length, device, start)
-        return Layout.left_padded(self.first, length, start)
+            layout = Layout.plain(length, device, start)
+        else:
+            layout = Layout.left_padded(self.first, length, start)
+        if self.pattern is None:
+            return layout
+        return replace(layout, lasting=self.pattern.lasting(layout.positions, self.prepended))
 
     def newest_bias(self, keys: int) -> Tensor | None:
         """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
         return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity - keys :]
 
     def oldest(self, window: int | None = None) -> int:
-        """The first place that the next query still sees, by the session's window and a sublayer's own."""
+        """The first place that the next query may still see, by the session's window and a sublayer's own."""
         width = narrowest(self.window, window)
-        return 0 if width is None else max(0, self.length + 1 - width)
+        return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 
     def read_prefix(self, prefix: Tensor, block: int) -> None:
         """Remembers the prefix that the first block of tokens brings, whole."""
-        if self.length:
-            raise ValueError(
-                "`prefix_attn_len` belongs to the first block of a decoding session, but `state` holds "
-                f"{self.length} tokens already: leave it out, the state remembers it"
-            )
-        ends = prefix if self.first is None else prefix + self.first
-        if not torch.compiler.is_compiling() and (longest := int(ends.max())) > block:
-            raise ValueError(
-                f"`prefix_attn_len` reaches to token {longest}, but the first block has {block}: give the "
-                "whole prefix at once, as its tokens see each other"
-            )
+        check_prefix(prefix, self.first, self.length, block)
         self.prefix = prefix
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search); index [B] long."""
-        if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (self.batch,):
-            text = f"{self.batch} row numbers, but is {index.dtype} of shape {list(index.shape)}"
-            raise ValueError(f"`index` must be {text}")
-        if index.device.type == "cpu" and not bool(((index >= 0) & (index < self.batch)).all()):
-            raise ValueError(f"`index` must hold rows from 0 to {self.batch - 1}, but is {index.tolist()}")
+        check_rows(index, self.batch)
         if self.prefix is not None and len(self.prefix) > 1:
             self.prefix = self.prefix.index_select(0, index)
+        if isinstance(self.prepended, Tensor):
+            self.prepended = self.prepended.index_select(0, index)
         for step in (*self.steps.values(), *self.entries.values()):
             step.reorder(index)
         if self.first is not None:
@@ -163,15 +181,49 @@ class DecodeState:
             padding = self.context_layout.padding.index_select(0, index)
             self.context_layout = Layout(self.context_layout.positions, padding)
 
+    def move(self, source: Tensor) -> None:
+        """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
+        for step in (*self.steps.values(), *self.entries.values()):
+            step.move(source)
+
     def truncate(self, length: int) -> None:
         """Forgets all tokens from `length` on (a rejected speculation)."""
-        if length < 0 or length > self.length:
-            raise ValueError(f"`length` must be between 0 and the state's {self.length}, but is {length}")
-        if self.prefix is not None:
-            end = int((self.prefix if self.first is None else self.prefix + self.first).max())
-            if length < end:
-                raise ValueError(f"`length` must keep the prefix, {end} tokens, but is {length}")
+        check_kept(length, self.length, self.prefix, self.first)
         self.length = length
 
     def size_bytes(self) -> int:
         return sum(step.size_bytes() for step in (*self.steps.values(), *self.entries.values()))
+
+
+def check_prefix(prefix: Tensor, first: Tensor | None, held: int, block: int) -> None:
+    """A prefix comes whole, with the first block of tokens."""
+    if held:
+        raise ValueError(
+            "`prefix_attn_len` belongs to the first block of a decoding session, but `state` holds "
+            f"{held} tokens already: leave it out, the state remembers it"
+        )
+    ends = prefix if first is None else prefix + first
+    if not torch.compiler.is_compiling() and (longest := int(ends.max())) > block:
+        raise ValueError(
+            f"`prefix_attn_len` reaches to token {longest}, but the first block has {block}: give the "
+            "whole prefix at once, as its tokens see each other"
+        )
+
+
+def check_kept(length: int, held: int, prefix: Tensor | None, first: Tensor | None) -> None:
+    """How many tokens a truncation keeps: of those that are there, all of the prefix."""
+    if length < 0 or length > held:
+        raise ValueError(f"`length` must be between 0 and the state's {held}, but is {length}")
+    if prefix is not None:
+        end = int((prefix if first is None else prefix + first).max())
+        if length < end:
+            raise ValueError(f"`length` must keep the prefix, {end} tokens, but is {length}")
+
+
+def check_rows(index: Tensor, batch: int) -> None:
+    """[B] row numbers."""
+    if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (batch,):
+        text = f"{batch} row numbers, but is {index.dtype} of shape {list(index.shape)}"
+        raise ValueError(f"`index` must be {text}")
+    if index.device.type == "cpu" and not bool(((index >= 0) & (index < batch)).all()):
+        raise ValueError(f"`index` must hold rows from 0 to {batch - 1}, but is {index.tolist()}")

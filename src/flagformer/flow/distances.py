@@ -31,7 +31,8 @@ class Reach:
 
     @staticmethod
     def of(mask: Mask, queries: Layout, keys: Layout) -> Reach | None:
-        """None where distances do not tell: a prefix, a mask of the user's own, or positions of his own."""
+        """None where distances do not tell: a prefix, a window around what lasts, a mask or positions of the
+        user's own."""
         if not (queries.by_place and keys.by_place):
             return None
         nearest, farthest = queries.start - (keys.end - 1), queries.end - 1 - keys.start
@@ -40,7 +41,7 @@ class Reach:
         for rule in mask.rules:
             if isinstance(rule, Causal):
                 nearest, causal = max(nearest, 0), True
-            elif isinstance(rule, Window):
+            elif isinstance(rule, Window) and keys.lasting is None:
                 farthest, window = min(farthest, rule.width - 1), True
             elif isinstance(rule, Padding):
                 padding = keys.padding

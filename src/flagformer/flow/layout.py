@@ -18,6 +18,9 @@ class Layout:
         segments: [B, T] long, tokens of different segments never meet; None when there is one.
         start: the place in storage of the first token (what a decode state already holds).
         by_place: tokens that may meet are as far apart as their places; False when a user gave positions.
+        sequences: how many sequences a row may hold.
+        lasting: [1 or B, T] bool, True for memory tokens and prepended embeddings: a window counts the
+            others, and never hides these; None where there are none.
     """
 
     positions: Tensor
@@ -25,6 +28,8 @@ class Layout:
     segments: Tensor | None = None
     start: int = 0
     by_place: bool = True
+    sequences: int = 1
+    lasting: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -84,7 +89,7 @@ class Layout:
         segments = torch.searchsorted(ends, places, right=True)  # [B, T]
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
         padding = places < ends[:, -1:]
-        return Layout(places - starts.gather(1, segments), padding, segments)
+        return Layout(places - starts.gather(1, segments), padding, segments, sequences=lengths.shape[1])
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:

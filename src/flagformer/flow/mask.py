@@ -36,12 +36,17 @@ class Causal(Rule):
 
 @dataclass(frozen=True)
 class Window(Rule):
-    """A query sees the last `width` keys, itself included."""
+    """A query sees the last `width` keys, itself included; and all that last, which do not count."""
 
     width: int
     hides_rows = False
 
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
+        if keys.lasting is not None:
+            first = queries.start - keys.start
+            counts = (~keys.lasting).cumsum(dim=1)  # [1 or B, S]
+            newest = counts[:, first : first + queries.length, None]
+            return ((counts[:, None] > newest - self.width) | keys.lasting[:, None])[:, None]
         return (keys.places() > queries.places()[:, None] - self.width)[None, None]
 
 

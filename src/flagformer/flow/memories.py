@@ -133,6 +133,7 @@ def _one_mask(masks: Any, batch: int, length: int) -> Tensor:
 NEVER = {
     "state": "a decode state holds what came before already",
     "seq_lens": "memories continue one sequence a row",
+    "prepend_embeds": "they would stand between memories and tokens",
 }
 ONLY_FIRST = {
     "seq_start_pos": "left padding belongs to the first segment: pad later ones at the right, by `mask`",

@@ -18,7 +18,7 @@ class Reader:
         prompts: the left-padded rows that the tokens begin with.
         room: how many tokens a decode state shall hold; 0: no state, every step reads the whole row.
         window: every token sees at most the last so many.
-        side: further keywords of the forward, which a state keeps (context, context_mask, prefix_attn_len).
+        side: further keywords of the forward, which a state keeps (context, prefix_attn_len, prepend_embeds).
         embed_ids: [B, all tokens] for each name, ids beside the tokens.
     """
 
@@ -33,10 +33,12 @@ class Reader:
     ) -> None:
         self.model, self.starts, self.window = model, prompts.starts, window
         self.side, self.embed_ids = dict(side), embed_ids
-        rows = len(prompts.ids)
-        self.state = (
-            model.init_state(rows, room, window=window, seq_start_pos=prompts.starts) if room else None
-        )
+        self.state = self._session(len(prompts.ids), room) if room else None
+
+    def _session(self, rows: int, room: int) -> Any:
+        front = self.side.get("prepend_embeds")
+        more = {} if front is None else {"num_prepend_embeds": front.shape[1]}
+        return self.model.init_state(rows, room, window=self.window, seq_start_pos=self.starts, **more)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         state = self.state

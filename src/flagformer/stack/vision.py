@@ -85,7 +85,7 @@ def _look(
         first = state.oldest(width)
         keys = state.layout(first, queries.end - first, queries.positions.device)
         # one query behind a sliced cache needs no rule: what it may not see is not there
-        hidden = width if queries.length > 1 else None
+        hidden = width if queries.length > 1 or keys.lasting is not None else None
     if keys.padding is not None:
         mask &= Padding()
     if keys.segments is not None:

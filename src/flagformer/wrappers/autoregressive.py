@@ -1,6 +1,7 @@
 """Next-token training and generation around a causal language model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from flagformer.generation import (
     Ending,
     LogitsFilter,
     PromptLike,
-    Prompts,
     Sampler,
     bind_filter,
     decode,
@@ -32,10 +32,11 @@ from flagformer.wrappers.requests import (
     SeqLens,
     check_net,
     check_request,
+    front_of,
     keeps_state,
     packed_targets,
-    prefix_of_prompts,
     reach,
+    side_of,
 )
 from flagformer.wrappers.z_loss import adds_z_loss
 
@@ -90,6 +91,8 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before; see `add_attn_z_loss` for more.
 
@@ -103,6 +106,8 @@ class AutoregressiveWrapper(nn.Module):
             prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
                 packed sequence) see each other, and are no targets.
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
+            prepend_embeds: [B, P, E] in front of the tokens, as in the model's forward; no targets.
+            prepend_mask: bool [B, P], True for real ones.
 
         The loss is NaN where no target counts.
         """
@@ -131,7 +136,11 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        outputs = self._read(ids[:, :-1], side)
+        side |= front_of(prepend_embeds, prepend_mask)
+        front = 0 if prepend_embeds is None else prepend_embeds.shape[1]
+        if "attn_mask" in side:
+            side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
+        outputs = self._read(ids[:, :-1], side, front)
         assert outputs.logits is not None
         loss = F.cross_entropy(
             outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
@@ -140,13 +149,15 @@ class AutoregressiveWrapper(nn.Module):
             loss = loss + outputs.attn_z_loss
         return (loss, outputs) if return_outputs else loss
 
-    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> Outputs:
-        """What the net makes of [B, T], with the losses that count in training."""
+    def _read(self, ids: Tensor, side: Mapping[str, Any], front: int) -> Outputs:
+        """What the net makes of [B, T] behind so many prepended embeddings, with the losses that count in
+        training."""
         if self.training and self.adds_z_loss:
-            _, outputs = self.net(ids, return_attn_z_loss=True, **side)
-            return outputs
-        logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
-        return Outputs(embeddings, logits)
+            logits, outputs = self.net(ids, return_attn_z_loss=True, **side)
+        else:
+            logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
+            outputs = Outputs(embeddings)
+        return replace(outputs, logits=logits[:, front:], embeddings=outputs.embeddings[:, front:])
 
     def generate(
         self,
@@ -166,6 +177,8 @@ class AutoregressiveWrapper(nn.Module):
         embed_ids: Mapping[str, Tensor] | None = None,
         amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         contrastive_decode_kwargs: Mapping[str, float] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -193,6 +206,9 @@ class AutoregressiveWrapper(nn.Module):
                 from what this one likes more (contrastive decoding, arXiv:2309.09117).
             contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * own - beta *
                 the amateur's, among tokens of at least alpha times the highest probability.
+            prepend_embeds: [B, P, E] in front of each prompt, as in the model's forward; they stay in sight
+                past `max_seq_len`.
+            prepend_mask: bool [B, P], True for real ones.
 
         Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
         new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
@@ -202,7 +218,8 @@ class AutoregressiveWrapper(nn.Module):
         device = next(self.net.parameters()).device
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = _side(aligned, context, context_mask, prefix_attn_len)
+        side = side_of(aligned, context, context_mask, prefix_attn_len)
+        side |= front_of(prepend_embeds, prepend_mask)
         ending = Ending(seq_len, eos_token, self.pad_value)
         length = aligned.ids.shape[1]
         beside = line_up(embed_ids or {}, aligned, length + seq_len)
@@ -235,6 +252,8 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
     ) -> Any:
         """The most likely continuation of each prompt that `beams` at a time can find: long [B, seq_len].
 
@@ -255,7 +274,8 @@ class AutoregressiveWrapper(nn.Module):
             raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
         device = next(self.net.parameters()).device
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = _side(aligned, context, context_mask, prefix_attn_len)
+        side = side_of(aligned, context, context_mask, prefix_attn_len)
+        side |= front_of(prepend_embeds, prepend_mask)
         length = aligned.ids.shape[1]
         beside = line_up(embed_ids or {}, aligned, length + seq_len)
         window = reach(self.net, length, seq_len, restrict_to_max_seq_len)
@@ -265,18 +285,6 @@ class AutoregressiveWrapper(nn.Module):
         if return_beams:
             return (pool.tokens, pool.scores) if aligned.batched else (pool.tokens[0], pool.scores[0])
         return pool.tokens[:, 0] if aligned.batched else pool.tokens[0, 0]
-
-
-def _side(
-    prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
-) -> dict[str, Any]:
-    """What the first forward of a decoding reads beside tokens."""
-    side: dict[str, Any] = {}
-    if context is not None:
-        side |= {"context": context, "context_mask": context_mask}
-    if prefix is not None:
-        side["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
-    return side
 
 
 def amateurs_of(given: nn.Module | Sequence[nn.Module] | None, expert: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import DecodeState, Layout
+from flagformer.flow import DecodeState, Layout, Pattern, WovenState
 from flagformer.stack.inputs import check_padding, check_starts, check_tensor, readable
 
 INTEGERS = (torch.int64, torch.int32)
@@ -54,7 +54,7 @@ def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None
 
 def layout_of(
     x: Tensor,
-    state: DecodeState | None,
+    state: DecodeState | WovenState | None,
     *,
     mask: Tensor | None,
     seq_start_pos: Tensor | None,
@@ -66,11 +66,16 @@ def layout_of(
     given = {"mask": mask, "seq_start_pos": seq_start_pos, "seq_lens": seq_lens, "pos": pos}
     named = [f"`{name}`" for name, value in given.items() if value is not None]
     if state is not None:
-        if not isinstance(state, DecodeState):
+        if not isinstance(state, (DecodeState, WovenState)):
             raise ValueError(f"`state` must come from `init_state`, but is {type(state).__name__}")
         if named:
             raise ValueError(
                 f"{', '.join(named)} cannot be given with `state`: say left padding to `init_state`"
+            )
+        if isinstance(state, WovenState) and (batch != state.batch or state.length + length > state.capacity):
+            raise ValueError(
+                f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
+                f"`x` with {length} more of {batch} rows does not fit: init_state(batch, length) sizes it"
             )
         return state.layout(state.length, length, x.device)
     if seq_lens is not None and len(named) > 1:
@@ -88,6 +93,26 @@ def layout_of(
     if pos is not None:
         layout = Layout(_positions(pos, batch, length), layout.padding, by_place=False)
     return layout
+
+
+def check_state(state: DecodeState | WovenState, pattern: Pattern, prepended: int) -> WovenState:
+    """A session that has room for what stands beside the tokens: memory, and `prepended` embeddings."""
+    room = state.room if isinstance(state, WovenState) else 0
+    other = pattern != (state.pattern if isinstance(state, WovenState) else Pattern())
+    if other:
+        raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    if prepended > room:
+        raise ValueError(
+            f"`state` has room for {room} prepended embeddings, but `prepend_embeds` holds {prepended}: "
+            f"say init_state(..., num_prepend_embeds={prepended})"
+        )
+    assert isinstance(state, WovenState)
+    if prepended and state.held:
+        raise ValueError(
+            "`prepend_embeds` belongs to the first block of a decoding session, but `state` holds "
+            f"{state.length} tokens already: leave it out, the state remembers it"
+        )
+    return state
 
 
 def prefix_lengths(length: int | Tensor, x: Tensor) -> Tensor:

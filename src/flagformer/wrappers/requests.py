@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flagformer.generation import Prompts
 from flagformer.head.heads import NoHead
+from flagformer.stack.inputs import check_tensor
 from flagformer.stack.layers import PrefixDecoder
 from flagformer.wrappers.inputs import layout_of, prefix_lengths
 
@@ -80,6 +81,28 @@ def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
             f"for lengths {torch.as_tensor(held).tolist()}"
         )
     return lengths
+
+
+def side_of(
+    prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
+) -> dict[str, Any]:
+    """What the first forward of a decoding reads beside tokens."""
+    side: dict[str, Any] = {}
+    if context is not None:
+        side |= {"context": context, "context_mask": context_mask}
+    if prefix is not None:
+        side["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
+    return side
+
+
+def front_of(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+    """What stands in front of the tokens, as keywords of a forward, which checks the rest."""
+    if embeds is not None:
+        check_tensor("prepend_embeds", embeds)
+        if embeds.dim() != 3:
+            raise ValueError(f"`prepend_embeds` must have shape [B, P, E], but has {list(embeds.shape)}")
+    given = {"prepend_embeds": embeds, "prepend_mask": mask}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

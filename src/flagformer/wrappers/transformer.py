@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Outputs, Tape
+from flagformer.flow import DecodeState, Outputs, Tape, WovenState
 from flagformer.flow.memories import Memories, check_alone
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
@@ -20,6 +21,7 @@ from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDec
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
 from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.weaving import open_session, read_front, refuse_unread, weaving_of
 from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
@@ -67,6 +69,8 @@ class TransformerWrapper(nn.Module):
         ] = 0.0,
         max_mem_len: int = 0,
         shift_mem_down: int = 0,
+        num_memory_tokens: int = 0,
+        memory_tokens_interspersed_every: int | None = None,
     ) -> None:
         """See the class and `docs/flags.md`."""
         super().__init__()
@@ -91,6 +95,8 @@ class TransformerWrapper(nn.Module):
             "attn_z_loss_weight": attn_z_loss_weight,
             "max_mem_len": max_mem_len,
             "shift_mem_down": shift_mem_down,
+            "num_memory_tokens": num_memory_tokens,
+            "memory_tokens_interspersed_every": memory_tokens_interspersed_every,
         }
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
@@ -109,7 +115,9 @@ class TransformerWrapper(nn.Module):
         self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
+        self.memory = self.resolved.stack["memory"][0].build(dim)
         self.attn_layers = attn_layers
+        refuse_unread(self.memory.pattern, attn_layers)
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
         readers = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
         self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
@@ -164,20 +172,27 @@ class TransformerWrapper(nn.Module):
         return self.head(embeddings, self.token_emb)
 
     def init_state(
-        self, batch: int, length: int, *, window: int | None = None, seq_start_pos: Tensor | None = None
-    ) -> DecodeState:
+        self,
+        batch: int,
+        length: int,
+        *,
+        window: int | None = None,
+        seq_start_pos: Tensor | None = None,
+        num_prepend_embeds: int = 0,
+    ) -> DecodeState | WovenState:
         """A preallocated decoding session for `batch` rows of at most `length` tokens.
 
         Args:
-            window: every query sees at most this many of the last tokens; None: all.
+            window: every query sees at most this many of the last tokens; None: all. Memory tokens and
+                prepended embeddings stay in sight and do not count.
             seq_start_pos: [B] the place of each left-padded row's first real token.
+            num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
         """
         device = self.token_emb.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.token_emb.weight.dtype
-        return self.attn_layers.init_state(
-            batch, length, window=window, seq_start_pos=seq_start_pos, device=device, dtype=dtype
-        )
+        make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
+        return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
 
     def forward(
         self,
@@ -192,13 +207,15 @@ class TransformerWrapper(nn.Module):
         pos: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         window: int | None = None,
-        state: DecodeState | None = None,
+        state: DecodeState | WovenState | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
         mems: Memories | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
         detach_mems: bool = True,
         return_mems: bool = False,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
@@ -220,10 +237,12 @@ class TransformerWrapper(nn.Module):
                 as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
                 position 0, and what stands behind the last one is padding.
             pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
+                Refused beside memory tokens and prepended embeddings where positions are relative.
             prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
-                are seen by all of it; one number or [B]. While decoding only with the first block, which must
-                hold the prefix.
-            window: a token sees at most this many of the last tokens, itself included.
+                are seen by all of it, and so is what stands in front of them; one number or [B]. While
+                decoding only with the first block, which must hold the prefix.
+            window: a token sees at most this many of the last tokens, itself included; memory tokens and
+                prepended embeddings stay in sight and do not count.
             state: of `init_state`: x continues what it holds.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
@@ -240,6 +259,15 @@ class TransformerWrapper(nn.Module):
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`.
             attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
+            prepend_embeds: [B, P, E], in front of the tokens of each row and without absolute positions; they
+                join behind `post_emb_norm`. What is returned then has P + T in place of T, and `attn_mask`
+                speaks of P + T; a prefix holds all of them. While decoding only with the first block.
+            prepend_mask: [B, P] bool, True for real ones; the others are as if they were not there.
+            return_embeddings: the output of the last layer in place of logits.
+            return_logits_and_embeddings: (logits, embeddings).
+            return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
+            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer. In
+                maps and streams T counts memory tokens and prepended embeddings too, as the layers saw them.
 
         Returns:
             logits [B, T, V], or what the `return_` argument says.
@@ -259,7 +287,12 @@ class TransformerWrapper(nn.Module):
                 "`return_attn` and `return_mems` cannot be combined: `return_intermediates` holds both"
             )
         others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-        check_alone(mems, mem_masks, return_mems, {**others, "prefix_attn_len": prefix_attn_len})
+        check_alone(
+            mems,
+            mem_masks,
+            return_mems,
+            {**others, "prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds},
+        )
         held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if held is None else held.before(layout)
@@ -268,19 +301,25 @@ class TransformerWrapper(nn.Module):
         weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, kept)
         remembered = self.attn_layers.memory_steps if return_mems else ()
         tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted, weights, remembered)
+        front = read_front(prepend_embeds, prepend_mask, len(x), self.embedding.width, self.attn_layers)
+        prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.token_emb(x) + self.pos_emb(layout.positions)
+        embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
+        weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(
-            self.embedding(embedded, embed_ids or {}, sum_embeds),
-            attn_mask=attn_mask,
+            weaving.forth(self.memory.vectors(embedded), embedded),
+            attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, len(x)),
             context=context,
             context_mask=context_mask,
-            prefix_attn_len=None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x),
-            layout=layout,
+            prefix_attn_len=weaving.prefix(prefix),
+            layout=weaving.layout,
             window=window,
-            state=state,
+            state=weaving.state,
             mems=self.recurrence.lowered(held),
             tape=tape,
         )
+        weaving.done(prefix)
+        out = weaving.back(out)
         left = self.recurrence.write(held, tape.streams, layout) if return_mems else None
         left = left.detach() if left is not None and detach_mems else left
         if return_embeddings:

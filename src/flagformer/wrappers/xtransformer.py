@@ -124,17 +124,19 @@ class XTransformer(nn.Module):
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        src_prepend_embeds: Tensor | None = None,
+        src_prepend_mask: Tensor | None = None,
     ) -> Tensor:
-        """Source ids [B, S] -> what the decoder reads, [B, S, D]."""
-        return self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=embed_ids, return_embeddings=True)
+        """Source ids [B, S] -> what the decoder reads, [B, S, D]; [B, P + S, D] with prepended embeddings."""
+        front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
+        how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
+        return self.encoder(src, return_embeddings=True, **how)
 
-    def _encode(
-        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """`encode`, and the z-losses of the encoder that count in training."""
+    def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """What the decoder reads, and the z-losses of the encoder that count in training."""
         if not (self.training and self.encoder.attn_z_loss_weight):
-            return self.encode(src, mask, attn_mask, ids), []
-        out, found = self.encoder(src, mask=mask, attn_mask=attn_mask, embed_ids=ids, return_attn_z_loss=True)
+            return self.encoder(src, return_embeddings=True, **how), []
+        out, found = self.encoder(src, return_attn_z_loss=True, **how)
         return out, found.losses[Z_LOSS]
 
     def forward(
@@ -147,6 +149,8 @@ class XTransformer(nn.Module):
         tgt_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
+        src_prepend_embeds: Tensor | None = None,
+        src_prepend_mask: Tensor | None = None,
         return_outputs: bool = False,
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
@@ -161,13 +165,19 @@ class XTransformer(nn.Module):
             tgt_mask: bool [B, T], True for real tokens of the target.
             embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
             tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
+            src_prepend_embeds: [B, P, E] in front of the source, which `attn_mask` then counts too; E is
+                `enc_emb_dim`, or D.
+            src_prepend_mask: bool [B, P], True for real ones.
             return_outputs: return (loss, Outputs) of the decoder.
 
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        encoded, losses = self._encode(src, mask, attn_mask, embed_ids)
-        side = {"context": encoded, "context_mask": mask, "embed_ids": tgt_embed_ids}
+        front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
+        how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
+        encoded, losses = self._encode(src, how)
+        seen = seen_source(src, mask, src_prepend_embeds, src_prepend_mask)
+        side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
         loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
         loss = sum(losses, loss)
         if not return_outputs:
@@ -193,6 +203,8 @@ class XTransformer(nn.Module):
         seed: int | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
+        src_prepend_embeds: Tensor | None = None,
+        src_prepend_mask: Tensor | None = None,
     ) -> Tensor:
         """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
 
@@ -203,11 +215,12 @@ class XTransformer(nn.Module):
             seq_out_start: the beginning of each target: ids [B, T] or [T], or lists of any lengths.
             seq_len: number of new tokens.
             mask: bool [B, S], True for real tokens of the source.
-            attn_mask, embed_ids: as in the forward.
+            attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask: as in the forward.
             tgt_embed_ids: the `embed_ids` of `AutoregressiveWrapper.generate`.
 
         Every other argument is that of `AutoregressiveWrapper.generate`.
         """
+        front = (src_prepend_embeds, src_prepend_mask)
         return self.decoder.generate(
             seq_out_start,
             seq_len,
@@ -219,8 +232,8 @@ class XTransformer(nn.Module):
             restrict_to_max_seq_len=restrict_to_max_seq_len,
             cache_kv=cache_kv,
             seed=seed,
-            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
-            context_mask=mask,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids, *front),
+            context_mask=seen_source(seq_in, mask, *front),
             embed_ids=tgt_embed_ids,
         )
 
@@ -241,11 +254,14 @@ class XTransformer(nn.Module):
         return_beams: bool = False,
         embed_ids: Mapping[str, Tensor] | None = None,
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
+        src_prepend_embeds: Tensor | None = None,
+        src_prepend_mask: Tensor | None = None,
     ) -> Any:
         """The most likely target behind each start that `beams` at a time can find: long [B, seq_len].
 
         Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
         """
+        front = (src_prepend_embeds, src_prepend_mask)
         return self.decoder.beam_search(
             seq_out_start,
             seq_len,
@@ -256,16 +272,25 @@ class XTransformer(nn.Module):
             restrict_to_max_seq_len=restrict_to_max_seq_len,
             cache_kv=cache_kv,
             return_beams=return_beams,
-            context=self._read_source(seq_in, mask, attn_mask, embed_ids),
-            context_mask=mask,
+            context=self._read_source(seq_in, mask, attn_mask, embed_ids, *front),
+            context_mask=seen_source(seq_in, mask, *front),
             embed_ids=tgt_embed_ids,
         )
 
-    def _read_source(
-        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
-    ) -> Tensor:
+    def _read_source(self, src: Tensor, mask: Tensor | None, *more: Any) -> Tensor:
         """`encode` without gradient, in eval mode."""
         if mask is not None:
             check_padding("mask", mask, *src.shape[:2])
         with torch.no_grad(), evaluating(self.encoder):
-            return self.encode(src, mask, attn_mask, ids)
+            return self.encode(src, mask, *more)
+
+
+def seen_source(
+    src: Tensor, mask: Tensor | None, front: Tensor | None, front_mask: Tensor | None
+) -> Tensor | None:
+    """[B, P + S] bool, what the decoder may read of the source; None: all of it."""
+    if front is None or (mask is None and front_mask is None):
+        return mask
+    real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
+    prepended = real.new_ones(front.shape[:2]) if front_mask is None else front_mask
+    return torch.cat([prepended, real], dim=1)

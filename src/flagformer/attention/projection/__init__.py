@@ -23,7 +23,7 @@ class Projection(nn.Module, ABC):
 
     @abstractmethod
     def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, M, D] -> k [B, G, M, K], v [B, G, M, V] as `forward` makes them, for tokens that ask nothing."""
+        """x [B, M, D] -> k [B, G, M, K], v [B, G, M, V] as `forward` makes them: tokens that ask nothing."""
 
     @abstractmethod
     def queries(self, x: Tensor) -> Tensor:

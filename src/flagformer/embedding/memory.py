@@ -1,0 +1,56 @@
+"""Memory tokens: learned vectors that stand in a row beside its tokens (arXiv:2006.11527), or none."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.embedding import Memory
+from flagformer.flags import Flag, component
+from flagformer.flow import Pattern
+
+
+@component("memory")
+class NoMemory(Memory):
+    """Tokens stand alone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pattern, self.dim = Pattern(), dim
+
+    def vectors(self, like: Tensor) -> Tensor:
+        return like.new_empty(0, self.dim)
+
+
+@component("memory", select="num_memory_tokens", paper="arXiv:2006.11527, section 3.1")
+class MemoryTokens(Memory):
+    """M learned vectors in front of every row, or of every block of so many tokens, that see and are seen.
+
+    They start as token embeddings do, a normal distribution of standard deviation D ** -0.5. They have no
+    absolute position; relative ones count them.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        count: Annotated[
+            int, Flag("num_memory_tokens", "learned tokens M beside those of a row (2006.11527)", least=0)
+        ],
+        every: Annotated[
+            int | None,
+            Flag(
+                "memory_tokens_interspersed_every",
+                "they stand in front of every block of so many tokens; None: once, in front",
+                least=1,
+            ),
+        ] = None,
+    ) -> None:
+        super().__init__()
+        self.pattern = Pattern(count) if every is None else Pattern(count, every)
+        self.tokens = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
+
+    def vectors(self, like: Tensor) -> Tensor:
+        return self.tokens.to(like.dtype)

@@ -1,0 +1,37 @@
+"""Memory tokens in front of every block, beside every other choice: ragged rows cross several of them."""
+
+import pytest
+import torch
+from property_checks import checks_of, failures, run_cached
+from property_settings import TINY
+from property_subject import Subject, same
+
+import flagformer
+from flagformer.reference import choices, settings
+
+BLOCKS = {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}
+CHOICES = {choice.name: choice for choice in choices() if choice.name != "num_memory_tokens"}
+
+
+def ragged_steps(subject):
+    """Token by token, in rows that come to a block's end at different steps, as in one forward."""
+    starts = torch.tensor([1, 4])
+    want = subject(subject.ids, seq_start_pos=starts)
+    for blocks in ((1,) * 9, (5, 1, 1, 1, 1), (3, 4, 2)):
+        got = run_cached(subject, blocks=blocks, seq_start_pos=starts)
+        for row, start in enumerate(starts.tolist()):
+            same(got[row, start:], want[row, start:], f"row {row} in blocks of {blocks}")
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_blocks_of_memory_beside_every_choice(name):
+    flags = {**settings(CHOICES[name]), **TINY, **BLOCKS}
+    if name == "only_cross":
+        with pytest.raises(flagformer.FlagError, match="`num_memory_tokens` and `only_cross`"):
+            flagformer.check(flags)
+        return
+    subject = Subject(flags)
+    checks = list(checks_of(subject))
+    if subject.kind != "encoder":
+        checks.append(ragged_steps)
+    assert not failures(subject, checks)

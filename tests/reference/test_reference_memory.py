@@ -1,0 +1,122 @@
+"""Where memory and tokens stand, row by row by hand, and the model that reads such rows."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.flow import Layout, Pattern, weave_packed, weave_plain, weave_rows
+
+T = 8
+PATTERNS = [(2, None), (1, 3), (3, 2), (2, 1), (2, 50), (0, None)]
+CPU = torch.device("cpu")
+
+
+def pattern_of(memory, every):
+    return Pattern(memory) if every is None else Pattern(memory, every)
+
+
+def row_by_hand(entries, memory, every):
+    """Labels of a row: ("m", i) for memory, the entry itself for others."""
+    row = []
+    for number, entry in enumerate(entries):
+        if number % (every or 10**6) == 0:
+            row += [("m", i) for i in range(memory)]
+        row.append(entry)
+    return row
+
+
+def labels(weave, row, memory):
+    """What the weave puts at each real place of a row, and the positions there."""
+    numbers = weave.index[row if len(weave.index) > 1 else 0].tolist()
+    real = [True] * len(numbers) if weave.layout.padding is None else weave.layout.padding[row].tolist()
+    found = [("m", n) if n < memory else n - memory for n in numbers]
+    places = weave.layout.positions[row if len(weave.layout.positions) > 1 else 0].tolist()
+    return [(label, place) for label, place, is_real in zip(found, places, real) if is_real]
+
+
+@pytest.mark.parametrize(("memory", "every"), PATTERNS)
+@pytest.mark.parametrize("hidden", [[0, 3], [8, 1], [7, 7]])
+@pytest.mark.parametrize("prepended", [0, 2])
+def test_left_padded_rows(memory, every, hidden, prepended):
+    real = torch.arange(T) >= torch.tensor(hidden)[:, None]
+    front = torch.tensor([[True, True], [True, False]])[:, :prepended]
+    weave = weave_rows(pattern_of(memory, every), torch.cat([front, real], dim=1), prepended)
+    for row in (0, 1):
+        entries = torch.cat([front, real], dim=1)[row].nonzero()[:, 0].tolist()
+        want = row_by_hand(entries, memory, every)
+        assert labels(weave, row, memory) == [(label, place) for place, label in enumerate(want)]
+        start = weave.layout.length - len(want)  # rows end at the last place
+        assert [weave.places[row, entry] for entry in entries] == [start + want.index(e) for e in entries]
+
+
+@pytest.mark.parametrize(("memory", "every"), PATTERNS)
+def test_tokens_that_hide_behind_the_first_keep_their_places(memory, every):
+    real = torch.tensor([[False, True, False, True, True, False, False, False]])
+    weave = weave_rows(pattern_of(memory, every), real, 0)
+    row = row_by_hand(list(range(1, T)), memory, every)
+    # memory in front of a block is real as long as a real token follows
+    last = row.index(4)
+    want = [
+        (label, place)
+        for place, label in enumerate(row)
+        if (place < last if isinstance(label, tuple) else real[0, label])
+    ]
+    assert labels(weave, 0, memory) == want
+
+
+@pytest.mark.parametrize(("memory", "every"), PATTERNS)
+@pytest.mark.parametrize("lengths", [[[3, 5], [1, 2]], [[8, 0], [4, 0]], [[0, 3], [2, 6]], [[0, 0], [1, 1]]])
+def test_packed_rows(memory, every, lengths):
+    weave = weave_packed(pattern_of(memory, every), Layout.packed(torch.tensor(lengths), T))
+    for row in (0, 1):
+        want, at = [], 0
+        for length in lengths[row]:
+            part = row_by_hand(list(range(at, at + length)), memory, every)
+            want += [(label, place) for place, label in enumerate(part)]
+            at += length
+        assert labels(weave, row, memory) == want
+        segments = weave.layout.segments[row][weave.layout.padding[row]].tolist()
+        held = [n for n, length in enumerate(lengths[row]) for _ in row_by_hand(range(length), memory, every)]
+        assert segments == held
+
+
+@pytest.mark.parametrize(("memory", "every"), PATTERNS)
+@pytest.mark.parametrize("held", [0, 1, 3, 6])
+def test_plain_rows_behind_others(memory, every, held):
+    weave = weave_plain(pattern_of(memory, every), held, T, 0, CPU)
+    before = len(row_by_hand(range(held), memory, every))
+    want = row_by_hand(range(held + T), memory, every)[before:]
+    assert weave.layout.start == before
+    memories, stream = (
+        torch.arange(memory)[:, None] - 100.0,
+        torch.arange(held, held + T)[None, :, None] + 0.0,
+    )
+    made = weave.forth(memories, stream)[0, :, 0].tolist()
+    assert made == [label[1] - 100 if isinstance(label, tuple) else label for label in want]
+    assert torch.equal(weave.back(weave.forth(memories, stream)), stream)
+    assert weave.layout.lasting[0].tolist() == [isinstance(label, tuple) for label in want]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize(("memory", "every"), [(2, None), (2, 3)])
+def test_a_model_reads_its_row(kind, memory, every):
+    """Positions are added to tokens alone, memory stands between, the head reads tokens."""
+    flags = {"num_memory_tokens": memory, "memory_tokens_interspersed_every": every}
+    sizes = {"num_tokens": 11, "max_seq_len": T, "dim": 16, "depth": 2, "heads": 2}
+    model = flagformer.build({"model": kind, **sizes, **flags, "use_abs_pos_emb": True}).eval()
+    ids = torch.randint(11, (2, T))
+    x = model.token_emb.weight[ids] + model.pos_emb.table.weight[:T]
+    row = row_by_hand(range(T), memory, every)
+    tokens = model.memory.tokens
+    parts = [tokens[e[1]].expand(2, -1) if isinstance(e, tuple) else x[:, e] for e in row]
+    out = model.attn_layers(torch.stack(parts, dim=1))
+    kept = out[:, [place for place, entry in enumerate(row) if not isinstance(entry, tuple)]]
+    torch.testing.assert_close(model(ids), model.head.project(kept), rtol=1e-5, atol=1e-5)  # fp32 sums
+
+
+def test_memory_starts_as_tokens_do():
+    torch.manual_seed(0)
+    model = flagformer.build(
+        {"num_tokens": 5, "max_seq_len": 4, "dim": 64, "depth": 1, "num_memory_tokens": 64}
+    )
+    assert abs(model.memory.tokens.std() * 8 - 1) < 0.05  # 4096 draws of standard deviation 1/8
