@@ -316,9 +316,7 @@ COMING = {
         ),
     },
 }
-BEING_BUILT = {
-    "memory_tokens_interspersed_every", "num_memory_tokens", "prepend_embeds",
-}  # fmt: skip
+BEING_BUILT: set[str] = set()
 ALONE |= {
     name: case for flag, cases in COMING.items() if flag not in BEING_BUILT for name, case in cases.items()
 }

@@ -24,9 +24,7 @@ OURS = {
     "AutoregressiveWrapper": flagformer.AutoregressiveWrapper,
 }
 # Call arguments that are being built; emptied together with BEING_BUILT.
-COMING_ARGUMENTS = {
-    "prepend_embeds", "prepend_mask", "src_prepend_embeds",
-}  # fmt: skip
+COMING_ARGUMENTS: set[str] = set()
 # What a case says without naming it: the class, or what every model has.
 UNNAMED = {"causal", "attn_layers", "net", "ignore_index", "pad_value"}
 

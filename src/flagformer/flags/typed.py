@@ -208,6 +208,10 @@ class Flags(TypedDict, total=False):
     """SiLU in place of the sigmoid"""
     cross_attn_swiglu_values: bool | tuple[bool, ...]
     """SiLU in place of the sigmoid (cross-attention only)"""
+    attn_gate_values_bias: bool | tuple[bool, ...]
+    """with a bias, nearly open at the start"""
+    cross_attn_gate_values_bias: bool | tuple[bool, ...]
+    """with a bias, nearly open at the start (cross-attention only)"""
     attn_on_attn: bool | tuple[bool | None, ...] | None
     """A second half of the projection gates the first, by its sigmoid."""
     cross_attn_on_attn: bool | tuple[bool | None, ...] | None

@@ -287,12 +287,8 @@ class TransformerWrapper(nn.Module):
                 "`return_attn` and `return_mems` cannot be combined: `return_intermediates` holds both"
             )
         others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-        check_alone(
-            mems,
-            mem_masks,
-            return_mems,
-            {**others, "prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds},
-        )
+        others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
+        check_alone(mems, mem_masks, return_mems, others)
         held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if held is None else held.before(layout)
