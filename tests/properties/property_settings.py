@@ -35,6 +35,13 @@ VALUES = {
 OTHER_INPUTS = {"embed_num_tokens"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+# What needs both blocks of a small model when its graph is made: orders of modules.
+ORDERS = {"weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio"}
+
+
+def one_block(flags):
+    """The same flags with one block, which has every sublayer a second one has, where the order allows it."""
+    return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
 
 
 def tunings():

@@ -93,7 +93,7 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
 
 def _value(param: Param) -> Any:
     """A small value that is not the one taken when nothing is said."""
-    for kind in _kinds(param.type):
+    for kind in kinds_of(param.type):
         options = [value for value in param.flag.choices if value not in (None, param.standard)]
         if options:
             return options[0]
@@ -106,5 +106,6 @@ def _value(param: Param) -> Any:
     raise TypeError(f"no example value for `{param.flag.name}`: add one to VALUES")
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a flag's type allows."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
