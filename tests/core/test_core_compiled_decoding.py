@@ -6,6 +6,8 @@ from core_models import make
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flagformer import AutoregressiveWrapper
+
 PROMPT, STEPS = 6, 24
 POSITIONS = {
     "rotary": {"rotary_pos_emb": True},
@@ -56,6 +58,31 @@ def test_another_session_takes_no_further_graph():
     for _ in range(2):
         decoded(model, net, None)
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("positions", ["rotary", "ALiBi", "T5", "none"])
+def test_generation_takes_two_graphs(positions):
+    model = make(depth=1, **{**POSITIONS[positions], "max_seq_len": 64}).double()
+    wrapper, prompts = AutoregressiveWrapper(model), [[3, 1, 4, 1, 5, 9], [2, 6, 5]]
+    want = wrapper.generate(prompts, STEPS, temperature=0)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model.compile(fullgraph=True, backend=counter)
+    assert torch.equal(wrapper.generate(prompts, STEPS, temperature=0), want)
+    assert counter.frame_count == 2
+
+
+@torch.no_grad()
+def test_a_window_takes_no_further_graph_once_it_is_full():
+    model, x = make(depth=1, rotary_pos_emb=True).double(), tokens()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    net = torch.compile(model, fullgraph=True, backend=counter)
+    state = model.init_state(2, x.shape[1], window=12)
+    parts = [net(x[:, :PROMPT], state=state)]
+    parts += [net(x[:, i : i + 1], state=state) for i in range(PROMPT, x.shape[1])]
+    assert counter.frame_count == 2
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(x, window=12), rtol=0, atol=1e-12)
 
 
 class Operations(TorchDispatchMode):

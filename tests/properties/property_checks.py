@@ -256,7 +256,8 @@ def exports(subject):
     side = subject.side(0, 1)
     # `attn_sparse_topk` asks for more keys than it keeps
     lengths = {"x": {1: torch.export.Dim("length", min=4, max=16)}, **dict.fromkeys(side)}
-    with torch.no_grad():
+    # what torch remembers of shapes costs more than it saves where a small program is traced once
+    with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         exported = torch.export.export(
             subject.model, (subject.ids,), side, dynamic_shapes=lengths, strict=False
         )
