@@ -16,6 +16,7 @@ VALUES = {
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
     "emb_dim": 12,
+    "embed_num_tokens": {"kind": 3},
     "emb_dropout": 0.2,
     "emb_frac_gradient": 0.5,
     "ff_dropout": 0.2,
@@ -35,8 +36,11 @@ VALUES = {
 OTHER_INPUTS = {"embed_num_tokens"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
-# What needs both blocks of a small model when its graph is made: orders of modules.
-ORDERS = {"weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio"}
+# What needs both blocks of a small model when its graph is made: orders of modules, and scores handed on.
+ORDERS = {
+    "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
+    "cross_residual_attn",
+}  # fmt: skip
 
 
 def one_block(flags):

@@ -2,31 +2,31 @@
 
 import pytest
 import torch
-from property_settings import TINY, cross_forms, tunings
+from property_settings import OTHER_INPUTS, TINY, VALUES, cross_forms, tunings
 from property_subject import stir
 
 import flagformer
-from flagformer.flags import CATALOGUE, FlagError
+from flagformer.flags import MODEL_SCOPES, FlagError
 from flagformer.flags.flag import read_params
 from flagformer.reference import choices, settings
+from flagformer.reference.entries import entries, with_crossed
 from flagformer.wrappers.build import WHOLE
 
 # Long enough for what changes at a distance (`rel_pos_max_distance`).
 LENGTH = 40
 BASE = {**settings(), **TINY, "max_seq_len": LENGTH}
 SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2, "attn_dim_head": 4}
-MORE = {"embed_num_tokens": {"kind": 3}}
 
 
 def cases():
     """name -> (flag, flags with it, flags without it), for every choice, tuning flag and cross form."""
-    found = {name: (name, BASE | {name: value}, BASE) for name, value in (SIZES | MORE).items()}
+    simple = SIZES | {name: VALUES[name] for name in OTHER_INPUTS}
+    found = {name: (name, BASE | {name: value}, BASE) for name, value in simple.items()}
     for choice in choices():
         if "model" not in choice.flags:
             flag = next(iter(choice.flags))
-            flags = BASE | choice.flags
-            given = {name: value for name, value in flags.items() if name not in choice.without}
-            without = {name: value for name, value in flags.items() if name != flag or flag in BASE}
+            given = {**settings(choice), **TINY, "max_seq_len": LENGTH}
+            without = BASE | {name: value for name, value in given.items() if name != flag}
             found[choice.name] = (flag, given, without)
     for key, flags in (tunings() | cross_forms()).items():
         flag = key.split(" of ")[0]
@@ -87,6 +87,15 @@ class Seen:
         del out
         return [sum(kept.values()), state]
 
+    def segments(self):
+        """What a second segment gives behind the memories of a first one, where there are any."""
+        if "max_mem_len" not in self.model.flags:
+            return []
+        half = LENGTH // 2
+        with torch.no_grad():
+            _, mems = self.model(self.ids[:, :half], return_mems=True, **self.side)
+            return [self.model(self.ids[:, half:], mems=mems, **self.side)]
+
     def parts(self):
         return [type(module) for module in self.model.modules()]
 
@@ -119,7 +128,7 @@ def change(given, without):
     start = differs(one.output(), other.output())
     stir(one.model)
     other.model.load_state_dict(one.model.state_dict())
-    for look in (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.parts):
+    for look in (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.parts):
         if differs(look(one), look(other)):
             return look.__name__
     return "start" if start else "refusal" if refused(given) != refused(without) else None
@@ -137,8 +146,8 @@ def test_a_dead_flag_would_be_found():
 
 def test_every_flag_of_the_catalogue_is_asked():
     asked = {flag for flag, _, _ in CASES.values()}
-    forms = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
-    assert asked == (set(CATALOGUE.names()) | forms) - {"causal"}, "`causal` is fixed by the model"
+    names = {entry.name for entry in with_crossed(entries(MODEL_SCOPES))}
+    assert asked == names - {"causal"}, "`causal` is fixed by the model"
 
 
 def test_causal_changes_the_output():
