@@ -1,4 +1,5 @@
-# Two commands: `make demo` (a study with its report) and `make test` (every test).
+# Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
+# `make matrix` runs every pair.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
@@ -10,13 +11,16 @@ OLD := needs Python 3.11 or newer, but `$(PYTHON)` is not it: say which one, as 
 PEER := x-transformers==1.27.16
 PEERS := $(VENV)/peers/x-transformers-1.27
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test matrix check docs bench clean
 
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
 test: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest -n 2
+
+matrix: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -327,6 +327,26 @@ def memories_of_both_directions(subject):
     same(padded[1:, 2:], alone, "segments, left-padded row")
 
 
+def exports(subject):
+    """One program without the module's Python, for every length of the input, and the same numbers.
+
+    Not strict: torch runs the Python code itself, which a check that looks at values would break; the strict
+    form traces as `compiles` does.
+    """
+    side = subject.side(0, 1)
+    # `attn_sparse_topk` asks for more keys than it keeps
+    lengths = {"x": {1: torch.export.Dim("length", min=4, max=16)}, **dict.fromkeys(side)}
+    # what torch remembers of shapes costs more than it saves where a small program is traced once
+    with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        exported = torch.export.export(
+            subject.model, (subject.ids,), side, dynamic_shapes=lengths, strict=False
+        )
+        program = exported.module()
+        for length in (4, 9, 16):
+            ids = (subject.ids.repeat(1, 2)[:, :length] + length) % subject.model.num_tokens
+            same(program(ids, **side), subject(ids), f"exported, of {length} tokens", TIGHT)
+
+
 COMMON = (
     trains, learns_what_it_shows, is_deterministic, rows_are_independent, right_padding, left_padding,
     packing, copies, bf16_is_finite, low_precision_is_finite,

@@ -13,9 +13,11 @@ VALUES = {
     "attn_logit_softclamp_value": 0.7,
     "attn_qk_norm_groups": 2,
     "attn_qk_norm_scale": 4.0,
+    "attn_z_loss_weight": 0.1,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
     "emb_dim": 12,
+    "embed_num_tokens": {"kind": 3},
     "emb_dropout": 0.2,
     "emb_frac_gradient": 0.5,
     "ff_dropout": 0.2,
@@ -38,6 +40,16 @@ VALUES = {
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+# What needs both blocks of a small model when its graph is made: orders of modules, and scores handed on.
+ORDERS = {
+    "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
+    "cross_residual_attn",
+}  # fmt: skip
+
+
+def one_block(flags):
+    """The same flags with one block, which has every sublayer a second one has, where the order allows it."""
+    return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
 
 
 def tunings():

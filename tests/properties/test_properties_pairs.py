@@ -2,20 +2,19 @@
 
 from zlib import crc32
 
-import pytest
 import torch
-from property_checks import checks_of, compiles, failures, sees_everything
-from property_settings import TINY
+from property_checks import checks_of, compiles, exports, failures, sees_everything
+from property_sample import ALWAYS, EACH, PAIRS, sampled
+from property_settings import TINY, one_block
 from property_subject import Subject
 
 import flagformer
-from flagformer.reference import pairs, settings
+from flagformer import FlagError
+from flagformer.reference import choices, settings
 
-PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
 # What changes how a model is computed, or says what is taken anyway: it may leave every logit as it was.
 NO_EFFECT_WANTED = {
     "checkpoint",
-    "max_mem_len",  # other forwards change nothing: what `mems` change is a property
     "attn_flash=True",
     "attn_flash=False",
     "use_abs_pos_emb=True",
@@ -25,20 +24,10 @@ NO_EFFECT_WANTED = {
     "cross_attn_zero_init_output",
     "ff_zero_init_output",
     "depth_scale_residual",
-}
-# What needs both blocks of a small model when the graph is tried: orders of modules, and scores handed on.
-ORDERS = {
-    "weight_tie_layers",
-    "sandwich_coef",
-    "layers_execute_order",
-    "par_ratio",
-    "residual_attn",
-    "cross_residual_attn",
+    "max_mem_len",
 }
 # A query sees few others: not every token of an encoder reaches every logit.
 SEES_LITTLE = {"only_cross", "attn_max_attend_past"}
-
-
 OTHER_KINDS = (
     {"model": "encoder"},
     {"model": "prefix_decoder"},
@@ -47,18 +36,15 @@ OTHER_KINDS = (
 )
 
 
-def tiny(*chosen, depth=2):
-    flags = {**settings(*chosen), **TINY}
-    return {**flags, "depth": depth} if "depth" in flags else flags
+def pytest_generate_tests(metafunc):
+    if "pair" in metafunc.fixturenames:
+        run = dict.fromkeys(PAIRS, True) if metafunc.config.getoption("matrix") else sampled()
+        cases = [(PAIRS[name], graphs) for name, graphs in run.items()]
+        metafunc.parametrize(("pair", "graphs"), cases, ids=list(run))
 
 
-def refusal(*chosen):
-    """The text of the FlagError, or None where the pair builds."""
-    try:
-        flagformer.check(tiny(*chosen))
-    except flagformer.FlagError as error:
-        return str(error)
-    return None
+def tiny(*chosen):
+    return {**settings(*chosen), **TINY}
 
 
 def is_named(one, other, text):
@@ -69,7 +55,7 @@ def is_named(one, other, text):
         return False
     try:
         flagformer.check({**tiny(other), **one.beside})
-    except flagformer.FlagError:
+    except FlagError:
         return True
     return False
 
@@ -103,36 +89,40 @@ def idle(pair):
     return found
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_pair_has_every_property_or_is_refused(name):
-    pair = PAIRS[name]
-    text = refusal(*pair)
-    if text is not None:
-        unnamed = [one.name for one, other in (pair, pair[::-1]) if not is_named(one, other, text)]
-        assert not unnamed, f"the refusal does not name {unnamed}: {text}"
-        return
-    subject = Subject(tiny(*pair))
-    assert not failures(subject, checks_of(subject)) + idle(pair)
-
-
-@pytest.mark.parametrize("name", [name for name in PAIRS if "model=" not in name])
-def test_pair_in_another_kind_of_model(name):
-    """Each pair in one of the other kinds, which one its name decides."""
-    flags = {**tiny(*PAIRS[name]), **OTHER_KINDS[crc32(name.encode()) % len(OTHER_KINDS)]}
+def broken_elsewhere(pair):
+    """What fails in one of the other kinds of model, which one the pair's name decides."""
+    name = f"{pair[0].name} x {pair[1].name}"
+    if "model=" in name:
+        return []
+    flags = {**tiny(*pair), **OTHER_KINDS[crc32(name.encode()) % len(OTHER_KINDS)]}
     try:
         subject = Subject(flags)
-    except flagformer.FlagError:
-        return  # what is refused, and how, the decoder's test sees
+    except FlagError:
+        return []  # what is refused, and how, the decoder sees
     checks = list(checks_of(subject))
     if subject.kind == "encoder" and not SEES_LITTLE & set(flags):
         checks.append(sees_everything)
-    assert not failures(subject, checks)
+    return [f"{flags['model']}: {text}" for text in failures(subject, checks)]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_pair_compiles_or_is_refused(name):
-    pair = PAIRS[name]
-    if refusal(*pair) is None:
-        # one block has every sublayer a second one has; only orders need two blocks
-        depth = 2 if ORDERS & {choice.name for choice in pair} else 1
-        assert not failures(Subject(tiny(*pair, depth=depth)), [compiles])
+def test_pair_has_every_property_or_is_refused(pair, graphs):
+    try:
+        subject = Subject(tiny(*pair))
+    except FlagError as error:
+        text = str(error)
+        unnamed = [one.name for one, other in (pair, pair[::-1]) if not is_named(one, other, text)]
+        assert not unnamed, f"the refusal does not name {unnamed}: {text}"
+        found = []
+    else:
+        found = failures(subject, checks_of(subject)) + idle(pair)
+        found += failures(Subject(one_block(tiny(*pair))), [compiles, exports]) if graphs else []
+    assert not found + broken_elsewhere(pair)
+
+
+def test_the_sample_holds_every_choice_often_enough():
+    run = sampled()
+    assert {choice.name for choice in choices()} >= ALWAYS
+    assert sum({choice.name for choice in PAIRS[name]} <= ALWAYS for name in run) == 525
+    for choice in choices():
+        full = [name for name, graphs in run.items() if graphs and choice in PAIRS[name]]
+        assert len(full) >= EACH, choice.name

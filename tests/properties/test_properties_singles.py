@@ -1,8 +1,8 @@
 """Every choice and every tuning flag by itself, in each kind of model."""
 
 import pytest
-from property_checks import checks_of, compiles, failures, sees_everything
-from property_settings import OTHER_INPUTS, TINY, cross_forms, tunings
+from property_checks import checks_of, compiles, exports, failures, sees_everything
+from property_settings import OTHER_INPUTS, TINY, cross_forms, one_block, tunings
 from property_subject import Subject
 
 import flagformer
@@ -50,14 +50,14 @@ def test_single_setting_has_every_property(name, kind):
 
 
 @pytest.mark.parametrize("name", SINGLES)
-def test_single_setting_compiles(name):
-    assert not failures(Subject(tiny(name, "decoder")), [compiles])
+def test_single_setting_compiles_and_exports(name):
+    assert not failures(Subject(one_block(tiny(name, "decoder"))), [compiles, exports])
 
 
 @pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
 @pytest.mark.parametrize("name", ["nothing", "rotary_pos_emb", "rel_pos_bias", "cross_attend"])
-def test_other_kinds_compile(name, kind):
-    assert not failures(Subject(tiny(name, kind)), [compiles])
+def test_other_kinds_compile_and_export(name, kind):
+    assert not failures(Subject(one_block(tiny(name, kind))), [compiles, exports])
 
 
 def test_every_flag_of_the_catalogue_is_tried():

@@ -114,7 +114,8 @@ class DecodeState:
         length: how many tokens it holds.
         window: every query sees at most this many of the last tokens; None: all.
         first: [B] long, the place of each row's first real token; None without left padding.
-        bias_row: [H, capacity], the position biases of the distances capacity - 1 ... 0; None for no bias.
+        bias_row: [H, capacity + 1], the position biases of the distances capacity ... 0; None for no bias.
+            The first is never read: a slice that is never the whole row is one case for a compiled graph.
         made_for: kind, key/value heads G and their widths K and V at each execution step of the stack that
             made it.
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
@@ -154,7 +155,7 @@ class DecodeState:
 
     def newest_bias(self, keys: int) -> Tensor | None:
         """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
-        return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity - keys :]
+        return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity + 1 - keys :]
 
     def oldest(self, window: int | None = None) -> int:
         """The first place that the next query may still see, by the session's window and a sublayer's own."""

@@ -80,6 +80,10 @@ class DistanceBias(PositionBias):
         nearest = queries.start - (keys.end - 1)
         distance = torch.arange(farthest, nearest - 1, -1, device=queries.positions.device)
         table = self.values(distance).t()  # [H, T + S - 1], from the farthest key of the last query on
+        if torch.compiler.is_compiling():  # the same view; `unfold` would bind a graph to one number of keys
+            heads, width = table.stride()
+            size = (table.shape[0], queries.length, keys.length)
+            return table.as_strided(size, (heads, width, width)).flip(1)[None]
         return table.unfold(1, keys.length, 1).flip(1)[None]
 
 

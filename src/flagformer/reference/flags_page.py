@@ -1,4 +1,4 @@
-"""`docs/flags.md`: every slot with its fillers, every flag, every conflict, every pair."""
+"""`docs/flags.md`: every slot with its fillers, every flag and what goes with it, conflicts, every pair."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flagformer.reference.cards import card_name
 from flagformer.reference.conflicts_page import conflicts_part, pairs_part
 from flagformer.reference.entries import Entry, entries
 from flagformer.reference.markdown import code, linked, page, table
+from flagformer.reference.together_page import together_part
 from flagformer.reference.verdicts import verdicts
 
 INTRO = """\
@@ -54,7 +55,7 @@ def flags_page() -> str:
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
     parts.append("## Whole models\n\nModels with flags of their own beside those of their layers.")
     parts += [_whole(kind, cls) for kind, cls in WHOLE.items()]
-    return page(*parts, _presets(), conflicts_part(found), pairs_part(found))
+    return page(*parts, _presets(), together_part(), conflicts_part(found), pairs_part(found))
 
 
 def _presets() -> str:

@@ -34,7 +34,10 @@ WITH: dict[str, dict[str, Any]] = {
     for name in ("cross_residual_attn", "cross_attn_tokens_dropout", "cross_attn_zero_init_output")
 } | {"attn_rotary_embed_values": {"rotary_pos_emb": True}}
 # Other flags that decide the same.
-INSTEAD: dict[str, set[str]] = {"cross_attend": {"only_cross", "custom_layers"}}
+INSTEAD: dict[str, set[str]] = {
+    "cross_attend": {"only_cross", "custom_layers"},
+    "rotary_pos_emb": {"rotary_xpos"},
+}
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 
@@ -106,7 +109,7 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
 
 def _value(param: Param) -> Any:
     """A small value that is not the one taken when nothing is said."""
-    for kind in _kinds(param.type):
+    for kind in kinds_of(param.type):
         options = [value for value in param.flag.choices if value not in (None, param.standard)]
         if options:
             return options[0]
@@ -119,5 +122,6 @@ def _value(param: Param) -> Any:
     raise TypeError(f"no example value for `{param.flag.name}`: add one to VALUES")
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a flag's type allows."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -285,7 +285,7 @@ class AttentionLayers(nn.Module):
         device, dtype = device or weight.device, dtype or weight.dtype
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
         with torch.no_grad():
-            state.bias_row = self.position_bias.row(length, device)
+            state.bias_row = self.position_bias.row(length + 1, device)
         for step, sublayer in enumerate(self.steps):
             entry = sublayer.entry.session(state, dtype, device)
             if entry is not None:

@@ -1,0 +1,221 @@
+"""No flag is dead: set to another value, each changes something that can be seen."""
+
+import pytest
+import torch
+from property_settings import OTHER_INPUTS, TINY, VALUES, cross_forms, tunings
+from property_subject import stir
+
+import flagformer
+from flagformer.flags import MODEL_SCOPES, FlagError
+from flagformer.flags.flag import read_params
+from flagformer.reference import choices, settings
+from flagformer.reference.entries import entries, with_crossed
+from flagformer.wrappers.build import WHOLE
+
+# Long enough for what changes at a distance (`rel_pos_max_distance`).
+LENGTH = 40
+BASE = {**settings(), **TINY, "max_seq_len": LENGTH}
+SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2, "attn_dim_head": 4}
+
+
+def cases():
+    """name -> (flag, flags with it, flags without it), for every choice, tuning flag and cross form."""
+    simple = SIZES | {name: VALUES[name] for name in OTHER_INPUTS}
+    found = {name: (name, BASE | {name: value}, BASE) for name, value in simple.items()}
+    for choice in choices():
+        if "model" not in choice.flags:
+            flag = next(iter(choice.flags))
+            given = {**settings(choice), **TINY, "max_seq_len": LENGTH}
+            without = BASE | {name: value for name, value in given.items() if name != flag}
+            found[choice.name] = (flag, given, without)
+    for key, flags in (tunings() | cross_forms()).items():
+        flag = key.split(" of ")[0]
+        without = {name: value for name, value in flags.items() if name != flag}
+        found[f"{key} (tuned)"] = (flag, BASE | flags, BASE | without)
+    return found
+
+
+CASES = cases()
+
+
+class Seen:
+    """What a model of some flags shows, freshly built or with the weights of another."""
+
+    def __init__(self, flags):
+        torch.manual_seed(1)
+        self.model = flagformer.build(flags).double().eval()
+        layers = self.model.attn_layers
+        width = layers.dims.dim_context or layers.dims.dim
+        draws = torch.Generator().manual_seed(2)
+        self.ids = torch.randint(11, (2, LENGTH), generator=draws)
+        context = torch.randn(2, LENGTH, width, generator=draws, dtype=torch.float64)
+        self.side = {"context": context} if layers.has_cross else {}
+
+    def shapes(self):
+        return [(name, tuple(p.shape)) for name, p in self.model.named_parameters()]
+
+    def output(self):
+        with torch.no_grad():
+            return [self.model(self.ids, **self.side)]
+
+    def training(self):
+        """The forward of training, by one series of random draws."""
+        self.model.train()
+        torch.manual_seed(3)
+        with torch.no_grad():
+            out = self.model(self.ids, **self.side)
+        self.model.eval()
+        return [out, torch.get_rng_state()]
+
+    def gradient(self):
+        self.model.zero_grad()
+        out = self.model(self.ids, **self.side)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        return [p.grad for p in self.model.parameters()]
+
+    def memory(self):
+        """Bytes kept for the backward, and of a decode state."""
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = self.model(self.ids, **self.side)
+        state = self.model.init_state(2, 3).size_bytes() if self.model.can_cache else 0
+        del out
+        return [sum(kept.values()), state]
+
+    def segments(self):
+        """What a second segment gives behind the memories of a first one, where there are any."""
+        if "max_mem_len" not in self.model.flags:
+            return []
+        half = LENGTH // 2
+        with torch.no_grad():
+            _, mems = self.model(self.ids[:, :half], return_mems=True, **self.side)
+            return [self.model(self.ids[:, half:], mems=mems, **self.side)]
+
+    def parts(self):
+        return [type(module) for module in self.model.modules()]
+
+
+def differs(one, other):
+    def same(a, b):
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return a.shape == b.shape and torch.equal(a, b)
+        return type(a) is type(b) and a == b
+
+    return len(one) != len(other) or not all(map(same, one, other))
+
+
+def refused(flags):
+    """The choices that these flags do not go with."""
+    found = set()
+    for choice in choices():
+        try:
+            flagformer.check({**flags, **choice.beside, **choice.flags})
+        except FlagError:
+            found.add(choice.name)
+    return found
+
+
+def change(given, without):
+    """What shows that the flags are not the same, or None."""
+    one, other = Seen(given), Seen(without)
+    if one.shapes() != other.shapes():
+        return "parameters"  # that each of them acts is asked elsewhere
+    start = differs(one.output(), other.output())
+    stir(one.model)
+    other.model.load_state_dict(one.model.state_dict())
+    for look in (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.parts):
+        if differs(look(one), look(other)):
+            return look.__name__
+    return "start" if start else "refusal" if refused(given) != refused(without) else None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flag_changes_something(name):
+    _, given, without = CASES[name]
+    assert change(given, without) is not None, f"{name} is dead"
+
+
+def test_a_dead_flag_would_be_found():
+    assert change(BASE, dict(BASE)) is None
+
+
+def test_every_flag_of_the_catalogue_is_asked():
+    asked = {flag for flag, _, _ in CASES.values()}
+    names = {entry.name for entry in with_crossed(entries(MODEL_SCOPES))}
+    assert asked == names - {"causal"}, "`causal` is fixed by the model"
+
+
+def test_causal_changes_the_output():
+    x = torch.randn(1, 4, 16)
+    outs = []
+    for causal in (False, True):
+        torch.manual_seed(1)
+        outs.append(flagformer.AttentionLayers(dim=16, depth=1, causal=causal)(x))
+    assert not torch.equal(*outs)
+
+
+HALF = {"num_tokens": 11, "max_seq_len": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
+WHOLE_BASE = {
+    "xtransformer": {
+        "dim": 16,
+        **{half + name: value for half in ("enc_", "dec_") for name, value in HALF.items()},
+    },
+    "vit": {"image_size": 8, "patch_size": 4, "num_classes": 5, "dim": 16, "depth": 1, "heads": 2},
+}
+# Another value of each flag that a whole model has beside those of its layers.
+OWN = {
+    "xtransformer": {
+        "dim": 24,
+        "tie_token_emb": True,
+        "ignore_index": 4,
+        "pad_value": 5,
+        "cross_attn_tokens_dropout": 0.5,
+    },
+    "vit": {
+        "image_size": 16,
+        "patch_size": 2,
+        "channels": 1,
+        "num_classes": 7,
+        "post_emb_norm": True,
+        "num_register_tokens": 2,
+        "emb_dropout": 0.5,
+    },
+}
+
+
+def whole(kind, flags):
+    """The parameters of a whole model, and what it gives in eval mode and in training."""
+    torch.manual_seed(1)
+    model = flagformer.build({"model": kind, **WHOLE_BASE[kind], **flags}).double().eval()
+    if kind == "vit":
+        draws = torch.Generator().manual_seed(2)
+        given = (torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64),)
+    else:
+        ids = torch.arange(16).view(2, 8) % 11
+        target = torch.where(ids == 4, -100, ids)
+        given = (ids, target)
+    out = [tuple(p.shape) for p in model.parameters()]
+    try:
+        with torch.no_grad():
+            out.append(model(*given))
+            torch.manual_seed(3)
+            out.append(model.train()(*given))
+    except ValueError as error:
+        out.append(str(error))
+    return out
+
+
+@pytest.mark.parametrize(("kind", "flag"), [(kind, flag) for kind, flags in OWN.items() for flag in flags])
+def test_flag_of_a_whole_model_changes_something(kind, flag):
+    assert not differs(whole(kind, {}), whole(kind, {}))
+    assert differs(whole(kind, {flag: OWN[kind][flag]}), whole(kind, {})), f"{flag} is dead"
+
+
+def test_every_flag_of_whole_models_is_asked():
+    for kind, cls in WHOLE.items():
+        assert set(OWN[kind]) == {param.flag.name for param in read_params(cls)}

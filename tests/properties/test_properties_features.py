@@ -1,0 +1,56 @@
+"""What `docs/flags.md` says of a flag beside caches, padding, packing and tracing is what the tests hold."""
+
+import pytest
+from property_checks import checks_of, compiles, exports, failures
+from property_settings import OTHER_INPUTS, TINY
+from property_subject import Subject
+from test_properties_generation import NO_LOGIT_PER_TOKEN
+from test_properties_singles import SINGLES
+
+from flagformer.flags import CATALOGUE
+from flagformer.reference.features import features, refusal, settings_of
+from flagformer.reference.together_page import answer
+
+# What holds a column for every single setting; the rest are flags, and tried below.
+HELD_BY = {
+    "cache": "cached_equals_full",
+    "left padding": "left_padding",
+    "packing": "packing",
+    "bf16": "bf16_is_finite",
+    "compile": compiles.__name__,
+    "export": exports.__name__,
+}
+FLAGS = [name for name in CATALOGUE.names() if name not in OTHER_INPUTS | {"causal"}]
+CALLED = {feature.name: feature for feature in features() if not feature.flags}
+SET = {feature.name: feature for feature in features() if feature.flags}
+
+
+def single(flag):
+    """A setting of the tests in which a flag is set."""
+    return next(name for name, flags in SINGLES.items() if flag in {**flags, **TINY})
+
+
+def test_every_flag_has_a_row_that_says_something():
+    assert [flag for flag in FLAGS if not settings_of(flag)] == []
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_what_is_said_of_a_flag_is_tried(flag):
+    subject = Subject({**SINGLES[single(flag)], **TINY})
+    tried = {check.__name__ for check in (*checks_of(subject), compiles, exports)}
+    for name, feature in CALLED.items():
+        said, why = answer(flag, feature)
+        assert said in ("yes", "no")
+        assert (said == "no") == bool(why)
+        if name == "generation":
+            assert (said == "no") == (single(flag) in NO_LOGIT_PER_TOKEN)
+        else:
+            assert (said == "yes") == (HELD_BY[name] in tried), f"{name}: {why or 'not tried'}"
+
+
+@pytest.mark.parametrize(("flag", "feature"), [(flag, feature) for flag in FLAGS for feature in SET])
+def test_a_flag_that_is_said_to_go_with_another_has_every_property(flag, feature):
+    for flags in settings_of(flag):
+        if not refusal(SET[feature], flags):
+            subject = Subject({**flags, **TINY, **SET[feature].flags})
+            assert not failures(subject, checks_of(subject))

@@ -1,0 +1,132 @@
+"""Greedy generation of every setting: cached equals uncached, token by token, and a session's memory stays
+where it is."""
+
+import pytest
+import torch
+from property_settings import TINY
+from property_subject import TIGHT, stir
+from test_properties_singles import SINGLES
+
+import flagformer
+from flagformer import AutoregressiveWrapper
+from flagformer.wrappers.halves import DEC, DECIDED, ENC
+
+NEW = 64
+# Rows of different lengths are padded on the left.
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
+# Room for prompt and new tokens, where positions are absolute; for others a window begins in the middle.
+ROOM, WINDOW = 80, 24
+NO_LOGIT_PER_TOKEN = {"return_only_embed", "logits_dim (tuned)"}
+# Orders of as many sublayers as a decoder with cross-attention has.
+ORDERS = {
+    "custom_layers": ("a", "c", "f", "a", "f"),
+    "layers_execute_order": (0, 1, 2, 3, 4, 5, 1, 2),
+    "par_ratio": 3,
+}
+
+
+def decoder_of(flags):
+    """A stirred model in fp64 with a window where it may have one."""
+    torch.manual_seed(1)
+    model = flagformer.build({**flags, "max_seq_len": WINDOW})
+    if model.absolute_positions:
+        model = flagformer.build({**flags, "max_seq_len": ROOM})
+    return stir(model.double()).eval()
+
+
+def generates(name, kind):
+    """(the net whose logits count, a call of `generate` with `cache_kv`) of a setting in a kind of model."""
+    if kind == "xtransformer":
+        return encoder_decoder(name)
+    net = decoder_of({**SINGLES[name], **TINY, "model": kind})
+    side = {}
+    if net.attn_layers.has_cross:
+        dims = net.attn_layers.dims
+        side["context"] = torch.randn(2, 5, dims.dim_context or dims.dim, dtype=torch.float64)
+        side["context_mask"] = torch.arange(5) < torch.tensor([[5], [2]])
+    if kind == "prefix_decoder":
+        side["prefix_attn_len"] = torch.tensor([3, 2])
+    wrapper = AutoregressiveWrapper(net)
+    return net, lambda cache_kv: wrapper.generate(PROMPTS, NEW, temperature=0, cache_kv=cache_kv, **side)
+
+
+def encoder_decoder(name):
+    """The setting in the decoder of an XTransformer."""
+    own = {"model", *DECIDED[DEC]}
+    chosen = {key: value for key, value in {**SINGLES[name], **TINY}.items() if key not in own}
+    chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
+    torch.manual_seed(1)
+    flags = {"model": "xtransformer", "dim": TINY["dim"]}
+    for prefix, half in ((ENC, {**TINY, "depth": 1}), (DEC, {**chosen, "max_seq_len": ROOM})):
+        flags |= {prefix + key: value for key, value in half.items() if key != "dim"}
+    model = stir(flagformer.build(flags).double()).eval()
+    source, mask = torch.arange(14).view(2, 7) % 11, torch.arange(7) < torch.tensor([[7], [4]])
+
+    def generate(cache_kv):
+        return model.generate(source, PROMPTS, NEW, mask, temperature=0, cache_kv=cache_kv)
+
+    return model.decoder.net, generate
+
+
+def builds(flags):
+    try:
+        flagformer.check(flags)
+    except flagformer.FlagError:
+        return False
+    return True
+
+
+def watched(net, generate, cache_kv):
+    """Tokens, the logits of each step, and what the decode state held behind each."""
+    logits, held, states = [], [], []
+    make = net.init_state
+
+    def made(*args, **how):
+        states.append(make(*args, **how))
+        return states[-1]
+
+    def note(module, args, out):
+        logits.append(out[:, -1].clone())
+        held.append(storages(states))
+
+    hook, net.init_state = net.head.register_forward_hook(note), made
+    try:
+        return generate(cache_kv), torch.stack(logits, dim=1), held
+    finally:
+        hook.remove()
+        del net.init_state
+
+
+def storages(value):
+    """(address, bytes) of every storage that a state holds."""
+    if isinstance(value, torch.Tensor):
+        return {(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())}
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
+        value = tuple(vars(value).values())
+    return set().union(*map(storages, value)) if isinstance(value, (list, tuple)) else set()
+
+
+@pytest.mark.parametrize("name", sorted(NO_LOGIT_PER_TOKEN))
+def test_models_without_a_logit_for_each_token_do_not_generate(name):
+    with pytest.raises(ValueError, match=name.split()[0]):
+        generates(name, "decoder")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "prefix_decoder", "xtransformer"])
+@pytest.mark.parametrize("name", [name for name in SINGLES if name not in NO_LOGIT_PER_TOKEN])
+def test_greedy_generation_is_the_same_with_and_without_a_state(name, kind):
+    if kind == "prefix_decoder" and not builds({**SINGLES[name], **TINY, "model": kind}):
+        return  # that only what needs a causal model is refused, the single settings say
+    net, generate = generates(name, kind)
+    tokens, logits, held = watched(net, generate, True)
+    again, plain, _ = watched(net, generate, False)
+    assert tokens.shape == (2, NEW)
+    gap = plain.topk(2, dim=-1).values.diff(dim=-1).abs().min()
+    assert gap > TIGHT, "a tie decides: take another seed"
+    assert (logits - plain).abs().max() <= TIGHT
+    assert torch.equal(tokens, again)
+    assert len(held) == NEW
+    assert held[0], "no decode state was made"
+    assert all(one == held[0] for one in held), "the state holds other memory than behind the prompt"
