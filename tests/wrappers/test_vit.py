@@ -139,7 +139,7 @@ def test_every_flag_of_an_encoder_works(choice):
         with pytest.raises(flagformer.FlagError):
             build(**choice.flags)
         return
-    model = build(**choice.flags, num_register_tokens=1)
+    model = build(**choice.beside, **choice.flags, num_register_tokens=1)
     assert choice.component.name in model.explain()
     rows = model(images())
     assert rows.isfinite().all()

@@ -94,10 +94,12 @@ REACHING = [
 def test_every_flag_reaches_its_half(choice, prefix, pair):
     # a decoder always reads the encoder, and does not take the flag that says so
     given = {
-        name: value for name, value in choice.flags.items() if (prefix, name) != ("dec_", "cross_attend")
+        name: value
+        for name, value in {**choice.beside, **choice.flags}.items()
+        if (prefix, name) != ("dec_", "cross_attend")
     }
     needs = {need.flag for need in choice.component.requires}
-    if prefix == "enc_" and ("causal" in needs or "cross_attend" in {*given, *choice.beside}):
+    if prefix == "enc_" and ("causal" in needs or "cross_attend" in given):
         with pytest.raises(flagformer.FlagError, match="enc_"):
             build(**{prefix + name: value for name, value in given.items()})
         return

@@ -184,16 +184,7 @@ class AttentionLayers(nn.Module):
         keys = layout if held is None else held.layout.then(layout)
         if window is not None:
             check_window(window, self.time_rule(None) is not None, state is not None)
-        check_context(
-            context,
-            context_mask,
-            self.has_cross,
-            state is not None and state.context_layout is not None,
-            self.dims.dim_context or self.dims.dim,
-            batch,
-        )
-        if context is not None and state is None:
-            context_mask = self.context_tokens(context, context_mask)
+        context_mask = self._context_mask(context, context_mask, batch, state)
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
         tape = Tape() if tape is None else tape
@@ -225,6 +216,15 @@ class AttentionLayers(nn.Module):
         if state is not None:
             state.length += length
         return out
+
+    def _context_mask(
+        self, context: Tensor | None, mask: Tensor | None, batch: int, state: DecodeState | None
+    ) -> Tensor | None:
+        """Which tokens of the context are seen, once both are checked."""
+        held = state is not None and state.context_layout is not None
+        width = self.dims.dim_context or self.dims.dim
+        check_context(context, mask, self.has_cross, held, width, batch)
+        return mask if context is None or state is not None else self.context_tokens(context, mask)
 
     def _mask(
         self,

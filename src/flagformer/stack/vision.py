@@ -44,7 +44,7 @@ def see_self(
     if state is not None:
         window = state.window
     widths = {own: narrowest(own, window) for _, own in sights}
-    biases: dict[int, Tensor | None] = {}
+    biases: dict[int | None, Tensor | None] = {}
     looks = {
         width: _look(position_bias, mask, queries, keys, width, state, table, biases)
         for width in dict.fromkeys(widths.values())
@@ -77,9 +77,9 @@ def _look(
     width: int | None,
     state: DecodeState | None,
     table: bool,
-    biases: dict[int, Tensor | None],
+    biases: dict[int | None, Tensor | None],
 ) -> _Look:
-    """`biases`: those made already, by the place of the first key."""
+    """`biases`: those made already; a state's keys depend on the window, by which they are known."""
     hidden = width
     if state is not None:
         first = state.oldest(width)
@@ -95,12 +95,11 @@ def _look(
     distances = _distances(position_bias, mask, queries, keys) if table else None
     if distances is not None:
         return _Look(mask, queries, keys, distances=distances)
-    if keys.start not in biases:
+    of = None if state is None else width
+    if of not in biases:
         newest = state if queries.length == 1 else None
-        biases[keys.start] = (
-            position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
-        )
-    return _Look(mask, queries, keys, biases[keys.start])
+        biases[of] = position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
+    return _Look(mask, queries, keys, biases[of])
 
 
 def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Outputs, Tape, WovenState
+from flagformer.flow import DecodeState, WovenState
 from flagformer.flow.memories import Memories, check_alone
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
+from flagformer.wrappers.forms import Forms
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
 from flagformer.wrappers.storage import save_model
@@ -158,8 +159,8 @@ class TransformerWrapper(nn.Module):
 
     def explain(self) -> str:
         """What was built, slot by slot, and why each kernel was chosen."""
-        filled = ((slot, self.resolved.stack[slot][0]) for slot in ("absolute", "head", "recurrence"))
-        slots = [f"  {slot}: {filler.describe()}" for slot, filler in filled]
+        own = ("absolute", "memory", "head", "recurrence")
+        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
 
@@ -276,16 +277,14 @@ class TransformerWrapper(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         check_ids(x, self.num_tokens)
-        kept = return_intermediates or return_attn_z_loss
-        forms = (return_embeddings, return_logits_and_embeddings, kept, return_attn)
-        if sum(forms) > 1:
-            raise ValueError(
-                "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
-            )
-        if return_attn and return_mems:
-            raise ValueError(
-                "`return_attn` and `return_mems` cannot be combined: `return_intermediates` holds both"
-            )
+        forms = Forms(
+            return_embeddings,
+            return_logits_and_embeddings,
+            return_intermediates,
+            return_attn,
+            return_attn_z_loss,
+            return_mems,
+        )
         others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
         others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
         check_alone(mems, mem_masks, return_mems, others)
@@ -293,10 +292,8 @@ class TransformerWrapper(nn.Module):
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if held is None else held.before(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
-        wanted = ["attn.weights"] if return_attn or return_intermediates else []
-        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, kept)
-        remembered = self.attn_layers.memory_steps if return_mems else ()
-        tape = Tape([*wanted, "stack.stream"] if return_intermediates else wanted, weights, remembered)
+        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, forms.outputs)
+        tape = forms.tape(weights, self.attn_layers.memory_steps)
         front = read_front(prepend_embeds, prepend_mask, len(x), self.embedding.width, self.attn_layers)
         prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.token_emb(x) + self.pos_emb(layout.positions)
@@ -318,19 +315,4 @@ class TransformerWrapper(nn.Module):
         out = weaving.back(out)
         left = self.recurrence.write(held, tape.streams, layout) if return_mems else None
         left = left.detach() if left is not None and detach_mems else left
-        if return_embeddings:
-            return _beside(out, left)
-        logits = self.to_logits(out)
-        if return_logits_and_embeddings:
-            return _beside((logits, out), left)
-        maps = tuple(tape.kept.get("attn.weights", ()))
-        if return_attn:
-            return logits, list(maps)
-        if not kept:
-            return _beside(logits, left)
-        stream = tuple(tape.kept.get("stack.stream", ()))
-        return logits, Outputs(out, logits, tape.losses, maps, stream, left)
-
-
-def _beside(result: Any, left: Memories | None) -> Any:
-    return result if left is None else (result, left)
+        return forms.answer(out, self.to_logits, tape, left)
