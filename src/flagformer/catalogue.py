@@ -41,6 +41,7 @@ from flagformer.score.softmax import Softmax
 from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 from flagformer.stack.executor.checkpointed import Checkpointed
+from flagformer.stack.executor.reversible import Reversible
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
@@ -55,7 +56,7 @@ CATALOGUE.fill(
         PreNorm, PostNorm, SandwichNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
         Usual, ZeroBranches, DepthScaled,
-        Sequential, Checkpointed,
+        Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         MultiHead, Grouped, MultiQuery,

@@ -6,6 +6,7 @@ from flagformer.flow.dims import Dims
 from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
+from flagformer.flow.lift import fill, lift
 from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
@@ -15,5 +16,5 @@ from flagformer.flow.tape import Tape
 __all__ = [
     "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
     "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach", "Rule",
-    "Segments", "SessionState", "SideInputs", "Tape", "Window",
+    "Segments", "SessionState", "SideInputs", "Tape", "Window", "fill", "lift",
 ]  # fmt: skip

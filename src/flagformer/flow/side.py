@@ -27,6 +27,7 @@ class SideInputs:
         later: whether tokens may see later ones.
         carry: what sublayers hand on to later ones, by name.
         step: which execution step runs now (the executor sets it; tied modules run at several).
+        replay: whether this is a forward's second computation, for its gradient: statistics have counted it.
     """
 
     pairs: dict[int, Pairs]
@@ -39,3 +40,4 @@ class SideInputs:
     later: bool
     carry: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    replay: bool = False
