@@ -85,13 +85,17 @@ def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: st
     return findings
 
 
-def unrunnable(stack: Mapping[str, Sequence[Spec | Ready]], modules: Iterable[Any], prefix: str) -> list[Finding]:
+def unrunnable(
+    stack: Mapping[str, Sequence[Spec | Ready]], modules: Iterable[Any], prefix: str
+) -> list[Finding]:
     """Fillers that ask what the executor does not honour; one that declares nothing is trusted."""
     executor = getattr(stack["executor"][0].cls, "component", None)
     if executor is None:
         return []
     slots = [{name: stack[name] for name in ("residual", "placement")}, *(module.slots for module in modules)]
-    fillers = dict.fromkeys(declared(name, one) for slot in slots for name, many in slot.items() for one in many)
+    fillers = dict.fromkeys(
+        declared(name, one) for slot in slots for name, many in slot.items() for one in many
+    )
     return [
         Finding(
             prefix + str(executor.select),

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
-    """`function` of x [B, T, D], for T / parts tokens at a time; each part is computed again for its gradient.
+    """`function` of x [B, T, D], for T / parts tokens at a time, each computed again for its gradient.
 
     It must treat each token by itself.
     """

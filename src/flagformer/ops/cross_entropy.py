@@ -24,6 +24,8 @@ def chunked_cross_entropy(
         ignore_index: a target of this value does not count.
         chunks: the number of parts, N / chunks tokens each.
     """
+    if not torch.is_grad_enabled():
+        features, weight = features.detach(), weight.detach()
     device = features.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else features.dtype

@@ -22,7 +22,9 @@ def conflicts_part(found: Sequence[Verdict]) -> str:
         "Where a filler needs what a kernel does not honour, `attn_flash` demands in vain:",
         table(("filler", "needs", "honoured by", "otherwise refused, because"), _needs("kernel", REASONS)),
         "The same of executors:",
-        table(("filler", "needs", "honoured by", "otherwise refused, because"), _needs("executor", EXECUTION)),
+        table(
+            ("filler", "needs", "honoured by", "otherwise refused, because"), _needs("executor", EXECUTION)
+        ),
         "A declared constraint:",
         table(("filler", "needs", "because"), _declared()) or "None in this version.",
         "All other refused pairs:",

@@ -33,7 +33,7 @@ class TwoStreams(Residual):
     """Each sublayer reads one stream and adds to the other, `x[i + 1] = x[i - 1] + f(x[i])`; the output is
     their mean.
 
-    Streams of a model in half precision are kept in fp32: a sum taken apart again is as right as its rounding.
+    Streams of a model in half precision are kept in fp32: a sum taken apart is as right as its rounding.
 
     Args:
         exact: what is added is rounded to multiples of 2 ** -14 in fp32 (2 ** -43 in fp64), straight through

@@ -25,8 +25,9 @@ from flagformer.generation import (
     read_settings,
     search,
 )
+from flagformer.ops.cross_entropy import chunked_cross_entropy
 from flagformer.ops.drop import forgetful
-from flagformer.stack.inputs import check_padding
+from flagformer.stack.inputs import check_padding, check_size
 from flagformer.wrappers.inputs import check_ids, prefix_lengths
 from flagformer.wrappers.requests import (
     SeqLens,
@@ -48,12 +49,19 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: the id read in its place, and written behind a row that has ended.
         mask_prob: share of earlier tokens that no token sees in training, drawn anew for each row and forward
             (forgetful causal masking, arXiv:2210.13432); the first token of a sequence stays.
+        loss_chunks: logits and their gradients are made for so many parts of the tokens, one after the other:
+            never [B, T, V] at once. Such a loss has one backward.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one
 
     def __init__(
-        self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0
+        self,
+        net: nn.Module,
+        ignore_index: int = -100,
+        pad_value: int = 0,
+        mask_prob: float = 0.0,
+        loss_chunks: int = 1,
     ) -> None:
         super().__init__()
         check_net(net)
@@ -64,7 +72,8 @@ class AutoregressiveWrapper(nn.Module):
             )
         if not is_number(mask_prob) or not 0 <= mask_prob < 1:
             raise ValueError(f"`mask_prob` must be at least 0 and below 1, but is {mask_prob!r}")
-        self.mask_prob = mask_prob
+        check_size("loss_chunks", loss_chunks)
+        self.mask_prob, self.loss_chunks = mask_prob, loss_chunks
         self.ignore_index = ignore_index
         self.pad_value = pad_value
         self.training = net.training
@@ -85,7 +94,8 @@ class AutoregressiveWrapper(nn.Module):
 
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
-            return_outputs: return (loss, Outputs), with the logits and embeddings of the T - 1 tokens read.
+            return_outputs: return (loss, Outputs), with the embeddings of the T - 1 tokens read and, without
+                `loss_chunks`, their logits.
             mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
             seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
             context: [B, S, D] for models with cross attention.
@@ -121,11 +131,22 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
+        loss, outputs = self._loss(ids[:, :-1], targets, side)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, ids: Tensor, targets: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, Outputs]:
+        if self.loss_chunks == 1:
+            logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
+            loss = F.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
+            )
+            return loss, Outputs(embeddings, logits)
+        embeddings = self.net(ids, return_embeddings=True, **side)
+        features, weight = self.net.logit_product(embeddings)
+        loss = chunked_cross_entropy(
+            features.flatten(0, 1), weight, targets.flatten(), self.ignore_index, self.loss_chunks
         )
-        return (loss, Outputs(embeddings, logits)) if return_outputs else loss
+        return loss.float(), Outputs(embeddings)
 
     def generate(
         self,

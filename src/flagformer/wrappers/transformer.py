@@ -143,6 +143,15 @@ class TransformerWrapper(nn.Module):
         """[B, T, D] of the last layer -> [B, T, V]."""
         return self.head(embeddings, self.token_emb)
 
+    def logit_product(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, D] of the last layer -> [B, T, E] and [V, E], whose products the logits are."""
+        product = self.head.product(embeddings, self.token_emb)
+        if product is None:
+            raise ValueError(
+                "this model gives no logits (`return_only_embed`), so they are no product either"
+            )
+        return product
+
     def init_state(
         self, batch: int, length: int, *, window: int | None = None, seq_start_pos: Tensor | None = None
     ) -> DecodeState:

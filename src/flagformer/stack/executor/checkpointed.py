@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from flagformer.flags import Flag, component
 from flagformer.flow import SideInputs, Tape
@@ -40,7 +45,8 @@ class Checkpointed(Executor):
 
     "selective" keeps the outputs of projections and of fused attention too, and computes only the rest again
     (arXiv:2205.05198, section 5, keeps more: all but the attention's products and weights). Dropout draws the
-    same numbers again. Without gradients, or when tensors are asked for by name, it is the sequential executor.
+    same numbers again. Without gradients, while decoding, or when tensors are asked for by name, it is the
+    sequential executor.
     """
 
     def __init__(
@@ -76,11 +82,9 @@ class Checkpointed(Executor):
         return h
 
     def _contexts(self, side: SideInputs) -> Callable[[], Contexts]:
-        """What surrounds the forward and its repetition; a compiler traces both at once, and repeats nothing."""
-        replay = nullcontext if torch.compiler.is_compiling() else partial(replaying, side)
-        if self.unit == "selective":
-            return partial(_selective, replay)
-        return lambda: (nullcontext(), replay())
+        """What surrounds the forward and its repetition; what is compiled is traced once."""
+        first = _costly if self.unit == "selective" else noop_context_fn
+        return first if torch.compiler.is_compiling() else partial(_replaying, first, side)
 
 
 @contextmanager
@@ -93,9 +97,13 @@ def replaying(side: SideInputs) -> Iterator[None]:
         side.tape, side.replay = tape, False
 
 
-def _selective(replay: Callable[[], AbstractContextManager[Any]]) -> Contexts:
-    forward, again = create_selective_checkpoint_contexts(_policy)
-    return forward, _both(replay(), again)
+def _costly() -> Contexts:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _replaying(contexts: Callable[[], Contexts], side: SideInputs) -> Contexts:
+    forward, again = contexts()
+    return forward, _both(replaying(side), again)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ class Surroundings:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        types = [name for name in dict.fromkeys(("cpu", device.type)) if torch.amp.is_autocast_available(name)]
+        types = [
+            name for name in dict.fromkeys(("cpu", device.type)) if torch.amp.is_autocast_available(name)
+        ]
         self.casts = [
             (name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in types
         ]
