@@ -76,15 +76,18 @@ class Checkpointed(Executor):
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
             return self.plain.run(sublayers, residual, h, side)
+        # what is compiled is traced once: it says nothing twice, and takes no context that it need not
+        compiled = torch.compiler.is_compiling()
+        selective = self.unit == "selective"
         for step, sublayer in enumerate(sublayers):
             here = replace(side, step=step)
-            h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=self._contexts(here))
+            if compiled and not selective:
+                h = checkpoint(sublayer, h, here, use_reentrant=False)
+                continue
+            contexts = _costly if selective else noop_context_fn
+            around = contexts if compiled else partial(_replaying, contexts, here)
+            h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=around)
         return h
-
-    def _contexts(self, side: SideInputs) -> Callable[[], Contexts]:
-        """What surrounds the forward and its repetition; what is compiled is traced once."""
-        first = _costly if self.unit == "selective" else noop_context_fn
-        return first if torch.compiler.is_compiling() else partial(_replaying, first, side)
 
 
 @contextmanager
