@@ -18,6 +18,7 @@ VALUES = {
     "emb_dim": 12,
     "emb_dropout": 0.2,
     "emb_frac_gradient": 0.5,
+    "ff_chunks": 2,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ from flagformer.flow import SideInputs, Tape
 from flagformer.ops.attend_by_distance import attend
 from flagformer.residual import Residual
 from flagformer.stack.executor import Executor
+from flagformer.stack.executor.replay import Surroundings
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
@@ -76,17 +77,28 @@ class Checkpointed(Executor):
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
             return self.plain.run(sublayers, residual, h, side)
-        # what is compiled is traced once: it says nothing twice, and takes no context that it need not
-        compiled = torch.compiler.is_compiling()
-        selective = self.unit == "selective"
+        if torch.compiler.is_compiling():
+            return self._traced(sublayers, h, side)
+        contexts: Callable[[], Contexts] = noop_context_fn
+        around: AbstractContextManager[None] = nullcontext()
+        if self.unit == "selective":
+            # a weight whose cast is cached is not cast again, and the repetition would miss that operator
+            contexts, around = _costly, Surroundings(side.layout.positions.device).autocast()
+        with around:
+            for step, sublayer in enumerate(sublayers):
+                here = replace(side, step=step)
+                again = partial(_replaying, contexts, here)
+                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=again)
+        return h
+
+    def _traced(self, sublayers: Sequence[Sublayer], h: Any, side: SideInputs) -> Any:
+        """For a compiler: what it traces once says nothing twice."""
         for step, sublayer in enumerate(sublayers):
             here = replace(side, step=step)
-            if compiled and not selective:
+            if self.unit == "selective":
+                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=_costly)
+            else:
                 h = checkpoint(sublayer, h, here, use_reentrant=False)
-                continue
-            contexts = _costly if selective else noop_context_fn
-            around = contexts if compiled else partial(_replaying, contexts, here)
-            h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=around)
         return h
 
 
