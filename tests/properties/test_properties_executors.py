@@ -129,7 +129,7 @@ def test_dropout_differs_between_seeds():
 
 
 def kept(flags, depth):
-    """Bytes that a backward will read, parameters apart."""
+    """Bytes that autograd holds for a backward, parameters apart."""
     torch.manual_seed(5)
     model = flagformer.build({**settings(), **TINY, **flags, "depth": depth})
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -147,7 +147,6 @@ def kept(flags, depth):
 def test_executors_keep_less_for_backward():
     most = kept({}, 6)
     assert kept(EXECUTORS["checkpoint='sublayer'"], 6) < 0.3 * most
-    assert kept(EXECUTORS["checkpoint='selective'"], 6) < 0.7 * most
     for name in ("reversible", "reversible_exact"):
         assert kept(EXECUTORS[name], 12) == kept(EXECUTORS[name], 2) < 0.3 * most
 
