@@ -46,7 +46,7 @@ def held(call: Callable[[], object]) -> int:
 
 
 def saved(call: Callable[[], object], model: nn.Module) -> int:
-    """Bytes of the tensors that a forward gives autograd for its backward, each storage once, parameters apart.
+    """Bytes of the tensors that a forward gives autograd for its backward, each once, parameters apart.
 
     What a library keeps beside autograd is not among them: `held` sees that too.
     """
