@@ -37,8 +37,21 @@ def loss(model, x):
     return model(x).sin().square().mean()
 
 
+def refused(model, x):
+    """What a stack says whose sublayers are sharded one by one."""
+    try:
+        loss(model, x)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def wrapped(name):
     model = Pair().double()
+    if name == "pieces":
+        for sublayer in model.encoder.sublayers:
+            fully_shard(sublayer)
+        return fully_shard(model), model
     if name == "fsdp2":
         for stack in (model.encoder, model.decoder):
             fully_shard(stack)
@@ -53,6 +66,11 @@ def work(rank, place, forms, answers):
     try:
         for name in forms:
             model, inner = wrapped(name)
+            if name == "pieces":
+                text = refused(model, batch())
+                if rank == 0:
+                    answers.put((name, text))
+                continue
             for _ in range(2):  # a static graph is learned in the first step
                 inner.zero_grad()
                 loss(model, batch()[rank::WORLD]).backward()
@@ -67,7 +85,7 @@ def work(rank, place, forms, answers):
 
 @pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path):
-    forms = ["ddp", "static", "unused", "fsdp2"]
+    forms = ["ddp", "static", "unused", "fsdp2", "pieces"]
     context = mp.get_context("spawn")
     answers = context.Queue()
     workers = [
@@ -85,5 +103,6 @@ def test_two_ranks_have_the_gradients_of_one_process(tmp_path):
     model = Pair().double()
     loss(model, batch()).backward()
     wanted = [p.grad for p in model.parameters()]
-    for name in forms:
+    assert "`fully_shard` on the stack" in found.pop("pieces")
+    for name in found:
         assert error([torch.tensor(one, dtype=torch.float64) for one in found[name]], wanted) < 1e-12, name

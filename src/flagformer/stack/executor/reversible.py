@@ -20,6 +20,18 @@ from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
 
+def refuse_pieces(sublayers: Sequence[Sublayer]) -> None:
+    """FSDP2 gathers the parameters of a sharded module when it is called, and they are wanted before."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    sharded = [type(part).__name__ for one in sublayers for part in one.modules()]
+    if any(name.startswith("FSDP") for name in sharded):
+        raise ValueError(
+            "`reversible` layers cannot be sharded piece by piece, because gradients are handed to "
+            "the parameters themselves: call `fully_shard` on the stack (`model.attn_layers`) or the model alone"
+        )
+
+
 @component(
     "executor",
     select="reversible",
@@ -65,10 +77,11 @@ class Reversible(Executor):
             return self.plain.run(sublayers, residual, h, side)
         return self._run(sublayers, h, side)
 
-    @torch.compiler.disable(
-        recursive=False, reason="a graph cannot replay random numbers: compile each of `model.sublayers`"
-    )
+    # a graph cannot replay random numbers: sublayers are compiled, each by itself, and this is not. (What
+    # `torch.compiler.disable` does, without loading the compiler before it is needed.)
+    @torch._disable_dynamo(recursive=False)
     def _run(self, sublayers: Sequence[Sublayer], h: Streams, side: SideInputs) -> Streams:
+        refuse_pieces(sublayers)
         around, handed = Surroundings(h.read.device), HandOver(self.exact)
         record, beside = lift(replace(side, tape=Tape(), replay=True))
         names: list[str] = []
