@@ -27,8 +27,8 @@ def refuse_pieces(sublayers: Sequence[Sublayer]) -> None:
     sharded = [type(part).__name__ for one in sublayers for part in one.modules()]
     if any(name.startswith("FSDP") for name in sharded):
         raise ValueError(
-            "`reversible` layers cannot be sharded piece by piece, because gradients are handed to "
-            "the parameters themselves: call `fully_shard` on the stack (`model.attn_layers`) or the model alone"
+            "`reversible` layers cannot be sharded piece by piece, as gradients go to the parameters "
+            "themselves: call `fully_shard` on the stack (`model.attn_layers`) or the model only"
         )
 
 
