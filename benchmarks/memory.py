@@ -22,7 +22,7 @@ from timing import CLOCKS, interleave, ratio
 
 MIB = 2**20
 DEPTHS = (2, 4, 8, 16, 24, 48)
-LOSS_SIZE, LOSS_DEPTH, CHUNKS = Size(length=4096), 6, 64
+LOSS_SIZE, LOSS_DEPTH, CHUNKS = Size(length=4096), 6, 32
 
 
 def gauge(jobs: dict[str, Job], rounds: int, clock: str) -> list[dict]:

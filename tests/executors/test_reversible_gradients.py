@@ -47,6 +47,55 @@ def test_gradients_are_those_of_two_streams(mix, dtype):
         assert torch.equal(draws, wanted_draws), "the next random number must not depend on the executor"
 
 
+@pytest.mark.parametrize("bias", ["rel_pos_bias", "dynamic_pos_bias", "alibi_pos_bias"])
+def test_long_inputs_share_a_table(bias):
+    """From 256 tokens on a learned bias is a table of distances in the side inputs, with a gradient."""
+    found = []
+    for prepare in (lambda layers: layers, plain):
+        layers = prepare(decoder(**{bias: True, "depth": 2})).double()
+        found.append(trained(layers, torch.float64, length=300)[1])
+    if bias == "dynamic_pos_bias":  # nothing but rounding reaches what a softmax takes out
+        places = [name for name, _ in layers.named_parameters()]
+        for many in found:
+            many.pop(1 + places.index("position_bias.out.bias"))
+    assert error(*found) < 1e-12
+
+
+def test_language_models_of_padded_packed_and_prefixed_rows():
+    ids = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(1))
+    sizes = {"num_tokens": 11, "max_seq_len": 16, "reversible": True, **SIZES, **DROPS}
+    forms = {
+        "padded": ({}, {"mask": torch.arange(9) < torch.tensor([[9], [5]]), "window": 4}),
+        "left-padded": ({"shift_tokens": 1}, {"seq_start_pos": torch.tensor([0, 4])}),
+        "packed": ({"rel_pos_bias": True}, {"seq_lens": [[4, 5], [3, 2, 2]]}),
+        "prefixed": ({"model": "prefix_decoder", "rel_pos_bias": True}, {"prefix_attn_len": 3}),
+        "masked": ({"model": "encoder"}, {"attn_mask": torch.rand(9, 9) < 0.8}),
+    }
+    for flags, how in forms.values():
+        found = []
+        for reference in (False, True):
+            torch.manual_seed(2)
+            model = flagformer.build({**sizes, **flags}).double()
+            if reference:
+                plain(model.attn_layers)
+            model(ids, **how).square().sum().backward()
+            found.append([p.grad for p in model.parameters()])
+        assert error(*found) < 1e-12
+
+
+def test_vision():
+    flags = {"model": "vit", "image_size": 8, "patch_size": 4, "num_classes": 3, "reversible": True, **SIZES}
+    found = []
+    for reference in (False, True):
+        torch.manual_seed(2)
+        model = flagformer.build(flags).double()
+        if reference:
+            plain(model.attn_layers)
+        model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert error(*found) < 1e-12
+
+
 def test_two_streams_are_the_formula():
     """x[i + 1] = x[i - 1] + f_i(x[i]) from x[-1] = x[0] = x; the output is the mean of the last two."""
     layers = decoder(depth=2).double().eval()

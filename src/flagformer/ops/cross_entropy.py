@@ -59,11 +59,13 @@ class _Summed(torch.autograd.Function):
             counts = target != ignore_index
             place = target.where(counts, 0)[:, None]
             logits = (piece @ low.T).to(wide)  # [N / chunks, V]
-            sums = logits.logsumexp(dim=-1, keepdim=True)
-            total += (sums - logits.gather(1, place))[:, 0].where(counts, 0.0).sum()
+            most, picked = logits.amax(dim=-1, keepdim=True), logits.gather(1, place)
+            # in place from here on: a second tensor of this size would be the peak
+            sums = logits.sub_(most).exp_().sum(dim=-1, keepdim=True)
+            total += (most - picked + sums.log())[:, 0].where(counts, 0.0).sum()
             if of_features or of_weight:
                 # the gradient of logits: probabilities, less one at the target
-                logits.sub_(sums).exp_().scatter_add_(1, place, -torch.ones_like(sums))
+                logits.div_(sums).scatter_add_(1, place, -torch.ones_like(sums))
                 grads = logits.mul_(counts[:, None]).to(dtype)
             if feature_grads is not None:
                 feature_grads[start : start + len(piece)] = grads @ low
