@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from executor_models import DROPS, SIZES, error, inputs, plain, trained
+from torch import nn
 
 import flagformer
 from flagformer import Decoder
@@ -213,6 +214,23 @@ def test_a_residual_of_the_users_own_is_refused():
 
     with pytest.raises(flagformer.FlagError, match="`reversible` and `residual`"):
         decoder(residual=Spec(Mine))
+
+
+class Handing(nn.Module):
+    """A feedforward of the user's own that declares nothing."""
+
+    def __init__(self, dims, activation):
+        super().__init__()
+        self.outer = nn.Linear(dims.dim, dims.dim)
+
+    def forward(self, x, side):
+        side.carry["mine"] = x
+        return self.outer(x)
+
+
+def test_what_hands_on_without_saying_so_is_found_out():
+    with pytest.raises(ValueError, match="hands on `mine`"):
+        decoder(feedforward=Spec(Handing))(torch.randn(2, 7, 16))
 
 
 def test_records_come_apart_and_together():

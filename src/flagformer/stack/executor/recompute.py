@@ -96,9 +96,12 @@ class Step:
         side = replace(fill(self.record, tensors), tape=Tape(), carry={}, replay=replay)
         # the written stream is the next one to be read
         out = self.sublayer(Streams(read, write, self.dtype), side).read
-        assert not side.carry, (
-            f"`reversible` cannot run what hands on {', '.join(side.carry)} to later sublayers"
-        )
+        if side.carry:
+            handed_on = ", ".join(f"`{name}`" for name in side.carry)
+            raise ValueError(
+                f"`reversible` computes each sublayer again alone, but one of yours hands on {handed_on} "
+                'to later ones: declare `needs={"carry"}` on its component, and use another executor'
+            )
         return out, side.tape.losses
 
 
