@@ -261,4 +261,7 @@ WITHOUT_PARITY = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
     "resi_dual": "x-transformers 2.31.10 has it no more; tests/reference holds the formula",
     "resi_dual_scale": "goes with resi_dual",
+    "reversible": "x-transformers has no such executor; tests/executors holds the formula",
+    "reversible_exact": "goes with reversible",
+    "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
 }
