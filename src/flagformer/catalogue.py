@@ -49,6 +49,7 @@ from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 from flagformer.stack.context_tokens import AllTokens, SomeTokens
 from flagformer.stack.executor.checkpointed import Checkpointed
+from flagformer.stack.executor.reversible import Reversible
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
@@ -71,7 +72,7 @@ CATALOGUE.fill(
         Additive, Scaled, GRUGate, ResiDual,
         DepthScaled, ZeroBranches, ZeroAttention, ZeroCrossAttention, ZeroFeedForward,
         AllTokens, SomeTokens,
-        Sequential, Checkpointed,
+        Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, TurnedValues,

@@ -63,7 +63,7 @@ def test_cross_form_exists_for_attention_only():
         ("attn_dropout", math.inf, "must be float, but is inf"),
         ("ff_glu", 1, "must be bool | None, but is 1 (int)"),
         ("ff_glu", "yes", "must be bool | None, but is 'yes' (str)"),
-        ("checkpoint", "layer", "must be one of 'sublayer', None, but is 'layer'"),
+        ("checkpoint", "layer", "must be one of 'sublayer', 'selective', None, but is 'layer'"),
         ("checkpoint", True, "must be str | None, but is True (bool)"),
         ("custom_layers", 3, "must be tuple[str, ...] | str | None, but is 3 (int)"),
     ],

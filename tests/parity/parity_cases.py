@@ -329,6 +329,9 @@ FIXED = {
     "checkpoint": "an executor of this library: the same function, held by the case `checkpointed`",
     "attn_gate_values_bias": "x-transformers 1.27 always has it: the case `gated values` of 1.27 holds it",
     "attn_z_loss_weight": "x-transformers never reads it at construction, and sums layers before the square",
+    "reversible": "x-transformers has no such executor; tests/executors holds the formula",
+    "reversible_exact": "goes with reversible",
+    "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {

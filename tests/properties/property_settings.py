@@ -20,6 +20,7 @@ VALUES = {
     "embed_num_tokens": {"kind": 3},
     "emb_dropout": 0.2,
     "emb_frac_gradient": 0.5,
+    "ff_chunks": 2,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flagformer.flags import CATALOGUE, SLOTS, Component
-from flagformer.flags.conflicts import REASONS
+from flagformer.flags.conflicts import EXECUTION, REASONS
 from flagformer.flags.names import CROSS, canonical
 from flagformer.flags.values import type_name
 
@@ -113,13 +113,13 @@ def _rivals(item: Component) -> Iterable[str]:
 
 
 def _unserved(item: Component) -> Iterable[str]:
-    """Kernels that cannot do what a component asks for; for a kernel, the components it cannot serve."""
-    for kernel in CATALOGUE.in_slot("kernel"):
-        for other in (other for other in CATALOGUE if kernel.select and item in (kernel, other)):
-            for reads in sorted(other.needs - kernel.honours):
-                apart = other if item is kernel else kernel
-                why = REASONS.get(reads, reads)
-                yield f"`{item.say()}` cannot be combined with `{apart.say()}`, because {why}"
+    """Kernels and executors that cannot do what a component asks for; for one, what it cannot serve."""
+    for slot, reasons in (("kernel", REASONS), ("executor", EXECUTION)):
+        for one in (one for one in CATALOGUE.in_slot(slot) if one.select):
+            for other in (other for other in CATALOGUE if item in (one, other)):
+                for reads in sorted((other.needs & reasons.keys()) - one.honours):
+                    apart = other if item is one else one
+                    yield f"`{item.say()}` cannot be combined with `{apart.say()}`, because {reasons[reads]}"
 
 
 def _kind(name: str) -> str:

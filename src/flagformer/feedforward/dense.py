@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, NamedTuple
 
 import torch
@@ -11,11 +12,15 @@ from flagformer.feedforward import Activation, FeedForward
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
+from flagformer.ops.chunks import in_chunks
 from flagformer.ops.identity import identity
 
 Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", least=1e-3)]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", least=0, below=1)]
 NoBias = Annotated[bool, Flag("ff_no_bias", "no biases at all (PaLM, 2204.02311)")]
+Chunks = Annotated[
+    int, Flag("ff_chunks", "so many parts of the tokens, one after the other, each computed again", least=1)
+]
 PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
 
 
@@ -24,10 +29,11 @@ class _Options(NamedTuple):
     dropout: float
     no_bias: bool
     post_act_ln: bool
+    chunks: int
 
 
 class _Projections(FeedForward):
-    """What both forms share: an inner projection, and the way from the activation out."""
+    """What both forms share: an inner projection, and the way from the activation out; tokens in parts."""
 
     def __init__(self, dims: Dims, activation: Activation, halves: int, options: _Options) -> None:
         super().__init__()
@@ -37,10 +43,18 @@ class _Projections(FeedForward):
         self.norm = LayerNorm(width) if options.post_act_ln else identity
         self.dropout = nn.Dropout(options.dropout) if options.dropout else identity
         self.outer = nn.Linear(width, dims.dim, bias=not options.no_bias)
+        self.chunks = options.chunks
 
-    def out(self, hidden: Tensor) -> Tensor:
-        """[B, T, F] behind the activation -> [B, T, D]."""
-        return self.outer(self.dropout(self.norm(hidden)))
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        return self.of_tokens(x) if self.chunks == 1 else in_chunks(self.of_tokens, x, self.chunks)
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.outer(self.dropout(self.norm(self.hidden(x))))
+
+    @abstractmethod
+    def hidden(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, F] behind the activation."""
 
 
 @component("feedforward", paper="arXiv:1706.03762, section 3.3")
@@ -56,11 +70,12 @@ class Dense(_Projections):
         dropout: Dropout = 0.0,
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
+        chunks: Chunks = 1,
     ) -> None:
-        super().__init__(dims, activation, 1, _Options(mult, dropout, no_bias, post_act_ln))
+        super().__init__(dims, activation, 1, _Options(mult, dropout, no_bias, post_act_ln, chunks))
 
-    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        return self.out(self.activation(self.inner(x)))
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.activation(self.inner(x))
 
 
 class Gain(nn.Module):
@@ -94,10 +109,11 @@ class GLU(_Projections):
         mult_bias: Annotated[
             bool, Flag("ff_glu_mult_bias", "a learned gain per inner dimension, behind the gate")
         ] = False,
+        chunks: Chunks = 1,
     ) -> None:
-        super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln))
+        super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln, chunks))
         self.gain = Gain(self.outer.in_features) if mult_bias else identity
 
-    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
         value, gate = self.inner(x).chunk(2, dim=-1)
-        return self.out(self.gain(value * self.activation(gate)))
+        return self.gain(value * self.activation(gate))

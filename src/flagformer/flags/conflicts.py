@@ -16,12 +16,19 @@ REASONS = {
     "learned_bias": "a learned bias needs a gradient, and the fused kernel gives none",
     "scores": "it reads the scores, which the fused kernel never forms",
 }
+# The same of an executor.
+EXECUTION = {
+    "carry": "what one sublayer hands on to another is gone when each is computed again alone",
+    "stream": "it finds the stream again by taking away what was added, and nothing else may happen to it",
+}
 # What is asked by a filler that the user hands over and that declares nothing.
 UNDECLARED = {
     "position_bias": {"learned_bias"},
     "score": {"scores"},
     "weights": {"scores"},
     "mix": {"scores"},
+    "residual": {"stream"},
+    "placement": {"stream"},
 }
 
 
@@ -78,6 +85,28 @@ def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: st
     return findings
 
 
+def unrunnable(
+    stack: Mapping[str, Sequence[Spec | Ready]], modules: Iterable[Any], prefix: str
+) -> list[Finding]:
+    """Fillers that ask what the executor does not honour; one that declares nothing is trusted."""
+    executor = getattr(stack["executor"][0].cls, "component", None)
+    if executor is None:
+        return []
+    slots = [{name: stack[name] for name in ("residual", "placement")}, *(module.slots for module in modules)]
+    fillers = dict.fromkeys(
+        declared(name, one) for slot in slots for name, many in slot.items() for one in many
+    )
+    return [
+        Finding(
+            prefix + str(executor.select),
+            f"`{prefix}{executor.say()}` and `{prefix}{filler.say()}` cannot be combined, because "
+            f"{EXECUTION[need]}; leave one of them out",
+        )
+        for filler in fillers
+        for need in sorted((filler.needs & EXECUTION.keys()) - executor.honours)
+    ]
+
+
 def declared(slot: str, filler: Spec | Ready) -> Component:
     """What a filler says of itself; one that says nothing is taken to ask what its slot may ask."""
     known = getattr(filler.cls, "component", None)
@@ -89,12 +118,12 @@ def choose_kernel(
 ) -> tuple[Component, list[Finding]]:
     """The fastest kernel that serves every need, or the demanded one with a finding where it cannot."""
     readers = tuple(readers)
-    needs = frozenset[str]().union(*(item.needs for item in readers))
+    needs = frozenset[str]().union(*(item.needs for item in readers)) - EXECUTION.keys()
     if asked is None:
         return next(item for item in registry.in_slot("kernel") if needs <= item.honours), []
     findings = []
     for reader in readers:
-        for need in sorted(reader.needs - asked.honours):
+        for need in sorted(reader.needs - asked.honours - EXECUTION.keys()):
             text = (
                 f"`{prefix}{asked.say()}` and `{prefix}{reader.say()}` cannot be combined, because "
                 f"{REASONS[need]}; leave `{prefix}{asked.select}` out for the fastest that serves both"

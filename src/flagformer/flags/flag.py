@@ -65,8 +65,9 @@ class Component:
     Attributes:
         select: the flag that selects this filler; None for the one taken when nothing is said.
         when: the value of `select` that selects it; `...` means any value but None, False and 0.
-        needs: what it asks of the attention kernel ("learned_bias", "scores", "rows", ...).
-        honours: kernels only: the needs this one can serve.
+        needs: what it asks of the attention kernel ("learned_bias", "scores") or the executor ("carry",
+            "stream").
+        honours: kernels and executors only: the needs this one can serve.
         requires: constraints that no rule can derive, each with its reason.
         kind: the only kind of attention that it fills ("a" or "c"); empty: both.
     """

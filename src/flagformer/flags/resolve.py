@@ -211,6 +211,7 @@ def resolve(
             work.findings += conflicts.unread(stack, plan.kinds, registry, prefix)
             work.findings += conflicts.missing(plan, values, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])
+            work.findings += conflicts.unrunnable(stack, modules, prefix)
     if not findings and not work.findings:
         work.findings += work.dead(values)
     work.findings += conflicts.unmet(dict.fromkeys(work.chosen), values, registry, prefix)

@@ -6,6 +6,7 @@ from flagformer.flow.dims import Dims
 from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.key_values import KeyValues, Sight
 from flagformer.flow.layout import Layout
+from flagformer.flow.lift import fill, lift
 from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, Segments, Window, narrowest
 from flagformer.flow.memories import Memories
 from flagformer.flow.outputs import Outputs
@@ -19,5 +20,5 @@ __all__ = [
     "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
     "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Pattern", "Prefix",
     "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Weave", "Window",
-    "WovenState", "narrowest", "weave_packed", "weave_plain", "weave_rows",
+    "WovenState", "fill", "lift", "narrowest", "weave_packed", "weave_plain", "weave_rows",
 ]  # fmt: skip

@@ -32,6 +32,7 @@ class SideInputs:
         keys: the standing of memories and tokens in a row; None without memories.
         memory_angles: what the rotation turns memories by, as `angles`.
         earlier: [B, M, D], the memories of the step that runs, behind its norm; None for none.
+        replay: whether this is a forward's second computation, for its gradient: statistics have counted it.
     """
 
     pairs: dict[Sight, Pairs]
@@ -48,3 +49,4 @@ class SideInputs:
     keys: Layout | None = None
     memory_angles: tuple[Tensor, ...] | None = None
     earlier: Tensor | None = None
+    replay: bool = False

@@ -15,3 +15,7 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
         """x [B, T, D] -> logits [B, T, V]."""
+
+    @abstractmethod
+    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor] | None:
+        """[B, T, E] and [V, E], whose products the logits are; None where they are none."""

@@ -34,6 +34,9 @@ class LinearHead(Head):
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
         return self.project(x)
 
+    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
+        return x, self.project.weight
+
 
 @component("head", select="tie_embedding", paper="arXiv:1608.05859")
 class TiedHead(Head):
@@ -56,7 +59,10 @@ class TiedHead(Head):
         self.scale = (width or dim) ** -0.5
 
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
-        return F.linear(self.narrow(x) * self.scale, embedding.rows())
+        return F.linear(*self.product(x, embedding))
+
+    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
+        return self.narrow(x) * self.scale, embedding.rows()
 
 
 @component("head", select="return_only_embed")
@@ -68,3 +74,6 @@ class NoHead(Head):
 
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
         return x
+
+    def product(self, x: Tensor, embedding: TokenEmbedding) -> None:
+        return None

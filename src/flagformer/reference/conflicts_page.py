@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flagformer.flags import CATALOGUE, SLOTS, Component
-from flagformer.flags.conflicts import REASONS
+from flagformer.flags.conflicts import EXECUTION, REASONS
 from flagformer.reference.markdown import code, page, table
 from flagformer.reference.selectors import BASE, Choice, choices
 from flagformer.reference.verdicts import Verdict
@@ -20,7 +20,11 @@ def conflicts_part(found: Sequence[Verdict]) -> str:
         "A slot with one place takes one filler. Of these, any two are refused:",
         table(("slot", "choose one"), _crowds()),
         "Where a filler needs what a kernel does not honour, `attn_flash` demands in vain:",
-        table(("filler", "needs", "honoured by", "otherwise refused, because"), _needs()),
+        table(("filler", "needs", "honoured by", "otherwise refused, because"), _needs("kernel", REASONS)),
+        "The same of executors:",
+        table(
+            ("filler", "needs", "honoured by", "otherwise refused, because"), _needs("executor", EXECUTION)
+        ),
         "A declared constraint:",
         table(("filler", "needs", "because"), _declared()) or "None in this version.",
         "All other refused pairs:",
@@ -53,13 +57,13 @@ def _crowds() -> list[tuple[str, str]]:
     return rows
 
 
-def _needs() -> list[tuple[str, ...]]:
-    kernels = CATALOGUE.in_slot("kernel")
+def _needs(slot: str, reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
+    serving = CATALOGUE.in_slot(slot)
     rows: list[tuple[str, ...]] = []
     for item in CATALOGUE:
-        for need in sorted(item.needs):
-            honoured = ", ".join(kernel.name for kernel in kernels if need in kernel.honours)
-            rows.append((code(item.say()), code(need), honoured, REASONS[need]))
+        for need in sorted(item.needs & reasons.keys()):
+            honoured = ", ".join(one.name for one in serving if need in one.honours)
+            rows.append((code(item.say()), code(need), honoured, reasons[need]))
     return rows
 
 

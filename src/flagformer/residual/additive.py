@@ -52,7 +52,7 @@ class Additive(OneStream):
         return torch.add(out, h, alpha=self.constant)
 
 
-@component("residual", select="scale_residual", paper="arXiv:2110.09456, section 2.1")
+@component("residual", select="scale_residual", paper="arXiv:2110.09456, section 2.1", needs={"stream"})
 class Scaled(OneStream):
     """Each sublayer adds to the stream times a learned gain per dimension."""
 

@@ -13,7 +13,7 @@ from flagformer.residual.additive import OneStream
 KEEP = 2.0
 
 
-@component("residual", select="gate_residual", paper="arXiv:1910.06764, section 3.2")
+@component("residual", select="gate_residual", paper="arXiv:1910.06764, section 3.2", needs={"stream"})
 class GRUGate(OneStream):
     """A gated recurrent unit per sublayer reads what it said, and the stream is its hidden state.
 

@@ -15,7 +15,7 @@ from flagformer.residual import Residual
 Streams = tuple[Tensor, Tensor]
 
 
-@component("residual", select="resi_dual", paper="arXiv:2304.14802, section 3.2")
+@component("residual", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
 class ResiDual(Residual):
     """Sublayers read a stream that is normed behind each of them; a second one only sums, and joins last."""
 

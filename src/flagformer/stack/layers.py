@@ -47,8 +47,8 @@ class AttentionLayers(nn.Module):
         gathered = Gathered()
         self.rotation = gathered.attempt(lambda: self._one("rotation").build(self.dims))
         self.position_bias = gathered.attempt(lambda: self._one("position_bias").build(self.dims))
-        self.residual = self._one("residual").build(self.dims, len(resolved.modules))
         self.executor = self._one("executor").build()
+        self.residual = self.executor.over(self._one("residual").build(self.dims, len(resolved.modules)))
         placement, norm = self._one("placement").build(), self._one("norm")
         self.sublayers = build_sublayers(
             resolved,

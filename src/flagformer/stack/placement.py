@@ -35,7 +35,7 @@ class PreNorm(Placement):
         super().__init__(final=final)
 
 
-@component("placement", select="pre_norm", when=False, paper="arXiv:1706.03762")
+@component("placement", select="pre_norm", when=False, paper="arXiv:1706.03762", needs={"stream"})
 class PostNorm(Placement):
     """Norm of the stream after each sublayer, as in the first transformer."""
 
@@ -51,7 +51,7 @@ class SandwichNorm(Placement):
         super().__init__(branch=True, final=final)
 
 
-@component("placement", select="resi_dual", paper="arXiv:2304.14802, section 3.2")
+@component("placement", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
 class DualNorm(Placement):
     """Norm of the stream after each sublayer, and once of the sum that the second stream keeps."""
 

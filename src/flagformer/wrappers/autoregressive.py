@@ -25,8 +25,9 @@ from flagformer.generation import (
     read_settings,
     search,
 )
+from flagformer.ops.cross_entropy import chunked_cross_entropy
 from flagformer.ops.drop import forgetful
-from flagformer.stack.inputs import check_padding
+from flagformer.stack.inputs import check_padding, check_size
 from flagformer.wrappers.inputs import check_ids, prefix_lengths
 from flagformer.wrappers.requests import (
     SeqLens,
@@ -53,6 +54,8 @@ class AutoregressiveWrapper(nn.Module):
         add_attn_z_loss: whether the loss in training holds the z-loss of attention, with the net's
             `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss
             is the cross entropy alone.
+        loss_chunks: logits and their gradients are made for so many parts of the tokens, one after the other:
+            never [B, T, V] at once. Such a loss has one backward.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one
@@ -64,6 +67,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: int = 0,
         mask_prob: float = 0.0,
         add_attn_z_loss: bool | None = None,
+        loss_chunks: int = 1,
     ) -> None:
         super().__init__()
         check_net(net)
@@ -75,7 +79,8 @@ class AutoregressiveWrapper(nn.Module):
             )
         if not is_number(mask_prob) or not 0 <= mask_prob < 1:
             raise ValueError(f"`mask_prob` must be at least 0 and below 1, but is {mask_prob!r}")
-        self.mask_prob = mask_prob
+        check_size("loss_chunks", loss_chunks)
+        self.mask_prob, self.loss_chunks = mask_prob, loss_chunks
         self.ignore_index = ignore_index
         self.pad_value = pad_value
         self.training = net.training
@@ -98,7 +103,8 @@ class AutoregressiveWrapper(nn.Module):
 
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
-            return_outputs: return (loss, Outputs), with the logits and embeddings of the T - 1 tokens read.
+            return_outputs: return (loss, Outputs), with the embeddings of the T - 1 tokens read and, without
+                `loss_chunks`, their logits.
             mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
             seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
             context: [B, S, D] for models with cross attention.
@@ -141,23 +147,35 @@ class AutoregressiveWrapper(nn.Module):
         if "attn_mask" in side:
             side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
         outputs = self._read(ids[:, :-1], side, front)
-        assert outputs.logits is not None
-        loss = F.cross_entropy(
-            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
-        )
+        loss = self._cross_entropy(outputs, targets.flatten())
         if outputs.attn_z_loss is not None:
             loss = loss + outputs.attn_z_loss
         return (loss, outputs) if return_outputs else loss
 
     def _read(self, ids: Tensor, side: Mapping[str, Any], front: int) -> Outputs:
         """What the net makes of [B, T] behind so many prepended embeddings, with the losses that count in
-        training."""
+        training; without logits where these are made in chunks."""
+        whole = self.loss_chunks == 1
         if self.training and self.adds_z_loss:
-            logits, outputs = self.net(ids, return_attn_z_loss=True, **side)
-        else:
+            _, outputs = self.net(ids, return_attn_z_loss=True, return_embeddings=not whole, **side)
+        elif whole:
             logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
-            outputs = Outputs(embeddings)
-        return replace(outputs, logits=logits[:, front:], embeddings=outputs.embeddings[:, front:])
+            outputs = Outputs(embeddings, logits)
+        else:
+            outputs = Outputs(self.net(ids, return_embeddings=True, **side))
+        logits = None if outputs.logits is None else outputs.logits[:, front:]
+        return replace(outputs, logits=logits, embeddings=outputs.embeddings[:, front:])
+
+    def _cross_entropy(self, outputs: Outputs, targets: Tensor) -> Tensor:
+        """Mean over `targets` [B * T], in fp32 or better."""
+        if outputs.logits is not None:
+            logits = outputs.logits.flatten(0, 1).float()
+            return F.cross_entropy(logits, targets, ignore_index=self.ignore_index)
+        features, weight = self.net.logit_product(outputs.embeddings)
+        chunks = self.loss_chunks
+        return chunked_cross_entropy(
+            features.flatten(0, 1), weight, targets, self.ignore_index, chunks
+        ).float()
 
     def generate(
         self,

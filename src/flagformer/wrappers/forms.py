@@ -27,7 +27,13 @@ class Forms:
     mems: bool
 
     def __post_init__(self) -> None:
-        if sum((self.embeddings, self.logits_and_embeddings, self.outputs, self.attn)) > 1:
+        several = (
+            self.embeddings and not self.attn_z_loss,
+            self.logits_and_embeddings,
+            self.outputs,
+            self.attn,
+        )
+        if sum(several) > 1 or (self.embeddings and self.intermediates):
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
             )
@@ -51,6 +57,8 @@ class Forms:
         self, out: Tensor, to_logits: Callable[[Tensor], Tensor], tape: Tape, left: Memories | None
     ) -> Any:
         """What the caller gets: of the last layer's `out` [B, T, D], and memories where asked for."""
+        if self.embeddings and self.attn_z_loss:
+            return out, Outputs(out, None, tape.losses, mems=left)
         if self.embeddings:
             return _beside(out, left)
         logits = to_logits(out)

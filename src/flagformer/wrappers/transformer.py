@@ -172,6 +172,15 @@ class TransformerWrapper(nn.Module):
         """[B, T, D] of the last layer -> [B, T, V]."""
         return self.head(embeddings, self.token_emb)
 
+    def logit_product(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, D] of the last layer -> [B, T, E] and [V, E], whose products the logits are."""
+        product = self.head.product(embeddings, self.token_emb)
+        if product is None:
+            raise ValueError(
+                "this model gives no logits (`return_only_embed`), so they are no product either"
+            )
+        return product
+
     def init_state(
         self,
         batch: int,
@@ -258,7 +267,7 @@ class TransformerWrapper(nn.Module):
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
             return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
-                may be said with `return_intermediates`.
+                may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
             attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
             prepend_embeds: [B, P, E], in front of the tokens of each row and without absolute positions; they
                 join behind `post_emb_norm`. What is returned then has P + T in place of T, and `attn_mask`

@@ -31,6 +31,8 @@ class XTransformer(nn.Module):
         pad_value: the id read in its place, and written behind a row that has ended.
         cross_attn_tokens_dropout: share of the source's tokens that the decoder does not see in training
             (at least one of each row stays), drawn anew at each forward.
+        loss_chunks: logits are made for so many parts of the target's tokens, one after the other, and never
+            [B, T, V] at once.
         **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
             `enc_num_tokens`, `enc_max_seq_len`, `enc_depth` and the same of `dec_` are required.
 
@@ -63,6 +65,9 @@ class XTransformer(nn.Module):
                 below=1,
             ),
         ] = 0.0,
+        loss_chunks: Annotated[
+            int, Flag("loss_chunks", "parts of the tokens whose logits are made at a time", least=1)
+        ] = 1,
         **flags: Any,
     ) -> None:
         super().__init__()
@@ -72,10 +77,11 @@ class XTransformer(nn.Module):
             "ignore_index": ignore_index,
             "pad_value": pad_value,
             "cross_attn_tokens_dropout": cross_attn_tokens_dropout,
+            "loss_chunks": loss_chunks,
         }
         halves = build_halves(flags, own, own_findings(XTransformer, own))
         self.encoder: TransformerWrapper = halves[0]
-        self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value)
+        self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
             self.decoder.net.token_emb = self.encoder.token_emb

@@ -8,11 +8,11 @@ from flagformer.attention.cores import Core
 from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
-from flagformer.flags import Need, component
+from flagformer.flags import component
 from flagformer.flow import KeyValues, SideInputs
 
 PAPER = "arXiv:2012.11747, section 3.2"
-ALONE = Need("checkpoint", None, "scores pass between sublayers, and a checkpoint computes each again alone")
+NEEDS = {"scores", "carry"}
 
 
 class Carried(Core):
@@ -43,11 +43,11 @@ class Carried(Core):
         return self.kernel.gather(weights, kv.v)
 
 
-@component("core", select="residual_attn", paper=PAPER, needs={"scores"}, requires=[ALONE], kind="a")
+@component("core", select="residual_attn", paper=PAPER, needs=NEEDS, kind="a")
 class CarriedScores(Carried):
     """Self-attention adds the scores of the self-attention before it to its own."""
 
 
-@component("core", select="cross_residual_attn", paper=PAPER, needs={"scores"}, requires=[ALONE], kind="c")
+@component("core", select="cross_residual_attn", paper=PAPER, needs=NEEDS, kind="c")
 class CarriedCrossScores(Carried):
     """Cross-attention adds the scores of the cross-attention before it to its own."""

@@ -18,5 +18,9 @@ class Executor(ABC):
     saves: str  # what is kept for backward, for `explain`
 
     @abstractmethod
+    def over(self, residual: Residual) -> Residual:
+        """The stream that it runs over: this one, or one of its own in place of it."""
+
+    @abstractmethod
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         """The opened stream -> the stream behind the last sublayer."""

@@ -12,11 +12,14 @@ from flagformer.stack.executor import Executor
 from flagformer.stack.sublayer import Sublayer
 
 
-@component("executor")
+@component("executor", honours={"carry", "stream"})
 class Sequential(Executor):
     """Runs in order; autograd keeps every activation."""
 
     saves = "every activation"
+
+    def over(self, residual: Residual) -> Residual:
+        return residual
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         for step, sublayer in enumerate(sublayers):

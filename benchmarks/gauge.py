@@ -1,0 +1,70 @@
+"""Memory of one call: what is kept for the backward, and the peak of the process (Linux)."""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def give_back_at_once() -> None:
+    """Tells the allocator to return what is freed, so that the peak is that of live tensors."""
+    if sys.platform != "linux":
+        raise SystemExit("the peak of a process is read from /proc, which only Linux has")
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 16)
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes by which the process grows at most while it runs."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = _status("VmRSS")
+    CLEAR.write_text("5")  # the high-water mark starts anew
+    call()
+    return _status("VmHWM") - before
+
+
+def held(call: Callable[[], object]) -> int:
+    """Bytes by which the process has grown when it has run and its result, a graph, is alive."""
+    gc.collect()
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc_trim(0)
+    before = _status("VmRSS")
+    graph = call()
+    libc.malloc_trim(0)
+    after = _status("VmRSS")
+    del graph
+    return after - before
+
+
+def saved(call: Callable[[], object], model: nn.Module) -> int:
+    """Bytes of the tensors that a forward gives autograd for its backward, each once, parameters apart.
+
+    What a library keeps beside autograd is not among them: `held` sees that too.
+    """
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = call()
+    total = sum(size for place, size in seen.items() if place not in own)
+    del kept
+    return total
+
+
+def _status(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024

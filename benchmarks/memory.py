@@ -1,0 +1,143 @@
+"""Memory and time of a training step against depth, for each executor and two other libraries.
+
+    python benchmarks/memory.py [--depths 2 4 8 16 24 48] [--only NAME ...] [--rounds 5] [--json FILE]
+                                [--figure FILE] [--threads 2] [--clock wall|cpu] [--loss]
+
+See README.md in this directory for what is measured and how to read it.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from gauge import give_back_at_once, held, peak, saved
+from memory_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
+from report import machine
+from timing import CLOCKS, interleave, ratio
+
+MIB = 2**20
+DEPTHS = (2, 4, 8, 16, 24, 48)
+LOSS_SIZE, LOSS_DEPTH, CHUNKS = Size(length=4096), 6, 32
+
+
+def gauge(jobs: dict[str, Job], rounds: int, clock: str) -> list[dict]:
+    """One row for each job; gradients exist before, so that the peak is of activations and what passes by."""
+    rows = []
+    for name, one in jobs.items():
+        one.step()
+        kept = {"saved": saved(one.loss, one.model), "held": held(one.loss)}
+        rows.append({"name": name, **kept, "peak": peak(one.step)})
+    samples = interleave({name: one.step for name, one in jobs.items()}, rounds, clock) if rounds else {}
+    for row in rows:
+        row["seconds"] = samples.get(row["name"], [])
+    return rows
+
+
+def against_depth(depths: list[int], names: list[str], rounds: int, clock: str) -> list[dict]:
+    rows = []
+    for depth in depths:
+        jobs = {}
+        for name in names:
+            try:
+                jobs[name] = job(name, depth, Size())
+            except ImportError as error:
+                print(f"{name}: left out, {error}", file=sys.stderr)
+        found = [{"depth": depth, **row} for row in gauge(jobs, rounds, clock)]
+        show(found, names[0])
+        rows += found
+    return rows
+
+
+def show(rows: list[dict], first: str) -> None:
+    """A line of the table for each row; time as a ratio to the first name, round by round."""
+    base = next((row["seconds"] for row in rows if row["name"] == first), [])
+    for row in rows:
+        time = f"{statistics.median(row['seconds']) * 1e3:.0f}" if row["seconds"] else ""
+        share = f"{ratio(row['seconds'], base):.2f}" if row["seconds"] and base else ""
+        sizes = f"{row['saved'] / MIB:.1f} | {row['held'] / MIB:.1f} | {row['peak'] / MIB:.1f}"
+        print(f"| {row.get('depth', '')} | {row['name']} | {sizes} | {time} | {share} |", flush=True)
+
+
+def write(path: Path, part: str, rows: list[dict], clock: str) -> dict:
+    """Adds the rows to the file, in place of those of the same depth and name."""
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    new = {(row.get("depth"), row["name"]) for row in rows}
+    old = [row for row in held.get(part, []) if (row.get("depth"), row["name"]) not in new]
+    held |= {"machine": machine(), "clock": clock, "size": vars(Size())}
+    held["loss size"] = {**vars(LOSS_SIZE), "depth": LOSS_DEPTH, "chunks": CHUNKS}
+    held[part] = sorted([*old, *rows], key=lambda row: row.get("depth", 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    return held
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Saved bytes, peak and time against depth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        depths = [row["depth"] for row in mine]
+        axes[0].plot(depths, [row["held"] / MIB for row in mine], marker="o", markersize=3, label=name)
+        axes[1].plot(depths, [row["peak"] / MIB for row in mine], marker="o", markersize=3)
+        timed = [(row["depth"], statistics.median(row["seconds"])) for row in mine if row["seconds"]]
+        axes[2].plot([at for at, _ in timed], [time for _, time in timed], marker="o", markersize=3)
+    for axis, title in zip(axes, ("kept for backward, MiB", "peak above the model, MiB", "step, s")):
+        axis.set(title=title, xlabel="depth (blocks)", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depths", nargs="*", type=int, default=list(DEPTHS))
+    parser.add_argument("--only", nargs="*", default=[*EXECUTORS, *PEERS], choices=[*EXECUTORS, *PEERS])
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each; 0: memory alone")
+    parser.add_argument("--json", type=Path, help="add every sample to this file")
+    parser.add_argument("--figure", type=Path, help="draw what the file holds, or this run")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine with company"
+    )
+    parser.add_argument(
+        "--loss", action="store_true", help="the loss of a large vocabulary, in place of depths"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    give_back_at_once()
+    print(
+        "| depth | model | saved, MiB | held, MiB | peak, MiB | ms | ratio |\n" + "|---" * 7 + "|", flush=True
+    )
+    if options.loss:
+        rows = []
+        for name in LOSSES:
+            one = {name: loss_job(name, LOSS_DEPTH, LOSS_SIZE, CHUNKS)}
+            rows += gauge(one, options.rounds, options.clock)
+        show(rows, LOSSES[1])
+    else:
+        rows = against_depth(options.depths, options.only, options.rounds, options.clock)
+    part = "loss" if options.loss else "depths"
+    if options.json:
+        rows = write(options.json, part, rows, options.clock)[part]
+    if options.figure and not options.loss:
+        draw(options.figure, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

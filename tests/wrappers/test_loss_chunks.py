@@ -1,0 +1,160 @@
+"""A loss in chunks is the loss, and [B, T, V] is never there."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flagformer
+from flagformer import AutoregressiveWrapper, XTransformer
+from flagformer.ops.cross_entropy import chunked_cross_entropy
+
+LM = {"num_tokens": 101, "max_seq_len": 64, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
+HEADS = {
+    "linear": {},
+    "tied": {"tie_embedding": True},
+    "tied, narrower": {"tie_embedding": True, "emb_dim": 12},
+    "tied, of unit length": {"tie_embedding": True, "l2norm_embed": True},
+}
+
+
+def model(**flags):
+    torch.manual_seed(2)
+    return flagformer.build({**LM, **flags})
+
+
+def ids():
+    x = torch.randint(101, (3, 40), generator=torch.Generator().manual_seed(3))
+    x[0, 21:] = -100
+    return x
+
+
+def step(net, chunks, autocast=False, **how):
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, outputs = AutoregressiveWrapper(net, loss_chunks=chunks)(ids(), return_outputs=True, **how)
+    (3 * loss).backward()
+    return loss.detach(), [p.grad for p in net.parameters()], outputs
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("chunks", [2, 7, 1000])
+def test_loss_and_gradients_are_the_same(head, chunks):
+    net = model(**HEADS[head])
+    mask = torch.arange(40) < torch.tensor([[40], [33], [40]])
+    for how in ({}, {"mask": mask}, {"seq_lens": [[12, 9], [40], [20, 20]]}):
+        loss, grads, outputs = step(net, chunks, **how)
+        wanted, wanted_grads, full = step(net, 1, **how)
+        assert outputs.logits is None
+        assert torch.equal(outputs.embeddings, full.embeddings)
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+        for one, other in zip(grads, wanted_grads):
+            # sums over 101 logits and 117 tokens, in another order
+            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bf16_autocast(head):
+    net = model(**HEADS[head])
+    loss, grads, _ = step(net, 5, autocast=True)
+    wanted, wanted_grads, _ = step(net, 1, autocast=True)
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    for one, other in zip(grads, wanted_grads):
+        # the gradient of logits has 8 bits on either way, and they are rounded in other places
+        assert (one - other).norm() <= 2e-2 * other.norm()
+
+
+def test_function_in_fp64():
+    """`gradcheck` walks a graph twice, so plain autograd is held against it instead."""
+    torch.manual_seed(1)
+    features = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 4, -1, 2, 2, -1, 1])
+    found = []
+    for chunked in (True, False):
+        if chunked:
+            loss = chunked_cross_entropy(features, weight, targets, -1, 3)
+        else:
+            loss = F.cross_entropy(features @ weight.T, targets, ignore_index=-1)
+        found.append((loss, *torch.autograd.grad(loss.square(), (features, weight))))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_large_logits_and_no_targets():
+    features, weight = 1e4 * torch.eye(3), torch.eye(3)
+    targets = torch.tensor([0, 1, 2])
+    assert chunked_cross_entropy(features, weight, targets, -100, 2) == 0
+    assert chunked_cross_entropy(features, weight, torch.full((3,), -100), -100, 2).isnan()
+    far = chunked_cross_entropy(features, weight, targets.roll(1), -100, 2)
+    torch.testing.assert_close(far, torch.tensor(1e4))
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operator gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        found = operator(*arguments, **(keywords or {}))
+        for one in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.size = max(self.size, one.numel())
+        return found
+
+
+def test_logits_are_never_whole():
+    net, whole = model(num_tokens=5000), 3 * 39 * 5000
+    sizes = {}
+    for chunks in (1, 13):
+        with Largest() as seen:
+            AutoregressiveWrapper(net, loss_chunks=chunks)(ids().clamp(min=0)).backward()
+        sizes[chunks] = seen.size
+    assert sizes[1] >= whole
+    assert sizes[13] <= max(whole // 13, 5000 * 16)
+
+
+def test_one_backward():
+    net = model()
+    loss = AutoregressiveWrapper(net, loss_chunks=4)(ids())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="`loss_chunks` has one backward"):
+        loss.backward()
+
+
+def test_without_gradients():
+    net = model()
+    with torch.no_grad():
+        loss = AutoregressiveWrapper(net, loss_chunks=4)(ids())
+        wanted = AutoregressiveWrapper(net)(ids())
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    net.requires_grad_(False)
+    assert not AutoregressiveWrapper(net, loss_chunks=4)(ids()).requires_grad
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match=r"`loss_chunks`.*at least 1, but is 0"):
+        AutoregressiveWrapper(model(), loss_chunks=0)
+    with pytest.raises(ValueError, match="return_only_embed"):
+        model(return_only_embed=True).logit_product(torch.zeros(1, 1, 16))
+
+
+def test_encoder_decoder():
+    flags = {
+        "dim": 16, "enc_num_tokens": 11, "enc_max_seq_len": 8, "enc_depth": 1, "enc_heads": 2,
+        "dec_num_tokens": 13, "dec_max_seq_len": 8, "dec_depth": 1, "dec_heads": 2,
+    }  # fmt: skip
+    src, tgt = torch.randint(11, (2, 6)), torch.randint(13, (2, 7))
+    tgt[1, 4:] = -100
+    torch.manual_seed(3)
+    whole = XTransformer(**flags)
+    chunked = flagformer.build({**whole.flags, "loss_chunks": 3})
+    chunked.load_state_dict(whole.state_dict())
+    assert chunked.flags["loss_chunks"] == 3
+    torch.testing.assert_close(chunked(src, tgt), whole(src, tgt), rtol=1e-6, atol=0)
+    for one in (whole, chunked):
+        one(src, tgt).backward()
+    for one, other in zip(chunked.parameters(), whole.parameters()):
+        assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max().clamp(min=1e-3)
+    with pytest.raises(flagformer.FlagError, match="`loss_chunks` must be at least 1"):
+        XTransformer(**flags, loss_chunks=0)
