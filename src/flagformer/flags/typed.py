@@ -76,8 +76,13 @@ class Flags(TypedDict, total=False):
     """Feedforwards start by adding nothing."""
     cross_attn_tokens_dropout: float
     """share of the context's tokens hidden from cross-attention in training"""
-    checkpoint: Literal["sublayer"] | None
-    """recompute activations in the backward, unit by unit"""
+    checkpoint: Literal["sublayer", "selective"] | None
+    """recompute activations in the backward: of whole sublayers, or all but costly ones"""
+    reversible: bool | None
+    """Two streams take turns, and the backward finds each from those behind it: no activation is
+    kept."""
+    reversible_exact: bool
+    """round what is added to a grid, so that streams below 1024 are found again to the bit"""
     rotary_pos_emb: bool | None
     """Turns pairs of dimensions of q and k by angles that grow with the position."""
     rotary_emb_dim: int | None
@@ -238,6 +243,8 @@ class Flags(TypedDict, total=False):
     """no biases at all (PaLM, 2204.02311)"""
     ff_post_act_ln: bool | tuple[bool, ...]
     """LayerNorm after the activation (2110.09456)"""
+    ff_chunks: int | tuple[int, ...]
+    """so many parts of the tokens, one after the other, each computed again"""
     ff_glu: bool | tuple[bool | None, ...] | None
     """The inner projection has two halves: values, and gates that pass through the activation."""
     ff_glu_mult_bias: bool | tuple[bool, ...]
