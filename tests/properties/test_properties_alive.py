@@ -20,7 +20,7 @@ SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2,
 
 def cases():
     """name -> (flag, flags with it, flags without it), for every choice, tuning flag and cross form."""
-    simple = SIZES | {name: VALUES[name] for name in OTHER_INPUTS}
+    simple = SIZES | {name: VALUES[name] for name in sorted(OTHER_INPUTS)}
     found = {name: (name, BASE | {name: value}, BASE) for name, value in simple.items()}
     for choice in choices():
         if "model" not in choice.flags:

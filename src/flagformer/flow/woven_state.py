@@ -65,7 +65,7 @@ class WovenState:
         return self.prepended + self.length
 
     @property
-    def made_for(self) -> tuple[tuple[str, int, int], ...]:
+    def made_for(self) -> tuple[tuple[str, int, int, int], ...]:
         return self.inner.made_for
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:

@@ -27,13 +27,9 @@ class Forms:
     mems: bool
 
     def __post_init__(self) -> None:
-        several = (
-            self.embeddings and not self.attn_z_loss,
-            self.logits_and_embeddings,
-            self.outputs,
-            self.attn,
-        )
-        if sum(several) > 1 or (self.embeddings and self.intermediates):
+        alone = self.embeddings and not self.attn_z_loss
+        several = sum((alone, self.logits_and_embeddings, self.outputs, self.attn)) > 1
+        if several or (self.embeddings and self.intermediates):
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
             )
