@@ -17,7 +17,7 @@ import torch
 
 from gauge import give_back_at_once, held, peak, saved
 from memory_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
-from report import machine
+from report import installed, machine
 from timing import CLOCKS, interleave, ratio
 
 MIB = 2**20
@@ -69,6 +69,7 @@ def write(path: Path, part: str, rows: list[dict], clock: str) -> dict:
     new = {(row.get("depth"), row["name"]) for row in rows}
     old = [row for row in held.get(part, []) if (row.get("depth"), row["name"]) not in new]
     held |= {"machine": machine(), "clock": clock, "size": vars(Size())}
+    held["machine"]["versions"] |= {"routing-transformer": installed("routing-transformer")}
     held["loss size"] = {**vars(LOSS_SIZE), "depth": LOSS_DEPTH, "chunks": CHUNKS}
     held[part] = sorted([*old, *rows], key=lambda row: row.get("depth", 0))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,16 +85,24 @@ def draw(path: Path, rows: list[dict]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    base = {row["depth"]: row["seconds"] for row in rows if row["name"] == "sequential"}
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
         depths = [row["depth"] for row in mine]
         axes[0].plot(depths, [row["held"] / MIB for row in mine], marker="o", markersize=3, label=name)
         axes[1].plot(depths, [row["peak"] / MIB for row in mine], marker="o", markersize=3)
-        timed = [(row["depth"], statistics.median(row["seconds"])) for row in mine if row["seconds"]]
-        axes[2].plot([at for at, _ in timed], [time for _, time in timed], marker="o", markersize=3)
-    for axis, title in zip(axes, ("kept for backward, MiB", "peak above the model, MiB", "step, s")):
-        axis.set(title=title, xlabel="depth (blocks)", ylim=(0, None))
+        timed = [
+            row for row in mine if row["seconds"] and len(row["seconds"]) == len(base.get(row["depth"], ()))
+        ]
+        shares = [ratio(row["seconds"], base[row["depth"]]) for row in timed]
+        axes[2].plot([row["depth"] for row in timed], shares, marker="o", markersize=3)
+    titles = ("held for backward, MiB", "peak above the model, MiB", "step, by that of sequential")
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="depth (blocks)")
         axis.grid(alpha=0.3)
+    for axis in axes[:2]:
+        axis.set_yscale("log")
+    axes[2].set_ylim(0, None)
     axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=80)
 
