@@ -43,8 +43,8 @@ OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {
-    "shift_mem_down", "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
-    "cross_residual_attn",
+    "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
+    "cross_residual_attn", "shift_mem_down",
 }  # fmt: skip
 
 

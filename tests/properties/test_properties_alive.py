@@ -135,7 +135,8 @@ def change(given, without):
     start = differs(one.output(), other.output())
     stir(one.model)
     other.model.load_state_dict(one.model.state_dict())
-    for look in (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.z_loss, Seen.parts):
+    looks = (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.z_loss, Seen.parts)
+    for look in looks:
         if differs(look(one), look(other)):
             return look.__name__
     return "start" if start else "refusal" if refused(given) != refused(without) else None

@@ -10,7 +10,7 @@ import flagformer
 from flagformer.flow.memories import Memories
 from flagformer.reference import choices, settings
 
-# Stacks without self-attention have nothing that reads memories, and memory tokens stand in front of a whole row.
+# Stacks without self-attention have nothing that reads memories; memory tokens stand in front of a whole row.
 REFUSED = {
     "only_cross": "`max_mem_len` and `only_cross` cannot be combined",
     "num_memory_tokens": "`max_mem_len` needs no `num_memory_tokens`",

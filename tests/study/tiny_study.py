@@ -60,7 +60,7 @@ def fills_the_disk(trial: Any, directory: Path) -> object:
 
 
 def _listening() -> None:
-    """Ctrl-C is heard also where the tests run in the background of a shell, which hands on that it is not."""
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which turns it off."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
