@@ -51,8 +51,3 @@ class Tape:
     def part(self) -> Tape:
         """An empty tape of the same wishes, for a computation that may run twice."""
         return Tape(self.wanted, self.weights)
-
-    def add_losses(self, losses: Mapping[str, Iterable[Tensor]]) -> None:
-        """Joins the losses of a part."""
-        for name, values in losses.items():
-            self.losses.setdefault(name, []).extend(values)
