@@ -10,6 +10,8 @@ from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
+from flagformer.wrappers.memformer import Memformer
+from flagformer.wrappers.replay import memory_replay_backprop, train_segments
 from flagformer.wrappers.transformer import TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xl import XLAutoregressiveWrapper
@@ -22,8 +24,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
-    "XTransformer", "audit", "build", "check", "component", "load", "preset",
+    "Memformer", "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper",
+    "XLAutoregressiveWrapper", "XTransformer", "audit", "build", "check", "component", "load",
+    "memory_replay_backprop", "preset", "train_segments",
 ]  # fmt: skip
 
 

@@ -24,7 +24,11 @@ VALUES = {
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
     "layerscale_init_value": 0.5,
+    "mem_update_attn_heads": 2,
+    "memory_temperature": 0.5,
+    "memory_update": "bmn",
     "logits_dim": 7,
+    "num_mem_updates": 2,
     "memory_tokens_interspersed_every": 3,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
@@ -40,7 +44,13 @@ VALUES = {
 # the same of them.
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
-WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+CROSS = {"cross_attend": True}
+WITH = {
+    **dict.fromkeys(
+        ("cross_attn_dim_context", "memory_update", "num_mem_updates", "mem_update_attn_heads"), CROSS
+    ),
+    "memory_temperature": {**CROSS, "memory_update": "bmn"},
+}
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
