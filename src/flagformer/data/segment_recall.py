@@ -13,11 +13,11 @@ class SegmentRecall(Source):
     """`s1 s2 ... | noise | ... | 2 1 1 4 ...`: the first segment begins with symbols, and later ones ask
     for them by their places.
 
-    A row is `seq_len / segment` segments of `segment` tokens. Each segment from the second on asks or holds
-    noise, as a coin says (one at least asks), or asks `delay` segments behind the first alone; at each
-    place of one that asks, the symbol at the place that it names is to be predicted. A model that reads each
-    segment alone, or all with less memory than the delay asks for, is left with chance. Tokens: `stored` places, then
-    `symbols` symbols, then `noise` kinds of noise.
+    A row is `seq_len / segment` segments of `segment` tokens. Each segment from the second on asks or
+    holds noise, as a coin says (one at least asks), or asks `delay` segments behind the first alone; at
+    each place of one that asks, the symbol at the place that it names is to be predicted. A model that
+    reads each segment alone, or all with less memory than the delay asks for, is left with chance.
+    Tokens: `stored` places, then `symbols` symbols, then `noise` kinds of noise.
     """
 
     metric: ClassVar[str] = (
