@@ -4,8 +4,9 @@
                                   [--json FILE]
 
 A decoder (d 128, 4 layers, 4 heads, rotary, 16 slots) reads segments of 64 tokens, batch 2. *replay* is
-`train_segments`; *through all* is one backward through every segment; *dense* is the same decoder without
-slots on one row of all tokens. Peak is the growth of the process in one step; gradients of parameters exist before.
+`train_segments`; *through all* is one backward through every segment; *dense* is the same decoder
+without slots on one row of all tokens. Peak is the growth of the process in one step; gradients of
+parameters exist before.
 """
 
 import argparse
