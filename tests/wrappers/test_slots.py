@@ -16,6 +16,9 @@ SCHEMES = {
     "interspersed": {"rotary_pos_emb": True, "num_memory_tokens": 2, "memory_tokens_interspersed_every": 2},
     "memory keys": {"alibi_pos_bias": True, "attn_num_mem_kv": 2},
     "memories of tokens": {"rotary_pos_emb": True, "max_mem_len": 7},
+    "tokens alone": {
+        "num_memory_slots": 0, "cross_attend": False, "rotary_pos_emb": True, "max_mem_len": 10,
+    },
     "of layers above": {"rel_pos_bias": True, "max_mem_len": 5, "shift_mem_down": 1},
 }  # fmt: skip
 # fp64: cached, in blocks and at once differ by rounding

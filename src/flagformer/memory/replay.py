@@ -38,10 +38,11 @@ def replay(read: Segment, start: Memories, count: int) -> tuple[list[Tensor | No
     losses: list[Tensor | None] = []
     last, grad = held[-1], None
     for number in reversed(range(count)):
-        slots = _slots(held[number]).detach().requires_grad_()
+        here = held.pop()
+        slots = _slots(here).detach().requires_grad_()
         again = number < count - 1
-        with around.drawing(draws[number] if again else None):
-            loss, left = read(number, replace(held[number], slots=slots))
+        with around.drawing(draws.pop() if again else None):
+            loss, left = read(number, replace(here, slots=slots))
         _backward([(loss, None)] + ([(_slots(left), grad)] if grad is not None else []))
         losses.append(None if loss is None else loss.detach())
         last, grad = last if again else left.detach(), slots.grad

@@ -103,7 +103,7 @@ class PlainCalls(Calls):
         return getattr(self.model, "num_tokens", None)
 
     def longest(self) -> int | None:
-        """`max_seq_len`, unless the model says that it binds nothing: it ends no positions, and no segment."""
+        """`max_seq_len`, unless the model says that it binds nothing: no positions end there, no segment."""
         binds = getattr(self.model, "absolute_positions", True) or getattr(
             self.model, "num_memory_slots", False
         )
