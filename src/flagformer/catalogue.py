@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
+from flagformer.attention.cores.local import LocalHeads, NoLocal
+from flagformer.attention.cores.routing import Routing
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.values import HeadGate, ValueGate
 from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
-from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
+from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery, SharedQK
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
@@ -58,7 +60,7 @@ CATALOGUE.fill(
         Sequential, Checkpointed,
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
-        MultiHead, Grouped, MultiQuery,
+        MultiHead, Grouped, MultiQuery, SharedQK,
         Plain, Cosine, RMS,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
@@ -66,7 +68,8 @@ CATALOGUE.fill(
         TalkingWeights,
         HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,
-        DenseCore, CarriedScores, CarriedCrossScores,
+        DenseCore, CarriedScores, CarriedCrossScores, Routing,
+        NoLocal, LocalHeads,
         # the fastest kernel first: the first that serves every filled slot is taken
         SDPA, FusedBias, Einsum,
         Dense, GLU,

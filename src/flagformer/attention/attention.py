@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
+from flagformer.attention.cores.local import HeadShare
+from flagformer.attention.cores.mixed import Mixed
 from flagformer.attention.gates import Gate
 from flagformer.attention.key_values import Seats
 from flagformer.attention.output import Output
@@ -15,6 +18,8 @@ from flagformer.attention.source import ContextTokens, OwnTokens, Source
 from flagformer.flags import Ready, Spec
 from flagformer.flow import Dims, SideInputs
 from flagformer.position import Rotation
+
+Slots = Mapping[str, tuple[Spec | Ready, ...]]
 
 
 class Attention(nn.Module):
@@ -49,9 +54,7 @@ class Attention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, K] -> [B, T, D]
 
 
-def build_attention(
-    slots: Mapping[str, tuple[Spec | Ready, ...]], dims: Dims, rotation: Rotation, cross: bool
-) -> Attention:
+def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -> Attention:
     """Fills the slots of one attention sublayer."""
     projection = slots["projection"][0].build(dims, cross)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
@@ -61,9 +64,20 @@ def build_attention(
         else OwnTokens(projection, qk_norm, rotation, dims.dim_head)
     )
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
-    mods = [filler.build(dims) for filler in slots["score"]]
-    mixes = [filler.build(dims) for filler in slots["mix"]]
-    path = ScorePath(qk_norm.scale, mods, slots["weights"][0].build(dims), mixes)
-    core = slots["core"][0].build(slots["kernel"][0].build(path), path, cross)
     gates = [filler.build(dims) for filler in slots["gate"]]
+    core = _build_core(slots, dims, qk_norm.scale, cross)
     return Attention(source, seats, core, gates, slots["output"][0].build(dims))
+
+
+def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool) -> Core:
+    """One core, or two that share the heads, each with scores and a kernel of its own."""
+    local: HeadShare = slots["local"][0].build(dims)
+    parts: list[tuple[Core, int]] = []
+    for count, served in ((local.heads, local.core), (dims.heads - local.heads, slots["core"][0].build)):
+        if count:
+            of_part = replace(dims, heads=count)
+            mods = [filler.build(of_part) for filler in slots["score"]]
+            mixes = [filler.build(of_part) for filler in slots["mix"]]
+            path = ScorePath(scale, mods, slots["weights"][0].build(of_part), mixes)
+            parts.append((served(slots["kernel"][0].build(path), path, cross, of_part), count))
+    return parts[0][0] if len(parts) == 1 else Mixed(parts)

@@ -35,12 +35,14 @@ class OwnTokens(Source):
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
-        q, k = self.rotation(self.qk_norm.queries(q), self.qk_norm.keys(k), side.angles)
+        content = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        q, k = self.rotation(*content, side.angles)
         if side.state is None:
-            return q, KeyValues(k, v)
+            return q, KeyValues(k, v, content=content, tied=self.projection.tied)
         cache = side.state.steps[side.step]
         assert isinstance(cache, KVCache)
-        return q, cache.extend(k, v, side.state.length, side.state.oldest())
+        kv = cache.extend(k, v, side.state.length, side.state.oldest())
+        return q, kv._replace(content=content, tied=self.projection.tied)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         shape = (state.batch, self.projection.groups, state.capacity, self.width)

@@ -10,10 +10,12 @@ from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, 
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.side import SideInputs
+from flagformer.flow.spots import Spots
 from flagformer.flow.tape import Tape
+from flagformer.flow.terms import BiasRow, Terms
 
 __all__ = [
-    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
-    "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach", "Rule",
-    "Segments", "SessionState", "SideInputs", "Tape", "Window",
+    "BiasRow", "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit",
+    "FeatureCache", "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach",
+    "Rule", "Segments", "SessionState", "SideInputs", "Spots", "Tape", "Terms", "Window",
 ]  # fmt: skip

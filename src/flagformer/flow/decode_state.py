@@ -99,6 +99,7 @@ class DecodeState:
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
         steps: what attention remembers, by execution step (tied modules run at several).
         entries: what the entries of sublayers remember, likewise.
+        cores: what cores remember beside keys and values, likewise.
         context_layout: standing of the context's tokens, once a forward has brought one.
     """
 
@@ -112,7 +113,13 @@ class DecodeState:
     made_for: tuple[tuple[str, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
     entries: dict[int, SessionState] = field(default_factory=dict)
+    cores: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
+
+    @property
+    def memories(self) -> tuple[SessionState, ...]:
+        """All that is remembered."""
+        return (*self.steps.values(), *self.entries.values(), *self.cores.values())
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
         """The standing of tokens start ... start + length."""
@@ -152,7 +159,7 @@ class DecodeState:
             raise ValueError(f"`index` must hold rows from 0 to {self.batch - 1}, but is {index.tolist()}")
         if self.prefix is not None and len(self.prefix) > 1:
             self.prefix = self.prefix.index_select(0, index)
-        for step in (*self.steps.values(), *self.entries.values()):
+        for step in self.memories:
             step.reorder(index)
         if self.first is not None:
             self.first = self.first.index_select(0, index)
@@ -171,4 +178,4 @@ class DecodeState:
         self.length = length
 
     def size_bytes(self) -> int:
-        return sum(step.size_bytes() for step in (*self.steps.values(), *self.entries.values()))
+        return sum(step.size_bytes() for step in self.memories)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.ops.attend import repeat_groups
+
 
 class KeyValues(NamedTuple):
     """Keys and values of one attention.
@@ -15,11 +17,16 @@ class KeyValues(NamedTuple):
         k: [B, G, seats + S, K], already normed and turned.
         v: [B, G, seats + S, K].
         seats: keys in front without a position: every query sees them, no bias reaches them.
+        content: queries [B, H, T, K] and keys [B, G, T, K] of the new tokens before they were turned; None in
+            cross-attention.
+        tied: keys are the queries, of unit length: a query sees itself only where it sees nothing else.
     """
 
     k: Tensor
     v: Tensor
     seats: int = 0
+    content: tuple[Tensor, Tensor] | None = None
+    tied: bool = False
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
         """Seats [G, M, K] in front, the same for every row."""
@@ -27,4 +34,25 @@ class KeyValues(NamedTuple):
         front_k = k.to(self.k.dtype).expand(batch, -1, -1, -1)
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)
         keys = torch.cat([front_k, self.k], dim=2)
-        return KeyValues(keys, torch.cat([front_v, self.v], dim=2), self.seats + k.shape[1])
+        values = torch.cat([front_v, self.v], dim=2)
+        return self._replace(k=keys, v=values, seats=self.seats + k.shape[1])
+
+    def of_heads(self, heads: slice, total: int) -> KeyValues:
+        """The keys and values that some of the `total` query heads read."""
+        content = self.content
+        if content is not None:
+            content = content[0][:, heads], _of_heads(content[1], heads, total)
+        return self._replace(
+            k=_of_heads(self.k, heads, total), v=_of_heads(self.v, heads, total), content=content
+        )
+
+
+def _of_heads(x: Tensor, heads: slice, total: int) -> Tensor:
+    """The groups of x [B, G, S, K] that serve these heads; repeated where heads of a group part ways."""
+    groups = x.shape[1]
+    if groups == 1:
+        return x
+    each = total // groups
+    if heads.start % each or heads.stop % each:
+        return repeat_groups(x, total)[:, heads]
+    return x[:, heads.start // each : heads.stop // each]

@@ -10,6 +10,7 @@ from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.tape import Tape
+from flagformer.flow.terms import Terms
 
 
 @dataclass
@@ -27,6 +28,9 @@ class SideInputs:
         later: whether tokens may see later ones.
         carry: what sublayers hand on to later ones, by name.
         step: which execution step runs now (the executor sets it; tied modules run at several).
+        replay: whether this is a forward's second computation, for its gradient: statistics have counted it.
+        terms: how self-attention's queries and keys meet, for cores that look at few pairs; None: none does.
+        heads: the heads that the core which runs now serves.
     """
 
     pairs: dict[int, Pairs]
@@ -39,3 +43,6 @@ class SideInputs:
     later: bool
     carry: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    replay: bool = False
+    terms: Terms | None = None
+    heads: slice = field(default_factory=lambda: slice(None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -28,3 +28,12 @@ class Tape:
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses.setdefault(name, []).append(value)
+
+    def part(self) -> Tape:
+        """An empty tape of the same wishes, for one of several that share a result."""
+        return Tape(self.wanted)
+
+    def add_losses(self, losses: Mapping[str, Iterable[Tensor]]) -> None:
+        """Joins the losses of a part."""
+        for name, values in losses.items():
+            self.losses.setdefault(name, []).extend(values)

@@ -27,7 +27,12 @@ VALUES: dict[str, Any] = {
     "layers_execute_order": (0, 1, 2, 3, 2, 3),
 }
 # What has to be said with a choice.
-WITH: dict[str, dict[str, Any]] = {"cross_residual_attn": {"cross_attend": True}}
+WITH: dict[str, dict[str, Any]] = {
+    "cross_residual_attn": {"cross_attend": True},
+    # windows that leave something out of a few tokens
+    "n_local_attn_heads": {"local_attn_window_size": 3},
+    "num_clusters": {"window_size": 2},
+}
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from flagformer.attention.attention import build_attention
 from flagformer.branch.scale import Half
-from flagformer.flags import FlagError, Gathered, Module, Resolved, with_prefix
+from flagformer.flags import Finding, FlagError, Gathered, Module, Resolved, with_prefix
+from flagformer.flags.conflicts import declared
 from flagformer.flow import Dims
 from flagformer.norm import Norm
 from flagformer.ops.identity import identity
@@ -40,6 +41,7 @@ def build_sublayers(
         gathered.attempt(partial(_function, module, dims, rotation, resolved.flags))
         for module in resolved.modules
     ]
+    gathered.findings += _idle_core(resolved, functions)
     gathered.raise_all()
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
@@ -76,3 +78,21 @@ def _branch(module: Module, dims: Dims, halves: bool) -> Step:
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _idle_core(resolved: Resolved, functions: Sequence[nn.Module | None]) -> list[Finding]:
+    """A core that was chosen where all heads are local."""
+    own = [(m.slots["core"][0], f) for m, f in zip(resolved.modules, functions) if m.kind == "a"]
+    if any(function is None for _, function in own):
+        return []
+    served = {type(part) for _, function in own if function is not None for part in function.modules()}
+    idle = [declared("core", filler) for filler, _ in own if filler.cls not in served]
+    return [
+        Finding(
+            item.select,
+            f"`{item.say()}` and `n_local_attn_heads` cannot be combined here, because all heads of every"
+            " layer are local; leave some over, or leave one of both out",
+        )
+        for item in dict.fromkeys(idle)
+        if item.select is not None
+    ]

@@ -25,8 +25,9 @@ from flagformer.stack.inputs import (
     check_tensor,
     check_window,
 )
+from flagformer.stack.session import open_session
 from flagformer.stack.sublayer import Step, Sublayer
-from flagformer.stack.vision import see_context, see_self
+from flagformer.stack.vision import own_terms, see_context, see_self
 
 
 class AttentionLayers(nn.Module):
@@ -68,6 +69,11 @@ class AttentionLayers(nn.Module):
         self.seat_counts = {
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
         }
+        own = [s.fn for s in self.sublayers if s.kind == "a"]
+        cores = [fn.core for fn in own]
+        # cores that read no pairs need none to be made
+        self.sights = sorted({fn.seat_count for fn in own if getattr(fn.core, "reads_pairs", True)})
+        self.reads_terms = any(getattr(core, "reads_terms", False) for core in cores)
         self.session_shape = tuple(
             ("f", 0, 0) if s.kind == "f" else (s.kind, s.fn.source.projection.groups, self.dims.dim_head)
             for s in self.steps
@@ -195,7 +201,7 @@ class AttentionLayers(nn.Module):
         side = SideInputs(
             see_self(
                 self.position_bias,
-                self.seat_counts["a"],
+                self.sights,
                 rules,
                 layout,
                 window,
@@ -209,6 +215,7 @@ class AttentionLayers(nn.Module):
             tape,
             layout,
             self.time_rule(prefix_attn_len) is None,
+            terms=own_terms(self.position_bias, rules, layout, window, state) if self.reads_terms else None,
         )
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, self.final_norm)
@@ -288,12 +295,7 @@ class AttentionLayers(nn.Module):
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
         with torch.no_grad():
             state.bias_row = self.position_bias.row(length, device)
-        for step, sublayer in enumerate(self.steps):
-            entry = sublayer.entry.session(state, dtype, device)
-            if entry is not None:
-                state.entries[step] = entry
-            if sublayer.kind != "f":
-                state.steps[step] = sublayer.fn.source.session(state, dtype, device)
+        open_session(state, self.steps, dtype, device)
         return state
 
 

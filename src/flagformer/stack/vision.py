@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from flagformer.flow import DecodeState, Distances, Layout, Mask, Padding, Pairs, Reach, Segments, Window
+from flagformer.flow import (
+    BiasRow,
+    Causal,
+    DecodeState,
+    Distances,
+    Layout,
+    Mask,
+    Padding,
+    Pairs,
+    Reach,
+    Segments,
+    Terms,
+    Window,
+)
 from flagformer.position import PositionBias
 from flagformer.position.none import NoBias
 from flagformer.stack.inputs import check_padding
@@ -27,6 +40,42 @@ def see_self(
     """
     if not seat_counts:
         return {}
+    mask, keys = _own_keys(mask, queries, window, state)
+    if by_distance and not any(seat_counts):
+        distances = _distances(position_bias, mask, queries, keys)
+        if distances is not None:
+            return {0: Pairs(distances=distances)}
+    if state is not None and queries.length == 1:
+        bias = state.newest_bias(keys.length)
+    else:
+        bias = position_bias(queries, keys)
+    return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
+
+
+def own_terms(
+    position_bias: PositionBias, mask: Mask, queries: Layout, window: int | None, state: DecodeState | None
+) -> Terms:
+    """The same, to be asked pair by pair."""
+    mask, keys = _own_keys(mask, queries, window, state)
+    if state is not None and queries.length == 1 and state.bias_row is not None:
+        return Terms(mask, queries, keys, BiasRow(state.bias_row, state.capacity - 1, -1))
+    if isinstance(position_bias, NoBias):
+        return Terms(mask, queries, keys)
+    # behind a causal mask no later key is met
+    nearest = 0 if Causal() in mask.rules else queries.start - (keys.end - 1)
+    row = None
+    if queries.by_place and keys.by_place:
+        farthest = queries.end - 1 - keys.start
+        row = position_bias.by_distance(nearest, farthest, queries.positions.device)
+    if row is None:
+        return Terms(mask, queries, keys, bias=position_bias(queries, keys))
+    return Terms(mask, queries, keys, BiasRow(row, -nearest))
+
+
+def _own_keys(
+    mask: Mask, queries: Layout, window: int | None, state: DecodeState | None
+) -> tuple[Mask, Layout]:
+    """All rules, and the keys of a model's own tokens: of this forward, and those that a state holds."""
     keys = queries
     if state is not None:
         first = state.oldest()
@@ -39,15 +88,7 @@ def see_self(
         mask &= Segments()
     if window is not None and window < keys.length:
         mask &= Window(window)
-    if by_distance and not any(seat_counts):
-        distances = _distances(position_bias, mask, queries, keys)
-        if distances is not None:
-            return {0: Pairs(distances=distances)}
-    if state is not None and queries.length == 1:
-        bias = state.newest_bias(keys.length)
-    else:
-        bias = position_bias(queries, keys)
-    return {count: Pairs.of(mask, queries, keys, bias, count) for count in seat_counts}
+    return mask, keys
 
 
 def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:

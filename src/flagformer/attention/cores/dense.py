@@ -9,14 +9,14 @@ from flagformer.attention.cores import Core
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import component
-from flagformer.flow import KeyValues, SideInputs
+from flagformer.flow import Dims, KeyValues, SideInputs
 
 
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
 class Dense(Core):
     """All pairs, in one call of the kernel."""
 
-    def __init__(self, kernel: Kernel, path: ScorePath, cross: bool) -> None:
+    def __init__(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()
         self.kernel, self.path, self.cross = kernel, path, cross
 
@@ -25,6 +25,8 @@ class Dense(Core):
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         pairs = (side.context_pairs if self.cross else side.pairs)[kv.seats]
+        if kv.tied:
+            pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.seats, q.device)
         if side.tape.wants("attn.weights"):
             side.tape.keep("attn.weights", self.path(q, kv.k, pairs))
         return self.kernel(q, kv.k, kv.v, pairs)

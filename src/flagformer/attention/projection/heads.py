@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flagformer.attention.projection import Projection
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
+from flagformer.ops.unit import unit_length
 
 
 class Heads(Projection):
@@ -74,3 +75,28 @@ class MultiQuery(Heads):
 
     def __init__(self, dims: Dims, cross: bool) -> None:
         super().__init__(dims, cross, 1)
+
+
+@component("projection", select="shared_qk", paper="arXiv:2001.04451, section 2", kind="a")
+class SharedQK(Projection):
+    """Keys are the queries, of unit length; a token sees itself only where it sees nothing else.
+
+    With a rotation each is turned by its own position as ever.
+    """
+
+    tied = True
+
+    def __init__(self, dims: Dims, cross: bool) -> None:
+        super().__init__()
+        self.groups, self.heads = dims.heads, dims.heads
+        self.to_qv = nn.Linear(dims.dim, 2 * dims.heads * dims.dim_head, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, v = self.to_qv(x).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
+        return q, unit_length(q), v
+
+    def queries(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("a context has no queries")
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a context has no queries")
