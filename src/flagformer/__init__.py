@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import flagformer.catalogue  # noqa: F401  fills the registry that every stack resolves its flags against
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError, Ready, Spec, component
 from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -22,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
     "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XTransformer", "audit",
-    "build", "check", "component", "load", "preset",
+    "build", "check", "component", "load", "preset", "update_kmeans",
 ]  # fmt: skip
 
 

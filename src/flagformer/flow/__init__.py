@@ -16,6 +16,6 @@ from flagformer.flow.terms import BiasRow, Terms
 
 __all__ = [
     "BiasRow", "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit",
-    "FeatureCache", "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix", "Reach",
-    "Rule", "Segments", "SessionState", "SideInputs", "Spots", "Tape", "Terms", "Window",
+    "FeatureCache", "KVCache", "KeyValues", "Layout", "Mask", "Outputs", "Padding", "Pairs", "Prefix",
+    "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Spots", "Tape", "Terms", "Window",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
 
@@ -37,6 +38,14 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets)
 
 
+def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the sum of the auxiliary losses of a model that makes any."""
+    if not getattr(model, "has_losses", False):
+        return model(ids), None
+    logits, outputs = model(ids, return_losses=True)
+    return logits, outputs.extra_loss
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -47,16 +56,18 @@ def train_step(
     """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
     finite updates nothing.
 
-    Every scored token weighs the same, so the gradient does not depend on how the batch is divided.
+    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. Auxiliary
+    losses (of routing attention, of mixtures of experts) are trained on, but are no part of the loss that is
+    told. The centroids of routing attention move once, by all micro-batches.
     """
     inputs, targets = batch
     scored = (targets != IGNORE).sum()
     total = torch.zeros((), device=inputs.device)
     for ids, wanted in zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate)):
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = model(ids)
+            logits, extra = _forward(model, ids)
         loss = token_losses(logits, wanted).sum() / scored
-        loss.backward()
+        (loss if extra is None else loss + extra * (len(ids) / len(inputs))).backward()
         total += loss.detach()
     norm = None
     if config.clip:
@@ -66,5 +77,6 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        update_kmeans(model)
     optimizer.zero_grad(set_to_none=True)
     return Step(total.item(), norm, finite)

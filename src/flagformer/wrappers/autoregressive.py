@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flow import Outputs
 from flagformer.generation import (
     Against,
@@ -83,6 +84,8 @@ class AutoregressiveWrapper(nn.Module):
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before.
 
+        In training the auxiliary losses of the net are added (of routing attention, of mixtures of experts).
+
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
             return_outputs: return (loss, Outputs), with the logits and embeddings of the T - 1 tokens read.
@@ -121,11 +124,26 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        logits, embeddings = self.net(ids[:, :-1], return_logits_and_embeddings=True, **side)
+        outputs = self._read(ids[:, :-1], side)
+        assert outputs.logits is not None
         loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
+            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=self.ignore_index
         )
-        return (loss, Outputs(embeddings, logits)) if return_outputs else loss
+        if outputs.extra_loss is not None:
+            loss = loss + outputs.extra_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> Outputs:
+        """What the net makes of [B, T], with the auxiliary losses of training."""
+        if self.training and getattr(self.net, "has_losses", False):
+            _, outputs = self.net(ids, return_losses=True, **side)
+            return outputs
+        logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
+        return Outputs(embeddings, logits)
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
 
     def generate(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
@@ -113,6 +114,15 @@ class TransformerWrapper(nn.Module):
         return self.attn_layers.can_cache
 
     @property
+    def has_losses(self) -> bool:
+        """Whether training forwards make auxiliary losses, which `return_losses` gives."""
+        return any(getattr(module, "makes_losses", False) for module in self.attn_layers.modules())
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
+
+    @property
     def logits_dim(self) -> int:
         """Logits of a token."""
         return self.resolved.flags["logits_dim"] or self.num_tokens
@@ -179,6 +189,7 @@ class TransformerWrapper(nn.Module):
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
         return_attn: bool = False,
+        return_losses: bool = False,
     ) -> Any:
         """Token ids -> logits.
 
@@ -204,6 +215,7 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings: (logits, embeddings).
             return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
             return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
+            return_losses: (logits, Outputs) with the auxiliary losses of this forward, and nothing else kept.
 
         Returns:
             logits [B, T, V], or what the `return_` argument says.
@@ -213,7 +225,7 @@ class TransformerWrapper(nn.Module):
         """
         check_ids(x, self.num_tokens)
         forms = (return_embeddings, return_logits_and_embeddings, return_intermediates, return_attn)
-        if sum(forms) > 1:
+        if sum((*forms, return_losses)) > 1:
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
             )
@@ -238,6 +250,8 @@ class TransformerWrapper(nn.Module):
         logits = self.to_logits(out)
         if return_logits_and_embeddings:
             return logits, out
+        if return_losses:
+            return logits, Outputs(out, logits, tape.losses)
         if not wanted:
             return logits
         maps = tuple(tape.kept.get("attn.weights", ()))

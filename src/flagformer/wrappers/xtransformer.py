@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.drop import keep_some
 from flagformer.stack.inputs import check_padding
@@ -141,6 +144,8 @@ class XTransformer(nn.Module):
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
 
+        In training the auxiliary losses of both halves are added.
+
         Args:
             src: ids [B, S].
             tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
@@ -149,19 +154,40 @@ class XTransformer(nn.Module):
             tgt_mask: bool [B, T], True for real tokens of the target.
             embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
             tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
-            return_outputs: return (loss, Outputs) of the decoder.
+            return_outputs: return (loss, Outputs) of the decoder, with the losses of both halves.
 
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        encoded = self.encode(src, mask, attn_mask, embed_ids)
+        encoded, losses = self._encode(src, mask, attn_mask, embed_ids)
         seen = mask
         hidden = self.own["cross_attn_tokens_dropout"]
         if self.training and hidden:
             real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
             seen = keep_some(real, 1 - hidden)
         side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
-        return self.decoder(tgt, return_outputs, mask=tgt_mask, **side)
+        loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
+        found = Outputs(encoded, losses=losses)
+        loss = loss if found.extra_loss is None else loss + found.extra_loss
+        if not return_outputs:
+            return loss
+        names = {*losses, *outputs.losses}
+        both = {name: [*losses.get(name, ()), *outputs.losses.get(name, ())] for name in sorted(names)}
+        return loss, replace(outputs, losses=both)
+
+    def _encode(
+        self, src: Tensor, mask: Tensor | None, attn_mask: Tensor | None, ids: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """`encode`, and the auxiliary losses of training."""
+        if not (self.training and self.encoder.has_losses):
+            return self.encode(src, mask, attn_mask, ids), {}
+        side = {"mask": mask, "attn_mask": attn_mask, "embed_ids": ids}
+        encoded, outputs = self.encoder(src, return_losses=True, **side)
+        return encoded, outputs.losses
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
 
     def generate(
         self,

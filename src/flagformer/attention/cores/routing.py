@@ -42,7 +42,6 @@ class Routing(Core):
 
     reads_pairs = False
     reads_terms = True
-    makes_losses = True
 
     def __init__(
         self,
@@ -69,6 +68,7 @@ class Routing(Core):
         super().__init__()
         assert count is not None
         self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
+        self.makes_losses = commitment > 0
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
 
     def reads_distances(self, device: torch.device) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from flagformer.flags import Flag, component
-from flagformer.flow import SideInputs
+from flagformer.flow import SideInputs, Tape
 from flagformer.residual import Residual
 from flagformer.stack.executor import Executor
 from flagformer.stack.executor.sequential import Sequential
@@ -46,5 +48,26 @@ class Checkpointed(Executor):
         if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
             return self.plain.run(sublayers, residual, h, side)
         for step, sublayer in enumerate(sublayers):
-            h = checkpoint(sublayer, h, replace(side, step=step), use_reentrant=False)
+            here = replace(side, step=step)
+            replay = nullcontext if torch.compiler.is_compiling() else partial(replaying, here)
+            contexts = partial(_contexts, replay)
+            h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=contexts)
         return h
+
+
+Context = AbstractContextManager[Any]
+
+
+def _contexts(replay: Callable[[], Context]) -> tuple[Context, Context]:
+    """What surrounds the forward and its repetition."""
+    return nullcontext(), replay()
+
+
+@contextmanager
+def replaying(side: SideInputs) -> Iterator[None]:
+    """The side inputs of a repetition: it says so, and its losses are on the tape already."""
+    tape, side.tape, side.replay = side.tape, Tape(), True
+    try:
+        yield
+    finally:
+        side.tape, side.replay = tape, False
