@@ -20,6 +20,8 @@ from flagformer.entry.shift import ShiftTokens
 from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
+from flagformer.feedforward.moe import MixtureOfExperts
+from flagformer.feedforward.pkm import ProductKeys
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
@@ -72,7 +74,7 @@ CATALOGUE.fill(
         NoLocal, LocalHeads,
         # the fastest kernel first: the first that serves every filled slot is taken
         SDPA, FusedBias, Einsum,
-        Dense, GLU,
+        Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared,
         Straight, ShiftTokens,
         LayerScale, StochasticDepth,

@@ -32,6 +32,7 @@ WITH: dict[str, dict[str, Any]] = {
     # windows that leave something out of a few tokens
     "n_local_attn_heads": {"local_attn_window_size": 3},
     "num_clusters": {"window_size": 2},
+    "ff_pkm": {"pkm_num_keys": 8},
 }
 # What a choice takes out of the base.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}

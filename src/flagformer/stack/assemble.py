@@ -41,7 +41,7 @@ def build_sublayers(
         gathered.attempt(partial(_function, module, dims, rotation, resolved.flags))
         for module in resolved.modules
     ]
-    gathered.findings += _idle_core(resolved, functions)
+    gathered.findings += _idle_core(resolved, functions) + _idle_activation(resolved)
     gathered.raise_all()
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
@@ -70,6 +70,25 @@ def _function(module: Module, dims: Dims, rotation: Rotation, flags: Mapping[str
             raise FlagError(with_prefix(error.findings, "cross_", typed)) from None
     activation = module.slots["activation"][0].build()
     return module.slots["feedforward"][0].build(dims, activation)
+
+
+def _idle_activation(resolved: Resolved) -> list[Finding]:
+    """An activation that was chosen where no feedforward has one."""
+    forwards = [
+        (m.slots["activation"][0], m.slots["feedforward"][0]) for m in resolved.modules if m.kind == "f"
+    ]
+    if any(getattr(filler.cls, "reads_activation", True) for _, filler in forwards):
+        return []
+    chosen = dict.fromkeys((declared("activation", a), declared("feedforward", f)) for a, f in forwards)
+    return [
+        Finding(
+            item.select,
+            f"`{item.say()}` and `{forward.say()}` cannot be combined, because no feedforward here has an"
+            f" activation; leave `{item.say()}` out",
+        )
+        for item, forward in chosen
+        if item.select is not None
+    ]
 
 
 def _branch(module: Module, dims: Dims, halves: bool) -> Step:
