@@ -11,6 +11,8 @@ from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
+from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
+from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
 from flagformer.wrappers.transformer import TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
@@ -22,7 +24,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XTransformer", "audit",
+    "PrefixDecoder", "Ready", "RoutingTransformer", "RoutingTransformerEncDec",
+    "RoutingTransformerLM", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XTransformer", "audit",
     "build", "check", "component", "load", "preset", "update_kmeans",
 ]  # fmt: skip
 
