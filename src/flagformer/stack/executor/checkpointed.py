@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -49,18 +49,20 @@ class Checkpointed(Executor):
             return self.plain.run(sublayers, residual, h, side)
         for step, sublayer in enumerate(sublayers):
             here = replace(side, step=step)
-            replay = nullcontext if torch.compiler.is_compiling() else partial(replaying, here)
-            contexts = partial(_contexts, replay)
-            h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=contexts)
+            if torch.compiler.is_compiling():  # it traces both runs at once, and repeats nothing
+                h = checkpoint(sublayer, h, here, use_reentrant=False)
+            else:
+                contexts = partial(_contexts, here)
+                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=contexts)
         return h
 
 
 Context = AbstractContextManager[Any]
 
 
-def _contexts(replay: Callable[[], Context]) -> tuple[Context, Context]:
+def _contexts(side: SideInputs) -> tuple[Context, Context]:
     """What surrounds the forward and its repetition."""
-    return nullcontext(), replay()
+    return nullcontext(), replaying(side)
 
 
 @contextmanager
