@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from flagformer.flow.memories import Memories
@@ -35,3 +36,9 @@ class Outputs:
         """The z-loss of all attention, weighted; None where nobody asked for it."""
         parts = self.losses.get("attn.z")
         return sum(parts[1:], parts[0]) if parts else None
+
+    @property
+    def extra_loss(self) -> Tensor | None:
+        """The sum of all auxiliary losses; None where there are none."""
+        parts = [value for values in self.losses.values() for value in values]
+        return torch.stack([part.float() for part in parts]).sum() if parts else None

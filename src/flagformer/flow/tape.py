@@ -49,7 +49,8 @@ class Tape:
         self.losses.setdefault(name, []).append(value)
 
     def part(self) -> Tape:
-        """An empty tape of the same wishes, for a computation that may run twice."""
+        """An empty tape of the same wishes: for a computation that may run twice, or for one of several that
+        share a result."""
         return Tape(self.wanted, self.weights)
 
     def add_losses(self, losses: Mapping[str, Iterable[Tensor]]) -> None:
