@@ -11,13 +11,15 @@ import json
 import statistics
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from gauge import give_back_at_once, held, peak, saved
 from memory_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
-from report import machine
+from report import installed, machine
 from timing import CLOCKS, interleave, ratio
 
 MIB = 2**20
@@ -25,42 +27,59 @@ DEPTHS = (2, 4, 8, 16, 24, 48)
 LOSS_SIZE, LOSS_DEPTH, CHUNKS = Size(length=4096), 6, 32
 
 
-def gauge(jobs: dict[str, Job], rounds: int, clock: str) -> list[dict]:
-    """One row for each job; gradients exist before, so that the peak is of activations and what passes by."""
-    rows = []
-    for name, one in jobs.items():
+def timed(jobs: dict[str, Job], rounds: int, clock: str) -> dict[str, list[float]]:
+    """Seconds of each job's steps, before the allocator is told to give back, which costs time."""
+    for one in jobs.values():
         one.step()
-        kept = {"saved": saved(one.loss, one.model), "held": held(one.loss)}
-        rows.append({"name": name, **kept, "peak": peak(one.step)})
-    samples = interleave({name: one.step for name, one in jobs.items()}, rounds, clock) if rounds else {}
-    for row in rows:
-        row["seconds"] = samples.get(row["name"], [])
-    return rows
+    return interleave({name: one.step for name, one in jobs.items()}, rounds, clock) if rounds else {}
 
 
-def against_depth(depths: list[int], names: list[str], rounds: int, clock: str) -> list[dict]:
+def gauged(one: Job) -> dict[str, int]:
+    """Gradients exist before, so that the peak is of activations and what passes by."""
+    one.step()
+    return {"saved": saved(one.loss, one.model), "held": held(one.loss), "peak": peak(one.step)}
+
+
+def measure(parts: dict[int, dict[str, Callable[[], Job]]], rounds: int, clock: str) -> list[dict]:
+    """A row for each depth and name: all times first, then all memory."""
+    seconds = {}
+    for depth, makers in parts.items():
+        jobs = {name: make() for name, make in makers.items()}
+        seconds[depth] = timed(jobs, rounds, clock)
+    give_back_at_once()
     rows = []
-    for depth in depths:
-        jobs = {}
-        for name in names:
-            try:
-                jobs[name] = job(name, depth, Size())
-            except ImportError as error:
-                print(f"{name}: left out, {error}", file=sys.stderr)
-        found = [{"depth": depth, **row} for row in gauge(jobs, rounds, clock)]
-        show(found, names[0])
+    for depth, makers in parts.items():
+        samples = seconds[depth]
+        found = [
+            {"depth": depth, "name": name, **gauged(make()), "seconds": samples.get(name, [])}
+            for name, make in makers.items()
+        ]
+        show(found)
         rows += found
     return rows
 
 
-def show(rows: list[dict], first: str) -> None:
-    """A line of the table for each row; time as a ratio to the first name, round by round."""
-    base = next((row["seconds"] for row in rows if row["name"] == first), [])
+def installed_only(names: list[str]) -> list[str]:
+    """Without the peers that are missing, which are named."""
+    found = []
+    for name in names:
+        try:
+            job(name, 1, Size())
+        except ImportError as error:
+            print(f"{name}: left out, {error}", file=sys.stderr)
+        else:
+            found.append(name)
+    return found
+
+
+def show(rows: list[dict]) -> None:
+    """A line of the table for each row; time as a ratio to the sequential one's, round by round."""
+    base = next((row["seconds"] for row in rows if row["name"] in ("sequential", LOSSES[1])), [])
     for row in rows:
         time = f"{statistics.median(row['seconds']) * 1e3:.0f}" if row["seconds"] else ""
         share = f"{ratio(row['seconds'], base):.2f}" if row["seconds"] and base else ""
-        sizes = f"{row['saved'] / MIB:.1f} | {row['held'] / MIB:.1f} | {row['peak'] / MIB:.1f}"
-        print(f"| {row.get('depth', '')} | {row['name']} | {sizes} | {time} | {share} |", flush=True)
+        sizes = " | ".join(f"{row[kind] / MIB:.1f}" for kind in ("saved", "held", "peak"))
+        print(f"| {row['depth']} | {row['name']} | {sizes} | {time} | {share} |", flush=True)
 
 
 def write(path: Path, part: str, rows: list[dict], clock: str) -> dict:
@@ -69,6 +88,7 @@ def write(path: Path, part: str, rows: list[dict], clock: str) -> dict:
     new = {(row.get("depth"), row["name"]) for row in rows}
     old = [row for row in held.get(part, []) if (row.get("depth"), row["name"]) not in new]
     held |= {"machine": machine(), "clock": clock, "size": vars(Size())}
+    held["machine"]["versions"] |= {"routing-transformer": installed("routing-transformer")}
     held["loss size"] = {**vars(LOSS_SIZE), "depth": LOSS_DEPTH, "chunks": CHUNKS}
     held[part] = sorted([*old, *rows], key=lambda row: row.get("depth", 0))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,16 +104,24 @@ def draw(path: Path, rows: list[dict]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    base = {row["depth"]: row["seconds"] for row in rows if row["name"] == "sequential"}
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
         depths = [row["depth"] for row in mine]
         axes[0].plot(depths, [row["held"] / MIB for row in mine], marker="o", markersize=3, label=name)
         axes[1].plot(depths, [row["peak"] / MIB for row in mine], marker="o", markersize=3)
-        timed = [(row["depth"], statistics.median(row["seconds"])) for row in mine if row["seconds"]]
-        axes[2].plot([at for at, _ in timed], [time for _, time in timed], marker="o", markersize=3)
-    for axis, title in zip(axes, ("kept for backward, MiB", "peak above the model, MiB", "step, s")):
-        axis.set(title=title, xlabel="depth (blocks)", ylim=(0, None))
+        timed = [
+            row for row in mine if row["seconds"] and len(row["seconds"]) == len(base.get(row["depth"], ()))
+        ]
+        shares = [ratio(row["seconds"], base[row["depth"]]) for row in timed]
+        axes[2].plot([row["depth"] for row in timed], shares, marker="o", markersize=3)
+    titles = ("held for backward, MiB", "peak above the model, MiB", "step, by that of sequential")
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="depth (blocks)")
         axis.grid(alpha=0.3)
+    for axis in axes[:2]:
+        axis.set_yscale("log")
+    axes[2].set_ylim(0, None)
     axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=80)
 
@@ -119,18 +147,14 @@ def main() -> int:
     options = arguments()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    give_back_at_once()
-    print(
-        "| depth | model | saved, MiB | held, MiB | peak, MiB | ms | ratio |\n" + "|---" * 7 + "|", flush=True
-    )
+    print("| depth | model | saved, MiB | held, MiB | peak, MiB | ms | ratio |\n" + "|---" * 7 + "|")
     if options.loss:
-        rows = []
-        for name in LOSSES:
-            one = {name: loss_job(name, LOSS_DEPTH, LOSS_SIZE, CHUNKS)}
-            rows += gauge(one, options.rounds, options.clock)
-        show(rows, LOSSES[1])
+        makers = {name: partial(loss_job, name, LOSS_DEPTH, LOSS_SIZE, CHUNKS) for name in LOSSES}
+        parts = {LOSS_DEPTH: makers}
     else:
-        rows = against_depth(options.depths, options.only, options.rounds, options.clock)
+        names = installed_only(options.only)
+        parts = {d: {name: partial(job, name, d, Size()) for name in names} for d in options.depths}
+    rows = measure(parts, options.rounds, options.clock)
     part = "loss" if options.loss else "depths"
     if options.json:
         rows = write(options.json, part, rows, options.clock)[part]

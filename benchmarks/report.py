@@ -51,12 +51,12 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "versions": {
-            name: _version(name) for name in ("torch", "flagformer", "x-transformers", "transformers")
+            name: installed(name) for name in ("torch", "flagformer", "x-transformers", "transformers")
         },
     }
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
