@@ -3,9 +3,9 @@
     python benchmarks/routing.py                    # 1k to 16k, one thread, several minutes
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
 
-One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local, routing
-with own and with shared keys; and, where it is installed, routing-transformer's. Every contender runs once a
-round, in an order that turns.
+One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
+routing with own and with shared keys; and, where it is installed, routing-transformer's. Every contender runs
+once a round, in an order that turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cores that look at few pairs give what the dense core gives, where few are all, whatever stands beside them."""
+"""Cores that look at few pairs give what the dense core gives where few are all, whatever is beside them."""
 
 import pytest
 import torch
