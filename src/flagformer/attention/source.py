@@ -62,14 +62,12 @@ class OwnTokens(Source):
             earlier, earlier_k, earlier_v = self._recalled(side.earlier, side)
             k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
             content = content[0], torch.cat([earlier, content[1]], dim=2)
-        told = {"window": self.window, "content": content, "tied": self.projection.tied}
-        if side.state is None:
-            return q, KeyValues(k, v, **told)
-        cache = side.state.steps[side.step]
-        assert isinstance(cache, KVCache)
-        state = side.state
-        kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
-        return q, kv._replace(**told)
+        kv, state = KeyValues(k, v), side.state
+        if state is not None:
+            cache = state.steps[side.step]
+            assert isinstance(cache, KVCache)
+            kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
+        return q, kv._replace(window=self.window, content=content, tied=self.projection.tied)
 
     def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""
