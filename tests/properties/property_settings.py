@@ -48,10 +48,10 @@ VALUES = {
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
 WITH = {"cross_attn_dim_context": {"cross_attend": True}}
-# What needs both blocks of a small model when its graph is made: orders of modules, and scores handed on.
+# What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
-    "cross_residual_attn",
+    "cross_residual_attn", "shift_mem_down",
 }  # fmt: skip
 
 

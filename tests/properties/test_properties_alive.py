@@ -89,12 +89,19 @@ class Seen:
 
     def segments(self):
         """What a second segment gives behind the memories of a first one, where there are any."""
-        if "max_mem_len" not in self.model.flags:
+        if not self.model.flags["max_mem_len"]:
             return []
         half = LENGTH // 2
         with torch.no_grad():
             _, mems = self.model(self.ids[:, :half], return_mems=True, **self.side)
             return [self.model(self.ids[:, half:], mems=mems, **self.side)]
+
+    def z_loss(self):
+        """The z-loss of attention, as it is when it is asked for."""
+        if {sublayer.kind for sublayer in self.model.attn_layers.sublayers} == {"f"}:
+            return []
+        with torch.no_grad():
+            return [self.model(self.ids, return_attn_z_loss=True, **self.side)[1].attn_z_loss]
 
     def parts(self):
         return [type(module) for module in self.model.modules()]
@@ -128,7 +135,8 @@ def change(given, without):
     start = differs(one.output(), other.output())
     stir(one.model)
     other.model.load_state_dict(one.model.state_dict())
-    for look in (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.parts):
+    looks = (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.z_loss, Seen.parts)
+    for look in looks:
         if differs(look(one), look(other)):
             return look.__name__
     return "start" if start else "refusal" if refused(given) != refused(without) else None
@@ -175,6 +183,7 @@ OWN = {
         "ignore_index": 4,
         "pad_value": 5,
         "cross_attn_tokens_dropout": 0.5,
+        "loss_chunks": 2,
     },
     "vit": {
         "image_size": 16,

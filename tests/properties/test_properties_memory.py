@@ -10,6 +10,10 @@ import flagformer
 from flagformer.reference import choices, settings
 
 BLOCKS = {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}
+REFUSED = {
+    "only_cross": "`num_memory_tokens` and `only_cross`",
+    "max_mem_len": "`max_mem_len` needs no `num_memory_tokens`",
+}
 CHOICES = {choice.name: choice for choice in choices() if choice.name != "num_memory_tokens"}
 
 
@@ -26,8 +30,8 @@ def ragged_steps(subject):
 @pytest.mark.parametrize("name", CHOICES)
 def test_blocks_of_memory_beside_every_choice(name):
     flags = {**settings(CHOICES[name]), **TINY, **BLOCKS}
-    if name == "only_cross":
-        with pytest.raises(flagformer.FlagError, match="`num_memory_tokens` and `only_cross`"):
+    if name in REFUSED:
+        with pytest.raises(flagformer.FlagError, match=REFUSED[name]):
             flagformer.check(flags)
         return
     subject = Subject(flags)

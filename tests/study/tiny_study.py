@@ -59,6 +59,11 @@ def fills_the_disk(trial: Any, directory: Path) -> object:
     return run_trial(trial, directory)
 
 
+def _listening() -> None:
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which turns it off."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class StudyProcess:
     """`flagformer study run` as a user starts it; its whole family of processes can be found by a mark."""
 
@@ -71,6 +76,7 @@ class StudyProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_listening,
         )
 
     def wait(self) -> tuple[int, str]:

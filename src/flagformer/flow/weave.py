@@ -106,9 +106,11 @@ def weave_plain(pattern: Pattern, held: int, count: int, prepended: int, device:
     memory = inside < pattern.memory
     columns = torch.where(memory, -1, number - held)
     layout = replace(Layout.plain(end - start, device, start), lasting=memory | (number < prepended))
-    if end - start == count:
+    if not pattern.memory or (held and end - start == count):
         return Weave(layout, columns)
-    if held % pattern.every == 0 and count <= pattern.every:
+    # a compiled graph of any length must not know whether there is one block
+    known = pattern.every == ENDLESS or not torch.compiler.is_compiling()
+    if known and held % pattern.every == 0 and count <= pattern.every:
         return Weave(layout, columns, front=pattern.memory)
     index = torch.where(memory, inside, columns + pattern.memory)
     numbers = torch.arange(held, held + count, device=device)[None]

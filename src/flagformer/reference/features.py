@@ -14,7 +14,7 @@ from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check
 
 ROWS, LENGTH = 2, 8
-SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (2, 3, 6, 256), float: (0.25, 2.0)}
+SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (6, 3, 2, 256, 1), float: (0.25, 2.0)}
 
 
 @dataclass(frozen=True)
