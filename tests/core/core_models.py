@@ -4,19 +4,14 @@ from functools import cache
 
 import torch
 
-import flagformer
+from stirred_models import stirred
 
 SMALL = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
 T, B, S = 9, 2, 5
 
 
 def make(**flags):
-    torch.manual_seed(1)
-    model = flagformer.build({**SMALL, **flags}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({**SMALL, **flags}, seed=1).eval()
 
 
 @cache

@@ -7,21 +7,16 @@ import pytest
 import torch
 from x_transformers.autoregressive_wrapper import contrastive_decode_fn
 
-import flagformer
 from flagformer import AutoregressiveWrapper
 from flagformer.generation import contrast
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "heads": 2, "attn_dim_head": 8, "depth": 2}
 PROMPTS = [[3, 1, 4], [1], [5, 9]]
 
 
 def build(seed, **flags):
-    torch.manual_seed(seed)
-    model = flagformer.build({**SIZES, "dim": 16, **flags}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return AutoregressiveWrapper(model)
+    return AutoregressiveWrapper(stirred({**SIZES, "dim": 16, **flags}, seed).eval())
 
 
 def test_the_formula():

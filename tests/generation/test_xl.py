@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper, XLAutoregressiveWrapper
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 # fp32 sums of some units in another order
@@ -13,12 +14,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def net(**flags):
-    torch.manual_seed(0)
-    model = flagformer.build({**SIZES, "rotary_pos_emb": True, "max_mem_len": 6, **flags})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({**SIZES, "rotary_pos_emb": True, "max_mem_len": 6, **flags})
 
 
 def text(length=15, rows=3):

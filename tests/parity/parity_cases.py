@@ -234,8 +234,8 @@ TOGETHER = {
     ),
 }
 
-# Cases of flags that are being built; a case counts as soon as its flag no longer stands in BEING_BUILT.
-COMING = {
+# Flag by flag, what stands alone in no case above.
+BY_FLAG = {
     "attn_shared_kv": {
         "shared keys and values": Case({"attn_shared_kv": True}, **ONLY_OLD),
         "shared keys and values, turned": Case({**ROTARY, "attn_shared_kv": True}, **ONLY_OLD),
@@ -316,10 +316,7 @@ COMING = {
         ),
     },
 }
-BEING_BUILT: set[str] = set()
-ALONE |= {
-    name: case for flag, cases in COMING.items() if flag not in BEING_BUILT for name, case in cases.items()
-}
+ALONE |= {name: case for cases in BY_FLAG.values() for name, case in cases.items()}
 
 CASES = {**ALONE, **WHOLE, **TOGETHER}
 

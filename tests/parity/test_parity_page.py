@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from parity_case import OLD
-from parity_cases import ALONE, BEING_BUILT, WHOLE, WITHOUT_PARITY
+from parity_cases import ALONE, WHOLE, WITHOUT_PARITY
 
 import flagformer
 from flagformer.flags import CATALOGUE
@@ -23,8 +23,6 @@ OURS = {
     "XTransformer": flagformer.XTransformer,
     "AutoregressiveWrapper": flagformer.AutoregressiveWrapper,
 }
-# Call arguments that are being built; emptied together with BEING_BUILT.
-COMING_ARGUMENTS: set[str] = set()
 # What a case says without naming it: the class, or what every model has.
 UNNAMED = {"causal", "attn_layers", "net", "ignore_index", "pad_value"}
 
@@ -72,7 +70,7 @@ def test_what_stands_here_is_here(row: Row) -> None:
         return
     assert row.verdict == "equal" or len(row.why) > 15, "a difference has a reason"
     name = row.here.strip("`").split("=")[0]
-    assert name in known(row.of) | BEING_BUILT | COMING_ARGUMENTS
+    assert name in known(row.of)
 
 
 def known(of: str) -> set[str]:
@@ -95,7 +93,7 @@ def test_what_is_equal_has_a_case(row: Row) -> None:
     name = PREFIXES.get(row.of, "") + row.name
     if name == "attn_dim_context":
         name = "cross_attn_dim_context"
-    assert name in said | UNNAMED | BEING_BUILT
+    assert name in said | UNNAMED
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.verdict == "refused"], ids=lambda row: row.name)
@@ -115,15 +113,3 @@ def test_every_flag_stands_there() -> None:
     assert not missing
     reasons = [name for free in WITHOUT_PARITY.values() for name in free if f"`{name}" not in PAGE]
     assert not reasons
-
-
-def test_nothing_is_coming_that_is_there() -> None:
-    there = [
-        row.name
-        for row in ROWS
-        if row.name in COMING_ARGUMENTS
-        and "." in row.of
-        and row.verdict != "inner"
-        and row.name in known(row.of)
-    ]
-    assert not there, f"take {there} out of COMING_ARGUMENTS"

@@ -46,6 +46,15 @@ class Subject:
         return (logits * weights.cos()).sum()
 
 
+def refusal(flags):
+    """The text of the FlagError, or None where the flags build."""
+    try:
+        flagformer.check(flags)
+    except flagformer.FlagError as error:
+        return str(error)
+    return None
+
+
 def stir(model, seed=2):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

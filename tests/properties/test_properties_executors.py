@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY, cross_forms, tunings
-from property_subject import Subject, stir
+from property_subject import Subject, refusal, stir
 
 import flagformer
 from flagformer.flags import CATALOGUE
@@ -72,15 +72,6 @@ def test_executor_equals_plain_order(executor, mix, autocast):
     for one, other in zip(grads, grads_too):
         assert (one - other).abs().max() <= bound * most, "recomputation must repeat dropout's numbers too"
     assert torch.equal(draws, draws_too), "the next random number must not depend on the executor"
-
-
-def refusal(flags):
-    """The text of the FlagError, or None where the flags build."""
-    try:
-        flagformer.check(flags)
-    except flagformer.FlagError as error:
-        return str(error)
-    return None
 
 
 def noisy(subject):

@@ -3,9 +3,8 @@
 import pytest
 from property_checks import checks_of, compiles, exports, failures, sees_everything
 from property_settings import OTHER_INPUTS, TINY, cross_forms, one_block, tunings
-from property_subject import Subject
+from property_subject import Subject, refusal
 
-import flagformer
 from flagformer.flags import CATALOGUE
 from flagformer.reference import choices, settings
 from flagformer.wrappers.build import MODELS
@@ -27,14 +26,6 @@ def tiny(name, kind):
 SEES_LITTLE = {
     "only_cross", "attn_max_attend_past", "attn_sparse_topk", "cross_attn_sparse_topk", "num_clusters",
 }  # fmt: skip
-
-
-def refusal(flags):
-    try:
-        flagformer.check(flags)
-    except flagformer.FlagError as error:
-        return str(error)
-    return None
 
 
 @pytest.mark.parametrize("kind", MODELS)

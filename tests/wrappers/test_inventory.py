@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 KINDS = {"embed_num_tokens": {"type": 3, "side": 2}}
@@ -14,12 +15,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(**flags):
-    torch.manual_seed(0)
-    model = flagformer.build({**SIZES, **flags}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({**SIZES, **flags}).eval()
 
 
 @pytest.fixture

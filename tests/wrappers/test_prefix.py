@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import flagformer
 from flagformer import AutoregressiveWrapper
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SCHEMES = {
@@ -17,12 +17,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(kind="prefix_decoder", **flags):
-    torch.manual_seed(0)
-    model = flagformer.build({"model": kind, **SIZES, **flags}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return AutoregressiveWrapper(model)
+    return AutoregressiveWrapper(stirred({"model": kind, **SIZES, **flags}).eval())
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import flagformer
 from flagformer import AutoregressiveWrapper, XTransformer
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 P, T = 3, 10
@@ -22,12 +22,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [2, 6, 5]]
 
 
 def build(kind="decoder", **flags):
-    torch.manual_seed(0)
-    model = flagformer.build({"model": kind, **SIZES, **flags}).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({"model": kind, **SIZES, **flags}, dtype=torch.float64).eval()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from flagformer import Decoder, Encoder, ViTransformerWrapper
 from flagformer.flags import SLOTS
 from flagformer.interop.x_transformers import load_x_transformers
 from flagformer.reference import choices
+from stirred_models import stirred
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 BASE = {"model": "vit", "image_size": (8, 12), "patch_size": 4, "num_classes": 5, **SIZES}
@@ -21,12 +22,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(**flags):
-    torch.manual_seed(0)
-    model = flagformer.build({**BASE, **flags}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({**BASE, **flags}).eval()
 
 
 def images(height=8, width=12, batch=2, channels=3):

@@ -12,6 +12,7 @@ import flagformer
 from flagformer.interop.x_transformers import load_x_transformers
 from flagformer.ops.drop import keep_some
 from flagformer.reference import choices
+from stirred_models import stirred
 
 HALF = {"num_tokens": 13, "max_seq_len": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 # fp32 sums of some units in another order
@@ -24,12 +25,7 @@ def both(**flags):
 
 
 def build(**flags):
-    torch.manual_seed(0)
-    model = flagformer.build(both(**flags)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred(both(**flags)).eval()
 
 
 @pytest.fixture

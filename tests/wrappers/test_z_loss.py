@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper, FlagError, XTransformer
+from stirred_models import stirred
 
 SIZES = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -27,12 +28,7 @@ FORMS = {
 
 
 def build(**flags):
-    torch.manual_seed(0)
-    model = flagformer.build({**SIZES, **flags}).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return stirred({**SIZES, **flags}, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ class KVCache:
         from `first` on."""
         end = start + k.shape[2]
         for held, new in ((self.k, k), (self.v, v)):
-            old = held[:, :, start:end]
-            held[:, :, start:end] = new if fresh is None else torch.where(fresh[:, None, :, None], new, old)
+            place = held[:, :, start:end]
+            place.copy_(new if fresh is None else torch.where(fresh[:, None, :, None], new, place))
         return KeyValues(self.k[:, :, first:end], self.v[:, :, first:end])
 
     def reorder(self, index: Tensor) -> None:

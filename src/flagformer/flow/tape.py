@@ -52,8 +52,3 @@ class Tape:
         """An empty tape of the same wishes: for a computation that may run twice, or for one of several that
         share a result."""
         return Tape(self.wanted, self.weights)
-
-    def add_losses(self, losses: Mapping[str, Iterable[Tensor]]) -> None:
-        """Joins the losses of a part."""
-        for name, values in losses.items():
-            self.losses.setdefault(name, []).extend(values)

@@ -15,6 +15,7 @@ from flagformer.attention.source import ContextTokens
 from flagformer.branch.scale import Half, LayerScale
 from flagformer.entry.shift import ShiftTokens
 from flagformer.feedforward.dense import GLU
+from flagformer.feedforward.dense import Gain as InnerGain
 from flagformer.interop.dialect import OLD
 from flagformer.interop.heads import carry_gates, carry_path
 from flagformer.interop.permute import columns_by_head, grouped_heads, half_split, per_head, rows_by_head
@@ -82,9 +83,8 @@ def carry_feedforward(source: Source, carried: Carried, prefix: str, fn: Any) ->
             "is not zero: x-transformers keeps this bias under `ff_no_bias`; build this model without that",
             f"{first}.bias",
         )
-    gain = getattr(getattr(fn, "gain", None), "value", None)
-    if isinstance(gain, nn.Parameter):
-        carried.put(gain, source.take(f"{prefix}.ff.0.mult_bias"))
+    if gated and isinstance(fn.gain, InnerGain):
+        carried.put(fn.gain.value, source.take(f"{prefix}.ff.0.mult_bias"))
     carry_norm(source, carried, f"{prefix}.ff.1", norm)
     out = f"{prefix}.ff.{3 if isinstance(norm, Norm) else 2}"
     carried.put(last.weight, source.take(f"{out}.weight"))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.embedding.memory import MemoryTokens
 from flagformer.embedding.patches import Registers
 from flagformer.head.heads import LinearHead, TiedHead
 from flagformer.interop.source import Carried, Source
@@ -32,9 +33,8 @@ def carry_transformer(source: Source, carried: Carried, model: TransformerWrappe
     if isinstance(model.embedding.project, nn.Linear):
         carried.put(model.embedding.project.weight, source.take("project_emb.weight"))
         carried.put(model.embedding.project.bias, source.take("project_emb.bias"))
-    memory = getattr(getattr(model, "memory", None), "tokens", None)
-    if isinstance(memory, nn.Parameter):
-        carried.put(memory, source.take("memory_tokens"))
+    if isinstance(model.memory, MemoryTokens):
+        carried.put(model.memory.tokens, source.take("memory_tokens"))
     carry_layers(source.under("attn_layers."), carried, model.attn_layers)
     if isinstance(model.head, LinearHead):
         carried.put(model.head.project.weight, source.take("to_logits.weight"))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flagformer.ops.full_precision import no_autocast
+
 
 def chunked_cross_entropy(
     features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunks: int
@@ -29,7 +31,7 @@ def chunked_cross_entropy(
     device = features.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else features.dtype
-    with torch.autocast(device, enabled=False):
+    with no_autocast(features.device):
         total = _Summed.apply(features, weight, targets, ignore_index, chunks, dtype)
         return total / (targets != ignore_index).sum()
 

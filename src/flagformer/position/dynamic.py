@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
+from flagformer.ops.full_precision import no_autocast
 from flagformer.position import DistanceBias
 
 
@@ -43,7 +44,7 @@ class Dynamic(DistanceBias):
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
         # in bf16 the distances 256 and 257 would be one number
-        with torch.autocast(distance.device.type, enabled=False):
+        with no_autocast(distance.device):
             return _in_dtype_of(_in_dtype_of(seen[..., None], self.hidden), self.out)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims
+from flagformer.ops.full_precision import no_autocast
 from flagformer.residual.additive import OneStream
 
 # What the paper calls b_g: the stream passes nearly unchanged at the start.
@@ -29,7 +29,7 @@ class GRUGate(OneStream):
 
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
         # a sum keeps the stream's precision under autocast; gates in bf16 would round all of it every time
-        with torch.autocast(h.device.type, enabled=False):
+        with no_autocast(h.device):
             return self._gated(h, out.to(h.dtype), module)
 
     def _gated(self, h: Tensor, out: Tensor, module: int) -> Tensor:

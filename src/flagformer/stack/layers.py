@@ -181,10 +181,10 @@ class AttentionLayers(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         batch, length = self._check_x(x, state)
-        others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
-        check_alone(mems, mem_masks, False, others)
         held = None
-        if mems is not None:
+        if mems is not None or mem_masks is not None:
+            others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
+            check_alone(mems, mem_masks, False, others)
             held = read_memories(mems, mem_masks, len(self.memory_steps), batch, self.dim)
         if layout is None:
             layout = stand(x, mask, seq_start_pos, state, held)

@@ -33,6 +33,7 @@ from flagformer.wrappers.inputs import check_ids, prefix_lengths
 from flagformer.wrappers.requests import (
     SeqLens,
     check_net,
+    check_pad,
     check_request,
     front_of,
     keeps_state,
@@ -74,10 +75,7 @@ class AutoregressiveWrapper(nn.Module):
         check_net(net)
         self.adds_z_loss = adds_z_loss(net, add_attn_z_loss)
         self.net = net
-        if not 0 <= pad_value < self.net.num_tokens:
-            raise ValueError(
-                f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
-            )
+        check_pad(self.net, pad_value)
         if not is_number(mask_prob) or not 0 <= mask_prob < 1:
             raise ValueError(f"`mask_prob` must be at least 0 and below 1, but is {mask_prob!r}")
         check_size("loss_chunks", loss_chunks)

@@ -71,6 +71,11 @@ def check_net(net: nn.Module) -> None:
         )
 
 
+def check_pad(net: Any, pad_value: int) -> None:
+    if not 0 <= pad_value < net.num_tokens:
+        raise ValueError(f"`pad_value` must be an id from 0 to {net.num_tokens - 1}, but is {pad_value}")
+
+
 def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
     """[B] or [1], checked against the prompts."""
     lengths = prefix_lengths(prefix, prompts.ids)

@@ -308,10 +308,12 @@ class TransformerWrapper(nn.Module):
             return_attn_z_loss or return_losses,
             return_mems,
         )
-        others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-        others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
-        check_alone(mems, mem_masks, return_mems, others)
-        held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
+        held = None
+        if mems is not None or mem_masks is not None or return_mems:
+            others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
+            others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
+            check_alone(mems, mem_masks, return_mems, others)
+            held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if held is None else held.before(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)

@@ -19,7 +19,7 @@ from flagformer.generation import (
 )
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.requests import check_net, check_request
+from flagformer.wrappers.requests import check_net, check_pad, check_request, side_of
 
 Mems = Memories | Sequence[Tensor]
 
@@ -49,10 +49,7 @@ class XLAutoregressiveWrapper(nn.Module):
                 f"`net` has learned positions for {self.net.max_seq_len} tokens, and segments go on beyond "
                 "them: build it with relative ones such as `rotary_pos_emb=True`"
             )
-        if not 0 <= pad_value < self.net.num_tokens:
-            raise ValueError(
-                f"`pad_value` must be an id from 0 to {self.net.num_tokens - 1}, but is {pad_value}"
-            )
+        check_pad(self.net, pad_value)
         self.ignore_index, self.pad_value = ignore_index, pad_value
         self.training = net.training
 
@@ -157,7 +154,7 @@ class XLAutoregressiveWrapper(nn.Module):
             raise ValueError("`start_tokens` must be of one length, as all rows share their segments")
         ending = Ending(seq_len, eos_token, self.pad_value)
         segments = _Segments(self.net, mems)
-        side = {} if context is None else {"context": context, "context_mask": context_mask}
+        side = side_of(aligned, context, context_mask, None)
         with evaluating(self.net):
             new = decode(segments, aligned, ending, sample, cached=False, side=side)  # type: ignore[arg-type]
         return new if aligned.batched else new[0]

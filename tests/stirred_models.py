@@ -1,0 +1,15 @@
+"""Models of flags in which nothing starts at zero or is the same twice."""
+
+import torch
+
+import flagformer
+
+
+def stirred(flags, seed=0, dtype=torch.float32):
+    """What `flagformer.build` makes, in training mode, with noise on every parameter."""
+    torch.manual_seed(seed)
+    model = flagformer.build(flags).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
