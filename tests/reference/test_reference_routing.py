@@ -41,9 +41,9 @@ def test_chunks_hold_exactly_what_the_rule_says(count, size, window, later):
     for row in range(2):
         for head in range(3):
             found = [set() for _ in range(LENGTH)]
-            for chunk, members in enumerate(chunks.queries[row, head].tolist()):
+            for chunk, members in enumerate(chunks.queries[row, :, head].tolist()):
                 for place, query in enumerate(members):
-                    met = chunks.keys[row, head, chunk][chunks.allowed[row, head, chunk, place]].tolist()
+                    met = chunks.keys[row, chunk, head][chunks.allowed[row, chunk, head, place]].tolist()
                     assert query < LENGTH or not met, "an empty place meets nobody"
                     assert len(met) == len(set(met)), "no key twice"
                     if query < LENGTH:
@@ -61,10 +61,10 @@ def test_the_newest_query_of_a_session_is_served_like_any_other():
     first, last = torch.arange(50, 50 + LENGTH), torch.arange(50 + LENGTH - 4, 50 + LENGTH)
     chunks = chunks_of(Tokens(queries, last), Tokens(keys, first), 80, 3, 2, later=False)
     for head in range(2):
-        for chunk, members in enumerate(chunks.queries[0, head].tolist()):
+        for chunk, members in enumerate(chunks.queries[0, :, head].tolist()):
             for place, query in enumerate(members):
                 if query < 4:
-                    met = set(chunks.keys[0, head, chunk][chunks.allowed[0, head, chunk, place]].tolist())
+                    met = set(chunks.keys[0, chunk, head][chunks.allowed[0, chunk, head, place]].tolist())
                     padded = [None] * (LENGTH - 4) + queries[0, head].tolist()
                     assert met == routed(padded, keys[0, head].tolist(), LENGTH - 4 + query, 3, later=False)
 
@@ -201,3 +201,24 @@ def test_no_later_token_changes_a_single_bit():
             before, after = mode(ids), mode(changed)
         assert (before[:, :40] - after[:, :40]).abs().max() <= 1e-6
         assert not torch.equal(before[:, 40:], after[:, 40:])
+
+
+@pytest.mark.parametrize("kernel", [{}, {"attn_flash": False}], ids=["fused", "written out"])
+@pytest.mark.parametrize("kind", ["local", "routing"])
+def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
+    """Longer than a block, and no multiple of one: empty places must give no gradient either."""
+    few = {"n_local_attn_heads": 4, "local_attn_window_size": 5}
+    if kind == "routing":
+        few = {"num_clusters": 3, "window_size": 6}
+    model, dense = model_of(**few, **kernel, alibi_pos_bias=True), model_of(**kernel, alibi_pos_bias=True)
+    dense.load_state_dict(model.state_dict(), strict=False)
+    ids = torch.randint(11, (2, 75))
+    with torch.no_grad():
+        allowed = model(ids, return_attn=True)[1][0] > 0
+    found = []
+    for net, how in ((model, {}), (dense, {"attn_mask": allowed})):
+        net(ids, **how).cos().sum().backward()
+        found.append({name: p.grad for name, p in net.named_parameters()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-9), name

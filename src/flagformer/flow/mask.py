@@ -25,7 +25,7 @@ class Rule(ABC):
         """[1 or B, 1 or H, 1 or T, S] bool, True where they may meet."""
 
     def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
-        """[1 or B, 1 or h, N, g, s] bool, the same for few pairs; best said without all the others."""
+        """[1 or B, N, 1 or h, g, s] bool, the same for few pairs; best said without all the others."""
         return spots.of_pairs(self.pairs(queries, keys))
 
 
@@ -158,7 +158,7 @@ class Mask:
         return reduce(Tensor.logical_and, (rule.pairs(queries, keys) for rule in self.rules))
 
     def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor | None:
-        """[1 or B, 1 or h, N, g, s] bool, the same for few pairs; None when all may meet."""
+        """[1 or B, N, 1 or h, g, s] bool, the same for few pairs; None when all may meet."""
         if not self.rules:
             return None
         return reduce(Tensor.logical_and, (rule.at(queries, keys, spots) for rule in self.rules))

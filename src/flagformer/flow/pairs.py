@@ -54,9 +54,12 @@ class Pairs:
         return Pairs(False, visible, bias, hidden, seats)
 
     @staticmethod
-    def few(visible: Tensor, bias: Tensor | None, seats: int) -> Pairs:
-        """Pairs that a core has picked: visible [B, 1 or H, T, S], bias [B, H, T, S], without the seats."""
-        hidden = None if seats else ~visible.any(dim=-1, keepdim=True)
+    def few(visible: Tensor, bias: Tensor | None, seats: int, hides: bool) -> Pairs:
+        """Pairs that a core has picked: visible [B, 1 or H, T, S], bias [B, H, T, S], without the seats.
+
+        `hides`: whether a query may see nothing.
+        """
+        hidden = ~visible.any(dim=-1, keepdim=True) if hides and not seats else None
         visible = F.pad(visible, (seats, 0), value=True) if seats else visible
         if bias is not None:
             bias = (F.pad(bias, (seats, 0)) if seats else bias).masked_fill(~visible, float("-inf"))

@@ -12,8 +12,8 @@ class Spots(NamedTuple):
     """Some queries against some keys, by their number (not their place in time), in N blocks.
 
     Attributes:
-        q: [1 or B, 1 or h, N, g, 1] long, which queries.
-        k: [1 or B, 1 or h, N, 1, s] long, which keys.
+        q: [1 or B, N, 1 or h, g, 1] long, which queries.
+        k: [1 or B, N, 1 or h, 1, s] long, which keys.
         heads: the h heads of the model that ask.
     """
 
@@ -26,10 +26,10 @@ class Spots(NamedTuple):
         return x[_along(len(x), 0, x.device), index]
 
     def of_pairs(self, x: Tensor) -> Tensor:
-        """x [1 or B, 1 or H, 1 or T, 1 or S] -> [1 or B, 1 or h, N, 1 or g, 1 or s]."""
+        """x [1 or B, 1 or H, 1 or T, 1 or S] -> [1 or B, N, 1 or h, g, s]."""
         heads = x[:, self.heads] if x.shape[1] > 1 else x
         rows = _along(len(heads), 0, x.device)
-        ways = _along(heads.shape[1], 1, x.device)
+        ways = _along(heads.shape[1], 2, x.device)
         q = self.q if x.shape[2] > 1 else torch.zeros_like(self.q)
         k = self.k if x.shape[3] > 1 else torch.zeros_like(self.k)
         return heads[rows, ways, q, k]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask import Mask
+from flagformer.flow.mask import Causal, Mask
 from flagformer.flow.spots import Spots
 
 
@@ -25,10 +25,10 @@ class BiasRow:
     slope: int = 1
 
     def at(self, distances: Tensor, heads: slice) -> Tensor:
-        """[1 or B, 1 or h, N, g, s] long -> biases [1 or B, h, N, g, s]; beyond the row its ends."""
+        """[1 or B, N, 1 or h, g, s] long -> biases [1 or B, N, h, g, s]; beyond the row its ends."""
         row = self.row[heads] if len(self.row) > 1 else self.row
         places = (self.origin + self.slope * distances).clamp(0, row.shape[1] - 1)
-        ways = torch.arange(len(row), device=row.device).view(1, -1, 1, 1, 1)
+        ways = torch.arange(len(row), device=row.device).view(1, 1, -1, 1, 1)
         return row[ways, places]
 
 
@@ -54,12 +54,17 @@ class Terms:
         """How many keys are older than the first query."""
         return self.queries.start - self.keys.start
 
-    def visible(self, spots: Spots) -> Tensor | None:
-        """[1 or B, 1 or h, N, g, s] bool; None when all of them may meet."""
-        return self.mask.at(self.queries, self.keys, spots)
+    def visible(self, spots: Spots, only_earlier: bool) -> Tensor | None:
+        """[1 or B, N, 1 or h, g, s] bool; None when all of them may meet.
+
+        Args:
+            only_earlier: no key of the spots is later than its query, whatever the mask says.
+        """
+        rules = tuple(rule for rule in self.mask.rules if not (only_earlier and isinstance(rule, Causal)))
+        return Mask(rules).at(self.queries, self.keys, spots)
 
     def bias_at(self, spots: Spots) -> Tensor | None:
-        """[1 or B, h, N, g, s]; None where there is no bias."""
+        """[1 or B, N, h, g, s]; None where there is no bias."""
         if self.row is not None:
             return self.row.at(self.before + spots.q - spots.k, spots.heads)
         return None if self.bias is None else spots.of_pairs(self.bias)

@@ -25,11 +25,8 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """
     with torch.autocast(vectors.device.type, enabled=False):
         cosines = vectors @ means.mT  # [B, H, T, C]
-    best = cosines.amax(dim=-1, keepdim=True)
-    count = means.shape[1]
-    numbers = torch.arange(count, device=means.device)
-    first = torch.where(cosines == best, numbers, count).amin(dim=-1)
-    return first.clamp(max=count - 1), best[..., 0]  # what is not a number joins the last
+    best, first = cosines.max(dim=-1)  # torch says the first of equal ones
+    return first, best
 
 
 class Seen(NamedTuple):
@@ -71,8 +68,9 @@ class Seen(NamedTuple):
         rows = vectors.transpose(0, 1).flatten(1, 2)  # [H, B * T, K]
         of, near = clusters.transpose(0, 1).flatten(1), cosines.transpose(0, 1).flatten(1)  # [H, B * T]
         counts = near.new_zeros(heads, count + 1).scatter_add_(1, of, torch.ones_like(near))
-        sums = near.new_zeros(heads, count + 1, width)
-        sums.scatter_add_(1, of[..., None].expand_as(rows), rows)
+        places = of + torch.arange(heads, device=of.device)[:, None] * (count + 1)
+        sums = near.new_zeros(heads * (count + 1), width).index_add_(0, places.flatten(), rows.flatten(0, 1))
+        sums = sums.unflatten(0, (heads, -1))
         least = torch.full_like(counts, FARTHEST).scatter_reduce_(1, of, near, "amin")
         tokens = torch.arange(batch * length, device=rows.device).expand_as(of)
         tokens = torch.where(near == least.gather(1, of), tokens, -1)

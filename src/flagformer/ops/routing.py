@@ -28,9 +28,9 @@ class Chunks(NamedTuple):
     """N chunks of g queries, each chunk against one stretch of s keys of the order by cluster and time.
 
     Attributes:
-        queries: [B, H, N, g] long, numbers of queries; T where a place is empty.
-        keys: [B, H, N, s] long, numbers of keys.
-        allowed: [B, H, N, g, s] bool, which of them a query meets.
+        queries: [B, N, H, g] long, numbers of queries; T where a place is empty.
+        keys: [B, N, H, s] long, numbers of keys.
+        allowed: [B, N, H, g, s] bool, which of them a query meets.
         slots: [B, H, T] long, where each query stands in N * g.
     """
 
@@ -66,19 +66,20 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
     numbers = torch.full(shape, total, device=code.device).scatter_(2, slots, by_query)
 
     def spread(x: Tensor) -> Tensor:
-        """Of queries in order -> [B, H, N, g, 1]; zero where a place is empty."""
+        """Of queries in order -> [B, N, H, g, 1]; zero where a place is empty."""
         placed = torch.zeros(shape, dtype=torch.long, device=code.device).scatter_(2, slots, x)
-        return placed.unflatten(2, (count, size))[..., None]
+        return placed.unflatten(2, (count, size)).transpose(1, 2).contiguous()[..., None]
 
     of_chunk = spread(tile)[..., 0, :]  # the first place of a chunk is taken wherever one is
     rank = (of_chunk - 1) * window + torch.arange((3 if later else 2) * window, device=code.device)
-    at = rank[..., None, :]  # [B, H, N, 1, s]
+    at = rank[..., None, :]  # [B, N, H, 1, s]
     allowed = (at >= spread(low)) & (at < spread(high))
     if later:
         allowed &= (at < spread(first)) | (at >= spread(behind))
-    found = by_key.gather(2, rank.clamp(0, by_key.shape[2] - 1).flatten(2)).view_as(rank)
+    wanted = rank.transpose(1, 2).clamp(0, by_key.shape[2] - 1)  # [B, H, N, s]
+    found = by_key.gather(2, wanted.flatten(2)).view_as(wanted).transpose(1, 2)
     where = torch.empty_like(slots).scatter_(2, by_query, slots)
-    return Chunks(numbers.unflatten(2, (count, size)), found, allowed, where)
+    return Chunks(numbers.unflatten(2, (count, size)).transpose(1, 2), found, allowed, where)
 
 
 def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:

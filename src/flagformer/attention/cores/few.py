@@ -16,15 +16,17 @@ MAPS = "attn.weights"
 
 
 class Few(NamedTuple):
-    """Chunks in place of T * S pairs.
+    """Blocks in place of T * S pairs.
 
     Attributes:
-        q: [B, h, N, g, K].
-        k: [B, 1 or h, N, s, K].
-        v: [B, 1 or h, N, s, V].
-        visible: [1 or B, 1 or h, N, g, s] bool, before the terms of the forward.
+        q: [B, N, h, g, K].
+        k: [B, N, 1 or h, s, K].
+        v: [B, N, 1 or h, s, V].
+        visible: [1 or B, N, 1 or h, g, s] bool, before the terms of the forward.
         spots: which queries and keys these are.
-        rows: [1 or B, 1 or h, N, g] long, the number of each query; T where the place is empty.
+        rows: [1 or B, N, 1 or h, g] long, the number of each query; T where the place is empty.
+        only_earlier: nothing is visible that is later than its query.
+        hides: whether a query, of an empty place for one, may see nothing.
     """
 
     q: Tensor
@@ -33,26 +35,29 @@ class Few(NamedTuple):
     visible: Tensor
     spots: Spots
     rows: Tensor
+    only_earlier: bool
+    hides: bool = False
 
 
 def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
-    """[B, h, N, g, V]; the seats of `kv` stand before every chunk. Maps are kept where they are asked for."""
+    """[B, N, h, g, V]; the seats of `kv` stand before every block. Maps are kept where they are asked for."""
     terms = side.terms[kv.window]
-    visible, told = few.visible, terms.visible(few.spots)
+    visible, told = few.visible, terms.visible(few.spots, few.only_earlier)
     visible = visible if told is None else visible & told
     if kv.tied:
         visible = _apart(visible, few.spots, terms.before, kv.seats)
     bias = terms.bias_at(few.spots)
-    batch, count = few.q.shape[0], few.q.shape[2]
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in few[:3])  # [B * N, h, ...]
-    pairs = Pairs.few(
-        _blocks(visible, batch, count), None if bias is None else _blocks(bias, batch, count), kv.seats
-    )
+    batch, count = few.q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in few[:3])  # [B * N, h, ...]
+    # a query is among its own keys, unless a rule hides it
+    hides = few.hides or told is not None
+    bias = None if bias is None else _blocks(bias, batch)
+    pairs = Pairs.few(_blocks(visible, batch), bias, kv.seats, hides)
     if kv.seats:
         k, v = (_seated(x, stored[:1, :, : kv.seats]) for x, stored in ((k, kv.k), (v, kv.v)))
     if side.tape.wants(MAPS):
         side.tape.keep(MAPS, _spread(path(q, k, pairs).unflatten(0, (batch, count)), few, kv, side))
-    return kernel(q, k, v, pairs).unflatten(0, (batch, count)).transpose(1, 2)
+    return kernel(q, k, v, pairs).unflatten(0, (batch, count))
 
 
 def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:
@@ -64,9 +69,9 @@ def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:
     return others | (visible & own & ~others.any(dim=-1, keepdim=True))
 
 
-def _blocks(x: Tensor, batch: int, count: int) -> Tensor:
-    """[1 or B, h, N, g, s] -> [B * N, h, g, s]."""
-    return x.expand(batch, -1, count, -1, -1).transpose(1, 2).flatten(0, 1)
+def _blocks(x: Tensor, batch: int) -> Tensor:
+    """[1 or B, N, h, g, s] -> [B * N, h, g, s]."""
+    return x.expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
 
 def _seated(x: Tensor, front: Tensor) -> Tensor:
@@ -76,14 +81,13 @@ def _seated(x: Tensor, front: Tensor) -> Tensor:
 
 
 def _spread(weights: Tensor, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
-    """Weights [B, N, h, g, seats + s] of chunks -> [B, h, T, seats + S]."""
-    weights = weights.transpose(1, 2)  # [B, h, N, g, seats + s]
+    """Weights [B, N, h, g, seats + s] of blocks -> [B, h, T, seats + S]."""
     seats, keys = kv.seats, kv.k.shape[2] - kv.seats
-    batch, heads, count, size, _ = weights.shape
+    batch, count, heads, size, _ = weights.shape
     length = side.layout.length
-    of_keys = few.spots.k.expand(batch, heads, count, size, -1)
-    rows = weights.new_zeros(batch, heads, count, size, keys).scatter_add(4, of_keys, weights[..., seats:])
-    rows = torch.cat([weights[..., :seats], rows], dim=-1).flatten(2, 3)
-    of_queries = few.rows.expand(batch, heads, count, size).flatten(2)[..., None]
+    of_keys = few.spots.k.expand(batch, count, heads, size, -1)
+    rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., seats:])
+    rows = torch.cat([weights[..., :seats], rows], dim=-1).transpose(1, 2).flatten(2, 3)
+    of_queries = few.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
     spare = weights.new_zeros(batch, heads, length + 1, seats + keys)  # one row for places that are empty
     return spare.scatter(2, of_queries.expand_as(rows), rows)[:, :, :length]

@@ -41,25 +41,26 @@ class Local(Core):
         size = min(length, max(reach, BLOCK))
         count = -(-length // size)
         ahead = reach if self.later else 0
-        numbers = torch.arange(count, device=q.device).view(1, 1, -1, 1, 1) * size
-        of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, 1, N, g, 1]
+        numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
+        of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
         of_k = numbers + before - reach + torch.arange(reach + size + ahead, device=q.device)
         distance = of_q + before - of_k
         visible = (distance <= reach) & (distance >= -ahead) & (of_k >= 0) & (of_k < keys)
         spots = Spots(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
         k, v = (self._stretches(x[:, :, kv.seats :], before, reach, size, count, ahead) for x in (kv.k, kv.v))
-        blocks = F.pad(q, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
-        few = Few(blocks, k, v, visible, spots, of_q[..., 0].clamp(max=length))
-        out = attend_few(self.kernel, self.path, few, kv, side)
-        return out.flatten(2, 3)[:, :, :length]
+        blocks = F.pad(q, (0, 0, 0, count * size - length)).unflatten(2, (count, size)).transpose(1, 2)
+        rows = of_q[..., 0].clamp(max=length)
+        few = Few(blocks, k, v, visible, spots, rows, not ahead, hides=count * size > length)
+        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
     def _stretches(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
-        """[B, G, S, K] -> [B, G, N, reach + size + ahead, K], what each block may meet; zeros beyond."""
+        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], what each block may meet; zeros beyond."""
         first = before - reach
         x = x[:, :, max(first, 0) :]
         wanted = reach + count * size + ahead
         x = F.pad(x, (0, 0, max(-first, 0), wanted - max(-first, 0) - x.shape[2]))
-        return x.unfold(2, reach + size + ahead, size).transpose(-1, -2)
+        return x.unfold(2, reach + size + ahead, size).permute(0, 2, 1, 4, 3)
 
 
 class HeadShare:

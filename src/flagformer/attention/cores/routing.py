@@ -132,9 +132,9 @@ class Routing(Core):
             size,
             self.later,
         )
-        numbers = chunks.queries.clamp(max=length - 1)  # [B, H, N, g]
+        numbers = chunks.queries.clamp(max=length - 1)  # [B, N, H, g]
         own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
-        found = torch.cat([chunks.keys, numbers + terms.before], dim=-1)  # [B, H, N, s + g]
+        found = torch.cat([chunks.keys, numbers + terms.before], dim=-1)  # [B, N, H, s + g]
         few = Few(
             _rows(q, numbers),
             _rows(kv.k[:, :, kv.seats :], found),
@@ -142,9 +142,14 @@ class Routing(Core):
             torch.cat([chunks.allowed, own], dim=-1),
             Spots(numbers[..., None], found[..., None, :], side.heads),
             chunks.queries,
+            not self.later,
         )
-        out = attend_few(self.kernel, self.path, few, kv, side).flatten(2, 3)  # [B, H, N * g, V]
-        return out.gather(2, chunks.slots[..., None].expand(-1, -1, -1, out.shape[3]))
+        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
+        batch, count, heads = out.shape[:3]
+        chunk, place = chunks.slots // size, chunks.slots % size  # [B, H, T]
+        flat = (chunk * heads + torch.arange(heads, device=q.device)[:, None]) * size + place
+        flat = flat + torch.arange(batch, device=q.device)[:, None, None] * (count * heads * size)
+        return out.flatten(0, 3).index_select(0, flat.flatten()).view(batch, heads, length, -1)
 
     def _newest(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
         """One query against the places [B, H, w] that its ring holds, and itself; -1 where it holds none."""
@@ -152,26 +157,27 @@ class Routing(Core):
         numbers = torch.cat(
             [places - terms.keys.start, torch.full_like(places[..., :1], terms.before)], dim=-1
         )
-        found = numbers.clamp(min=0)[:, :, None]  # [B, H, 1, w + 1]
+        found = numbers.clamp(min=0)[:, None]  # [B, 1, H, w + 1]
         first = torch.zeros_like(found[..., :1])
         few = Few(
-            q[:, :, None],
+            q[:, None],
             _rows(kv.k[:, :, kv.seats :], found),
             _rows(kv.v[:, :, kv.seats :], found),
-            (numbers >= 0)[:, :, None, None],
+            (numbers >= 0)[:, None, :, None],
             Spots(first[..., None], found[..., None, :], side.heads),
             first,
+            not self.later,
         )
-        return attend_few(self.kernel, self.path, few, kv, side).flatten(2, 3)
+        return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
 
 
 def _rows(x: Tensor, numbers: Tensor) -> Tensor:
-    """x [B, G, S, K] at `numbers` [B, H, N, s] -> [B, H, N, s, K]; a group serves H / G heads."""
-    batch, heads = numbers.shape[:2]
+    """x [B, G, S, K] at `numbers` [B, N, H, s] -> [B, N, H, s, K]; a group serves H / G heads."""
+    batch, count, heads = numbers.shape[:3]
     groups, length = x.shape[1:3]
-    of_head = torch.arange(heads, device=x.device).view(1, -1, 1, 1) // (heads // groups)
+    of_head = torch.arange(heads, device=x.device).view(1, 1, -1, 1) // (heads // groups)
     rows = torch.arange(batch, device=x.device).view(-1, 1, 1, 1)
-    if numbers.shape[2] == 1:
+    if count == 1:
         return x[rows, of_head, numbers]  # few of many: what is stored is not copied
     flat = ((rows * groups + of_head) * length + numbers).flatten()
     return x.reshape(-1, x.shape[3]).index_select(0, flat).view(*numbers.shape, -1)
