@@ -136,7 +136,6 @@ def test_reversible_gives_the_gradients_of_all_losses():
         "window_size": 4,
         "commitment_factor": 0.5,
         "ff_moe": True,
-        "reversible": True,
     }
     grads = []
     for how in ({"return_losses": True}, {"return_intermediates": True}):
