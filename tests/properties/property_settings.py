@@ -27,6 +27,7 @@ VALUES = {
     "kmeans_ema_decay": 0.5,
     "layerscale_init_value": 0.5,
     "local_attn_radius_blocks": 2,
+    "local_attn_window_size": 2,
     "logits_dim": 7,
     "memory_tokens_interspersed_every": 3,
     "moe_loss_coef": 0.5,
@@ -42,6 +43,7 @@ VALUES = {
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
+    "window_size": 2,
 }
 # Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
 # the same of them.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from flagformer.flow.memories import Memories
+from flagformer.ops.by_distance import wide
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,5 @@ class Outputs:
     def extra_loss(self) -> Tensor | None:
         """The sum of all auxiliary losses; None where there are none."""
         parts = [value for values in self.losses.values() for value in values]
-        return torch.stack([part.float() for part in parts]).sum() if parts else None
+        wider = [part.to(wide(part.dtype)) for part in parts]
+        return sum(wider[1:], wider[0]) if wider else None

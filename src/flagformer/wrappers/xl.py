@@ -95,12 +95,14 @@ class XLAutoregressiveWrapper(nn.Module):
             part = slice(start, min(start + self.net.max_seq_len, given.shape[1]))
             logits, mems, extra = self._read(
                 given[:, part],
-                mask=None if mask is None else mask[:, part],
-                context=context,
-                context_mask=context_mask,
-                embed_ids=None if embed_ids is None else {name: i[:, part] for name, i in embed_ids.items()},
-                mems=mems,
-                detach_mems=detach_mems,
+                {
+                    "mask": None if mask is None else mask[:, part],
+                    "context": context,
+                    "context_mask": context_mask,
+                    "embed_ids": embed_ids and {name: i[:, part] for name, i in embed_ids.items()},
+                    "mems": mems,
+                    "detach_mems": detach_mems,
+                },
             )
             if extra is not None:
                 beside = beside + extra * (logits.shape[1] / given.shape[1])
@@ -113,7 +115,7 @@ class XLAutoregressiveWrapper(nn.Module):
         loss = total / (targets != self.ignore_index).sum() + beside
         return (loss, mems) if return_mems else loss
 
-    def _read(self, ids: Tensor, **side: Any) -> tuple[Tensor, Memories, Tensor | None]:
+    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, Memories, Tensor | None]:
         """Logits of a segment, the memories that it leaves, and the auxiliary losses of training."""
         if self.training and getattr(self.net, "has_losses", False):
             logits, outputs = self.net(ids, return_mems=True, return_losses=True, **side)

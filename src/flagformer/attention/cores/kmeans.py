@@ -51,14 +51,14 @@ class KMeans(nn.Module):
         Args:
             padding: [1 or B, T] bool, True for real tokens; None when all are.
         """
-        clusters, cosines = nearest(vectors, self.means)
+        clusters, cosines = nearest(vectors, self.means.to(vectors.dtype))
         if padding is not None:
             clusters = clusters.masked_fill(~padding[:, None], self.count)
         return clusters, cosines
 
     def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
         """Gathers what the tokens of a forward say."""
-        seen = Seen.of(vectors, clusters, cosines, self.count)
+        seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
         self.pending = seen if self.pending is None else self.pending.join(seen)
 
     def loss(self, vectors: Tensor, clusters: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class KMeans(nn.Module):
 
         The mean is over real tokens and the K numbers of a vector, as in the published code.
         """
-        ends = F.pad(self.means, (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
+        ends = F.pad(self.means.to(vectors.dtype), (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
         heads = torch.arange(len(ends), device=ends.device)[:, None]
         real = clusters < self.count
         squares = (vectors - ends[heads, clusters]).square().mean(dim=-1).masked_fill(~real, 0.0)

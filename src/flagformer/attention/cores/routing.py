@@ -16,6 +16,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
+from flagformer.ops.by_distance import wide
 from flagformer.ops.routing import Tokens, chunks_of
 from flagformer.ops.unit import unit_length
 
@@ -102,7 +103,7 @@ class Routing(Core):
         contents = (queries,) if kv.tied else (queries, keys[:, :, memories:])
         found = []
         for content in contents:
-            vectors = unit_length(repeat_groups(content.float(), heads))
+            vectors = _units(content, heads)
             clusters, cosines = self.kmeans.clusters(vectors.detach(), padding)
             if self.training and side.state is None:
                 if not side.replay:
@@ -114,7 +115,7 @@ class Routing(Core):
             return found[0], found[-1]
         assert side.keys is not None
         earlier = side.keys.padding
-        vectors = unit_length(repeat_groups(keys[:, :, :memories].float(), heads))
+        vectors = _units(keys[:, :, :memories], heads)
         clusters, _ = self.kmeans.clusters(vectors, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)
 
@@ -169,6 +170,11 @@ class Routing(Core):
             not self.later,
         )
         return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
+
+
+def _units(x: Tensor, heads: int) -> Tensor:
+    """[B, G, S, K] -> unit length [B, H, S, K], in fp32 at least."""
+    return unit_length(repeat_groups(x.to(wide(x.dtype)), heads))
 
 
 def _rows(x: Tensor, numbers: Tensor) -> Tensor:
