@@ -48,7 +48,7 @@ def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: S
         visible = _apart(visible, few.spots, terms.before, kv.seats)
     bias = terms.bias_at(few.spots)
     batch, count = few.q.shape[:2]
-    q, k, v = (x.flatten(0, 1) for x in few[:3])  # [B * N, h, ...]
+    q, k, v = (_joined(x) for x in few[:3])  # [B * N, h, ...]
     # a query is among its own keys, unless a rule hides it
     hides = few.hides or told is not None
     bias = None if bias is None else _blocks(bias, batch)
@@ -71,7 +71,12 @@ def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:
 
 def _blocks(x: Tensor, batch: int) -> Tensor:
     """[1 or B, N, h, g, s] -> [B * N, h, g, s]."""
-    return x.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    return _joined(x.expand(batch, -1, -1, -1, -1))
+
+
+def _joined(x: Tensor) -> Tensor:
+    """[B, N, ...] -> [B * N, ...]. By way of all axes, as torch 2.13 joins the wrong two of symbolic sizes."""
+    return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _seated(x: Tensor, front: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ class Local(Core):
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats
         before = keys - length  # queries are the last of the keys
-        reach = min(self.reach, max(keys - 1, 1))
-        size = min(length, max(reach, BLOCK))
+        reach, size = self.reach, max(self.reach, BLOCK)
+        if not isinstance(length, torch.SymInt):  # an exported graph serves every length by the same blocks
+            reach = min(reach, max(keys - 1, 1))
+            size = min(length, max(reach, BLOCK))
         count = -(-length // size)
         ahead = reach if self.later else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
