@@ -49,7 +49,11 @@ VALUES = {
 # the same of them.
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
-WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+WITH = {
+    "cross_attn_dim_context": {"cross_attend": True},
+    # windows that end within the test's lengths
+    "local_attn_radius_blocks": {"local_attn_window_size": 3},
+}
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",

@@ -86,7 +86,7 @@ class MixtureOfExperts(FeedForward):
         """Every expert on the tokens that chose it."""
         out = torch.zeros_like(tokens)
         for number in range(len(self.inner.weight)):
-            rows, choice = torch.where(gates.experts == number)
+            rows, choice = gates.of_expert(number)
             weighed = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
             out = out.index_add(0, rows, weighed.to(out.dtype))
         return out

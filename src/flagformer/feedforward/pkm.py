@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 from product_key_memory import PKM
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Dims, SideInputs
+from flagformer.ops.full_precision import no_autocast
 
 TOPK, HEADS, WIDTH = 32, 4, 128  # of the package: keys that count, lookups of a token, width of a half key
 LOOKED_UP = "its output is a sum of stored values, not a projection"
@@ -60,7 +60,7 @@ class ProductKeys(FeedForward):
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         # the package's sum of values takes no two dtypes
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             return self.memory(x.to(self.memory.values.weight.dtype)).to(x.dtype)
 
 

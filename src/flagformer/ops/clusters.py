@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.unit import unit_length
 
 FARTHEST = 2.0  # beyond any cosine: nothing was seen
@@ -23,7 +24,7 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [B, H, T] long, and the cosines [B, H, T].
     """
-    with torch.autocast(vectors.device.type, enabled=False):
+    with no_autocast(vectors.device):
         cosines = vectors @ means.mT  # [B, H, T, C]
     best, first = cosines.max(dim=-1)  # torch says the first of equal ones
     return first, best

@@ -31,6 +31,18 @@ class Gates(NamedTuple):
         return Gates(experts, best / best.sum(dim=-1, keepdim=True), probabilities)
 
 
+    def of_expert(self, number: int) -> tuple[Tensor, Tensor]:
+        """The tokens that chose an expert, and as which of their choices.
+
+        On the meta device, where nobody knows, an even share: operations can be counted there.
+        """
+        if self.experts.is_meta:
+            share = -(-self.experts.numel() // self.probabilities.shape[1])
+            return self.experts.new_empty(share), self.experts.new_empty(share)
+        rows, choice = torch.where(self.experts == number)
+        return rows, choice
+
+
 def balance_loss(gates: Gates, real: Tensor | None) -> Tensor:
     """E * sum_e (share of tokens whose first choice is e) * (mean probability of e), over real tokens [T].
 

@@ -27,8 +27,10 @@ class Rings:
         """The places [B, H, w] of the last keys of `clusters` [B, H, 1] among the first `length` tokens."""
         if self.length != length:
             tokens = Tokens(self.clusters[:, :, :length], torch.arange(length, device=clusters.device))
-            places, self.members = latest_members(tokens, self.count, self.window)
-            self.places = places.contiguous()
+            for held, found in zip(
+                (self.places, self.members), latest_members(tokens, self.count, self.window)
+            ):
+                held.copy_(found)
             self.length = length
         return self.places.gather(2, clusters[..., None].expand(-1, -1, -1, self.window))[:, :, 0]
 
