@@ -127,8 +127,8 @@ class Seen:
 
 
 LOOKS = (
-    Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.losses, Seen.step, Seen.z_loss,
-    Seen.parts,
+    Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.losses, Seen.step,
+    Seen.z_loss, Seen.parts,
 )  # fmt: skip
 
 

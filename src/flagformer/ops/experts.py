@@ -30,7 +30,6 @@ class Gates(NamedTuple):
         best, experts = probabilities.topk(min(CHOICES, logits.shape[1]), dim=-1)
         return Gates(experts, best / best.sum(dim=-1, keepdim=True), probabilities)
 
-
     def of_expert(self, number: int) -> tuple[Tensor, Tensor]:
         """The tokens that chose an expert, and as which of their choices.
 
