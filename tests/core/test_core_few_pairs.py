@@ -52,7 +52,7 @@ def ids(length=13):
 
 
 def same(got, want, tolerance=1e-9):
-    torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+    torch.testing.assert_close(got, want, rtol=0, atol=tolerance, check_dtype=False)
 
 
 @pytest.mark.parametrize("beside", BESIDE)
