@@ -14,6 +14,7 @@ VALUES = {
     "attn_qk_norm_groups": 2,
     "attn_qk_norm_scale": 4.0,
     "attn_z_loss_weight": 0.1,
+    "commitment_factor": 0.5,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
     "emb_dim": 12,
@@ -23,13 +24,20 @@ VALUES = {
     "ff_chunks": 2,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
+    "kmeans_ema_decay": 0.5,
     "layerscale_init_value": 0.5,
     "mem_update_attn_heads": 2,
     "memory_temperature": 0.5,
     "memory_update": "bmn",
+    "local_attn_radius_blocks": 2,
+    "local_attn_window_size": 2,
     "logits_dim": 7,
     "num_mem_updates": 2,
     "memory_tokens_interspersed_every": 3,
+    "moe_loss_coef": 0.5,
+    "moe_num_experts": 3,
+    "moe_z_loss_coef": 0.5,
+    "pkm_num_keys": 6,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
     "resi_dual_scale": 0.25,
@@ -39,6 +47,7 @@ VALUES = {
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
+    "window_size": 2,
 }
 # Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
 # the same of them.
@@ -50,6 +59,8 @@ WITH = {
         ("cross_attn_dim_context", "memory_update", "num_mem_updates", "mem_update_attn_heads"), CROSS
     ),
     "memory_temperature": {**CROSS, "memory_update": "bmn"},
+    # windows that end within the test's lengths
+    "local_attn_radius_blocks": {"local_attn_window_size": 3},
 }
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {

@@ -55,7 +55,8 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     path = directory / WEIGHTS
     state = load_tensors(path)
-    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
+    kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
         model.to(kinds.pop())
     state |= {name: state[first] for name, first in _shared(model).items() if first in state}
