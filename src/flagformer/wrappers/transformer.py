@@ -284,14 +284,11 @@ class TransformerWrapper(nn.Module):
             state: of `init_state`: x continues what it holds.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
-            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. A list
-                of tensors [B, M, D] will do: these M tokens are then all that came before. Of a model with
-                `num_memory_slots` alone also the slots [B, M, D], and with the first block of a `state`.
+            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. Also a
+                list of tensors [B, M, D], all that came before; or slots alone, for the first block of a state.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            detach_mems: no gradient flows into what `return_mems` gives; False lets it; None: into slots
-                alone, as in the papers.
-            return_mems: (what is returned otherwise, memories of the last `max_mem_len` tokens and slots that
-                this segment wrote); in Outputs with `return_intermediates`.
+            detach_mems: no gradient flows into memories; False lets it; None: into slots alone, as in papers.
+            return_mems: (what is returned otherwise, memories); in Outputs with `return_intermediates`.
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
             return_losses: (logits, Outputs) with the auxiliary losses of this forward, which only training
