@@ -287,7 +287,7 @@ class TransformerWrapper(nn.Module):
             mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. Also a
                 list of tensors [B, M, D], all that came before; or slots alone, for the first block of a state.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            detach_mems: no gradient flows into memories; False lets it; None: into slots alone, as in papers.
+            detach_mems: no gradient flows into memories; False lets it; None: as in the papers, into slots.
             return_mems: (what is returned otherwise, memories); in Outputs with `return_intermediates`.
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
