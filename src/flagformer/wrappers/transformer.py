@@ -285,7 +285,7 @@ class TransformerWrapper(nn.Module):
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
             mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. Also a
-                list of tensors [B, M, D], all that came before; or slots alone, for the first block of a state.
+                list of tensors [B, M, D], all that came before; or slots alone, also where a state begins.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
             detach_mems: no gradient flows into memories; False lets it; None: as in the papers, into slots.
             return_mems: (what is returned otherwise, memories); in Outputs with `return_intermediates`.
