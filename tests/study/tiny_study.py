@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from flagformer.train import trial as trial_module
+from flagformer.train.loop import make_optimizer
 from flagformer.train.trial import run_trial
 
 TINY = """\
@@ -50,6 +54,33 @@ def dies(trial: Any, directory: Path) -> object:
     if trial.seed == 0 and "rotary_pos_emb" in trial.flags:
         os.kill(os.getpid(), signal.SIGKILL)
     return run_trial(trial, directory)
+
+
+def ends_in_every_way(trial: Any, directory: Path) -> object:
+    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 wants more memory than there is, seed 1 crashes."""
+    if "rotary_pos_emb" in trial.flags:
+        if trial.seed == 0:
+            torch.empty(1 << 55)
+        raise RuntimeError("the roof is on fire")
+    if trial.seed == 1:
+        trial_module.make_optimizer = _poisoned
+    return run_trial(trial, directory)
+
+
+def dies_once(trial: Any, directory: Path) -> object:
+    """Is killed by the system at its first attempt."""
+    mark = directory / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_trial(trial, directory)
+
+
+def _poisoned(model: Any, config: Any) -> Any:
+    """An optimizer for a model that has just lost a weight."""
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    return make_optimizer(model, config)
 
 
 def fills_the_disk(trial: Any, directory: Path) -> object:

@@ -71,17 +71,18 @@ def _print_results(results: Results) -> None:
 
 
 def _print_plan(prepared: Prepared, out: Path | None) -> None:
-    from flagformer.study.setting import share_cores
+    from flagformer.study.shares import GIB, share_out
     from flagformer.study.wording import count, flags_text, plural, short
 
     study = prepared.study
     for name, cost in prepared.costs.items():
         size = f"{count(cost.params)} parameters, {short(cost.flops_per_token)} FLOPs/token"
         typer.echo(f"{name}: {size}; {flags_text(study.compare[name])}")
-    at_once, threads = share_cores(study)
+    shares = share_out(study)
     typer.echo(
         f"{plural(len(study.runs), 'trial')}: {plural(len(study.compare), 'variant')} x "
         f"{plural(len(study.seeds), 'seed')}, "
-        f"{study.train.steps:,} steps each; {at_once} at once with {plural(threads, 'thread')} each, in "
+        f"{study.train.steps:,} steps each; {shares.at_once} at once ({shares.why}) with "
+        f"{plural(shares.threads, 'thread')} and about {shares.trial / GIB:.1f} GiB each, in "
         f"{out or Path('runs') / study.name}"
     )

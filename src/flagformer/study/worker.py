@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -11,24 +10,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import parent_process
 from pathlib import Path
 
 from flagformer.study.directory import OUTPUT
+from flagformer.study.endings import describe
 from flagformer.train.files import only_process
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+OOM_SCORE = 500  # of 1000: a system without memory takes a trial before it takes the study
 PATIENCE = 15.0  # seconds a worker waits for the last worker of a killed study to be gone
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a trial did not finish: `kind` is "error", "disk" (no space) or "killed"."""
-
-    kind: str
-    message: str
 
 
 def work(
@@ -43,6 +35,7 @@ def work(
     What it prints goes to output.txt. A failure travels through `channel`, because a full disk takes no file.
     """
     _die_with_parent()
+    offer_for_memory()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the study stops its workers
@@ -51,7 +44,7 @@ def work(
         directory.mkdir(parents=True, exist_ok=True)
         _redirect_output(directory / OUTPUT)
         _set_threads(threads)
-        _wait_until_free(directory)
+        wait_until_free(directory)
         function(trial, directory)
     except BaseException as error:
         channel.send(describe(error))
@@ -60,17 +53,7 @@ def work(
         os._exit(1)
 
 
-def describe(error: BaseException) -> Failure:
-    """The failure in one line."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure("disk", f"the disk is full: {error.filename or error.strerror}")
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, ValueError):
-        return Failure("error", text)
-    return Failure("error", f"{type(error).__name__}: {text}")
-
-
-def _wait_until_free(directory: Path) -> None:
+def wait_until_free(directory: Path) -> None:
     """Waits out an orphan of a killed study that is about to die; the trial itself refuses a directory that
     stays taken."""
     deadline = time.monotonic() + PATIENCE
@@ -80,6 +63,12 @@ def _wait_until_free(directory: Path) -> None:
                 return
         except ValueError:
             time.sleep(0.1)
+
+
+def offer_for_memory() -> None:
+    """Makes this process the first to go when the system is out of memory, where the system takes such a word."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def _die_with_parent() -> None:
