@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flagformer.train import trial as trial_module
+from flagformer.train import state
 from flagformer.train.loop import make_optimizer
 from flagformer.train.trial import run_trial
 
@@ -57,13 +57,13 @@ def dies(trial: Any, directory: Path) -> object:
 
 
 def ends_in_every_way(trial: Any, directory: Path) -> object:
-    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 wants more memory than there is, seed 1 crashes."""
+    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 wants too much memory, seed 1 crashes."""
     if "rotary_pos_emb" in trial.flags:
         if trial.seed == 0:
             torch.empty(1 << 55)
         raise RuntimeError("the roof is on fire")
     if trial.seed == 1:
-        trial_module.make_optimizer = _poisoned
+        state.make_optimizer = _poisoned
     return run_trial(trial, directory)
 
 

@@ -39,7 +39,7 @@ def killed(exit_code: int | None, oom_kills: int) -> Failure:
 
 
 def count_oom_kills() -> int:
-    """How many processes the system has killed for want of memory since it started; 0 where it does not say."""
+    """How many processes the system has killed for want of memory; 0 where it does not say."""
     try:
         lines = COUNTERS.read_text().splitlines()
     except OSError:

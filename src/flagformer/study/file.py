@@ -58,15 +58,16 @@ class StudyFile(BaseModel):
     retries: int | None = Field(
         None,
         ge=0,
-        description="How often a trial is started again whose process or node was lost; by default 3 with ray, else 0.",
+        description="How often a trial whose process or node was lost is started again; by default 3 with "
+        "ray, else 0.",
     )
 
     @model_validator(mode="after")
     def _gpus_are_asked_of_ray(self) -> StudyFile:
         if self.gpus is not None and self.executor != "ray":
             raise ValueError(
-                "`gpus` must be left out with `executor: local`, whose trials take the GPU that is there one by "
-                f"one, but is {self.gpus:g}"
+                "`gpus` must be left out with `executor: local`, whose trials take the GPU that is there "
+                f"one by one, but is {self.gpus:g}"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What a trial needs of the machine's memory, estimated on torch's meta device before anything is computed."""
+"""What a trial needs of a machine's memory, estimated on torch's meta device: nothing is computed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ TEMPORARY = 1.5  # a backward holds gradients of activations beside the activati
 
 
 def trial_bytes(study: Study) -> int:
-    """The most that a trial of any variant is likely to need. An estimate: what a backward holds for a moment is
-    counted as half of what was saved for it, evaluation at longer lengths as no more than training."""
+    """The most that a trial of any variant is likely to need.
+
+    An estimate: what a backward holds for a moment is counted as half of what was saved for it, evaluation at
+    longer lengths as no more than training.
+    """
     return max(_bytes_of(study.trial(variant, study.seeds[0])) for variant in study.compare)
 
 
@@ -32,8 +35,8 @@ def _bytes_of(trial: Trial) -> int:
 
 
 def saved_bytes(model: Any, rows: int, seq_len: int) -> int:
-    """What a forward of `model`, on the meta device, and its loss keep for the backward, each storage once."""
-    storages: dict[int, torch.UntypedStorage] = {}  # kept: a freed one's address would be given out again
+    """What a forward of `model`, on the meta device, and its loss keep for the backward."""
+    storages: dict[int, torch.UntypedStorage] = {}  # kept: a freed one's address is given out again
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

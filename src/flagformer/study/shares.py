@@ -21,7 +21,7 @@ LIMITS = (  # what a container may use, and uses
 
 @dataclass(frozen=True)
 class Shares:
-    """`at_once` trials with `threads` threads each; `trial` and `free` are bytes of memory, None where unknown."""
+    """`at_once` trials with `threads` threads each; `trial` and `free` are bytes, None where unknown."""
 
     at_once: int
     threads: int

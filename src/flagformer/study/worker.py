@@ -66,7 +66,7 @@ def wait_until_free(directory: Path) -> None:
 
 
 def offer_for_memory() -> None:
-    """Makes this process the first to go when the system is out of memory, where the system takes such a word."""
+    """Makes this process the first to go when the system is out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
