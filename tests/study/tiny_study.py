@@ -98,12 +98,12 @@ def _listening() -> None:
 class StudyProcess:
     """`flagformer study run` as a user starts it; its whole family of processes can be found by a mark."""
 
-    def __init__(self, file: Path, out: Path) -> None:
+    def __init__(self, file: Path, out: Path, *overrides: str, **env: str) -> None:
         self.mark = uuid.uuid4().hex
         self.out = out
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, "run", str(file), "--out", str(out)],
-            env={**os.environ, "STUDY_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", START, "run", str(file), *overrides, "--out", str(out)],
+            env={**os.environ, "STUDY_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -125,14 +125,31 @@ class StudyProcess:
 
     def worker_of(self, trial: Path) -> int | None:
         """The process that trains in the directory of a trial."""
-        for pid in self.family():
-            try:
-                links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-            except OSError:
-                continue
-            if any(link == str(trial / "log.jsonl") for link in links):
-                return pid
-        return None
+        return trainer(trial, self.family())
+
+
+def trainer(trial: Path, among: list[int]) -> int | None:
+    """The process of these that trains in the directory of a trial."""
+    for pid in among:
+        try:
+            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        if any(link == str(trial / "log.jsonl") for link in links):
+            return pid
+    return None
+
+
+def descendants(parent: int) -> list[int]:
+    """A process and all that descend from it, mothers first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (words := _read(entry / "stat").rpartition(")")[2].split()):
+            children.setdefault(int(words[1]), []).append(int(entry.name))
+    found = [parent]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
 
 
 def until(condition: Callable[[], Any]) -> Any:

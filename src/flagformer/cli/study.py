@@ -36,7 +36,10 @@ def run(
     """Run a study, or go on with one: finished trials are kept, the others go on from their checkpoints."""
     with clear_errors():
         from flagformer.study.run import prepare, run_study
+        from flagformer.train.ranks import by_torchrun
 
+        if by_torchrun():
+            raise ValueError("a study starts its own processes: leave `torchrun` to `flagformer train`")
         prepared = prepare(file, overrides or [])
         if dry_run:
             _print_plan(prepared, out)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flagformer.study.cluster import Cluster, package
 from flagformer.study.costs import Cost, check_variants
 from flagformer.study.directory import (
     REPORT,
@@ -49,6 +50,8 @@ def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     """Reads a study file and builds every variant without memory; raises StudyFileError with every
     mistake."""
     study, source = load_study(file, overrides)
+    if study.executor == "ray":
+        package()
     return Prepared(study, check_variants(study, source))
 
 
@@ -83,7 +86,7 @@ def run_study(
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
         write_study(directory, study)
         write_setting(directory, setting)
-        executor = _executor(study, setting, function or _run_trial)
+        executor = _executor(study, directory, setting, function or _run_trial)
         retries = RETRIES[study.executor] if study.retries is None else study.retries
         run_trials(study, directory, executor, retries, console or Console(stderr=True))
         return write_report(directory)
@@ -106,6 +109,10 @@ def _run_trial(trial: Any, directory: Path) -> object:
 
 
 def _executor(
-    study: Study, setting: dict[str, Any], function: Callable[[Any, Path], object]
+    study: Study, directory: Path, setting: dict[str, Any], function: Callable[[Any, Path], object]
 ) -> Executor[Run]:
-    return Pool(function, setting["trials_at_once"], setting["threads"], PRELOAD)
+    threads = setting["threads"]
+    if study.executor == "ray":
+        memory, data = setting["memory"]["trial"], setting["data"]
+        return Cluster(function, directory, threads, memory, data, study.gpus, study.concurrency)
+    return Pool(function, setting["trials_at_once"], threads, PRELOAD)

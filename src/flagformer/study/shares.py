@@ -35,10 +35,15 @@ def share_out(study: Study) -> Shares:
     (each `threads` cores; each GPU machine), as long as all of them fit into 80 % of the free memory.
 
     Cores are counted over all trials of the study, not over those left, so that a resumed study shares them
-    as before. What a trial needs is the file's `memory`, or estimated by `footprint.trial_bytes`.
+    as before. A Ray cluster is asked for one core a trial, and shares itself out. What a trial needs is the
+    file's `memory`, or estimated by `footprint.trial_bytes`.
     """
     cores, free, total = count_cores(), free_memory(), len(study.runs)
     need = round(study.memory * GIB) if study.memory else trial_bytes(study)
+    if study.executor == "ray":
+        return Shares(
+            study.concurrency or total, study.threads or 1, need, None, "as far as the cluster has room"
+        )
     if study.concurrency:
         at_once, why = study.concurrency, "as the file says"
     else:

@@ -42,7 +42,7 @@ def work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _redirect_output(directory / OUTPUT)
+        redirect_output(directory / OUTPUT)
         _set_threads(threads)
         wait_until_free(directory)
         function(trial, directory)
@@ -86,7 +86,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _redirect_output(path: Path) -> None:
+def redirect_output(path: Path) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
