@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 import torch
 from tiny_study import StudyProcess, descendants, finished, logged, table, trainer, until
 
-from flagformer.study.cluster import Needs, Order, _unpack, package, run_here, versions
+from flagformer.study.cluster import Needs, Order, _unpack, knock, package, run_here, versions
 from flagformer.study.run import prepare, run_study
 from flagformer.train.trial import run_trial
 
@@ -155,6 +156,17 @@ def test_trials_that_fit_are_counted_by_what_is_short() -> None:
     assert needs.times({"CPU": 16, "GPU": 8, "memory": 9}) == 2
     assert needs.times({"CPU": 16, "memory": 100}) == 0
     assert Needs(cpus=1, gpus=0, memory=4).times({"CPU": 3, "memory": 100}) == 3
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        knock(address)
+        knock(f"ray://{address}")
+    for silent in (address, f"ray://{address}"):
+        with pytest.raises(ConnectionRefusedError):
+            knock(silent)
+    knock("auto")
 
 
 def test_a_machine_without_ray_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from flagformer.study.worker import offer_for_memory, redirect_output, wait_unti
 from flagformer.train.files import write_atomic
 
 GIB = 2**30
+PATIENCE = 10.0  # seconds for the head of a cluster to answer
 TOKEN = "study.token"  # a node that reads it here sees the run directory
 Files = dict[str, bytes]
 
@@ -179,18 +181,24 @@ class Running(Generic[Job]):
 
 def connect() -> Any:
     """The package ray, connected to the cluster; ValueError where there is none of either."""
-    ray = package()
+    ray, address = package(), os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level=logging.ERROR
-        )
-    except (ConnectionError, RuntimeError) as error:
-        where = os.environ.get("RAY_ADDRESS") or "this machine"
+        knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError) as error:
+        where = "on this machine" if address == "auto" else f"at {address}"
         raise ValueError(
-            f"`executor: ray` needs a cluster that runs, but finds none at {where}: start one with "
+            f"`executor: ray` needs a cluster that runs, but finds none {where}: start one with "
             f"`ray start --head`, or name its address in RAY_ADDRESS ({' '.join(str(error).split())[:120]})"
         ) from None
     return ray
+
+
+def knock(address: str) -> None:
+    """OSError if nobody listens at `HOST:PORT`; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 def package() -> Any:

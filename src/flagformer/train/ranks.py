@@ -28,9 +28,9 @@ class Elsewhere(RuntimeError):
 
 
 class Ranks(ABC):
-    """`rank` of `world` processes; `device_index` is that of its GPU."""
+    """`rank` of `world` processes."""
 
-    rank, world, device_index = 0, 1, 0
+    rank, world = 0, 1
 
     @property
     def is_first(self) -> bool:
@@ -116,7 +116,6 @@ class Together(Ranks):
 
     def __init__(self, parallel: Parallel) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device_index = int(os.environ.get("LOCAL_RANK", 0))
         self.parallel = parallel
 
     def spread(self, model: nn.Module, device: torch.device) -> nn.Module:

@@ -88,7 +88,7 @@ class _Run:
 
     def __init__(self, trial: Trial, directory: Path, report: Report, ranks: Ranks) -> None:
         self.trial, self.directory, self.report, self.ranks = trial, directory, report, ranks
-        self.device = _device(trial.train, ranks)
+        self.device = _device(trial.train)
         self.state = State(trial, directory, self.device, ranks)
 
     def finish(self) -> dict[str, Any]:
@@ -214,12 +214,12 @@ def peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
+def _device(config: TrainConfig) -> torch.device:
     present = torch.cuda.is_available()
     if config.device == "cuda" and not present:
         raise ValueError("`train.device` must be auto or cpu here, but is cuda: torch finds no CUDA device")
     if present and config.device != "cpu":
-        return torch.device("cuda", ranks.device_index)
+        return torch.device("cuda", torch.cuda.current_device())  # of torchrun: the rank's own
     return torch.device("cpu")
 
 
