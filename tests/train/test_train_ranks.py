@@ -24,6 +24,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("ddp", {"attn_z_loss_weight": 1e-3}),
     "fsdp": ("fsdp", {"depth": 2, "ff_glu": True, "tie_embedding": True, "rel_pos_bias": True}),
     "ddp reversible": ("ddp", {"reversible": True}),
+    "ddp routing": ("ddp", {"num_clusters": 2, "window_size": 4}),
+    "fsdp routing": ("fsdp", {"num_clusters": 2, "window_size": 4}),
     "fsdp reversible": ("fsdp", {"reversible": True, "weight_tie_layers": True, "depth": 2}),
 }
 
