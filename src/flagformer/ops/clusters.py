@@ -13,6 +13,12 @@ from flagformer.ops.unit import unit_length
 FARTHEST = 2.0  # beyond any cosine: nothing was seen
 
 
+def cosines(vectors: Tensor, means: Tensor) -> Tensor:
+    """Vectors [B, H, T, K] and means [H, C, K] of unit length -> [B, H, T, C], whatever autocast says."""
+    with no_autocast(vectors.device):
+        return vectors @ means.mT
+
+
 @torch.no_grad()
 def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """The centroid of largest cosine, the first of equal ones so that every backend says the same.
@@ -24,9 +30,7 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [B, H, T] long, and the cosines [B, H, T].
     """
-    with no_autocast(vectors.device):
-        cosines = vectors @ means.mT  # [B, H, T, C]
-    best, first = cosines.max(dim=-1)  # torch says the first of equal ones
+    best, first = cosines(vectors, means).max(dim=-1)  # torch says the first of equal ones
     return first, best
 
 
