@@ -10,6 +10,9 @@ OLD := needs Python 3.11 or newer, but `$(PYTHON)` is not it: say which one, as 
 # Parity is tested against two versions of one package, so that the older one has a folder of its own.
 PEER := x-transformers==1.27.16
 PEERS := $(VENV)/peers/x-transformers-1.27
+# A folder too, so that only its parity test and benchmark see it.
+ROUTING := routing-transformer==1.6.1 mixture-of-experts==0.2.3
+ROUTINGS := $(VENV)/peers/routing-transformer-1.6
 
 .PHONY: demo test matrix check docs bench clean
 
@@ -49,8 +52,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.study
 
 $(VENV)/.peers: Makefile | $(VENV)/.dev
-	rm -rf $(PEERS)
+	rm -rf $(PEERS) $(ROUTINGS)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) $(PEER)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ROUTINGS) $(ROUTING)
 	touch $@
 
 clean:

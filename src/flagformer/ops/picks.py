@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NOBODY = -2.0  # below every cosine
+EQUAL = 1e-7  # cosines that differ by less are a tie, as equal tokens differ by their rounding
 EMPTY = 1e-5  # beside the number of clusters that picked a token, as in the published code
 
 
@@ -25,18 +26,20 @@ class Picks(NamedTuple):
 
 
 def picks(cosines: Tensor, window: int, groups: Sequence[Tensor | None]) -> Picks:
-    """Each centroid picks the `window` nearest tokens of each group.
+    """Each centroid picks the `window` nearest tokens of each group, the first of equal ones.
 
     Args:
         cosines: [B, H, T, C].
         groups: who stands for election together, [1 or B, T] bool each; None: everybody.
     """
     numbers, real = [], []
+    size = min(window, cosines.shape[2])
+    cosines = (cosines / EQUAL).round() * EQUAL
     for group in groups:
         of_group = cosines if group is None else cosines.masked_fill(~group[:, None, :, None], NOBODY)
-        best = of_group.topk(min(window, cosines.shape[2]), dim=2)  # [B, H, w, C]
-        numbers.append(best.indices)
-        real.append(best.values > NOBODY)
+        best = of_group.sort(dim=2, descending=True, stable=True)
+        numbers.append(best.indices[:, :, :size])  # [B, H, w, C]
+        real.append(best.values[:, :, :size] > NOBODY)
     return Picks(*(torch.cat(parts, dim=3).permute(0, 3, 1, 2) for parts in (numbers, real)))
 
 
