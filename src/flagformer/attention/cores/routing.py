@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.few import MAPS, Few, attend_few
 from flagformer.attention.cores.kmeans import KMeans
 from flagformer.attention.cores.rings import Rings
 from flagformer.attention.kernels import Kernel
+from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
-from flagformer.flow import DecodeState, Dims, KeyValues, Layout, SideInputs, Spots
+from flagformer.flow import Causal, DecodeState, Dims, KeyValues, Layout, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
+from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
 from flagformer.ops.picks import mean_of_picks, picks
-from flagformer.ops.routing import Tokens, chunks_of
+from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
+LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
 LOSS = "kmeans.commitment"  # its name on the tape
 
 
@@ -102,7 +105,8 @@ class Routing(Core):
         ]
         few = Few(
             _rows(q, of_queries.numbers),
-            *(_rows(x[:, :, kv.seats :], of_keys.numbers) for x in (kv.k, kv.v)),
+            _rows(kv.k[:, :, kv.seats :], of_keys.numbers),
+            _rows(kv.v[:, :, kv.seats :], of_keys.numbers),
             of_queries.real[..., None] & of_keys.real[..., None, :],
             Spots(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
             of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
@@ -122,7 +126,41 @@ class Routing(Core):
                 return self._newest(q, kv, found, side)
             keys = rings.extend(keys, side.state.length, side.state.fresh)
             keys = keys[:, :, side.terms[kv.window].keys.start :]
+        if self._plain(q, kv, side):
+            return self._stretches(q, kv, queries, keys, side)
         return self._chunks(q, kv, queries, keys, side)
+
+    def _plain(self, q: Tensor, kv: KeyValues, side: SideInputs) -> bool:
+        """Whether stretches of sorted keys serve: many tokens on CPU, and nothing beside scale and time."""
+        terms = side.terms[kv.window]
+        rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
+        return (
+            q.shape[2] >= LONG
+            and q.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not self.later
+            and not kv.seats
+            and rules
+            and terms.row is None
+            and terms.bias is None
+            and not side.tape.wants(MAPS)
+            and isinstance(self.kernel, SDPA)
+            and not (self.training and self.kernel.dropout)
+        )
+
+    def _stretches(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+        """The same as `_chunks`, without copies of keys that queries share."""
+        terms, heads, kind = side.terms[kv.window], q.shape[1], wide(q.dtype)
+        stretches = stretches_of(
+            Tokens(queries, terms.queries.places()),
+            Tokens(keys, terms.keys.places()),
+            terms.keys.end,
+            self.window,
+            terms.before,
+            kv.tied,
+        )
+        k, v = (repeat_groups(x, heads).to(kind) for x in (kv.k, kv.v))
+        return attend_sorted(q.to(kind), k, v, self.path.scale, stretches).to(q.dtype)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
