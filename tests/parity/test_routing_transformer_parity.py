@@ -107,7 +107,7 @@ def test_a_language_model_is_that_of_the_package(peer, flags):
                 "model": "decoder" if causal else "encoder", "num_tokens": 64, "dim": 32, "depth": 2,
                 "max_seq_len": 32, "heads": 4, "attn_dim_head": 8, "window_size": 8, "num_clusters": 4,
                 "use_abs_pos_emb": False, "shared_qk": causal or flags.get("shared_qk", False),
-                "routing_selection": "leaky_topk" if causal else "topk",
+                "routing_selection": "leaky" if causal else "topk",
             }
         ).train()  # fmt: skip
     found = carried(theirs, ours)

@@ -41,7 +41,7 @@ VALUES = {
     "rotary_emb_dim": 4,
     "rotary_interpolation_factor": 2.0,
     "rotary_xpos_scale_base": 5,
-    "routing_selection": "leaky_topk",
+    "routing_selection": "leaky",
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
     "window_size": 2,

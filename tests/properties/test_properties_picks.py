@@ -39,9 +39,9 @@ def test_picks_compile_and_export(beside):
 def test_a_causal_model_is_refused_or_warns(kind):
     text = refusal({**FLAGS, "model": kind})
     assert "`routing_selection='topk'` and a causal model cannot be combined" in text
-    assert "`routing_selection='leaky_topk'`" in text
+    assert "`routing_selection='leaky'`" in text
     with pytest.warns(UserWarning, match="shows the future"):
-        model = flagformer.build({**PICKS, "model": kind, "routing_selection": "leaky_topk"})
+        model = flagformer.build({**PICKS, "model": kind, "routing_selection": "leaky"})
     assert not model.can_cache
     with pytest.raises(ValueError, match="sees later tokens"):
         model.init_state(1, 8)
@@ -54,7 +54,7 @@ def test_the_warning_is_true():
     other = ids.clone()
     other[:, 12:] = (ids[:, 12:] + 1) % 11
     moved = {}
-    for selection in ("recent", "leaky_topk"):
+    for selection in ("recent", "leaky"):
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -62,4 +62,4 @@ def test_the_warning_is_true():
         with torch.no_grad():
             moved[selection] = (model(ids) - model(other))[:, :12].abs().max()
     assert moved["recent"] < 1e-12
-    assert moved["leaky_topk"] > 1e-3
+    assert moved["leaky"] > 1e-3

@@ -50,10 +50,10 @@ def refuse_leak(own: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> b
     if flags["routing_selection"] == "topk":
         text = (
             "`routing_selection='topk'` and a causal model cannot be combined, because it shows the future:"
-            f" {why}; leave it out, or say `routing_selection='leaky_topk'` to have it all the same"
+            f" {why}; leave it out, or say `routing_selection='leaky'` to have it all the same"
         )
         raise FlagError([Finding("routing_selection", text)])
-    warnings.warn(f"`routing_selection='leaky_topk'` shows the future: {why}", stacklevel=2)
+    warnings.warn(f"`routing_selection='leaky'` shows the future: {why}", stacklevel=2)
     return True
 
 

@@ -74,7 +74,7 @@ class Routing(Core):
             Flag(
                 "routing_selection",
                 "whom a query meets: the recent keys of its cluster, or what each centroid picks of the row",
-                choices=("recent", "topk", "leaky_topk"),
+                choices=("recent", "topk", "leaky"),
             ),
         ] = "recent",
     ) -> None:
