@@ -1,8 +1,8 @@
 """Attention to stretches of keys in the order of clusters, without a copy of what two queries share.
 
 Queries and keys are sorted by cluster and time. What a query meets is then a stretch of the sorted keys whose
-two ends never go back from one query to the next: a block of queries meets one slice. Blocks differ in size, so
-that this is a loop of small products, for eager execution on CPU.
+two ends never go back from one query to the next: a block of queries meets one slice. Blocks differ in size:
+this is a loop of small products, for eager execution on CPU.
 """
 
 from __future__ import annotations
