@@ -20,6 +20,7 @@ BLOCKS = {
     "file": {"source": "file", "path": __file__},
     "copy": {"source": "copy", "symbols": 11},
     "associative_recall": {"source": "associative_recall", "pairs": 2, "asks": 1, "keys": 5, "values": 7},
+    "segment_recall": {"source": "segment_recall", "segment": 1, "stored": 1},
 }
 
 

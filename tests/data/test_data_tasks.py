@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flagformer.data import IGNORE
 from flagformer.data.associative_recall import AssociativeRecall
 from flagformer.data.copy_task import Copy
+from flagformer.data.segment_recall import SegmentRecall
 
 
 def recall(**fields: Any) -> AssociativeRecall:
@@ -91,3 +92,51 @@ def test_impossible_sizes_are_refused():
         recall(pairs=9, keys=8).check("train", 64)
     with pytest.raises(ValueError, match="at least 2"):
         Copy(source="copy").check("train", 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), segment=st.integers(1, 6), count=st.integers(2, 5), symbols=st.integers(2, 9))
+def test_segments_ask_for_what_the_first_one_held(data, segment, count, symbols):
+    stored = data.draw(st.integers(1, segment))
+    delay = data.draw(st.none() | st.integers(1, count - 1))
+    task = SegmentRecall(
+        source="segment_recall", segment=segment, stored=stored, symbols=symbols, noise=3, delay=delay
+    )
+    seq_len = segment * count
+    inputs, targets = task.batch("test", data.draw(st.integers(0, 1000)), 3, 3, seq_len)
+    for row, wanted in zip(inputs.tolist(), targets.tolist()):
+        held = row[:stored]
+        assert all(stored <= token < stored + symbols for token in held)
+        for place in range(stored, seq_len):
+            number = place // segment
+            asks = wanted[place] != IGNORE
+            assert asks == (number > 0 and wanted[number * segment] != IGNORE)
+            if asks:
+                assert wanted[place] == held[row[place]]
+            else:
+                assert stored + symbols <= row[place] < task.num_tokens
+            if delay is not None:
+                assert asks == (number == delay)
+
+
+def test_half_of_the_later_segments_ask():
+    task = SegmentRecall(source="segment_recall", segment=2, stored=2)
+    targets = task.batch("train", 0, 0, 2000, 10)[1].view(2000, 5, 2)
+    shares = (targets != IGNORE).float().mean(dim=(0, 2)).tolist()
+    assert shares[0] == 0
+    # a coin each, and in one row of sixteen none said so: then the one that was nearest asks
+    assert all(0.46 < share < 0.57 for share in shares[1:])
+    assert (targets != IGNORE).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "seq_len", "says"),
+    [
+        ({}, 12, "`seq_len` must be a multiple of `segment` = 8 and at least 16"),
+        ({"delay": 3}, 24, "and at least 32"),
+        ({"stored": 9}, 16, "`stored` must be at most `segment` = 8, but is 9"),
+    ],
+)
+def test_segments_that_cannot_ask_are_refused(fields, seq_len, says):
+    with pytest.raises(ValueError, match=says):
+        SegmentRecall(source="segment_recall", **fields).check("train", seq_len)

@@ -20,6 +20,7 @@ FLOORS = {
     "presets": 6, "catalogue": 6,
     "audit": 7, "reference": 7, "interop": 7, "data": 7,
     "train": 8, "study": 8, "cli": 8,
+    "__main__": 9,
 }  # fmt: skip
 # Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {
@@ -28,6 +29,7 @@ NEIGHBOURS = {
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
+    ("memory", "stack"),  # a replayed segment meets the random numbers of its first run, as a sublayer does
     ("study", "train"),  # a study is many trainings
     ("cli", "train"),
     ("cli", "study"),

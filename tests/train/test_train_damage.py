@@ -48,7 +48,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, pla
 def checkpoint(step: int) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     weights = {"w": torch.rand(20, generator=generator)}
-    return Checkpoint("id", "data", step, 0.5, 1, "cpu", [], weights, {}, {"cpu": generator.get_state()})
+    return Checkpoint(
+        "id", "data", step, 0.5, 1, "cpu", [], weights, {}, [{"cpu": generator.get_state()}], {}
+    )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -12,8 +12,19 @@ from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.train.ranks import Parallel
 
-ELSEWHERE = ("compare", "seeds", "tune", "match", "concurrency")  # keys of a study file only
+ELSEWHERE = (
+    "compare",
+    "seeds",
+    "tune",
+    "match",
+    "concurrency",
+    "executor",
+    "retries",
+    "memory",
+    "gpus",
+)  # keys of a study file only
 BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 
 
@@ -28,7 +39,11 @@ class RunFile(BaseModel):
     train: Any = None
     evaluate: Any = None
     seed: int = Field(default=0, ge=0)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="Threads of each process.")
+    parallel: Parallel = Field(
+        default="ddp",
+        description="How the processes of torchrun share a model: each holds it, or (fsdp) a part of it.",
+    )
 
 
 def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flagformer.data.catalogue import DataConfig
 from flagformer.study.blocks import check_block
@@ -23,6 +23,8 @@ from flagformer.study.source import Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 
 MOST_SEEDS = 1000
+# keys that say how trials are run, never what comes out
+EXECUTION = ("concurrency", "threads", "memory", "executor", "gpus", "retries")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+ -]{0,39}")
 
@@ -44,6 +46,30 @@ class StudyFile(BaseModel):
     threads: int | None = Field(
         None, ge=1, description="Threads of one trial; by default the cores shared out."
     )
+    memory: float | None = Field(
+        None, gt=0, description="GiB of memory of one trial; by default estimated; bounds the trials at once."
+    )
+    executor: Literal["local", "ray"] = Field(
+        "local", description="local: processes of this machine; ray: the Ray cluster that RAY_ADDRESS names."
+    )
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs of one trial on a Ray cluster; by default 1 where it has any."
+    )
+    retries: int | None = Field(
+        None,
+        ge=0,
+        description="How often a trial whose process or node was lost is started again; by default 3 with "
+        "ray, else 0.",
+    )
+
+    @model_validator(mode="after")
+    def _gpus_are_asked_of_ray(self) -> StudyFile:
+        if self.gpus is not None and self.executor != "ray":
+            raise ValueError(
+                "`gpus` must be left out with `executor: local`, whose trials take the GPU that is there "
+                f"one by one, but is {self.gpus:g}"
+            )
+        return self
 
     @field_validator("name")
     @classmethod
@@ -102,6 +128,10 @@ class Study:
     evaluate: EvaluateConfig
     concurrency: int | None = None
     threads: int | None = None
+    memory: float | None = None
+    executor: str = "local"
+    gpus: float | None = None
+    retries: int | None = None
 
     @property
     def baseline(self) -> str:
@@ -141,8 +171,7 @@ class Study:
             "compare": self.compare,
             "seeds": list(self.seeds),
             "evaluate": self.evaluate.model_dump(mode="json"),
-            "concurrency": self.concurrency,
-            "threads": self.threads,
+            **{name: getattr(self, name) for name in EXECUTION},
         }
         return {key: value for key, value in plain.items() if value is not None}
 
@@ -181,7 +210,7 @@ def resolve_study(source: Source) -> Study:
         raise StudyFileError(mistakes)
     return Study(
         name=top.name, base=base, compare=compare, seeds=top.seeds,
-        concurrency=top.concurrency, threads=top.threads, **blocks,
+        **{name: getattr(top, name) for name in EXECUTION}, **blocks,
     )  # fmt: skip
 
 
