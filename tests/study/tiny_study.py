@@ -31,6 +31,7 @@ seeds: 2
 evaluate: {seq_lens: [16, 32], batches: 2}
 concurrency: 2
 threads: 1
+audit: false
 """
 START = "from flagformer.cli.study import study; study()"
 PATIENCE = (

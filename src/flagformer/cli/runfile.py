@@ -13,7 +13,16 @@ from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 
-ELSEWHERE = ("compare", "seeds", "tune", "match", "concurrency")  # keys of a study file only
+ELSEWHERE = (
+    "compare",
+    "grid",
+    "seeds",
+    "tune",
+    "match",
+    "margin",
+    "audit",
+    "concurrency",
+)  # keys of a study file only
 BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 
 

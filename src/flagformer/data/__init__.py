@@ -27,7 +27,8 @@ class Source(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: ClassVar[str]  # one sentence: what is scored, and what `accuracy` means here
-    is_bytes: ClassVar[bool] = False  # a token is one byte of text, so that nats / ln 2 are bits per byte
+    is_bytes: ClassVar[bool] = False  # text: quality is bits per byte, not accuracy
+    is_sequence: ClassVar[bool] = True  # ids in, one target a place; else images in, one target a row
 
     seq_len: int = Field(default=64, ge=2, description="Tokens per training sequence.")
 
@@ -59,6 +60,11 @@ class Source(BaseModel, ABC):
         `targets[:, t]` is to be predicted from `inputs[:, : t + 1]`. A pure function of its arguments and the
         source's fields.
         """
+
+    def example(self, rows: int, seq_len: int) -> Tensor:
+        """Inputs of the shape and type that `batch` gives, all zero, on the device that is torch's
+        default."""
+        return torch.zeros(rows, seq_len, dtype=torch.long)
 
     @abstractmethod
     def fingerprint(self) -> str:

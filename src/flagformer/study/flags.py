@@ -6,6 +6,7 @@ from typing import Any
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.study.design import own_flags
 from flagformer.study.mistakes import Mistake
 from flagformer.study.source import Source
 
@@ -23,7 +24,7 @@ def flag_mistakes(source: Source) -> list[Mistake]:
         if not isinstance(own, dict | None):
             continue
         try:
-            flagformer.check({**STAND_IN, **base, **(own or {})})
+            flagformer.check({**STAND_IN, **base, **own_flags(own or {})})
         except FlagError as error:
             mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
     return list(dict.fromkeys(mistakes))

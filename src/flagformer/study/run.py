@@ -12,7 +12,7 @@ import errno
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rich.console import Console
 from flagformer.study.costs import Cost, check_variants
 from flagformer.study.directory import (
     FAILURE,
-    REPORT,
     RESULTS,
     read_setting,
     refuse_foreign,
@@ -29,9 +28,12 @@ from flagformer.study.directory import (
     write_setting,
     write_study,
 )
+from flagformer.study.examine import examine, examine_variants
 from flagformer.study.file import Run, Study, load_study
+from flagformer.study.match import Matched, as_plain, match_budget
 from flagformer.study.pool import Ended, Pool
 from flagformer.study.progress import Progress
+from flagformer.study.provenance import provenance
 from flagformer.study.results import Results, as_json, read_results, read_trial
 from flagformer.study.setting import describe_setting
 from flagformer.study.worker import Failure
@@ -54,13 +56,17 @@ class Prepared:
 
     study: Study
     costs: dict[str, Cost]
+    matched: dict[str, Matched] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
-    """Reads a study file and builds every variant without memory; raises StudyFileError with every
-    mistake."""
+    """Reads a study file, builds every variant without memory and makes them equal as `match` says; raises
+    StudyFileError with every mistake."""
     study, source = load_study(file, overrides)
-    return Prepared(study, check_variants(study, source))
+    study, costs, matched = match_budget(study, source, check_variants(study, source))
+    origins = provenance(study, source, {name: one.knob for name, one in matched.items()})
+    return Prepared(study, costs, matched, origins)
 
 
 def run_study(
@@ -68,6 +74,7 @@ def run_study(
     out: str | Path | None = None,
     console: Console | None = None,
     function: Callable[[Any, Path], object] | None = None,
+    examiner: Callable[[Any, Path], object] | None = None,
 ) -> Results:
     """Runs what is not finished, then writes results.json and report.html.
 
@@ -75,6 +82,7 @@ def run_study(
         out: the run directory; `runs/NAME` by default.
         console: where progress goes; standard error by default.
         function: what runs a trial, `flagformer.train.trial.run_trial` by default; a module-level function.
+        examiner: what examines a variant, `flagformer.study.examine.examine` by default; the same.
 
     Returns:
         the results; failed trials are among them as such.
@@ -92,20 +100,24 @@ def run_study(
     with only_process(directory):
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
-        write_study(directory, study)
+        setting["matched"] = as_plain(prepared.matched)
+        write_study(directory, study, prepared.origins)
         write_setting(directory, setting)
         pool: Pool[Run] = Pool(function or _run_trial, setting["trials_at_once"], setting["threads"], PRELOAD)
+        at_once, threads = setting["trials_at_once"], setting["threads"]
+        examine_variants(study, directory, at_once, threads, PRELOAD, examiner or examine)
         _run_all(study, directory, pool, console or Console(stderr=True))
         return write_report(directory)
 
 
 def write_report(directory: Path) -> Results:
-    """Writes results.json and report.html from what is finished by now."""
-    from flagformer.study.report import render
+    """Writes results.json and the report in all its forms from what is finished by now."""
+    from flagformer.study.report import documents
 
     results = read_results(directory)
     write_json(directory / RESULTS, as_json(results))
-    write_atomic(directory / REPORT, render(results).encode())
+    for name, text in documents(results).items():
+        write_atomic(directory / name, text.encode())
     return results
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 import flagformer
-from flagformer.data import Source, Split
+from flagformer.data import Source, Split, draws
 from flagformer.data.catalogue import DataConfig
 from flagformer.data.stdlib import StandardLibrary
 
@@ -121,11 +121,21 @@ class Trial(Block):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, description="Of the weights, of dropout and of the order of the data.")
+    copy_number: int = Field(
+        default=0, ge=0, description="Of equal trials with one seed: the same data, other first weights."
+    )
 
     @property
     def source(self) -> Source:
         """The data, whichever it is."""
         return self.data
+
+    @property
+    def weights_seed(self) -> int:
+        """What seeds the weights and dropout: `seed`, or another number for a copy."""
+        return (
+            self.seed if self.copy_number == 0 else draws("copy", self.seed, self.copy_number).initial_seed()
+        )
 
     @property
     def lengths(self) -> tuple[int, ...]:

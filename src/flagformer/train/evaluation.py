@@ -4,12 +4,13 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flagformer.data import IGNORE, Source, Split
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
 
+PARTS = 16  # of a row, whose losses are told apart
 SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
 
 
@@ -25,17 +26,27 @@ def evaluate(model: nn.Module, trial: Trial, split: Split, seq_len: int) -> dict
     training = model.training
     model.eval()
     nats, right, scored = 0.0, 0, 0
+    where = torch.zeros(2, seq_len, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in range(trial.evaluate.batches):
             inputs, targets = (part.to(device) for part in source.batch(split, step, SEED, rows, seq_len))
             with torch.autocast(device.type, torch.bfloat16, enabled=trial.train.precision == "bf16"):
                 logits = model(inputs)
-            nats += token_losses(logits, targets).double().sum().item()
+            losses = token_losses(logits, targets).double()
+            nats += losses.sum().item()
+            where += torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
             right += int((logits.argmax(-1) == targets).sum())
             scored += int((targets != IGNORE).sum())
     model.train(training)
-    return _figures(source, split, seq_len, nats / scored, right / scored, scored)
+    figures = _figures(source, split, seq_len, nats / scored, right / scored, scored)
+    return figures | {"by_position": _by_position(where) if math.isfinite(nats) else None}
+
+
+def _by_position(where: Tensor) -> list[float] | None:
+    """Mean loss in at most 16 equal parts of the row; None where a part holds nothing that is scored."""
+    parts = [part.sum(-1) for part in where.tensor_split(min(PARTS, where.shape[-1]), dim=-1)]
+    return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
 def _figures(

@@ -39,8 +39,9 @@ def run_trial(trial: Trial, directory: Path, report: Report | None = None) -> di
 
     The result: `status` ("finished", or "diverged" at the first loss that is not finite), `steps` trained,
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
-    `evaluation.evaluate`; empty if training diverged), `params`, `cost` (`seconds` and `tokens_per_second` of
-    the steps alone, `peak_memory_bytes`), `notes`, and what it was run on.
+    `evaluation.evaluate`; empty if training diverged), `validation_nats` (mean of the last validations),
+    `params`, `cost` (`seconds` and `tokens_per_second` of the steps alone, `peak_memory_bytes`), `notes`, and
+    what it was run on.
 
     ValueError: the trial cannot run, the directory is another trial's or in use, a file in it is damaged.
     OSError: a full disk; names the file, and all that was finished is kept.
@@ -82,7 +83,7 @@ class _Run:
         self.trial, self.directory, self.report = trial, directory, report
         self.device = _device(trial.train)
         self.fingerprint = trial.source.fingerprint()
-        torch.manual_seed(trial.seed)
+        torch.manual_seed(trial.weights_seed)
         self.model = flagformer.build(trial.model_flags).to(self.device)
         self.optimizer = make_optimizer(self.model, trial.train)
         self.step, self.seconds = 0, 0.0
@@ -92,14 +93,16 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Train to the last step, measure, save; result.json comes when all else is on the disk."""
         finite = self._train()
-        evaluation = []
+        evaluation, validation = [], None
         if finite:
+            validation = self._validation()
             evaluation = [
                 evaluate(self.model, self.trial, self.trial.evaluate.split, n) for n in self.trial.lengths
             ]
             finite = all(entry["nats"] is not None for entry in evaluation)
             self._save_model()
         result = self._result("finished" if finite else "diverged", evaluation)
+        result["validation_nats"] = validation
         write_json(self.directory / "result.json", result)
         remove_checkpoints(self.directory)
         return result
@@ -136,6 +139,17 @@ class _Run:
                     log.sync()  # before the checkpoint that relies on its lines
                     self._checkpoint()
         return True
+
+    def _validation(self) -> float | None:
+        """The validation loss that candidates are chosen by: the mean of that at the end and those logged in
+        the last tenth of the steps."""
+        last = evaluate(self.model, self.trial, "validation", self.trial.source.seq_len)["nats"]
+        late = [
+            line["validation_loss"]
+            for line in read_log(self.directory / "log.jsonl")
+            if line["step"] > 0.9 * self.step and line["step"] < self.step and "validation_loss" in line
+        ]
+        return None if last is None or None in late else sum([*late, last]) / (1 + len(late))
 
     def _checkpoint(self) -> None:
         checkpoint = Checkpoint(
