@@ -16,6 +16,8 @@ from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+LONGEST = 2**24  # tokens of a row
+LARGEST = 2**20  # symbols of a made-up vocabulary
 IGNORE = -100  # the target of a position that is not scored; torch's own `ignore_index`
 
 
@@ -30,7 +32,7 @@ class Source(BaseModel, ABC):
     is_bytes: ClassVar[bool] = False  # text: quality is bits per byte, not accuracy
     is_sequence: ClassVar[bool] = True  # ids in, one target a place; else images in, one target a row
 
-    seq_len: int = Field(default=64, ge=2, description="Tokens per training sequence.")
+    seq_len: int = Field(default=64, ge=2, le=LONGEST, description="Tokens per training sequence.")
 
     @property
     @abstractmethod

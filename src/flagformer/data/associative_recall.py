@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, Source, Split, draws, short_hash
+from flagformer.data import IGNORE, LARGEST, Source, Split, draws, short_hash
 
 
 class AssociativeRecall(Source):
@@ -27,13 +27,13 @@ class AssociativeRecall(Source):
     )
 
     source: Literal["associative_recall"]
-    pairs: int = Field(default=8, ge=1, description="Pairs to remember.")
-    asks: int = Field(default=3, ge=1, description="How often each pair is asked for.")
-    keys: int = Field(default=32, ge=1, description="Different keys there are; at least `pairs`.")
+    pairs: int = Field(default=8, ge=1, le=LARGEST, description="Pairs to remember.")
+    asks: int = Field(default=3, ge=1, le=LARGEST, description="How often each pair is asked for.")
+    keys: int = Field(default=32, ge=1, le=LARGEST, description="Different keys there are; at least `pairs`.")
     answers: bool = Field(
         default=True, description="Whether the value stands after each key that asks for it."
     )
-    values: int = Field(default=32, ge=2, description="Different values there are.")
+    values: int = Field(default=32, ge=2, le=LARGEST, description="Different values there are.")
     power: float = Field(
         default=0.01,
         gt=0,

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, Source, Split, draws, short_hash
+from flagformer.data import IGNORE, LARGEST, Source, Split, draws, short_hash
 
 
 class Copy(Source):
@@ -21,7 +21,7 @@ class Copy(Source):
     )
 
     source: Literal["copy"]
-    symbols: int = Field(default=32, ge=2, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
 
     @property
     def num_tokens(self) -> int:

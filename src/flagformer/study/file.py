@@ -34,6 +34,15 @@ BLOCKS: dict[str, Any] = {
 OPTIONAL = ("evaluate", "match")
 
 
+def plain_name(name: str) -> str:
+    """The name itself; ValueError unless it can name a directory everywhere."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"`name` must be letters, digits and `_.+-`, as it names a directory, but is {shown(name)}"
+        )
+    return name
+
+
 class StudyFile(BaseModel):
     """The keys of a study file; the inside of `base`, `data`, `train`, `compare` and `evaluate` is checked
     block by block."""
@@ -51,22 +60,18 @@ class StudyFile(BaseModel):
     match: Any = None
     evaluate: Any = None
     margin: float | None = Field(
-        None, gt=0, description="Nats; a difference whose interval lies within ± this is called equivalent."
+        None, gt=0, le=100, description="Nats; a difference whose interval lies within ± this is called equivalent."
     )
     audit: bool = Field(True, description="Whether every variant is audited, timed and stamped.")
-    concurrency: int | None = Field(None, ge=1, description="Trials at once; by default one a core.")
+    concurrency: int | None = Field(None, ge=1, le=4096, description="Trials at once; by default one a core.")
     threads: int | None = Field(
-        None, ge=1, description="Threads of one trial; by default the cores shared out."
+        None, ge=1, le=4096, description="Threads of one trial; by default the cores shared out."
     )
 
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError(
-                f"`name` must be letters, digits and `_.+-`, as it names a directory, but is {shown(name)}"
-            )
-        return name
+        return plain_name(name)
 
     @field_validator("seeds")
     @classmethod

@@ -15,8 +15,9 @@ STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
 
 
 def flag_mistakes(source: Source) -> list[Mistake]:
-    """Every flag that cannot be, in a file whose other blocks are wrong already; no data is read."""
-    base, compare = source.data.get("base"), source.data.get("compare")
+    """Every flag that cannot be, in a study or training file whose other blocks are wrong already; no data is
+    read."""
+    base, compare = source.data.get("base"), source.data.get("compare", {"": {}})
     if not isinstance(base, dict) or not isinstance(compare, dict):
         return []
     mistakes = []

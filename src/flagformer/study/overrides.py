@@ -49,7 +49,7 @@ def _apply(source: Source, typed: str) -> str:
         return f"has a value that is not valid YAML: {shown(text)}"
     if len(values) == 1:
         return _write(source, route, values[0], typed)
-    return _sweep(source, route, dict(zip(parts, values)), typed)
+    return _sweep(source, route, list(zip(parts, values)), typed)
 
 
 def _parts(text: str) -> list[str]:
@@ -72,27 +72,29 @@ def _write(source: Source, route: Route, value: object, typed: str) -> str:
     return ""
 
 
-def _sweep(source: Source, route: Route, values: dict[str, object], typed: str) -> str:
+def _sweep(source: Source, route: Route, values: list[tuple[str, object]], typed: str) -> str:
     if route[0] in ("base", "train") and len(route) == 2:
         key = route[1] if route[0] == "base" else ".".join(route)
-        return _write(source, ("grid", key), list(values.values()), typed)
+        return _write(source, ("grid", key), [value for _, value in values], typed)
     if route[0] == "compare" and len(route) > 2:
         return _split(source, route, values, typed)
     wanted = f"a list is written in brackets, `{'.'.join(route)}=[...]`"
     return f"a sweep varies `base.`, `train.` or one variant's keys, not `{route[0]}`; {wanted}"
 
 
-def _split(source: Source, route: Route, values: dict[str, object], typed: str) -> str:
+def _split(source: Source, route: Route, values: list[tuple[str, object]], typed: str) -> str:
     """Puts a variant for each value where the one variant was."""
     compare, name = source.data.get("compare"), route[1]
     if not isinstance(compare, dict) or name not in compare:
         known = ", ".join(compare) if isinstance(compare, dict) else "none"
         return f"`compare.{name}` is not in the file; variants to sweep: {known}"
-    names = [f"{name} {'.'.join(route[2:])}={text}" for text in values]
+    if len({text for text, _ in values}) < len(values):
+        return f"must name each value once, but names {', '.join(text for text, _ in values)}"
+    names = [f"{name} {'.'.join(route[2:])}={text}" for text, _ in values]
     spread: dict[str, object] = {}
     for variant, own in compare.items():
         spread |= dict.fromkeys(names, own) if variant == name else {variant: own}
-    for fresh, value in zip(names, values.values()):
+    for fresh, (_, value) in zip(names, values):
         for place, line in list(source.lines.items()):
             if place[:2] == route[:2]:
                 source.lines["compare", fresh, *place[2:]] = line

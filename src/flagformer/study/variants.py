@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 from flagformer.study.blocks import check_block
 from flagformer.study.design import TRAIN, Own, Setting, flat, with_setting
@@ -12,7 +12,6 @@ from flagformer.study.mistakes import Mistake, nearest, shown
 from flagformer.study.source import Route, Source
 from flagformer.train.config import TrainConfig
 
-Place = TypeVar("Place", int, str)
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+= -]{0,59}")
 MOST_VARIANTS = 500
 # the budget and what has no effect on quality: alike for all candidates of a variant
@@ -171,11 +170,12 @@ def _place(source: Source, variant: str, fresh: str, point: Setting) -> None:
     _copy_places(source.overrides, variant, fresh, point)
 
 
-def _copy_places(places: dict[Route, Place], variant: str, fresh: str, point: Setting) -> None:
+def _copy_places(places: dict[Route, Any], variant: str, fresh: str, point: Setting) -> None:
     mine = {route[2:]: place for route, place in places.items() if route[:2] == ("compare", variant)}
     places.update({("compare", fresh, *route): place for route, place in mine.items()})
     for name in point:
-        for typed in (name, name.removeprefix(TRAIN), "base." + name):
-            if ("grid", typed) in places:
-                places["compare", fresh, *name.split(".")] = places["grid", typed]
-                places.setdefault(("compare", fresh), places["grid", typed])
+        typed = [("grid", key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
+        place = next((places[route] for route in [*typed, ("grid",)] if route in places), None)
+        if place is not None:
+            places["compare", fresh, *name.split(".")] = place
+            places.setdefault(("compare", fresh), place)

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 import flagformer
-from flagformer.data import Source, Split, draws
+from flagformer.data import LONGEST, Source, Split, draws
 from flagformer.data.catalogue import DataConfig
 from flagformer.data.stdlib import StandardLibrary
 
@@ -27,24 +27,24 @@ class TrainConfig(Block):
     they are divided.
     """
 
-    steps: int = Field(default=400, ge=1, description="Updates of the weights.")
-    batch_size: int = Field(default=32, ge=1, description="Sequences per update, all micro-batches together.")
+    steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
+    batch_size: int = Field(default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together.")
     accumulate: int = Field(
         default=1,
         ge=1,
         description="Micro-batches per update; divides batch_size; changes memory, not the result.",
     )
-    lr: float = Field(default=2e-3, gt=0, description="Peak learning rate of AdamW.")
-    warmup: int = Field(default=40, ge=0, description="Steps of linear rise from 0 to lr; at most steps.")
+    lr: float = Field(default=2e-3, gt=0, le=1e3, description="Peak learning rate of AdamW.")
+    warmup: int = Field(default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps.")
     decay: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Shape of the way down from lr after the warmup."
     )
     lr_end: float = Field(default=0.1, ge=0, le=1, description="Where the decay ends, as a fraction of lr.")
-    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's decoupled decay, on matrices only.")
+    weight_decay: float = Field(default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only.")
     betas: tuple[float, float] = Field(
         default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
-    clip: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 is off.")
+    clip: float = Field(default=1.0, ge=0, le=1e9, description="Largest gradient norm; 0 is off.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast; the weights stay fp32."
     )
@@ -58,10 +58,11 @@ class TrainConfig(Block):
     eval_every: int = Field(
         default=0,
         ge=0,
+        le=10**9,
         description="Steps between validations, logged as validation_loss; 0: none.",
     )
     checkpoint_every: int = Field(
-        default=100, ge=1, description="Steps between checkpoints: the most that a kill can cost."
+        default=100, ge=1, le=10**9, description="Steps between checkpoints: the most that a kill can cost."
     )
 
     @field_validator("betas")
@@ -92,6 +93,7 @@ class EvaluateConfig(Block):
     batches: int = Field(
         default=32,
         ge=1,
+        le=10**6,
         description="Batches per length, each of as many tokens as a training step: no length costs more.",
     )
     split: Split = Field(
@@ -102,8 +104,8 @@ class EvaluateConfig(Block):
     @classmethod
     def _lengths_are_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
         for length in lengths:
-            if length < 2:
-                raise ValueError(f"`seq_lens` must be lengths of at least 2, but holds {length}")
+            if not 2 <= length <= LONGEST:
+                raise ValueError(f"`seq_lens` must be lengths of at least 2 and at most {LONGEST:,}, but holds {length}")
         if len(set(lengths)) < len(lengths):
             raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
         return lengths
