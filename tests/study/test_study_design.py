@@ -37,7 +37,10 @@ def test_a_grid_alone_makes_the_variants(tiny: Path) -> None:
     ("typed", "names"),
     [
         ("base.depth=1,2", ["learned depth=1", "learned depth=2", "rotary depth=1", "rotary depth=2"]),
-        ("train.lr=1e-3,2e-3", ["learned lr=0.001", "learned lr=0.002", "rotary lr=0.001", "rotary lr=0.002"]),
+        (
+            "train.lr=1e-3,2e-3",
+            ["learned lr=0.001", "learned lr=0.002", "rotary lr=0.001", "rotary lr=0.002"],
+        ),
         (
             "compare.rotary.rotary_emb_dim=4,8",
             ["learned", "rotary rotary_emb_dim=4", "rotary rotary_emb_dim=8"],
@@ -53,7 +56,10 @@ def test_a_sweep_makes_variants(tiny: Path, typed: str, names: list[str]) -> Non
     [
         ("seeds=1,2", "a list is written in brackets, `seeds=[...]`"),
         ("evaluate.seq_lens=16,32", "a list is written in brackets"),
-        ("compare.nobody.depth=1,2", "`compare.nobody` is not in the file; variants to sweep: learned, rotary"),
+        (
+            "compare.nobody.depth=1,2",
+            "`compare.nobody` is not in the file; variants to sweep: learned, rotary",
+        ),
         ("base.depth=1,1", "must name each value once"),
         ("base.depth=1,", "`depth` must be"),
     ],
@@ -105,10 +111,15 @@ def test_tuning_that_cannot_be(tiny: Path, tune: str, words: str) -> None:
 
 
 def test_twice_the_tokens_are_refused(tiny: Path, command: Command) -> None:
-    tiny.write_text(tiny.read_text().replace("learned: {}", "learned: {}\n  longer:\n    train: {steps: 400}"))
+    tiny.write_text(
+        tiny.read_text().replace("learned: {}", "learned: {}\n  longer:\n    train: {steps: 400}")
+    )
     result = command("run", tiny, "match=tokens", "--dry-run")
     assert result.exit_code == 2
-    assert "tiny.yaml:11: variant `longer` is trained on 25,600 tokens, 2 times the 12,800 of learned" in result.stderr
+    assert (
+        "tiny.yaml:11: variant `longer` is trained on 25,600 tokens, 2 times the 12,800 of learned"
+        in result.stderr
+    )
     assert "write `match: none`" in result.stderr
     assert command("run", tiny, "match=none", "--dry-run").exit_code == 0
 
@@ -167,5 +178,7 @@ def test_dry_run_says_what_was_matched_and_tried(tiny: Path, command: Command) -
     overrides = ["match=params", "base.dim=64", "compare.gated={ff_glu: true}", "tune.lr=[0.1, 0.2]"]
     result = command("run", tiny, *overrides, "--dry-run")
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"^gated: matched to the params of learned by `ff_mult`, 4 -> [\d.]+ \(", result.stdout, re.M)
+    assert re.search(
+        r"^gated: matched to the params of learned by `ff_mult`, 4 -> [\d.]+ \(", result.stdout, re.M
+    )
     assert "12 trials: 3 variants x 2 seeds x 2 candidates, 200 steps each" in result.stdout

@@ -60,7 +60,10 @@ class StudyFile(BaseModel):
     match: Any = None
     evaluate: Any = None
     margin: float | None = Field(
-        None, gt=0, le=100, description="Nats; a difference whose interval lies within ± this is called equivalent."
+        None,
+        gt=0,
+        le=100,
+        description="Nats; a difference whose interval lies within ± this is called equivalent.",
     )
     audit: bool = Field(True, description="Whether every variant is audited, timed and stamped.")
     concurrency: int | None = Field(None, ge=1, le=4096, description="Trials at once; by default one a core.")

@@ -28,19 +28,25 @@ class TrainConfig(Block):
     """
 
     steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
-    batch_size: int = Field(default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together.")
+    batch_size: int = Field(
+        default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together."
+    )
     accumulate: int = Field(
         default=1,
         ge=1,
         description="Micro-batches per update; divides batch_size; changes memory, not the result.",
     )
     lr: float = Field(default=2e-3, gt=0, le=1e3, description="Peak learning rate of AdamW.")
-    warmup: int = Field(default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps.")
+    warmup: int = Field(
+        default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps."
+    )
     decay: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Shape of the way down from lr after the warmup."
     )
     lr_end: float = Field(default=0.1, ge=0, le=1, description="Where the decay ends, as a fraction of lr.")
-    weight_decay: float = Field(default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only."
+    )
     betas: tuple[float, float] = Field(
         default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
@@ -105,7 +111,9 @@ class EvaluateConfig(Block):
     def _lengths_are_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
         for length in lengths:
             if not 2 <= length <= LONGEST:
-                raise ValueError(f"`seq_lens` must be lengths of at least 2 and at most {LONGEST:,}, but holds {length}")
+                raise ValueError(
+                    f"`seq_lens` must be lengths of at least 2 and at most {LONGEST:,}, but holds {length}"
+                )
         if len(set(lengths)) < len(lengths):
             raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
         return lengths
