@@ -8,7 +8,7 @@ a subclass, one line in `catalogue.py`.
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +62,10 @@ class Source(BaseModel, ABC):
         `targets[:, t]` is to be predicted from `inputs[:, : t + 1]`. A pure function of its arguments and the
         source's fields.
         """
+
+    def model_flags(self, longest: int) -> dict[str, Any]:
+        """What the data decides of a model, for rows of up to `longest` tokens; `flags` of a study come on top."""
+        return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
 
     def example(self, rows: int, seq_len: int) -> Tensor:
         """Inputs of the shape and type that `batch` gives, all zero, on the device that is torch's

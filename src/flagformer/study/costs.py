@@ -141,7 +141,8 @@ def _saved_bytes(model: nn.Module, trial: Trial) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(inputs)
-        token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long)).sum()
+        targets = torch.zeros(logits.shape[:-1], dtype=torch.long)
+        token_losses(logits, targets if trial.source.is_sequence else targets[:, None]).sum()
     return sum(size for size, _ in kept.values())
 
 

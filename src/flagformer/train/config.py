@@ -14,6 +14,7 @@ from flagformer.data.stdlib import StandardLibrary
 
 # What an audit would find too late: these models see the very tokens that they are asked to predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
+NOT_CAUSAL = ("encoder", "vit")
 
 
 class Block(BaseModel):
@@ -157,13 +158,7 @@ class Trial(Block):
         """The flags with what the data decides filled in: the vocabulary, and positions for the longest row
         that will be seen.
         """
-        longest = max(self.source.seq_len, *self.lengths)
-        return {
-            "model": "decoder",
-            "num_tokens": self.source.num_tokens,
-            "max_seq_len": longest,
-            **self.flags,
-        }
+        return {**self.source.model_flags(max(self.source.seq_len, *self.lengths)), **self.flags}
 
     @property
     def id(self) -> str:
@@ -178,10 +173,11 @@ class Trial(Block):
         model is built on torch's meta device, which takes no memory.
         """
         flags = self.model_flags
-        if flags["num_tokens"] != self.source.num_tokens:
+        name = "num_tokens" if self.source.is_sequence else "num_classes"
+        if flags[name] != self.source.num_tokens:
             raise ValueError(
-                f"`num_tokens` must be {self.source.num_tokens}, the vocabulary of the data, "
-                f"but is {flags['num_tokens']}; leave it out"
+                f"`{name}` must be {self.source.num_tokens}, the vocabulary of the data, "
+                f"but is {flags[name]}; leave it out"
             )
         self._check_model(flags)
         self.source.check("train", self.source.seq_len)
@@ -190,7 +186,13 @@ class Trial(Block):
             self.source.check(self.evaluate.split, length)
 
     def _check_model(self, flags: dict[str, Any]) -> None:
-        if flags["model"] == "encoder":
+        if not self.source.is_sequence:
+            if flags["model"] != "vit":
+                raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
+            with torch.device("meta"):
+                flagformer.build(flags)
+            return
+        if flags["model"] in NOT_CAUSAL:
             raise ValueError(
                 f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
                 f"but is {flags['model']!r}: it would see the tokens it is asked to predict"

@@ -26,7 +26,7 @@ def evaluate(model: nn.Module, trial: Trial, split: Split, seq_len: int) -> dict
     training = model.training
     model.eval()
     nats, right, scored = 0.0, 0, 0
-    where = torch.zeros(2, seq_len, dtype=torch.float64)  # the loss and the scored targets of every position
+    where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in range(trial.evaluate.batches):
@@ -35,8 +35,8 @@ def evaluate(model: nn.Module, trial: Trial, split: Split, seq_len: int) -> dict
                 logits = model(inputs)
             losses = token_losses(logits, targets).double()
             nats += losses.sum().item()
-            where += torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
-            right += int((logits.argmax(-1) == targets).sum())
+            where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
+            right += int((logits.argmax(-1).view_as(targets) == targets).sum())
             scored += int((targets != IGNORE).sum())
     model.train(training)
     figures = _figures(source, split, seq_len, nats / scored, right / scored, scored)

@@ -33,7 +33,7 @@ class Column:
 
 
 def main_columns(results: Results) -> list[Column]:
-    """What decides: size, cost, loss, difference, verdict, validity."""
+    """What decides first (loss, difference, verdict, validity), so that a narrow page shows it; then size and cost."""
     columns = [
         Column(
             "variant",
@@ -42,18 +42,13 @@ def main_columns(results: Results) -> list[Column]:
             lambda r: "wrap",
             lambda r: flags_text(r.flags),
         ),
-        _cost("parameters", "params", count),
-        _cost("FLOPs per token", "flops_per_token", short),
         Column(
-            "tokens/s *",
-            lambda r: short(r.tokens_per_second),
-            lambda r: {"tokens_per_second": r.tokens_per_second},
+            f"loss at {results.loss_length}",
+            lambda r: estimate(r.loss),
+            lambda r: {"loss": r.loss.mean, "loss_half_width": r.loss.half_width, "seeds": r.loss.n},
         ),
-        Column(
-            "memory *",
-            lambda r: size(r.peak_memory_bytes),
-            lambda r: {"peak_memory_bytes": r.peak_memory_bytes},
-        ),
+        *_verdict_columns(results),
+        _stamp_column(),
     ]
     if results.study.tune:
         columns.append(
@@ -64,14 +59,17 @@ def main_columns(results: Results) -> list[Column]:
                 lambda r: "worse" if r.at_edge else "",
             )
         )
-    columns.append(
+    return [
+        *columns,
+        _cost("parameters", "params", count),
+        _cost("FLOPs per token", "flops_per_token", short),
         Column(
-            f"loss at {results.loss_length}",
-            lambda r: estimate(r.loss),
-            lambda r: {"loss": r.loss.mean, "loss_half_width": r.loss.half_width, "seeds": r.loss.n},
-        )
-    )
-    return [*columns, *_verdict_columns(results), _stamp_column()]
+            "tokens/s *", lambda r: short(r.tokens_per_second), lambda r: {"tokens_per_second": r.tokens_per_second}
+        ),
+        Column(
+            "memory *", lambda r: size(r.peak_memory_bytes), lambda r: {"peak_memory_bytes": r.peak_memory_bytes}
+        ),
+    ]
 
 
 def _verdict_columns(results: Results) -> list[Column]:
@@ -105,7 +103,7 @@ def _stamp_column() -> Column:
         "audit",
         lambda r: stamp_text(r.stamp),
         lambda r: {"valid": not r.stamp.invalid if r.stamp.found else None, **dict(r.stamp.found)},
-        lambda r: "wrap invalid" if r.stamp.invalid else "wrap",
+        lambda r: "wrap invalid" if r.stamp.invalid else "left",
     )
 
 
@@ -175,6 +173,8 @@ def stamp_text(stamp: Stamp) -> str:
     failed = [name for name, status in stamp.found.items() if status == "failed"]
     if failed:
         return f"{FAILED} INVALID: not {', not '.join(failed)}"
+    if set(stamp.found.values()) == {"passed"}:
+        return f"{PASSED} valid"
     passed = [LETTERS[name] for name, status in stamp.found.items() if status == "passed"]
     return f"{PASSED} {', '.join(passed)}" if passed else "not applicable"
 
