@@ -1,4 +1,5 @@
-"""Images: scikit-learn's digits, a vision transformer trained on them, and the word where the package is absent."""
+"""Images: scikit-learn's digits, a vision transformer trained on them, and the word where the package is
+absent."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from flagformer.data.digits import Digits, _load
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.trial import run_trial
 
-FLAGS = {"patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "attn_dim_head": 16}
+FLAGS = {"patch_size": 2, "dim": 32, "depth": 2, "heads": 2, "attn_dim_head": 16}
 
 
 def test_without_the_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +31,7 @@ def test_a_vision_transformer_learns_digits(tmp_path: Path) -> None:
     assert sum(len(images) for images, _ in parts.values()) == 1797
     assert parts["test"][0].max() == 1.0
     trial = Trial(
-        flags=FLAGS, data=data, train=TrainConfig(steps=150, batch_size=64, lr=3e-3, warmup=10, device="cpu"),
+        flags=FLAGS, data=data, train=TrainConfig(steps=250, batch_size=64, lr=4e-3, warmup=10, device="cpu"),
         evaluate=EvaluateConfig(batches=3),
     )  # fmt: skip
     result = run_trial(trial, tmp_path / "run")

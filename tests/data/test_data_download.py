@@ -49,7 +49,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     thread.join()
 
 
-def test_a_text_is_fetched_once_and_checked(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_fetched_once_and_checked(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (served / "enwik8.zip").write_bytes(archive())
     monkeypatch.setattr(download, "SIZE", len(TEXT))
     monkeypatch.setattr(Enwik8, "archive_sha256", hashlib.sha256(archive()).hexdigest())
@@ -74,7 +76,9 @@ def test_another_archive_is_refused_and_leaves_nothing(served: Path, tmp_path: P
 def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAGFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLAGFORMER_MIRROR", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ValueError, match=r"could not be fetched from http://127.0.0.1:9/enwik8.zip.*stdlib. needs no"):
+    with pytest.raises(
+        ValueError, match=r"could not be fetched from http://127.0.0.1:9/enwik8.zip.*stdlib. needs no"
+    ):
         Enwik8(source="enwik8").check("train", 16)
     assert list((tmp_path / "cache").iterdir()) == []
 

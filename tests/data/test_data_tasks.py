@@ -94,7 +94,9 @@ def test_chance_is_what_the_best_constant_guess_reaches(task):
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"at least 64 for associative_recall \(2 \* pairs \* \(1 \+ asks\)\), but is 63"):
+    with pytest.raises(
+        ValueError, match=r"at least 64 for associative_recall \(2 \* pairs \* \(1 \+ asks\)\), but is 63"
+    ):
         recall().check("train", 63)
     with pytest.raises(ValueError, match="`keys` must be at least `pairs` = 9"):
         recall(pairs=9, keys=8).check("train", 64)

@@ -1,4 +1,5 @@
-"""A generator of malformed study and training files: each has one known fault, most of them in a known line."""
+"""A generator of malformed study and training files: each has one known fault, most of them in a known
+line."""
 
 from __future__ import annotations
 
@@ -139,8 +140,8 @@ ENCODINGS = {
 
 @dataclass(frozen=True)
 class Malformed:
-    """One file: what is wrong, whether it is a study or a training file, its bytes, and the line of the fault where
-    there is one."""
+    """One file: what is wrong, whether it is a study or a training file, its bytes, and the line of the fault
+    where there is one."""
 
     fault: str
     kind: str

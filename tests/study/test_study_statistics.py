@@ -108,7 +108,8 @@ def test_signs_against_scipy() -> None:
 def test_many_signs_are_drawn_near_the_exact_value() -> None:
     values = list(np.random.default_rng(1).normal(0.3, 1.0, 17))
     exact = stats.ttest_1samp(values, 0.0).pvalue
-    # the standard error of a share of 20,000 draws is below 0.004; t and signs agree to 0.02 for normal values
+    # the standard error of a share of 20,000 draws is below 0.004; t and signs agree to 0.02 for normal
+    # values
     assert sign_flip(values) == pytest.approx(exact, abs=0.03)
 
 
@@ -147,7 +148,8 @@ def test_spread_is_pooled() -> None:
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("variants", [1, 6])
 def test_a_copy_of_the_baseline_is_rarely_resolved(seeds: int, variants: int) -> None:
-    """Nothing differs but chance: at most one study in twenty finds anything, whatever the number of variants."""
+    """Nothing differs but chance: at most one study in twenty finds anything, whatever the number of
+    variants."""
     generator, studies = np.random.default_rng(seeds), 600
     found = 0
     for _ in range(studies):

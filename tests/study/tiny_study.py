@@ -148,7 +148,8 @@ def _state(entry: Path) -> str:
 
 
 def leaks(trial: Any, directory: Path) -> object:
-    """Runs the trial; the clamped variant has a mask that is off by one, and sees the token it is to predict."""
+    """Runs the trial; the clamped variant has a mask that is off by one, and sees the token it is to
+    predict."""
     _plant_the_leak(trial)
     return run_trial(trial, directory)
 

@@ -64,7 +64,8 @@ class Source(BaseModel, ABC):
         """
 
     def model_flags(self, longest: int) -> dict[str, Any]:
-        """What the data decides of a model, for rows of up to `longest` tokens; `flags` of a study come on top."""
+        """What the data decides of a model, for rows of up to `longest` tokens; `flags` of a study come on
+        top."""
         return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
 
     def example(self, rows: int, seq_len: int) -> Tensor:

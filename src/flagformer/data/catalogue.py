@@ -23,7 +23,7 @@ from flagformer.data.stdlib import StandardLibrary
 # The type of a `data` block: `source` says which. pydantic's error locations carry that name: ("data",
 # "file", "path").
 DataConfig = Annotated[
-    StandardLibrary | TextFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse | AssociativeRecall | Induction
-    | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall | LongRetrieval | Digits,
+    StandardLibrary | TextFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse | AssociativeRecall |
+    Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall | LongRetrieval | Digits,
     Field(discriminator="source"),
 ]  # fmt: skip

@@ -11,12 +11,13 @@ from flagformer.data.generated import Generated
 
 
 class Compression(Generated):
-    """`a b c | . . .`: `(seq_len - 1) // 2` random symbols, a separator, as many blanks: at the i-th blank the i-th symbol
-    is to be predicted.
+    """`a b c | . . .`: `(seq_len - 1) // 2` random symbols, a separator, as many blanks: at the i-th blank
+    the i-th symbol is to be predicted.
 
-    Nothing of the answer is fed back, so that every symbol has to come from what was kept at the separator or, in
-    a model with attention, from the place itself. Tokens: the symbols, then blank, then the separator. Departure:
-    the authors decode from the separator's state alone by a network of its own; here the model itself decodes.
+    Nothing of the answer is fed back, so that every symbol has to come from what was kept at the separator
+    or, in a model with attention, from the place itself. Tokens: the symbols, then blank, then the separator.
+    Departure: the authors decode from the separator's state alone by a network of its own; here the model
+    itself decodes.
     """
 
     metric: ClassVar[str] = (

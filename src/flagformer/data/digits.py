@@ -14,8 +14,8 @@ HELD_OUT_EVERY = 10  # of 10 images in order, one goes to validation and one to 
 
 
 class Digits(Source):
-    """Handwritten digits for `model: vit` with `image_size: 8, channels: 1, num_classes: 10`; needs scikit-learn, the
-    extra `flagformer[images]`.
+    """Handwritten digits for `model: vit` with `image_size: 8, channels: 1, num_classes: 10`; needs
+    scikit-learn, the extra `flagformer[images]`.
 
     A row is an image [1, 8, 8] from 0 to 1, its target one class. `seq_len` is its 64 pixels.
     """
@@ -42,7 +42,9 @@ class Digits(Source):
 
     def check(self, split: Split, seq_len: int) -> None:
         if seq_len != PIXELS**2:
-            raise ValueError(f"`seq_lens` must be [64], the pixels of an image of digits, but holds {seq_len}")
+            raise ValueError(
+                f"`seq_lens` must be [64], the pixels of an image of digits, but holds {seq_len}"
+            )
         _load()
 
     def batch(
@@ -70,5 +72,9 @@ def _load() -> dict[Split, tuple[Tensor, Tensor]]:
     images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / GREYS  # [N, 1, 8, 8]
     classes = torch.as_tensor(bunch.target).long()
     place = torch.arange(len(images)) % HELD_OUT_EVERY
-    chosen: dict[Split, Tensor] = {"train": (place != 4) & (place != 9), "validation": place == 4, "test": place == 9}
+    chosen: dict[Split, Tensor] = {
+        "train": (place != 4) & (place != 9),
+        "validation": place == 4,
+        "test": place == 9,
+    }
     return {split: (images[which], classes[which]) for split, which in chosen.items()}

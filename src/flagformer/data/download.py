@@ -1,4 +1,5 @@
-"""enwik8 and text8: the first 10^8 bytes of Wikipedia, fetched once, checked, and kept in a cache directory."""
+"""enwik8 and text8: the first 10^8 bytes of Wikipedia, fetched once, checked, and kept in a cache
+directory."""
 
 import hashlib
 import os
@@ -28,8 +29,8 @@ EDGES: dict[Split, tuple[int, int]] = {
 
 
 class Downloaded(Text):
-    """A text that is fetched on first use from its home, or from the mirror that `FLAGFORMER_MIRROR` names (a URL
-    or a directory that holds the archive). It is kept in `FLAGFORMER_CACHE`, by default
+    """A text that is fetched on first use from its home, or from the mirror that `FLAGFORMER_MIRROR` names (a
+    URL or a directory that holds the archive). It is kept in `FLAGFORMER_CACHE`, by default
     `~/.cache/flagformer`. The archive's SHA-256 is checked before anything is unpacked.
     """
 
@@ -55,7 +56,8 @@ class Downloaded(Text):
 
 
 class Enwik8(Downloaded):
-    """The first 10^8 bytes of the English Wikipedia's XML of 2006-03-03 (mattmahoney.net/dc/textdata.html)."""
+    """The first 10^8 bytes of the English Wikipedia's XML of 2006-03-03
+    (mattmahoney.net/dc/textdata.html)."""
 
     source: Literal["enwik8"]
     archive_sha256: ClassVar[str] = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
@@ -91,7 +93,8 @@ def fetch(name: str, sha256: str, folder: Path) -> None:
         found = _save(url, archive)
         if found != sha256:
             raise ValueError(
-                f"`source: {name}`: {url} is not the known archive (SHA-256 {found[:16]}..., wanted {sha256[:16]}...); "
+                f"`source: {name}`: {url} is not the known archive (SHA-256 {found[:16]}..., wanted "
+                f"{sha256[:16]}...); "
                 f"{by_hand}"
             )
         with zipfile.ZipFile(archive) as packed, packed.open(name) as inside, fresh.open("wb") as file:

@@ -20,12 +20,12 @@ EDGES: dict[Split, tuple[float, float]] = {
 
 
 class TextFile(Text):
-    """Bytes of the file at `path`, or of all files in a folder and the folders in it, in order of their paths, hidden
-    ones left out: the first 90 % to train on, the next 5 % for validation, the last 5 % for
+    """Bytes of the file at `path`, or of all files in a folder and the folders in it, in order of their
+    paths, hidden ones left out: the first 90 % to train on, the next 5 % for validation, the last 5 % for
     test.
 
-    A file is mapped, not copied: its size is not bounded by memory. It must not shrink while it is in use. A folder
-    is read into memory.
+    A file is mapped, not copied: its size is not bounded by memory. It must not shrink while it is in use. A
+    folder is read into memory.
     """
 
     source: Literal["file"]
@@ -45,7 +45,8 @@ class TextFile(Text):
 
 
 def bytes_of(path: Path) -> Tensor:
-    """The bytes of a file or of a folder's files, uint8 [N]; ValueError names the path where there are none."""
+    """The bytes of a file or of a folder's files, uint8 [N]; ValueError names the path where there are
+    none."""
     try:
         state = path.stat()
         if path.is_dir():

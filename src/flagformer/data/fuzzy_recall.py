@@ -11,16 +11,17 @@ from flagformer.data.generated import Generated
 
 
 class FuzzyRecall(Generated):
-    """`k1 k1' v1 v1' k2 k2' v2 v2' ... k2 k2' v2 v2'`: associative recall whose keys and values are `width` tokens each,
-    so that no single token says what is asked.
+    """`k1 k1' v1 v1' k2 k2' v2 v2' ... k2 k2' v2 v2'`: associative recall whose keys and values are `width`
+    tokens each, so that no single token says what is asked.
 
-    `pairs` pairs, all keys different, then each key again with its value; the rest of the row in front is blank
-    (token 0). Scored are the tokens of the values behind the repeated keys. Tokens: blank, then `keys`, then
-    `values`. Departure: all keys and values have one width, where the authors draw widths from 1 to 3.
+    `pairs` pairs, all keys different, then each key again with its value; the rest of the row in front is
+    blank (token 0). Scored are the tokens of the values behind the repeated keys. Tokens: blank, then `keys`,
+    then `values`. Departure: all keys and values have one width, where the authors draw widths from 1 to 3.
     """
 
     metric: ClassVar[str] = (
-        "the tokens of the value behind each repeated key; accuracy: the share of tokens right; chance: 1 / values"
+        "the tokens of the value behind each repeated key; accuracy: the share of tokens right; "
+        "chance: 1 / values"
     )
 
     source: Literal["fuzzy_recall"]
@@ -40,7 +41,8 @@ class FuzzyRecall(Generated):
     def least(self) -> tuple[int, str]:
         if self.pairs > min(self.keys**self.width, LARGEST):
             raise ValueError(
-                f"`pairs` must be at most keys ** width = {self.keys**self.width}, all different, but is {self.pairs}"
+                f"`pairs` must be at most keys ** width = {self.keys**self.width}, all different, "
+                f"but is {self.pairs}"
             )
         return 4 * self.width * self.pairs, "4 * width * pairs"
 
@@ -62,7 +64,8 @@ class FuzzyRecall(Generated):
         return inputs, targets
 
     def _different(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Keys [B, pairs, width], no two alike in a row: numbers without repetition, written in base `keys`."""
+        """Keys [B, pairs, width], no two alike in a row: numbers without repetition, written in base
+        `keys`."""
         many = min(self.keys**self.width, LARGEST)
         numbers = torch.rand(batch_size, many, generator=generator).argsort(1)[:, : self.pairs]
         places = self.keys ** torch.arange(self.width)

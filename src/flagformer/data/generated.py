@@ -1,4 +1,5 @@
-"""What all generated tasks share: rows drawn afresh from a stream that split, seed, step and length decide."""
+"""What all generated tasks share: rows drawn afresh from a stream that split, seed, step and length
+decide."""
 
 from abc import abstractmethod
 

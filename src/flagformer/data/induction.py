@@ -11,13 +11,15 @@ from flagformer.data.generated import Generated
 
 
 class Induction(Generated):
-    """`x y * a z w ... *`: noise, once the mark followed by a symbol, at the very end the mark again: what followed
-    it the first time is to be predicted.
+    """`x y * a z w ... *`: noise, once the mark followed by a symbol, at the very end the mark again: what
+    followed it the first time is to be predicted.
 
     One target a row. Tokens: the symbols, then the mark.
     """
 
-    metric: ClassVar[str] = "the symbol that followed the mark; accuracy: the share predicted right; chance: 1 / symbols"
+    metric: ClassVar[str] = (
+        "the symbol that followed the mark; accuracy: the share predicted right; chance: 1 / symbols"
+    )
 
     source: Literal["induction"]
     symbols: int = Field(default=16, ge=2, le=LARGEST, description="How many symbols there are to draw from.")

@@ -20,9 +20,10 @@ _Draw = Iterator[int]
 class ListOps(Generated):
     """`[max 2 9 [min 4 7 ] 0 ] =`: at `=` the value of the expression is to be predicted.
 
-    One target a row, a digit; expressions are drawn until every digit is wanted equally often, so that chance is
-    one in ten. Blanks fill the row in front. Tokens: ten digits, four opened operations, `]`, `=`, blank.
-    Departure: expressions are as long as `seq_len` allows, at most `depth` deep, of 2 to `arguments` arguments.
+    One target a row, a digit; expressions are drawn until every digit is wanted equally often, so that chance
+    is one in ten. Blanks fill the row in front. Tokens: ten digits, four opened operations, `]`, `=`, blank.
+    Departure: expressions are as long as `seq_len` allows, at most `depth` deep, of 2 to `arguments`
+        arguments.
     """
 
     metric: ClassVar[str] = "the value of the expression; accuracy: the share predicted right; chance: 1 / 10"

@@ -13,11 +13,13 @@ from flagformer.data.generated import Generated
 class LongRetrieval(Generated):
     """`noise k v noise ... noise k`: one pair in the first eighth of the row, the key again at its end.
 
-    One target a row, the value. Noise is drawn from symbols of its own, so that the pair is plain to see and only
-    the distance is hard. Tokens: `noise` symbols, then `keys`, then `values`.
+    One target a row, the value. Noise is drawn from symbols of its own, so that the pair is plain to see and
+    only the distance is hard. Tokens: `noise` symbols, then `keys`, then `values`.
     """
 
-    metric: ClassVar[str] = "the value of the key at the end; accuracy: the share predicted right; chance: 1 / values"
+    metric: ClassVar[str] = (
+        "the value of the key at the end; accuracy: the share predicted right; chance: 1 / values"
+    )
 
     source: Literal["long_retrieval"]
     keys: int = Field(default=8, ge=1, le=LARGEST, description="Different keys there are.")

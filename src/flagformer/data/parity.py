@@ -1,5 +1,5 @@
-"""Parity: is the number of ones so far odd? Out of reach of fixed-depth attention at any length: Hahn 2020, arXiv
-1906.06755."""
+"""Parity: is the number of ones so far odd? Out of reach of fixed-depth attention at any length: Hahn 2020,
+arXiv 1906.06755."""
 
 from typing import ClassVar, Literal
 
@@ -15,7 +15,9 @@ class Parity(Generated):
     Every place is scored, early ones are easy: the loss by position tells how far a model counts.
     """
 
-    metric: ClassVar[str] = "the parity of the bits so far, at every place; accuracy: the share right; chance: 1 / 2"
+    metric: ClassVar[str] = (
+        "the parity of the bits so far, at every place; accuracy: the share right; chance: 1 / 2"
+    )
 
     source: Literal["parity"]
 

@@ -11,7 +11,8 @@ from flagformer.data.generated import Generated
 
 
 class Reverse(Generated):
-    """`a b c | c b a`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols backwards.
+    """`a b c | c b a`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols
+    backwards.
 
     Scored are the symbols after the separator.
     """

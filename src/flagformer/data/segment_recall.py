@@ -11,16 +11,17 @@ from flagformer.data.generated import Generated
 
 
 class SegmentRecall(Generated):
-    """`k1 v1 k2 v2 noise || noise k2 v2 noise || ...`: `pairs` pairs stand at the start of the first of `segments` equal
-    segments; every later segment asks for each of them, in noise, and shows the answer.
+    """`k1 v1 k2 v2 noise || noise k2 v2 noise || ...`: `pairs` pairs stand at the start of the first of
+    `segments` equal segments; every later segment asks for each of them, in noise, and shows the answer.
 
-    With `seq_len` a segment of a model's memory, an answer needs what was read segments before. Tokens: `noise`
-    symbols, then `keys`, then `values`. Scored are the values behind the repeated keys. What of `seq_len` is no
-    whole segment stands in front, as noise.
+    With `seq_len` a segment of a model's memory, an answer needs what was read segments before. Tokens:
+    `noise` symbols, then `keys`, then `values`. Scored are the values behind the repeated keys. What of
+    `seq_len` is no whole segment stands in front, as noise.
     """
 
     metric: ClassVar[str] = (
-        "the value behind each key that is asked in a later segment; accuracy: the share right; chance: 1 / values"
+        "the value behind each key that is asked in a later segment; accuracy: the share right; "
+        "chance: 1 / values"
     )
 
     source: Literal["segment_recall"]
@@ -40,7 +41,9 @@ class SegmentRecall(Generated):
 
     def least(self) -> tuple[int, str]:
         if self.keys < self.pairs:
-            raise ValueError(f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}")
+            raise ValueError(
+                f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}"
+            )
         return 2 * self.pairs * self.segments, "2 * pairs * segments"
 
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Selective copying: Gu and Dao 2023, arXiv 2312.00752, section 3.1; the fixed-length form of MAD, 2403.17844."""
+"""Selective copying: Gu and Dao 2023, arXiv 2312.00752, section 3.1; the fixed-length form of MAD,
+2403.17844."""
 
 from typing import ClassVar, Literal
 
@@ -11,12 +12,12 @@ from flagformer.data.generated import Generated
 
 
 class SelectiveCopy(Generated):
-    """`. a . . b c . | a b c`: `copies` random symbols at random places among blanks, a separator, the symbols in
-    order.
+    """`. a . . b c . | a b c`: `copies` random symbols at random places among blanks, a separator, the
+    symbols in order.
 
-    What is to be remembered stands anywhere, so that counting places does not find it. Tokens: the symbols, then
-    blank, then the separator. Departure: the symbols are predicted one after another, each with those before it in
-    sight, as a language model does; the authors read them off blanks.
+    What is to be remembered stands anywhere, so that counting places does not find it. Tokens: the symbols,
+    then blank, then the separator. Departure: the symbols are predicted one after another, each with those
+    before it in sight, as a language model does; the authors read them off blanks.
     """
 
     metric: ClassVar[str] = (

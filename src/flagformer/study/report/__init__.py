@@ -122,7 +122,7 @@ def _figures(results: Results) -> str:
         note = "Bars are 95 % t intervals over seeds."
         shown.append(page.figure(figures.quality_by_length(results), findings.lengths_finding(results), note))
     if any(row.by_position for row in results.rows):
-        note = f"Means over seeds and equal parts of rows; ups and downs that all share are the text's."
+        note = "Means over seeds and equal parts of rows; ups and downs that all share are the text's."
         shown.append(page.figure(figures.loss_by_position(results), findings.position_finding(results), note))
     for key in figures.tuned_numbers(results):
         note = "Validation loss, mean over seeds; bars are 95 % t intervals; the ring marks what was chosen."

@@ -33,7 +33,8 @@ class Column:
 
 
 def main_columns(results: Results) -> list[Column]:
-    """What decides first (loss, difference, verdict, validity), so that a narrow page shows it; then size and cost."""
+    """What decides first (loss, difference, verdict, validity), so that a narrow page shows it; then size and
+    cost."""
     columns = [
         Column(
             "variant",
@@ -64,10 +65,14 @@ def main_columns(results: Results) -> list[Column]:
         _cost("parameters", "params", count),
         _cost("FLOPs per token", "flops_per_token", short),
         Column(
-            "tokens/s *", lambda r: short(r.tokens_per_second), lambda r: {"tokens_per_second": r.tokens_per_second}
+            "tokens/s *",
+            lambda r: short(r.tokens_per_second),
+            lambda r: {"tokens_per_second": r.tokens_per_second},
         ),
         Column(
-            "memory *", lambda r: size(r.peak_memory_bytes), lambda r: {"peak_memory_bytes": r.peak_memory_bytes}
+            "memory *",
+            lambda r: size(r.peak_memory_bytes),
+            lambda r: {"peak_memory_bytes": r.peak_memory_bytes},
         ),
     ]
 
