@@ -1,4 +1,5 @@
-"""What a study says of cost: FLOPs against torch's counter on real tensors and against formulas, for every flag."""
+"""What a study says of cost: FLOPs against torch's counter on real tensors and against formulas, for every
+flag."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def test_flops_by_formula(flags: dict, multiply_adds: int) -> None:
     assert cost_of({**PLAIN, **flags}).flops_per_token == 2 * (multiply_adds + DIM * VOCABULARY)
 
 
-# the fused CPU kernel wants keys and values of one width and pads the narrower with zeros, which are no arithmetic
+# the fused CPU kernel wants keys and values of one width and pads the narrower with zeros, which are no
+# arithmetic
 PADDED = "attn_value_dim_head"
 # a language model without a context: studies refuse these
 CHOICES = [choice for choice in choices() if not settings(choice).keys() & {"cross_attend", "only_cross"}]

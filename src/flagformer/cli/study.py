@@ -76,6 +76,17 @@ def watch(
         watch_study(directory, every, once)
 
 
+@study.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors that complete and check them."""
+    with clear_errors():
+        import json
+
+        from flagformer.study.schema import study_schema
+
+        typer.echo(json.dumps(study_schema(), indent=2))
+
+
 def _print_results(results: Results) -> None:
     from flagformer.study.directory import REPORT
     from flagformer.study.table import print_table

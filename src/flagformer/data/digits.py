@@ -24,7 +24,7 @@ class Digits(Source):
     is_sequence: ClassVar[bool] = False
 
     source: Literal["digits"]
-    seq_len: Literal[64] = Field(default=64, description="Pixels of an image.")  # type: ignore[assignment]
+    seq_len: Literal[64] = Field(default=64, description="Pixels of an image.")
 
     @property
     def num_tokens(self) -> int:
