@@ -1,4 +1,5 @@
-"""What comes of tuning: the best by validation, its edge, its budget, its figure; and every form of the report."""
+"""What comes of tuning: the best by validation, its edge, its budget, its figure; and every form of the
+report."""
 
 from __future__ import annotations
 
@@ -101,8 +102,7 @@ def test_every_form_of_the_report_says_the_same(study: Study, tmp_path: Path) ->
     tex = (out / "table.tex").read_text()
     assert tex.count(r"\\") == 3
     assert (
-        len(set(re.sub(r"\\&", "", line).count("&") for line in tex.splitlines() if line.endswith(r"\\")))
-        == 1
+        len({re.sub(r"\\&", "", line).count("&") for line in tex.splitlines() if line.endswith(r"\\")}) == 1
     )
     assert not re.search(r"[^\\]_", tex)
     table = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")]

@@ -68,6 +68,10 @@ class Source(BaseModel, ABC):
         top."""
         return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
 
+    def bytes_per_token(self, split: Split) -> float:
+        """Bytes of text that a token stands for; 1 where there is no text."""
+        return 1.0
+
     def example(self, rows: int, seq_len: int) -> Tensor:
         """Inputs of the shape and type that `batch` gives, all zero, on the device that is torch's
         default."""

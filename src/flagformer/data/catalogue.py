@@ -19,11 +19,12 @@ from flagformer.data.reverse import Reverse
 from flagformer.data.segment_recall import SegmentRecall
 from flagformer.data.selective_copy import SelectiveCopy
 from flagformer.data.stdlib import StandardLibrary
+from flagformer.data.tokens import TokenFile
 
 # The type of a `data` block: `source` says which. pydantic's error locations carry that name: ("data",
 # "file", "path").
 DataConfig = Annotated[
-    StandardLibrary | TextFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse | AssociativeRecall |
+    StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse | AssociativeRecall |
     Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall | LongRetrieval | Digits,
     Field(discriminator="source"),
 ]  # fmt: skip

@@ -57,7 +57,9 @@ def _figures(
         "split": split,
         "seq_len": seq_len,
         "nats": nats if finite else None,
-        "bits_per_byte": nats / math.log(2) if finite and source.is_bytes else None,
+        "bits_per_byte": nats / math.log(2) / source.bytes_per_token(split)
+        if finite and source.is_bytes
+        else None,
         "accuracy": accuracy,
         "chance": source.chance,
         "tokens": scored,
