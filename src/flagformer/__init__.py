@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import flagformer.catalogue  # noqa: F401  fills the registry that every stack resolves its flags against
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError, Ready, Spec, component
 from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
+from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
+from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
 from flagformer.wrappers.transformer import TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xl import XLAutoregressiveWrapper
@@ -22,8 +25,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
-    "XTransformer", "audit", "build", "check", "component", "load", "preset",
+    "PrefixDecoder", "Ready", "RoutingTransformer", "RoutingTransformerEncDec", "RoutingTransformerLM",
+    "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper", "XTransformer", "audit",
+    "build", "check", "component", "load", "preset", "update_kmeans",
 ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
+from flagformer.attention.cores.local import LocalHeads, NoLocal
+from flagformer.attention.cores.routing import Routing
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.tensor_product import TensorProduct
 from flagformer.attention.gates.values import HeadGate, ValueGate
@@ -12,7 +14,7 @@ from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
 from flagformer.attention.past.recent import RecentPast, WholePast
-from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery
+from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery, SharedQK
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.turned import TurnedValues
@@ -24,6 +26,8 @@ from flagformer.entry.shift import ShiftTokens
 from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
+from flagformer.feedforward.moe import MixtureOfExperts
+from flagformer.feedforward.pkm import ProductKeys
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
@@ -76,7 +80,7 @@ CATALOGUE.fill(
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, TurnedValues,
-        MultiHead, Grouped, MultiQuery,
+        MultiHead, Grouped, MultiQuery, SharedQK,
         Plain, Cosine, RMS,
         WholePast, RecentPast,
         LearnedMemory, NullKV,
@@ -85,10 +89,11 @@ CATALOGUE.fill(
         TalkingWeights,
         TensorProduct, HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,
-        DenseCore, CarriedScores, CarriedCrossScores,
+        DenseCore, CarriedScores, CarriedCrossScores, Routing,
+        NoLocal, LocalHeads,
         # the fastest kernel first: the first that serves every filled slot is taken
         SDPA, FusedBias, Einsum,
-        Dense, GLU,
+        Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared,
         Straight, ShiftTokens,
         LayerScale, StochasticDepth,

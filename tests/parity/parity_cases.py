@@ -329,6 +329,22 @@ FIXED = {
     "reversible": "x-transformers has no such executor; tests/executors holds the formula",
     "reversible_exact": "goes with reversible",
     "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
+    **dict.fromkeys(
+        ("num_clusters", "window_size", "kmeans_ema_decay", "commitment_factor"),
+        "x-transformers has no routing attention; tests/reference holds the formula",
+    ),
+    **dict.fromkeys(
+        ("n_local_attn_heads", "local_attn_window_size", "local_attn_radius_blocks"),
+        "x-transformers has no local heads; tests/reference holds the formula",
+    ),
+    "shared_qk": "x-transformers has none; tests/reference holds the formula",
+    **dict.fromkeys(
+        ("ff_pkm", "pkm_num_keys"), "x-transformers has no product keys; tests/reference holds the formula"
+    ),
+    **dict.fromkeys(
+        ("ff_moe", "moe_num_experts", "moe_loss_coef", "moe_z_loss_coef"),
+        "x-transformers has no experts; tests/reference holds the formula",
+    ),
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {

@@ -13,6 +13,9 @@ import flagformer
 # network only acts against seats, which have no position bias.
 CANCELLED = "attn_layers.position_bias.out.bias"
 
+# Flags of a model that chooses keys, experts or values.
+CHOOSING = {"attn_sparse_topk", "num_clusters", "ff_pkm", "ff_moe"}
+
 
 def undone_gains(model):
     """Gains of ScaleNorm that cannot act: q and k of unit length forget one factor, cross-attention has no
@@ -227,7 +230,8 @@ def bf16_is_finite(subject):
         if logits is not None:
             # bf16 has 8 bits, some twenty roundings follow each other, and sharp attention amplifies them
             share = (logits.detach() - want).abs().mean() / want.abs().mean()
-            chooses = any("sparse_topk" in flag for flag in subject.flags)  # a rounding chooses other keys
+            # a rounding chooses others
+            chooses = any(name in flag for flag in subject.flags for name in CHOOSING)
             assert share < (1.0 if chooses else 0.25), f"{name} under bf16 autocast is {share:.0%} off"
 
 

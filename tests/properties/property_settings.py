@@ -14,6 +14,7 @@ VALUES = {
     "attn_qk_norm_groups": 2,
     "attn_qk_norm_scale": 4.0,
     "attn_z_loss_weight": 0.1,
+    "commitment_factor": 0.5,
     "cross_attn_dim_context": 6,
     "dynamic_pos_bias_mlp_depth": 1,
     "emb_dim": 12,
@@ -23,9 +24,16 @@ VALUES = {
     "ff_chunks": 2,
     "ff_dropout": 0.2,
     "ff_mult": 1.5,
+    "kmeans_ema_decay": 0.5,
     "layerscale_init_value": 0.5,
+    "local_attn_radius_blocks": 2,
+    "local_attn_window_size": 2,
     "logits_dim": 7,
     "memory_tokens_interspersed_every": 3,
+    "moe_loss_coef": 0.5,
+    "moe_num_experts": 3,
+    "moe_z_loss_coef": 0.5,
+    "pkm_num_keys": 6,
     "rel_pos_max_distance": 24,
     "rel_pos_num_buckets": 6,
     "resi_dual_scale": 0.25,
@@ -35,12 +43,17 @@ VALUES = {
     "rotary_xpos_scale_base": 5,
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
+    "window_size": 2,
 }
 # Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
 # the same of them.
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
-WITH = {"cross_attn_dim_context": {"cross_attend": True}}
+WITH = {
+    "cross_attn_dim_context": {"cross_attend": True},
+    # windows that end within the test's lengths
+    "local_attn_radius_blocks": {"local_attn_window_size": 3},
+}
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",

@@ -26,7 +26,9 @@ def cases():
         if "model" not in choice.flags:
             flag = next(iter(choice.flags))
             given = {**settings(choice), **TINY, "max_seq_len": LENGTH}
-            without = BASE | {name: value for name, value in given.items() if name != flag}
+            own = {param.flag.name for param in choice.component.params} if choice.component else set()
+            tuned = own & set(choice.beside) | {flag}
+            without = BASE | {name: value for name, value in given.items() if name not in tuned}
             found[choice.name] = (flag, given, without)
     for key, flags in (tunings() | cross_forms()).items():
         flag = key.split(" of ")[0]
@@ -96,15 +98,38 @@ class Seen:
             _, mems = self.model(self.ids[:, :half], return_mems=True, **self.side)
             return [self.model(self.ids[:, half:], mems=mems, **self.side)]
 
+    def losses(self):
+        """The auxiliary losses of training, where there are any."""
+        if not self.model.has_losses:
+            return []
+        torch.manual_seed(3)
+        with torch.no_grad():
+            _, outputs = self.model.train()(self.ids, return_losses=True, **self.side)
+        self.model.eval()
+        return [loss for losses in outputs.losses.values() for loss in losses]
+
+    def step(self):
+        """What is learned without gradient, after a forward of training."""
+        self.training()
+        self.model.update_kmeans()
+        return list(self.model.buffers())
+
     def z_loss(self):
-        """The z-loss of attention, as it is when it is asked for."""
-        if {sublayer.kind for sublayer in self.model.attn_layers.sublayers} == {"f"}:
+        """The z-loss of attention, as it is when it is asked for; other cores than the dense make none."""
+        attention = [s.fn.core for s in self.model.attn_layers.sublayers if s.kind != "f"]
+        if not attention or not all(core.makes_z_loss for core in attention):
             return []
         with torch.no_grad():
             return [self.model(self.ids, return_attn_z_loss=True, **self.side)[1].attn_z_loss]
 
     def parts(self):
         return [type(module) for module in self.model.modules()]
+
+
+LOOKS = (
+    Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.losses, Seen.step,
+    Seen.z_loss, Seen.parts,
+)  # fmt: skip
 
 
 def differs(one, other):
@@ -134,9 +159,8 @@ def change(given, without):
         return "parameters"  # that each of them acts is asked elsewhere
     start = differs(one.output(), other.output())
     stir(one.model)
-    other.model.load_state_dict(one.model.state_dict())
-    looks = (Seen.output, Seen.training, Seen.gradient, Seen.memory, Seen.segments, Seen.z_loss, Seen.parts)
-    for look in looks:
+    other.model.load_state_dict(one.model.state_dict(), strict=False)  # buffers belong to the flag
+    for look in LOOKS:
         if differs(look(one), look(other)):
             return look.__name__
     return "start" if start else "refusal" if refused(given) != refused(without) else None

@@ -23,10 +23,11 @@ from flagformer.flow import (
     Window,
 )
 from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.by_distance import CHUNK, LONG, Span
+from flagformer.ops.by_distance import CHUNKS, LONG, LONG_TABLE, Span, strips_of
 from flagformer.score.softmax import Softmax
 from flagformer.stack import layers
 
+CHUNK = CHUNKS[1]
 B, H, K, T = 2, 4, 8, 2 * CHUNK + 22  # two whole chunks and a part of one
 CPU = torch.device("cpu")
 PLACES = torch.arange(T)
@@ -348,3 +349,73 @@ def test_explain_says_when_the_table_is_taken(bias, kernel):
     line = next(line for line in text.splitlines() if line.strip().startswith("kernel:"))
     assert kernel in line
     assert f"from {LONG} tokens on" in line
+
+
+STEEP = torch.tensor([0.5, 0.25, 2.0**-5, 2.0**-8, 0.25])  # one head out of order
+LENGTH = LONG_TABLE + 70
+LAYOUT = Layout.plain(LENGTH, CPU)
+SHORT = LAYOUT.hide(torch.tensor([[LENGTH], [LENGTH - 300]]) > torch.arange(LENGTH))
+FAR = {
+    "causal": (Mask((Causal(),)), LAYOUT),
+    "every pair": (Mask(), LAYOUT),
+    "right padding": (Mask((Causal(), Padding())), SHORT),
+    "window": (Mask((Causal(), Window(500))), LAYOUT),
+}
+
+
+def steep(standing, dtype):
+    """q, k and v of one row more than once the chunks' size, and the slopes' pairs in both forms."""
+    mask, layout = FAR[standing]
+    generator = torch.Generator().manual_seed(8)
+    qkv = [torch.randn(2, len(STEEP), LENGTH, K, generator=generator, dtype=dtype) for _ in range(3)]
+    reach = Reach.of(mask, layout, layout)
+
+    def bias(distance):
+        return -STEEP.to(dtype)[:, None] * distance.abs().flatten()
+
+    biases = bias(torch.arange(reach.nearest, reach.farthest + 1))
+    dense = bias(PLACES_OF_ALL[:, None] - PLACES_OF_ALL).view(1, len(STEEP), LENGTH, LENGTH)
+    pairs = Pairs(distances=Distances.of(biases, None, reach)), Pairs.of(mask, layout, layout, dense)
+    return [x.requires_grad_() for x in qkv], pairs
+
+
+PLACES_OF_ALL = torch.arange(LENGTH)
+
+
+@pytest.mark.parametrize("standing", FAR)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_weights_lost_in_rounding_are_not_missed(standing, dtype, tolerance):
+    qkv, (by_distance, dense) = steep(standing, dtype)
+    path = ScorePath(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))
+    real = FAR[standing][1].padding
+    found = []
+    for kernel, pairs in ((SDPA(path), by_distance), (Einsum(path), dense)):
+        out = kernel(*qkv, pairs)
+        if real is not None:  # what padding gives has no meaning
+            out = out * real[:, None, :, None]
+        weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out).sin()
+        found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), qkv)])
+    for name, one, other in zip(("out", "dq", "dk", "dv"), *found):
+        same(one, other, name, tolerance)
+
+
+@pytest.mark.parametrize("standing", FAR)
+def test_a_steep_head_meets_its_neighbourhood_only(standing):
+    (q, k, _), (by_distance, _) = steep(standing, torch.float32)
+    table = by_distance.distances
+    strips = list(strips_of(q, k, table.biases, table.groups, table.span, 0.4))
+    assert [number for strip in strips for number in range(len(STEEP))[strip.heads]] == list(
+        range(len(STEEP))
+    )
+    steepest = strips[0].table.biases[0]
+    kept = steepest[steepest > float("-inf")]
+    assert len(kept) < 400
+    assert kept.min() > -100  # no weight of it is so small that only a denormal number holds it
+
+
+def test_a_bias_that_is_a_wall_of_the_products_is_kept():
+    """Long queries and keys can outweigh a bias: then it stays."""
+    (q, k, _), (by_distance, _) = steep("causal", torch.float32)
+    table = by_distance.distances
+    strips = list(strips_of(100 * q, k, table.biases, table.groups, table.span, 0.4))
+    assert [strip.distances for strip in strips] == [slice(0, LENGTH)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import flagformer
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
 from flagformer.train.loop import make_optimizer, token_losses, train_step
@@ -105,3 +106,28 @@ def test_a_loss_that_is_not_finite_changes_nothing(clip):
     step = train_step(model, make_optimizer(model, config), uneven_batch(), 0.01, config)
     assert not step.finite
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_centroids_move_once_and_extra_losses_are_trained_on(accumulate):
+    """The same update whatever the micro-batches; the loss that is told is the cross entropy alone."""
+    flags = {
+        "num_tokens": VOCABULARY, "max_seq_len": 8, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8,
+        "num_clusters": 2, "window_size": 3,
+    }  # fmt: skip
+    inputs, targets = uneven_batch()
+    found = {}
+    for factor, parts in ((0.0, 1), (5.0, accumulate)):
+        torch.manual_seed(0)
+        model = flagformer.build({**flags, "commitment_factor": factor}).train()
+        expected = token_losses(model.eval()(inputs), targets).sum() / (targets != IGNORE).sum()
+        config = TrainConfig(batch_size=8, accumulate=parts)
+        step = train_step(model.train(), make_optimizer(model, config), (inputs, targets), 0.01, config)
+        assert step.loss == pytest.approx(expected.item(), rel=1e-5)
+        found[factor] = model.state_dict()
+    centroids = [name for name in found[0.0] if "kmeans" in name]
+    for name in centroids:  # they are what the same first forward saw
+        torch.testing.assert_close(found[0.0][name], found[5.0][name], rtol=0, atol=1e-6)
+        assert found[0.0][name].abs().sum() > 0
+    weight = "attn_layers.sublayers.0.fn.source.projection.to_qkv.weight"
+    assert (found[0.0][weight] - found[5.0][weight]).abs().max() > 1e-4

@@ -8,16 +8,20 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
+from flagformer.attention.cores.local import HeadShare, Local
+from flagformer.attention.cores.mixed import Mixed
 from flagformer.attention.gates import Gate
 from flagformer.attention.key_values import Seats
 from flagformer.attention.output import Output
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.source import ContextTokens, OwnTokens, Source
 from flagformer.attention.values import Values
-from flagformer.flags import Ready, Spec
+from flagformer.flags import Finding, FlagError, Ready, Spec
 from flagformer.flow import Dims, SideInputs
 from flagformer.position import Rotation
 from flagformer.position.none import NoRotation
+
+Slots = Mapping[str, tuple[Spec | Ready, ...]]
 
 
 class Attention(nn.Module):
@@ -57,9 +61,7 @@ class Attention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, V] -> [B, T, D]
 
 
-def build_attention(
-    slots: Mapping[str, tuple[Spec | Ready, ...]], dims: Dims, rotation: Rotation, cross: bool
-) -> Attention:
+def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -> Attention:
     """Fills the slots of one attention sublayer."""
     values = Values(dims.dim_head)
     for rule in slots["values"]:
@@ -73,9 +75,31 @@ def build_attention(
         past = slots["past"][0].build()
         source = OwnTokens(projection, qk_norm, dims, rotation, of_values, past.width)
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
-    mods = [filler.build(dims) for filler in slots["score"]]
-    mixes = [filler.build(dims) for filler in slots["mix"]]
-    path = ScorePath(qk_norm.scale, mods, slots["weights"][0].build(dims), mixes)
-    core = slots["core"][0].build(slots["kernel"][0].build(path), path, cross)
     gates = [filler.build(dims) for filler in slots["gate"]]
+    core = _build_core(slots, dims, qk_norm.scale, cross)
+    _refuse_idle_past(source.window, core)
     return Attention(source, seats, core, gates, slots["output"][0].build(dims))
+
+
+def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool) -> Core:
+    """One core, or two that share the heads, each with scores and a kernel of its own."""
+    local: HeadShare = slots["local"][0].build(dims)
+    parts: list[tuple[Core, int]] = []
+    for count, served in ((local.heads, local.core), (dims.heads - local.heads, slots["core"][0].build)):
+        if count:
+            of_part = replace(dims, heads=count)
+            mods = [filler.build(of_part) for filler in slots["score"]]
+            mixes = [filler.build(of_part) for filler in slots["mix"]]
+            path = ScorePath(scale, mods, slots["weights"][0].build(of_part), mixes)
+            parts.append((served(slots["kernel"][0].build(path), path, cross, of_part), count))
+    return parts[0][0] if len(parts) == 1 else Mixed(parts)
+
+
+def _refuse_idle_past(window: int | None, core: Core) -> None:
+    """A window that is wider than what all heads see anyway."""
+    if window is not None and isinstance(core, Local) and core.reach < window:
+        text = (
+            "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads are"
+        )
+        text = f"{text} are local and see {core.reach} tokens back at most; lower the first, or leave it out"
+        raise FlagError([Finding("attn_max_attend_past", text)])

@@ -54,25 +54,27 @@ class OwnTokens(Source):
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
-        q = self.rotation.queries(self.qk_norm.queries(q), side.angles)
-        k = self.rotation.keys(self.qk_norm.keys(k), side.angles)
+        content = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        q = self.rotation.queries(content[0], side.angles)
+        k = self.rotation.keys(content[1], side.angles)
         v = self.of_values.keys(v, side.angles)
         if side.earlier is not None:
-            earlier_k, earlier_v = self._recalled(side.earlier, side)
+            earlier, earlier_k, earlier_v = self._recalled(side.earlier, side)
             k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
-        if side.state is None:
-            return q, KeyValues(k, v, window=self.window)
-        cache = side.state.steps[side.step]
-        assert isinstance(cache, KVCache)
-        state = side.state
-        kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
-        return q, kv if self.window is None else kv._replace(window=self.window)
+            content = content[0], torch.cat([earlier, content[1]], dim=2)
+        kv, state = KeyValues(k, v), side.state
+        if state is not None:
+            cache = state.steps[side.step]
+            assert isinstance(cache, KVCache)
+            kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
+        return q, kv._replace(window=self.window, content=content, tied=self.projection.tied)
 
-    def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:
-        """Keys [B, G, M, K] and values [B, G, M, V] of memories [B, M, D]."""
+    def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""
         k, v = self.projection.own_keys(earlier)
-        k = self.rotation.keys(self.qk_norm.keys(k), side.memory_angles)
-        return k, self.of_values.keys(v, side.memory_angles)
+        content = self.qk_norm.keys(k)
+        keys = self.rotation.keys(content, side.memory_angles)
+        return content, keys, self.of_values.keys(v, side.memory_angles)
 
     def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         groups, *widths = self.entry_shape

@@ -10,7 +10,10 @@ from flagformer.flow import SideInputs
 
 
 class FeedForward(nn.Module, ABC):
-    """Contract of the slot `feedforward`: [B, T, D] -> [B, T, D]."""
+    """Contract of the slot `feedforward`, built as `(dims, activation)`: [B, T, D] -> [B, T, D]."""
+
+    reads_activation = True  # whether the activation acts
+    makes_losses = False  # whether it puts losses on the tape in training
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> Tensor: ...

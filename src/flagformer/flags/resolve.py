@@ -157,6 +157,9 @@ class _Resolution:
             findings.append(Finding(self.prefix + name, self._dead_text(name, bare, values)))
         return findings
 
+    def _fills(self, slot: str) -> bool:
+        return any(item.slot == slot for item in self.chosen)
+
     def _dead_text(self, name: str, bare: str, values: Mapping[str, Any]) -> str:
         owners = [item for item, _ in self.registry.params_named(bare)] or list(
             self.registry.selected_by(bare)
@@ -164,7 +167,7 @@ class _Resolution:
         selects = sorted({f"`{self.prefix}{item.say()}`" for item in owners if item.select != bare})
         if owners[0].slot in values:
             why = f"something else was given for `{owners[0].slot}`"
-        elif SLOTS[owners[0].slot].scope == "stack" and any(item.select is None for item in owners):
+        elif name == bare and self._fills(owners[0].slot) and any(item.select is None for item in owners):
             why = f"what fills `{owners[0].slot}` here does not read it; leave it out"
         elif any(item.select in (None, bare) for item in owners):
             why = f"this model has {_nowhere(owners[0], name)}"

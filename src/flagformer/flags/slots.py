@@ -64,6 +64,7 @@ SLOTS = _slots(
     Slot("gate", "attention", "(out, x) -> out, after the values are gathered", many=True),
     Slot("output", "attention", "heads [B, T, H * V] -> [B, T, D]"),
     Slot("core", "attention", "(q, kv, side) -> out: which pairs are considered"),
+    Slot("local", "attention", "which heads see the tokens around them only, in place of the core"),
     Slot("kernel", "attention", "(q, k, v, pairs) -> out: the arithmetic of attention"),
     Slot("feedforward", "feedforward", "(x, side) -> x"),
     Slot("activation", "feedforward", "x -> x, pointwise"),

@@ -132,6 +132,8 @@ class Flags(TypedDict, total=False):
     """Multi-query attention: all heads share one key and value head."""
     cross_attn_one_kv_head: bool | tuple[bool | None, ...] | None
     """Multi-query attention: all heads share one key and value head. (cross-attention only)"""
+    shared_qk: bool | tuple[bool | None, ...] | None
+    """Keys are the queries, of unit length; a token sees itself only where it sees nothing else."""
     attn_qk_norm: bool | tuple[bool | None, ...] | None
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it)."""
     cross_attn_qk_norm: bool | tuple[bool | None, ...] | None
@@ -225,6 +227,20 @@ class Flags(TypedDict, total=False):
     """Self-attention adds the scores of the self-attention before it to its own."""
     cross_residual_attn: bool | tuple[bool | None, ...] | None
     """Cross-attention adds the scores of the cross-attention before it to its own."""
+    num_clusters: int | tuple[int | None, ...] | None
+    """routing: clusters C of each head, about sqrt(T)"""
+    window_size: int | tuple[int, ...]
+    """keys of its cluster that a query sees on each visible side"""
+    kmeans_ema_decay: float | tuple[float, ...]
+    """share of running sums that a step of k-means keeps"""
+    commitment_factor: float | tuple[float, ...]
+    """weight of the loss that draws tokens to centroids"""
+    n_local_attn_heads: int | tuple[int | None, ...] | None
+    """heads that see the tokens around them only"""
+    local_attn_window_size: int | tuple[int, ...]
+    """tokens of a window of local heads"""
+    local_attn_radius_blocks: int | tuple[int, ...]
+    """windows that local heads see on each visible side"""
     attn_flash: bool | tuple[bool | None, ...] | None
     """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
     k^T) v in three steps; memory grows with T * S."""
@@ -249,6 +265,19 @@ class Flags(TypedDict, total=False):
     """The inner projection has two halves: values, and gates that pass through the activation."""
     ff_glu_mult_bias: bool | tuple[bool, ...]
     """a learned gain per inner dimension, behind the gate"""
+    ff_pkm: bool | tuple[bool | None, ...] | None
+    """Each token sums the values of the best of N ** 2 keys, found as pairs of N half keys."""
+    pkm_num_keys: int | tuple[int, ...]
+    """half keys N of a product-key memory, which holds N ** 2 values"""
+    ff_moe: bool | tuple[bool | None, ...] | None
+    """The two likeliest experts of a token, weighed by their probabilities, which are made to sum to
+    one."""
+    moe_num_experts: int | tuple[int, ...]
+    """experts E of a mixture"""
+    moe_loss_coef: float | tuple[float, ...]
+    """weight of the loss that spreads tokens over experts"""
+    moe_z_loss_coef: float | tuple[float, ...]
+    """weight of the router's z-loss (2202.08906)"""
     ff_swish: bool | tuple[bool | None, ...] | None
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
@@ -285,6 +314,7 @@ class Flags(TypedDict, total=False):
     gate: Any
     output: Any
     core: Any
+    local: Any
     kernel: Any
     feedforward: Any
     activation: Any

@@ -12,13 +12,16 @@ from flagformer.flow.memories import Memories
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.side import SideInputs
+from flagformer.flow.spots import Spots
 from flagformer.flow.tape import Tape
+from flagformer.flow.terms import BiasRow, Terms
 from flagformer.flow.weave import Pattern, Weave, weave_packed, weave_plain, weave_rows
 from flagformer.flow.woven_state import WovenState
 
 __all__ = [
-    "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit", "FeatureCache",
-    "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs", "Pattern", "Prefix",
-    "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Tape", "Weave", "Window",
-    "WovenState", "fill", "lift", "narrowest", "weave_packed", "weave_plain", "weave_rows",
+    "BiasRow", "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit",
+    "FeatureCache", "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs",
+    "Pattern", "Prefix", "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Spots", "Tape",
+    "Terms", "Weave", "Window", "WovenState", "fill", "lift", "narrowest", "weave_packed", "weave_plain",
+    "weave_rows",
 ]  # fmt: skip

@@ -121,6 +121,7 @@ class DecodeState:
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
         steps: what attention remembers, by execution step (tied modules run at several).
         entries: what the entries of sublayers remember, likewise.
+        cores: what cores remember beside keys and values, likewise.
         context_layout: standing of the context's tokens, once a forward has brought one.
         pattern: how memory tokens stand among the others; None where all are tokens.
         prepended: how many entries behind the first memory are prepended embeddings, one number or [B, 1].
@@ -138,10 +139,16 @@ class DecodeState:
     made_for: tuple[tuple[str, int, int, int], ...] = ()
     steps: dict[int, SessionState] = field(default_factory=dict)
     entries: dict[int, SessionState] = field(default_factory=dict)
+    cores: dict[int, SessionState] = field(default_factory=dict)
     context_layout: Layout | None = None
     pattern: Pattern | None = None
     prepended: Tensor | int = 0
     fresh: Tensor | None = None
+
+    @property
+    def memories(self) -> tuple[SessionState, ...]:
+        """All that is remembered."""
+        return (*self.steps.values(), *self.entries.values(), *self.cores.values())
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
         """The standing of tokens start ... start + length."""
@@ -174,7 +181,7 @@ class DecodeState:
             self.prefix = self.prefix.index_select(0, index)
         if isinstance(self.prepended, Tensor):
             self.prepended = self.prepended.index_select(0, index)
-        for step in (*self.steps.values(), *self.entries.values()):
+        for step in self.memories:
             step.reorder(index)
         if self.first is not None:
             self.first = self.first.index_select(0, index)
@@ -184,7 +191,7 @@ class DecodeState:
 
     def move(self, source: Tensor) -> None:
         """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
-        for step in (*self.steps.values(), *self.entries.values()):
+        for step in self.memories:
             step.move(source)
 
     def truncate(self, length: int) -> None:
@@ -193,7 +200,7 @@ class DecodeState:
         self.length = length
 
     def size_bytes(self) -> int:
-        return sum(step.size_bytes() for step in (*self.steps.values(), *self.entries.values()))
+        return sum(step.size_bytes() for step in self.memories)
 
 
 def check_prefix(prefix: Tensor, first: Tensor | None, held: int, block: int) -> None:

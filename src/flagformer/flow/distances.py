@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,10 @@ class Distances:
         # what a window cuts off is not the same as what it leaves
         same = -1 if same_from is None or reach.window else max(same_from, reach.nearest)
         return Distances(biases, reach.groups, Span(reach.offset, reach.nearest, same))
+
+    def of_heads(self, heads: slice) -> Distances:
+        """The same for some of the heads."""
+        return replace(self, biases=self.biases[heads]) if len(self.biases) > 1 else self
 
 
 def _groups(padding: Tensor | None, segments: Tensor | None) -> Tensor | None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.ops.attend import repeat_groups
+
 # How many seats stand in front, and how many tokens a query sees (None: all): what pairs are found by.
 Sight = tuple[int, int | None]
 
@@ -19,12 +21,17 @@ class KeyValues(NamedTuple):
         v: [B, G, seats + S, V].
         seats: keys in front without a position: every query sees them, no bias reaches them.
         window: how many of the last tokens a query sees, itself included; None: all.
+        content: queries [B, H, T, K] of the new tokens and keys [B, G, T, K], those of memories in front
+            [B, G, M + T, K], before they were turned; None in cross-attention.
+        tied: keys are the queries, of unit length: a query sees itself only where it sees nothing else.
     """
 
     k: Tensor
     v: Tensor
     seats: int = 0
     window: int | None = None
+    content: tuple[Tensor, Tensor] | None = None
+    tied: bool = False
 
     @property
     def sight(self) -> Sight:
@@ -38,4 +45,24 @@ class KeyValues(NamedTuple):
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)
         keys = torch.cat([front_k, self.k], dim=2)
         values = torch.cat([front_v, self.v], dim=2)
-        return KeyValues(keys, values, self.seats + k.shape[1], self.window)
+        return self._replace(k=keys, v=values, seats=self.seats + k.shape[1])
+
+    def of_heads(self, heads: slice, total: int) -> KeyValues:
+        """The keys and values that some of the `total` query heads read."""
+        content = self.content
+        if content is not None:
+            content = content[0][:, heads], _of_heads(content[1], heads, total)
+        return self._replace(
+            k=_of_heads(self.k, heads, total), v=_of_heads(self.v, heads, total), content=content
+        )
+
+
+def _of_heads(x: Tensor, heads: slice, total: int) -> Tensor:
+    """The groups of x [B, G, S, K] that serve these heads; repeated where heads of a group part ways."""
+    groups = x.shape[1]
+    if groups == 1:
+        return x
+    each = total // groups
+    if heads.start % each or heads.stop % each:
+        return repeat_groups(x, total)[:, heads]
+    return x[:, heads.start // each : heads.stop // each]

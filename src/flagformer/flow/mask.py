@@ -12,6 +12,7 @@ from functools import reduce
 from torch import Tensor
 
 from flagformer.flow.layout import Layout
+from flagformer.flow.spots import Spots
 
 
 class Rule(ABC):
@@ -23,6 +24,10 @@ class Rule(ABC):
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
         """[1 or B, 1 or H, 1 or T, S] bool, True where they may meet."""
 
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        """[1 or B, N, 1 or h, g, s] bool, the same for few pairs; best said without all the others."""
+        return spots.of_pairs(self.pairs(queries, keys))
+
 
 @dataclass(frozen=True)
 class Causal(Rule):
@@ -32,6 +37,9 @@ class Causal(Rule):
 
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
         return (keys.places() <= queries.places()[:, None])[None, None]
+
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        return keys.start + spots.k <= queries.start + spots.q
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,15 @@ class Window(Rule):
             newest = counts[:, first : first + queries.length, None]
             return ((counts[:, None] > newest - self.width) | keys.lasting[:, None])[:, None]
         return (keys.places() > queries.places()[:, None] - self.width)[None, None]
+
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        if keys.lasting is not None:
+            first = queries.start - keys.start
+            counts = (~keys.lasting).cumsum(dim=1)
+            newest = spots.of_rows(counts[:, first : first + queries.length], spots.q)
+            inside = spots.of_rows(counts, spots.k) > newest - self.width
+            return inside | spots.of_rows(keys.lasting, spots.k)
+        return keys.start + spots.k > queries.start + spots.q - self.width
 
 
 def narrowest(one: int | None, other: int | None) -> int | None:
@@ -70,6 +87,11 @@ class Prefix(Rule):
         inside = numbers < self.length[:, None]  # [B, S]
         return Causal().pairs(queries, keys) | inside[:, None, None]
 
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        numbers = keys.positions if keys.by_place else keys.places()[None]
+        inside = spots.of_rows(numbers, spots.k) < self.length.view(-1, 1, 1, 1, 1)
+        return Causal().at(queries, keys, spots) | inside
+
 
 @dataclass(frozen=True)
 class Padding(Rule):
@@ -78,6 +100,10 @@ class Padding(Rule):
     def pairs(self, queries: Layout, keys: Layout) -> Tensor:
         assert keys.padding is not None
         return keys.padding[:, None, None]
+
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        assert keys.padding is not None
+        return spots.of_rows(keys.padding, spots.k)
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,11 @@ class Segments(Rule):
         assert queries.segments is not None
         assert keys.segments is not None
         return (queries.segments[:, :, None] == keys.segments[:, None])[:, None]
+
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor:
+        assert queries.segments is not None
+        assert keys.segments is not None
+        return spots.of_rows(queries.segments, spots.q) == spots.of_rows(keys.segments, spots.k)
 
 
 @dataclass(frozen=True)
@@ -125,3 +156,9 @@ class Mask:
         if not self.rules:
             return None
         return reduce(Tensor.logical_and, (rule.pairs(queries, keys) for rule in self.rules))
+
+    def at(self, queries: Layout, keys: Layout, spots: Spots) -> Tensor | None:
+        """[1 or B, N, 1 or h, g, s] bool, the same for few pairs; None when all may meet."""
+        if not self.rules:
+            return None
+        return reduce(Tensor.logical_and, (rule.at(queries, keys, spots) for rule in self.rules))

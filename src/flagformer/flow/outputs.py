@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from flagformer.flow.memories import Memories
+from flagformer.ops.by_distance import wide
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,10 @@ class Outputs:
         """The z-loss of all attention, weighted; None where nobody asked for it."""
         parts = self.losses.get("attn.z")
         return sum(parts[1:], parts[0]) if parts else None
+
+    @property
+    def extra_loss(self) -> Tensor | None:
+        """The sum of all auxiliary losses; None where there are none."""
+        parts = [value for values in self.losses.values() for value in values]
+        wider = [part.to(wide(part.dtype)) for part in parts]
+        return sum(wider[1:], wider[0]) if wider else None

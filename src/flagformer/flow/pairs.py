@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,3 +52,38 @@ class Pairs:
             bias = F.pad(bias, (seats, 0)) if seats else bias
             bias = bias if visible is None else bias.masked_fill(~visible, float("-inf"))
         return Pairs(False, visible, bias, hidden, seats)
+
+    @staticmethod
+    def few(visible: Tensor, bias: Tensor | None, seats: int, hides: bool) -> Pairs:
+        """Pairs that a core has picked: visible [B, 1 or H, T, S], bias [B, H, T, S], without the seats.
+
+        `hides`: whether a query may see nothing.
+        """
+        hidden = ~visible.any(dim=-1, keepdim=True) if hides and not seats else None
+        visible = F.pad(visible, (seats, 0), value=True) if seats else visible
+        if bias is not None:
+            bias = (F.pad(bias, (seats, 0)) if seats else bias).masked_fill(~visible, float("-inf"))
+        return Pairs(False, visible, bias, hidden, seats)
+
+    def apart(self, queries: int, keys: int, device: torch.device) -> Pairs:
+        """The same where keys are queries: each sees itself only where it sees nothing else."""
+        assert self.distances is None
+        own = torch.arange(queries, device=device)[:, None] + keys - queries
+        numbers = torch.arange(self.seats + keys, device=device) - self.seats
+        seen = self.visible
+        if seen is None:
+            seen = (numbers <= own)[None, None] if self.causal else torch.ones_like(own, dtype=torch.bool)
+        itself = numbers == own
+        others = seen & ~itself
+        visible = others if self.seats else others | (seen & itself & ~others.any(dim=-1, keepdim=True))
+        visible = visible.expand(1, 1, -1, -1) if visible.dim() == 2 else visible
+        bias = None if self.bias is None else self.bias.masked_fill(~visible, float("-inf"))
+        return replace(self, causal=False, visible=visible, bias=bias)
+
+    def of_heads(self, heads: slice) -> Pairs:
+        """The same for some of the heads."""
+        if self.distances is not None:
+            return replace(self, distances=self.distances.of_heads(heads))
+        parts = (self.visible, self.bias, self.hidden)
+        visible, bias, hidden = (x[:, heads] if x is not None and x.shape[1] > 1 else x for x in parts)
+        return replace(self, visible=visible, bias=bias, hidden=hidden)

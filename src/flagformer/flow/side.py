@@ -11,6 +11,7 @@ from flagformer.flow.key_values import Sight
 from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
 from flagformer.flow.tape import Tape
+from flagformer.flow.terms import Terms
 
 
 @dataclass
@@ -33,6 +34,9 @@ class SideInputs:
         memory_angles: what the rotation turns memories by, as `angles`.
         earlier: [B, M, D], the memories of the step that runs, behind its norm; None for none.
         replay: whether this is a forward's second computation, for its gradient: statistics have counted it.
+        terms: how self-attention's queries and keys meet, by the window of a sublayer, for cores that look at
+            few pairs.
+        heads: the heads that the core which runs now serves.
     """
 
     pairs: dict[Sight, Pairs]
@@ -50,3 +54,5 @@ class SideInputs:
     memory_angles: tuple[Tensor, ...] | None = None
     earlier: Tensor | None = None
     replay: bool = False
+    terms: dict[int | None, Terms] = field(default_factory=dict)
+    heads: slice = field(default_factory=lambda: slice(None))

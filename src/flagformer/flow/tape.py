@@ -48,6 +48,11 @@ class Tape:
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses.setdefault(name, []).append(value)
 
+    def add_losses(self, losses: Mapping[str, list[Tensor]]) -> None:
+        for name, values in losses.items():
+            self.losses.setdefault(name, []).extend(values)
+
     def part(self) -> Tape:
-        """An empty tape of the same wishes, for a computation that may run twice."""
+        """An empty tape of the same wishes: for a computation that may run twice, or for one of several that
+        share a result."""
         return Tape(self.wanted, self.weights)

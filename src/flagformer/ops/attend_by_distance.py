@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, wide
+from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of, wide
 
 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -48,20 +49,20 @@ def attend(
     Returns:
         [B, H, T, K], and the logarithm of each query's sum of exponentials [B, H, T].
     """
-    table = Table(biases, groups, Span(*span), wide(q.dtype))
     keys = k.shape[2]
     q, turned_k, turned_v = dense_rows(q), k.flip(2), v.flip(2)
     out = by_heads(q, q.shape[3], q.dtype)
     lse = by_heads(q, 1, wide(q.dtype))[..., 0]
-    for tile in table.tiles(q.shape[2], keys):
-        part, rows = tile.keys(keys), slice(tile.start, tile.stop)
-        out[:, :, rows], lse[:, :, rows] = fused(
-            q[:, :, rows],
-            turned_k[:, :, part],
-            turned_v[:, :, part],
-            attn_mask=table.mask(tile, part),
-            scale=scale,
-        )
+    for heads, table, _ in strips_of(q, k, biases, groups, Span(*span), scale):
+        for tile in table.tiles(q.shape[2], keys):
+            part, rows = tile.keys(keys), slice(tile.start, tile.stop)
+            out[:, heads, rows], lse[:, heads, rows] = fused(
+                q[:, heads, rows],
+                turned_k[:, heads, part],
+                turned_v[:, heads, part],
+                attn_mask=table.mask(tile, part),
+                scale=scale,
+            )
     return out, lse
 
 
@@ -81,16 +82,26 @@ class _Gradients:
         dtype, width = wide(q.dtype), q.shape[3]
         self.dq, self.dk, self.dv = (by_heads(like, width, dtype) for like in (q, k, v))
 
-    def add_fused(self, tile: Tile, part: slice, mask: Tensor | None, lse: Tensor, scale: float) -> None:
-        """Of the queries of a tile and some of its keys, given the sums over all of its keys."""
+    def of(self, heads: slice) -> _Gradients:
+        """Some heads of these, in the same memory."""
+        some = copy(self)
+        for name in ("grad", "q", "out", "lse", "k", "v", "dq", "dk", "dv"):
+            setattr(some, name, getattr(self, name)[:, heads])
+        return some
+
+    def add_fused(
+        self, tile: Tile, part: slice, mask: Tensor | None, scale: float, less: Tensor | None = None
+    ) -> None:
+        """Of the queries of a tile and some of its keys; `less` [H] is taken out of `lse`."""
         rows = slice(tile.start, tile.stop)
+        lse = self.lse[:, :, rows]
         dq, dk, dv = fused_backward(
             self.grad[:, :, rows],
             self.q[:, :, rows],
             self.k[:, :, part],
             self.v[:, :, part],
             self.out[:, :, rows],
-            lse,
+            lse if less is None else lse - less[:, None],
             0.0,
             False,
             attn_mask=mask,
@@ -124,11 +135,12 @@ def fixed_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k and v."""
-    table = Table(biases, groups, Span(*span), lse.dtype)
     found = _Gradients(grad, q, k, v, out, lse)
-    for tile in table.tiles(q.shape[2], found.keys):
-        part = tile.keys(found.keys)
-        found.add_fused(tile, part, table.mask(tile, part), lse[:, :, tile.start : tile.stop], scale)
+    for heads, table, _ in strips_of(q, k, biases, groups, Span(*span), scale):
+        strip = found.of(heads)
+        for tile in table.tiles(q.shape[2], found.keys):
+            part = tile.keys(found.keys)
+            strip.add_fused(tile, part, table.mask(tile, part), scale)
     return found.result()
 
 
@@ -160,23 +172,30 @@ def learned_backward(
     Keys that share one bias (`same_from`) go through the fused kernel, which knows no gradient of a bias: as
     the gradients of a query's scores add up to zero, that one's is what those of the other biases lack.
     """
-    table = Table(biases, groups, Span(*span), lse.dtype)
     found = _Gradients(grad, q, k, v, out, lse)
     delta = (out.to(lse.dtype) * grad).sum(dim=-1, keepdim=True)
-    dbiases = torch.zeros_like(table.biases)
-    for tile in table.tiles(q.shape[2], found.keys):
-        sums = _add_written_out(found, tile, table, delta, scale)
-        begin = table.place(tile)
-        dbiases[:, begin : begin + sums.shape[1]] += sums
-        if tile.far > tile.first:
-            at = table.same + EDGE
-            dbiases[:, at] -= sums.sum(dim=1)
-            part, rows = tile.far_keys(found.keys), slice(tile.start, tile.stop)
-            # the fused kernel adds no bias here: it is taken out of the sums instead
-            far_lse = lse[:, :, rows] - table.biases[:, at, None]
-            found.add_fused(tile, part, table.far_mask(tile, part), far_lse, scale)
-    dq, dk, dv = found.result()
-    return dq, dk, dv, dbiases[:, EDGE : EDGE + table.length].to(biases.dtype)
+    dbiases = torch.zeros_like(biases, dtype=lse.dtype)
+    for heads, table, distances in strips_of(q, k, biases, groups, Span(*span), scale):
+        strip, sums = found.of(heads), torch.zeros_like(table.biases)
+        for tile in table.tiles(q.shape[2], found.keys):
+            _add_learned(strip, sums, tile, table, delta[:, heads], scale)
+        dbiases[heads, distances] = sums[:, EDGE : EDGE + table.length]
+    return *found.result(), dbiases.to(biases.dtype)
+
+
+def _add_learned(
+    found: _Gradients, dbiases: Tensor, tile: Tile, table: Table, delta: Tensor, scale: float
+) -> None:
+    """Adds the gradients of a tile, those of the table to `dbiases`."""
+    sums = _add_written_out(found, tile, table, delta, scale)
+    begin = table.place(tile)
+    dbiases[:, begin : begin + sums.shape[1]] += sums
+    if tile.far > tile.first:
+        at = table.same + EDGE
+        dbiases[:, at] -= sums.sum(dim=1)
+        part = tile.far_keys(found.keys)
+        # the fused kernel adds no bias here: it is taken out of the sums instead
+        found.add_fused(tile, part, table.far_mask(tile, part), scale, table.biases[:, at])
 
 
 @learned_backward.register_fake

@@ -32,7 +32,13 @@ VALUES: dict[str, Any] = {
 WITH: dict[str, dict[str, Any]] = {
     name: {"cross_attend": True}
     for name in ("cross_residual_attn", "cross_attn_tokens_dropout", "cross_attn_zero_init_output")
-} | {"attn_rotary_embed_values": {"rotary_pos_emb": True}}
+} | {
+    "attn_rotary_embed_values": {"rotary_pos_emb": True},
+    # windows that leave something out of a few tokens
+    "n_local_attn_heads": {"local_attn_window_size": 3},
+    "num_clusters": {"window_size": 2},
+    "ff_pkm": {"pkm_num_keys": 8},
+}
 # Other flags that decide the same.
 INSTEAD: dict[str, set[str]] = {
     "cross_attend": {"only_cross", "custom_layers"},

@@ -10,7 +10,8 @@ from torch import nn
 
 from flagformer.attention.attention import build_attention
 from flagformer.branch.scale import Half
-from flagformer.flags import FlagError, Gathered, Module, Resolved, with_prefix
+from flagformer.flags import Finding, FlagError, Gathered, Module, Resolved, with_prefix
+from flagformer.flags.conflicts import declared
 from flagformer.flow import Dims
 from flagformer.norm import Norm
 from flagformer.ops.identity import identity
@@ -40,6 +41,7 @@ def build_sublayers(
         gathered.attempt(partial(_function, module, dims, rotation, resolved.flags))
         for module in resolved.modules
     ]
+    gathered.findings += _idle_core(resolved, functions) + _idle_activation(resolved)
     gathered.raise_all()
     return nn.ModuleList(  # type: ignore[return-value]
         Sublayer(
@@ -70,9 +72,46 @@ def _function(module: Module, dims: Dims, rotation: Rotation, flags: Mapping[str
     return module.slots["feedforward"][0].build(dims, activation)
 
 
+def _idle_activation(resolved: Resolved) -> list[Finding]:
+    """An activation that was chosen where no feedforward has one."""
+    forwards = [
+        (m.slots["activation"][0], m.slots["feedforward"][0]) for m in resolved.modules if m.kind == "f"
+    ]
+    if any(getattr(filler.cls, "reads_activation", True) for _, filler in forwards):
+        return []
+    chosen = dict.fromkeys((declared("activation", a), declared("feedforward", f)) for a, f in forwards)
+    return [
+        Finding(
+            item.select,
+            f"`{item.say()}` and `{forward.say()}` cannot be combined, because no feedforward here has an"
+            f" activation; leave `{item.say()}` out",
+        )
+        for item, forward in chosen
+        if item.select is not None
+    ]
+
+
 def _branch(module: Module, dims: Dims, halves: bool) -> Step:
     parts: list[nn.Module] = [Half()] if halves and module.kind == "f" else []
     parts += [filler.build(dims) for filler in module.slots["branch"]]
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _idle_core(resolved: Resolved, functions: Sequence[nn.Module | None]) -> list[Finding]:
+    """A core that was chosen where all heads are local."""
+    own = [(m.slots["core"][0], f) for m, f in zip(resolved.modules, functions) if m.kind == "a"]
+    if any(function is None for _, function in own):
+        return []
+    served = {type(part) for _, function in own if function is not None for part in function.modules()}
+    idle = [declared("core", filler) for filler, _ in own if filler.cls not in served]
+    return [
+        Finding(
+            item.select,
+            f"`{item.say()}` and `n_local_attn_heads` cannot be combined here, because all heads of every"
+            " layer are local; leave some over, or leave one of both out",
+        )
+        for item in dict.fromkeys(idle)
+        if item.select is not None
+    ]

@@ -21,10 +21,11 @@ from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
 from flagformer.stack.refusals import refuse_carry, refuse_idle_context
+from flagformer.stack.session import open_session
 from flagformer.stack.standing import read_mask, stand
 from flagformer.stack.start import begin
 from flagformer.stack.sublayer import Step, Sublayer
-from flagformer.stack.vision import see_context, see_self
+from flagformer.stack.vision import own_terms, see_context, see_self
 from flagformer.stack.wishes import Wishes
 
 
@@ -70,7 +71,13 @@ class AttentionLayers(nn.Module):
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
         }
         own = [s.fn for s in self.sublayers if s.kind == "a"]
-        self.sights = tuple(dict.fromkeys((fn.seat_count, fn.window) for fn in own))
+        # cores that read no pairs need none to be made
+        self.sights = tuple(
+            dict.fromkeys((f.seat_count, f.window) for f in own if getattr(f.core, "reads_pairs", True))
+        )
+        self.term_windows = tuple(
+            dict.fromkeys(f.window for f in own if getattr(f.core, "reads_terms", False))
+        )
         self.session_shape = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.entry_shape) for s in self.steps
         )
@@ -207,6 +214,7 @@ class AttentionLayers(nn.Module):
             tape,
             layout,
             self.time_rule(prefix_attn_len) is None,
+            terms=own_terms(self.position_bias, self.term_windows, rules, layout, window, state, keys),
         )
         if held is not None:
             side.memories, side.keys = dict(zip(self.memory_steps, held.streams)), keys
@@ -248,8 +256,10 @@ class AttentionLayers(nn.Module):
         """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
         if x.shape[1] < LONG or tape.wants("attn.weights") or tape.asks(Z_LOSS):
             return False
-        cores = [sublayer.fn.core for sublayer in self.sublayers if sublayer.kind == "a"]
-        return all(isinstance(core, Core) and core.reads_distances(x.device) for core in cores)
+        own = [sublayer.fn for sublayer in self.sublayers if sublayer.kind == "a"]
+        if any(fn.source.projection.tied for fn in own):
+            return False
+        return all(isinstance(fn.core, Core) and fn.core.reads_distances(x.device) for fn in own)
 
     def _check_x(self, x: Tensor, state: DecodeState | None) -> tuple[int, int]:
         check_tensor("x", x)
@@ -286,12 +296,7 @@ class AttentionLayers(nn.Module):
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
         with torch.no_grad():
             state.bias_row = self.position_bias.row(length + 1, device)
-        for step, sublayer in enumerate(self.steps):
-            entry = sublayer.entry.session(state, dtype, device)
-            if entry is not None:
-                state.entries[step] = entry
-            if sublayer.kind != "f":
-                state.steps[step] = sublayer.fn.source.session(state, dtype, device)
+        open_session(state, self.steps, dtype, device)
         return state
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flagformer.flow import (
+    BiasRow,
+    Causal,
     DecodeState,
     Distances,
     Layout,
@@ -17,6 +19,7 @@ from flagformer.flow import (
     Reach,
     Segments,
     Sight,
+    Terms,
     Window,
     narrowest,
 )
@@ -80,6 +83,21 @@ def _look(
     biases: dict[int | None, Tensor | None],
 ) -> _Look:
     """`biases`: those made already; a state's keys depend on the window, by which they are known."""
+    mask, keys = _own_keys(mask, queries, keys, width, state)
+    distances = _distances(position_bias, mask, queries, keys) if table else None
+    if distances is not None:
+        return _Look(mask, queries, keys, distances=distances)
+    of = None if state is None else width
+    if of not in biases:
+        newest = state if queries.length == 1 else None
+        biases[of] = position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
+    return _Look(mask, queries, keys, biases[of])
+
+
+def _own_keys(
+    mask: Mask, queries: Layout, keys: Layout, width: int | None, state: DecodeState | None
+) -> tuple[Mask, Layout]:
+    """All rules within one window, and the keys: those given, or those that a state holds."""
     hidden = width
     if state is not None:
         first = state.oldest(width)
@@ -92,14 +110,46 @@ def _look(
         mask &= Segments()
     if hidden is not None and hidden < keys.length:
         mask &= Window(hidden)
-    distances = _distances(position_bias, mask, queries, keys) if table else None
-    if distances is not None:
-        return _Look(mask, queries, keys, distances=distances)
-    of = None if state is None else width
-    if of not in biases:
-        newest = state if queries.length == 1 else None
-        biases[of] = position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
-    return _Look(mask, queries, keys, biases[of])
+    return mask, keys
+
+
+def own_terms(
+    position_bias: PositionBias,
+    windows: Sequence[int | None],
+    mask: Mask,
+    queries: Layout,
+    window: int | None,
+    state: DecodeState | None,
+    keys: Layout,
+) -> dict[int | None, Terms]:
+    """What `see_self` says, to be asked pair by pair, by the windows of sublayers."""
+    if state is not None:
+        window = state.window
+    return {own: _terms(position_bias, mask, queries, keys, narrowest(own, window), state) for own in windows}
+
+
+def _terms(
+    position_bias: PositionBias,
+    mask: Mask,
+    queries: Layout,
+    keys: Layout,
+    width: int | None,
+    state: DecodeState | None,
+) -> Terms:
+    mask, keys = _own_keys(mask, queries, keys, width, state)
+    if state is not None and queries.length == 1 and state.bias_row is not None:
+        return Terms(mask, queries, keys, BiasRow(state.bias_row, state.capacity, -1))
+    if isinstance(position_bias, NoBias):
+        return Terms(mask, queries, keys)
+    # behind a causal mask no later key is met
+    nearest = 0 if Causal() in mask.rules else queries.start - (keys.end - 1)
+    row = None
+    if queries.by_place and keys.by_place:
+        farthest = queries.end - 1 - keys.start
+        row = position_bias.by_distance(nearest, farthest, queries.positions.device)
+    if row is None:
+        return Terms(mask, queries, keys, bias=position_bias(queries, keys))
+    return Terms(mask, queries, keys, BiasRow(row, -nearest))
 
 
 def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:

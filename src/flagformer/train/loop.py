@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
 
@@ -39,11 +40,11 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the mean z-loss of a model built with a weight for it."""
-    if not getattr(model, "attn_z_loss_weight", 0.0):
+    """Logits, and the sum of the auxiliary losses of a model that makes any."""
+    if not getattr(model, "has_losses", False):
         return model(ids), None
-    logits, outputs = model(ids, return_attn_z_loss=True)
-    return logits, outputs.attn_z_loss
+    logits, outputs = model(ids, return_losses=True)
+    return logits, outputs.extra_loss
 
 
 def train_step(
@@ -56,8 +57,10 @@ def train_step(
     """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
     finite updates nothing.
 
-    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. A z-loss
-    of attention (`attn_z_loss_weight`) is trained on, but is no part of the loss that is told.
+    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. Auxiliary
+    losses (the z-loss of attention, those of routing attention and of mixtures of experts) are trained on,
+    but are no part of the loss that is told. The centroids of routing attention move once, by all
+    micro-batches.
     """
     inputs, targets = batch
     scored = (targets != IGNORE).sum()
@@ -76,5 +79,6 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        update_kmeans(model)
     optimizer.zero_grad(set_to_none=True)
     return Step(total.item(), norm, finite)

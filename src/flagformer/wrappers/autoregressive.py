@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flow import Outputs
 from flagformer.generation import (
     Against,
@@ -99,6 +100,8 @@ class AutoregressiveWrapper(nn.Module):
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before; see `add_attn_z_loss` for more.
 
+        In training the auxiliary losses of the net are added (of routing attention, of mixtures of experts).
+
         Args:
             x: ids [B, T], T at least 2; the model reads the first T - 1.
             return_outputs: return (loss, Outputs), with the embeddings of the T - 1 tokens read and, without
@@ -146,16 +149,18 @@ class AutoregressiveWrapper(nn.Module):
             side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
         outputs = self._read(ids[:, :-1], side, front)
         loss = self._cross_entropy(outputs, targets.flatten())
-        if outputs.attn_z_loss is not None:
-            loss = loss + outputs.attn_z_loss
+        if outputs.extra_loss is not None:
+            loss = loss + outputs.extra_loss
         return (loss, outputs) if return_outputs else loss
 
     def _read(self, ids: Tensor, side: Mapping[str, Any], front: int) -> Outputs:
         """What the net makes of [B, T] behind so many prepended embeddings, with the losses that count in
         training; without logits where these are made in chunks."""
         whole = self.loss_chunks == 1
-        if self.training and self.adds_z_loss:
-            _, outputs = self.net(ids, return_attn_z_loss=True, return_embeddings=not whole, **side)
+        losses = getattr(self.net, "has_losses", False)
+        if self.training and (losses or self.adds_z_loss):
+            asked = {"return_losses": losses, "return_attn_z_loss": self.adds_z_loss}
+            _, outputs = self.net(ids, return_embeddings=not whole, **asked, **side)
         elif whole:
             logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
             outputs = Outputs(embeddings, logits)
@@ -174,6 +179,10 @@ class AutoregressiveWrapper(nn.Module):
         return chunked_cross_entropy(
             features.flatten(0, 1), weight, targets, self.ignore_index, chunks
         ).float()
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
 
     def generate(
         self,

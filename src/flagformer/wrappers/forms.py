@@ -23,11 +23,11 @@ class Forms:
     logits_and_embeddings: bool
     intermediates: bool
     attn: bool
-    attn_z_loss: bool
+    losses: bool
     mems: bool
 
     def __post_init__(self) -> None:
-        alone = self.embeddings and not self.attn_z_loss
+        alone = self.embeddings and not self.losses
         several = sum((alone, self.logits_and_embeddings, self.outputs, self.attn)) > 1
         if several or (self.embeddings and self.intermediates):
             raise ValueError(
@@ -41,7 +41,7 @@ class Forms:
     @property
     def outputs(self) -> bool:
         """Whether the whole record is returned."""
-        return self.intermediates or self.attn_z_loss
+        return self.intermediates or self.losses
 
     def tape(self, weights: Mapping[str, float], steps: Iterable[int]) -> Tape:
         """What gathers it; `steps` are those that memories are made of."""
@@ -53,7 +53,7 @@ class Forms:
         self, out: Tensor, to_logits: Callable[[Tensor], Tensor], tape: Tape, left: Memories | None
     ) -> Any:
         """What the caller gets: of the last layer's `out` [B, T, D], and memories where asked for."""
-        if self.embeddings and self.attn_z_loss:
+        if self.embeddings and self.losses:
             return out, Outputs(out, None, tape.losses, mems=left)
         if self.embeddings:
             return _beside(out, left)

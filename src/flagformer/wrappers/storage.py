@@ -63,7 +63,8 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         raise ValueError(
             f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
         ) from None
-    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
+    kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
         model.to(kinds.pop())
     state |= {name: state[first] for name, first in _shared(model).items() if first in state}

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
@@ -136,6 +137,16 @@ class TransformerWrapper(nn.Module):
         return self.attn_layers.can_cache
 
     @property
+    def has_losses(self) -> bool:
+        """Whether training forwards make auxiliary losses, which `return_losses` gives."""
+        made = any(getattr(module, "makes_losses", False) for module in self.attn_layers.modules())
+        return made or bool(self.attn_z_loss_weight)
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
+
+    @property
     def logits_dim(self) -> int:
         """Logits of a token."""
         return self.resolved.flags["logits_dim"] or self.num_tokens
@@ -232,6 +243,7 @@ class TransformerWrapper(nn.Module):
         return_attn: bool = False,
         attn_z_loss_weight: float | None = None,
         return_attn_z_loss: bool = False,
+        return_losses: bool = False,
     ) -> Any:
         """Token ids -> logits.
 
@@ -268,6 +280,8 @@ class TransformerWrapper(nn.Module):
             return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
+            return_losses: (logits, Outputs) with the auxiliary losses of this forward, which only training
+                makes (but the z-loss of attention); goes with others as `return_attn_z_loss` does.
             attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
             prepend_embeds: [B, P, E], in front of the tokens of each row and without absolute positions; they
                 join behind `post_emb_norm`. What is returned then has P + T in place of T, and `attn_mask`
@@ -291,7 +305,7 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings,
             return_intermediates,
             return_attn,
-            return_attn_z_loss,
+            return_attn_z_loss or return_losses,
             return_mems,
         )
         held = None

@@ -67,6 +67,8 @@ class XLAutoregressiveWrapper(nn.Module):
     ) -> Any:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before, as far as memories reach.
 
+        In training the auxiliary losses of the net are added, each segment's by its share of the tokens.
+
         Args:
             x: ids [B, T], T at least 2; read in segments of `max_seq_len`, the last may be shorter.
             mems: of the text before, as `return_mems` gave them.
@@ -88,26 +90,38 @@ class XLAutoregressiveWrapper(nn.Module):
             check_padding("mask", mask, *x.shape)
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
         total: Tensor | float = 0.0
+        beside: Tensor | float = 0.0
         for start in range(0, given.shape[1], self.net.max_seq_len):
             part = slice(start, min(start + self.net.max_seq_len, given.shape[1]))
-            logits, mems = self.net(
+            logits, mems, extra = self._read(
                 given[:, part],
-                mask=None if mask is None else mask[:, part],
-                context=context,
-                context_mask=context_mask,
-                embed_ids=None if embed_ids is None else {name: i[:, part] for name, i in embed_ids.items()},
-                mems=mems,
-                detach_mems=detach_mems,
-                return_mems=True,
+                {
+                    "mask": None if mask is None else mask[:, part],
+                    "context": context,
+                    "context_mask": context_mask,
+                    "embed_ids": embed_ids and {name: i[:, part] for name, i in embed_ids.items()},
+                    "mems": mems,
+                    "detach_mems": detach_mems,
+                },
             )
+            if extra is not None:
+                beside = beside + extra * (logits.shape[1] / given.shape[1])
             total = total + F.cross_entropy(
                 logits.flatten(0, 1).float(),
                 targets[:, part].flatten(),
                 ignore_index=self.ignore_index,
                 reduction="sum",
             )
-        loss = total / (targets != self.ignore_index).sum()
+        loss = total / (targets != self.ignore_index).sum() + beside
         return (loss, mems) if return_mems else loss
+
+    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, Memories, Tensor | None]:
+        """Logits of a segment, the memories that it leaves, and the auxiliary losses of training."""
+        if self.training and getattr(self.net, "has_losses", False):
+            logits, outputs = self.net(ids, return_mems=True, return_losses=True, **side)
+            return logits, outputs.mems, outputs.extra_loss
+        logits, mems = self.net(ids, return_mems=True, **side)
+        return logits, mems, None
 
     def generate(
         self,

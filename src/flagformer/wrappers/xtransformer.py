@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.z_loss import NAME as Z_LOSS
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
@@ -138,12 +139,12 @@ class XTransformer(nn.Module):
         how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
         return self.encoder(src, return_embeddings=True, **how)
 
-    def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        """What the decoder reads, and the z-losses of the encoder that count in training."""
-        if not (self.training and self.encoder.attn_z_loss_weight):
-            return self.encoder(src, return_embeddings=True, **how), []
-        out, found = self.encoder(src, return_attn_z_loss=True, **how)
-        return out, found.losses[Z_LOSS]
+    def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """What the decoder reads, and the auxiliary losses of the encoder that count in training."""
+        if not (self.training and self.encoder.has_losses):
+            return self.encoder(src, return_embeddings=True, **how), {}
+        out, found = self.encoder(src, return_embeddings=True, return_losses=True, **how)
+        return out, found.losses
 
     def forward(
         self,
@@ -161,7 +162,7 @@ class XTransformer(nn.Module):
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
 
-        In training the z-losses of `enc_attn_z_loss_weight` and `dec_attn_z_loss_weight` are added.
+        In training the auxiliary losses of both halves are added.
 
         Args:
             src: ids [B, S].
@@ -174,7 +175,7 @@ class XTransformer(nn.Module):
             src_prepend_embeds: [B, P, E] in front of the source, which `attn_mask` then counts too; E is
                 `enc_emb_dim`, or D.
             src_prepend_mask: bool [B, P], True for real ones.
-            return_outputs: return (loss, Outputs) of the decoder.
+            return_outputs: return (loss, Outputs) of the decoder, with the losses of both halves.
 
         Raises:
             ValueError: naming the argument, what it was and what it must be.
@@ -185,11 +186,17 @@ class XTransformer(nn.Module):
         seen = seen_source(src, mask, src_prepend_embeds, src_prepend_mask)
         side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
         loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
-        loss = sum(losses, loss)
+        found = Outputs(encoded, losses=losses)
+        loss = loss if found.extra_loss is None else loss + found.extra_loss
         if not return_outputs:
             return loss
-        both = losses + outputs.losses.get(Z_LOSS, [])
-        return loss, replace(outputs, losses={Z_LOSS: both} if both else {})
+        names = dict.fromkeys((*losses, *outputs.losses))
+        both = {name: [*losses.get(name, ()), *outputs.losses.get(name, ())] for name in names}
+        return loss, replace(outputs, losses=both)
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
 
     def generate(
         self,

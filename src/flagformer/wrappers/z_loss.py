@@ -9,6 +9,7 @@ from torch import nn
 
 from flagformer.attention.z_loss import NAME
 from flagformer.flags import Finding, FlagError
+from flagformer.flags.conflicts import declared
 
 USUAL = 1e-4  # what is taken where the loss is asked for and no weight was said, as in x-transformers
 WAYS = (
@@ -23,9 +24,23 @@ def refuse_no_attention(layers: Any, weight: float) -> None:
     cores = [sublayer.fn.core for sublayer in layers.sublayers if sublayer.kind != "f"]
     if cores and all(getattr(core, "makes_z_loss", False) for core in cores):
         return
-    why = "this model has no attention" if not cores else "what fills `core` makes no z-loss"
+    why = "this model has no attention" if not cores else f"{_without(layers)} makes no z-loss"
     text = f"`attn_z_loss_weight` has no effect here, because {why}; leave it out"
     raise FlagError([Finding("attn_z_loss_weight", text)])
+
+
+def _without(layers: Any) -> str:
+    """What some attention is made by and makes no z-loss, as typed."""
+    chosen = dict.fromkeys(
+        declared(slot, module.slots[slot][0])
+        for module in layers.resolved.modules
+        if module.kind != "f"
+        for slot in ("core", "local")
+    )
+    flags = [
+        f"`{item.say()}`" for item in chosen if item.select and not getattr(item.cls, "makes_z_loss", False)
+    ]
+    return " and ".join(flags) or "what fills `core`"
 
 
 def losses_asked(model: Any, given: float | None, returned: bool, kept: bool) -> dict[str, float]:

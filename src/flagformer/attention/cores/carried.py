@@ -9,7 +9,7 @@ from flagformer.attention.kernels.einsum import Einsum
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
-from flagformer.flow import KeyValues, SideInputs
+from flagformer.flow import Dims, KeyValues, SideInputs
 
 PAPER = "arXiv:2012.11747, section 3.2"
 NEEDS = {"scores", "carry"}
@@ -24,13 +24,15 @@ class Carried(Core):
     carries = True
     makes_z_loss = True
 
-    def __init__(self, kernel: Einsum, path: ScorePath, cross: bool) -> None:
+    def __init__(self, kernel: Einsum, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()
         self.kernel, self.path, self.cross = kernel, path, cross
         self.name = "attn.context_scores" if cross else "attn.scores"
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
+        if kv.tied:
+            pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.seats, q.device)
         products = self.path.products(q, kv.k)
         if self.name in side.carry:
             products = products + side.carry[self.name]

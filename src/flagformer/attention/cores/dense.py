@@ -10,7 +10,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
-from flagformer.flow import KeyValues, SideInputs
+from flagformer.flow import Dims, KeyValues, SideInputs
 
 
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
@@ -19,7 +19,7 @@ class Dense(Core):
 
     makes_z_loss = True
 
-    def __init__(self, kernel: Kernel, path: ScorePath, cross: bool) -> None:
+    def __init__(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()
         self.kernel, self.path, self.cross = kernel, path, cross
 
@@ -28,6 +28,8 @@ class Dense(Core):
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
+        if kv.tied:
+            pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.seats, q.device)
         if side.tape.wants("attn.weights") or side.tape.asks(NAME):
             # beside the kernel, which may be one that never forms them
             scores = self.path.scores(self.path.products(q, kv.k), q, kv.k, pairs)

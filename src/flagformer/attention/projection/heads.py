@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
-from flagformer.flags import Finding, Flag, FlagError, component
+from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Dims
 from flagformer.ops.attend import splitter
+from flagformer.ops.unit import unit_length
 
 
 class Heads(Projection):
@@ -83,3 +84,39 @@ class MultiQuery(Heads):
 
     def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
         super().__init__(dims, cross, shared, 1)
+
+
+@component(
+    "projection",
+    select="shared_qk",
+    paper="arXiv:2001.04451, section 2",
+    kind="a",
+    requires=[Need("attn_shared_kv", None, "queries would be what a token is found by and what it gives")],
+)
+class SharedQK(Projection):
+    """Keys are the queries, of unit length; a token sees itself only where it sees nothing else.
+
+    With a rotation each is turned by its own position as ever.
+    """
+
+    tied = True
+
+    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+        super().__init__()
+        self.groups = dims.heads
+        self.to_qv = nn.Linear(dims.dim, dims.heads * (dims.dim_head + dims.dim_value), bias=False)
+        self.of_x = splitter([dims.heads, dims.heads], [dims.dim_head, dims.dim_value])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, v = self.of_x(self.to_qv(x))
+        return q, unit_length(q), v
+
+    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, k, v = self(x)
+        return k, v
+
+    def queries(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("a context has no queries")
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a context has no queries")

@@ -1,0 +1,98 @@
+"""Attention of chunks of queries to stretches of keys, by whatever kernel serves the model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flow import KeyValues, Pairs, SideInputs, Spots
+from flagformer.ops.attend import repeat_groups
+
+MAPS = "attn.weights"
+
+
+class Few(NamedTuple):
+    """Blocks in place of T * S pairs.
+
+    Attributes:
+        q: [B, N, h, g, K].
+        k: [B, N, 1 or h, s, K].
+        v: [B, N, 1 or h, s, V].
+        visible: [1 or B, N, 1 or h, g, s] bool, before the terms of the forward.
+        spots: which queries and keys these are.
+        rows: [1 or B, N, 1 or h, g] long, the number of each query; T where the place is empty.
+        only_earlier: nothing is visible that is later than its query.
+        hides: whether a query, of an empty place for one, may see nothing.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    visible: Tensor
+    spots: Spots
+    rows: Tensor
+    only_earlier: bool
+    hides: bool = False
+
+
+def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
+    """[B, N, h, g, V]; the seats of `kv` stand before every block. Maps are kept where they are asked for."""
+    terms = side.terms[kv.window]
+    visible, told = few.visible, terms.visible(few.spots, few.only_earlier)
+    visible = visible if told is None else visible & told
+    if kv.tied:
+        visible = _apart(visible, few.spots, terms.before, kv.seats)
+    bias = terms.bias_at(few.spots)
+    batch, count = few.q.shape[:2]
+    q, k, v = (_joined(x) for x in few[:3])  # [B * N, h, ...]
+    # a query is among its own keys, unless a rule hides it
+    hides = few.hides or told is not None
+    bias = None if bias is None else _blocks(bias, batch)
+    pairs = Pairs.few(_blocks(visible, batch), bias, kv.seats, hides)
+    if kv.seats:
+        k, v = (_seated(x, stored[:1, :, : kv.seats]) for x, stored in ((k, kv.k), (v, kv.v)))
+    if side.tape.wants(MAPS):
+        side.tape.keep(MAPS, _spread(path(q, k, pairs).unflatten(0, (batch, count)), few, kv, side))
+    return kernel(q, k, v, pairs).unflatten(0, (batch, count))
+
+
+def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:
+    """Who meets whom where keys are queries: itself only where there is nothing else."""
+    own = spots.k == spots.q + before
+    others = visible & ~own
+    if seats:
+        return others
+    return others | (visible & own & ~others.any(dim=-1, keepdim=True))
+
+
+def _blocks(x: Tensor, batch: int) -> Tensor:
+    """[1 or B, N, h, g, s] -> [B * N, h, g, s]."""
+    return _joined(x.expand(batch, -1, -1, -1, -1))
+
+
+def _joined(x: Tensor) -> Tensor:
+    """[B, N, ...] -> [B * N, ...]. By way of all axes: torch 2.13 joins the wrong two symbolic ones."""
+    return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def _seated(x: Tensor, front: Tensor) -> Tensor:
+    """Seats [1, G, M, K], the same for every row, in front of every block's keys [B * N, G or h, s, K]."""
+    front = repeat_groups(front, x.shape[1])
+    return torch.cat([front.expand(x.shape[0], x.shape[1], -1, -1), x], dim=2)
+
+
+def _spread(weights: Tensor, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
+    """Weights [B, N, h, g, seats + s] of blocks -> [B, h, T, seats + S]."""
+    seats, keys = kv.seats, kv.k.shape[2] - kv.seats
+    batch, count, heads, size, _ = weights.shape
+    length = side.layout.length
+    of_keys = few.spots.k.expand(batch, count, heads, size, -1)
+    rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., seats:])
+    rows = torch.cat([weights[..., :seats], rows], dim=-1).transpose(1, 2).flatten(2, 3)
+    of_queries = few.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
+    spare = weights.new_zeros(batch, heads, length + 1, seats + keys)  # one row for places that are empty
+    return spare.scatter(2, of_queries.expand_as(rows), rows)[:, :, :length]

@@ -1,0 +1,107 @@
+"""The centroids of routing attention: learned without gradient, by running k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.ops.clusters import Centroids, Seen, kmeans_step, nearest
+from flagformer.ops.unit import unit_length
+
+
+class KMeans(nn.Module):
+    """C unit vectors for each head, in fp32 whatever the model's dtype.
+
+    Forwards in training gather what their tokens say; `commit` moves the centroids, once for each step of the
+    optimizer, by what was gathered since on all ranks. Nothing else moves them.
+
+    Args:
+        decay: share of the running sums and counts that a commit keeps.
+        commitment: weight of the loss that draws vectors to their centroid; 0 for none.
+    """
+
+    means: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
+        super().__init__()
+        self.count, self.decay, self.commitment = count, decay, commitment
+        self.register_buffer("means", unit_length(torch.randn(heads, count, width)))
+        self.register_buffer("sums", torch.zeros(heads, count, width))
+        self.register_buffer("counts", torch.zeros(heads, count))
+        # no buffer: not saved, and not what a distributed wrapper overwrites between two forwards
+        self.pending: Seen | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for name in ("means", "sums", "counts"):
+            before: Tensor = getattr(self, name)
+            after = fn(before)
+            setattr(self, name, after if after.dtype == before.dtype else before.to(after.device))
+        return self
+
+    def clusters(self, vectors: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Vectors [B, H, T, K] of unit length -> clusters [B, H, T] and cosines; `count` for padded tokens.
+
+        Args:
+            padding: [1 or B, T] bool, True for real tokens; None when all are.
+        """
+        clusters, cosines = nearest(vectors, self.means.to(vectors.dtype))
+        if padding is not None:
+            clusters = clusters.masked_fill(~padding[:, None], self.count)
+        return clusters, cosines
+
+    def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
+        """Gathers what the tokens of a forward say."""
+        seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
+        self.pending = seen if self.pending is None else self.pending.join(seen)
+
+    def loss(self, vectors: Tensor, clusters: Tensor) -> Tensor:
+        """The mean square of what parts vectors [B, H, T, K] from their centroids, times `commitment`.
+
+        The mean is over real tokens and the K numbers of a vector, as in the published code.
+        """
+        ends = F.pad(self.means.to(vectors.dtype), (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
+        heads = torch.arange(len(ends), device=ends.device)[:, None]
+        real = clusters < self.count
+        squares = (vectors - ends[heads, clusters]).square().mean(dim=-1).masked_fill(~real, 0.0)
+        return self.commitment * squares.sum() / real.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Moves the centroids by what forwards of all ranks have gathered, and begins to gather anew."""
+        pending, self.pending = self.pending, None
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if pending is None:
+            if not together:
+                return
+            pending = Seen.nothing(self.means)
+        seen = Seen(*(part.to(self.means.device) for part in pending))
+        if together:
+            seen = _of_all_ranks(seen)
+        moved = kmeans_step(Centroids(self.means, self.sums, self.counts), seen, self.decay)
+        for buffer, value in zip((self.means, self.sums, self.counts), moved):
+            buffer.copy_(value)
+
+
+def _of_all_ranks(seen: Seen) -> Seen:
+    parts = [[torch.empty_like(part) for _ in range(dist.get_world_size())] for part in seen]
+    for gathered, part in zip(parts, seen):
+        dist.all_gather(gathered, part.contiguous())
+    first, *others = (Seen(*ranks) for ranks in zip(*parts))
+    for other in others:
+        first = first.join(other)
+    return first
+
+
+def update_kmeans(model: nn.Module) -> None:
+    """Moves all centroids of a model by what its training forwards have gathered: once for each step of the
+    optimizer, after it, on all ranks. Does nothing to a model without centroids."""
+    for module in model.modules():
+        if isinstance(module, KMeans):
+            module.commit()

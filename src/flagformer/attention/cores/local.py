@@ -1,0 +1,123 @@
+"""Local attention: a query considers the tokens around it (arXiv:2003.05997, section 4.1; 2001.04451)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import Finding, Flag, FlagError, Need, component
+from flagformer.flow import Dims, KeyValues, SideInputs, Spots
+
+# Queries of a block, at least: smaller ones cost more for each pair.
+BLOCK = 32
+
+
+class Local(Core):
+    """Blocks of queries, each with the keys that reach into it: O(T * reach) time and memory.
+
+    Args:
+        reach: how many tokens before a query it meets, and how many behind it where the mask allows those.
+        later: whether a mask may allow them.
+    """
+
+    reads_pairs = False
+    reads_terms = True
+
+    def __init__(self, kernel: Kernel, path: ScorePath, reach: int, later: bool) -> None:
+        super().__init__()
+        self.kernel, self.path, self.reach, self.later = kernel, path, reach, later
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        length, keys = q.shape[2], kv.k.shape[2] - kv.seats
+        before = keys - length  # queries are the last of the keys
+        reach, size = self.reach, max(self.reach, BLOCK)
+        if not isinstance(length, torch.SymInt):  # an exported graph serves every length by the same blocks
+            reach = min(reach, max(keys - 1, 1))
+            size = min(length, max(reach, BLOCK))
+        count = -(-length // size)
+        ahead = reach if self.later else 0
+        numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
+        of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
+        of_k = numbers + before - reach + torch.arange(reach + size + ahead, device=q.device)
+        distance = of_q + before - of_k
+        visible = (distance <= reach) & (distance >= -ahead) & (of_k >= 0) & (of_k < keys)
+        spots = Spots(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
+        k, v = (self._stretches(x[:, :, kv.seats :], before, reach, size, count, ahead) for x in (kv.k, kv.v))
+        blocks = F.pad(q, (0, 0, 0, count * size - length)).unflatten(2, (count, size)).transpose(1, 2)
+        rows = of_q[..., 0].clamp(max=length)
+        few = Few(blocks, k, v, visible, spots, rows, not ahead, hides=count * size > length)
+        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+    def _stretches(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
+        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], what each block may meet; zeros beyond."""
+        first = before - reach
+        x = x[:, :, max(first, 0) :]
+        wanted = reach + count * size + ahead
+        x = F.pad(x, (0, 0, max(-first, 0), wanted - max(-first, 0) - x.shape[2]))
+        return x.unfold(2, reach + size + ahead, size).permute(0, 2, 1, 4, 3)
+
+
+class HeadShare:
+    """Contract of the slot `local`, built as `(dims)`: how many of the first heads see a window only."""
+
+    heads = 0
+
+    def core(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> Core:
+        """What serves them, built like any core."""
+        raise NotImplementedError
+
+
+@component("local")
+class NoLocal(HeadShare):
+    """All heads are served by the same core."""
+
+    def __init__(self, dims: Dims) -> None:
+        pass
+
+
+@component(
+    "local",
+    select="n_local_attn_heads",
+    paper="arXiv:2003.05997, section 4.1",
+    kind="a",
+    requires=[Need("residual_attn", None, "local heads form no scores of all pairs that could be handed on")],
+)
+class LocalHeads(HeadShare):
+    """The first heads see the tokens around them only; the core serves the others.
+
+    Departure: the window slides with the query. The published code cuts the sequence in fixed windows and
+    lets a query see its own and `radius` whole ones before it: what a token sees then depends on where the
+    cuts fall, so padding in front changes it.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        heads: Annotated[
+            int | None, Flag("n_local_attn_heads", "heads that see the tokens around them only", least=0)
+        ],
+        window: Annotated[
+            int, Flag("local_attn_window_size", "tokens of a window of local heads", least=1)
+        ] = 256,
+        radius: Annotated[
+            int,
+            Flag("local_attn_radius_blocks", "windows that local heads see on each visible side", least=1),
+        ] = 1,
+    ) -> None:
+        assert heads is not None
+        if heads > dims.heads:
+            text = f"`n_local_attn_heads` must be at most `heads` = {dims.heads}, but is {heads}"
+            raise FlagError([Finding("n_local_attn_heads", text)])
+        self.heads, self.reach, self.later = heads, window * radius, not dims.causal
+
+    def core(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> Local:
+        return Local(kernel, path, self.reach, self.later)

@@ -1,0 +1,189 @@
+"""Routing attention (Routing Transformer, arXiv:2003.05997): tokens meet those of their cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.kmeans import KMeans
+from flagformer.attention.cores.rings import Rings
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import Flag, Need, component
+from flagformer.flow import DecodeState, Dims, KeyValues, SideInputs, Spots
+from flagformer.ops.attend import repeat_groups
+from flagformer.ops.by_distance import wide
+from flagformer.ops.routing import Tokens, chunks_of
+from flagformer.ops.unit import unit_length
+
+LOSS = "kmeans.commitment"  # its name on the tape
+
+
+@component(
+    "core",
+    select="num_clusters",
+    paper="arXiv:2003.05997, section 4.2",
+    kind="a",
+    requires=[Need("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")],
+)
+class Routing(Core):
+    """A query sees itself and the most recent keys of its own cluster, and the next ones where it may.
+
+    A token's cluster is the centroid nearest to its query or key, before positions turn it: a matter of that
+    token alone, so no later token changes an earlier one, every token has a cluster, padding has none, and
+    decoding step by step is the same model. Time and memory grow with T * window.
+
+    Departures: the paper lets each centroid pick its nearest tokens of the whole sequence, which shows the
+    future; its vectors are layer-normed, these have unit length.
+    """
+
+    reads_pairs = False
+    reads_terms = True
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        path: ScorePath,
+        cross: bool,
+        dims: Dims,
+        *,
+        count: Annotated[
+            int | None,
+            Flag("num_clusters", "routing: clusters C of each head, about sqrt(T)", least=1),
+        ],
+        window: Annotated[
+            int, Flag("window_size", "keys of its cluster that a query sees on each visible side", least=1)
+        ] = 64,
+        decay: Annotated[
+            float,
+            Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", least=0, below=1),
+        ] = 0.999,
+        commitment: Annotated[
+            float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
+        ] = 1e-4,
+    ) -> None:
+        super().__init__()
+        assert count is not None
+        self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
+        self.makes_losses = commitment > 0
+        self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
+
+    def reads_distances(self, device: torch.device) -> bool:
+        return True  # no pairs at all
+
+    def session(self, state: DecodeState, device: torch.device) -> Rings:
+        return Rings(state, len(self.kmeans.means), self.kmeans.count, self.window, device)
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        queries, keys = self._clusters(kv, side)
+        if side.state is not None:
+            rings = side.state.cores[side.step]
+            assert isinstance(rings, Rings)
+            if q.shape[2] == 1:
+                found = rings.find(queries, side.state.length)
+                rings.extend(keys, side.state.length, side.state.fresh)
+                return self._newest(q, kv, found, side)
+            keys = rings.extend(keys, side.state.length, side.state.fresh)
+            keys = keys[:, :, side.terms[kv.window].keys.start :]
+        return self._chunks(q, kv, queries, keys, side)
+
+    def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
+        """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
+
+        In training new tokens are counted; those of memories have been.
+        """
+        assert kv.content is not None
+        heads, padding = len(self.kmeans.means), side.layout.padding
+        queries, keys = kv.content
+        memories = keys.shape[2] - queries.shape[2]
+        contents = (queries,) if kv.tied else (queries, keys[:, :, memories:])
+        found = []
+        for content in contents:
+            vectors = _units(content, heads)
+            clusters, cosines = self.kmeans.clusters(vectors.detach(), padding)
+            if self.training and side.state is None:
+                if not side.replay:
+                    self.kmeans.observe(vectors.detach(), clusters, cosines)
+                if self.kmeans.commitment:
+                    side.tape.add_loss(LOSS, self.kmeans.loss(vectors, clusters) / len(contents))
+            found.append(clusters)
+        if not memories:
+            return found[0], found[-1]
+        assert side.keys is not None
+        earlier = side.keys.padding
+        vectors = _units(keys[:, :, :memories], heads)
+        clusters, _ = self.kmeans.clusters(vectors, None if earlier is None else earlier[:, :memories])
+        return found[0], torch.cat([clusters, found[-1]], dim=2)
+
+    def _chunks(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+        """Chunks of queries that share a stretch of their cluster, each query's own key behind it."""
+        terms = side.terms[kv.window]
+        length, total = q.shape[2], keys.shape[2]
+        window = min(self.window, total)
+        size = min(length, max(window // 2, 1))
+        chunks = chunks_of(
+            Tokens(queries, terms.queries.places()),
+            Tokens(keys, terms.keys.places()),
+            terms.keys.end,
+            window,
+            size,
+            self.later,
+        )
+        numbers = chunks.queries.clamp(max=length - 1)  # [B, N, H, g]
+        own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
+        found = torch.cat([chunks.keys, numbers + terms.before], dim=-1)  # [B, N, H, s + g]
+        few = Few(
+            _rows(q, numbers),
+            _rows(kv.k[:, :, kv.seats :], found),
+            _rows(kv.v[:, :, kv.seats :], found),
+            torch.cat([chunks.allowed, own], dim=-1),
+            Spots(numbers[..., None], found[..., None, :], side.heads),
+            chunks.queries,
+            not self.later,
+        )
+        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
+        batch, count, heads = out.shape[:3]
+        chunk, place = chunks.slots // size, chunks.slots % size  # [B, H, T]
+        flat = (chunk * heads + torch.arange(heads, device=q.device)[:, None]) * size + place
+        flat = flat + torch.arange(batch, device=q.device)[:, None, None] * (count * heads * size)
+        return out.flatten(0, 3).index_select(0, flat.flatten()).view(batch, heads, length, -1)
+
+    def _newest(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
+        """One query against the places [B, H, w] that its ring holds, and itself; -1 where it holds none."""
+        terms = side.terms[kv.window]
+        numbers = torch.cat(
+            [places - terms.keys.start, torch.full_like(places[..., :1], terms.before)], dim=-1
+        )
+        found = numbers.clamp(min=0)[:, None]  # [B, 1, H, w + 1]
+        first = torch.zeros_like(found[..., :1])
+        few = Few(
+            q[:, None],
+            _rows(kv.k[:, :, kv.seats :], found),
+            _rows(kv.v[:, :, kv.seats :], found),
+            (numbers >= 0)[:, None, :, None],
+            Spots(first[..., None], found[..., None, :], side.heads),
+            first,
+            not self.later,
+        )
+        return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
+
+
+def _units(x: Tensor, heads: int) -> Tensor:
+    """[B, G, S, K] -> unit length [B, H, S, K], in fp32 at least."""
+    return unit_length(repeat_groups(x.to(wide(x.dtype)), heads))
+
+
+def _rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """x [B, G, S, K] at `numbers` [B, N, H, s] -> [B, N, H, s, K]; a group serves H / G heads."""
+    batch, count, heads = numbers.shape[:3]
+    groups, length = x.shape[1:3]
+    of_head = torch.arange(heads, device=x.device).view(1, 1, -1, 1) // (heads // groups)
+    rows = torch.arange(batch, device=x.device).view(-1, 1, 1, 1)
+    if count == 1:
+        return x[rows, of_head, numbers]  # few of many: what is stored is not copied
+    flat = ((rows * groups + of_head) * length + numbers).flatten()
+    return x.reshape(-1, x.shape[3]).index_select(0, flat).view(*numbers.shape, -1)

@@ -1,0 +1,111 @@
+"""A mixture of experts: each token goes through two of E feedforwards (1701.06538, 2006.16668)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.feedforward import Activation, FeedForward
+from flagformer.feedforward.dense import Dropout, Mult
+from flagformer.flags import Flag, Need, component
+from flagformer.flow import Dims, SideInputs
+from flagformer.ops.by_distance import wide
+from flagformer.ops.experts import Gates, balance_loss, router_z_loss
+
+BALANCE, Z = "moe.balance", "moe.z"  # names on the tape
+SEVERAL = "experts have no one last projection"
+
+
+@component(
+    "feedforward",
+    select="ff_moe",
+    paper="arXiv:2006.16668, section 2.2",
+    requires=[
+        Need("zero_init_branch_output", None, SEVERAL),
+        Need("ff_zero_init_output", None, SEVERAL),
+        Need("depth_scale_residual", None, SEVERAL),
+    ],
+)
+class MixtureOfExperts(FeedForward):
+    """The two likeliest experts of a token, weighed by their probabilities, which are made to sum to one.
+
+    Departures: an expert takes every token that chooses it, where the paper gives it a capacity and drops
+    what is too much; so a token's output depends on that token alone, and no later token takes its place. The
+    second expert is always used, where the paper draws: training and eval compute the same function. The
+    router's probabilities are fp32 (2101.03961, section 2.4).
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        activation: Activation,
+        *,
+        experts: Annotated[int, Flag("moe_num_experts", "experts E of a mixture", least=1)] = 4,
+        balance: Annotated[
+            float, Flag("moe_loss_coef", "weight of the loss that spreads tokens over experts", least=0)
+        ] = 1e-2,
+        z: Annotated[
+            float, Flag("moe_z_loss_coef", "weight of the router's z-loss (2202.08906)", least=0)
+        ] = 1e-3,
+        mult: Mult = 4.0,
+        dropout: Dropout = 0.0,
+    ) -> None:
+        super().__init__()
+        width = max(int(dims.dim * mult), 1)
+        self.router = nn.Linear(dims.dim, experts, bias=False)
+        self.inner = Experts(experts, dims.dim, width)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.outer = Experts(experts, width, dims.dim)
+        self.balance, self.z, self.makes_losses = balance, z, balance > 0 or z > 0
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        tokens = x.flatten(0, 1)  # [B * T, D]
+        logits = self.router(tokens)
+        logits = logits.to(wide(logits.dtype))
+        gates = Gates.of(logits)
+        if self.training:
+            self._add_losses(logits, gates, x.shape, side)
+        of_each = self._every if torch.compiler.is_compiling() else self._chosen
+        return of_each(tokens, gates).view_as(x)
+
+    def _add_losses(self, logits: Tensor, gates: Gates, shape: torch.Size, side: SideInputs) -> None:
+        padding = side.layout.padding
+        real = None if padding is None else padding.expand(shape[:2]).flatten()
+        if self.balance:
+            side.tape.add_loss(BALANCE, self.balance * balance_loss(gates, real))
+        if self.z:
+            side.tape.add_loss(Z, self.z * router_z_loss(logits, real))
+
+    def _expert(self, number: int, tokens: Tensor) -> Tensor:
+        return self.outer(number, self.dropout(self.activation(self.inner(number, tokens))))
+
+    def _chosen(self, tokens: Tensor, gates: Gates) -> Tensor:
+        """Every expert on the tokens that chose it."""
+        out = torch.zeros_like(tokens)
+        for number in range(len(self.inner.weight)):
+            rows, choice = gates.of_expert(number)
+            weighed = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
+            out = out.index_add(0, rows, weighed.to(out.dtype))
+        return out
+
+    def _every(self, tokens: Tensor, gates: Gates) -> Tensor:
+        """Every expert on every token: a graph cannot hold sizes that only the data tell."""
+        weights = torch.zeros_like(gates.probabilities).scatter(1, gates.experts, gates.weights)
+        parts = [self._expert(n, tokens) * weights[:, n, None] for n in range(len(self.inner.weight))]
+        return torch.stack(parts).sum(dim=0).to(tokens.dtype)
+
+
+class Experts(nn.Module):
+    """The same projection of E experts, each with weights of its own, started like `nn.Linear`."""
+
+    def __init__(self, experts: int, width: int, out: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(experts, out, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(experts, out).uniform_(-bound, bound))
+
+    def forward(self, number: int, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight[number], self.bias[number])

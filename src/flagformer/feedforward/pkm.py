@@ -1,0 +1,81 @@
+"""Product-key memory (arXiv:1907.05242): a feedforward that looks values up in a large table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from product_key_memory import PKM
+from torch import Tensor, nn
+
+from flagformer.feedforward import Activation, FeedForward
+from flagformer.feedforward.dense import Dropout
+from flagformer.flags import Flag, Need, component
+from flagformer.flow import Dims, SideInputs
+from flagformer.ops.full_precision import no_autocast
+
+TOPK, HEADS, WIDTH = 32, 4, 128  # of the package: keys that count, lookups of a token, width of a half key
+LOOKED_UP = "its output is a sum of stored values, not a projection"
+
+
+@component(
+    "feedforward",
+    select="ff_pkm",
+    paper="arXiv:1907.05242, section 3",
+    requires=[
+        Need("zero_init_branch_output", None, LOOKED_UP),
+        Need("ff_zero_init_output", None, LOOKED_UP),
+        Need("depth_scale_residual", None, LOOKED_UP),
+    ],
+)
+class ProductKeys(FeedForward):
+    """Each token sums the values of the best of N ** 2 keys, found as pairs of N half keys.
+
+    The `product-key-memory` package does the arithmetic, in the dtype of the weights whatever autocast says.
+    Departure: queries are layer-normed, as a batch norm would show each token the others.
+    """
+
+    reads_activation = False
+
+    def __init__(
+        self,
+        dims: Dims,
+        activation: Activation,
+        *,
+        keys: Annotated[
+            int,
+            Flag("pkm_num_keys", "half keys N of a product-key memory, which holds N ** 2 values", least=2),
+        ] = 128,
+        dropout: Dropout = 0.0,
+    ) -> None:
+        super().__init__()
+        self.memory = PKM(
+            dims.dim,
+            heads=HEADS,
+            num_keys=keys,
+            topk=min(TOPK, keys),
+            dim_head=WIDTH,
+            value_dropout=dropout,
+        )
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        # the package's sum of values takes no two dtypes
+        with no_autocast(x.device):
+            return self.memory(x.to(self.memory.values.weight.dtype)).to(x.dtype)
+
+
+def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """For an optimizer: the values of product-key memories with a learning rate of their own, and the rest.
+
+    A value is looked up by few tokens; the paper's code learns it at 1e-3 where the rest takes 2.5e-4.
+    """
+    values = {id(value) for value in _values(model)}
+    rest = [p for p in model.parameters() if id(p) not in values]
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    return [*groups, {"params": list(_values(model)), "lr": lr}] if values else groups
+
+
+def _values(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, ProductKeys):
+            yield module.memory.values.weight

@@ -1,0 +1,128 @@
+"""Spherical k-means, one set of centroids per head: which is nearest, and what a batch says of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.unit import unit_length
+
+FARTHEST = 2.0  # beyond any cosine: nothing was seen
+
+
+@torch.no_grad()
+def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """The centroid of largest cosine, the first of equal ones so that every backend says the same.
+
+    Args:
+        vectors: [B, H, T, K] of unit length, fp32.
+        means: [H, C, K] of unit length, fp32.
+
+    Returns:
+        [B, H, T] long, and the cosines [B, H, T].
+    """
+    with no_autocast(vectors.device):
+        cosines = vectors @ means.mT  # [B, H, T, C]
+    best, first = cosines.max(dim=-1)  # torch says the first of equal ones
+    return first, best
+
+
+class Seen(NamedTuple):
+    """What tokens say of their centroids.
+
+    Attributes:
+        counts: [H, C], tokens of each cluster.
+        sums: [H, C, K] of their vectors.
+        cosines: [H, C], the smallest between a centroid and one of its tokens; FARTHEST where there is none.
+        farthest: [H, C, K], that token's vector.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    cosines: Tensor
+    farthest: Tensor
+
+    @staticmethod
+    def nothing(means: Tensor) -> Seen:
+        zeros = torch.zeros_like(means)
+        none = zeros[..., 0].clone()
+        return Seen(none, zeros, torch.full_like(none, FARTHEST), zeros.clone())
+
+    def join(self, other: Seen) -> Seen:
+        """Both; the order does not matter."""
+        nearer = (other.cosines < self.cosines)[..., None]
+        return Seen(
+            self.counts + other.counts,
+            self.sums + other.sums,
+            torch.minimum(self.cosines, other.cosines),
+            torch.where(nearer, other.farthest, self.farthest),
+        )
+
+    @staticmethod
+    @torch.no_grad()
+    def of(vectors: Tensor, clusters: Tensor, cosines: Tensor, count: int) -> Seen:
+        """Of vectors [B, H, T, K]; a cluster number of `count` is nobody's."""
+        batch, heads, length, width = vectors.shape
+        rows = vectors.transpose(0, 1).flatten(1, 2)  # [H, B * T, K]
+        of, near = clusters.transpose(0, 1).flatten(1), cosines.transpose(0, 1).flatten(1)  # [H, B * T]
+        counts = near.new_zeros(heads, count + 1).scatter_add_(1, of, torch.ones_like(near))
+        places = of + torch.arange(heads, device=of.device)[:, None] * (count + 1)
+        sums = near.new_zeros(heads * (count + 1), width).index_add_(0, places.flatten(), rows.flatten(0, 1))
+        sums = sums.unflatten(0, (heads, -1))
+        least = torch.full_like(counts, FARTHEST).scatter_reduce_(1, of, near, "amin")
+        tokens = torch.arange(batch * length, device=rows.device).expand_as(of)
+        tokens = torch.where(near == least.gather(1, of), tokens, -1)
+        last = torch.full_like(counts, -1, dtype=torch.long).scatter_reduce_(1, of, tokens, "amax")
+        farthest = rows.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, width))
+        return Seen(*(part[:, :count] for part in (counts, sums, least, farthest)))
+
+
+class Centroids(NamedTuple):
+    """Running sums and counts of each cluster, and the directions of the sums.
+
+    Attributes:
+        means: [H, C, K] of unit length.
+        sums: [H, C, K].
+        counts: [H, C].
+    """
+
+    means: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
+# Shares of what each cluster would hold if all were equal: below the first a cluster is dead, and one that is
+# begun anew weighs the second.
+DEAD, REBORN = 0.01, 0.1
+
+
+@torch.no_grad()
+def kmeans_step(now: Centroids, seen: Seen, decay: float) -> Centroids:
+    """Sums and counts move towards what was seen; heads that saw nothing stay.
+
+    A dead cluster is begun anew at the token that lies farthest from its own centroid, of the cluster where
+    that is farthest; several dead ones take one after the other.
+    """
+    any_seen = (seen.counts.sum(dim=1) > 0)[:, None]  # [H, 1]
+    counts = torch.where(any_seen, torch.lerp(seen.counts, now.counts, decay), now.counts)
+    sums = torch.where(any_seen[..., None], torch.lerp(seen.sums, now.sums, decay), now.sums)
+    means = torch.where((counts > 0)[..., None], unit_length(sums), now.means)
+
+    share = counts.mean(dim=1, keepdim=True)
+    dead = (counts < DEAD * share) & any_seen
+    ranked = seen.cosines.argsort(dim=1, stable=True)  # the farthest first, those that saw nothing last
+    taker = (dead.cumsum(dim=1) - 1).clamp(min=0)
+    giver = ranked.gather(1, taker)
+    # a token at its own centroid would only double it
+    apart = seen.cosines.gather(1, giver) < 1 - 1e-4
+    reborn = (dead & apart)[..., None]
+    fresh = seen.farthest.gather(1, giver[..., None].expand_as(means))
+    weight = (REBORN * share)[..., None]
+    return Centroids(
+        torch.where(reborn, fresh, means),
+        torch.where(reborn, fresh * weight, sums),
+        torch.where(reborn[..., 0], weight[..., 0], counts),
+    )

@@ -1,0 +1,164 @@
+"""The names of routing-transformer, said in flags: what acts, and what cannot, with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, FlagError, nearest
+
+# Other words for the same flag.
+RENAMED = {
+    "dim_head": "attn_dim_head",
+    "weight_tie": "weight_tie_layers",
+    "num_mem_kv": "attn_num_mem_kv",
+    "use_scale_norm": "use_scalenorm",
+    "receives_context": "cross_attend",
+    "use_absolute_pos_emb": "use_abs_pos_emb",
+    "rel_pos_emb": "rotary_pos_emb",
+    "return_embeddings": "return_only_embed",
+}
+# What is taken when nothing is said, where routing-transformer's choice is another than the flag's.
+STANDARDS: dict[str, Any] = {
+    "heads": 8, "dim_head": 64, "window_size": 64, "rel_pos_emb": True, "use_absolute_pos_emb": False,
+    "n_local_attn_heads": 0,
+}  # fmt: skip
+# Translated one by one below.
+OWN = ("causal", "depth", "max_seq_len", "shift_tokens", "pkm_layers", "moe_layers", "ff_activation")
+# What stands for nothing and may be said; any other value is refused, with the reason.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "attn_layer_dropout": (0.0, "no component drops what attention adds; `layer_dropout` drops sublayers"),
+    "context_window_size": (None, "cross-attention reads all of its context, without clusters"),
+    "context_shared_qk": (False, "cross-attention reads all of its context, without clusters"),
+    "use_rezero": (False, "there is no such residual; `use_layerscale` starts branches near zero"),
+    "_register_kmeans_update": (
+        None,
+        "centroids do not move in a backward: call `update_kmeans()` once for each step of the optimizer",
+    ),
+}
+# Flags that say something only where they differ.
+QUIET: dict[str, Any] = {"reversible": False, "ff_chunks": 1, "shared_qk": None}
+# Of a model of tokens; vectors need none of them.
+MODEL_ONLY = (
+    *(name for name in CATALOGUE.names({"model"}) if name != "max_seq_len"),
+    "return_embeddings",
+    "use_absolute_pos_emb",
+)
+
+
+def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names of routing-transformer, or of any flag -> flags for `flagformer.build`, `model` among them.
+
+    Args:
+        prefix: what the user typed in front, so that messages show it.
+
+    Raises:
+        FlagError: every name or value that cannot be, at once.
+    """
+    findings = _unknown(given, prefix)
+    for name, (nothing, reason) in REFUSED.items():
+        if given.get(name, nothing) != nothing:
+            findings.append(Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {reason}"))
+    asked = {**STANDARDS, **{name: value for name, value in given.items() if name not in REFUSED}}
+    clusters = _clusters(asked, prefix, findings)
+    flags = {RENAMED.get(name, name): value for name, value in asked.items() if name not in OWN}
+    for name, quiet in QUIET.items():
+        if flags.get(name, quiet) == quiet:
+            flags.pop(name, None)
+    window = flags["window_size"]
+    if _any_local(flags["n_local_attn_heads"]):
+        flags["local_attn_window_size"] = flags.get("local_attn_window_size") or window
+    elif flags.get("local_attn_window_size") is None:
+        flags.pop("local_attn_window_size", None)
+    if clusters is None:
+        del flags["window_size"]
+    else:
+        flags["num_clusters"] = clusters
+    flags |= _feedforwards(asked, prefix, findings)
+    if findings:
+        raise FlagError(dict.fromkeys(findings))
+    kind = "decoder" if asked.get("causal") else "encoder"
+    return {"model": kind, "depth": asked["depth"], "max_seq_len": asked["max_seq_len"], **flags}
+
+
+def as_typed(findings: Iterable[Finding], prefix: str = "") -> list[Finding]:
+    """Findings of a model in the words of routing-transformer."""
+    words = {flag: name for name, flag in RENAMED.items()}
+
+    def typed(match: re.Match[str]) -> str:
+        return f"`{prefix}{words.get(match[1], match[1])}"
+
+    return [
+        Finding(prefix + words.get(finding.flag, finding.flag), re.sub(r"`(\w+)", typed, finding.message))
+        for finding in findings
+    ]
+
+
+def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
+    crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
+    known = {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *QUIET}
+    findings = []
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known).replace("`", f"`{prefix}", 1)
+            findings.append(
+                Finding(prefix + name, f"`{prefix}{name}` is not a flag of a routing model{hint}")
+            )
+        elif RENAMED.get(name, name) in given and name in RENAMED:
+            text = f"`{prefix}{name}` and `{prefix}{RENAMED[name]}` cannot be combined"
+            findings.append(Finding(prefix + name, f"{text}, because both say the same; keep one"))
+    for name in ("dim", "depth", "max_seq_len"):
+        if name not in given:
+            findings.append(Finding(prefix + name, f"`{prefix}{name}` is required"))
+    return findings
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _any_local(heads: Any) -> bool:
+    return any(heads) if isinstance(heads, (tuple, list)) else bool(heads)
+
+
+def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> int | None:
+    """Clusters of the routing heads, `max_seq_len / window_size` unless said; None without such heads."""
+    heads, local = asked["heads"], asked["n_local_attn_heads"]
+    length, window = asked.get("max_seq_len"), asked["window_size"]
+    if all(share == heads for share in (local if isinstance(local, (tuple, list)) else (local,))):
+        return asked.get("num_clusters")
+    if asked.get("num_clusters") is not None:
+        return asked["num_clusters"]
+    for name, value in (("max_seq_len", length), ("window_size", window)):
+        if not _is_size(value):
+            text = f"`{prefix}{name}` must be a whole number of at least 1, but is {value!r}"
+            findings.append(Finding(prefix + name, text))
+            return 1
+    if length % window:
+        text = (
+            f"`{prefix}max_seq_len` must be a multiple of `{prefix}window_size` = {window}, as there is a"
+            f" cluster for each window, but is {length}; or say `{prefix}num_clusters`"
+        )
+        findings.append(Finding(prefix + "max_seq_len", text))
+    return max(length // window, 1)
+
+
+def _feedforwards(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> dict[str, Any]:
+    """Which layers hold a memory or experts (counted from 1), the activation, and shifted tokens."""
+    flags: dict[str, Any] = {}
+    depth: int = asked["depth"] if _is_size(asked.get("depth")) else 0
+    for name, flag in (("pkm_layers", "ff_pkm"), ("moe_layers", "ff_moe")):
+        layers = asked.get(name) or ()
+        layers = tuple(layers) if isinstance(layers, (tuple, list)) else (layers,)
+        wrong = [layer for layer in layers if not _is_size(layer) or layer > depth]
+        if wrong:
+            text = f"`{prefix}{name}` must hold layers from 1 to `{prefix}depth` = {depth}"
+            findings.append(Finding(prefix + name, f"{text}, but holds {wrong[0]!r}"))
+        elif layers:
+            flags[flag] = tuple(layer in layers for layer in range(1, depth + 1))
+    if asked.get("ff_activation") is not None:
+        flags["activation"] = asked["ff_activation"]
+    if asked.get("shift_tokens"):
+        flags["shift_tokens"] = int(asked["shift_tokens"])
+    return flags

@@ -1,0 +1,157 @@
+"""An encoder and a decoder of routing attention, with the names of routing-transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.cores.kmeans import update_kmeans
+from flagformer.flags import Finding, Gathered, nearest, split_prefixes
+from flagformer.flow import Outputs
+from flagformer.generation import LogitsFilter, PromptLike, evaluating
+from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+from flagformer.wrappers.routing import build_language_model
+
+ENC, DEC = "enc_", "dec_"
+DECIDED = {
+    ENC: {
+        "dim": "both halves have one width: say `dim`",
+        "causal": "an encoder sees all of its source",
+        "receives_context": "the encoder reads the source alone",
+        "return_embeddings": "the encoder gives embeddings to the decoder",
+    },
+    DEC: {
+        "dim": "both halves have one width: say `dim`",
+        "causal": "a decoder sees no later token",
+        "receives_context": "a decoder always reads the encoder",
+        "return_embeddings": "the loss is of the decoder's logits",
+    },
+}
+
+
+class RoutingTransformerEncDec(nn.Module):
+    """An encoder-decoder: `model(seq_in, seq_out, return_loss=True)` is (loss, 0).
+
+    One `loss.backward()` trains both halves: it holds the auxiliary losses of both.
+
+    Args:
+        dim: width D of both halves.
+        ignore_index: a target of this value does not count; None: `pad_value`.
+        pad_value: the id written behind a row that has ended.
+        **flags: those of `RoutingTransformerLM` behind `enc_` or `dec_`, with `window_size=256`;
+            `num_tokens`, `depth` and `max_seq_len` of each half are required.
+
+    Raises:
+        FlagError: every mistake of both halves at once, with the names as typed.
+    """
+
+    def __init__(
+        self, *, dim: int, ignore_index: int | None = None, pad_value: int = 0, **flags: Any
+    ) -> None:
+        super().__init__()
+        encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
+        gathered = Gathered()
+        gathered.findings += [Finding(name, _stray(name)) for name in rest]
+        for prefix, half in ((ENC, encoder), (DEC, decoder)):
+            for name in (name for name in half if name in DECIDED[prefix]):
+                text = f"`{prefix}{name}` cannot be given, because {DECIDED[prefix][name]}"
+                gathered.findings.append(Finding(prefix + name, text))
+        shared = {"dim": dim, "window_size": 256}
+        first = {**shared, **_without(encoder, DECIDED[ENC]), "return_embeddings": True}
+        second = {**shared, **_without(decoder, DECIDED[DEC]), "causal": True, "receives_context": True}
+        enc = gathered.attempt(lambda: build_language_model(first, ENC))
+        dec = gathered.attempt(lambda: build_language_model(second, DEC))
+        gathered.raise_all()
+        self.enc = enc
+        self.dec = AutoregressiveWrapper(dec, pad_value if ignore_index is None else ignore_index, pad_value)
+
+    def forward(
+        self,
+        seq_in: Tensor,
+        seq_out: Tensor,
+        return_loss: bool = False,
+        randomly_truncate_sequence: bool = False,
+        *,
+        enc_input_mask: Tensor | None = None,
+        dec_input_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(logits, auxiliary loss), or under `return_loss` (loss, 0), the loss with all auxiliary ones.
+
+        Args:
+            seq_in: ids [B, S].
+            seq_out: ids [B, T]; under `return_loss` each token is predicted from those before.
+            randomly_truncate_sequence: cut `seq_out` to a random length from 2 on, so that short targets are
+                learned too; the length comes from torch's generator. Only with `return_loss`.
+            enc_input_mask, dec_input_mask: bool [B, S] and [B, T], True for real tokens.
+        """
+        if randomly_truncate_sequence and not return_loss:
+            raise ValueError("`randomly_truncate_sequence` must come with `return_loss=True`, but came alone")
+        context, outputs = self.enc(seq_in, mask=enc_input_mask, return_losses=True)
+        side = {"context": context, "context_mask": enc_input_mask}
+        zero = torch.zeros((), device=context.device, requires_grad=True)
+        if not return_loss:
+            logits, found = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **side)
+            both = Outputs(context, losses={**found.losses, **_apart(outputs.losses)}).extra_loss
+            return logits, zero if both is None else both
+        if randomly_truncate_sequence:
+            length = int(torch.randint(2, max(seq_out.shape[1], 2) + 1, ()))
+            seq_out = seq_out[:, :length]
+            dec_input_mask = None if dec_input_mask is None else dec_input_mask[:, :length]
+        loss = self.dec(seq_out, mask=dec_input_mask, **side)
+        return loss if outputs.extra_loss is None else loss + outputs.extra_loss, zero
+
+    def generate(
+        self,
+        seq_in: Tensor,
+        seq_out_start: PromptLike,
+        max_seq_len: int | None = None,
+        *,
+        enc_input_mask: Tensor | None = None,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        filter_logits_fn: str | LogitsFilter | None = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        cache_kv: bool = True,
+        seed: int | None = None,
+    ) -> Tensor:
+        """New target tokens, long [B, max_seq_len]; None: as many as the decoder's `max_seq_len`.
+
+        The source is read once. Other arguments are those of `AutoregressiveWrapper.generate`.
+        """
+        with torch.no_grad(), evaluating(self.enc):
+            context = self.enc(seq_in, mask=enc_input_mask)
+        return self.dec.generate(
+            seq_out_start,
+            self.dec.net.max_seq_len if max_seq_len is None else max_seq_len,
+            eos_token=eos_token,
+            temperature=temperature,
+            prompt_lens=prompt_lens,
+            filter_logits_fn=filter_logits_fn,
+            filter_kwargs=filter_kwargs,
+            cache_kv=cache_kv,
+            seed=seed,
+            context=context,
+            context_mask=enc_input_mask,
+        )
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""
+        update_kmeans(self)
+
+
+def _without(flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if name not in names}
+
+
+def _apart(losses: Mapping[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """The encoder's losses under names of their own."""
+    return {f"enc.{name}": values for name, values in losses.items()}
+
+
+def _stray(name: str) -> str:
+    hint = nearest(name, ("dim", "ignore_index", "pad_value")) or "; flags begin with `enc_` or `dec_`"
+    return f"`{name}` is not a flag of RoutingTransformerEncDec{hint}"

@@ -1,0 +1,224 @@
+"""Local and routing attention against what their definitions say, token by token."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.attention.cores.kmeans import KMeans
+from flagformer.ops.clusters import nearest
+from flagformer.ops.routing import Tokens, chunks_of, latest_members
+
+HEADS, WIDTH, LENGTH = 4, 8, 23
+FLAGS = {
+    "num_tokens": 11, "max_seq_len": 64, "dim": 16, "heads": HEADS, "attn_dim_head": WIDTH, "depth": 1,
+    "use_abs_pos_emb": False,
+}  # fmt: skip
+
+
+def model_of(**flags):
+    torch.manual_seed(0)
+    return flagformer.build({**FLAGS, **flags}).double().eval()
+
+
+def routed(queries, keys, place, window, later):
+    """The keys of a query's cluster that it meets, itself aside: the `window` nearest on each side."""
+    same = [other for other in range(len(keys)) if other != place and keys[other] == queries[place]]
+    earlier = [other for other in same if other < place][::-1][:window]
+    return set(earlier) | set([other for other in same if other > place][:window] if later else [])
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["causal", "both sides"])
+@pytest.mark.parametrize("window", [1, 3, 4, 40])
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_chunks_hold_exactly_what_the_rule_says(count, size, window, later):
+    torch.manual_seed(count)
+    queries, keys = torch.randint(count, (2, 3, LENGTH)), torch.randint(count, (2, 3, LENGTH))
+    keys[0, 0] = 0  # one cluster that holds everything
+    window = min(window, LENGTH)
+    places = torch.arange(100, 100 + LENGTH)
+    chunks = chunks_of(Tokens(queries, places), Tokens(keys, places), 200, window, size, later)
+    for row in range(2):
+        for head in range(3):
+            found = [set() for _ in range(LENGTH)]
+            for chunk, members in enumerate(chunks.queries[row, :, head].tolist()):
+                for place, query in enumerate(members):
+                    met = chunks.keys[row, chunk, head][chunks.allowed[row, chunk, head, place]].tolist()
+                    assert query < LENGTH or not met, "an empty place meets nobody"
+                    assert len(met) == len(set(met)), "no key twice"
+                    if query < LENGTH:
+                        found[query] |= set(met)
+                        assert chunks.slots[row, head, query] == chunk * size + place
+            numbers = queries[row, head].tolist(), keys[row, head].tolist()
+            assert found == [routed(*numbers, place, window, later) for place in range(LENGTH)]
+
+
+def test_the_newest_query_of_a_session_is_served_like_any_other():
+    """Queries are the last of the keys; a part of the keys is not there any more."""
+    torch.manual_seed(3)
+    keys = torch.randint(3, (1, 2, LENGTH))
+    queries = torch.randint(3, (1, 2, 4))
+    first, last = torch.arange(50, 50 + LENGTH), torch.arange(50 + LENGTH - 4, 50 + LENGTH)
+    chunks = chunks_of(Tokens(queries, last), Tokens(keys, first), 80, 3, 2, later=False)
+    for head in range(2):
+        for chunk, members in enumerate(chunks.queries[0, :, head].tolist()):
+            for place, query in enumerate(members):
+                if query < 4:
+                    met = set(chunks.keys[0, chunk, head][chunks.allowed[0, chunk, head, place]].tolist())
+                    padded = [None] * (LENGTH - 4) + queries[0, head].tolist()
+                    assert met == routed(padded, keys[0, head].tolist(), LENGTH - 4 + query, 3, later=False)
+
+
+@pytest.mark.parametrize("window", [1, 3, 30])
+def test_rings_hold_the_latest(window):
+    torch.manual_seed(4)
+    clusters = torch.randint(4, (2, 3, LENGTH))
+    places, members = latest_members(Tokens(clusters, torch.arange(LENGTH)), 5, window)
+    for row in range(2):
+        for head in range(3):
+            for cluster in range(5):
+                held = [at for at in range(LENGTH) if clusters[row, head, at] == cluster]
+                assert members[row, head, cluster] == len(held)
+                ring = places[row, head, cluster].tolist()
+                want = [-1] * window
+                for rank, at in enumerate(held):
+                    want[rank % window] = at
+                assert ring == want
+
+
+def test_ties_go_to_the_lower_cluster():
+    means = torch.nn.functional.normalize(torch.randn(1, 3, 4), dim=-1)
+    means = torch.cat([means, means], dim=1)  # every centroid twice
+    vectors = torch.nn.functional.normalize(torch.randn(1, 1, 50, 4), dim=-1)
+    clusters, _ = nearest(vectors, means)
+    assert clusters.max() < 3
+
+
+def sees(model, ids, **how):
+    """The logits, with the map that goes with them asked for and not."""
+    with torch.no_grad():
+        logits, maps = model(ids, return_attn=True, **how)
+        assert torch.allclose(logits, model(ids, **how), atol=1e-12)
+    return logits, maps[0]
+
+
+def content_of(model, ids):
+    """Queries and keys of the only layer before positions turn them, [B, H, T, K] each."""
+    attention = model.attn_layers.sublayers[0]
+    x = attention.in_norm(model.token_emb(ids))
+    q, k, _ = attention.fn.source.projection(x)
+    return q, k
+
+
+def clusters_of(vectors, means):
+    """The nearest centroid of each vector, by loops."""
+    rows = []
+    for head in range(vectors.shape[1]):
+        units = vectors[:, head] / vectors[:, head].norm(dim=-1, keepdim=True)
+        rows.append((units.float() @ means[head].T).argmax(dim=-1))
+    return torch.stack(rows, dim=1).tolist()
+
+
+@pytest.mark.parametrize("position", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}], ids=str)
+@pytest.mark.parametrize("tied", [False, True], ids=["own keys", "shared_qk"])
+@pytest.mark.parametrize("window", [2, 50])
+def test_routing_equals_attention_over_the_pairs_of_the_rule(window, tied, position):
+    model = model_of(num_clusters=3, window_size=window, shared_qk=tied, **position)
+    dense = model_of(shared_qk=tied, **position)
+    dense.load_state_dict(model.state_dict(), strict=False)
+    ids = torch.randint(11, (2, LENGTH))
+    logits, weights = sees(model, ids)
+    kmeans = next(module for module in model.modules() if isinstance(module, KMeans))
+    queries, keys = (clusters_of(part, kmeans.means) for part in content_of(model, ids))
+    keys = queries if tied else keys
+    allowed = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=torch.bool)
+    for row in range(2):
+        for head in range(HEADS):
+            for place in range(LENGTH):
+                met = routed(queries[row][head], keys[row][head], place, window, later=False)
+                allowed[row, head, place, list(met if tied and met else met | {place})] = True
+    assert torch.equal(weights > 0, allowed)
+    # dense attention under that mask is the same model, shared_qk or not
+    want, maps = sees(dense, ids, attn_mask=allowed)
+    assert torch.allclose(weights, maps, atol=1e-12)
+    assert torch.allclose(logits, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("position", [{}, {"rotary_pos_emb": True}, {"rel_pos_bias": True}], ids=str)
+def test_local_heads_equal_attention_under_a_band(position, kind, radius):
+    flags = {"model": kind, **position}
+    model = model_of(n_local_attn_heads=3, local_attn_window_size=4, local_attn_radius_blocks=radius, **flags)
+    dense = model_of(**flags)
+    dense.load_state_dict(model.state_dict())
+    ids = torch.randint(11, (2, LENGTH))
+    places = torch.arange(LENGTH)
+    distance = places[:, None] - places
+    allowed = torch.ones(1, HEADS, LENGTH, LENGTH, dtype=torch.bool)
+    allowed[:, :3] = distance.abs() <= 4 * radius
+    want, maps = sees(dense, ids, attn_mask=allowed)
+    got, weights = sees(model, ids)
+    assert torch.allclose(weights, maps, atol=1e-12)
+    assert torch.allclose(got, want, atol=1e-12)
+
+
+def test_shared_qk_leaves_a_token_out_of_its_own_sight():
+    """Keys are unit queries; only the first token, which has nobody else, sees itself."""
+    model = model_of(shared_qk=True)
+    ids = torch.randint(11, (2, LENGTH))
+    q, k = content_of(model, ids)
+    assert torch.allclose(k, q / q.norm(dim=-1, keepdim=True))
+    scores = (q @ k.mT) * WIDTH**-0.5
+    others = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1)
+    others[0, 0] = True
+    want = scores.masked_fill(~others, float("-inf")).softmax(dim=-1)
+    assert torch.allclose(sees(model, ids)[1], want, atol=1e-12)
+
+
+def test_padded_tokens_take_no_place_in_a_cluster():
+    """A window of one: if a padded token were in a cluster it would stand in somebody's way."""
+    model = model_of(num_clusters=2, window_size=1, rotary_pos_emb=True)
+    ids = torch.randint(11, (1, LENGTH))
+    mask = torch.ones(1, LENGTH, dtype=torch.bool)
+    mask[:, 5:15] = False
+    pos = torch.arange(LENGTH)[None]
+    gone = torch.cat([ids[:, :5], ids[:, 15:]], dim=1)
+    with torch.no_grad():
+        got = model(ids, mask=mask, pos=pos)
+        want = model(gone, pos=torch.cat([pos[:, :5], pos[:, 15:]], dim=1))
+    assert torch.allclose(torch.cat([got[:, :5], got[:, 15:]], dim=1), want, atol=1e-12)
+
+
+def test_no_later_token_changes_a_single_bit():
+    """Blocks of one shape, so that not even the order of a sum may differ."""
+    model = model_of(num_clusters=3, window_size=4, n_local_attn_heads=2, local_attn_window_size=4).float()
+    ids = torch.randint(11, (1, 64))
+    changed = ids.clone()
+    changed[:, 40:] = (changed[:, 40:] + 3) % 11
+    for mode in (model.eval(), model.train()):
+        with torch.no_grad():
+            before, after = mode(ids), mode(changed)
+        assert (before[:, :40] - after[:, :40]).abs().max() <= 1e-6
+        assert not torch.equal(before[:, 40:], after[:, 40:])
+
+
+@pytest.mark.parametrize("kernel", [{}, {"attn_flash": False}], ids=["fused", "written out"])
+@pytest.mark.parametrize("kind", ["local", "routing"])
+def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
+    """Longer than a block, and no multiple of one: empty places must give no gradient either."""
+    few = {"n_local_attn_heads": 4, "local_attn_window_size": 5}
+    if kind == "routing":
+        few = {"num_clusters": 3, "window_size": 6}
+    model, dense = model_of(**few, **kernel, alibi_pos_bias=True), model_of(**kernel, alibi_pos_bias=True)
+    dense.load_state_dict(model.state_dict(), strict=False)
+    ids = torch.randint(11, (2, 75))
+    with torch.no_grad():
+        allowed = model(ids, return_attn=True)[1][0] > 0
+    found = []
+    for net, how in ((model, {}), (dense, {"attn_mask": allowed})):
+        net(ids, **how).cos().sum().backward()
+        found.append({name: p.grad for name, p in net.named_parameters()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-9), name
