@@ -1,4 +1,5 @@
-"""Tokens of a tokenizer: the text comes back, bits per byte are those of the bytes, absent packages are named."""
+"""Tokens of a tokenizer: the text comes back, bits per byte are those of the bytes, absent packages are
+named."""
 
 from __future__ import annotations
 

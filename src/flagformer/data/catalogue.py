@@ -24,7 +24,7 @@ from flagformer.data.tokens import TokenFile
 # The type of a `data` block: `source` says which. pydantic's error locations carry that name: ("data",
 # "file", "path").
 DataConfig = Annotated[
-    StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse | AssociativeRecall |
-    Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall | LongRetrieval | Digits,
-    Field(discriminator="source"),
+    StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse |
+    AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
+    LongRetrieval | Digits, Field(discriminator="source"),
 ]  # fmt: skip

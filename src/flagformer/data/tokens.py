@@ -16,8 +16,9 @@ PIECE = 1 << 20  # bytes that are encoded at once
 
 
 class TokenFile(Text):
-    """The text at `path`, UTF-8, cut into the tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
-    (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, told apart before they are encoded.
+    """The text at `path`, UTF-8, cut into the tokens of `tokenizer`, a `tokenizer.json` of the package
+    `tokenizers` (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, told apart before
+    they are encoded.
 
     Bits per byte count the bytes that the tokens stand for, so that tokenizers and bytes compare.
     """

@@ -7,6 +7,7 @@ The log itself is `log.jsonl`, written by every run; a tracker reads it, so that
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,14 @@ def _wandb(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: P
     )
     for line in lines:
         run.log({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
-    run.finish(quiet=True)
+    run.finish()
 
 
 def _mlflow(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
     mlflow = _package("mlflow", "mlflow-skinny")
     (out / "mlflow").mkdir(parents=True, exist_ok=True)
+    # files need no database beside mlflow-skinny; from version 3.7 on mlflow wants to be told so
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=(out / "mlflow").resolve().as_uri())
     found = client.get_experiment_by_name("flagformer")
     experiment = found.experiment_id if found else client.create_experiment("flagformer")
