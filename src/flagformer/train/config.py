@@ -111,10 +111,10 @@ class EvaluateConfig(Block):
     @classmethod
     def _lengths_are_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
         for length in lengths:
-            if not 2 <= length <= LONGEST:
-                raise ValueError(
-                    f"`seq_lens` must be lengths of at least 2 and at most {LONGEST:,}, but holds {length}"
-                )
+            if length < 2:
+                raise ValueError(f"`seq_lens` must be lengths of at least 2, but holds {length}")
+            if length > LONGEST:
+                raise ValueError(f"`seq_lens` must be lengths of at most {LONGEST:,}, but holds {length}")
         if len(set(lengths)) < len(lengths):
             raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
         return lengths
