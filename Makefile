@@ -51,6 +51,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.peers: Makefile | $(VENV)/.dev
 	rm -rf $(PEERS)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) $(PEER)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers/memformer-0.3 memformer==0.3.1
 	touch $@
 
 clean:

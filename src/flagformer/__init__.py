@@ -11,6 +11,8 @@ from flagformer.presets import preset
 from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build, check, load
+from flagformer.wrappers.memformer import Memformer
+from flagformer.wrappers.replay import memory_replay_backprop, train_segments
 from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
 from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
 from flagformer.wrappers.transformer import TransformerWrapper
@@ -25,9 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "PrefixDecoder", "Ready", "RoutingTransformer", "RoutingTransformerEncDec", "RoutingTransformerLM",
-    "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper", "XTransformer", "audit",
-    "build", "check", "component", "load", "preset", "update_kmeans",
+    "Memformer", "PrefixDecoder", "Ready", "RoutingTransformer", "RoutingTransformerEncDec",
+    "RoutingTransformerLM", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
+    "XTransformer", "audit", "build", "check", "component", "load", "memory_replay_backprop", "preset",
+    "train_segments", "update_kmeans",
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
 from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
+from flagformer.memory.slots import MemorySlots, NoSlots
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -98,6 +99,6 @@ CATALOGUE.fill(
         Straight, ShiftTokens,
         LayerScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,
-        NoRecurrence, SegmentRecurrence,
+        NoRecurrence, SegmentRecurrence, NoSlots, MemorySlots,
     ]
 )  # fmt: skip

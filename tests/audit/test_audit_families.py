@@ -160,3 +160,10 @@ from flagformer import audit
 assert audit(net).passed
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_model_with_slots_passes():
+    """Its context is its memory, which a segment before it wrote."""
+    sizes = {"num_tokens": 11, "max_seq_len": 40, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
+    report = audit(flagformer.build({**sizes, "cross_attend": True, "num_memory_slots": 3}))
+    assert report.passed, str(report)

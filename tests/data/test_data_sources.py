@@ -27,7 +27,7 @@ BLOCKS = {
     "compression": {"source": "compression", "symbols": 11},
     "parity": {"source": "parity"},
     "list_ops": {"source": "list_ops", "depth": 2},
-    "segment_recall": {"source": "segment_recall", "segments": 2, "pairs": 2, "keys": 5, "values": 7},
+    "segment_recall": {"source": "segment_recall", "segment": 1, "stored": 1},
     "long_retrieval": {"source": "long_retrieval", "keys": 3, "values": 5},
 }
 

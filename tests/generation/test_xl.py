@@ -116,7 +116,7 @@ def test_modes_seeds_and_ends():
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"max_mem_len": 0}, "build it with `max_mem_len`"),
+        ({"max_mem_len": 0}, "build it with `max_mem_len` or `num_memory_slots`"),
         ({"rotary_pos_emb": False}, "`net` has learned positions for 4 tokens"),
         ({"max_seq_len": 0}, "its `max_seq_len` is 0"),
         ({"model": "encoder"}, "`net` must be causal"),

@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
+    ("memory", "stack"),  # a replayed segment meets the random numbers of its first run, as a sublayer does
     ("study", "train"),  # a study is many trainings
     ("cli", "train"),
     ("cli", "study"),

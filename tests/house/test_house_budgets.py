@@ -10,7 +10,8 @@ FILE, MEDIAN, FUNCTION, ARGUMENTS = 350, 120, 50, 10
 # the body is, not the signature and the docstring.
 WRAPPERS = {
     "AttentionLayers", "TransformerWrapper", "AutoregressiveWrapper", "XTransformer", "ViTransformerWrapper",
-    "XLAutoregressiveWrapper", "RoutingTransformer", "RoutingTransformerLM", "RoutingTransformerEncDec",
+    "XLAutoregressiveWrapper", "Memformer", "RoutingTransformer", "RoutingTransformerLM",
+    "RoutingTransformerEncDec",
 }  # fmt: skip
 # Exempt from the count of arguments as well: the constructor of a component, whose parameters are its flags,
 # and the commands of `cli`, whose parameters are the options of the command line.

@@ -13,6 +13,7 @@ PAPERS = ROOT / "docs" / "papers"
 SECTIONS = ["Claim", "Formula", "Flags", "Conflicts", "Cost", "Citation"]
 CARDS = cards()
 PLAN = {f"plan-{p.flag.name}.md": p.flag.name for item in CATALOGUE.in_slot("plan") for p in item.params}
+WHOLE = {"memformer.md"}  # a model of its own
 FILES = sorted(path.name for path in PAPERS.glob("*.md"))
 
 
@@ -25,7 +26,7 @@ def sections(name):
 
 def test_every_component_has_a_card():
     assert set(CARDS) <= set(FILES)
-    assert set(FILES) <= set(CARDS) | set(PLAN), "a card without a component"
+    assert set(FILES) <= set(CARDS) | set(PLAN) | WHOLE, "a card without a component"
 
 
 @pytest.mark.parametrize("name", FILES)

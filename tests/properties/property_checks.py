@@ -255,7 +255,9 @@ def compiles(subject):
 
 
 def with_memories(subject):
-    """The same model with room for every memory; None where its flags refuse them."""
+    """The same model with room for every memory; None where its flags refuse them, or slots say more."""
+    if subject.model.num_memory_slots:
+        return None
     flags = {name: value for name, value in subject.flags.items() if name != "shift_mem_down"}
     try:
         model = flagformer.build({**flags, "max_mem_len": 16}).to(subject.dtype).eval()
@@ -329,6 +331,35 @@ def memories_of_both_directions(subject):
     same(padded[1:, 2:], alone, "segments, left-padded row")
 
 
+def slots_over_segments(subject):
+    """Slots hand on earlier segments and no later one, keep out what is padded; a stream reads the same."""
+    model = stir(flagformer.build({**subject.flags, "max_seq_len": 4}).to(subject.dtype).eval())
+    if model.max_mem_len and model.absolute_positions:
+        return
+    ids, changed = subject.ids, subject.ids.clone()
+    changed[:, 2] = (changed[:, 2] + 3) % model.num_tokens
+    full, other = (in_segments(model, one, (4, 4, 1)) for one in (ids, changed))
+    differ(full[:, 8:], other[:, 8:], "the third segment, after a change in the first")
+    changed = ids.clone()
+    changed[:, 5] = (changed[:, 5] + 3) % model.num_tokens
+    same(in_segments(model, changed, (4, 4, 1))[:, :4], full[:, :4], "a segment before a change in the next")
+    same(in_segments(model, ids[1:], (4, 4, 1)), full[1:], "segments of a row alone")
+    with torch.no_grad():
+        _, mems = model(ids[:, :4], return_mems=True)
+        tail = torch.tensor([[True] * 4, [False] * 4])
+        logits, left = model(ids[:, 4:8], mems=mems, mask=tail, return_mems=True)
+        _, padded = model(ids[:, :4], seq_start_pos=torch.tensor([0, 2]), return_mems=True)
+        _, alone = model(ids[1:, 2:4], return_mems=True)
+    assert logits.isfinite().all(), "logits of a row of padding are not finite"
+    same(left.slots[1], mems.slots[1], "slots of a row of padding", tolerance=0.0)
+    differ(left.slots[0], mems.slots[0], "slots of the row beside it")
+    same(padded.slots[1:], alone.slots, "slots of a left-padded row")
+    if model.can_cache:
+        stream = model.stream(2)
+        pieces = [stream(part) for part in ids.split((1, 2, 4, 1, 1), dim=1)]
+        same(torch.cat(pieces, dim=1), full, "a stream of single tokens and of whole segments")
+
+
 def exports(subject):
     """One program without the module's Python, for every length of the input, and the same numbers.
 
@@ -366,6 +397,8 @@ def checks_of(subject):
         checks = (*checks, memories_of_both_directions)
     if subject.kind == "prefix_decoder":
         checks = (*checks, prefix_is_seen_by_all)
+    if subject.model.num_memory_slots:
+        checks = (*checks, slots_over_segments)
     return (*checks, context_padding) if subject.has_cross else checks
 
 

@@ -26,9 +26,13 @@ VALUES = {
     "ff_mult": 1.5,
     "kmeans_ema_decay": 0.5,
     "layerscale_init_value": 0.5,
+    "mem_update_attn_heads": 2,
+    "memory_temperature": 0.5,
+    "memory_update": "bmn",
     "local_attn_radius_blocks": 2,
     "local_attn_window_size": 2,
     "logits_dim": 7,
+    "num_mem_updates": 2,
     "memory_tokens_interspersed_every": 3,
     "moe_loss_coef": 0.5,
     "moe_num_experts": 3,
@@ -49,8 +53,12 @@ VALUES = {
 # the same of them.
 OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
 # What has to be said with a flag, where the catalogue does not tell.
+CROSS = {"cross_attend": True}
 WITH = {
-    "cross_attn_dim_context": {"cross_attend": True},
+    **dict.fromkeys(
+        ("cross_attn_dim_context", "memory_update", "num_mem_updates", "mem_update_attn_heads"), CROSS
+    ),
+    "memory_temperature": {**CROSS, "memory_update": "bmn"},
     # windows that end within the test's lengths
     "local_attn_radius_blocks": {"local_attn_window_size": 3},
 }

@@ -24,7 +24,8 @@ class Subject:
         self.ids = torch.randint(self.model.num_tokens, (2, 9))
         layers = self.model.attn_layers
         width = layers.dims.dim_context or layers.dims.dim
-        self.context = torch.randn(2, 5, width, dtype=dtype) if layers.has_cross else None
+        given = layers.has_cross and not self.model.num_memory_slots
+        self.context = torch.randn(2, 5, width, dtype=dtype) if given else None
 
     @property
     def has_cross(self):
@@ -40,8 +41,12 @@ class Subject:
             return self.model(ids, **self.side(*(rows or range(len(ids)))), **how)
 
     def loss(self):
-        """A number that every logit moves differently."""
-        logits = self.model(self.ids, **self.side(0, 1))
+        """A number that every logit moves differently; of two segments where the first writes slots."""
+        if self.model.num_memory_slots:
+            _, mems = self.model(self.ids[:, :5], return_mems=True, detach_mems=False)
+            logits = self.model(self.ids[:, 5:], mems=mems)
+        else:
+            logits = self.model(self.ids, **self.side(0, 1))
         weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
         return (logits * weights.cos()).sum()
 

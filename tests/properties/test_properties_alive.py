@@ -51,7 +51,8 @@ class Seen:
         draws = torch.Generator().manual_seed(2)
         self.ids = torch.randint(11, (2, LENGTH), generator=draws)
         context = torch.randn(2, LENGTH, width, generator=draws, dtype=torch.float64)
-        self.side = {"context": context} if layers.has_cross else {}
+        given = layers.has_cross and not self.model.num_memory_slots
+        self.side = {"context": context} if given else {}
 
     def shapes(self):
         return [(name, tuple(p.shape)) for name, p in self.model.named_parameters()]
@@ -91,7 +92,7 @@ class Seen:
 
     def segments(self):
         """What a second segment gives behind the memories of a first one, where there are any."""
-        if not self.model.flags["max_mem_len"]:
+        if not self.model.flags["max_mem_len"] and not self.model.num_memory_slots:
             return []
         half = LENGTH // 2
         with torch.no_grad():

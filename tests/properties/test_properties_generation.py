@@ -29,7 +29,7 @@ def decoder_of(flags):
     """A stirred model in fp64 with a window where it may have one."""
     torch.manual_seed(1)
     model = flagformer.build({**flags, "max_seq_len": WINDOW})
-    if model.absolute_positions:
+    if model.absolute_positions or model.num_memory_slots:
         model = flagformer.build({**flags, "max_seq_len": ROOM})
     return stir(model.double()).eval()
 
@@ -40,7 +40,7 @@ def generates(name, kind):
         return encoder_decoder(name)
     net = decoder_of({**SINGLES[name], **TINY, "model": kind})
     side = {}
-    if net.attn_layers.has_cross:
+    if net.attn_layers.has_cross and not net.num_memory_slots:
         dims = net.attn_layers.dims
         side["context"] = torch.randn(2, 5, dims.dim_context or dims.dim, dtype=torch.float64)
         side["context_mask"] = torch.arange(5) < torch.tensor([[5], [2]])

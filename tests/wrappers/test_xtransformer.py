@@ -78,7 +78,9 @@ def test_target_mask_and_encoder_mask(pair):
     assert (model(src, tgt, attn_mask=own) - model(src, tgt)).abs() > 1e-4
 
 
-NOT_OF_A_HALF = {"tie_embedding", "return_only_embed", "cross_attn_tokens_dropout", "max_mem_len"}
+NOT_OF_A_HALF = {
+    "tie_embedding", "return_only_embed", "cross_attn_tokens_dropout", "max_mem_len", "num_memory_slots",
+}  # fmt: skip
 REACHING = [
     choice for choice in choices()
     if choice.component is not None and not NOT_OF_A_HALF & set(choice.flags)

@@ -1,4 +1,4 @@
-"""Recall over segments: pairs are told in one segment and asked for in later ones, as memories are for."""
+"""Recall over segments: what a model that reads them one by one keeps (after Memformer, arXiv 2010.06891)."""
 
 from typing import ClassVar, Literal
 
@@ -6,62 +6,70 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, LARGEST
-from flagformer.data.generated import Generated
+from flagformer.data import IGNORE, Source, Split, draws, short_hash
 
 
-class SegmentRecall(Generated):
-    """`k1 v1 k2 v2 noise || noise k2 v2 noise || ...`: `pairs` pairs stand at the start of the first of
-    `segments` equal segments; every later segment asks for each of them, in noise, and shows the answer.
+class SegmentRecall(Source):
+    """`s1 s2 ... | noise | ... | 2 1 1 4 ...`: the first segment begins with symbols, and later ones ask
+    for them by their places.
 
-    With `seq_len` a segment of a model's memory, an answer needs what was read segments before. Tokens:
-    `noise` symbols, then `keys`, then `values`. Scored are the values behind the repeated keys. What of
-    `seq_len` is no whole segment stands in front, as noise.
+    A row is `seq_len / segment` segments of `segment` tokens. Each segment from the second on asks or
+    holds noise, as a coin says (one at least asks), or asks `delay` segments behind the first alone; at
+    each place of one that asks, the symbol at the place that it names is to be predicted. A model that
+    reads each segment alone, or all with less memory than the delay asks for, is left with chance.
+    Tokens: `stored` places, then `symbols` symbols, then `noise` kinds of noise.
     """
 
     metric: ClassVar[str] = (
-        "the value behind each key that is asked in a later segment; accuracy: the share right; "
-        "chance: 1 / values"
+        "the symbol at each place that is asked for; accuracy: the share predicted right; chance: 1 / symbols"
     )
 
     source: Literal["segment_recall"]
-    segments: int = Field(default=4, ge=2, le=4096, description="Equal parts of a row.")
-    pairs: int = Field(default=4, ge=1, le=LARGEST, description="Pairs to remember.")
-    keys: int = Field(default=16, ge=1, le=LARGEST, description="Different keys there are; at least `pairs`.")
-    values: int = Field(default=16, ge=2, le=LARGEST, description="Different values there are.")
-    noise: int = Field(default=8, ge=1, le=LARGEST, description="Different symbols between the pairs.")
+    segment: int = Field(default=8, ge=1, description="Tokens of a segment.")
+    stored: int = Field(default=4, ge=1, description="Symbols to remember; at most `segment`.")
+    symbols: int = Field(default=8, ge=2, description="Different symbols there are.")
+    noise: int = Field(default=8, ge=1, description="Different tokens of noise.")
+    delay: int | None = Field(
+        default=None, ge=1, description="Segments from the first to the only one that asks; none: drawn."
+    )
 
     @property
     def num_tokens(self) -> int:
-        return self.noise + self.keys + self.values
+        return self.stored + self.symbols + self.noise
 
     @property
     def chance(self) -> float | None:
-        return 1 / self.values
+        return 1 / self.symbols
 
-    def least(self) -> tuple[int, str]:
-        if self.keys < self.pairs:
+    def check(self, split: Split, seq_len: int) -> None:
+        if self.stored > self.segment:
+            raise ValueError(f"`stored` must be at most `segment` = {self.segment}, but is {self.stored}")
+        least = self.segment * (1 + (self.delay or 1))
+        if seq_len % self.segment or seq_len < least:
             raise ValueError(
-                f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}"
+                f"`seq_len` must be a multiple of `segment` = {self.segment} and at least {least}, for the "
+                f"first segment and the one that asks, but is {seq_len}"
             )
-        return 2 * self.pairs * self.segments, "2 * pairs * segments"
 
-    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        length = seq_len // self.segments
-        even = torch.ones(batch_size, self.keys)
-        keys = self.noise + torch.multinomial(even, self.pairs, generator=generator)  # [B, pairs], distinct
-        drawn = torch.randint(self.values, (batch_size, self.pairs), generator=generator)
-        values = drawn + self.noise + self.keys
-        inputs = torch.randint(self.noise, (batch_size, seq_len), generator=generator)
-        targets = torch.full((batch_size, seq_len), IGNORE)
-        front = seq_len - length * self.segments
-        inputs[:, front : front + 2 * self.pairs : 2] = keys
-        inputs[:, front + 1 : front + 2 * self.pairs : 2] = values
-        for segment in range(1, self.segments):
-            start = front + segment * length
-            # each pair takes two places; where in its segment it stands is drawn
-            order = torch.rand(batch_size, length // 2, generator=generator).argsort(1)[:, : self.pairs]
-            places = start + 2 * order
-            inputs.scatter_(1, places, keys).scatter_(1, places + 1, values)
-            targets.scatter_(1, places, values)
-        return inputs, targets
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        self.check(split, seq_len)
+        generator = draws(split, seed, step, seq_len)
+        count = seq_len // self.segment
+        shape = (batch_size, count, self.segment)
+        inputs = torch.randint(self.stored + self.symbols, self.num_tokens, shape, generator=generator)
+        symbols = self.stored + torch.randint(self.symbols, (batch_size, self.stored), generator=generator)
+        inputs[:, 0, : self.stored] = symbols
+        asked = torch.randint(self.stored, shape, generator=generator)
+        wanted = symbols.gather(1, asked.flatten(1)).view(shape)
+        chances = torch.rand(batch_size, count, 1, generator=generator)
+        chances[:, 0] = 2.0
+        asks = (chances < 0.5) | (chances == chances.amin(dim=1, keepdim=True))  # one at least in each row
+        if self.delay is not None:
+            asks = (torch.arange(count) == self.delay)[:, None]
+        targets = torch.where(asks, wanted, IGNORE)
+        return torch.where(asks, asked, inputs).flatten(1), targets.flatten(1)
+
+    def fingerprint(self) -> str:
+        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

@@ -81,7 +81,8 @@ def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: st
             order = next((name for name in ("custom_layers", "only_cross") if values.get(name)), "")
             what = "self-attention" if item.kind == "a" else "cross-attention"
             text = f"needs {what}, and there is none" + (f" under `{prefix}{order}`" if order else "")
-            findings.append(Finding(prefix + select, f"`{prefix}{item.say()}` {text}; leave it out"))
+            way = f"; say `{prefix}cross_attend=True`, or" if item.kind == "c" and not order else ";"
+            findings.append(Finding(prefix + select, f"`{prefix}{item.say()}` {text}{way} leave it out"))
     return findings
 
 

@@ -33,6 +33,7 @@ SLOTS = _slots(
     Slot("memory", "model", "learned tokens woven between those of a row", read_by="a"),
     Slot("head", "model", "(x, embedding) -> logits"),
     Slot("recurrence", "model", "(memories, streams) -> memories for the next segment", read_by="a"),
+    Slot("slots", "model", "(slots, segment) -> slots for the next segment, which cross-attention reads"),
     Slot("dims", "stack", "the sizes that components share"),
     Slot("plan", "stack", "flags -> the order of sublayers"),
     Slot("norm", "stack", "x -> x"),

@@ -22,10 +22,12 @@ class Memories:
         streams: [B, M, D] for each execution step that remembers: what it read, before its norm.
         layout: the standing of the M tokens. Real ones end each row; -1 is the position of one that is not
             there, and a row without any begins at position 0.
+        slots: [B, slots, D], what segments wrote (Memformer, arXiv:2010.06891); None where there are none.
     """
 
     streams: tuple[Tensor, ...]
     layout: Layout
+    slots: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -41,8 +43,15 @@ class Memories:
         """M."""
         return self.layout.length
 
-    def detach(self) -> Memories:
-        return replace(self, streams=tuple(stream.detach() for stream in self.streams))
+    def detach(self, slots: bool = True) -> Memories:
+        """The same without gradient; under `slots=False` that of the slots stays."""
+        kept = self.slots.detach() if slots and self.slots is not None else self.slots
+        return replace(self, streams=tuple(stream.detach() for stream in self.streams), slots=kept)
+
+    @staticmethod
+    def of_slots(slots: Tensor) -> Memories:
+        """Slots alone."""
+        return Memories((), Layout.plain(0, slots.device), slots)
 
     def hide(self, padding: Tensor) -> Memories:
         """The same with only those tokens real that are also True in `padding` [B, M]."""

@@ -1,4 +1,4 @@
-"""Recurrence: what one segment of a text leaves for the forward of the next."""
+"""What one segment of a text leaves for the forward of the next: tokens it read, and slots it wrote."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagformer.flow import Layout, Memories
 
@@ -25,3 +25,46 @@ class Recurrence(ABC):
     @abstractmethod
     def write(self, held: Memories | None, streams: Mapping[int, Tensor], layout: Layout) -> Memories:
         """What is left: of what was held, and of what the steps read of a segment with this layout."""
+
+
+class SlotMemory(nn.Module, ABC):
+    """Contract of the slot `slots`, built as `(dim)`: vectors that cross-attention reads and segments write.
+
+    Attributes:
+        count: M, how many; 0: there are none.
+    """
+
+    count: int
+
+    @abstractmethod
+    def read(self, mems: Any, batch: int) -> tuple[Tensor | None, Any]:
+        """What a user hands over as `mems`, or None: slots [B, M, D], and what else there is in it."""
+
+    @abstractmethod
+    def seen(self, slots: Tensor) -> Tensor:
+        """[B, M, D], as cross-attention reads them: of the size of tokens."""
+
+    @abstractmethod
+    def write(self, slots: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """What a segment makes of them, [B, M, D].
+
+        Args:
+            tokens: [B, T, D], the segment behind the last layer.
+            padding: [1 or B, T] bool, True for real tokens; a row without any leaves its slots as they are.
+        """
+
+
+class Writer(nn.Module, ABC):
+    """What a segment makes of slots, once; and what they are before the first one."""
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """[M, D]."""
+
+    @abstractmethod
+    def seen(self, slots: Tensor) -> Tensor:
+        """[B, M, D], of the size of tokens."""
+
+    @abstractmethod
+    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """slots [B, M, D], tokens [B, T, D], real [1 or B, T] bool or None for all -> [B, M, D]."""

@@ -16,6 +16,13 @@ from flagformer.wrappers.build import build, check
 ROWS, LENGTH = 2, 8
 SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (6, 3, 2, 256, 1), float: (0.25, 2.0)}
 
+# What a flag that tunes may need beside what it tunes.
+BESIDE: tuple[dict[str, Any], ...] = (
+    {},
+    {"cross_attend": True},
+    {"cross_attend": True, "memory_update": "bmn"},
+)
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -70,7 +77,7 @@ def refusal(feature: Feature, flags: Mapping[str, Any]) -> str:
 def _tuned(flag: str) -> Iterator[dict[str, Any]]:
     """Settings to try, the simplest first."""
     for owner, param in CATALOGUE.params_named(flag):
-        for more in ({}, {"cross_attend": True}):
+        for more in BESIDE:
             for value in _values(param):
                 yield {**settings(), **_selecting(owner), **more, flag: value}
 
@@ -101,7 +108,7 @@ def _refused(flags: Mapping[str, Any]) -> bool:
 
 def _call(model: Any, **how: Any) -> None:
     dims = model.attn_layers.dims
-    if model.attn_layers.has_cross:
+    if model.attn_layers.has_cross and not model.num_memory_slots:
         how["context"] = torch.zeros(ROWS, 3, dims.dim_context or dims.dim)
     model(torch.zeros(ROWS, LENGTH, dtype=torch.long), **how)
 

@@ -31,7 +31,12 @@ VALUES: dict[str, Any] = {
 # What has to be said with a choice, where no other choice says it.
 WITH: dict[str, dict[str, Any]] = {
     name: {"cross_attend": True}
-    for name in ("cross_residual_attn", "cross_attn_tokens_dropout", "cross_attn_zero_init_output")
+    for name in (
+        "num_memory_slots",
+        "cross_residual_attn",
+        "cross_attn_tokens_dropout",
+        "cross_attn_zero_init_output",
+    )
 } | {
     "attn_rotary_embed_values": {"rotary_pos_emb": True},
     # windows that leave something out of a few tokens

@@ -11,13 +11,15 @@ from torch import nn
 
 from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
 from flagformer.wrappers.flat import MODELS, build_flat
+from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.storage import load_model
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 # Models that are more than token ids around one stack; each declares flags of its own.
-WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper]] = {
+WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper] | type[Memformer]] = {
     "xtransformer": XTransformer,
+    "memformer": Memformer,
     "vit": ViTransformerWrapper,
 }
 
@@ -29,7 +31,8 @@ def build(flags: Mapping[str, Any]) -> Any:
         flags: `model`, and what that kind of model takes. "decoder" (when left out), "encoder" and
             "prefix_decoder" make a TransformerWrapper of `num_tokens`, `max_seq_len`, `dim`, `depth` and any
             flag of `docs/flags.md`; "xtransformer" an XTransformer of `dim` and the same flags behind `enc_`
-            and `dec_`; "vit" a ViTransformerWrapper of `image_size`, `patch_size` and flags of its layers.
+            and `dec_`; "memformer" a Memformer of these and `num_memory_slots`; "vit" a ViTransformerWrapper
+            of `image_size`, `patch_size` and flags of its layers.
 
     Raises:
         FlagError: every mistake at once.

@@ -14,11 +14,16 @@ ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
 # What the decoder's layers take under the name of the whole.
 SHARED = ("cross_attn_tokens_dropout",)
-MEMORIES = ("max_mem_len", "shift_mem_down")
+TOKENS = ("max_mem_len", "shift_mem_down")
+SLOTS_OF_MEMORY = (
+    "num_memory_slots", "memory_update", "num_mem_updates", "mem_update_attn_heads", "memory_temperature",
+)  # fmt: skip
+MEMORIES = (*TOKENS, *SLOTS_OF_MEMORY)
+WIDTH = "both halves have one width: say `dim`"
 # What is decided by there being two halves, and why.
 DECIDED = {
     ENC: {
-        "dim": "both halves have one width: say `dim`",
+        "dim": WIDTH,
         "causal": "an encoder sees all of its source",
         "return_only_embed": NO_HEAD,
         "tie_embedding": NO_HEAD,
@@ -29,7 +34,7 @@ DECIDED = {
         **dict.fromkeys(MEMORIES, "the source is read whole, not in segments"),
     },
     DEC: {
-        "dim": "both halves have one width: say `dim`",
+        "dim": WIDTH,
         "causal": "a decoder sees no later token",
         "cross_attend": "a decoder always reads the encoder",
         "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
@@ -50,14 +55,13 @@ def build_halves(
         findings: what is known to be wrong already; joined by what is found here.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
-    findings += [Finding(name, _stray(name, own)) for name in rest]
-    orders = {"only_cross", "custom_layers"} & set(decoder)
-    crossing = {} if orders else {"cross_attend": True}
+    findings += strays(rest, own, "XTransformer")
+    crossing = crossing_of(decoder)
     dim = own["dim"]
     shared = {name: own[name] for name in SHARED}
     halves = [
-        _build_half(ENC, "encoder", encoder, {"dim": dim, "return_only_embed": True}, findings),
-        _build_half(DEC, "decoder", decoder, {"dim": dim, **shared, **crossing}, findings),
+        build_half(ENC, encoder, DECIDED[ENC], {"dim": dim, "return_only_embed": True}, findings),
+        build_half(DEC, decoder, DECIDED[DEC], {"dim": dim, **shared, **crossing}, findings),
     ]
     first, second = halves
     if first is not None and second is not None:
@@ -67,32 +71,45 @@ def build_halves(
     return first, second
 
 
-def _build_half(
-    prefix: str, kind: str, flags: Mapping[str, Any], fixed: Mapping[str, Any], findings: list[Finding]
+def crossing_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Cross-attention in every block, where no flag orders the sublayers otherwise."""
+    return {} if {"only_cross", "custom_layers"} & set(flags) else {"cross_attend": True}
+
+
+def build_half(
+    prefix: str,
+    flags: Mapping[str, Any],
+    decided: Mapping[str, str],
+    fixed: Mapping[str, Any],
+    findings: list[Finding],
 ) -> TransformerWrapper | None:
-    """One half, or None with its findings added, every name as it was typed."""
-    decided = [
-        Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {DECIDED[prefix][name]}")
+    """One half, or None with its findings added, every name as it was typed.
+
+    Args:
+        decided: what the whole decides, and why; refused among the flags.
+        fixed: what it decided; its own flags among these stay as they are in messages.
+    """
+    findings += [
+        Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {decided[name]}")
         for name in flags
-        if name in DECIDED[prefix]
+        if name in decided
     ]
-    findings += decided
-    rest = {name: value for name, value in flags.items() if name not in DECIDED[prefix]}
+    rest = {name: value for name, value in flags.items() if name not in decided}
+    bare = {"dim"} | ({*SHARED, *SLOTS_OF_MEMORY} & set(fixed))
     try:
-        return build_flat(kind, {**rest, **fixed})
+        return build_flat("encoder" if prefix == ENC else "decoder", {**rest, **fixed})
     except FlagError as error:
-        findings += [_as_typed(finding, prefix, {*rest, *_known()}) for finding in error.findings]
+        findings += [_as_typed(finding, prefix, {*rest, *_known()} - bare) for finding in error.findings]
         return None
 
 
 def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
     """A finding of one half with the prefix in front of every flag it speaks of."""
-    shared = {"dim", *SHARED}
 
     def typed(match: re.Match[str]) -> str:
-        return f"`{prefix}{match[1]}" if match[1] in names - shared else match[0]
+        return f"`{prefix}{match[1]}" if match[1] in names else match[0]
 
-    flag = finding.flag if finding.flag in shared else prefix + finding.flag
+    flag = prefix + finding.flag if finding.flag in names else finding.flag
     return Finding(flag, re.sub(r"`(\w+)", typed, finding.message))
 
 
@@ -103,13 +120,18 @@ def _known() -> set[str]:
     return names | crossed | set(SLOTS)
 
 
-def _stray(name: str, own: Iterable[str]) -> str:
+def strays(names: Iterable[str], own: Iterable[str], owner: str) -> list[Finding]:
+    """A finding for each name that says no half and is none of the whole's own."""
+    return [Finding(name, _stray(name, own, owner)) for name in names]
+
+
+def _stray(name: str, own: Iterable[str], owner: str) -> str:
     known = _known()
     if name in known:
         return f"`{name}` must say which half it is for: `{ENC}{name}`, `{DEC}{name}` or both"
     typed = (*own, *(prefix + word for prefix in (ENC, DEC) for word in known))
     hint = nearest(name, typed) or "; flags begin with `enc_` or `dec_`"
-    return f"`{name}` is not a flag of XTransformer{hint}"
+    return f"`{name}` is not a flag of {owner}{hint}"
 
 
 def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:

@@ -14,21 +14,23 @@ from flagformer.stack.inputs import check_padding, check_starts, check_tensor, r
 INTEGERS = (torch.int64, torch.int32)
 
 
-def check_ids(x: Tensor, num_tokens: int) -> None:
+def check_ids(x: Tensor, num_tokens: int, name: str = "x") -> None:
     """[B, T] integers within the vocabulary (the range is read on the CPU only: elsewhere it would wait)."""
-    check_tensor("x", x)
+    check_tensor(name, x)
     if x.dim() != 2 or x.dtype not in INTEGERS:
         raise ValueError(
-            f"`x` must be token ids [B, T] of integers, but is {x.dtype} of shape {list(x.shape)}"
+            f"`{name}` must be token ids [B, T] of integers, but is {x.dtype} of shape {list(x.shape)}"
         )
     if not x.numel():
-        raise ValueError(f"`x` must hold at least one row of one token, but has shape {list(x.shape)}")
+        raise ValueError(f"`{name}` must hold at least one row of one token, but has shape {list(x.shape)}")
     if not readable(x):
         return
     low, high = (int(value) for value in torch.aminmax(x))
     if low < 0 or high >= num_tokens:
         wrong = low if low < 0 else high
-        raise ValueError(f"`x` must hold ids from 0 to {num_tokens - 1} (`num_tokens`), but holds {wrong}")
+        raise ValueError(
+            f"`{name}` must hold ids from 0 to {num_tokens - 1} (`num_tokens`), but holds {wrong}"
+        )
 
 
 def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None:

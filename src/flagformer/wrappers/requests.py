@@ -32,6 +32,12 @@ def reach(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None
     longest = net.max_seq_len
     if prompt_len + seq_len - 1 <= longest:
         return None
+    if getattr(net, "num_memory_slots", 0):
+        raise ValueError(
+            f"`seq_len` is {seq_len}, and {prompt_len} prompt tokens with it are more than one segment "
+            f"(`max_seq_len` = {longest}) of a model with slots: use XLAutoregressiveWrapper, or "
+            "`model.stream(batch_size)`"
+        )
     if net.absolute_positions:
         most = longest + 1 - prompt_len
         room = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flagformer.flags import FlagError
 
 if TYPE_CHECKING:
+    from flagformer.wrappers.memformer import Memformer
     from flagformer.wrappers.transformer import TransformerWrapper
     from flagformer.wrappers.vit import ViTransformerWrapper
     from flagformer.wrappers.xtransformer import XTransformer
@@ -20,10 +23,10 @@ SCHEMA = 1
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
 
 
-def save_model(model: TransformerWrapper | XTransformer | ViTransformerWrapper, directory: Path) -> None:
+def save_model(
+    model: TransformerWrapper | XTransformer | Memformer | ViTransformerWrapper, directory: Path
+) -> None:
     """Writes both files, each to a temporary name first, so that a crash leaves no half of one."""
-    from safetensors.torch import save
-
     flags = model.flags
     try:
         text = json.dumps({"schema": SCHEMA, "flags": flags}, indent=2)
@@ -36,8 +39,7 @@ def save_model(model: TransformerWrapper | XTransformer | ViTransformerWrapper, 
     directory.mkdir(parents=True, exist_ok=True)
     shared = _shared(model)
     tensors = model.state_dict().items()
-    state = {name: tensor.contiguous() for name, tensor in tensors if name not in shared}
-    _replace(directory / WEIGHTS, save(state))
+    save_tensors({name: tensor for name, tensor in tensors if name not in shared}, directory / WEIGHTS)
     _replace(directory / FLAGS, (text + "\n").encode())
 
 
@@ -47,22 +49,12 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     Raises:
         ValueError: naming the file that is missing, unreadable, of a newer schema or of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         model = build(_read_flags(directory / FLAGS))
     except FlagError as error:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     path = directory / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; `model.save(directory)` writes it")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
-        ) from None
+    state = load_tensors(path)
     learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
     kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
@@ -76,6 +68,34 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         text = f"{path} does not hold the weights of {directory / FLAGS}:\n{shown}"
         raise ValueError(text) from None
     return model
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """By name, as safetensors; first to a temporary name."""
+    from safetensors.torch import save
+
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        ValueError: naming a file that is missing or unreadable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; `save(directory)` of the model, or of its stream, writes it"
+        )
+    try:
+        return load_file(path, str(device))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
+        ) from None
 
 
 def _shared(model: nn.Module) -> dict[str, str]:

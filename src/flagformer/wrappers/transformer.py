@@ -15,14 +15,16 @@ from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, WovenState
-from flagformer.flow.memories import Memories, check_alone
+from flagformer.flow.memories import Memories
 from flagformer.head.heads import EMB_DIM
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.forms import Forms
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
+from flagformer.wrappers.segments import check_session, leave, read_past, refuse_slots, seen_context
 from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.stream import Stream
 from flagformer.wrappers.weaving import open_session, read_front, refuse_unread, weaving_of
 from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
 
@@ -73,6 +75,11 @@ class TransformerWrapper(nn.Module):
         shift_mem_down: int = 0,
         num_memory_tokens: int = 0,
         memory_tokens_interspersed_every: int | None = None,
+        num_memory_slots: int = 0,
+        memory_update: str = "gru",
+        num_mem_updates: int = 1,
+        mem_update_attn_heads: int = 8,
+        memory_temperature: float | None = None,
     ) -> None:
         """See the class and `docs/flags.md`."""
         super().__init__()
@@ -82,24 +89,18 @@ class TransformerWrapper(nn.Module):
             )
             raise FlagError([Finding("attn_layers", text)])
         given: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "max_seq_len": max_seq_len,
-            "emb_dropout": emb_dropout,
-            "scaled_sinu_pos_emb": scaled_sinu_pos_emb,
-            "tie_embedding": tie_embedding,
-            "return_only_embed": return_only_embed,
-            "emb_dim": emb_dim,
-            "post_emb_norm": post_emb_norm,
-            "l2norm_embed": l2norm_embed,
-            "emb_frac_gradient": emb_frac_gradient,
-            "embed_num_tokens": embed_num_tokens,
-            "logits_dim": logits_dim,
-            "attn_z_loss_weight": attn_z_loss_weight,
-            "max_mem_len": max_mem_len,
-            "shift_mem_down": shift_mem_down,
-            "num_memory_tokens": num_memory_tokens,
+            "num_tokens": num_tokens, "max_seq_len": max_seq_len, "emb_dropout": emb_dropout,
+            "scaled_sinu_pos_emb": scaled_sinu_pos_emb, "tie_embedding": tie_embedding,
+            "return_only_embed": return_only_embed, "emb_dim": emb_dim, "post_emb_norm": post_emb_norm,
+            "l2norm_embed": l2norm_embed, "emb_frac_gradient": emb_frac_gradient,
+            "embed_num_tokens": embed_num_tokens, "logits_dim": logits_dim,
+            "attn_z_loss_weight": attn_z_loss_weight, "max_mem_len": max_mem_len,
+            "shift_mem_down": shift_mem_down, "num_memory_tokens": num_memory_tokens,
             "memory_tokens_interspersed_every": memory_tokens_interspersed_every,
-        }
+            "num_memory_slots": num_memory_slots, "memory_update": memory_update,
+            "num_mem_updates": num_mem_updates, "mem_update_attn_heads": mem_update_attn_heads,
+            "memory_temperature": memory_temperature,
+        }  # fmt: skip
         if use_abs_pos_emb is not None:
             given["use_abs_pos_emb"] = use_abs_pos_emb
         self.resolved = resolve(with_positions(given, attn_layers), CATALOGUE, {"model"})
@@ -120,6 +121,8 @@ class TransformerWrapper(nn.Module):
         self.memory = self.resolved.stack["memory"][0].build(dim)
         self.attn_layers = attn_layers
         refuse_unread(self.memory.pattern, attn_layers)
+        refuse_slots(num_memory_slots, attn_layers, max_seq_len)
+        self.slots = self.resolved.stack["slots"][0].build(dim)
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
         readers = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
         self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
@@ -157,6 +160,11 @@ class TransformerWrapper(nn.Module):
         return self.resolved.flags["max_mem_len"]
 
     @property
+    def num_memory_slots(self) -> int:
+        """Slots of a row, which segments write."""
+        return self.slots.count
+
+    @property
     def absolute_positions(self) -> bool:
         """Whether a table of positions ends at `max_seq_len`."""
         return self.pos_emb.limit is not None
@@ -170,7 +178,7 @@ class TransformerWrapper(nn.Module):
 
     def explain(self) -> str:
         """What was built, slot by slot, and why each kernel was chosen."""
-        own = ("absolute", "memory", "head", "recurrence")
+        own = ("absolute", "memory", "slots", "head", "recurrence")
         slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
@@ -178,6 +186,13 @@ class TransformerWrapper(nn.Module):
     def save(self, directory: str | Path) -> None:
         """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
         save_model(self, Path(directory))
+
+    def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
+        """A session over any number of segments, anew or from a directory that `Stream.save` wrote."""
+        stream = Stream(self, batch_size)
+        if directory is not None:
+            stream.restore(directory)
+        return stream
 
     def to_logits(self, embeddings: Tensor) -> Tensor:
         """[B, T, D] of the last layer -> [B, T, V]."""
@@ -209,6 +224,7 @@ class TransformerWrapper(nn.Module):
             seq_start_pos: [B] the place of each left-padded row's first real token.
             num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
         """
+        check_session(self, length)
         device = self.token_emb.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.token_emb.weight.dtype
@@ -231,9 +247,9 @@ class TransformerWrapper(nn.Module):
         state: DecodeState | WovenState | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
-        mems: Memories | Sequence[Tensor] | None = None,
+        mems: Memories | Tensor | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
-        detach_mems: bool = True,
+        detach_mems: bool | None = None,
         return_mems: bool = False,
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
@@ -268,16 +284,11 @@ class TransformerWrapper(nn.Module):
             state: of `init_state`: x continues what it holds.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
-            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. A list
-                of tensors [B, M, D] will do: these M tokens are then all that came before.
+            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. Also a
+                list of tensors [B, M, D], all that came before; or slots alone, also where a state begins.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            detach_mems: no gradient flows into what `return_mems` gives, as in the paper; False lets it.
-            return_mems: (what is returned otherwise, memories of the last `max_mem_len` tokens); in Outputs
-                with `return_intermediates`.
-            return_embeddings: the output of the last layer in place of logits.
-            return_logits_and_embeddings: (logits, embeddings).
-            return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
-            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer.
+            detach_mems: no gradient flows into memories; False lets it; None: as in the papers, into slots.
+            return_mems: (what is returned otherwise, memories); in Outputs with `return_intermediates`.
             return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
                 may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
             return_losses: (logits, Outputs) with the auxiliary losses of this forward, which only training
@@ -308,14 +319,11 @@ class TransformerWrapper(nn.Module):
             return_attn_z_loss or return_losses,
             return_mems,
         )
-        held = None
-        if mems is not None or mem_masks is not None or return_mems:
-            others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-            others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
-            check_alone(mems, mem_masks, return_mems, others)
-            held = self.recurrence.read(mems, mem_masks, len(x), return_mems)
+        others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
+        others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
+        past = read_past(self, x, mems, mem_masks, return_mems, others)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
-        layout = layout if held is None else held.before(layout)
+        layout = layout if past.tokens is None else past.tokens.before(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, forms.outputs)
         tape = forms.tape(weights, self.attn_layers.memory_steps)
@@ -327,17 +335,16 @@ class TransformerWrapper(nn.Module):
         out = self.attn_layers(
             weaving.forth(self.memory.vectors(embedded), embedded),
             attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, len(x)),
-            context=context,
+            context=seen_context(self, past, context, context_mask, state),
             context_mask=context_mask,
             prefix_attn_len=weaving.prefix(prefix),
             layout=weaving.layout,
             window=window,
             state=weaving.state,
-            mems=self.recurrence.lowered(held),
+            mems=self.recurrence.lowered(past.tokens),
             tape=tape,
         )
         weaving.done(prefix)
         out = weaving.back(out)
-        left = self.recurrence.write(held, tape.streams, layout) if return_mems else None
-        left = left.detach() if left is not None and detach_mems else left
+        left = leave(self, past, out, tape.streams, layout, detach_mems) if return_mems else None
         return forms.answer(out, self.to_logits, tape, left)

@@ -28,8 +28,8 @@ class XLAutoregressiveWrapper(nn.Module):
     """The loss of next tokens, and generation, over segments of `max_seq_len` that read memories.
 
     Args:
-        net: a causal model with `max_mem_len` and no learned absolute positions; others are refused with
-            ValueError.
+        net: a causal model with `max_mem_len`, or `num_memory_slots`; one with `max_mem_len` must not have
+            learned absolute positions. Others are refused with ValueError.
         ignore_index: a target of this value does not count; `x` may hold it as padding.
         pad_value: the id read in its place, and written behind a row that has ended.
     """
@@ -40,11 +40,14 @@ class XLAutoregressiveWrapper(nn.Module):
         super().__init__()
         check_net(net)
         self.net = net
-        if not getattr(net, "max_mem_len", 0):
-            raise ValueError("`net` must keep memories between segments: build it with `max_mem_len`")
+        tokens, slots = (getattr(net, name, 0) for name in ("max_mem_len", "num_memory_slots"))
+        if not tokens and not slots:
+            raise ValueError(
+                "`net` must keep memories between segments: build it with `max_mem_len` or `num_memory_slots`"
+            )
         if not self.net.max_seq_len:
             raise ValueError("`net` must say how long a segment is, but its `max_seq_len` is 0")
-        if self.net.absolute_positions:
+        if tokens and self.net.absolute_positions:
             raise ValueError(
                 f"`net` has learned positions for {self.net.max_seq_len} tokens, and segments go on beyond "
                 "them: build it with relative ones such as `rotary_pos_emb=True`"
@@ -62,7 +65,7 @@ class XLAutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
-        detach_mems: bool = True,
+        detach_mems: bool | None = None,
         return_mems: bool = False,
     ) -> Any:
         """Mean cross entropy, in nats, of x[:, 1:] given what stands before, as far as memories reach.
@@ -76,7 +79,8 @@ class XLAutoregressiveWrapper(nn.Module):
             context: [B, S, D] for models with cross attention, the same for all segments.
             context_mask: bool [B, S], True for real places of the context.
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`.
-            detach_mems: no gradient flows from a segment to the one before, as in the paper; False lets it.
+            detach_mems: no gradient flows from a segment to the one before; False lets it; None: through
+                slots alone, as in the papers.
             return_mems: return (loss, memories).
 
         The loss is NaN where no target counts.

@@ -75,6 +75,10 @@ class Calls(ABC):
     def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`. Only what is not `missing` is ever given."""
 
+    def learn(self, ids: Tensor) -> Tensor:
+        """As `forward`, so that every parameter takes part: where a model has slots, behind a segment."""
+        return self.forward(ids)
+
     def session(
         self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
     ) -> Session:

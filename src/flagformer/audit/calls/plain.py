@@ -85,20 +85,28 @@ class PlainCalls(Calls):
         return PlainSession(self, self.init_state(batch, length, **given))
 
     def context(self, ids: Tensor) -> Tensor | None:
-        """[B, 5, D] for layers that say `has_cross`; None for others."""
-        if not getattr(self.layers, "has_cross", False):
+        """[B, 5, D] for layers that say `has_cross`; None for others, and where they read a model's slots."""
+        if not getattr(self.layers, "has_cross", False) or getattr(self.model, "num_memory_slots", False):
             return None
         width = self.layers.dims.dim_context or self.layers.dims.dim
         like = next(self.layers.parameters())
         rows = torch.randn(1, CONTEXT_LENGTH, width, generator=torch.Generator().manual_seed(0))
         return rows.to(like).expand(ids.shape[0], -1, -1)
 
+    def learn(self, ids: Tensor) -> Tensor:
+        if not getattr(self.model, "num_memory_slots", False):
+            return self.forward(ids)
+        _, mems = self.model(ids, return_mems=True)
+        return logits_in(self.model(ids, mems=mems))
+
     def num_tokens(self) -> int | None:
         return getattr(self.model, "num_tokens", None)
 
     def longest(self) -> int | None:
-        """`max_seq_len`, unless the model says that it binds nothing (`absolute_positions` is False)."""
-        binds = getattr(self.model, "absolute_positions", True)
+        """`max_seq_len`, unless the model says that it binds nothing: no positions end there, no segment."""
+        binds = getattr(self.model, "absolute_positions", True) or getattr(
+            self.model, "num_memory_slots", False
+        )
         return getattr(self.model, "max_seq_len", None) if binds else None
 
     def why_not_causal(self) -> str:

@@ -53,7 +53,7 @@ def forget_gradients(module: nn.Module) -> None:
 
 def loss_of(subject: Subject, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the mean cross entropy of the next token, or of the token itself for encoders."""
-    logits = checked(subject.calls.forward(ids), ids)
+    logits = checked(subject.calls.learn(ids), ids)
     inputs, targets = (logits, ids) if subject.why_not_causal else (logits[:, :-1], ids[:, 1:])
     return logits, F.cross_entropy(inputs.flatten(0, 1).float(), targets.flatten())
 

@@ -1,0 +1,35 @@
+"""Slots of unit length that lean towards a bias of their own (Memformer, arXiv:2010.06891, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.memory import Writer
+from flagformer.memory.slot_attention import SlotAttention
+from flagformer.ops.unit import unit_length
+
+
+class BMNWriter(Writer):
+    """Biased memory normalisation: `m <- (m' + v) / |m' + v|`, and `m_0 = v / |v|`.
+
+    m' is slot attention with a sharp softmax, in which the own value of a slot is the slot itself: one that
+    looks at nothing else stays, but for its bias. Layers and projections see slots times the square root of
+    D, the size of tokens behind a norm. Biases start at a tenth of a slot's length.
+    """
+
+    def __init__(self, dim: int, count: int, heads: int, temperature: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(0.1 * dim**-0.5 * torch.randn(count, dim))
+        self.attention = SlotAttention(dim, heads, temperature, itself=True)
+        self.size = dim**0.5
+
+    def start(self) -> Tensor:
+        return unit_length(self.bias)
+
+    def seen(self, slots: Tensor) -> Tensor:
+        return slots * self.size
+
+    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+        read = self.attention(self.seen(slots), tokens, real) / self.size
+        return unit_length(read + self.bias)

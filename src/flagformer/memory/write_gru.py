@@ -1,0 +1,38 @@
+"""Slots as the hidden state of a recurrent unit, as memformer writes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.memory import Writer
+from flagformer.memory.slot_attention import SlotAttention
+from flagformer.norm.layernorm import LayerNorm
+
+
+class GRUWriter(Writer):
+    """`m <- GRU(attention(m, segment), m)`, then `m <- m + feedforward(norm(m))`.
+
+    Slots start as learned vectors, drawn from a normal distribution, and are of the size of tokens.
+    """
+
+    def __init__(self, dim: int, count: int, heads: int) -> None:
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(count, dim))
+        self.attention = SlotAttention(dim, heads)
+        self.to_out = nn.Linear(dim, dim)
+        self.gru = nn.GRUCell(dim, dim)
+        self.feedforward = nn.Sequential(
+            LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
+
+    def start(self) -> Tensor:
+        return self.slots
+
+    def seen(self, slots: Tensor) -> Tensor:
+        return slots
+
+    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+        read = self.to_out(self.attention(slots, tokens, real))
+        new = self.gru(read.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * M, D] -> [B, M, D]
+        return new + self.feedforward(new)

@@ -1,0 +1,267 @@
+"""Memformer: an encoder-decoder that reads a source a segment at a time (arXiv:2010.06891)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.z_loss import NAME as Z_LOSS
+from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flow import Memories
+from flagformer.generation import PromptLike, evaluating
+from flagformer.stack.inputs import check_padding, check_size
+from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+from flagformer.wrappers.halves import DEC, ENC
+from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.own import Part, own_findings
+from flagformer.wrappers.slot_halves import DECIDED, build_slot_halves, invert_buckets
+from flagformer.wrappers.storage import save_model
+from flagformer.wrappers.transformer import TransformerWrapper
+
+
+class Results(NamedTuple):
+    """What a segment gives: enc_out [B, S, D], mem [B, M, D] for the next one, and the loss of its target."""
+
+    enc_out: Tensor
+    mem: Tensor
+    dec_out: Tensor
+
+
+class EncOnlyResults(NamedTuple):
+    """The same without a decoder."""
+
+    enc_out: Tensor
+    mem: Tensor
+
+
+class Memformer(nn.Module):
+    """`model(src, tgt, mems=...)` reads one segment of a source, and writes a target where one is given.
+
+    Encoder layers are self-attention, cross-attention to M slots, feedforward; behind the last of them the
+    slots are written. The decoder reads the encoder's output. Both halves have T5's relative positions,
+    unless a flag of theirs says others.
+
+    Args:
+        dim: width D of both halves and of slots.
+        num_memory_slots: M.
+        num_mem_updates: how often each segment writes.
+        encoder_only: no decoder, and no `dec_` flag.
+        mem_update_attn_heads: heads with which slots read, a divisor of `dim`.
+        memory_update: "gru", a recurrent unit and a feedforward, or "bmn", the paper's biased normalisation.
+        memory_temperature: of the softmax of "bmn"; None: 0.25.
+        compat_positions: "memformer-0.3" gives distances the buckets of that package, where later tokens
+            share one in the encoder and have half of all in the decoder; for weights that learned so.
+        ignore_index: a target of this value does not count.
+        pad_value: the id read in its place, and written behind a row that has ended.
+        **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
+            `enc_num_tokens`, `enc_max_seq_len` (the longest segment), `enc_depth` and the same of `dec_` are
+            required.
+
+    Raises:
+        FlagError: every mistake of both halves at once, with the names as typed.
+    """
+
+    parts = (
+        Part(ENC, MODEL_SCOPES, frozenset(DECIDED[ENC])),
+        Part(DEC, MODEL_SCOPES, frozenset(DECIDED[DEC])),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: Annotated[int, Flag("dim", "width D of both halves and of slots", least=1)],
+        num_memory_slots: Annotated[int, Flag("num_memory_slots", "slots M of a row", least=1)],
+        num_mem_updates: Annotated[
+            int, Flag("num_mem_updates", "how often each segment writes the slots", least=1)
+        ] = 1,
+        encoder_only: Annotated[bool, Flag("encoder_only", "no decoder")] = False,
+        mem_update_attn_heads: Annotated[
+            int, Flag("mem_update_attn_heads", "heads with which slots read", least=1)
+        ] = 8,
+        memory_update: Annotated[
+            str,
+            Flag("memory_update", "a recurrent unit, or biased memory normalisation", choices=("gru", "bmn")),
+        ] = "gru",
+        memory_temperature: Annotated[
+            float | None,
+            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", least=1e-3),
+        ] = None,
+        compat_positions: Annotated[
+            str | None,
+            Flag(
+                "compat_positions", "the buckets of distances of a package", choices=("memformer-0.3", None)
+            ),
+        ] = None,
+        ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
+        pad_value: Annotated[
+            int, Flag("pad_value", "the id read in its place, and written behind an ended row", least=0)
+        ] = 0,
+        **flags: Any,
+    ) -> None:
+        super().__init__()
+        own = {
+            "dim": dim, "num_memory_slots": num_memory_slots, "num_mem_updates": num_mem_updates,
+            "encoder_only": encoder_only, "mem_update_attn_heads": mem_update_attn_heads,
+            "memory_update": memory_update, "memory_temperature": memory_temperature,
+            "compat_positions": compat_positions, "ignore_index": ignore_index, "pad_value": pad_value,
+        }  # fmt: skip
+        halves = build_slot_halves(flags, own, own_findings(Memformer, own))
+        self.encoder: TransformerWrapper = halves[0]
+        self.decoder = (
+            None if halves[1] is None else AutoregressiveWrapper(halves[1], ignore_index, pad_value)
+        )
+        self.own = own
+        if compat_positions is not None:
+            invert_buckets(halves)
+
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> Memformer:
+        """What `flagformer.build` makes of `model: memformer`."""
+        missing = [name for name in ("dim", "num_memory_slots") if name not in flags]
+        if missing:
+            raise FlagError([Finding(name, f"`{name}` is required") for name in missing])
+        return Memformer(**flags)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flat flags that `flagformer.build` makes this model of."""
+        own: dict[str, Any] = {"model": "memformer", **self.own}
+        for prefix, half in self._halves().items():
+            decided = {"model", *DECIDED[prefix]}
+            own |= {prefix + name: value for name, value in half.flags.items() if name not in decided}
+        return own
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest segment of a source."""
+        return self.encoder.max_seq_len
+
+    def _halves(self) -> dict[str, TransformerWrapper]:
+        return {ENC: self.encoder} | ({} if self.decoder is None else {DEC: self.decoder.net})
+
+    def num_params(self, *, embedding: bool = True) -> int:
+        """Number of parameters; without token and position embeddings under `embedding=False`."""
+        return sum(half.num_params(embedding=embedding) for half in self._halves().values())
+
+    def explain(self) -> str:
+        """What was built, half by half, and why each kernel was chosen."""
+        names = {ENC: "encoder:", DEC: "decoder:"}
+        lines = [f"Memformer: {self.num_params():,} parameters"]
+        for prefix, half in self._halves().items():
+            lines += [names[prefix], half.explain()]
+        return "\n".join(lines)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        save_model(self, Path(directory))
+
+    def get_initial_mem(self, batch_size: int) -> Tensor:
+        """[B, M, D], what the first segment reads."""
+        check_size("batch_size", batch_size)
+        slots, _ = self.encoder.slots.read(None, batch_size)
+        assert slots is not None
+        return slots
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor | None = None,
+        mems: Tensor | None = None,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+    ) -> Results | EncOnlyResults:
+        """One segment.
+
+        In training the z-losses of `enc_attn_z_loss_weight` and `dec_attn_z_loss_weight` are added.
+
+        Args:
+            src: ids [B, S], S at most `enc_max_seq_len`.
+            tgt: ids [B, T], T at least 2 and at most `dec_max_seq_len` + 1; `ignore_index` where there is no
+                target. The loss is the mean cross entropy, in nats, of tgt[:, 1:].
+            mems: [B, M, D] of the segment before; None: this is the first. Gradients flow through them.
+            src_mask: bool [B, S], True for real tokens; a row without any keeps its memory.
+            tgt_mask: bool [B, T], True for real tokens.
+
+        Returns:
+            Results, whose loss is 0 where no target was given; EncOnlyResults under `encoder_only`.
+
+        Raises:
+            ValueError: naming the argument, what it was and what it must be.
+        """
+        self._check(src, tgt, src_mask, tgt_mask)
+        out, slots, losses = self._encode(src, mems, src_mask)
+        if self.decoder is None:
+            return EncOnlyResults(out, slots)
+        loss = out.new_zeros(())
+        if tgt is not None:
+            loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
+        return Results(out, slots, sum(losses, loss) if tgt is not None else loss)
+
+    def _encode(
+        self, src: Tensor, mems: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The encoder's output, the slots it wrote, and its z-losses that count in training."""
+        how: dict[str, Any] = {"return_embeddings": True, "return_mems": True, "mask": mask, "mems": mems}
+        left: Memories | None
+        if self.training and self.encoder.attn_z_loss_weight:
+            out, found = self.encoder(src, return_attn_z_loss=True, **how)
+            left, losses = found.mems, found.losses[Z_LOSS]
+        else:
+            out, left = self.encoder(src, **how)
+            losses = []
+        assert left is not None
+        assert left.slots is not None
+        return out, left.slots, losses
+
+    def generate(
+        self,
+        src: Tensor,
+        start_tokens: PromptLike,
+        seq_len: int,
+        mems: Tensor | None = None,
+        src_mask: Tensor | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
+
+        Args:
+            src: ids [B, S], the last segment of the source.
+            mems: [B, M, D] of the segment before; None: it is the first.
+            src_mask: bool [B, S], True for real tokens.
+            **how: every other argument of `AutoregressiveWrapper.generate`, the decode state's too.
+        """
+        if self.decoder is None:
+            raise ValueError("`generate` needs a decoder, and this model has none (`encoder_only=True`)")
+        self._check(src, None, src_mask, None)
+        with torch.no_grad(), evaluating(self.encoder):
+            out, _, _ = self._encode(src, mems, src_mask)
+        return self.decoder.generate(start_tokens, seq_len, context=out, context_mask=src_mask, **how)
+
+    def _check(self, src: Tensor, tgt: Tensor | None, src_mask: Any, tgt_mask: Any) -> None:
+        """Lengths and masks, under the names that they were given."""
+        check_ids(src, self.encoder.num_tokens, "src")
+        if src.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"`src` must be one segment of at most `enc_max_seq_len` = {self.max_seq_len} tokens, but "
+                f"has {src.shape[1]}: read a longer source segment by segment, handing on `mems`"
+            )
+        if src_mask is not None:
+            check_padding("src_mask", src_mask, *src.shape)
+        if tgt_mask is not None and tgt is None:
+            raise ValueError("`tgt_mask` must come with the `tgt` that it masks, but came alone")
+        if tgt is None:
+            return
+        if self.decoder is None:
+            raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
+        most = self.decoder.net.max_seq_len
+        if tgt.dim() != 2 or len(tgt) != len(src) or tgt.shape[1] > most + 1:
+            raise ValueError(
+                f"`tgt` must be ids of shape [{len(src)}, T], T at most {most + 1} (`dec_max_seq_len` + 1), "
+                f"but has shape {list(tgt.shape)}"
+            )
+        if tgt_mask is not None:
+            check_padding("tgt_mask", tgt_mask, *tgt.shape)

@@ -1,0 +1,155 @@
+"""Training over segments with the graph of one: memory replay (Memformer, arXiv:2010.06891, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.flow import Memories
+from flagformer.memory.replay import replay
+from flagformer.stack.inputs import check_padding
+from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.memformer import EncOnlyResults, Memformer, Results
+from flagformer.wrappers.requests import check_net
+from flagformer.wrappers.transformer import TransformerWrapper
+
+Parts = Tensor | Sequence[Tensor | None] | None
+LossOf = Callable[[Any, int], Tensor | None]
+
+
+def memory_replay_backprop(
+    model: Memformer,
+    src: Tensor,
+    tgt: Parts = None,
+    src_mask: Tensor | None = None,
+    tgt_mask: Parts = None,
+    *,
+    mems: Tensor | None = None,
+    loss_fn: LossOf | None = None,
+) -> Tensor:
+    """Reads a source segment by segment and adds the gradients of the sum of all losses to the parameters'.
+
+    They are exactly those of back-propagation through all segments, dropout included, and only one segment's
+    activations are ever held.
+
+    Args:
+        src: ids [B, S] of any length, read in segments of `enc_max_seq_len`; the last may be shorter.
+        tgt: ids [B, T] of the last segment's target, or a list with a target or None for each segment.
+        src_mask: bool [B, S], True for real tokens.
+        tgt_mask: bool [B, T], or a list with one or None for each segment.
+        mems: [B, M, D] of a text before; None: there was none. Gradients flow into it.
+        loss_fn: `(results, number of the segment) -> loss or None`, in place of the decoder's loss; an
+            encoder-only model needs one, as it has no loss of its own.
+
+    Returns:
+        [number of segments], the losses without graph; 0 for segments without one.
+
+    Raises:
+        ValueError: naming the argument, what it was and what it must be.
+    """
+    _check_source(model, src, src_mask, tgt, loss_fn)
+    sources = src.split(model.max_seq_len, dim=1)
+    count = len(sources)
+    masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
+    targets, target_masks = _for_segments("tgt", tgt, count), _for_segments("tgt_mask", tgt_mask, count)
+
+    def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
+        target = targets[number]
+        results = model(sources[number], target, held.slots, masks[number], target_masks[number])
+        loss = _loss(results, target) if loss_fn is None else loss_fn(results, number)
+        return loss, Memories.of_slots(results.mem)
+
+    start = model.get_initial_mem(len(src)) if mems is None else mems
+    losses, _ = replay(read, Memories.of_slots(start), count)
+    return torch.stack([start.new_zeros(()) if loss is None else loss for loss in losses])
+
+
+def train_segments(
+    model: TransformerWrapper,
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    mems: Memories | Tensor | None = None,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Memories]:
+    """Reads a stream of tokens segment by segment, and adds the gradients of the cross entropy of x[:, 1:].
+
+    They are exactly those of back-propagation of the mean through all segments, and only one segment's
+    activations are ever held. Memories of tokens (`max_mem_len`) carry no gradient, as in their paper.
+
+    Args:
+        model: a causal model with `num_memory_slots`.
+        x: ids [B, T], T at least 2, read in segments of `max_seq_len`; the last may be shorter.
+            `ignore_index` stands where there is no token.
+        mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
+        mems: of the text before, as this or `return_mems` gave them; None: there was none.
+
+    Returns:
+        the mean loss of each segment, in nats, without graph, 0 where no target counts; and memories without
+        gradient, for the text that follows.
+
+    Raises:
+        ValueError: naming the argument, what it was and what it must be.
+    """
+    _check_stream(model, x)
+    targets, ids = x[:, 1:], x.masked_fill(x == ignore_index, 0)
+    if mask is not None:
+        check_padding("mask", mask, *x.shape)
+        targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), ignore_index)
+    size = model.max_seq_len
+    parts = [slice(start, min(start + size, x.shape[1] - 1)) for start in range(0, x.shape[1] - 1, size)]
+    counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
+
+    def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
+        part = parts[number]
+        real = None if mask is None else mask[:, part]
+        logits, left = model(ids[:, part], mask=real, mems=held, return_mems=True)
+        wanted = targets[:, part].flatten()
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        total = F.cross_entropy(exact, wanted, ignore_index=ignore_index, reduction="sum")
+        return total / counts.sum().clamp(min=1), left
+
+    slots, _ = model.slots.read(mems, len(x))
+    start = mems if isinstance(mems, Memories) else Memories.of_slots(slots)
+    losses, left = replay(read, start, len(parts))
+    shares = torch.stack([loss for loss in losses if loss is not None])
+    return shares * counts.sum().clamp(min=1) / counts.clamp(min=1), left
+
+
+def _check_source(model: Memformer, src: Tensor, src_mask: Any, tgt: Any, loss_fn: LossOf | None) -> None:
+    check_ids(src, model.encoder.num_tokens, "src")
+    if src_mask is not None:
+        check_padding("src_mask", src_mask, *src.shape)
+    if model.decoder is None and tgt is not None:
+        raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
+    if tgt is None and loss_fn is None:
+        name = "loss_fn" if model.decoder is None else "tgt"
+        raise ValueError(f"`{name}` must be given, as nothing else says what is to be learned")
+
+
+def _check_stream(model: TransformerWrapper, x: Tensor) -> None:
+    check_net(model)
+    if not model.num_memory_slots:
+        raise ValueError("`model` must have slots to learn through: build it with `num_memory_slots`")
+    if x.dim() != 2 or x.shape[1] < 2:
+        raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
+
+
+def _for_segments(name: str, parts: Parts, count: int) -> Sequence[Tensor | None]:
+    """One for each segment; a tensor belongs to the last."""
+    if parts is None or isinstance(parts, Tensor):
+        return [*[None] * (count - 1), parts]
+    if len(parts) != count:
+        raise ValueError(
+            f"`{name}` must be one tensor, of the last segment, or a list with one or None for each of the "
+            f"{count} segments, but holds {len(parts)}"
+        )
+    return parts
+
+
+def _loss(results: Results | EncOnlyResults, target: Tensor | None) -> Tensor | None:
+    return results.dec_out if isinstance(results, Results) and target is not None else None

@@ -1,0 +1,199 @@
+"""Memory replay: the gradients of back-propagation through all segments, with the graph of one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flagformer import Memformer, build, memory_replay_backprop, train_segments
+
+HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
+ENC = {f"enc_{name}": value for name, value in HALF.items()}
+DEC = {f"dec_{name}": value for name, value in {**HALF, "max_seq_len": 9}.items()}
+DROPOUT = {"ff_dropout": 0.2, "attn_dropout": 0.2, "layer_dropout": 0.1}
+# fp64 sums in another order, over eight segments; a wrong memory gradient is off by more than 1e-4
+EXACT = 1e-10
+SEGMENTS = 8
+
+
+def memformer(encoder_only=False, **flags):
+    torch.manual_seed(0)
+    halves = ENC if encoder_only else {**ENC, **DEC}
+    model = Memformer(dim=16, num_memory_slots=3, encoder_only=encoder_only, **halves, **flags)
+    return model.double().train()
+
+
+def source():
+    draws = torch.Generator().manual_seed(1)
+    src = torch.randint(11, (2, 5 * SEGMENTS - 2), generator=draws)
+    real = torch.rand(2, 5 * SEGMENTS - 2, generator=draws) > 0.2
+    tgt = [torch.randint(11, (2, 7), generator=draws) for _ in range(SEGMENTS)]
+    return src, real, tgt
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def agree(got, want):
+    assert got.keys() == want.keys()
+    worst = {name: (got[name] - want[name]).abs().max().item() for name in want}
+    assert max(worst.values()) < EXACT, max(worst, key=worst.get)
+    assert any(value.abs().max() > 1e-4 for name, value in want.items() if "slots" in name)
+
+
+def through_all(model, src, real, tgt, loss_fn=None):
+    """Full back-propagation; the losses."""
+    mems, losses = None, []
+    for number, (part, mask) in enumerate(zip(src.split(5, dim=1), real.split(5, dim=1))):
+        results = model(part, tgt[number] if tgt else None, mems, mask)
+        mems = results.mem
+        losses.append(results.dec_out if loss_fn is None else loss_fn(results, number))
+    sum(losses).backward()
+    return torch.stack(losses).detach()
+
+
+def of_output(results, number):
+    return (results.enc_out * torch.linspace(-1, 1, 16).double()).sin().mean() * (number + 1)
+
+
+@pytest.mark.parametrize("update", ["gru", "bmn"])
+@pytest.mark.parametrize("encoder_only", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, DROPOUT, {"reversible": True, "ff_dropout": 0.2}], ids=["plain", "dropout", "reversible"]
+)
+def test_gradients_are_those_through_all_segments(update, encoder_only, more):
+    prefixes = ("enc_",) if encoder_only else ("enc_", "dec_")
+    flags = {prefix + name: value for prefix in prefixes for name, value in more.items()}
+    model = memformer(encoder_only, memory_update=update, num_mem_updates=2, **flags)
+    src, real, tgt = source()
+    tgt, loss_fn = (None, of_output) if encoder_only else (tgt, None)
+    torch.manual_seed(3)
+    want = through_all(model, src, real, tgt, loss_fn)
+    full = gradients(model)
+    torch.manual_seed(3)
+    losses = memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
+    assert (losses - want).abs().max() < EXACT
+    agree(gradients(model), full)
+
+
+def test_targets_of_some_segments_and_of_the_last():
+    model = memformer()
+    src, real, tgt = source()
+    some = [one if number in (1, 4) else None for number, one in enumerate(tgt)]
+    through_all(model, src, real, some)
+    full = gradients(model)
+    losses = memory_replay_backprop(model, src, some, real)
+    agree(gradients(model), full)
+    assert [number for number, loss in enumerate(losses.tolist()) if loss] == [1, 4]
+    through_all(model, src, real, [None] * (SEGMENTS - 1) + tgt[-1:])
+    full = gradients(model)
+    memory_replay_backprop(model, src, tgt[-1], real)
+    agree(gradients(model), full)
+
+
+def test_random_numbers_go_on_behind_it():
+    """The next step of training does not draw what this one drew."""
+    model = memformer(**{f"enc_{name}": value for name, value in DROPOUT.items()})
+    src, real, tgt = source()
+    first = memory_replay_backprop(model, src, tgt, real)
+    assert not torch.equal(first, memory_replay_backprop(model, src, tgt, real))
+
+
+def held_at_most(work):
+    """The most bytes that autograd holds at a time."""
+    held, most = 0, 0
+
+    class Kept:
+        def __init__(self, tensor):
+            nonlocal held, most
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            held += self.size
+            most = max(most, held)
+
+        def __del__(self):
+            nonlocal held
+            held -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        work()
+    return most
+
+
+def test_memory_does_not_grow_with_segments():
+    model = memformer()
+
+    def kept(count):
+        src = torch.randint(11, (2, 5 * count))
+        return held_at_most(lambda: memory_replay_backprop(model, src, torch.randint(11, (2, 7))))
+
+    assert kept(64) <= 1.1 * kept(2)
+
+
+def stream_model(**flags):
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "cross_attend": True, "num_memory_slots": 3, **HALF}
+    return build({**sizes, **flags}).double().train()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"rotary_pos_emb": True},
+        {"memory_update": "bmn", **DROPOUT},
+        {"alibi_pos_bias": True, "reversible": True, "ff_dropout": 0.2},
+        {"rel_pos_bias": True, "max_mem_len": 4},
+    ],
+    ids=["rotary", "dropout", "reversible", "with memories of tokens"],
+)
+def test_train_segments_is_back_propagation_through_a_stream(flags):
+    model = stream_model(**flags)
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randint(11, (2, 5 * SEGMENTS - 1), generator=draws)
+    real = torch.rand(x.shape, generator=draws) > 0.2
+    torch.manual_seed(3)
+    mems, total = None, 0.0
+    targets = x[:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
+    for start in range(0, x.shape[1] - 1, 5):
+        part = slice(start, min(start + 5, x.shape[1] - 1))
+        logits, mems = model(x[:, part], mask=real[:, part], mems=mems, return_mems=True)
+        total = total + F.cross_entropy(logits.flatten(0, 1), targets[:, part].flatten(), reduction="sum")
+    loss = total / (targets != -100).sum()
+    loss.backward()
+    full = gradients(model)
+    torch.manual_seed(3)
+    losses, left = train_segments(model, x, real)
+    agree(gradients(model), full)
+    counts = torch.stack([(part != -100).sum() for part in targets.split(5, dim=1)])
+    assert ((losses * counts).sum() / counts.sum() - loss).abs() < EXACT
+    assert (left.slots - mems.slots).abs().max() < EXACT
+    assert not left.slots.requires_grad
+    losses, _ = train_segments(model, x, mems=left)
+    assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m, s: memory_replay_backprop(m, s), "`tgt` must be given"),
+        (
+            lambda m, s: memory_replay_backprop(m, s, [None]),
+            "one or None for each of the 2 segments, but holds 1",
+        ),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], tgt_mask=s > 3), "`tgt_mask` must have shape"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], s[:, 1:] > 3), "`src_mask` must have shape"),
+        (lambda m, s: memory_replay_backprop(m, s.float(), s[:, :4]), "`src` must be token ids"),
+        (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
+        (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
+        (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
+        (lambda m, s: train_segments(stream_model(), s[:, :1]), "T at least 2"),
+        (
+            lambda m, s: train_segments(stream_model(), s, mems=torch.zeros(3, 3, 16).double()),
+            "each of 2 rows",
+        ),
+    ],
+)
+def test_bad_calls_are_named(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(memformer(), torch.randint(11, (2, 8)))
