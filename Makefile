@@ -10,6 +10,11 @@ OLD := needs Python 3.11 or newer, but `$(PYTHON)` is not it: say which one, as 
 # Parity is tested against two versions of one package, so that the older one has a folder of its own.
 PEER := x-transformers==1.27.16
 PEERS := $(VENV)/peers/x-transformers-1.27
+# Folders too, so that only their parity tests and benchmarks see them.
+ROUTING := routing-transformer==1.6.1 mixture-of-experts==0.2.3
+ROUTINGS := $(VENV)/peers/routing-transformer-1.6
+MEMFORMER := memformer==0.3.1
+MEMFORMERS := $(VENV)/peers/memformer-0.3
 
 .PHONY: demo test matrix check docs bench clean
 
@@ -49,9 +54,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.study
 
 $(VENV)/.peers: Makefile | $(VENV)/.dev
-	rm -rf $(PEERS)
+	rm -rf $(PEERS) $(ROUTINGS) $(MEMFORMERS)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) $(PEER)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers/memformer-0.3 memformer==0.3.1
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ROUTINGS) $(ROUTING)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(MEMFORMERS) $(MEMFORMER)
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ from torch import nn
 
 import flagformer
 from flagformer import Decoder, Encoder
+from flagformer.attention.cores.kmeans import KMeans, update_kmeans
 from flagformer.flow import Tape
 
 BIASES = {"rel_pos_bias": True, "attn_num_mem_kv": 2, "cross_attend": True}
@@ -29,6 +30,18 @@ MIXES = {
 }
 
 
+CLUSTERS = {"num_clusters": 3, "window_size": 2, "commitment_factor": 0.5, "kmeans_ema_decay": 0.5}
+LEARNERS = {
+    "routing": CLUSTERS,
+    "routing and local heads": {**CLUSTERS, "n_local_attn_heads": 1, "local_attn_window_size": 3},
+    "one vector": {**CLUSTERS, "shared_qk": True},
+    "experts": {"ff_moe": True, "moe_loss_coef": 0.5, "moe_z_loss_coef": 0.1},
+    "routing, experts and keys": {
+        **CLUSTERS, "ff_moe": (True, False, False), "ff_pkm": (False, True, False), "pkm_num_keys": 6,
+    },
+}  # fmt: skip
+
+
 def decoder(**flags):
     torch.manual_seed(4)
     given = {**SIZES, "reversible": True, **flags}
@@ -45,6 +58,32 @@ def test_gradients_are_those_of_two_streams(mix, dtype):
         assert torch.equal(out, wanted_out), f"step {step}"
         assert error(grads, wanted) < TIGHT[dtype]
         assert torch.equal(draws, wanted_draws), "the next random number must not depend on the executor"
+
+
+@pytest.mark.parametrize("executor", [{"reversible": True}, {"checkpoint": "sublayer"}], ids=str)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_clusters_and_experts_learn_as_by_plain_autograd(learner, executor):
+    """Their losses have gradients, draws of dropout are the same, and tokens are counted once."""
+
+    def built():
+        flags = {**DROPS, **LEARNERS[learner], "reversible": None, **executor}
+        return decoder(**flags).double()
+
+    layers, wanted_layers = built(), plain(built())
+    for _ in range(2):
+        out, grads, draws = trained(layers, torch.float64)
+        wanted_out, wanted, wanted_draws = trained(wanted_layers, torch.float64)
+        assert torch.equal(out, wanted_out)
+        assert error(grads, wanted) < TIGHT[torch.float64]
+        assert torch.equal(draws, wanted_draws)
+        for part, other in zip(layers.modules(), wanted_layers.modules(), strict=True):
+            if isinstance(part, KMeans):
+                assert torch.equal(part.pending.counts, other.pending.counts)
+                assert torch.equal(part.pending.sums, other.pending.sums)
+        for one in (layers, wanted_layers):
+            update_kmeans(one)
+    for name, buffer in layers.named_buffers():
+        assert torch.equal(buffer, wanted_layers.get_buffer(name)), name
 
 
 @pytest.mark.parametrize("bias", ["rel_pos_bias", "dynamic_pos_bias", "alibi_pos_bias"])

@@ -20,6 +20,7 @@ FLOORS = {
     "presets": 6, "catalogue": 6,
     "audit": 7, "reference": 7, "interop": 7, "data": 7,
     "train": 8, "study": 8, "cli": 8,
+    "__main__": 9,
 }  # fmt: skip
 # Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {

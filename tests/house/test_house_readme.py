@@ -65,6 +65,9 @@ def test_study_is_understood(tmp_path):
 def test_command_line_is_understood(line, tmp_path):
     for part in line.split("&&"):
         word, *rest = shlex.split(part)
+        if word == "torchrun":
+            assert rest[2:4] == ["-m", "flagformer"]
+            word, rest = "flagformer", rest[4:]
         if word == "flagformer":
             parse(typer.main.get_command(app), rest)
         elif word == "make":

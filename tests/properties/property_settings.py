@@ -45,13 +45,14 @@ VALUES = {
     "rotary_emb_dim": 4,
     "rotary_interpolation_factor": 2.0,
     "rotary_xpos_scale_base": 5,
+    "routing_selection": "leaky",
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
     "window_size": 2,
 }
-# Flags whose models are called otherwise in training: tests/wrappers/test_inventory.py and test_z_loss.py ask
-# the same of them.
-OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight"}
+# Flags whose models are called otherwise in training, or that no causal model has:
+# tests/wrappers/test_inventory.py and test_z_loss.py and test_properties_picks.py ask the same of them.
+OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight", "routing_selection"}
 # What has to be said with a flag, where the catalogue does not tell.
 CROSS = {"cross_attend": True}
 WITH = {

@@ -18,10 +18,17 @@ BASE = {**settings(), **TINY, "max_seq_len": LENGTH}
 SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2, "attn_dim_head": 4}
 
 
+# What a flag needs beside it.
+BESIDE = {"routing_selection": {"num_clusters": 3, "window_size": 4}}
+
+
 def cases():
     """name -> (flag, flags with it, flags without it), for every choice, tuning flag and cross form."""
     simple = SIZES | {name: VALUES[name] for name in sorted(OTHER_INPUTS)}
-    found = {name: (name, BASE | {name: value}, BASE) for name, value in simple.items()}
+    found = {
+        name: (name, BASE | BESIDE.get(name, {}) | {name: value}, BASE | BESIDE.get(name, {}))
+        for name, value in simple.items()
+    }
     for choice in choices():
         if "model" not in choice.flags:
             flag = next(iter(choice.flags))

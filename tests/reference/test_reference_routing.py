@@ -144,6 +144,45 @@ def test_routing_equals_attention_over_the_pairs_of_the_rule(window, tied, posit
     assert torch.allclose(logits, want, atol=1e-12)
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["own keys", "shared_qk"])
+def test_what_centroids_pick_meets_and_is_averaged(tied):
+    """The balanced selection of the paper, section 4.2, with padded tokens left out."""
+    flags = {"num_clusters": 3, "window_size": 5, "shared_qk": tied, "num_tokens": LENGTH}
+    model = model_of(model="encoder", routing_selection="topk", **flags)
+    ids = torch.stack([torch.randperm(LENGTH) for _ in range(2)])  # no two alike
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[1, 3:] = False  # fewer than a window
+    attention = model.attn_layers.sublayers[0]
+    q, k, v = attention.fn.source.projection(attention.in_norm(model.token_emb(ids)))
+    kmeans = next(module for module in model.modules() if isinstance(module, KMeans))
+    weights = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    times = torch.zeros(2, HEADS, LENGTH, 1, dtype=torch.float64)
+    for row in range(2):
+        real = mask[row].nonzero()[:, 0]
+        for head in range(HEADS):
+            for mean in kmeans.means[head].double():
+                queries, keys = (
+                    real[(part[row, head, real] @ mean / part[row, head, real].norm(dim=-1)).argsort()[-5:]]
+                    for part in (q, k)
+                )
+                for query in queries:
+                    scores = (k[row, head, keys] @ q[row, head, query]) * WIDTH**-0.5
+                    if tied:
+                        scores[keys == query] = -1e9
+                    weights[row, head, query, keys] += scores.softmax(dim=0)
+                    times[row, head, query] += 1
+    got = attention.fn.to_out(((weights @ v) / (times + 1e-5)).transpose(1, 2).flatten(2))
+    seen = []
+    attention.fn.register_forward_hook(lambda module, given, out: seen.append(out))
+    _, maps = sees(model, ids, mask=mask)
+    assert torch.allclose(seen[0][mask], got[mask], atol=1e-12)
+    assert torch.allclose(
+        maps[mask[:, None].expand(-1, HEADS, -1)],
+        (weights / times.clamp(min=1))[mask[:, None].expand(-1, HEADS, -1)],
+        atol=1e-12,
+    )
+
+
 @pytest.mark.parametrize("radius", [1, 2])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize("position", [{}, {"rotary_pos_emb": True}, {"rel_pos_bias": True}], ids=str)

@@ -40,6 +40,9 @@ evaluate:
 margin: 0.01
 concurrency: 2
 threads: 1
+memory: 2
+retries: 3
+executor: local
 audit: false
 """
 RUN = """\
@@ -62,7 +65,7 @@ threads: 1
 """
 NUMBERS = (
     "dim", "depth", "heads", "symbols", "seq_len", "steps", "batch_size", "lr", "warmup", "weight_decay",
-    "within", "batches", "margin", "concurrency", "threads",
+    "within", "batches", "margin", "concurrency", "threads", "memory", "retries",
 )  # fmt: skip
 WRONG_NUMBERS = (
     "many", "[1]", "{a: 1}", ".nan", "-3", "true", "''", "1e999", "99999999999999999999", "!!int 7x",
@@ -118,6 +121,8 @@ STUDY_ONLY = {
     "training of a variant that is a word": ("    rotary_pos_emb: true", "    train: fast"),
     "training of a variant that is unknown": ("    rotary_pos_emb: true", "    train: {stpes: 3}"),
     "training of a variant that cannot be": ("    rotary_pos_emb: true", "    train: {steps: -3}"),
+    "an executor that is unknown": ("executor: local", "executor: slurm"),
+    "GPUs of this machine": ("executor: local", "gpus: 1"),
     "an audit that is a number": ("audit: false", "audit: 2"),
     "no seeds": ("seeds: 2", "seeds: 0"),
     "millions of seeds": ("seeds: 2", "seeds: 1000000"),

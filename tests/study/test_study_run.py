@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 from rich.console import Console
-from tiny_study import dies, fails, fills_the_disk, finished, table
+from tiny_study import dies, dies_once, ends_in_every_way, fails, fills_the_disk, finished, table
 
+from flagformer.study import endings
 from flagformer.study.results import Results
 from flagformer.study.run import prepare, run_study
+from flagformer.study.table import legend
 from flagformer.train.files import only_process
 
 Command = Callable[..., Result]
@@ -47,6 +49,44 @@ def test_a_killed_trial_is_named_with_its_signal(tiny: Path, tmp_path: Path) -> 
     results, said = run(tiny, tmp_path / "out", function=dies)
     assert results.count("finished") == 3
     assert "rotary, seed 0: failed: the process was killed by SIGKILL" in said
+
+
+def test_every_way_to_end_is_recorded_by_name_and_the_study_goes_on(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results, said = run(tiny, out, "concurrency=1", function=ends_in_every_way)
+    assert {trial.run.label: trial.state for trial in results.trials} == {
+        "learned, seed 0": "finished",
+        "rotary, seed 0": "failed",
+        "learned, seed 1": "diverged",
+        "rotary, seed 1": "failed",
+    }
+    kinds = [json.loads(path.read_text())["kind"] for path in out.glob("trials/*/failure.json")]
+    assert sorted(kinds) == ["error", "memory"]
+    assert "rotary, seed 0: failed: out of memory when 144115188075855872 bytes more were asked for" in said
+    assert "learned, seed 1: diverged at step 1: the loss is not finite" in said
+    words = legend(results)
+    assert "failed (2): rotary, seed 0 and rotary, seed 1" in words
+    assert "diverged (1): learned, seed 1" in words
+    assert results.row("learned").loss.n == 1
+
+
+def test_lost_processes_are_started_again_as_often_as_asked(tiny: Path, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "undisturbed")
+    results, said = run(tiny, tmp_path / "out", "retries=1", function=dies_once)
+    assert results.count("finished") == 4
+    assert said.count("the process was killed by SIGKILL; attempt 2 follows") == 4
+    assert table(tmp_path / "out")["rows"] == table(tmp_path / "undisturbed")["rows"]
+
+
+def test_a_kill_for_want_of_memory_is_told_from_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(endings, "COUNTERS", tmp_path / "vmstat")
+    assert endings.count_oom_kills() == 0, "a system that does not count"
+    (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 3\n")
+    assert endings.killed(-9, oom_kills=3).kind == "killed"
+    assert endings.killed(-9, oom_kills=2).kind == "memory"
+    assert endings.killed(-15, oom_kills=2).message == "the process was killed by SIGTERM"
 
 
 def test_a_full_disk_stops_the_study_and_keeps_what_is_finished(tiny: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import torch
 
 from flagformer.attention import scores
 from flagformer.study.examine import examine
+from flagformer.train import state
+from flagformer.train.loop import make_optimizer
 from flagformer.train.trial import run_trial
 
 TINY = """\
@@ -57,6 +59,33 @@ def dies(trial: Any, directory: Path) -> object:
     return run_trial(trial, directory)
 
 
+def ends_in_every_way(trial: Any, directory: Path) -> object:
+    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 wants too much memory, seed 1 crashes."""
+    if "rotary_pos_emb" in trial.flags:
+        if trial.seed == 0:
+            torch.empty(1 << 55)
+        raise RuntimeError("the roof is on fire")
+    if trial.seed == 1:
+        state.make_optimizer = _poisoned
+    return run_trial(trial, directory)
+
+
+def dies_once(trial: Any, directory: Path) -> object:
+    """Is killed by the system at its first attempt."""
+    mark = directory / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_trial(trial, directory)
+
+
+def _poisoned(model: Any, config: Any) -> Any:
+    """An optimizer for a model that has just lost a weight."""
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    return make_optimizer(model, config)
+
+
 def fills_the_disk(trial: Any, directory: Path) -> object:
     """Runs seed 0; after it there is no space left."""
     if trial.seed == 1:
@@ -72,12 +101,12 @@ def _listening() -> None:
 class StudyProcess:
     """`flagformer study run` as a user starts it; its whole family of processes can be found by a mark."""
 
-    def __init__(self, file: Path, out: Path) -> None:
+    def __init__(self, file: Path, out: Path, *overrides: str, **env: str) -> None:
         self.mark = uuid.uuid4().hex
         self.out = out
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, "run", str(file), "--out", str(out)],
-            env={**os.environ, "STUDY_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", START, "run", str(file), *overrides, "--out", str(out)],
+            env={**os.environ, "STUDY_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -99,14 +128,31 @@ class StudyProcess:
 
     def worker_of(self, trial: Path) -> int | None:
         """The process that trains in the directory of a trial."""
-        for pid in self.family():
-            try:
-                links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-            except OSError:
-                continue
-            if any(link == str(trial / "log.jsonl") for link in links):
-                return pid
-        return None
+        return trainer(trial, self.family())
+
+
+def trainer(trial: Path, among: list[int]) -> int | None:
+    """The process of these that trains in the directory of a trial."""
+    for pid in among:
+        try:
+            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        if any(link == str(trial / "log.jsonl") for link in links):
+            return pid
+    return None
+
+
+def descendants(parent: int) -> list[int]:
+    """A process and all that descend from it, mothers first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (words := _read(entry / "stat").rpartition(")")[2].split()):
+            children.setdefault(int(words[1]), []).append(int(entry.name))
+    found = [parent]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny_trial import tiny
 
-from conftest import tiny
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.schedule import learning_rate
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_trial import Killed, killer, losses, outcome, tiny
 
 import flagformer
-from conftest import Killed, killer, losses, outcome, tiny
 from flagformer.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from flagformer.train.files import read_json, write_atomic, write_json
 from flagformer.train.log import Log, read_log
@@ -48,7 +48,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, pla
 def checkpoint(step: int) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     weights = {"w": torch.rand(20, generator=generator)}
-    return Checkpoint("id", "data", step, 0.5, 1, "cpu", [], weights, {}, {"cpu": generator.get_state()})
+    return Checkpoint(
+        "id", "data", step, 0.5, 1, "cpu", [], weights, {}, [{"cpu": generator.get_state()}], {}
+    )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from tiny_trial import losses, tiny
 
-from conftest import losses, tiny
 from flagformer.train.trial import run_trial
 
 STRICT = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}

@@ -14,6 +14,7 @@ from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.train.ranks import Parallel
 
 ELSEWHERE = (
     "compare",
@@ -24,6 +25,10 @@ ELSEWHERE = (
     "margin",
     "audit",
     "concurrency",
+    "executor",
+    "retries",
+    "memory",
+    "gpus",
 )  # keys of a study file only
 BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 
@@ -39,7 +44,11 @@ class RunFile(BaseModel):
     train: Any = None
     evaluate: Any = None
     seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int | None = Field(default=None, ge=1, le=4096)
+    threads: int | None = Field(default=None, ge=1, le=4096, description="Threads of each process.")
+    parallel: Parallel = Field(
+        default="ddp",
+        description="How the processes of torchrun share a model: each holds it, or (fsdp) a part of it.",
+    )
 
     @field_validator("name")
     @classmethod

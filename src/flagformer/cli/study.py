@@ -36,7 +36,10 @@ def run(
     """Run a study, or go on with one: finished trials are kept, the others go on from their checkpoints."""
     with clear_errors():
         from flagformer.study.run import prepare, run_study
+        from flagformer.train.ranks import by_torchrun
 
+        if by_torchrun():
+            raise ValueError("a study starts its own processes: leave `torchrun` to `flagformer train`")
         prepared = prepare(file, overrides or [])
         if dry_run:
             _print_plan(prepared, out)
@@ -100,7 +103,7 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flagformer.study.setting import share_cores
+    from flagformer.study.shares import GIB, share_out
     from flagformer.study.table import WIDTH
     from flagformer.study.wording import count, flags_text, plural, short, size
 
@@ -123,10 +126,11 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
             f"{one.before:g} -> {one.after:g} ({count(one.amount)} of {count(one.wanted)})"
         )
     tries = f" x {plural(len(study.candidates), 'candidate')}" if study.tune else ""
-    at_once, threads = share_cores(study)
+    shares = share_out(study)
     typer.echo(
         f"{plural(len(study.runs), 'trial')}: {plural(len(study.compare), 'variant')} x "
         f"{plural(len(study.seeds), 'seed')}{tries}, "
-        f"{study.train.steps:,} steps each; {at_once} at once with {plural(threads, 'thread')} each, in "
+        f"{study.train.steps:,} steps each; {shares.at_once} at once ({shares.why}) with "
+        f"{plural(shares.threads, 'thread')} and about {shares.trial / GIB:.1f} GiB each, in "
         f"{out or Path('runs') / study.name}"
     )

@@ -8,7 +8,9 @@ import typer
 from flagformer.cli.errors import clear_errors, leave
 
 if TYPE_CHECKING:
+    from flagformer.cli.runfile import RunFile
     from flagformer.train.config import Trial
+    from flagformer.train.ranks import Ranks
 
 
 def train(
@@ -21,25 +23,53 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME unless given.")] = None,
 ) -> None:
-    """Train one model and measure it. Run again after a stop, it goes on from its last checkpoint."""
-    with clear_errors():
-        from flagformer.cli.runfile import load_run
+    """Train one model and measure it. Run again after a stop, it goes on from its last checkpoint.
 
-        run, trial = load_run(file, overrides or [])
+    On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
+    """
+    with clear_errors():
+        from flagformer.train.ranks import Elsewhere, by_torchrun, joined
+
+        if not by_torchrun():
+            _train(file, overrides or [], out)
+            return
+        try:
+            with joined():
+                _train(file, overrides or [], out)
+        except Elsewhere:
+            raise SystemExit(1) from None
+
+
+def _train(file: Path, overrides: list[str], out: Path | None) -> None:
+    """What every process does; the first reads the file and talks."""
+    import torch
+
+    from flagformer.cli.runfile import load_run
+    from flagformer.train.ranks import ALONE, Ranks, Together, by_torchrun
+
+    together = Together("ddp") if by_torchrun() else None
+    reader: Ranks = together or ALONE
+
+    def read() -> "tuple[RunFile, Trial, Path]":
+        run, trial = load_run(file, overrides)
         directory = out or Path("runs") / (run.name or file.stem)
         refuse_foreign(directory)
-        if run.threads:
-            import torch
+        return run, trial, directory
 
-            torch.set_num_threads(run.threads)
-        result = run_with_progress(trial, directory)
-        show(result, directory)
-        if result["status"] == "diverged":
-            leave(
-                f"training diverged: the loss of step {result['steps']} is not finite; "
-                "lower `train.lr` or lengthen `train.warmup`, in another directory",
-                status=1,
-            )
+    run, trial, directory = reader.by_first(read)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    ranks = Together(run.parallel) if together else ALONE
+    result = run_with_progress(trial, directory, ranks)
+    if not ranks.is_first:
+        return
+    show(result, directory)
+    if result["status"] == "diverged":
+        leave(
+            f"training diverged: the loss of step {result['steps']} is not finite; "
+            "lower `train.lr` or lengthen `train.warmup`, in another directory",
+            status=1,
+        )
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -57,15 +87,15 @@ def refuse_foreign(directory: Path) -> None:
             )
 
 
-def run_with_progress(trial: "Trial", directory: Path) -> dict[str, Any]:
-    """`run_trial` with a progress line on standard error."""
+def run_with_progress(trial: "Trial", directory: Path, ranks: "Ranks") -> dict[str, Any]:
+    """`run_trial` with a progress line on standard error, where rank 0 draws it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flagformer.train.trial import run_trial
 
-    if (directory / "result.json").exists():
-        return run_trial(trial, directory)
+    if not ranks.is_first or (directory / "result.json").exists():
+        return run_trial(trial, directory, ranks=ranks)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -83,7 +113,7 @@ def run_with_progress(trial: "Trial", directory: Path) -> dict[str, Any]:
             )
 
         try:
-            return run_trial(trial, directory, report)
+            return run_trial(trial, directory, report, ranks)
         except KeyboardInterrupt as stop:
             text = f"stopped; the same command goes on from the last checkpoint in {directory}"
             raise KeyboardInterrupt(text) from stop

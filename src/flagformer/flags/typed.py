@@ -235,6 +235,8 @@ class Flags(TypedDict, total=False):
     """share of running sums that a step of k-means keeps"""
     commitment_factor: float | tuple[float, ...]
     """weight of the loss that draws tokens to centroids"""
+    routing_selection: Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"], ...]
+    """whom a query meets: the recent keys of its cluster, or what each centroid picks of the row"""
     n_local_attn_heads: int | tuple[int | None, ...] | None
     """heads that see the tokens around them only"""
     local_attn_window_size: int | tuple[int, ...]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.ops.attend_sorted import Stretches
+
 
 class Tokens(NamedTuple):
     """Queries or keys as routing sees them.
@@ -38,6 +40,19 @@ class Chunks(NamedTuple):
     keys: Tensor
     allowed: Tensor
     slots: Tensor
+
+
+def stretches_of(queries: Tokens, keys: Tokens, span: int, window: int, own: int, alone: bool) -> Stretches:
+    """The `window` most recent earlier keys of each query's cluster, as stretches of the sorted keys.
+
+    Args:
+        span: above every place.
+        own, alone: of `Stretches`.
+    """
+    (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
+    first = torch.searchsorted(ordered, code)
+    begin = torch.searchsorted(ordered, code - code % span)
+    return Stretches(by_query, by_key, torch.maximum(first - window, begin), first, own, alone)
 
 
 def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, later: bool) -> Chunks:

@@ -20,7 +20,7 @@ from flagformer.ops.identity import identity
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
-from flagformer.stack.refusals import refuse_carry, refuse_idle_context
+from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak
 from flagformer.stack.session import open_session
 from flagformer.stack.standing import read_mask, stand
 from flagformer.stack.start import begin
@@ -87,6 +87,7 @@ class AttentionLayers(nn.Module):
         )
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
+        self.leaks = refuse_leak(own, resolved.flags, self.time_rule(None) is not None)
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)
@@ -117,7 +118,7 @@ class AttentionLayers(nn.Module):
 
         A PrefixDecoder can, with its prefix in the first block.
         """
-        return self.time_rule(None) is not None
+        return self.time_rule(None) is not None and not self.leaks
 
     @property
     def steps(self) -> list[Sublayer]:

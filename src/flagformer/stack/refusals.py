@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,21 @@ def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
                 findings.append(Finding(flag, f"{text} numbers of keys cannot add up their scores"))
     if findings:
         raise FlagError(findings)
+
+
+def refuse_leak(own: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> bool:
+    """Whether self-attention lets later tokens decide whom an earlier one meets, and the user knows it."""
+    if not causal or not any(getattr(attention.core, "leaks", False) for attention in own):
+        return False
+    why = "each centroid picks among all tokens of a row, so that later ones push earlier ones out"
+    if flags["routing_selection"] == "topk":
+        text = (
+            "`routing_selection='topk'` and a causal model cannot be combined, because it shows the future:"
+            f" {why}; leave it out, or say `routing_selection='leaky'` to have it all the same"
+        )
+        raise FlagError([Finding("routing_selection", text)])
+    warnings.warn(f"`routing_selection='leaky'` shows the future: {why}", stacklevel=2)
+    return True
 
 
 def _under(flags: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def cost(trial: Trial) -> Cost:
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
         flops = forward_flops(model.eval(), trial.source.example(1, seq_len))
-        saved = _saved_bytes(model.train(), trial)
+        saved = saved_bytes(model.train(), micro_batch(trial))
     params = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
@@ -99,6 +99,12 @@ def cost(trial: Trial) -> Cost:
         saved,
         ADAMW * size + saved,
     )
+
+
+def micro_batch(trial: Trial) -> Tensor:
+    """Inputs of the shape that one forward and backward of training have."""
+    rows = max(1, trial.train.batch_size // trial.train.accumulate)
+    return trial.source.example(rows, trial.source.seq_len)
 
 
 def forward_flops(model: nn.Module, inputs: Tensor) -> int:
@@ -126,12 +132,10 @@ def _active(model: Any, params: int) -> int:
     )
 
 
-def _saved_bytes(model: nn.Module, trial: Trial) -> int:
-    """Bytes that autograd keeps of one micro-batch, as its hooks see them."""
-    rows = max(1, trial.train.batch_size // trial.train.accumulate)
-    inputs = trial.source.example(rows, trial.source.seq_len)
+def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that autograd keeps of one micro-batch and its loss, as its hooks see them; not parameters."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}
+    kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor: a freed one's address is given out again
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -141,8 +145,7 @@ def _saved_bytes(model: nn.Module, trial: Trial) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(inputs)
-        targets = torch.zeros(logits.shape[:-1], dtype=torch.long)
-        token_losses(logits, targets if trial.source.is_sequence else targets[:, None]).sum()
+        token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
     return sum(size for size, _ in kept.values())
 
 

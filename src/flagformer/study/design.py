@@ -13,6 +13,8 @@ from flagformer.data.catalogue import DataConfig
 from flagformer.train.config import Block, EvaluateConfig, TrainConfig, Trial
 
 TRAIN = "train."  # in front of the training settings among a variant's or a grid's keys
+# keys that say how trials are run, never what comes out
+EXECUTION = ("concurrency", "threads", "memory", "executor", "gpus", "retries")
 Own = dict[str, Any]  # what a variant changes: flags, and training settings under `train`
 Setting = dict[str, Any]  # `lr_scale: 2` (a flag) and `train.lr: 1e-3` (a training setting)
 
@@ -65,6 +67,10 @@ class Study:
     audit: bool = True
     concurrency: int | None = None
     threads: int | None = None
+    memory: float | None = None
+    executor: str = "local"
+    gpus: float | None = None
+    retries: int | None = None
 
     @property
     def baseline(self) -> str:
@@ -143,8 +149,7 @@ class Study:
             "evaluate": self.evaluate.model_dump(mode="json"),
             "margin": self.margin,
             "audit": self.audit,
-            "concurrency": self.concurrency,
-            "threads": self.threads,
+            **{name: getattr(self, name) for name in EXECUTION},
         }
         return {key: value for key, value in plain.items() if value is not None}
 

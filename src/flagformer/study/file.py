@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flagformer.data.catalogue import DataConfig
 from flagformer.study.blocks import check_block
-from flagformer.study.design import MatchConfig, Run, Study
+from flagformer.study.design import EXECUTION, MatchConfig, Run, Study
 from flagformer.study.flags import flag_mistakes
 from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.overrides import apply_overrides
@@ -70,6 +70,34 @@ class StudyFile(BaseModel):
     threads: int | None = Field(
         None, ge=1, le=4096, description="Threads of one trial; by default the cores shared out."
     )
+    memory: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="GiB of memory of one trial; by default estimated; bounds the trials at once.",
+    )
+    executor: Literal["local", "ray"] = Field(
+        "local", description="local: processes of this machine; ray: the Ray cluster that RAY_ADDRESS names."
+    )
+    gpus: float | None = Field(
+        None, ge=0, le=4096, description="GPUs of one trial on a Ray cluster; by default 1 where it has any."
+    )
+    retries: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="How often a trial whose process or node was lost is started again; by default 3 with "
+        "ray, else 0.",
+    )
+
+    @model_validator(mode="after")
+    def _gpus_are_asked_of_ray(self) -> StudyFile:
+        if self.gpus is not None and self.executor != "ray":
+            raise ValueError(
+                "`gpus` must be left out with `executor: local`, whose trials take the GPU that is there "
+                f"one by one, but is {self.gpus:g}"
+            )
+        return self
 
     @field_validator("name")
     @classmethod
@@ -134,7 +162,7 @@ def resolve_study(source: Source) -> Study:
         raise StudyFileError(mistakes)
     study = Study(
         name=top.name, base=base, compare=compare, seeds=top.seeds, tune=tune, margin=top.margin,
-        audit=top.audit, concurrency=top.concurrency, threads=top.threads, **blocks,
+        audit=top.audit, **{name: getattr(top, name) for name in EXECUTION}, **blocks,
     )  # fmt: skip
     _refuse_too_many(source, study)
     return study

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic
 
-from flagformer.study.worker import Failure, work
+from flagformer.study.endings import count_oom_kills, killed
+from flagformer.study.executor import Ended, Executor, Failure, Job
+from flagformer.study.worker import work
 
-Job = TypeVar("Job")
 GRACE = 5.0  # seconds a worker has between the request to end and the kill
 
 
@@ -24,17 +24,10 @@ class Running(Generic[Job]):
     job: Job
     process: BaseProcess
     channel: Connection
+    oom_kills: int
 
 
-@dataclass(frozen=True)
-class Ended(Generic[Job]):
-    """A trial whose process ended; `failure` is None when the trial function returned."""
-
-    job: Job
-    failure: Failure | None
-
-
-class Pool(Generic[Job]):
+class Pool(Executor[Job]):
     """Starts at most `size` trial processes with `threads` threads each.
 
     Args:
@@ -52,11 +45,13 @@ class Pool(Generic[Job]):
 
     @property
     def has_room(self) -> bool:
-        """Whether another trial may start."""
         return len(self.running) < self.size
 
+    @property
+    def busy(self) -> bool:
+        return bool(self.running)
+
     def start(self, job: Job, trial: object, directory: Path) -> None:
-        """Starts `function(trial, directory)`; `job` comes back with its end."""
         receive, send = self.context.Pipe(duplex=False)
         arguments = (self.function, trial, directory, self.threads, send)
         # daemon: an exit that skips `stop` must not wait for trials to train to their end
@@ -65,17 +60,15 @@ class Pool(Generic[Job]):
         )
         process.start()
         send.close()
-        self.running.append(Running(job, process, receive))
+        self.running.append(Running(job, process, receive, count_oom_kills()))
 
     def ended(self, timeout: float) -> list[Ended[Job]]:
-        """The trials that ended, waiting up to `timeout` seconds for the first of them."""
         ready = wait([running.process.sentinel for running in self.running], timeout)
         done = [running for running in self.running if running.process.sentinel in ready]
         self.running = [running for running in self.running if running not in done]
         return [Ended(running.job, _failure(running)) for running in done]
 
     def stop(self) -> None:
-        """Ends every worker; their checkpoints stay."""
         for running in self.running:
             running.process.terminate()
         for running in self.running:
@@ -96,15 +89,4 @@ def _failure(running: Running) -> Failure | None:
             message = None
     running.channel.close()
     code = running.process.exitcode
-    if message is not None or code == 0:
-        return message
-    if code is not None and code < 0:
-        return Failure("killed", f"the process was killed by {_signal_name(-code)}")
-    return Failure("killed", f"the process ended with status {code}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return message if message is not None or code == 0 else killed(code, running.oom_kills)

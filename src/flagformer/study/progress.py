@@ -12,10 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flagformer.study.design import Run, Study
 from flagformer.study.directory import trial_directory
-from flagformer.study.file import Run, Study
+from flagformer.study.executor import Failure
 from flagformer.study.results import last_line
-from flagformer.study.worker import Failure
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
 REFRESH = 0.5  # seconds between looks at the logs
@@ -65,6 +65,11 @@ class Progress:
         self.first_steps[run.trial.id] = int(
             last_line(trial_directory(self.directory, run.trial.id)).get("step", 0)
         )
+
+    def again(self, run: Run, word: str) -> None:
+        """A trial was lost through no fault of its own, and waits to be started again."""
+        del self.running[run.trial.id]
+        self.say(f"{run.label}: {word}")
 
     def ended(self, run: Run, failure: Failure | None, word: str) -> None:
         """A trial's process is gone; `word` says with what result."""

@@ -7,47 +7,39 @@ __name__ == "__main__":`.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from flagformer.study.cluster import Cluster, package
 from flagformer.study.costs import Cost, check_variants
+from flagformer.study.design import Run, Study
 from flagformer.study.directory import (
-    FAILURE,
     RESULTS,
     read_setting,
     refuse_foreign,
-    trial_directory,
     write_setting,
     write_study,
 )
 from flagformer.study.examine import examine, examine_variants
-from flagformer.study.file import Run, Study, load_study
+from flagformer.study.executor import Executor
+from flagformer.study.file import load_study
 from flagformer.study.match import Matched, as_plain, match_budget
-from flagformer.study.pool import Ended, Pool
-from flagformer.study.progress import Progress
+from flagformer.study.pool import Pool
 from flagformer.study.provenance import provenance
-from flagformer.study.results import Results, as_json, read_results, read_trial
+from flagformer.study.results import Results, as_json, read_results
 from flagformer.study.setting import describe_setting
-from flagformer.study.worker import Failure
+from flagformer.study.shares import count_cores
+from flagformer.study.trials import run_trials
 from flagformer.train.files import naming, only_process, write_atomic, write_json
 
 # torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
 # process imports the program's main module again
 PRELOAD = ("torch._dynamo", "flagformer.train.trial", "flagformer.study.run", "flagformer.cli.train")
-POLL = 0.2  # seconds
-DONE = ("finished", "diverged")
-
-
-class Interrupted(KeyboardInterrupt):
-    """The study was stopped from outside; what was finished is kept."""
+RETRIES = {"local": 0, "ray": 3}  # a machine that kills a trial will do so again; a cluster has others
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,8 @@ def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     """Reads a study file, builds every variant without memory and makes them equal as `match` says; raises
     StudyFileError with every mistake."""
     study, source = load_study(file, overrides)
+    if study.executor == "ray":
+        package()
     study, costs, matched = match_budget(study, source, check_variants(study, source))
     origins = provenance(study, source, {name: one.knob for name, one in matched.items()})
     return Prepared(study, costs, matched, origins)
@@ -103,10 +97,10 @@ def run_study(
         setting["matched"] = as_plain(prepared.matched)
         write_study(directory, study, prepared.origins)
         write_setting(directory, setting)
-        pool: Pool[Run] = Pool(function or _run_trial, setting["trials_at_once"], setting["threads"], PRELOAD)
-        at_once, threads = setting["trials_at_once"], setting["threads"]
-        examine_variants(study, directory, at_once, threads, PRELOAD, examiner or examine)
-        _run_all(study, directory, pool, console or Console(stderr=True))
+        _examine(study, directory, setting, examiner or examine)
+        executor = _executor(study, directory, setting, function or _run_trial)
+        retries = RETRIES[study.executor] if study.retries is None else study.retries
+        run_trials(study, directory, executor, retries, console or Console(stderr=True))
         return write_report(directory)
 
 
@@ -127,73 +121,21 @@ def _run_trial(trial: Any, directory: Path) -> object:
     return run_trial(trial, directory)
 
 
-def _run_all(study: Study, directory: Path, pool: Pool[Run], console: Console) -> None:
-    todo = [run for run in study.runs if read_trial(directory, run).state not in DONE]
-    total = len(study.runs)
-    with _stop_signals(), Progress(study, directory, total - len(todo), console) as progress:
-        try:
-            while todo or pool.running:
-                while todo and pool.has_room:
-                    run = todo.pop(0)
-                    place = trial_directory(directory, run.trial.id)
-                    (place / FAILURE).unlink(missing_ok=True)
-                    progress.started(run)
-                    pool.start(run, run.trial, place)
-                for ended in pool.ended(POLL):
-                    _close(ended, directory, progress)
-                progress.tick()
-        except KeyboardInterrupt:
-            pool.stop()
-            kept = sum(read_trial(directory, run).state in DONE for run in study.runs)
-            raise Interrupted(
-                f"stopped: {kept} of {total} trials are finished and kept in {directory}, the others go on "
-                "from their checkpoints; "
-                "run the same command again to go on"
-            ) from None
-        finally:
-            pool.stop()
+def _examine(
+    study: Study, directory: Path, setting: dict[str, Any], examiner: Callable[[Any, Path], object]
+) -> None:
+    """On this machine, also where a cluster trains."""
+    at_once, threads = setting["trials_at_once"], setting["threads"]
+    if study.executor == "ray":
+        at_once = max(1, min(at_once, count_cores() // threads))
+    examine_variants(study, directory, at_once, threads, PRELOAD, examiner)
 
 
-def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
-    """Books a trial whose process is gone; a full disk ends the study, as every other trial would meet it
-    too."""
-    run, failure = ended.job, ended.failure
-    state = read_trial(directory, run)
-    if failure is None and state.state not in DONE:
-        failure = Failure("error", "the trial function returned without a result")
-    if failure is None:
-        progress.ended(run, None, _outcome(state.result or {}))
-        return
-    place = trial_directory(directory, run.trial.id)
-    with contextlib.suppress(OSError):
-        write_json(place / FAILURE, {"kind": failure.kind, "message": failure.message})
-    progress.ended(run, failure, f"failed: {failure.message}")
-    if failure.kind == "disk":
-        text = (
-            "the study is stopped, finished trials are kept; free some space and run the same command again"
-        )
-        raise OSError(errno.ENOSPC, f"{failure.message}; {text}")
-
-
-def _outcome(result: Mapping[str, Any]) -> str:
-    if result.get("status") == "diverged":
-        return f"diverged at step {result.get('steps')}: the loss is not finite"
-    measured = result["evaluation"][0]
-    return f"finished, {measured['nats']:.4f} nats at length {measured['seq_len']}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM stops a study as cleanly as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _executor(
+    study: Study, directory: Path, setting: dict[str, Any], function: Callable[[Any, Path], object]
+) -> Executor[Run]:
+    threads = setting["threads"]
+    if study.executor == "ray":
+        memory, data = setting["memory"]["trial"], setting["data"]
+        return Cluster(function, directory, threads, memory, data, study.gpus, study.concurrency)
+    return Pool(function, setting["trials_at_once"], threads, PRELOAD)

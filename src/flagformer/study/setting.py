@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -10,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import flagformer
 from flagformer.study.costs import Cost
+from flagformer.study.design import Study
 from flagformer.study.directory import Foreign
-from flagformer.study.file import Study
+from flagformer.study.shares import count_cores, share_out
 
 PACKAGES = ("torch", "numpy", "scipy")
 
@@ -37,16 +35,19 @@ def describe_setting(
             "or the Python version "
             "has changed since; choose another directory with --out"
         )
-    at_once, threads = share_cores(study)
+    shares = share_out(study)
+    threads = shares.threads
     if study.threads is None and "threads" in earlier:
         threads = int(earlier["threads"])
     return {
         "data": data,
-        "trials_at_once": at_once,
+        "executor": study.executor,
+        "trials_at_once": shares.at_once,
         "threads": threads,
+        "memory": {"trial": shares.trial, "free": shares.free},
         "machine": {
             "processor": _processor(),
-            "cores": _cores(),
+            "cores": count_cores(),
             "system": platform.system(),
             "python": platform.python_version(),
         },
@@ -54,22 +55,6 @@ def describe_setting(
         "git_commit": _git_commit(),
         "variants": {name: asdict(cost) for name, cost in costs.items()},
     }
-
-
-def share_cores(study: Study) -> tuple[int, int]:
-    """Trials at once and threads of each, from the file or from the machine's cores.
-
-    Counted over all trials of the study, not over those left, so that a resumed study shares its cores as
-    before.
-    """
-    cores = _cores()
-    on_gpu = study.train.device == "cuda" or (study.train.device == "auto" and torch.cuda.is_available())
-    at_once = study.concurrency or (1 if on_gpu else max(1, min(cores, len(study.runs))))
-    return at_once, study.threads or max(1, cores // at_once)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -11,24 +10,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import parent_process
 from pathlib import Path
 
 from flagformer.study.directory import OUTPUT
+from flagformer.study.endings import describe
 from flagformer.train.files import only_process
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+OOM_SCORE = 500  # of 1000: a system without memory takes a trial before it takes the study
 PATIENCE = 15.0  # seconds a worker waits for the last worker of a killed study to be gone
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a trial did not finish: `kind` is "error", "disk" (no space) or "killed"."""
-
-    kind: str
-    message: str
 
 
 def work(
@@ -43,15 +35,16 @@ def work(
     What it prints goes to output.txt. A failure travels through `channel`, because a full disk takes no file.
     """
     _die_with_parent()
+    offer_for_memory()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the study stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _redirect_output(directory / OUTPUT)
+        redirect_output(directory / OUTPUT)
         _set_threads(threads)
-        _wait_until_free(directory)
+        wait_until_free(directory)
         function(trial, directory)
     except BaseException as error:
         channel.send(describe(error))
@@ -60,17 +53,7 @@ def work(
         os._exit(1)
 
 
-def describe(error: BaseException) -> Failure:
-    """The failure in one line."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure("disk", f"the disk is full: {error.filename or error.strerror}")
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, ValueError):
-        return Failure("error", text)
-    return Failure("error", f"{type(error).__name__}: {text}")
-
-
-def _wait_until_free(directory: Path) -> None:
+def wait_until_free(directory: Path) -> None:
     """Waits out an orphan of a killed study that is about to die; the trial itself refuses a directory that
     stays taken."""
     deadline = time.monotonic() + PATIENCE
@@ -80,6 +63,12 @@ def _wait_until_free(directory: Path) -> None:
                 return
         except ValueError:
             time.sleep(0.1)
+
+
+def offer_for_memory() -> None:
+    """Makes this process the first to go when the system is out of memory."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def _die_with_parent() -> None:
@@ -97,7 +86,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _redirect_output(path: Path) -> None:
+def redirect_output(path: Path) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)

@@ -1,4 +1,6 @@
-"""Checkpoints: all that the next step depends on, written so that one good file exists at every moment."""
+"""Checkpoints of one process: all that the next step depends on, written so that one good file exists at
+every moment. Those of several ranks are in `shards.py`.
+"""
 
 import hashlib
 import io
@@ -11,7 +13,7 @@ import torch
 from flagformer.train.files import naming, sync_folder, write_atomic
 
 CURRENT, PREVIOUS, FRESH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.new.pt"
-MARK = b"flagformer checkpoint 1\n"  # then 32 bytes of SHA-256, then what torch.save wrote
+MARK = b"flagformer checkpoint 2\n"  # then 32 bytes of SHA-256, then what torch.save wrote
 LEADER = len(MARK) + 32
 
 
@@ -28,7 +30,8 @@ class Checkpoint:
     notes: list[str]  # what a reader of the result should know of the run so far
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    rng: dict[str, Any]
+    rng: list[dict[str, Any]]  # of every rank
+    shards: dict[str, str]  # the files that hold model and optimizer of several ranks, with their SHA-256
 
 
 def rng_state() -> dict[str, Any]:
@@ -50,14 +53,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint.pt`; the one before becomes `checkpoint.previous.pt`. An OSError (a full disk) leaves
     both as they were.
     """
-    # in memory first: torch's own writer turns a full disk into an error without a number or a name
-    buffer = io.BytesIO()
-    buffer.write(bytes(LEADER))
-    torch.save(asdict(checkpoint), buffer)
-    content = buffer.getbuffer()
-    content[:LEADER] = MARK + hashlib.sha256(content[LEADER:]).digest()
     fresh = directory / FRESH
-    write_atomic(fresh, content)
+    write_checkpoint(fresh, checkpoint)
     with naming(directory / CURRENT):
         if (directory / CURRENT).exists():
             (directory / CURRENT).replace(directory / PREVIOUS)
@@ -75,7 +72,7 @@ def load_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in (directory / CURRENT, directory / PREVIOUS):
         if path.exists():
             try:
-                checkpoint = _read(path)
+                checkpoint = read_checkpoint(path)
             except ValueError as error:
                 damaged[path] = str(error)
                 continue
@@ -93,7 +90,19 @@ def remove_checkpoints(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Checkpoint:
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write one file, atomically."""
+    # in memory first: torch's own writer turns a full disk into an error without a number or a name
+    buffer = io.BytesIO()
+    buffer.write(bytes(LEADER))
+    torch.save(asdict(checkpoint), buffer)
+    content = buffer.getbuffer()
+    content[:LEADER] = MARK + hashlib.sha256(content[LEADER:]).digest()
+    write_atomic(path, content)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one file; ValueError if a bit of it has changed."""
     content = path.read_bytes()
     if len(content) < LEADER or not content.startswith(MARK):
         raise ValueError(f"{path} is damaged: it is no checkpoint of this version")

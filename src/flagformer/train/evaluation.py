@@ -9,38 +9,47 @@ from torch import Tensor, nn
 from flagformer.data import IGNORE, Source, Split
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
+from flagformer.train.ranks import ALONE, Ranks, inner
 
 PARTS = 16  # of a row, whose losses are told apart
 SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
 
 
-def evaluate(model: nn.Module, trial: Trial, split: Split, seq_len: int) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Mean loss in nats (for bytes also in bits per byte) and accuracy over `evaluate.batches` batches at one
     length.
 
-    A batch has as many tokens as a training step, at least one row. The generators and the model's mode are
-    left as they were.
+    A batch has as many tokens as a training step, at least one row. Ranks take batches in turn. The
+    generators and the model's mode are left as they were.
     """
     source, device = trial.source, next(model.parameters()).device
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
-    training = model.training
+    model, training = inner(model), model.training
     model.eval()
     nats, right, scored = 0.0, 0, 0
     where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in range(trial.evaluate.batches):
+        # a sharded model is computed by all ranks equally often: some see a batch that does not count
+        for turn in range(-(-trial.evaluate.batches // ranks.world)):
+            step = turn * ranks.world + ranks.rank
             inputs, targets = (part.to(device) for part in source.batch(split, step, SEED, rows, seq_len))
             with torch.autocast(device.type, torch.bfloat16, enabled=trial.train.precision == "bf16"):
                 logits = model(inputs)
+            if step >= trial.evaluate.batches:
+                targets = torch.full_like(targets, IGNORE)
             losses = token_losses(logits, targets).double()
             nats += losses.sum().item()
             where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
             right += int((logits.argmax(-1).view_as(targets) == targets).sum())
             scored += int((targets != IGNORE).sum())
     model.train(training)
+    sums = ranks.total(torch.tensor([nats, right, scored], dtype=torch.float64)).tolist()
+    nats, right, scored = sums[0], int(sums[1]), int(sums[2])
     figures = _figures(source, split, seq_len, nats / scored, right / scored, scored)
-    return figures | {"by_position": _by_position(where) if math.isfinite(nats) else None}
+    return figures | {"by_position": _by_position(ranks.total(where)) if math.isfinite(nats) else None}
 
 
 def _by_position(where: Tensor) -> list[float] | None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
+from flagformer.train.ranks import ALONE, Ranks, inner
 
 
 class Step(NamedTuple):
@@ -41,7 +42,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits, and the sum of the auxiliary losses of a model that makes any."""
-    if not getattr(model, "has_losses", False):
+    if not getattr(inner(model), "has_losses", False):
         return model(ids), None
     logits, outputs = model(ids, return_losses=True)
     return logits, outputs.extra_loss
@@ -53,9 +54,10 @@ def train_step(
     batch: tuple[Tensor, Tensor],
     lr: float,
     config: TrainConfig,
+    ranks: Ranks = ALONE,
 ) -> Step:
-    """Update the weights from one batch, given in `accumulate` micro-batches. A loss or norm that is not
-    finite updates nothing.
+    """Update the weights from one batch, the same on all ranks, each of which takes its rows in `accumulate`
+    micro-batches. A loss or norm that is not finite updates nothing.
 
     Every scored token weighs the same, so the gradient does not depend on how the batch is divided. Auxiliary
     losses (the z-loss of attention, those of routing attention and of mixtures of experts) are trained on,
@@ -63,17 +65,19 @@ def train_step(
     micro-batches.
     """
     inputs, targets = batch
-    scored = (targets != IGNORE).sum()
+    mean = ranks.world / (targets != IGNORE).sum()  # gradients are averaged over ranks, losses are sums
     total = torch.zeros((), device=inputs.device)
-    for ids, wanted in zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate)):
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits, extra = _forward(model, ids)
-        loss = token_losses(logits, wanted).sum() / scored
-        (loss if extra is None else loss + extra * (len(ids) / len(inputs))).backward()
+    parts = [ranks.share(part).chunk(config.accumulate) for part in batch]
+    for number, (ids, wanted) in enumerate(zip(*parts), start=1):
+        with ranks.accumulating(model, last=number == config.accumulate):
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                logits, extra = _forward(model, ids)
+            loss = token_losses(logits, wanted).sum() * mean
+            weight = len(ids) * ranks.world / len(inputs)
+            (loss if extra is None else loss + extra * weight).backward()
         total += loss.detach()
-    norm = None
-    if config.clip:
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+    total = ranks.total(total) / ranks.world
+    norm = ranks.clip(model.parameters(), config.clip) if config.clip else None
     finite = bool(torch.isfinite(total)) and (norm is None or norm < float("inf"))
     if finite:
         for group in optimizer.param_groups:

@@ -95,4 +95,6 @@ def _spread(weights: Tensor, few: Few, kv: KeyValues, side: SideInputs) -> Tenso
     rows = torch.cat([weights[..., :seats], rows], dim=-1).transpose(1, 2).flatten(2, 3)
     of_queries = few.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
     spare = weights.new_zeros(batch, heads, length + 1, seats + keys)  # one row for places that are empty
-    return spare.scatter(2, of_queries.expand_as(rows), rows)[:, :, :length]
+    sums = spare.scatter_add(2, of_queries.expand_as(rows), rows)
+    times = spare[..., :1].scatter_add(2, of_queries, torch.ones_like(rows[..., :1]))
+    return (sums / times.clamp(min=1))[:, :, :length]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.ops.clusters import Centroids, Seen, kmeans_step, nearest
+from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, nearest
 from flagformer.ops.unit import unit_length
 
 
@@ -44,6 +44,10 @@ class KMeans(nn.Module):
             after = fn(before)
             setattr(self, name, after if after.dtype == before.dtype else before.to(after.device))
         return self
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """Between vectors [B, H, T, K] of unit length and every centroid, [B, H, T, C]; without gradient."""
+        return cosines(vectors.detach(), self.means.to(vectors.dtype))
 
     def clusters(self, vectors: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """Vectors [B, H, T, K] of unit length -> clusters [B, H, T] and cosines; `count` for padded tokens.

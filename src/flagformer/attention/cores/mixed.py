@@ -34,6 +34,7 @@ class Mixed(Core):
         self.reads_pairs = any(core.reads_pairs for core, _ in parts)
         self.reads_terms = any(core.reads_terms for core, _ in parts)
         self.makes_z_loss = all(core.makes_z_loss for core, _ in parts)
+        self.leaks = any(core.leaks for core, _ in parts)
         self.makes_losses = any(core.makes_losses for core, _ in parts)
 
     @property

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.few import MAPS, Few, attend_few
 from flagformer.attention.cores.kmeans import KMeans
 from flagformer.attention.cores.rings import Rings
 from flagformer.attention.kernels import Kernel
+from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
-from flagformer.flow import DecodeState, Dims, KeyValues, SideInputs, Spots
+from flagformer.flow import Causal, DecodeState, Dims, KeyValues, Layout, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
+from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
-from flagformer.ops.routing import Tokens, chunks_of
+from flagformer.ops.picks import mean_of_picks, picks
+from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
+LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
 LOSS = "kmeans.commitment"  # its name on the tape
 
 
@@ -65,11 +69,20 @@ class Routing(Core):
         commitment: Annotated[
             float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
         ] = 1e-4,
+        selection: Annotated[
+            str,
+            Flag(
+                "routing_selection",
+                "whom a query meets: the recent keys of its cluster, or what each centroid picks of the row",
+                choices=("recent", "topk", "leaky"),
+            ),
+        ] = "recent",
     ) -> None:
         super().__init__()
         assert count is not None
         self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
-        self.makes_losses = commitment > 0
+        self.makes_losses, self.leaks = commitment > 0, selection != "recent"
+        self.meet = Routing.recent if selection == "recent" else Routing.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
 
     def reads_distances(self, device: torch.device) -> bool:
@@ -80,6 +93,30 @@ class Routing(Core):
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         queries, keys = self._clusters(kv, side)
+        return self.meet(self, q, kv, queries, keys, side)
+
+    def picked(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+        """What each centroid picks of the whole row, whatever cluster that is in."""
+        assert kv.content is not None
+        heads, terms = len(self.kmeans.means), side.terms[kv.window]
+        of_queries, of_keys = [
+            picks(self.kmeans.cosines(_units(content, heads)), self.window, _groups(layout))
+            for content, layout in zip(kv.content, (terms.queries, terms.keys))
+        ]
+        few = Few(
+            _rows(q, of_queries.numbers),
+            _rows(kv.k[:, :, kv.seats :], of_keys.numbers),
+            _rows(kv.v[:, :, kv.seats :], of_keys.numbers),
+            of_queries.real[..., None] & of_keys.real[..., None, :],
+            Spots(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
+            of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
+            only_earlier=False,
+            hides=True,
+        )
+        return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])
+
+    def recent(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+        """The most recent keys of a query's cluster."""
         if side.state is not None:
             rings = side.state.cores[side.step]
             assert isinstance(rings, Rings)
@@ -89,7 +126,41 @@ class Routing(Core):
                 return self._newest(q, kv, found, side)
             keys = rings.extend(keys, side.state.length, side.state.fresh)
             keys = keys[:, :, side.terms[kv.window].keys.start :]
+        if self._plain(q, kv, side):
+            return self._stretches(q, kv, queries, keys, side)
         return self._chunks(q, kv, queries, keys, side)
+
+    def _plain(self, q: Tensor, kv: KeyValues, side: SideInputs) -> bool:
+        """Whether stretches of sorted keys serve: many tokens on CPU, and nothing beside scale and time."""
+        terms = side.terms[kv.window]
+        rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
+        return (
+            q.shape[2] >= LONG
+            and q.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not self.later
+            and not kv.seats
+            and rules
+            and terms.row is None
+            and terms.bias is None
+            and not side.tape.wants(MAPS)
+            and isinstance(self.kernel, SDPA)
+            and not (self.training and self.kernel.dropout)
+        )
+
+    def _stretches(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+        """The same as `_chunks`, without copies of keys that queries share."""
+        terms, heads, kind = side.terms[kv.window], q.shape[1], wide(q.dtype)
+        stretches = stretches_of(
+            Tokens(queries, terms.queries.places()),
+            Tokens(keys, terms.keys.places()),
+            terms.keys.end,
+            self.window,
+            terms.before,
+            kv.tied,
+        )
+        k, v = (repeat_groups(x, heads).to(kind) for x in (kv.k, kv.v))
+        return attend_sorted(q.to(kind), k, v, self.path.scale, stretches).to(q.dtype)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
@@ -175,6 +246,14 @@ class Routing(Core):
 def _units(x: Tensor, heads: int) -> Tensor:
     """[B, G, S, K] -> unit length [B, H, S, K], in fp32 at least."""
     return unit_length(repeat_groups(x.to(wide(x.dtype)), heads))
+
+
+def _groups(layout: Layout) -> list[Tensor | None]:
+    """Which tokens [1 or B, T] stand for election together: the real ones, sequence by sequence."""
+    if layout.segments is None:
+        return [layout.padding]
+    real = layout.real() if layout.padding is None else layout.padding
+    return [real & (layout.segments == number) for number in range(layout.sequences)]
 
 
 def _rows(x: Tensor, numbers: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""Runs every trial that is not finished, and books how each ended: beside its files and in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flagformer.study.design import Run, Study
+from flagformer.study.directory import FAILURE, trial_directory
+from flagformer.study.executor import Ended, Executor, Failure
+from flagformer.study.progress import Progress
+from flagformer.study.results import read_trial
+from flagformer.train.files import write_json
+
+POLL = 0.2  # seconds
+DONE = ("finished", "diverged")
+MENDED = ("killed", "lost")  # kinds of failures that are none of the trial's own
+
+
+class Interrupted(KeyboardInterrupt):
+    """The study was stopped from outside; what was finished is kept."""
+
+
+def run_trials(
+    study: Study, directory: Path, executor: Executor[Run], retries: int, console: Console
+) -> None:
+    """Runs what is not finished, each trial again up to `retries` times when its process or node was lost.
+
+    Raises:
+        OSError: the disk is full.
+        Interrupted: after Ctrl-C or SIGTERM, once every trial has been ended.
+    """
+    todo = deque(run for run in study.runs if read_trial(directory, run).state not in DONE)
+    total, lost = len(study.runs), Counter[str]()
+    with _stop_signals(), Progress(study, directory, total - len(todo), console) as progress:
+        try:
+            while todo or executor.busy:
+                while todo and executor.has_room:
+                    run = todo.popleft()
+                    place = trial_directory(directory, run.trial.id)
+                    (place / FAILURE).unlink(missing_ok=True)
+                    progress.started(run)
+                    executor.start(run, run.trial, place)
+                for ended in executor.ended(POLL):
+                    run, failure = ended.job, ended.failure
+                    if failure and failure.kind in MENDED and lost[run.trial.id] < retries:
+                        lost[run.trial.id] += 1
+                        progress.again(run, f"{failure.message}; attempt {lost[run.trial.id] + 1} follows")
+                        todo.appendleft(run)
+                    else:
+                        _close(ended, directory, progress)
+                progress.tick()
+        except KeyboardInterrupt:
+            executor.stop()
+            kept = sum(read_trial(directory, run).state in DONE for run in study.runs)
+            raise Interrupted(
+                f"stopped: {kept} of {total} trials are finished and kept in {directory}, the others go on "
+                "from their checkpoints; "
+                "run the same command again to go on"
+            ) from None
+        finally:
+            executor.stop()
+
+
+def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
+    """Books a trial whose process is gone; a full disk ends the study, as every other trial would meet it
+    too."""
+    run, failure = ended.job, ended.failure
+    state = read_trial(directory, run)
+    if failure is None and state.state not in DONE:
+        failure = Failure("error", "the trial function returned without a result")
+    if failure is None:
+        progress.ended(run, None, _outcome(state.result or {}))
+        return
+    place = trial_directory(directory, run.trial.id)
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / FAILURE, {"kind": failure.kind, "message": failure.message})
+    progress.ended(run, failure, f"failed: {failure.message}")
+    if failure.kind == "disk":
+        text = (
+            "the study is stopped, finished trials are kept; free some space and run the same command again"
+        )
+        raise OSError(errno.ENOSPC, f"{failure.message}; {text}")
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    if result.get("status") == "diverged":
+        return f"diverged at step {result.get('steps')}: the loss is not finite"
+    measured = result["evaluation"][0]
+    return f"finished, {measured['nats']:.4f} nats at length {measured['seq_len']}"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM stops a study as cleanly as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

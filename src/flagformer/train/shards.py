@@ -1,0 +1,129 @@
+"""Checkpoints of several ranks: a folder to which each writes what it holds, by torch.distributed.checkpoint.
+
+    shards/rest.pt                  a `Checkpoint` without model and optimizer, with the sums of other files
+    shards/__R_N.distcp, .metadata  what rank R wrote; read back by any number of ranks, by one process too
+    shards.previous/                the one before
+
+As with one file, a whole folder takes the name at once, and a damaged one falls back to the one before.
+"""
+
+import hashlib
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flagformer.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from flagformer.train.files import naming, sync_folder
+from flagformer.train.ranks import ALONE, Ranks
+
+CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "rest.pt"
+
+
+def save_shards(directory: Path, rest: Checkpoint, model: nn.Module, optimizer: Any, ranks: Ranks) -> None:
+    """Write `shards/` from all ranks; the folder before becomes `shards.previous/`."""
+    import torch.distributed.checkpoint as dcp  # 0.7 s, which one process should not wait for
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    fresh = directory / FRESH
+    ranks.by_first(lambda: shutil.rmtree(fresh, ignore_errors=True))
+    weights, moments = get_state_dict(model, optimizer)
+    with naming(fresh):
+        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=fresh)
+    mine = sorted(fresh.glob(f"__{ranks.rank}_*")) + [fresh / ".metadata"] * ranks.is_first
+    sums = ranks.gather({path.name: _sum(path) for path in mine})
+    states = ranks.gather(rest.rng[0])
+
+    def take_the_name() -> None:
+        whole = replace(
+            rest, rng=states, shards={name: value for part in sums for name, value in part.items()}
+        )
+        write_checkpoint(fresh / REST, whole)
+        with naming(directory / CURRENT):
+            if (directory / CURRENT).exists():
+                shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
+                (directory / CURRENT).replace(directory / PREVIOUS)
+            fresh.replace(directory / CURRENT)
+        sync_folder(directory)
+
+    ranks.by_first(take_the_name)
+
+
+def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[str]]:
+    """The newest good folder with its `rest`, or None, and notes on what was passed over, which is removed.
+
+    ValueError names the folders when none of those there is good.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in (directory / CURRENT, directory / PREVIOUS):
+        if folder.exists():
+            try:
+                rest = _whole(folder)
+            except ValueError as error:
+                damaged[folder] = str(error)
+                continue
+            for broken in damaged:
+                shutil.rmtree(broken)
+            return folder, rest, list(damaged.values())
+    if damaged:
+        raise ValueError("; ".join(damaged.values()) + "; delete the run directory to start again")
+    return None, None, []
+
+
+def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: Ranks) -> None:
+    """Fill model and optimizer, however they are spread, from what any number of ranks wrote."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    weights, moments = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read too
+        dcp.load(state, checkpoint_id=folder, no_dist=ranks is ALONE)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def named_moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """The state of a whole model's optimizer by the names of its parameters, which it has spread too."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+
+
+def spread_moments(model: nn.Module, optimizer: Any, named: dict[str, Any]) -> None:
+    """Gives the optimizer of a spread model what `named_moments` took of the whole one."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=named, options=options)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The weights of a spread model, gathered by all ranks; on rank 0, on the CPU."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def remove_shards(directory: Path) -> None:
+    """Free the space of a finished trial."""
+    for name in (CURRENT, PREVIOUS, FRESH):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _whole(folder: Path) -> Checkpoint:
+    if not (folder / REST).is_file():
+        raise ValueError(f"{folder} is damaged: it holds no {REST}")
+    rest = read_checkpoint(folder / REST)
+    for name, value in rest.shards.items():
+        if not (folder / name).is_file() or _sum(folder / name) != value:
+            raise ValueError(f"{folder} is damaged: the checksum of {name} is wrong")
+    return rest
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,171 @@
+"""What a trial's steps change: model, optimizer, step; saved and found again by one process or by several."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import flagformer
+from flagformer.train import checkpoint, shards
+from flagformer.train.checkpoint import Checkpoint, load_checkpoint, restore_rng, rng_state, save_checkpoint
+from flagformer.train.config import Trial
+from flagformer.train.loop import make_optimizer
+from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.shards import find_shards, load_shards, named_moments, save_shards, spread_moments
+
+Found = tuple[Path | None, Checkpoint, list[str]]
+
+
+class State:
+    """A trial after `step` updates: as `directory` holds it, or at its start where it holds none.
+
+    Raises:
+        ValueError: the directory was trained on another trial or data, or its checkpoints are damaged.
+    """
+
+    def __init__(self, trial: Trial, directory: Path, device: torch.device, ranks: Ranks) -> None:
+        self.trial, self.directory, self.device, self.ranks = trial, directory, device, ranks
+        self.fingerprint = self._fingerprint()
+        self.step, self.seconds = 0, 0.0
+        self.notes: list[str] = []
+        torch.manual_seed(trial.weights_seed)
+        plain = flagformer.build(trial.model_flags)
+        ranks.seed(trial.weights_seed, 0)
+        found = ranks.by_first(lambda: newest(directory))
+        if found is not None:
+            self._refuse_foreign(found[1])
+        try:
+            self.model, self.optimizer = self._spread(plain, found)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint in {directory} does not fit the model that is built now: {error}"
+            ) from error
+        if found is not None:
+            self._go_on(found[1], found[2])
+
+    def save(self) -> None:
+        """Write a checkpoint: one file, or with several ranks a folder to which each writes its part."""
+        alone = self.ranks is ALONE
+        rest = Checkpoint(
+            trial=self.trial.id,
+            data=self.fingerprint,
+            step=self.step,
+            seconds=self.seconds,
+            threads=torch.get_num_threads(),
+            device=self.device.type,
+            notes=self.notes,
+            model=self.model.state_dict() if alone else {},
+            optimizer=self.optimizer.state_dict() if alone else {},
+            rng=[rng_state()],
+            shards={},
+        )
+        if alone:
+            save_checkpoint(self.directory, rest)
+        else:
+            save_shards(self.directory, rest, self.model, self.optimizer, self.ranks)
+
+    def whole_model(self) -> Any:
+        """The model on one device, with `save`; where it is spread over ranks, on rank 0."""
+        if self.ranks is ALONE:
+            return self.model
+        weights = shards.whole_weights(self.model)
+        if not self.ranks.is_first:
+            return None
+        model = flagformer.build(self.trial.model_flags)
+        model.load_state_dict(weights)
+        return model
+
+    def _fingerprint(self) -> str:
+        found = self.ranks.gather(self.trial.source.fingerprint())
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise ValueError(
+                    f"rank {rank} sees other data than rank 0 (fingerprints {other} and {found[0]}): "
+                    "files or Python versions differ between their machines"
+                )
+        return found[0]
+
+    def _refuse_foreign(self, rest: Checkpoint) -> None:
+        for name, theirs, mine in (
+            ("trial", rest.trial, self.trial.id),
+            ("data", rest.data, self.fingerprint),
+        ):
+            if theirs != mine:
+                raise ValueError(
+                    f"{self.directory} was trained on another {name} ({theirs}, now {mine}); "
+                    "use another directory or delete this one"
+                )
+
+    def _spread(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.AdamW]:
+        """The model as it is trained and its optimizer, with what was found in them."""
+        config, moments = self.trial.train, {}
+        folder, rest = found[:2] if found is not None else (None, None)
+        single = rest if folder is None else None
+        if single is not None:
+            plain.load_state_dict(single.model)
+        if single is not None and self.ranks is not ALONE:
+            whole = make_optimizer(plain, config)
+            whole.load_state_dict(single.optimizer)
+            moments = named_moments(plain, whole)
+        model = self.ranks.spread(plain, self.device)
+        optimizer = make_optimizer(model, config)
+        if folder is not None:
+            load_shards(folder, model, optimizer, self.ranks)
+        elif moments:
+            spread_moments(model, optimizer, moments)
+        elif single is not None:
+            optimizer.load_state_dict(single.optimizer)
+        return model, optimizer
+
+    def _go_on(self, rest: Checkpoint, notes: list[str]) -> None:
+        world = self.ranks.world
+        self.step, self.seconds = rest.step, rest.seconds
+        self.notes = rest.notes + [f"resumed at step {rest.step}: {note}" for note in notes]
+        self.ranks.seed(self.trial.weights_seed, rest.step)
+        if len(rest.rng) == world or self.ranks.is_first:
+            restore_rng(rest.rng[self.ranks.rank])
+        now = (torch.get_num_threads(), self.device.type)
+        if (rest.threads, rest.device) != now:
+            self.notes.append(
+                f"resumed at step {rest.step} with {now[0]} threads on {now[1]}, "
+                f"after {rest.threads} on {rest.device}: not bit for bit the uninterrupted run"
+            )
+        if len(rest.rng) != world:
+            self.notes.append(
+                f"resumed at step {rest.step} by {world} of what {len(rest.rng)} trained together: equal to "
+                "the uninterrupted run but for rounding and, with dropout, for what is dropped"
+            )
+
+
+def newest(directory: Path) -> Found | None:
+    """The newest good checkpoint: its folder (None: it is one file), itself, notes on damaged ones."""
+    found: list[tuple[Path | None, Checkpoint]] = []
+    notes: list[str] = []
+    lost: list[str] = []
+    for look in (_one_file, find_shards):
+        try:
+            folder, rest, said = look(directory)
+        except ValueError as error:
+            lost.append(str(error))
+            continue
+        notes += said
+        if rest is not None:
+            found.append((folder, rest))
+    if not found:
+        if lost:
+            raise ValueError("; ".join(lost))
+        return None
+    folder, rest = max(found, key=lambda one: one[1].step)
+    return folder, rest, notes + lost
+
+
+def remove_all(directory: Path) -> None:
+    """Free the space of a finished trial."""
+    checkpoint.remove_checkpoints(directory)
+    shards.remove_shards(directory)
+
+
+def _one_file(directory: Path) -> tuple[None, Checkpoint | None, list[str]]:
+    rest, notes = load_checkpoint(directory)
+    return None, rest, notes

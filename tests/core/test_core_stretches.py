@@ -1,0 +1,91 @@
+"""Many tokens on CPU are served by a loop of stretches: the same as chunks, which the formula holds."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.attention.cores import routing
+
+FLAGS = {
+    "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
+    "num_clusters": 5, "window_size": 16, "commitment_factor": 0.5,
+}  # fmt: skip
+BESIDE = {
+    "nothing": {},
+    "shared vectors": {"shared_qk": True},
+    "grouped": {"attn_kv_heads": 2, "attn_value_dim_head": 12},
+    "mixed": {"rotary_pos_emb": True, "n_local_attn_heads": 1, "local_attn_window_size": 8},
+    "few in a cluster": {"num_clusters": 150},
+    "one cluster": {"num_clusters": 1, "window_size": 400},
+    "reversible": {"reversible": True},
+}
+CHUNKS, STRETCHES = 10**9, 2
+
+
+def ids(length=300):
+    return torch.randint(29, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+def model_of(**flags):
+    torch.manual_seed(0)
+    return flagformer.build({**FLAGS, **flags}).double().train()
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_stretches_give_what_chunks_give(monkeypatch, beside):
+    found = []
+    for least in (CHUNKS, STRETCHES):
+        monkeypatch.setattr(routing, "LONG", least)
+        model = model_of(**BESIDE[beside])
+        logits, outputs = model(ids(), return_losses=True)
+        (logits.cos().sum() + outputs.extra_loss).backward()
+        found.append([logits, *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_block_behind_others_and_memories_too(monkeypatch):
+    """Queries are the last of the keys."""
+    found = []
+    for least in (CHUNKS, STRETCHES):
+        monkeypatch.setattr(routing, "LONG", least)
+        model = model_of(max_mem_len=64).eval()
+        with torch.no_grad():
+            state = model.init_state(2, 300)
+            parts = [model(ids()[:, part], state=state) for part in (slice(0, 120), slice(120, 300))]
+            parts.append(model(ids()))
+            _, mems = model(ids()[:, :90], return_mems=True)
+        logits = model(ids()[:, 90:200], mems=mems)
+        logits.cos().sum().backward()
+        found.append([*parts, logits.detach(), *(p.grad for p in model.parameters())])
+    whole = torch.cat(found[1][:2], dim=1)
+    torch.testing.assert_close(whole, found[1][2], rtol=0, atol=1e-10)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
+    monkeypatch.setattr(routing, "LONG", STRETCHES)
+    monkeypatch.setattr(routing, "attend_sorted", None)
+    mask = torch.arange(300) < torch.tensor([[300], [200]])
+    for flags, how in (
+        ({"attn_num_mem_kv": 1}, {}),
+        ({"rel_pos_bias": True}, {}),
+        ({"attn_dropout": 0.1}, {}),
+        ({"attn_softclamp_logits": True}, {}),
+        ({}, {"mask": mask}),
+        ({}, {"return_attn": True}),
+    ):
+        model_of(**flags)(ids(), **how)
+    with pytest.raises(TypeError):
+        model_of()(ids())
+
+
+def test_low_precision_is_that_of_chunks(monkeypatch):
+    found = []
+    for least in (CHUNKS, STRETCHES):
+        monkeypatch.setattr(routing, "LONG", least)
+        with torch.no_grad():
+            found.append(model_of(depth=1).bfloat16().eval()(ids()).float())
+    assert found[1].isfinite().all()
+    assert (found[0] - found[1]).abs().max() < 0.1  # of logits about 1, with 8 bits

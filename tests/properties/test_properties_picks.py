@@ -1,0 +1,65 @@
+"""What centroids pick of a row: every property of models that see the future, and a warning elsewhere."""
+
+import warnings
+
+import pytest
+import torch
+from property_checks import checks_of, compiles, exports, failures
+from property_settings import TINY
+from property_subject import Subject, refusal
+
+import flagformer
+from flagformer.reference import settings
+
+PICKS = {**settings(), **TINY, "num_clusters": 3, "window_size": 2}
+FLAGS = {**PICKS, "model": "encoder", "routing_selection": "topk"}
+BESIDE = {
+    "nothing": {},
+    "own heads": {"n_local_attn_heads": 2, "local_attn_window_size": 3},
+    "shared vectors": {"shared_qk": True},
+    "bias": {"rel_pos_bias": True, "attn_num_mem_kv": 2},
+    "rotation": {"rotary_pos_emb": True, "attn_kv_heads": 2},
+    "checkpointed": {"checkpoint": "sublayer"},
+    "reversible": {"reversible": True},
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_picks_have_every_property(beside):
+    subject = Subject({**FLAGS, **BESIDE[beside]})
+    assert not failures(subject, checks_of(subject))
+
+
+@pytest.mark.parametrize("beside", ["nothing", "shared vectors"])
+def test_picks_compile_and_export(beside):
+    assert not failures(Subject({**FLAGS, **BESIDE[beside], "depth": 1}), [compiles, exports])
+
+
+@pytest.mark.parametrize("kind", ["decoder", "prefix_decoder"])
+def test_a_causal_model_is_refused_or_warns(kind):
+    text = refusal({**FLAGS, "model": kind})
+    assert "`routing_selection='topk'` and a causal model cannot be combined" in text
+    assert "`routing_selection='leaky'`" in text
+    with pytest.warns(UserWarning, match="shows the future"):
+        model = flagformer.build({**PICKS, "model": kind, "routing_selection": "leaky"})
+    assert not model.can_cache
+    with pytest.raises(ValueError, match="sees later tokens"):
+        model.init_state(1, 8)
+    assert "no, because tokens see later ones" in model.explain()
+
+
+def test_the_warning_is_true():
+    """And the test of leaks would find it in the default selection."""
+    ids = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[:, 12:] = (ids[:, 12:] + 1) % 11
+    moved = {}
+    for selection in ("recent", "leaky"):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model = flagformer.build({**PICKS, "routing_selection": selection}).double().eval()
+        with torch.no_grad():
+            moved[selection] = (model(ids) - model(other))[:, :12].abs().max()
+    assert moved["recent"] < 1e-12
+    assert moved["leaky"] > 1e-3

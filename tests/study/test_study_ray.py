@@ -1,0 +1,177 @@
+"""Trials on a Ray cluster: workers and nodes die, and the table is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_study import StudyProcess, descendants, finished, logged, table, trainer, until
+
+from flagformer.study.cluster import Needs, Order, _unpack, knock, package, run_here, versions
+from flagformer.study.run import prepare, run_study
+from flagformer.train.trial import run_trial
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or not Path("/proc/self/environ").exists(),
+    reason="needs the package ray (pip install 'flagformer[ray]') and Linux",
+)
+STEPS = "train.steps=1200"
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, Any]]:
+    """Three nodes of one core; "raylets" are those of two of them, which may die."""
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, str(here / "ray_cluster.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_loss_of_a_worker_and_of_a_node_changes_nothing(tiny: Path, tmp_path: Path, cluster) -> None:
+    out = tmp_path / "out"
+    trials = [out / "trials" / run.trial.id for run in prepare(tiny, [STEPS]).study.runs]
+    python_path = os.pathsep.join(sys.path)
+
+    def start(*overrides: str) -> StudyProcess:
+        there = {"RAY_ADDRESS": cluster["address"], "PYTHONPATH": python_path}
+        return StudyProcess(tiny, out, "executor=ray", "concurrency=null", *overrides, **there)
+
+    status, errors = start(STEPS, "threads=64").wait()
+    assert status == 2
+    assert "finds no node with 64 cores and" in errors
+    assert not (out / "trials").exists()
+
+    study = start(STEPS)
+    doomed, lone = cluster["raylets"]
+    worker = until(lambda: trained_by(trials, lone))
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: trained_by(trials, doomed))
+    kept = finished(out)
+    node = descendants(doomed)
+    for pid in node:  # mothers first: a worker that a raylet has lost would be another's loss
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    status, errors = study.wait()
+    assert status == 0, errors
+    assert errors.count("attempt 2 follows") + errors.count("attempt 3 follows") == 2, errors
+    assert finished(out).items() >= kept.items()
+    assert len(finished(out)) == 4
+
+    run_study(prepare(tiny, [STEPS]), tmp_path / "undisturbed")
+    mine, theirs = table(out), table(tmp_path / "undisturbed")
+    assert mine["rows"] == theirs["rows"]
+    assert mine["trials"] == theirs["trials"]
+    assert not (out / "study.token").exists()
+
+
+def trained_by(trials: list[Path], raylet: int) -> int | None:
+    """A worker of this node that is in the middle of a trial."""
+    workers = descendants(raylet)
+    for trial in trials:
+        if logged(trial) >= 30 and not (trial / "result.json").exists() and (pid := trainer(trial, workers)):
+            return pid
+    return None
+
+
+def order_of(tiny: Path, out: Path, **changes: Any) -> Order:
+    trial = prepare(tiny, ["train.steps=6"]).study.runs[0].trial
+    place = out / "trials" / trial.id
+    plain = {"threads": 1, "versions": versions(), "data": trial.source.fingerprint(), "token": "mine"}
+    return Order(run_trial, trial, place, Path.cwd(), **{**plain, **changes})
+
+
+def elsewhere(order: Order) -> Any:
+    """What a node answers: a process of its own, as it changes its folder and its output."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(run_here, (order,))
+
+
+def test_a_node_that_sees_the_directory_trains_there(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.token").write_text("mine")
+    order = order_of(tiny, tmp_path)
+    assert elsewhere(order) == ({}, None)
+    assert (order.directory / "result.json").exists()
+
+
+def test_a_node_that_does_not_sends_back_what_it_made(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.token").write_text("another study's")
+    order = order_of(tiny, tmp_path)
+    files, failure = elsewhere(order)
+    assert failure is None
+    assert not order.directory.exists()
+    _unpack(files, order.directory)
+    torch.set_num_threads(1)
+    whole = run_trial(order.trial, tmp_path / "whole")
+    result = json.loads((order.directory / "result.json").read_text())
+    assert result["evaluation"] == whole["evaluation"]
+    weights = [
+        (place / "model" / "model.safetensors").read_bytes()
+        for place in (order.directory, tmp_path / "whole")
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"versions": {**versions(), "torch": "1.0"}}, ("has torch", "the study 1.0; install the same")),
+        ({"data": "abc"}, ("has other data", "the study's abc")),
+    ],
+)
+def test_a_node_that_differs_is_refused(tiny: Path, tmp_path: Path, changes, words) -> None:
+    files, failure = elsewhere(order_of(tiny, tmp_path, **changes))
+    assert failure.kind == "error"
+    assert all(word in failure.message for word in words), failure
+    assert not any(name.endswith("result.json") for name in files)
+
+
+def test_trials_that_fit_are_counted_by_what_is_short() -> None:
+    needs = Needs(cpus=2, gpus=0.5, memory=4)
+    assert needs.times({"CPU": 16, "GPU": 2, "memory": 100}) == 4
+    assert needs.times({"CPU": 16, "GPU": 8, "memory": 9}) == 2
+    assert needs.times({"CPU": 16, "memory": 100}) == 0
+    assert Needs(cpus=1, gpus=0, memory=4).times({"CPU": 3, "memory": 100}) == 3
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        knock(address)
+        knock(f"ray://{address}")
+    for silent in (address, f"ray://{address}"):
+        with pytest.raises(ConnectionRefusedError):
+            knock(silent)
+    knock("auto")
+
+
+def test_a_machine_without_ray_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"needs the package ray.*pip install 'flagformer\[ray\]'"):
+        prepare(tiny, ["executor=ray"])
+    with pytest.raises(ValueError, match="needs the package ray"):
+        package()

@@ -1,0 +1,95 @@
+"""How many trials run at once: by cores, by memory, as the file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.study import shares
+from flagformer.study.costs import saved_bytes
+from flagformer.study.design import Study
+from flagformer.study.file import load_study
+from flagformer.study.footprint import trial_bytes
+from flagformer.study.mistakes import StudyFileError
+from flagformer.study.shares import GIB, share_out
+from flagformer.train.loop import token_losses
+
+
+@pytest.fixture
+def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """The tiny study of two variants on a machine of 8 cores and 64 GiB, with what is asked for."""
+    monkeypatch.setattr(shares, "count_cores", lambda: 8)
+    monkeypatch.setattr(shares, "free_memory", lambda: 64 * GIB)
+
+    def changed(*overrides: str) -> Study:
+        return load_study(tiny, ["concurrency=null", "threads=null", "seeds=20", *overrides])[0]
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_once", "threads", "why"),
+    [
+        ([], 8, 1, "8 cores"),
+        (["seeds=1"], 2, 4, "8 cores"),
+        (["threads=2"], 4, 2, "8 cores"),
+        (["threads=16"], 1, 16, "8 cores"),
+        (["memory=20"], 2, 4, "64.0 GiB of free memory"),
+        (["memory=200"], 1, 8, "64.0 GiB of free memory"),
+        (["memory=20", "concurrency=3"], 3, 2, "as the file says"),
+        (["concurrency=5", "threads=3"], 5, 3, "as the file says"),
+    ],
+)
+def test_cores_and_memory_are_shared_out(study, overrides, at_once, threads, why):
+    found = share_out(study(*overrides))
+    assert (found.at_once, found.threads, found.why) == (at_once, threads, why)
+
+
+def test_a_system_that_does_not_tell_its_memory_is_shared_by_cores(study, monkeypatch):
+    monkeypatch.setattr(shares, "free_memory", lambda: None)
+    assert share_out(study("memory=200")).at_once == 8
+
+
+def test_gpus_are_asked_of_ray_only(study):
+    with pytest.raises(StudyFileError, match="`gpus` must be left out with `executor: local`"):
+        study("gpus=1")
+    assert study("executor=ray", "gpus=0.5").gpus == 0.5
+
+
+def test_what_is_saved_is_what_autograd_saves():
+    """On a real device the same hooks see the same bytes."""
+    flags = {"model": "decoder", "num_tokens": 9, "max_seq_len": 16, "dim": 32, "depth": 2, "heads": 2}
+    with torch.device("meta"):
+        estimated = saved_bytes(flagformer.build(flags), torch.zeros(4, 16, dtype=torch.long))
+    model, storages = flagformer.build(flags), {}
+
+    def note(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.zeros(4, 16, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = token_losses(model(ids), ids).sum()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    saved = sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in weights)
+    assert loss.requires_grad
+    # the fused kernel of a CPU saves rows' sums where the written-out one, on meta, saves all weights
+    assert saved * 0.9 < estimated < saved * 1.5
+
+
+def test_a_larger_variant_or_batch_needs_more(study):
+    small = trial_bytes(study())
+    assert trial_bytes(study("compare.rotary.dim=512")) > small + 2**20
+    assert trial_bytes(study("train.batch_size=4096")) > 2 * small
+    assert trial_bytes(study("train.batch_size=4096", "train.accumulate=1024")) == small
+
+
+def test_what_a_variant_trains_with_and_what_is_tuned_counts_too(study):
+    small = trial_bytes(study())
+    own = ["match=none", "compare.rotary.train.batch_size=4096"]
+    assert trial_bytes(study(*own)) > 2 * small
+    assert trial_bytes(study("tune.dim=[16, 512]")) > small + 2**20
+    assert trial_bytes(study("tune.lr=[1e-3, 1e-2]")) == small
