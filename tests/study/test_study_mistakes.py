@@ -44,7 +44,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "unknown data setting": (changed("symbols: 8", "symbol: 8"), [(6, "did you mean `symbols`?")]),
     "unknown source": (
         changed("source: copy", "source: wiki"),
-        [(6, "stdlib, file, copy, associative_recall")],
+        [(6, "stdlib, file, tokens, enwik8")],
     ),
     "no source": (changed("source: copy, ", ""), [(6, "`data.source` is missing")]),
     "words for numbers": (
