@@ -20,7 +20,15 @@ BLOCKS = {
     "file": {"source": "file", "path": __file__},
     "copy": {"source": "copy", "symbols": 11},
     "associative_recall": {"source": "associative_recall", "pairs": 2, "asks": 1, "keys": 5, "values": 7},
+    "selective_copy": {"source": "selective_copy", "symbols": 5, "copies": 3},
+    "reverse": {"source": "reverse", "symbols": 11},
+    "induction": {"source": "induction", "symbols": 11},
+    "fuzzy_recall": {"source": "fuzzy_recall", "pairs": 2, "width": 1, "keys": 5, "values": 7},
+    "compression": {"source": "compression", "symbols": 11},
+    "parity": {"source": "parity"},
+    "list_ops": {"source": "list_ops", "depth": 2},
     "segment_recall": {"source": "segment_recall", "segment": 1, "stored": 1},
+    "long_retrieval": {"source": "long_retrieval", "keys": 3, "values": 5},
 }
 
 
@@ -98,7 +106,7 @@ def test_metric_says_what_is_scored_and_chance_is_a_share(source):
 
 
 def test_unknown_source_and_unknown_field_are_refused():
-    with pytest.raises(ValidationError, match="'stdlib', 'file', 'copy', 'associative_recall'"):
+    with pytest.raises(ValidationError, match="'stdlib', 'file', 'tokens', 'enwik8', 'text8', 'copy'"):
         READER.validate_python({"source": "stdlb"})
     with pytest.raises(ValidationError, match="mibs"):
         READER.validate_python({"source": "stdlib", "mibs": 2})

@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 
 from flagformer.data import IGNORE
 from flagformer.data.associative_recall import AssociativeRecall
+from flagformer.data.compression import Compression
 from flagformer.data.copy_task import Copy
+from flagformer.data.fuzzy_recall import FuzzyRecall
+from flagformer.data.induction import Induction
+from flagformer.data.list_ops import BLANK, CLOSE, DIGITS, END, ListOps
+from flagformer.data.long_retrieval import LongRetrieval
+from flagformer.data.parity import Parity
+from flagformer.data.reverse import Reverse
 from flagformer.data.segment_recall import SegmentRecall
+from flagformer.data.selective_copy import SelectiveCopy
 
 
 def recall(**fields: Any) -> AssociativeRecall:
@@ -86,12 +94,142 @@ def test_chance_is_what_the_best_constant_guess_reaches(task):
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"at least 2 \* pairs \* \(1 \+ asks\) = 64 .* is 63"):
+    with pytest.raises(
+        ValueError, match=r"at least 64 for associative_recall \(2 \* pairs \* \(1 \+ asks\)\), but is 63"
+    ):
         recall().check("train", 63)
     with pytest.raises(ValueError, match="`keys` must be at least `pairs` = 9"):
         recall(pairs=9, keys=8).check("train", 64)
     with pytest.raises(ValueError, match="at least 2"):
         Copy(source="copy").check("train", 1)
+
+
+def rows_of(task: Any, seq_len: int, step: int = 0, batch_size: int = 40) -> Any:
+    """Pairs of plain lists: the row, and {place: target} of what is scored."""
+    inputs, targets = task.batch("train", step, 0, batch_size, seq_len)
+    for row, wanted in zip(inputs.tolist(), targets.tolist()):
+        yield row, {place: target for place, target in enumerate(wanted) if target != IGNORE}
+
+
+@pytest.mark.parametrize("seq_len", [2, 7, 16])
+def test_reverse_says_the_first_half_backwards(seq_len):
+    for row, scored in rows_of(Reverse(source="reverse", symbols=9), seq_len):
+        half = seq_len // 2
+        assert row[half] == 9
+        assert list(scored.values()) == row[:half][::-1]
+        assert list(scored) == list(range(half, 2 * half))
+
+
+@pytest.mark.parametrize("seq_len", [6, 20])
+def test_selective_copy_keeps_the_order(seq_len):
+    for row, scored in rows_of(SelectiveCopy(source="selective_copy", symbols=9, copies=3), seq_len):
+        front = seq_len - 3
+        assert row[front] == 10
+        word = [token for token in row[:front] if token < 9]
+        assert len(word) == 3
+        assert row[:front].count(9) == front - 3
+        assert scored == dict(zip(range(front, seq_len), word))
+        assert row[front + 1 :] == word[:-1]
+
+
+@pytest.mark.parametrize("seq_len", [3, 4, 30])
+def test_induction_asks_what_followed_the_mark(seq_len):
+    for row, scored in rows_of(Induction(source="induction", symbols=9), seq_len):
+        first = row.index(9)
+        assert [place for place, token in enumerate(row) if token == 9] == [first, seq_len - 1]
+        assert first < seq_len - 2
+        assert scored == {seq_len - 1: row[first + 1]}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_fuzzy_recall_binds_whole_keys(width):
+    task = FuzzyRecall(source="fuzzy_recall", pairs=4, width=width, keys=5, values=6)
+    least = 4 * width * 4
+    for seq_len in (least, least + 5):
+        for row, scored in rows_of(task, seq_len):
+            front = seq_len - least
+            assert row[:front] == [0] * front
+            words = [tuple(row[place : place + width]) for place in range(front, seq_len, width)]
+            told = dict(zip(words[0:8:2], words[1:8:2]))
+            assert len(told) == 4
+            assert all(1 <= token <= 5 for key in told for token in key)
+            assert all(6 <= token <= 11 for value in told.values() for token in value)
+            asked = list(zip(words[8::2], words[9::2]))
+            assert sorted(asked) == sorted(told.items())
+            expected = {}
+            for number, (_, value) in enumerate(asked):
+                start = front + least // 2 + 2 * width * number + width
+                expected |= {start + place - 1: token for place, token in enumerate(value)}
+            assert scored == expected
+
+
+@pytest.mark.parametrize("seq_len", [3, 8, 9])
+def test_compression_wants_every_symbol_from_blanks(seq_len):
+    for row, scored in rows_of(Compression(source="compression", symbols=9), seq_len):
+        length = (seq_len - 1) // 2
+        assert row[length] == 10
+        assert row[length + 1 :] == [9] * (seq_len - length - 1)
+        assert scored == {length + 1 + place: row[place] for place in range(length)}
+
+
+def test_parity_counts_every_place():
+    for row, scored in rows_of(Parity(source="parity"), 17):
+        assert scored == {place: sum(row[: place + 1]) % 2 for place in range(17)}
+
+
+def read_expression(tokens: list[int]) -> tuple[int, list[int], int]:
+    """(value, what is left, depth) of the expression at the front of `tokens`; a check of its own."""
+    head, *rest = tokens
+    if head < DIGITS:
+        return head, rest, 0
+    values, deepest = [], 0
+    while rest[0] != CLOSE:
+        value, rest, depth = read_expression(rest)
+        values.append(value)
+        deepest = max(deepest, depth)
+    assert 2 <= len(values) <= 4
+    middle = sorted(values)[len(values) // 2 - (len(values) % 2 == 0)]
+    value = {10: max(values), 11: min(values), 12: middle, 13: sum(values) % 10}[head]
+    return value, rest[1:], deepest + 1
+
+
+@pytest.mark.parametrize("seq_len", [5, 12, 40])
+def test_list_ops_is_the_value_of_the_expression(seq_len):
+    found, deepest = [], 0
+    for row, scored in rows_of(ListOps(source="list_ops", depth=3), seq_len, batch_size=300):
+        tokens = [token for token in row if token != BLANK]
+        assert row == [BLANK] * (seq_len - len(tokens)) + tokens
+        assert tokens[-1] == END
+        value, left, depth = read_expression(tokens[:-1])
+        assert (left, scored) == ([], {seq_len - 1: value})
+        found.append(value)
+        deepest = max(deepest, depth)
+    assert deepest == (1 if seq_len < 8 else 2 if seq_len < 11 else 3)
+    assert all(10 <= found.count(digit) <= 55 for digit in range(10))  # 30 each, five standard deviations
+
+
+@pytest.mark.parametrize("seq_len", [3, 64])
+def test_long_retrieval_asks_at_the_end(seq_len):
+    for row, scored in rows_of(LongRetrieval(source="long_retrieval", keys=3, values=5, noise=4), seq_len):
+        [place] = [place for place, token in enumerate(row[:-1]) if 4 <= token < 7]
+        assert place <= max(0, (seq_len - 2) // 8)
+        assert row[-1] == row[place]
+        assert scored == {seq_len - 1: row[place + 1]}
+        assert 7 <= row[place + 1] < 12
+
+
+@pytest.mark.parametrize(
+    ("task", "seq_len", "words"),
+    [
+        (Reverse(source="reverse"), 1, r"at least 2 for reverse \(a symbol and the separator\), but is 1"),
+        (SelectiveCopy(source="selective_copy"), 15, r"at least 16 for selective_copy \(2 \* copies\)"),
+        (FuzzyRecall(source="fuzzy_recall", pairs=9, width=1, keys=8), 99, r"at most keys \*\* width = 8"),
+        (ListOps(source="list_ops"), 4, "at least 5 for list_ops .*, but is 4"),
+    ],
+)
+def test_rows_that_are_too_short_are_refused(task, seq_len, words):
+    with pytest.raises(ValueError, match=words):
+        task.check("train", seq_len)
 
 
 @settings(max_examples=40, deadline=None)

@@ -114,7 +114,7 @@ def broken_files(tmp_path):
     return {
         "missing": "is not there",
         "empty": "is empty",
-        "folder": "is a directory",
+        "folder": "no file in .*folder holds any",
         "pipe": "a device, a pipe",
         "empty/below": "Not a directory",
         "n" * 300: "name too long",

@@ -117,7 +117,7 @@ def test_a_finished_study(study: Study, tmp_path: Path, command: Command) -> Non
     assert len(page.ids) == len(set(page.ids))
     assert [link for link in page.loads if not link.startswith("#")] == []
     for variant in study.compare:
-        assert sum(row[0].startswith(variant) for row in page.rows) == 2 + 3  # two tables, one row a seed
+        assert sum(row[0].startswith(variant) for row in page.rows) == 3 + 3  # three tables, one row a seed
         assert variant in result.stdout
     assert "From 16 to 64 tokens, in bits per byte: plain (+0.00) keep theirs or gain; " in page.text
     assert "a b+c (+0.20) lose up to 0.5; rotary (+1.00) lose more than 0.5." in page.text

@@ -9,8 +9,10 @@ import torch
 
 import flagformer
 from flagformer.study import shares
-from flagformer.study.file import Study, load_study
-from flagformer.study.footprint import saved_bytes, trial_bytes
+from flagformer.study.costs import saved_bytes
+from flagformer.study.design import Study
+from flagformer.study.file import load_study
+from flagformer.study.footprint import trial_bytes
 from flagformer.study.mistakes import StudyFileError
 from flagformer.study.shares import GIB, share_out
 from flagformer.train.loop import token_losses
@@ -61,7 +63,7 @@ def test_what_is_saved_is_what_autograd_saves():
     """On a real device the same hooks see the same bytes."""
     flags = {"model": "decoder", "num_tokens": 9, "max_seq_len": 16, "dim": 32, "depth": 2, "heads": 2}
     with torch.device("meta"):
-        estimated = saved_bytes(flagformer.build(flags), 4, 16)
+        estimated = saved_bytes(flagformer.build(flags), torch.zeros(4, 16, dtype=torch.long))
     model, storages = flagformer.build(flags), {}
 
     def note(tensor):
@@ -83,3 +85,11 @@ def test_a_larger_variant_or_batch_needs_more(study):
     assert trial_bytes(study("compare.rotary.dim=512")) > small + 2**20
     assert trial_bytes(study("train.batch_size=4096")) > 2 * small
     assert trial_bytes(study("train.batch_size=4096", "train.accumulate=1024")) == small
+
+
+def test_what_a_variant_trains_with_and_what_is_tuned_counts_too(study):
+    small = trial_bytes(study())
+    own = ["match=none", "compare.rotary.train.batch_size=4096"]
+    assert trial_bytes(study(*own)) > 2 * small
+    assert trial_bytes(study("tune.dim=[16, 512]")) > small + 2**20
+    assert trial_bytes(study("tune.lr=[1e-3, 1e-2]")) == small

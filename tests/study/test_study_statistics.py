@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from flagformer.study.statistics import holm, mean_interval, paired_differences
+from flagformer.study.statistics import (
+    holm,
+    mean_interval,
+    paired_differences,
+    seeds_needed,
+    sign_flip,
+    spread,
+)
 
 # scipy and this module order their sums differently: a few units in the last place
 CLOSE = {"rel": 1e-12, "abs": 1e-14}
@@ -79,3 +87,74 @@ def test_holm_makes_a_verdict_stricter() -> None:
     assert {d.verdict for d in paired_differences({"base": noisy, **more}, "base").values()} == {
         "not resolved"
     }
+
+
+def test_signs_by_hand() -> None:
+    # of the 8 ways to set the signs of 1, 2, 3 only + + + and - - - reach 6
+    assert sign_flip([1.0, 2.0, 3.0]) == 2 / 8
+    # of 1, 2, -3 (sum 0) every way does
+    assert sign_flip([1.0, 2.0, -3.0]) == 1.0
+    assert sign_flip([1.0]) is None
+
+
+def test_signs_against_scipy() -> None:
+    values = [0.3, -0.1, 0.7, 0.2, 0.5, -0.05, 0.4]
+    exact = stats.permutation_test(
+        (np.array(values),), lambda x, axis: x.sum(axis), permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip(values) == pytest.approx(exact.pvalue, **CLOSE)
+
+
+def test_many_signs_are_drawn_near_the_exact_value() -> None:
+    values = list(np.random.default_rng(1).normal(0.3, 1.0, 17))
+    exact = stats.ttest_1samp(values, 0.0).pvalue
+    # the standard error of a share of 20,000 draws is below 0.004; t and signs agree to 0.02 for normal
+    # values
+    assert sign_flip(values) == pytest.approx(exact, abs=0.03)
+
+
+def test_few_seeds_that_disagree_resolve_nothing() -> None:
+    base = dict.fromkeys(range(5), 0.0)
+    other = {0: 1.0, 1: 1.1, 2: 0.9, 3: 1.0, 4: -0.01}  # t alone has p < 0.05
+    difference = paired_differences({"base": base, "other": other}, "base")["other"]
+    assert difference.p < 0.05
+    assert (difference.p_signs, difference.verdict) == (4 / 32, "not resolved")
+
+
+def test_a_difference_within_the_margin_is_equivalent() -> None:
+    values = {"base": {0: 1.0, 1: 2.0, 2: 3.0}, "other": {0: 1.001, 1: 2.0012, 2: 3.0011}}
+    assert paired_differences(values, "base")["other"].verdict == "worse"
+    assert paired_differences(values, "base", margin=0.01)["other"].verdict == "equivalent"
+    assert paired_differences(values, "base", margin=0.001)["other"].verdict == "worse"
+
+
+def test_seeds_needed_has_the_power_it_says() -> None:
+    # Student's sample size for a difference of one standard deviation, power 0.8: the tables say 10
+    assert seeds_needed(1.0, 1.0) == 10
+    assert seeds_needed(0.5, 1.0) == 34
+    generator = np.random.default_rng(0)
+    runs = generator.normal(0.01, 0.004, (4000, seeds_needed(0.01, 0.004)))
+    share = (stats.ttest_1samp(runs, 0.0, axis=1).pvalue < 0.05).mean()
+    assert share > 0.8 - 4 * (0.2 * 0.8 / 4000) ** 0.5  # four standard errors of the share
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-6, 1.0) is None
+
+
+def test_spread_is_pooled() -> None:
+    assert spread([mean_interval([1.0, 2.0, 3.0]), mean_interval([5.0, 5.0, 5.0])]) == pytest.approx(0.5**0.5)
+    assert spread([mean_interval([1.0])]) is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("variants", [1, 6])
+def test_a_copy_of_the_baseline_is_rarely_resolved(seeds: int, variants: int) -> None:
+    """Nothing differs but chance: at most one study in twenty finds anything, whatever the number of
+    variants."""
+    generator, studies = np.random.default_rng(seeds), 600
+    found = 0
+    for _ in range(studies):
+        drawn = generator.normal(2.0, 0.01, (1 + variants, seeds))
+        values = {str(name): dict(enumerate(map(float, row))) for name, row in enumerate(drawn)}
+        verdicts = {difference.verdict for difference in paired_differences(values, "0").values()}
+        found += verdicts != {"not resolved"}
+    assert found / studies <= 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5  # three standard errors of the share

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from flagformer.attention import scores
+from flagformer.study.examine import examine
 from flagformer.train import state
 from flagformer.train.loop import make_optimizer
 from flagformer.train.trial import run_trial
@@ -35,6 +37,7 @@ seeds: 2
 evaluate: {seq_lens: [16, 32], batches: 2}
 concurrency: 2
 threads: 1
+audit: false
 """
 START = "from flagformer.cli.study import study; study()"
 PATIENCE = (
@@ -188,3 +191,23 @@ def _read(path: Path) -> str:
 
 def _state(entry: Path) -> str:
     return _read(entry / "stat").rpartition(")")[2].split(" ")[1:2][0] if _read(entry / "stat") else "Z"
+
+
+def leaks(trial: Any, directory: Path) -> object:
+    """Runs the trial; the clamped variant has a mask that is off by one, and sees the token it is to
+    predict."""
+    _plant_the_leak(trial)
+    return run_trial(trial, directory)
+
+
+def examine_leaking(trial: Any, directory: Path) -> object:
+    """Examines the variant with the same mask."""
+    _plant_the_leak(trial)
+    return examine(trial, directory)
+
+
+def _plant_the_leak(trial: Any) -> None:
+    if "attn_softclamp_logits" in trial.flags:
+        scores.causal_pairs = lambda queries, keys, device: torch.ones(
+            queries, keys, dtype=torch.bool, device=device
+        ).tril(keys - queries + 1)

@@ -1,16 +1,12 @@
-"""A trial small enough to be trained hundreds of times, with all in it that resuming could get wrong."""
+"""One thread, and the tiny trial."""
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny_trial import tiny
 
 from flagformer.train.config import Trial
-
-FLAGS = {"dim": 16, "depth": 1, "heads": 2, "attn_dropout": 0.1, "ff_dropout": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -21,52 +17,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def tiny(**changes: Any) -> Trial:
-    """Eight steps, a checkpoint after every third, dropout, micro-batches, validation in between."""
-    train = {
-        "steps": 8,
-        "batch_size": 4,
-        "accumulate": 2,
-        "warmup": 2,
-        "checkpoint_every": 3,
-        "eval_every": 2,
-    }
-    content: dict[str, Any] = {
-        "flags": {**FLAGS, **changes.pop("flags", {})},
-        "data": {"source": "copy", "symbols": 8, "seq_len": 12},
-        "train": {**train, "device": "cpu", **changes.pop("train", {})},
-        "evaluate": {"seq_lens": [12, 24], "batches": 2},
-        "seed": 5,
-        **changes,
-    }
-    return Trial.model_validate(content)
-
-
 @pytest.fixture
 def trial() -> Trial:
     return tiny()
-
-
-def losses(directory: Path) -> list[tuple[int, float, float | None]]:
-    """Step, loss and validation loss of every line; a doubled or missing step shows."""
-    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
-
-
-def outcome(result: dict[str, Any]) -> dict[str, Any]:
-    """What of a result must not depend on the clock or on where it was interrupted."""
-    return {key: value for key, value in result.items() if key not in ("cost", "notes")}
-
-
-class Killed(BaseException):
-    """Stands for a kill: no handler of the program may catch it."""
-
-
-def killer(step: int) -> Callable[[dict[str, Any]], None]:
-    """A report that kills the run when `step` has been logged and not yet been saved."""
-
-    def report(line: dict[str, Any]) -> None:
-        if line["step"] == step:
-            raise Killed
-
-    return report

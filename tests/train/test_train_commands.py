@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from tiny_trial import tiny
 from typer.testing import CliRunner, Result
 
-from conftest import tiny
 from flagformer.cli.generate import generate
 from flagformer.cli.train import train
 from flagformer.train.trial import run_trial

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny_trial import tiny
 
-from conftest import tiny
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.schedule import learning_rate
 
@@ -78,7 +78,10 @@ def test_data_decides_vocabulary_and_positions():
         ),
         ({"flags": {"dimm": 20}}, "`dimm` is not a flag"),
         ({"data": {"source": "file", "path": "/nowhere/text"}}, "/nowhere/text is not there"),
-        ({"data": {"source": "associative_recall", "seq_len": 64}}, "at least 2 .* = 64 .* is 12"),
+        (
+            {"data": {"source": "associative_recall", "seq_len": 64}},
+            "at least 64 for associative_recall .* is 12",
+        ),
     ],
 )
 def test_check_finds_what_could_not_run(changes, message):

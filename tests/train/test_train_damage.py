@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_trial import Killed, killer, losses, outcome, tiny
 
 import flagformer
-from conftest import Killed, killer, losses, outcome, tiny
 from flagformer.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from flagformer.train.files import read_json, write_atomic, write_json
 from flagformer.train.log import Log, read_log

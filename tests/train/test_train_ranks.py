@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_trial import Killed, killer, losses, outcome, tiny
 from two_ranks import LONG
 
-from conftest import Killed, killer, losses, outcome, tiny
 from flagformer.train.ranks import ALONE, Alone
 from flagformer.train.trial import run_trial
 
@@ -55,7 +55,15 @@ def two_ranks(folder: Path, *jobs: tuple[dict[str, Any], Path, str, int | None])
 def still(**flags: Any) -> dict[str, Any]:
     """A trial of twelve steps without dropout, in which ranks see different numbers of scored tokens."""
     data = {"source": "associative_recall", "pairs": 1, "asks": 2, "keys": 4, "values": 4, "seq_len": 12}
-    return {"flags": {**STILL, **flags}, "train": LONG, "data": data}
+    measured = {"seq_lens": [12, 24], "batches": 3}
+    return {"flags": {**STILL, **flags}, "train": LONG, "data": data, "evaluate": measured}
+
+
+def placed(batches: int) -> dict[str, Any]:
+    """A copy of a trial, without dropout, every position of which is scored."""
+    data = {"source": "file", "path": __file__, "seq_len": 12}
+    measured = {"seq_lens": [12, 24], "batches": batches}
+    return {"flags": STILL, "train": LONG, "data": data, "evaluate": measured, "copy_number": 1}
 
 
 def assert_close(directory: Path, whole: Path) -> None:
@@ -68,6 +76,8 @@ def assert_close(directory: Path, whole: Path) -> None:
     for one, two in zip(mine_["evaluation"], theirs_["evaluation"]):
         assert one["nats"] == pytest.approx(two["nats"], abs=CLOSE)
         assert one["tokens"] == two["tokens"]
+        assert one["by_position"] == pytest.approx(two["by_position"], abs=CLOSE)
+    assert mine_["validation_nats"] == pytest.approx(theirs_["validation_nats"], abs=CLOSE)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +89,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     jobs += [(still(), folder / f"left by {how}", how, 5) for how in ("ddp", "fsdp")]
     jobs += [({"train": LONG}, folder / "dropout", "ddp", None), ({"train": LONG}, folder / "left", "ddp", 5)]
+    jobs += [(placed(batches), folder / f"placed {batches}", "ddp", None) for batches in (1, 3)]
     two_ranks(folder, *jobs)
     return folder
 
@@ -103,6 +114,14 @@ def test_two_ranks_are_one_process(first, tmp_path, name):
     saved = [{file.name for file in (place / "model").iterdir()} for place in (first / name, tmp_path)]
     assert saved[0] == saved[1]
     assert {file.name for file in (first / name).iterdir()} == {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [1, 3])  # of which the second rank has none, or fewer
+def test_losses_by_position_are_those_of_one_process(first, tmp_path, batches):
+    result = run_trial(tiny(**placed(batches)), tmp_path)
+    assert all(len(entry["by_position"]) >= 12 for entry in result["evaluation"])
+    assert_close(first / f"placed {batches}", tmp_path)
 
 
 @pytest.mark.slow
@@ -170,6 +189,7 @@ def write_file(file: Path, changes: dict[str, Any], **more: Any) -> None:
     """A tiny trial as the file of `flagformer train`."""
     content = tiny(**changes).model_dump(mode="json")
     base = content.pop("flags")
+    del content["copy_number"]  # a study's
     file.write_text(json.dumps({**content, "base": base, **more}))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_trial import Killed, killer, losses, outcome, tiny
 
-from conftest import Killed, killer, losses, outcome, tiny
 from flagformer.train import files
 from flagformer.train.trial import run_trial
 
@@ -100,10 +100,10 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
-import conftest
+import tiny_trial
 from flagformer.train.trial import run_trial
 torch.set_num_threads(1)
-run_trial(conftest.tiny(train={"steps": 3000, "checkpoint_every": 40, "eval_every": 0}), Path(sys.argv[1]))
+run_trial(tiny_trial.tiny(train={"steps": 3000, "checkpoint_every": 40, "eval_every": 0}), Path(sys.argv[1]))
 """
 
 

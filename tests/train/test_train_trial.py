@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from tiny_trial import losses, tiny
 
-from conftest import losses, tiny
 from flagformer.train.trial import run_trial
 
 STRICT = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
@@ -65,7 +65,7 @@ def test_the_result_is_what_is_on_the_disk(tmp_path):
 
 
 def test_a_trial_that_diverges_stops_and_says_so(tmp_path):
-    trial = tiny(train={"lr": 1e30, "warmup": 0, "clip": 0, "eval_every": 0})
+    trial = tiny(train={"lr": 1e3, "weight_decay": 10, "warmup": 0, "clip": 0, "eval_every": 0})
     result = run_trial(trial, tmp_path)
     assert result["status"] == "diverged"
     assert result["steps"] < 8

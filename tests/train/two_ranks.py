@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_trial import Killed, tiny
 
-from conftest import Killed, tiny
 from flagformer.train import trial as trial_module
 from flagformer.train.loop import train_step
 from flagformer.train.ranks import Together, joined

@@ -16,6 +16,7 @@ from flagformer.cli.audit import audit
 from flagformer.cli.flags import flags
 from flagformer.cli.generate import generate
 from flagformer.cli.study import study
+from flagformer.cli.track import track
 from flagformer.cli.train import train
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def _options(
 
 
 app.add_typer(study, name="study")
-for command in (train, generate, audit, flags):
+for command in (train, track, generate, audit, flags):
     app.command()(command)
 
 

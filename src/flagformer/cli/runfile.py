@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flagformer.data.catalogue import DataConfig
 from flagformer.flags import FlagError
 from flagformer.study.blocks import check_block
+from flagformer.study.file import plain_name
+from flagformer.study.flags import flag_mistakes
 from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
@@ -16,9 +18,12 @@ from flagformer.train.ranks import Parallel
 
 ELSEWHERE = (
     "compare",
+    "grid",
     "seeds",
     "tune",
     "match",
+    "margin",
+    "audit",
     "concurrency",
     "executor",
     "retries",
@@ -38,12 +43,17 @@ class RunFile(BaseModel):
     data: Any = None
     train: Any = None
     evaluate: Any = None
-    seed: int = Field(default=0, ge=0)
-    threads: int | None = Field(default=None, ge=1, description="Threads of each process.")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int | None = Field(default=None, ge=1, le=4096, description="Threads of each process.")
     parallel: Parallel = Field(
         default="ddp",
         description="How the processes of torchrun share a model: each holds it, or (fsdp) a part of it.",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        return None if name is None else plain_name(name)
 
 
 def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
@@ -67,7 +77,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
     if "base" in given and not isinstance(given["base"], dict):
         mistakes.append(source.mistake(("base",), "`base` must be a mapping of flags, such as `{dim: 128}`"))
     if mistakes:
-        raise StudyFileError(mistakes)
+        raise StudyFileError([*mistakes, *flag_mistakes(source)])
     trial = Trial(flags=run.base, seed=run.seed, **blocks)
     try:
         trial.check()

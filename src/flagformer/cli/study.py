@@ -1,4 +1,4 @@
-"""`flagformer study run` and `flagformer study report`."""
+"""`flagformer study run`, `flagformer study report` and `flagformer study watch`."""
 
 from __future__ import annotations
 
@@ -58,11 +58,36 @@ def run(
 
 @study.command()
 def report(directory: Annotated[Path, typer.Argument(help="The run directory of a study.")]) -> None:
-    """Make results.json and report.html again from what is finished, and print the table."""
+    """Make results.json and the report (HTML, Markdown, CSV, LaTeX) again from what is finished, and print
+    the table."""
     with clear_errors():
         from flagformer.study.run import write_report
 
         _print_results(write_report(directory))
+
+
+@study.command()
+def watch(
+    directory: Annotated[Path, typer.Argument(help="The run directory of a study.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+) -> None:
+    """Show how far a study is, and its table so far, until every trial has ended."""
+    with clear_errors():
+        from flagformer.study.watch import watch as watch_study
+
+        watch_study(directory, every, once)
+
+
+@study.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors that complete and check them."""
+    with clear_errors():
+        import json
+
+        from flagformer.study.schema import study_schema
+
+        typer.echo(json.dumps(study_schema(), indent=2))
 
 
 def _print_results(results: Results) -> None:
@@ -74,17 +99,37 @@ def _print_results(results: Results) -> None:
 
 
 def _print_plan(prepared: Prepared, out: Path | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     from flagformer.study.shares import GIB, share_out
-    from flagformer.study.wording import count, flags_text, plural, short
+    from flagformer.study.table import WIDTH
+    from flagformer.study.wording import count, flags_text, plural, short, size
 
     study = prepared.study
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("variant", "parameters", "FLOPs/token", "memory", "tokens", "changes"):
+        table.add_column(name, justify="left" if name in ("variant", "changes") else "right", overflow="fold")
     for name, cost in prepared.costs.items():
-        size = f"{count(cost.params)} parameters, {short(cost.flops_per_token)} FLOPs/token"
-        typer.echo(f"{name}: {size}; {flags_text(study.compare[name])}")
+        copy = f" (copy {study.copies[name]}: other first weights)" if study.copies[name] else ""
+        table.add_row(
+            name, count(cost.params), short(cost.flops_per_token), size(cost.memory_bytes),
+            count(study.tokens_of(name)), flags_text(study.compare[name]) + copy,
+        )  # fmt: skip
+    console = Console()
+    console = console if console.is_terminal else Console(file=console.file, width=WIDTH)
+    console.print(table, markup=False)
+    for name, one in prepared.matched.items():
+        typer.echo(
+            f"{name}: matched to the {study.match.what} of {study.baseline} by `{one.knob}`, "
+            f"{one.before:g} -> {one.after:g} ({count(one.amount)} of {count(one.wanted)})"
+        )
+    tries = f" x {plural(len(study.candidates), 'candidate')}" if study.tune else ""
     shares = share_out(study)
     typer.echo(
         f"{plural(len(study.runs), 'trial')}: {plural(len(study.compare), 'variant')} x "
-        f"{plural(len(study.seeds), 'seed')}, "
+        f"{plural(len(study.seeds), 'seed')}{tries}, "
         f"{study.train.steps:,} steps each; {shares.at_once} at once ({shares.why}) with "
         f"{plural(shares.threads, 'thread')} and about {shares.trial / GIB:.1f} GiB each, in "
         f"{out or Path('runs') / study.name}"

@@ -8,7 +8,7 @@ a subclass, one line in `catalogue.py`.
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,8 @@ from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+LONGEST = 2**24  # tokens of a row
+LARGEST = 2**20  # symbols of a made-up vocabulary
 IGNORE = -100  # the target of a position that is not scored; torch's own `ignore_index`
 
 
@@ -27,9 +29,10 @@ class Source(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: ClassVar[str]  # one sentence: what is scored, and what `accuracy` means here
-    is_bytes: ClassVar[bool] = False  # a token is one byte of text, so that nats / ln 2 are bits per byte
+    is_bytes: ClassVar[bool] = False  # text: quality is bits per byte, not accuracy
+    is_sequence: ClassVar[bool] = True  # ids in, one target a place; else images in, one target a row
 
-    seq_len: int = Field(default=64, ge=2, description="Tokens per training sequence.")
+    seq_len: int = Field(default=64, ge=2, le=LONGEST, description="Tokens per training sequence.")
 
     @property
     @abstractmethod
@@ -59,6 +62,20 @@ class Source(BaseModel, ABC):
         `targets[:, t]` is to be predicted from `inputs[:, : t + 1]`. A pure function of its arguments and the
         source's fields.
         """
+
+    def model_flags(self, longest: int) -> dict[str, Any]:
+        """What the data decides of a model, for rows of up to `longest` tokens; `flags` of a study come on
+        top."""
+        return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
+
+    def bytes_per_token(self, split: Split) -> float:
+        """Bytes of text that a token stands for; 1 where there is no text."""
+        return 1.0
+
+    def example(self, rows: int, seq_len: int) -> Tensor:
+        """Inputs of the shape and type that `batch` gives, all zero, on the device that is torch's
+        default."""
+        return torch.zeros(rows, seq_len, dtype=torch.long)
 
     @abstractmethod
     def fingerprint(self) -> str:

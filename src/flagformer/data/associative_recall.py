@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, Source, Split, draws, short_hash
+from flagformer.data import IGNORE, LARGEST
+from flagformer.data.generated import Generated
 
 
-class AssociativeRecall(Source):
+class AssociativeRecall(Generated):
     """`k1 v1 k2 v2 ... k2 v2 . . k1 v1 .`: pairs of a key and a value, then every key again, `asks` times; at
     each its value is to be predicted.
 
@@ -27,13 +28,13 @@ class AssociativeRecall(Source):
     )
 
     source: Literal["associative_recall"]
-    pairs: int = Field(default=8, ge=1, description="Pairs to remember.")
-    asks: int = Field(default=3, ge=1, description="How often each pair is asked for.")
-    keys: int = Field(default=32, ge=1, description="Different keys there are; at least `pairs`.")
+    pairs: int = Field(default=8, ge=1, le=LARGEST, description="Pairs to remember.")
+    asks: int = Field(default=3, ge=1, le=LARGEST, description="How often each pair is asked for.")
+    keys: int = Field(default=32, ge=1, le=LARGEST, description="Different keys there are; at least `pairs`.")
     answers: bool = Field(
         default=True, description="Whether the value stands after each key that asks for it."
     )
-    values: int = Field(default=32, ge=2, description="Different values there are.")
+    values: int = Field(default=32, ge=2, le=LARGEST, description="Different values there are.")
     power: float = Field(
         default=0.01,
         gt=0,
@@ -48,23 +49,14 @@ class AssociativeRecall(Source):
     def chance(self) -> float | None:
         return 1 / self.values
 
-    def check(self, split: Split, seq_len: int) -> None:
+    def least(self) -> tuple[int, str]:
         if self.keys < self.pairs:
             raise ValueError(
                 f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}"
             )
-        needed = 2 * self.pairs * (1 + self.asks)
-        if seq_len < needed:
-            raise ValueError(
-                f"`seq_len` must be at least 2 * pairs * (1 + asks) = {needed} for associative_recall, "
-                f"but is {seq_len}; use a longer sequence, fewer `pairs` or fewer `asks`"
-            )
+        return 2 * self.pairs * (1 + self.asks), "2 * pairs * (1 + asks)"
 
-    def batch(
-        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
-    ) -> tuple[Tensor, Tensor]:
-        self.check(split, seq_len)
-        generator = draws(split, seed, step, seq_len)
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         even = torch.ones(batch_size, self.keys)
         keys = 1 + torch.multinomial(even, self.pairs, generator=generator)  # [B, pairs], distinct in a row
         values = torch.randint(self.values, (batch_size, self.pairs), generator=generator) + 1 + self.keys
@@ -86,6 +78,3 @@ class AssociativeRecall(Source):
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets.scatter_(1, places, wanted)
         return inputs, targets
-
-    def fingerprint(self) -> str:
-        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

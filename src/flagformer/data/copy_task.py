@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, Source, Split, draws, short_hash
+from flagformer.data import IGNORE, LARGEST
+from flagformer.data.generated import Generated
 
 
-class Copy(Source):
+class Copy(Generated):
     """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
 
     Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
@@ -21,7 +22,7 @@ class Copy(Source):
     )
 
     source: Literal["copy"]
-    symbols: int = Field(default=32, ge=2, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
 
     @property
     def num_tokens(self) -> int:
@@ -31,16 +32,12 @@ class Copy(Source):
     def chance(self) -> float | None:
         return 1 / self.symbols
 
-    def check(self, split: Split, seq_len: int) -> None:
-        if seq_len < 2:
-            raise ValueError(f"`seq_len` must be at least 2 for the copy task, but is {seq_len}")
+    def least(self) -> tuple[int, str]:
+        return 2, "a symbol and the separator"
 
-    def batch(
-        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
-    ) -> tuple[Tensor, Tensor]:
-        self.check(split, seq_len)
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half = seq_len // 2
-        drawn = torch.randint(self.symbols, (batch_size, half), generator=draws(split, seed, step, seq_len))
+        drawn = torch.randint(self.symbols, (batch_size, half), generator=generator)
         # separators first; besides the middle one, one is left at the end when seq_len is odd
         whole = torch.full((batch_size, seq_len + 1), self.symbols)
         whole[:, :half] = drawn
@@ -48,6 +45,3 @@ class Copy(Source):
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets[:, half : 2 * half] = drawn
         return whole[:, :-1], targets
-
-    def fingerprint(self) -> str:
-        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

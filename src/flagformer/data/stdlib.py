@@ -39,6 +39,7 @@ class StandardLibrary(Text):
     mib: float = Field(
         default=6.0,
         gt=0,
+        le=1024,
         description="Stop before the file that would pass this size (2**20 bytes), all splits together.",
     )
 

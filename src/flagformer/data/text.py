@@ -13,7 +13,8 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, cover a split evenly for
 
 
 class Text(Source):
-    """A source of bytes. Subclasses say what the bytes are and where each split lies."""
+    """A source of bytes, or of tokens that stand for bytes. Subclasses say what they are and where each split
+    lies."""
 
     metric: ClassVar[str] = (
         "every byte given the bytes before it in its row; accuracy: the share of bytes guessed right"
@@ -22,7 +23,7 @@ class Text(Source):
 
     @abstractmethod
     def content(self, split: Split) -> Tensor:
-        """The bytes of one split, uint8 [N]. No byte lies in two splits."""
+        """The bytes or tokens of one split, integers [N]. No byte lies in two splits."""
 
     @property
     @abstractmethod

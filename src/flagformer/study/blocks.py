@@ -33,7 +33,13 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
 
 def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> Mistake:
     full = (*route, *_route_in(value, item["loc"]))
-    return source.mistake(full, _sentence(full, kind, item))
+    sentence = _sentence(full, kind, item)
+    # a fault of several keys together is told of the block; its sentence begins with the key that is to
+    # change
+    key = sentence.removeprefix("`").partition("`")[0]
+    if item["type"] == "value_error" and isinstance(value, dict) and key in value and not item["loc"]:
+        full = (*full, key)
+    return source.mistake(full, sentence)
 
 
 def _sentence(route: Route, kind: Any, item: Any) -> str:

@@ -11,30 +11,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import flagformer
 from flagformer.flags import FlagError
-from flagformer.study.file import Study
+from flagformer.study.design import Study
 from flagformer.study.flags import flag_mistake
 from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.source import Source
+from flagformer.train.config import Trial
+from flagformer.train.loop import token_losses
+
+ADAMW = 4  # fp32 copies of a weight: itself, its gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Size and arithmetic of one variant."""
+    """Size and arithmetic of one variant.
+
+    Attributes:
+        params: of them `body` without token and position embeddings, and `active` for one token: of tables
+            that are looked up (embeddings), one row.
+        flops_per_token: of a forward pass at the training length.
+        saved_bytes: what a micro-batch of training keeps for its backward pass, in fp32; the same storage
+            counts once, parameters do not.
+        memory_bytes: `saved_bytes`, weights, gradients and AdamW's moments: a lower bound of training.
+    """
 
     params: int
+    body: int
+    active: int
     flops_per_token: int
+    saved_bytes: int
+    memory_bytes: int
 
 
 def check_variants(study: Study, source: Source) -> dict[str, Cost]:
     """Builds every variant without memory or time (on torch's meta device) and reads the data once.
 
     Returns:
-        variant -> Cost.
+        variant -> Cost, of its first candidate.
 
     Raises:
         StudyFileError: every variant that cannot be trained or tested, with the line of the flag or of the
@@ -42,34 +60,93 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
     """
     mistakes: list[Mistake] = []
     costs: dict[str, Cost] = {}
-    first: dict[str, str] = {}
     for variant in study.compare:
-        trial = study.trial(variant, study.seeds[0])
-        same = first.setdefault(trial.id, variant)
-        if same != variant:
-            text = f"`compare.{variant}` has the same flags as `compare.{same}`; change one or leave it out"
-            mistakes.append(source.mistake(("compare", variant), text))
-        try:
-            trial.check()
-            costs[variant] = cost(trial.model_flags, study.data.seq_len)
-        except FlagError as error:
-            mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
-        except (ValueError, OSError) as error:
-            mistakes.append(_other_mistake(source, variant, str(error)))
+        flags: list[dict[str, Any]] = []
+        for tuned in study.candidates:
+            trial = study.trial(variant, study.seeds[0], tuned)
+            if trial.flags in flags:
+                continue
+            flags.append(trial.flags)
+            try:
+                trial.check()
+                costs.setdefault(variant, cost(trial))
+            except FlagError as error:
+                mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
+            except (ValueError, OSError) as error:
+                mistakes.append(_other_mistake(source, variant, str(error)))
+            except (RuntimeError, MemoryError, OverflowError) as error:  # sizes that torch cannot hold
+                text = f"variant `{variant}` cannot be built: {' '.join(str(error).split())}"
+                mistakes.append(source.mistake(("compare", variant), text))
     if mistakes:
         raise StudyFileError(mistakes)
     return costs
 
 
-def cost(flags: dict[str, Any], seq_len: int) -> Cost:
-    """Parameters and FLOPs per token of the model that `flags` build; shapes only, nothing is computed."""
+def cost(trial: Trial) -> Cost:
+    """Size, arithmetic and memory of the model that a trial builds; shapes only, nothing is computed."""
+    seq_len = trial.source.seq_len
     with torch.device("meta"):
-        model = flagformer.build(flags).eval()
-        ids = torch.zeros(1, seq_len, dtype=torch.long)
-        # the math kernel is made of matrix products that the counter knows on every device
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(ids)
-    return Cost(model.num_params(), round(counter.get_total_flops() / seq_len))
+        model = flagformer.build(trial.model_flags)
+        flops = forward_flops(model.eval(), trial.source.example(1, seq_len))
+        saved = saved_bytes(model.train(), micro_batch(trial))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return Cost(
+        params,
+        _body(model, params),
+        _active(model, params),
+        round(flops / seq_len),
+        saved,
+        ADAMW * size + saved,
+    )
+
+
+def micro_batch(trial: Trial) -> Tensor:
+    """Inputs of the shape that one forward and backward of training have."""
+    rows = max(1, trial.train.batch_size // trial.train.accumulate)
+    return trial.source.example(rows, trial.source.seq_len)
+
+
+def forward_flops(model: nn.Module, inputs: Tensor) -> int:
+    """What torch's counter sees in one forward pass, attention written out as matrix products."""
+    # the math kernel is made of matrix products that the counter knows on every device
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops()
+
+
+def _body(model: Any, params: int) -> int:
+    return params if model.flags.get("model") == "vit" else int(model.num_params(embedding=False))
+
+
+def _active(model: Any, params: int) -> int:
+    """A table that is only looked up gives a token one row; one that is tied to the head is used in full."""
+    if model.flags.get("model") == "vit":
+        return params
+    tables = [table for part in (model.token_emb, model.pos_emb) for table in part.parameters()]
+    rows = sum(table.shape[-1] for table in tables)
+    return (
+        _body(model, params)
+        + (model.token_emb.weight.numel() if model.flags.get("tie_embedding") else 0)
+        + rows
+    )
+
+
+def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that autograd keeps of one micro-batch and its loss, as its hooks see them; not parameters."""
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor: a freed one's address is given out again
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(inputs)
+        token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
+    return sum(size for size, _ in kept.values())
 
 
 def _other_mistake(source: Source, variant: str, message: str) -> Mistake:

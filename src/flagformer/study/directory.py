@@ -1,10 +1,11 @@
 """The run directory: what lies where, and whose it is.
 
-    DIR/study.yaml          the resolved study: which study this directory belongs to
-    DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
+    DIR/study.yaml          the resolved study, each value with its origin: which study this directory belongs
+    to DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
+    DIR/variants/ID/        what was examined of a variant (see `examine.py`)
     DIR/trials/ID/          one trial (see `flagformer.train`); output.txt; failure.json of the last attempt
     DIR/results.json        the table
-    DIR/report.html         the report
+    DIR/report.html         the report; also report.md, table.csv and table.tex
     DIR/training.lock       held by the process that runs the study; the system frees it however that process
     ends
 
@@ -13,21 +14,22 @@ Every file is written whole or not at all, so `kill -9` and a full disk leave no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flagformer.study.file import Study, resolve_study
+from flagformer.study.design import Study
+from flagformer.study.file import resolve_study
 from flagformer.study.mistakes import StudyFileError, shown
+from flagformer.study.provenance import annotated
 from flagformer.study.source import parse_source
 from flagformer.train.files import read_json, write_atomic, write_json
 
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
-COMMON = ("base", "data", "train", "evaluate")  # what every trial of a study shares
+COMMON = ("base", "data", "train", "evaluate", "match")  # what every trial of a study shares
 # what can be there before study.yaml is
-OWN_FILES = {"training.lock", "trials", STUDY + ".tmp"}
+OWN_FILES = {"training.lock", "trials", "variants", STUDY + ".tmp"}
 
 
 class Foreign(ValueError):
@@ -91,13 +93,10 @@ def read_study(directory: Path) -> Study:
         raise Foreign(f"{error}\n{path} is damaged; delete it and run the study again") from None
 
 
-def write_study(directory: Path, study: Study) -> None:
-    """Saves the resolved study, and with it the claim on the directory."""
-    text = yaml.safe_dump(study.resolved(), sort_keys=False, allow_unicode=True, width=100)
-    write_atomic(
-        directory / STUDY,
-        f"# The resolved study `{study.name}`: defaults and overrides filled in.\n{text}".encode(),
-    )
+def write_study(directory: Path, study: Study, origins: Mapping[str, str] | None = None) -> None:
+    """Saves the resolved study, with where each value comes from, and with it the claim on the directory."""
+    head = f"# The resolved study `{study.name}`: defaults, overrides and matching filled in.\n"
+    write_atomic(directory / STUDY, (head + annotated(study, origins or {})).encode())
 
 
 def read_setting(directory: Path) -> dict[str, Any]:

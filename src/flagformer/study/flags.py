@@ -6,16 +6,19 @@ from typing import Any
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.study.design import own_flags
 from flagformer.study.mistakes import Mistake
 from flagformer.study.source import Source
 
 # Stand in for what the data would say, where the data block itself is wrong.
 STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
+STAND_IN_IMAGES = {"image_size": 8, "channels": 1, "num_classes": 10}
 
 
 def flag_mistakes(source: Source) -> list[Mistake]:
-    """Every flag that cannot be, in a file whose other blocks are wrong already; no data is read."""
-    base, compare = source.data.get("base"), source.data.get("compare")
+    """Every flag that cannot be, in a study or training file whose other blocks are wrong already; no data is
+    read."""
+    base, compare = source.data.get("base"), source.data.get("compare", {"": {}})
     if not isinstance(base, dict) or not isinstance(compare, dict):
         return []
     mistakes = []
@@ -23,7 +26,8 @@ def flag_mistakes(source: Source) -> list[Mistake]:
         if not isinstance(own, dict | None):
             continue
         try:
-            flagformer.check({**STAND_IN, **base, **(own or {})})
+            flags = {**base, **own_flags(own or {})}
+            flagformer.check({**(STAND_IN_IMAGES if flags.get("model") == "vit" else STAND_IN), **flags})
         except FlagError as error:
             mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
     return list(dict.fromkeys(mistakes))

@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flagformer.study.design import Run, Study
 from flagformer.study.directory import trial_directory
 from flagformer.study.executor import Failure
-from flagformer.study.file import Run, Study
 from flagformer.study.results import last_line
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flagformer.study.design import Run, Setting, Study
 from flagformer.study.directory import FAILURE, LOG, RESULT, read_setting, read_study, trial_directory
-from flagformer.study.file import Run, Study
-from flagformer.study.statistics import Difference, Estimate, mean_interval, paired_differences
+from flagformer.study.examine import read_examined
+from flagformer.study.statistics import Difference, Estimate
 from flagformer.train.files import read_json
 
 TAIL = 4096  # bytes; a line of the log has some 150
 BITS, ACCURACY = "bits per byte", "accuracy"
+MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,67 @@ class TrialState:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One setting that was tried for a variant: its loss on the validation split at the end of training."""
+
+    setting: Setting
+    validation: Estimate
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the audit says of a variant: property -> "passed", "failed" or "not applicable"; empty before it,
+    and without it."""
+
+    found: Mapping[str, str]
+    failures: tuple[str, ...] = ()
+    remark: str = ""
+
+    @property
+    def invalid(self) -> bool:
+        """Whether the variant's loss says nothing."""
+        return "failed" in self.found.values()
+
+
+@dataclass(frozen=True)
 class Row:
     """One variant. Quality is exact and repeatable; speed is measured and is not.
 
-    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed.
-    `loss` is in nats at the length `Results.loss_length`; `quality` maps a test length to bits per byte
-    (bytes) or accuracy (tasks).
+    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
+    holds the fields of `costs.Cost`. `loss` is in nats at the length `Results.loss_length`; `quality` maps a
+    test length to bits per byte (text) or accuracy (tasks); `by_position` is the mean loss in equal parts of
+    the longest row.
+    Of a tuned variant everything is that of its best candidate, `tuned`; `at_edge` names the settings whose
+    best value is the first or last that was tried.
     """
 
     variant: str
     flags: dict[str, Any]
-    params: int | None
-    flops_per_token: int | None
+    tuned: Setting
+    at_edge: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    runs: int
+    costs: Mapping[str, int]
     tokens_per_second: float | None
     speed_range: tuple[float, float] | None
+    decode_tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    state_bytes_per_token: int | None
+    stamp: Stamp
     loss: Estimate
+    validation: Estimate
     quality: dict[int, Estimate]
+    by_position: tuple[float, ...]
     difference: Difference | None
     quality_difference: dict[int, Difference]
+
+    @property
+    def params(self) -> int | None:
+        return self.costs.get("params")
+
+    @property
+    def flops_per_token(self) -> int | None:
+        return self.costs.get("flops_per_token")
 
 
 @dataclass(frozen=True)
@@ -76,6 +121,11 @@ class Results:
         """The row of a variant."""
         return next(row for row in self.rows if row.variant == variant)
 
+    def best_trials(self, variant: str) -> list[TrialState]:
+        """The trials of a variant's best candidate."""
+        tuned = self.row(variant).tuned
+        return [trial for trial in self.trials if (trial.run.variant, trial.run.tuned) == (variant, tuned)]
+
 
 def read_results(directory: Path) -> Results:
     """Reads a run directory; nothing is trained, nothing is written.
@@ -83,6 +133,8 @@ def read_results(directory: Path) -> Results:
     Raises:
         ValueError: it holds no study, or a file in it is damaged (named, with what to do).
     """
+    from flagformer.study.rows import make_rows
+
     study = read_study(directory)
     setting = read_setting(directory)
     trials = [read_trial(directory, run) for run in study.runs]
@@ -93,7 +145,7 @@ def read_results(directory: Path) -> Results:
         study=study,
         setting=setting,
         trials=trials,
-        rows=_rows(study, setting, trials, loss_length),
+        rows=make_rows(study, setting, read_examined(study, directory), trials, loss_length),
         metric=BITS if study.data.is_bytes else ACCURACY,
         chance=study.data.chance,
         loss_length=loss_length,
@@ -127,11 +179,16 @@ def last_line(place: Path) -> dict[str, Any]:
     return line if isinstance(line, dict) else {}
 
 
+def median(values: list[float]) -> float | None:
+    """The middle one, or the mean of the two in the middle."""
+    return statistics.median(values) if values else None
+
+
 def as_json(results: Results) -> dict[str, Any]:
     """results.json: the table as data. `measured` columns differ from run to run, all others do not on one
     machine."""
     return {
-        "schema": 1,
+        "schema": 2,
         "study": results.study.resolved(),
         "baseline": results.study.baseline,
         "metric": results.metric,
@@ -142,6 +199,7 @@ def as_json(results: Results) -> dict[str, Any]:
             {
                 "variant": t.run.variant,
                 "seed": t.run.seed,
+                "tuned": t.run.tuned,
                 "id": t.run.trial.id,
                 "state": t.state,
                 "steps": t.steps,
@@ -149,8 +207,7 @@ def as_json(results: Results) -> dict[str, Any]:
             for t in results.trials
         ],
         "measured": {
-            "tokens_per_second": {row.variant: row.tokens_per_second for row in results.rows},
-            "speed_range": {row.variant: row.speed_range for row in results.rows},
+            **{name: {row.variant: getattr(row, name) for row in results.rows} for name in MEASURED},
             "setting": results.setting,
         },
     }
@@ -158,50 +215,4 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def _row_json(row: Row) -> dict[str, Any]:
     plain = asdict(row)
-    return {key: value for key, value in plain.items() if key not in ("tokens_per_second", "speed_range")}
-
-
-def _rows(study: Study, setting: Mapping[str, Any], trials: list[TrialState], loss_length: int) -> list[Row]:
-    lengths = study.runs[0].trial.lengths
-    key = "bits_per_byte" if study.data.is_bytes else "accuracy"
-    losses = _by_variant(study, trials, loss_length, "nats")
-    quality = {length: _by_variant(study, trials, length, key) for length in lengths}
-    difference = paired_differences(losses, study.baseline)
-    quality_difference = {
-        length: paired_differences(values, study.baseline, lower_is_better=study.data.is_bytes)
-        for length, values in quality.items()
-    }
-    costs = setting.get("variants", {})
-    speeds = {name: _speeds(name, trials) for name in study.compare}
-    return [
-        Row(
-            variant=name,
-            flags=flags,
-            params=costs.get(name, {}).get("params"),
-            flops_per_token=costs.get(name, {}).get("flops_per_token"),
-            tokens_per_second=statistics.median(speeds[name]) if speeds[name] else None,
-            speed_range=(min(speeds[name]), max(speeds[name])) if speeds[name] else None,
-            loss=mean_interval(list(losses[name].values())),
-            quality={length: mean_interval(list(quality[length][name].values())) for length in lengths},
-            difference=difference.get(name),
-            quality_difference={n: d[name] for n, d in quality_difference.items() if name in d},
-        )
-        for name, flags in study.compare.items()
-    ]
-
-
-def _by_variant(study: Study, trials: list[TrialState], length: int, key: str) -> dict[str, dict[int, float]]:
-    """variant -> seed -> value, of the finished trials, in the order of the seeds."""
-    values: dict[str, dict[int, float]] = {name: {} for name in study.compare}
-    for trial in trials:
-        if trial.state == "finished" and trial.result is not None:
-            for entry in trial.result["evaluation"]:
-                if entry["seq_len"] == length:
-                    values[trial.run.variant][trial.run.seed] = entry[key]
-    return values
-
-
-def _speeds(variant: str, trials: list[TrialState]) -> list[float]:
-    """Training tokens a second of every finished seed."""
-    costs = [trial.result["cost"] for trial in trials if trial.run.variant == variant and trial.result]
-    return [cost["tokens_per_second"] for cost in costs if cost["tokens_per_second"]]
+    return {key: value for key, value in plain.items() if key not in MEASURED}

@@ -8,7 +8,7 @@ __name__ == "__main__":`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ from rich.console import Console
 
 from flagformer.study.cluster import Cluster, package
 from flagformer.study.costs import Cost, check_variants
+from flagformer.study.design import Run, Study
 from flagformer.study.directory import (
-    REPORT,
     RESULTS,
     read_setting,
     refuse_foreign,
     write_setting,
     write_study,
 )
+from flagformer.study.examine import examine, examine_variants
 from flagformer.study.executor import Executor
-from flagformer.study.file import Run, Study, load_study
+from flagformer.study.file import load_study
+from flagformer.study.match import Matched, as_plain, match_budget
 from flagformer.study.pool import Pool
+from flagformer.study.provenance import provenance
 from flagformer.study.results import Results, as_json, read_results
 from flagformer.study.setting import describe_setting
+from flagformer.study.shares import count_cores
 from flagformer.study.trials import run_trials
 from flagformer.train.files import naming, only_process, write_atomic, write_json
 
@@ -44,15 +48,19 @@ class Prepared:
 
     study: Study
     costs: dict[str, Cost]
+    matched: dict[str, Matched] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
-    """Reads a study file and builds every variant without memory; raises StudyFileError with every
-    mistake."""
+    """Reads a study file, builds every variant without memory and makes them equal as `match` says; raises
+    StudyFileError with every mistake."""
     study, source = load_study(file, overrides)
     if study.executor == "ray":
         package()
-    return Prepared(study, check_variants(study, source))
+    study, costs, matched = match_budget(study, source, check_variants(study, source))
+    origins = provenance(study, source, {name: one.knob for name, one in matched.items()})
+    return Prepared(study, costs, matched, origins)
 
 
 def run_study(
@@ -60,6 +68,7 @@ def run_study(
     out: str | Path | None = None,
     console: Console | None = None,
     function: Callable[[Any, Path], object] | None = None,
+    examiner: Callable[[Any, Path], object] | None = None,
 ) -> Results:
     """Runs what is not finished, then writes results.json and report.html.
 
@@ -67,6 +76,7 @@ def run_study(
         out: the run directory; `runs/NAME` by default.
         console: where progress goes; standard error by default.
         function: what runs a trial, `flagformer.train.trial.run_trial` by default; a module-level function.
+        examiner: what examines a variant, `flagformer.study.examine.examine` by default; the same.
 
     Returns:
         the results; failed trials are among them as such.
@@ -84,8 +94,10 @@ def run_study(
     with only_process(directory):
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
-        write_study(directory, study)
+        setting["matched"] = as_plain(prepared.matched)
+        write_study(directory, study, prepared.origins)
         write_setting(directory, setting)
+        _examine(study, directory, setting, examiner or examine)
         executor = _executor(study, directory, setting, function or _run_trial)
         retries = RETRIES[study.executor] if study.retries is None else study.retries
         run_trials(study, directory, executor, retries, console or Console(stderr=True))
@@ -93,12 +105,13 @@ def run_study(
 
 
 def write_report(directory: Path) -> Results:
-    """Writes results.json and report.html from what is finished by now."""
-    from flagformer.study.report import render
+    """Writes results.json and the report in all its forms from what is finished by now."""
+    from flagformer.study.report import documents
 
     results = read_results(directory)
     write_json(directory / RESULTS, as_json(results))
-    write_atomic(directory / REPORT, render(results).encode())
+    for name, text in documents(results).items():
+        write_atomic(directory / name, text.encode())
     return results
 
 
@@ -106,6 +119,16 @@ def _run_trial(trial: Any, directory: Path) -> object:
     from flagformer.train.trial import run_trial
 
     return run_trial(trial, directory)
+
+
+def _examine(
+    study: Study, directory: Path, setting: dict[str, Any], examiner: Callable[[Any, Path], object]
+) -> None:
+    """On this machine, also where a cluster trains."""
+    at_once, threads = setting["trials_at_once"], setting["threads"]
+    if study.executor == "ray":
+        at_once = max(1, min(at_once, count_cores() // threads))
+    examine_variants(study, directory, at_once, threads, PRELOAD, examiner)
 
 
 def _executor(

@@ -11,8 +11,8 @@ from typing import Any
 
 import flagformer
 from flagformer.study.costs import Cost
+from flagformer.study.design import Study
 from flagformer.study.directory import Foreign
-from flagformer.study.file import Study
 from flagformer.study.shares import count_cores, share_out
 
 PACKAGES = ("torch", "numpy", "scipy")

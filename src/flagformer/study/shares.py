@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flagformer.study.file import Study
+from flagformer.study.design import Study
 from flagformer.study.footprint import trial_bytes
 
 GIB = 2**30
@@ -59,7 +59,8 @@ def share_out(study: Study) -> Shares:
 
 def uses_gpu(study: Study, present: bool) -> bool:
     """Whether the trials train on a GPU where one is `present`."""
-    return study.train.device == "cuda" or (study.train.device == "auto" and present)
+    devices = {study.train_of(variant).device for variant in study.compare}
+    return "cuda" in devices or ("auto" in devices and present)
 
 
 def count_cores() -> int:

@@ -1,7 +1,9 @@
 """The arithmetic of a comparison: means and paired differences over seeds, with Student's t.
 
 Seeds are few (three by default), so every interval is Student's, never a normal one, and the verdict on a
-difference is Holm-corrected over the variants that are compared with the same baseline.
+difference is Holm-corrected over the variants that are compared with the same baseline. Because t takes
+differences to be normal, an exact test of their signs stands beside it: where few seeds keep that from 5 %,
+all of them must at least point the same way.
 """
 
 from __future__ import annotations
@@ -9,8 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 CONFIDENCE = 0.95
+POWER = 0.8
+MOST_FLIPPED = 16  # seeds; 2**16 sums, beyond which signs are drawn
+DRAWN = 20_000
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """`variant - baseline` over the seeds that both finished, and whether it is resolved."""
+    """`variant - baseline` over the seeds that both finished, and whether it is resolved.
+
+    Attributes:
+        p: of the paired t test; `p_holm` corrected over the variants; `p_signs` of the sign-flip test, exact
+            up to 16 seeds.
+        verdict: "better", "worse", "equivalent", "not resolved", or "invalid" where an audit failed.
+    """
 
     estimate: Estimate
     p: float | None = None
     p_holm: float | None = None
+    p_signs: float | None = None
     verdict: str = "not resolved"
 
 
@@ -55,7 +69,10 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
 
 
 def paired_differences(
-    variants: Mapping[str, Mapping[int, float]], baseline: str, lower_is_better: bool = True
+    variants: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    lower_is_better: bool = True,
+    margin: float | None = None,
 ) -> dict[str, Difference]:
     """Differences from the baseline paired by seed, for every other variant.
 
@@ -63,10 +80,12 @@ def paired_differences(
         variants: name -> seed -> value. A seed counts where both the variant and the baseline have it.
         baseline: the name that the others are compared with.
         lower_is_better: which sign is called "better".
+        margin: a difference whose interval lies within ± this is "equivalent", however small its p-value.
 
     Returns:
-        name -> Difference, without the baseline. The p-value is the paired t test's; the verdict is "better"
-        or "worse" where the Holm-corrected p-value is below 0.05, else "not resolved".
+        name -> Difference, without the baseline. The verdict is "better" or "worse" where the Holm-corrected
+        p-value of the paired t test is below 0.05 and that of the signs is below 0.05 or the least that so
+        few seeds can give, else "not resolved".
     """
     base = variants.get(baseline, {})
     estimates: dict[str, Estimate] = {}
@@ -80,15 +99,12 @@ def paired_differences(
         if p is not None:
             tests[name] = p
     corrected = holm(tests)
-    return {
-        name: Difference(
-            estimate,
-            tests.get(name),
-            corrected.get(name),
-            _verdict(estimate, corrected.get(name), lower_is_better),
-        )
-        for name, estimate in estimates.items()
-    }
+    found = {}
+    for name, estimate in estimates.items():
+        p, p_signs = corrected.get(name), sign_flip(estimate.values)
+        verdict = _verdict(estimate, p, p_signs, lower_is_better, margin)
+        found[name] = Difference(estimate, tests.get(name), p, p_signs, verdict)
+    return found
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -101,8 +117,73 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def _verdict(estimate: Estimate, p: float | None, lower_is_better: bool) -> str:
-    if p is None or estimate.mean is None or p >= 1 - CONFIDENCE:
+def sign_flip(values: Sequence[float]) -> float | None:
+    """Two-sided p-value of differences being as likely to have either sign: the share of all ways to set the
+    signs whose sum is at least as far from zero. Beyond 16 seeds the ways are drawn. None below two."""
+    n = len(values)
+    if n < 2 or not all(map(math.isfinite, values)):
+        return None
+    if n > MOST_FLIPPED:
+        return _drawn_signs(values)
+    least = abs(math.fsum(values)) * (1 - 1e-12)  # the ways that are equal but for rounding count
+    ways = product((1.0, -1.0), repeat=n - 1)  # the other half mirrors these
+    far = sum(abs(values[0] + math.fsum(s * v for s, v in zip(way, values[1:]))) >= least for way in ways)
+    return far / 2 ** (n - 1)
+
+
+def seeds_needed(difference: float, sigma: float, power: float = POWER) -> int | None:
+    """Seeds with which a paired t test at 5 % resolves `difference` with probability `power`, where single
+    differences spread by the standard deviation `sigma`; None beyond ten thousand."""
+    if not difference or not math.isfinite(sigma):
+        return None
+    low, high = 1, 2
+    while _power(high, difference, sigma) < power:
+        low, high = high, 2 * high
+        if low >= MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _power(middle, difference, sigma) >= power else (middle, high)
+    return high
+
+
+def spread(estimates: Sequence[Estimate]) -> float | None:
+    """The standard deviation of single differences, pooled over variants; None where none has two seeds."""
+    known = [e for e in estimates if e.n > 1 and e.mean is not None and e.low is not None]
+    if not known:
+        return None
+    squares = math.fsum((value - (e.mean or 0.0)) ** 2 for e in known for value in e.values)
+    return math.sqrt(squares / sum(e.n - 1 for e in known))
+
+
+def _power(n: int, difference: float, sigma: float) -> float:
+    if sigma == 0:
+        return 1.0
+    from scipy.stats import nct
+
+    limit, shift = _t_quantile(CONFIDENCE, n - 1), abs(difference) / sigma * math.sqrt(n)
+    beyond = float(nct.sf(limit, n - 1, shift))
+    return beyond if math.isfinite(beyond) else 1.0  # scipy gives nan where the power is 1 to all digits
+
+
+def _drawn_signs(values: Sequence[float]) -> float:
+    import numpy as np
+
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWN, len(values)))
+    far = int((abs(signs @ np.asarray(values)) >= abs(math.fsum(values)) * (1 - 1e-12)).sum())
+    return (far + 1) / (DRAWN + 1)
+
+
+def _verdict(
+    estimate: Estimate, p: float | None, p_signs: float | None, lower_is_better: bool, margin: float | None
+) -> str:
+    inside = estimate.low is not None and estimate.high is not None and margin is not None
+    if inside and margin is not None and -margin < (estimate.low or 0.0) and (estimate.high or 0.0) < margin:
+        return "equivalent"
+    level = 1 - CONFIDENCE
+    if p is None or p_signs is None or estimate.mean is None or p >= level:
+        return "not resolved"
+    if p_signs > max(level, 2.0 ** (1 - estimate.n)):
         return "not resolved"
     return "better" if (estimate.mean < 0) == lower_is_better else "worse"
 

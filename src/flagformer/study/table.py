@@ -6,6 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flagformer.study.report.columns import best_setting
+from flagformer.study.report.findings import invalid_line, power_line, tuning_finding
 from flagformer.study.results import BITS, Results, Row
 from flagformer.study.wording import NOTHING, count, difference, estimate, listed, plural, short
 
@@ -31,10 +33,15 @@ def make_table(results: Results) -> Table:
     unit = "bpb" if results.metric == BITS else "acc"
     names = ["params", "FLOPs per token", "tokens/s*", f"loss@{results.loss_length}"]
     names += [f"{unit}@{length}" for length in results.rows[0].quality]
-    for name in (*names, f"vs {results.study.baseline}", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", overflow="fold")
+    names += [f"vs {results.study.baseline}", "verdict", "audit"]
+    if results.study.tune:
+        names.append("best of tuned")
+    for name in names:
+        left = name in ("verdict", "audit", "best of tuned")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for row in results.rows:
-        table.add_row(*_cells(row))
+        tuned = [best_setting(row)] if results.study.tune else []
+        table.add_row(*_cells(row), _audit(row), *tuned)
     return table
 
 
@@ -49,12 +56,19 @@ def legend(results: Results) -> list[str]:
         f"vs {results.study.baseline}: difference in loss, paired by seed. * measured: differs from run to "
         "run."
     ]
+    lines += [line for line in (power_line(results), tuning_finding(results), invalid_line(results)) if line]
     for state in ("failed", "diverged", "unfinished", "waiting"):
         labels = [trial.run.label for trial in results.trials if trial.state == state]
         if labels:
             shown = labels if len(labels) <= 6 else [*labels[:5], f"{len(labels) - 5} more"]
             lines.append(f"{state} ({len(labels)}): {listed(shown)}")
     return lines
+
+
+def _audit(row: Row) -> str:
+    if not row.stamp.found:
+        return row.stamp.remark or NOTHING
+    return "INVALID" if row.stamp.invalid else "valid"
 
 
 def _cells(row: Row) -> list[str]:

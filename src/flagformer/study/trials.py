@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
+from flagformer.study.design import Run, Study
 from flagformer.study.directory import FAILURE, trial_directory
 from flagformer.study.executor import Ended, Executor, Failure
-from flagformer.study.file import Run, Study
 from flagformer.study.progress import Progress
 from flagformer.study.results import read_trial
 from flagformer.train.files import write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flagformer.study.design import flat
 from flagformer.study.statistics import Difference, Estimate
 
 NOTHING = "\N{EN DASH}"
@@ -27,6 +28,18 @@ def short(value: float | None) -> str:
                 else f"{value / size:.0f} {letter}"
             )
     return f"{value:.3g}"
+
+
+def size(value: int | None) -> str:
+    """12.3 MiB: three digits and a unit of 1024."""
+    if value is None:
+        return NOTHING
+    amount, unit = float(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.3g} {unit}" if amount < 1000 else f"{amount:.0f} {unit}"
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:
@@ -58,7 +71,7 @@ def listed(names: Sequence[str]) -> str:
 
 def flags_text(flags: dict) -> str:
     """A variant's own flags on one line; the base alone where there are none."""
-    return ", ".join(f"{key}={value}" for key, value in flags.items()) or "(the base as it is)"
+    return ", ".join(f"{key}={value}" for key, value in flat(flags).items()) or "(the base as it is)"
 
 
 def plural(number: int, noun: str) -> str:

@@ -8,12 +8,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 import flagformer
-from flagformer.data import Source, Split
+from flagformer.data import LONGEST, Source, Split, draws
 from flagformer.data.catalogue import DataConfig
 from flagformer.data.stdlib import StandardLibrary
 
 # What an audit would find too late: these models see the very tokens that they are asked to predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
+NOT_CAUSAL = ("encoder", "vit")
 
 
 class Block(BaseModel):
@@ -27,24 +28,30 @@ class TrainConfig(Block):
     they are divided.
     """
 
-    steps: int = Field(default=400, ge=1, description="Updates of the weights.")
-    batch_size: int = Field(default=32, ge=1, description="Sequences per update, all micro-batches together.")
+    steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
+    batch_size: int = Field(
+        default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together."
+    )
     accumulate: int = Field(
         default=1,
         ge=1,
         description="Micro-batches per update; divides batch_size; changes memory, not the result.",
     )
-    lr: float = Field(default=2e-3, gt=0, description="Peak learning rate of AdamW.")
-    warmup: int = Field(default=40, ge=0, description="Steps of linear rise from 0 to lr; at most steps.")
+    lr: float = Field(default=2e-3, gt=0, le=1e3, description="Peak learning rate of AdamW.")
+    warmup: int = Field(
+        default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps."
+    )
     decay: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Shape of the way down from lr after the warmup."
     )
     lr_end: float = Field(default=0.1, ge=0, le=1, description="Where the decay ends, as a fraction of lr.")
-    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's decoupled decay, on matrices only.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only."
+    )
     betas: tuple[float, float] = Field(
         default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
-    clip: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 is off.")
+    clip: float = Field(default=1.0, ge=0, le=1e9, description="Largest gradient norm; 0 is off.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast; the weights stay fp32."
     )
@@ -58,10 +65,11 @@ class TrainConfig(Block):
     eval_every: int = Field(
         default=0,
         ge=0,
+        le=10**9,
         description="Steps between validations, logged as validation_loss; 0: none.",
     )
     checkpoint_every: int = Field(
-        default=100, ge=1, description="Steps between checkpoints: the most that a kill can cost."
+        default=100, ge=1, le=10**9, description="Steps between checkpoints: the most that a kill can cost."
     )
 
     @field_validator("betas")
@@ -92,6 +100,7 @@ class EvaluateConfig(Block):
     batches: int = Field(
         default=32,
         ge=1,
+        le=10**6,
         description="Batches per length, each of as many tokens as a training step: no length costs more.",
     )
     split: Split = Field(
@@ -104,6 +113,8 @@ class EvaluateConfig(Block):
         for length in lengths:
             if length < 2:
                 raise ValueError(f"`seq_lens` must be lengths of at least 2, but holds {length}")
+            if length > LONGEST:
+                raise ValueError(f"`seq_lens` must be lengths of at most {LONGEST:,}, but holds {length}")
         if len(set(lengths)) < len(lengths):
             raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
         return lengths
@@ -121,11 +132,21 @@ class Trial(Block):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, description="Of the weights, of dropout and of the order of the data.")
+    copy_number: int = Field(
+        default=0, ge=0, description="Of equal trials with one seed: the same data, other first weights."
+    )
 
     @property
     def source(self) -> Source:
         """The data, whichever it is."""
         return self.data
+
+    @property
+    def weights_seed(self) -> int:
+        """What seeds the weights and dropout: `seed`, or another number for a copy."""
+        return (
+            self.seed if self.copy_number == 0 else draws("copy", self.seed, self.copy_number).initial_seed()
+        )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -137,13 +158,7 @@ class Trial(Block):
         """The flags with what the data decides filled in: the vocabulary, and positions for the longest row
         that will be seen.
         """
-        longest = max(self.source.seq_len, *self.lengths)
-        return {
-            "model": "decoder",
-            "num_tokens": self.source.num_tokens,
-            "max_seq_len": longest,
-            **self.flags,
-        }
+        return {**self.source.model_flags(max(self.source.seq_len, *self.lengths)), **self.flags}
 
     @property
     def id(self) -> str:
@@ -158,10 +173,11 @@ class Trial(Block):
         model is built on torch's meta device, which takes no memory.
         """
         flags = self.model_flags
-        if flags["num_tokens"] != self.source.num_tokens:
+        name = "num_tokens" if self.source.is_sequence else "num_classes"
+        if flags[name] != self.source.num_tokens:
             raise ValueError(
-                f"`num_tokens` must be {self.source.num_tokens}, the vocabulary of the data, "
-                f"but is {flags['num_tokens']}; leave it out"
+                f"`{name}` must be {self.source.num_tokens}, the vocabulary of the data, "
+                f"but is {flags[name]}; leave it out"
             )
         self._check_model(flags)
         self.source.check("train", self.source.seq_len)
@@ -170,7 +186,13 @@ class Trial(Block):
             self.source.check(self.evaluate.split, length)
 
     def _check_model(self, flags: dict[str, Any]) -> None:
-        if flags["model"] == "encoder":
+        if not self.source.is_sequence:
+            if flags["model"] != "vit":
+                raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
+            with torch.device("meta"):
+                flagformer.build(flags)
+            return
+        if flags["model"] in NOT_CAUSAL:
             raise ValueError(
                 f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
                 f"but is {flags['model']!r}: it would see the tokens it is asked to predict"

@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flagformer.data import IGNORE, Source, Split
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
 from flagformer.train.ranks import ALONE, Ranks, inner
 
+PARTS = 16  # of a row, whose losses are told apart
 SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
 
 
@@ -28,6 +29,7 @@ def evaluate(
     model, training = inner(model), model.training
     model.eval()
     nats, right, scored = 0.0, 0, 0
+    where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # a sharded model is computed by all ranks equally often: some see a batch that does not count
@@ -37,14 +39,23 @@ def evaluate(
             with torch.autocast(device.type, torch.bfloat16, enabled=trial.train.precision == "bf16"):
                 logits = model(inputs)
             if step >= trial.evaluate.batches:
-                break
-            nats += token_losses(logits, targets).double().sum().item()
-            right += int((logits.argmax(-1) == targets).sum())
+                targets = torch.full_like(targets, IGNORE)
+            losses = token_losses(logits, targets).double()
+            nats += losses.sum().item()
+            where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
+            right += int((logits.argmax(-1).view_as(targets) == targets).sum())
             scored += int((targets != IGNORE).sum())
     model.train(training)
     sums = ranks.total(torch.tensor([nats, right, scored], dtype=torch.float64)).tolist()
     nats, right, scored = sums[0], int(sums[1]), int(sums[2])
-    return _figures(source, split, seq_len, nats / scored, right / scored, scored)
+    figures = _figures(source, split, seq_len, nats / scored, right / scored, scored)
+    return figures | {"by_position": _by_position(ranks.total(where)) if math.isfinite(nats) else None}
+
+
+def _by_position(where: Tensor) -> list[float] | None:
+    """Mean loss in at most 16 equal parts of the row; None where a part holds nothing that is scored."""
+    parts = [part.sum(-1) for part in where.tensor_split(min(PARTS, where.shape[-1]), dim=-1)]
+    return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
 def _figures(
@@ -55,7 +66,9 @@ def _figures(
         "split": split,
         "seq_len": seq_len,
         "nats": nats if finite else None,
-        "bits_per_byte": nats / math.log(2) if finite and source.is_bytes else None,
+        "bits_per_byte": nats / math.log(2) / source.bytes_per_token(split)
+        if finite and source.is_bytes
+        else None,
         "accuracy": accuracy,
         "chance": source.chance,
         "tokens": scored,

@@ -33,8 +33,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy in nats at every position, fp32 [B, T]; 0 where the target is not scored."""
-    flat = logits.flatten(0, 1).float()  # [B * T, V]
+    """Cross entropy in nats at every position, fp32 [B, T]; 0 where the target is not scored. Logits are [B,
+    T, V], or [B, V] for one target a row, T = 1."""
+    flat = logits.reshape(-1, logits.shape[-1]).float()  # [B * T, V]
     losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none")
     return losses.view_as(targets)
 

@@ -29,9 +29,9 @@ class State:
         self.fingerprint = self._fingerprint()
         self.step, self.seconds = 0, 0.0
         self.notes: list[str] = []
-        torch.manual_seed(trial.seed)
+        torch.manual_seed(trial.weights_seed)
         plain = flagformer.build(trial.model_flags)
-        ranks.seed(trial.seed, 0)
+        ranks.seed(trial.weights_seed, 0)
         found = ranks.by_first(lambda: newest(directory))
         if found is not None:
             self._refuse_foreign(found[1])
@@ -122,7 +122,7 @@ class State:
         world = self.ranks.world
         self.step, self.seconds = rest.step, rest.seconds
         self.notes = rest.notes + [f"resumed at step {rest.step}: {note}" for note in notes]
-        self.ranks.seed(self.trial.seed, rest.step)
+        self.ranks.seed(self.trial.weights_seed, rest.step)
         if len(rest.rng) == world or self.ranks.is_first:
             restore_rng(rest.rng[self.ranks.rank])
         now = (torch.get_num_threads(), self.device.type)

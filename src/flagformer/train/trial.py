@@ -34,8 +34,9 @@ def run_trial(
 
     The result: `status` ("finished", or "diverged" at the first loss that is not finite), `steps` trained,
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
-    `evaluation.evaluate`; empty if training diverged), `params`, `cost` (`seconds` and `tokens_per_second` of
-    the steps alone, `peak_memory_bytes`), `notes`, and what it was run on.
+    `evaluation.evaluate`; empty if training diverged), `validation_nats` (mean of the last validations),
+    `params`, `cost` (`seconds` and `tokens_per_second` of the steps alone, `peak_memory_bytes`), `notes`, and
+    what it was run on.
 
     ValueError: the trial cannot run, the directory is another trial's or in use, a file in it is damaged.
     OSError: a full disk; names the file, and all that was finished is kept.
@@ -94,8 +95,9 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Train to the last step, measure, save; result.json comes when all else is on the disk."""
         finite = self._train()
-        evaluation = []
+        evaluation, validation = [], None
         if finite:
+            validation = self._validation()
             split = self.trial.evaluate.split
             evaluation = [
                 evaluate(self.state.model, self.trial, split, n, self.ranks) for n in self.trial.lengths
@@ -103,10 +105,13 @@ class _Run:
             finite = all(entry["nats"] is not None for entry in evaluation)
             model = self.state.whole_model()
             self.ranks.by_first(lambda: self._save_model(model))
-        return self.ranks.by_first(lambda: self._close("finished" if finite else "diverged", evaluation))
+        status = "finished" if finite else "diverged"
+        return self.ranks.by_first(lambda: self._close(status, evaluation, validation))
 
-    def _close(self, status: str, evaluation: list[dict[str, Any]]) -> dict[str, Any]:
-        result = self._result(status, evaluation)
+    def _close(
+        self, status: str, evaluation: list[dict[str, Any]], validation: float | None
+    ) -> dict[str, Any]:
+        result = self._result(status, evaluation) | {"validation_nats": validation}
         write_json(self.directory / "result.json", result)
         remove_all(self.directory)
         return result
@@ -128,6 +133,19 @@ class _Run:
                         log.sync()  # before the checkpoint that relies on its lines
                     state.save()
         return True
+
+    def _validation(self) -> float | None:
+        """The validation loss that candidates are chosen by: the mean of that at the end and those logged in
+        the last tenth of the steps."""
+        state = self.state
+        measured = evaluate(state.model, self.trial, "validation", self.trial.source.seq_len, self.ranks)
+        last = measured["nats"]
+        late = [
+            line["validation_loss"]
+            for line in self.ranks.by_first(lambda: read_log(self.directory / "log.jsonl"))
+            if line["step"] > 0.9 * state.step and line["step"] < state.step and "validation_loss" in line
+        ]
+        return None if last is None or None in late else sum([*late, last]) / (1 + len(late))
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
         """The log, which rank 0 writes."""

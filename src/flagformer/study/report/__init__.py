@@ -1,44 +1,75 @@
-"""The report: one HTML file that needs nothing else, made from a run directory at any time.
+"""The report: one HTML file that needs nothing else, made from a run directory at any time; the same as
+Markdown, CSV and LaTeX.
 
-Read `render` for the order of the page, then `figures.py` and `page.py`; `findings.py` and `fairness.py` put
-the numbers into words.
+Read `render` for the order of the page, then `columns.py`, `figures.py` and `page.py`; `findings.py` and
+`fairness.py` put the numbers into words.
 """
 
 from __future__ import annotations
 
 from html import escape
 
-import yaml
-
-from flagformer.study.report import figures, findings, page
-from flagformer.study.report.curves import read_curves
+from flagformer.study.directory import REPORT, STUDY
+from flagformer.study.report import curves, figures, findings, page, texts
+from flagformer.study.report.columns import cost_columns, length_columns, main_columns
 from flagformer.study.report.fairness import equal_lines, setting_lines, unequal_lines
 from flagformer.study.results import BITS, Results
 from flagformer.study.wording import listed, plural
 
 NOTE = (
+    "Valid: causal, neutral to padding, equal with cache, independent of the batch, deterministic. "
     "Loss: held-out nats per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
     "seed; the verdict is that of the "
-    "paired t test, Holm-corrected over the variants, at 5 %. FLOPs per token: forward pass at the training "
+    "paired t test, Holm-corrected over the variants, at 5 %, and asks that the signs of the "
+    "differences bear it "
+    "out (exact sign-flip test; below six seeds: that all agree). A variant that fails the audit "
+    "gets no verdict. "
+    "FLOPs per token: forward pass at the training "
     "length, two per "
     "multiply-add of matrix products, attention in full. * Measured: tokens/s of training, median over "
     "seeds, with the other trials "
-    "running beside it; it differs from run to run, all other columns do not."
+    "running beside it, and the peak memory of the trial's process; they differ from run to run, "
+    "all other columns "
+    "do not."
 )
+COST_NOTE = (
+    "Kept for backward: what one micro-batch of training keeps, in fp32, as autograd's hooks see "
+    "it; training memory "
+    "adds weights, gradients and AdamW's moments. Decoding: one row of 64 new tokens, greedy; its "
+    "state is what each "
+    "further token adds. Active: without the rows of tables that a token does not look up."
+)
+
+
+def documents(results: Results) -> dict[str, str]:
+    """Every file of the report by its name."""
+    return {
+        REPORT: render(results),
+        "report.md": texts.markdown(results, NOTE),
+        "table.csv": texts.csv_table(results),
+        "table.tex": texts.latex_table(results),
+    }
 
 
 def render(results: Results) -> str:
     """The page as text."""
     study = results.study
-    plain = yaml.safe_dump(study.resolved(), sort_keys=False, allow_unicode=True, width=100)
+    plain = (results.directory / STUDY).read_text(encoding="utf-8")
     return page.page(
         f"Study: {study.name}",
         [
             _head(results),
-            page.section("Comparison", page.main_table(results), page.paragraph(NOTE, "soft")),
+            page.section(
+                "Comparison", page.rows_table(results, main_columns(results)), page.paragraph(NOTE, "soft")
+            ),
             page.section("Figures", _figures(results)),
             page.section(
-                f"{results.metric.capitalize()} by length", page.length_table(results), _length_note(results)
+                f"{results.metric.capitalize()} by length",
+                page.rows_table(results, length_columns(results)),
+                _length_note(results),
+            ),
+            page.section(
+                "Cost", page.rows_table(results, cost_columns(results)), page.paragraph(COST_NOTE, "soft")
             ),
             page.section("What was equal", page.bullets(equal_lines(results))),
             page.section("What was not", page.bullets(unequal_lines(results))),
@@ -51,9 +82,10 @@ def render(results: Results) -> str:
 
 def _head(results: Results) -> str:
     study = results.study
+    candidates = f", {plural(len(study.candidates), 'candidate')} of tuning" if study.tune else ""
     about = (
         f"{plural(len(study.compare), 'variant')} ({listed(list(study.compare))}) compared with "
-        f"{plural(len(study.seeds), 'seed')} each; "
+        f"{plural(len(study.seeds), 'seed')} each{candidates}; "
         f"{study.train.steps:,} steps on `{study.data_name}`; the baseline is {study.baseline}."
     )
     states = ", ".join(
@@ -61,31 +93,42 @@ def _head(results: Results) -> str:
         for state in ("finished", "diverged", "failed", "unfinished", "waiting")
         if results.count(state)
     )
-    return "\n".join([
+    lines = [
         f"<h1>{escape(study.name)}</h1>",
         page.paragraph(findings.headline(results), "headline"),
+        page.paragraph(findings.invalid_line(results), "warning"),
         page.paragraph(about),
         page.paragraph(f"Trials: {states}.", "soft"),
-    ])  # fmt: skip
+    ]
+    return "\n".join(line for line in lines if line)
 
 
 def _figures(results: Results) -> str:
-    curves, final = read_curves(results)
+    drawn, final = curves.read_curves(results)
     shown = [
         page.figure(
-            figures.loss_curves(results, curves),
+            figures.loss_curves(results, drawn),
             findings.curves_finding(results, final),
             "Lines are means over seeds, smoothed; bands run from the lowest to the highest seed.",
         )
     ]
+    if len(results.rows) > 1:
+        note = (
+            "Dots with bars are means with 95 % t intervals of the paired difference; ticks are "
+            "single seeds. " + findings.power_line(results)
+        )
+        shown.append(page.figure(figures.differences(results), findings.differences_finding(results), note))
     if len(results.rows[0].quality) > 1:
         note = "Bars are 95 % t intervals over seeds."
         shown.append(page.figure(figures.quality_by_length(results), findings.lengths_finding(results), note))
-    if len(results.rows) > 1:
-        note = (
-            "Dots with bars are means with 95 % t intervals of the paired difference; ticks are single seeds."
+    if any(row.by_position for row in results.rows):
+        note = "Means over seeds and equal parts of rows; ups and downs that all share are the text's."
+        shown.append(page.figure(figures.loss_by_position(results), findings.position_finding(results), note))
+    for key in figures.tuned_numbers(results):
+        note = "Validation loss, mean over seeds; bars are 95 % t intervals; the ring marks what was chosen."
+        shown.append(
+            page.figure(figures.loss_by_setting(results, key), findings.tuning_finding(results), note)
         )
-        shown.append(page.figure(figures.differences(results), findings.differences_finding(results), note))
     note = "Measured on this machine with the other trials running beside it."
     shown.append(page.figure(figures.quality_by_speed(results), findings.speed_finding(results), note))
     return '<div class="figures">\n' + "\n".join(shown) + "\n</div>"
@@ -93,6 +136,6 @@ def _figures(results: Results) -> str:
 
 def _length_note(results: Results) -> str:
     text = results.study.data.metric
-    unit = "Bits per byte: nats / ln 2. " if results.metric == BITS else ""
+    unit = "Bits per byte: nats / ln 2 a byte. " if results.metric == BITS else ""
     chance = "" if results.chance is None else f" Chance level: {results.chance:.4g}."
     return page.paragraph(f"{unit}Scored is {text}.{chance} Intervals and differences as above.", "soft")

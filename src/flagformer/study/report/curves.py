@@ -25,12 +25,14 @@ def read_curves(results: Results) -> tuple[Curves, dict[str, float]]:
         losses = [values[:length] for values in losses]
         last = max(1, length // 10)
         final[variant] = sum(sum(values[-last:]) / last for values in losses) / len(losses)
-        curves[variant] = _joined(losses, results.study.train.batch_size * results.study.data.seq_len)
+        curves[variant] = _joined(
+            losses, results.study.train_of(variant).batch_size * results.study.data.seq_len
+        )
     return curves, final
 
 
 def _shown(results: Results, variant: str) -> list[TrialState]:
-    started = [trial for trial in results.trials if trial.run.variant == variant and trial.steps]
+    started = [trial for trial in results.best_trials(variant) if trial.steps]
     return [trial for trial in started if trial.state == "finished"] or started
 
 

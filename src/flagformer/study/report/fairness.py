@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flagformer.study.design import Study
 from flagformer.study.results import Results
 from flagformer.study.wording import count, listed, plural, short
 
@@ -11,31 +12,91 @@ from flagformer.study.wording import count, listed, plural, short
 def equal_lines(results: Results) -> list[str]:
     """What every variant had alike."""
     study = results.study
-    tokens = study.train.steps * study.train.batch_size * study.data.seq_len
     lines = [
-        f"Budget: {study.train.steps:,} steps of {study.train.batch_size} sequences of {study.data.seq_len} "
-        "tokens, "
-        f"{tokens:,} tokens a trial.",
         f"Data: `{study.data_name}`, fingerprint {results.setting.get('data', 'not recorded')}; for one "
         "seed every variant sees the "
         "same batches in the same order.",
-        f"Optimizer: AdamW, peak learning rate {study.train.lr:g}, {study.train.decay} decay after "
-        f"{study.train.warmup} steps of "
-        "warmup; it was not tuned for any variant.",
         f"Test: the same {study.evaluate.split} data for all trials, {study.evaluate.batches} batches at "
         "every length.",
     ]
+    tokens = {study.tokens_of(variant) for variant in study.compare}
+    if len(tokens) == 1:
+        lines.insert(0, _budget(study, study.baseline))
+    if len({_optimizer(study, variant) for variant in study.compare}) == 1:
+        lines.append(f"Optimizer: {_optimizer(study, study.baseline)}.")
+    if study.tune:
+        lines.append(
+            f"Tuning: every variant was given {plural(len(study.candidates) * len(study.seeds), 'run')}, "
+            f"{plural(len(study.candidates), 'candidate')} with {plural(len(study.seeds), 'seed')} "
+            f"each; the best by "
+            "validation loss at the end is compared, on the test split, whatever the others did."
+        )
     if len(_numbers(results, "params")) == 1:
         lines.append(f"Parameters: {count(results.rows[0].params)} in every variant.")
     if len(_numbers(results, "flops_per_token")) == 1:
         lines.append(
             f"Arithmetic: {short(results.rows[0].flops_per_token)} forward FLOPs per token in every variant."
         )
-    return lines
+    return lines + _matched_lines(results)
 
 
 def unequal_lines(results: Results) -> list[str]:
     """What differed besides the flags under comparison."""
+    study = results.study
+    lines = _unequal_numbers(results)
+    if len({study.tokens_of(variant) for variant in study.compare}) > 1:
+        lines += [f"{variant}: {_budget(study, variant)}" for variant in study.compare]
+    if len({_optimizer(study, variant) for variant in study.compare}) > 1:
+        lines += [f"{variant}: {_optimizer(study, variant)}." for variant in study.compare]
+    if not study.tune:
+        lines.append(
+            "Nothing was tuned: the learning rate may suit one variant better than another (`tune: "
+            "{lr: [...]}`)."
+        )
+    copies = [variant for variant, number in study.copies.items() if number]
+    if copies:
+        lines.append(
+            f"{listed(copies)} {'is a copy' if len(copies) == 1 else 'are copies'} of an earlier "
+            f"variant with other "
+            "first weights: the difference is what chance does."
+        )
+    done = {row.variant: row.loss.n for row in results.rows}
+    if len(set(done.values())) > 1:
+        each = listed([f"{variant} {number}" for variant, number in done.items()])
+        lines.append(f"Finished seeds: {each} of {len(study.seeds)}.")
+    lines += _machine_lines(results)
+    lines += [
+        f"{trial.run.label}: {trial.detail}." for trial in results.trials if trial.result and trial.detail
+    ]
+    return lines or ["Nothing that this study measures, besides the flags under comparison."]
+
+
+def _budget(study: Study, variant: str) -> str:
+    train = study.train_of(variant)
+    return (
+        f"Budget: {train.steps:,} steps of {train.batch_size} sequences of {study.data.seq_len} tokens, "
+        f"{study.tokens_of(variant):,} tokens a trial."
+    )
+
+
+def _optimizer(study: Study, variant: str) -> str:
+    train = study.train_of(variant)
+    rate = "tuned" if "train.lr" in study.tune else f"{train.lr:g}"
+    return f"AdamW, peak learning rate {rate}, {train.decay} decay after {train.warmup} steps of warmup"
+
+
+def _matched_lines(results: Results) -> list[str]:
+    """What was made equal, and by which knob."""
+    match, matched = results.study.match, results.setting.get("matched", {})
+    if match.what not in ("params", "flops"):
+        return []
+    unit = "parameters" if match.what == "params" else "FLOPs"
+    turned = [f"{variant} from {one['before']:g} to {one['after']:g}" for variant, one in matched.items()]
+    by = f"by `{match.by}`: {listed(turned)}" if turned else "as they were, nothing was turned"
+    return [f"Matched: {unit} within {match.within:.1%} of {results.study.baseline}, {by}."]
+
+
+def _unequal_numbers(results: Results) -> list[str]:
     lines = []
     for name, label, word in (
         ("params", "Parameters", count),
@@ -44,13 +105,16 @@ def unequal_lines(results: Results) -> list[str]:
         numbers = sorted(_numbers(results, name))
         if len(numbers) > 1:
             spread = (numbers[-1] / numbers[0] - 1) * 100 if numbers[0] else 0.0
+            within = results.study.match.what == {"params": "params"}.get(name, "flops")
+            how = "matched" if within else "not matched"
             lines.append(
-                f"{label}: from {word(numbers[0])} to {word(numbers[-1])}, {spread:.1f} % apart; not matched."
+                f"{label}: from {word(numbers[0])} to {word(numbers[-1])}, {spread:.1f} % apart; {how}."
             )
-    done = {row.variant: row.loss.n for row in results.rows}
-    if len(set(done.values())) > 1:
-        each = listed([f"{variant} {number}" for variant, number in done.items()])
-        lines.append(f"Finished seeds: {each} of {len(results.study.seeds)}.")
+    return lines
+
+
+def _machine_lines(results: Results) -> list[str]:
+    lines = []
     for key, label in (
         ("torch", "torch version"),
         ("python", "Python version"),
@@ -62,10 +126,7 @@ def unequal_lines(results: Results) -> list[str]:
         )
         if len(values) > 1:
             lines.append(f"The {label} was not the same in all trials: {listed(values)}.")
-    lines += [
-        f"{trial.run.label}: {trial.detail}." for trial in results.trials if trial.result and trial.detail
-    ]
-    return lines or ["Nothing that this study measures, besides the flags under comparison."]
+    return lines
 
 
 def setting_lines(results: Results) -> list[str]:

@@ -111,6 +111,72 @@ def differences(results: Results) -> str:
     return _svg("differences", draw, f"Difference in loss from {results.study.baseline}", legend=False)
 
 
+def loss_by_position(results: Results) -> str:
+    """Held-out loss along the longest row that was tested."""
+    longest = max(results.rows[0].quality)
+
+    def draw(axes: Any) -> None:
+        for row, color, marker, style in _rows(results):
+            if row.by_position:
+                parts = len(row.by_position)
+                middles = [(place + 0.5) * longest / parts for place in range(parts)]
+                axes.plot(
+                    middles, row.by_position, color=color, marker=marker, linestyle=style, markersize=4,
+                    label=row.variant,
+                )  # fmt: skip
+        if results.study.data.seq_len < longest:
+            axes.axvline(results.study.data.seq_len, color=INK, linewidth=0.8, linestyle=":")
+            _note(
+                axes, "trained up to", (results.study.data.seq_len, 1.0), ("data", "axes fraction"), (4, -11)
+            )
+        axes.set_xlabel("place in the row (tokens)")
+        axes.set_ylabel("held-out loss (nats per token)")
+
+    return _svg("positions", draw, "Held-out loss against the place in the row")
+
+
+def tuned_numbers(results: Results) -> list[str]:
+    """The tuned settings that have an axis: numbers above zero, at least two of them."""
+    return [
+        key
+        for key, values in results.study.tune.items()
+        if len(values) > 1
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values)
+    ]
+
+
+def loss_by_setting(results: Results, key: str) -> str:
+    """Validation loss against one tuned setting, the others at their best."""
+
+    def draw(axes: Any) -> None:
+        for row, color, marker, style in _rows(results):
+            others = {name: value for name, value in row.tuned.items() if name != key}
+            line = [
+                (c.setting[key], c.validation)
+                for c in row.candidates
+                if c.validation.mean is not None and others.items() <= c.setting.items()
+            ]
+            line.sort(key=lambda point: point[0])
+            axes.errorbar(
+                [x for x, _ in line], [e.mean for _, e in line], yerr=[e.half_width or 0.0 for _, e in line],
+                color=color, marker=marker, linestyle=style, capsize=3, markersize=5, label=row.variant,
+            )  # fmt: skip
+            chosen = [(x, e.mean) for x, e in line if x == row.tuned.get(key)]
+            axes.plot(
+                *zip(*chosen), "o", markersize=13, markerfacecolor="none", color=color
+            ) if chosen else None
+        axes.set_xscale("log")
+        values = sorted(results.study.tune[key])
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set_xlabel("learning rate" if key == "train.lr" else key.removeprefix("train."))
+        axes.set_ylabel("validation loss (nats per token)")
+
+    return _svg(
+        f"tuned-{key.replace('.', '-')}", draw, f"Validation loss against {key.removeprefix('train.')}"
+    )
+
+
 def quality_by_speed(results: Results) -> str:
     """Held-out loss against measured training speed."""
 

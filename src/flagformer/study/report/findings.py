@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from flagformer.study.report.columns import setting_text
 from flagformer.study.results import BITS, Results, Row
+from flagformer.study.statistics import MOST_SEEDS, seeds_needed, spread
 from flagformer.study.wording import MINUS, listed, plural, short
 
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+RESOLVED = 0.01  # nats; the difference that the power line speaks of
 KEPT = 0.1  # bits per byte: a loss of quality below this is called none
 LOST = 0.5
 
@@ -53,7 +57,9 @@ def differences_finding(results: Results) -> str:
         return "There is only one variant, so there is nothing to compare."
     if all(row.difference is None or row.difference.estimate.n < 2 for row in rows):
         return "A difference needs at least two finished seeds of both the variant and the baseline."
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not resolved": []}
+    groups: dict[str, list[str]] = {
+        "better": [], "worse": [], "equivalent": [], "not resolved": [], "invalid": [],
+    }  # fmt: skip
     for row in rows:
         if row.difference is not None:
             groups[row.difference.verdict].append(row.variant)
@@ -66,6 +72,65 @@ def differences_finding(results: Results) -> str:
         f"In held-out loss at {results.loss_length} tokens, against {results.study.baseline} with "
         f"{plural(len(results.study.seeds), 'seed')}: {'; '.join(parts)}."
     )
+
+
+def power_line(results: Results) -> str:
+    """How many seeds a small difference takes, from the spread of the differences seen."""
+    sigma = spread([row.difference.estimate for row in results.rows if row.difference is not None])
+    if sigma is None:
+        return ""
+    wanted = results.study.margin or RESOLVED
+    needed = seeds_needed(wanted, sigma)
+    seeds = f"more than {MOST_SEEDS:,} seeds" if needed is None else f"n = {plural(needed, 'seed')}"
+    return (
+        f"To resolve {wanted:g} nats at {SIGMA} {sigma:.3g} (the spread of single differences) "
+        f"you need {seeds}, for four cases in five at p < 0.05 before correction."
+    )
+
+
+def tuning_finding(results: Results) -> str:
+    """What tuning chose, how many runs each variant had, and who would want a wider grid."""
+    if not results.study.tune:
+        return ""
+    chosen = listed([f"{row.variant} {setting_text(row.tuned)}" for row in results.rows])
+    tried = plural(len(results.study.candidates), "candidate")
+    edges = [row.variant for row in results.rows if row.at_edge]
+    warning = (
+        f" The best of {listed(edges)} lies at the edge of the grid: a wider one may serve "
+        f"{'it' if len(edges) == 1 else 'them'} "
+        "better, and the verdicts above may change."
+        if edges
+        else ""
+    )
+    return (
+        f"Best by validation: {chosen}. Every variant had {tried} with "
+        f"{plural(len(results.study.seeds), 'seed')} each, "
+        f"{plural(len(results.study.candidates) * len(results.study.seeds), 'run')}.{warning}"
+    )
+
+
+def position_finding(results: Results) -> str:
+    """Who is best at the end of the longest row."""
+    last = {row.variant: row.by_position[-1] for row in results.rows if row.by_position}
+    if not last:
+        return "No trial is finished yet."
+    best = min(last, key=lambda name: last[name])
+    return (
+        f"At the end of rows of {max(results.rows[0].quality)} tokens {best} has the lowest loss, "
+        f"{last[best]:.3f} nats."
+    )
+
+
+def invalid_line(results: Results) -> str:
+    """Which variants failed the audit, and what that means; empty where none did."""
+    lines = [
+        f"{row.variant} failed the audit ({'; '.join(row.stamp.failures)[:400]}): its loss is not "
+        f"that of a model that "
+        "may be compared, and no verdict is given."
+        for row in results.rows
+        if row.stamp.invalid
+    ]
+    return " ".join(lines)
 
 
 def speed_finding(results: Results) -> str:
@@ -90,9 +155,10 @@ def speed_finding(results: Results) -> str:
 def headline(results: Results) -> str:
     """One sentence for the top of the page."""
     done, total = results.count("finished", "diverged"), len(results.trials)
-    rows = [row for row in results.rows if row.loss.mean is not None]
+    rows = [row for row in results.rows if row.loss.mean is not None and not row.stamp.invalid]
     if not rows:
-        return f"No trial is finished yet ({total} planned)."
+        known = any(row.loss.mean is not None for row in results.rows)
+        return "Every variant failed the audit." if known else f"No trial is finished yet ({total} planned)."
     best = min(rows, key=lambda row: row.loss.mean if row.loss.mean is not None else float("inf"))
     unfinished = "" if done == total else f" {done} of {total} trials are finished so far."
     return (
@@ -105,15 +171,18 @@ def headline(results: Results) -> str:
 def _against_baseline(results: Results, row: Row) -> str:
     if row.difference is None:
         return "; the baseline"
-    how = (
-        "not resolved from" if row.difference.verdict == "not resolved" else f"{row.difference.verdict} than"
-    )
-    return f"; {how} {results.study.baseline}"
+    how = {
+        "not resolved": "not resolved from",
+        "equivalent": "equivalent to",
+        "invalid": "INVALID, not compared with",
+    }
+    verdict = row.difference.verdict
+    return f"; {how.get(verdict, f'{verdict} than')} {results.study.baseline}"
 
 
 def _best_at_longest(results: Results) -> str:
     longest = max(results.rows[0].quality)
-    means = {row.variant: row.quality[longest].mean for row in results.rows}
+    means = {row.variant: row.quality[longest].mean for row in results.rows if not row.stamp.invalid}
     known = {name: mean for name, mean in means.items() if mean is not None}
     if longest == results.loss_length or not known:
         return ""

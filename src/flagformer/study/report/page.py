@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from flagformer.study.results import BITS, Results, Row
-from flagformer.study.wording import NOTHING, count, difference, estimate, flags_text, p_value, short
+from flagformer.study.report.columns import Column, setting_text
+from flagformer.study.results import Results, Row, TrialState
+from flagformer.study.wording import NOTHING, count
 
 Cell = tuple[str, str]  # text, CSS class; a second line of the text is small print
 
@@ -38,6 +39,8 @@ def section(title: str, *inside: str) -> str:
 
 def paragraph(plain: str, kind: str = "") -> str:
     """One paragraph; `kind` is a CSS class."""
+    if not plain:
+        return ""
     return f'<p class="{kind}">{text(plain)}</p>' if kind else f"<p>{text(plain)}</p>"
 
 
@@ -55,40 +58,17 @@ def figure(svg: str, finding: str, note: str) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """A table that scrolls inside its own box where the page is too narrow for it."""
     rows = list(rows)
-    kinds = [kind if kind in ("left", "wrap") else "" for _, kind in rows[0]]
+    kinds = [" ".join(set(kind.split()) & {"left", "wrap"}) for _, kind in rows[0]]
     head = "".join(f'<th scope="col" class="{kind}">{text(name)}</th>' for name, kind in zip(heads, kinds))
     body = "\n".join("<tr>" + "".join(_cell(*cell) for cell in row) + "</tr>" for row in rows)
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
     return f'<div class="scroll"><table>\n{inside}\n</table></div>'
 
 
-def main_table(results: Results) -> str:
-    """Size, speed and held-out loss, one row a variant."""
-    heads = [
-        "variant",
-        "parameters",
-        "FLOPs per token",
-        "tokens/s *",
-        f"loss at {results.loss_length}",
-    ]
-    heads += [f"difference from {results.study.baseline}", "p (Holm)", "verdict"]
-    return table(heads, (_main_row(row) for row in results.rows))
-
-
-def length_table(results: Results) -> str:
-    """Quality at every tested length, with the difference from the baseline."""
-    name = "bits per byte" if results.metric == BITS else "accuracy"
-    heads = ["variant"]
-    for length in results.rows[0].quality:
-        heads += [f"{name} at {length}", "difference"]
-    rows = []
-    for row in results.rows:
-        cells: list[Cell] = [(row.variant, "left")]
-        for length, value in row.quality.items():
-            against = row.quality_difference.get(length)
-            cells += [(estimate(value), ""), (difference(against), against.verdict if against else "")]
-        rows.append(cells)
-    return table(heads, rows)
+def rows_table(results: Results, columns: Sequence[Column]) -> str:
+    """A table of the variants by its columns."""
+    heads = [column.heading for column in columns]
+    return table(heads, ([_column_cell(column, row) for column in columns] for row in results.rows))
 
 
 def trial_table(results: Results) -> str:
@@ -104,26 +84,20 @@ def trial_table(results: Results) -> str:
         shown = f"{loss[0]:.4f}" if loss and loss[0] is not None else NOTHING
         bad = "worse" if trial.state in ("failed", "diverged") else ""
         rows.append([
-            (trial.run.variant, "left"), (str(trial.run.seed), ""), (trial.state, bad or "left"),
+            (_trial_name(trial), "left"), (str(trial.run.seed), ""), (trial.state, bad or "left"),
             (count(trial.steps), ""), (shown, ""), (trial.run.trial.id, "left"), (trial.detail, "wrap"),
         ])  # fmt: skip
     return table(heads, rows)
 
 
-def _main_row(row: Row) -> list[Cell]:
-    cells: list[Cell] = [
-        (f"{row.variant}\n{flags_text(row.flags)}", "wrap"), (count(row.params), ""),
-        (short(row.flops_per_token), ""), (short(row.tokens_per_second), ""), (estimate(row.loss), ""),
-    ]  # fmt: skip
-    if row.difference is None:
-        return [*cells, ("baseline", ""), ("", ""), ("", "")]
-    verdict = row.difference.verdict
-    return [
-        *cells,
-        (difference(row.difference), ""),
-        (p_value(row.difference.p_holm), ""),
-        (verdict, verdict),
-    ]
+def _trial_name(trial: TrialState) -> str:
+    candidate = setting_text(trial.run.tuned)
+    return f"{trial.run.variant}, {candidate}" if candidate else trial.run.variant
+
+
+def _column_cell(column: Column, row: Row) -> Cell:
+    small = column.small(row)
+    return (f"{column.text(row)}\n{small}" if small else column.text(row), column.kind(row))
 
 
 def _cell(plain: str, kind: str) -> str:

@@ -1,0 +1,25 @@
+"""`flagformer track RUN --to NAME`: a run's log for TensorBoard, Weights & Biases or MLflow."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flagformer.cli.errors import clear_errors
+
+
+def track(
+    run: Annotated[Path, typer.Argument(help="The directory of a training run or of a study.")],
+    to: Annotated[str, typer.Option(help="tensorboard, wandb or mlflow.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the tracker keeps its files. [default: RUN/track]", show_default=False),
+    ] = None,
+) -> None:
+    """Tell a tracker the steps and results of a run, or of every trial of a study; nothing leaves this
+    machine."""
+    with clear_errors():
+        from flagformer.train.track import track as track_runs
+
+        count = track_runs(run, to, out)
+        typer.echo(f"{count} runs told to {to}: {out or run / 'track'}")

@@ -1,0 +1,141 @@
+"""What is known of a variant without training it: whether it is valid, how fast it decodes, what it
+remembers.
+
+Each variant is examined once, in a process of its own as trials are, before the first step. Validity is what
+`flagformer.audit` finds: a model that reads the future or its neighbours in the batch has a loss that says
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flagformer
+from flagformer.study.design import Study
+from flagformer.study.pool import Pool
+from flagformer.train.config import Trial
+from flagformer.train.files import read_json, write_json
+
+EXAMINED = "examined.json"
+# what a stamp says, and the checks of an audit that it rests on
+STAMPS: dict[str, tuple[str, ...]] = {
+    "causal": ("future_leak", "length"),
+    "padding-neutral": ("right_padding", "left_padding", "packing"),
+    "cache = full": ("cache",),
+    "batch-independent": ("batch",),
+    "deterministic": ("determinism",),
+}
+NEW_TOKENS = 64  # of the decoding that is timed
+STATE_LENGTHS = (64, 128)  # tokens of the two decode states whose sizes are compared
+POLL = 0.2  # seconds
+
+
+def examine_variants(
+    study: Study, directory: Path, at_once: int, threads: int, preload: Sequence[str],
+    examiner: Callable[[Any, Path], object],
+) -> None:  # fmt: skip
+    """Examines every variant that has not been examined yet, `at_once` at a time; nothing under `audit:
+    false`."""
+    if not study.audit:
+        return
+    pool: Pool[str] = Pool(examiner, at_once, threads, preload)
+    todo = {place: trial for place, trial in _places(study, directory) if "stamps" not in _read(place)}
+    waiting = list(todo.items())
+    try:
+        while waiting or pool.running:
+            while waiting and pool.has_room:
+                place, trial = waiting.pop(0)
+                pool.start(str(place), trial, place)
+            for ended in pool.ended(POLL):
+                if ended.failure is not None:
+                    Path(ended.job).mkdir(parents=True, exist_ok=True)
+                    write_json(Path(ended.job) / EXAMINED, {"failure": ended.failure.message})
+    except KeyboardInterrupt:
+        text = f"stopped before the first step; run the same command again to go on in {directory}"
+        raise KeyboardInterrupt(text) from None
+    finally:
+        pool.stop()
+
+
+def examine(trial: Trial, directory: Path) -> None:
+    """Builds the model of a trial, audits it, times its decoding, and writes what was found."""
+    import torch
+
+    torch.manual_seed(trial.seed)
+    write_json(directory / EXAMINED, examined(flagformer.build(trial.model_flags), trial))
+
+
+def examined(model: Any, trial: Trial) -> dict[str, Any]:
+    """What examined.json holds: `stamps`, each "passed", "failed" or "not applicable"; the words of what
+    failed; `decode_tokens_per_second` of one row; `state_bytes_per_token` of what decoding keeps."""
+    if not trial.source.is_sequence:
+        return {"stamps": dict.fromkeys(STAMPS, "not applicable"), "failures": []}
+    from flagformer.audit import audit
+
+    report = audit(model, seed=trial.seed)
+    return {
+        "stamps": {stamp: _together([report[check].status for check in STAMPS[stamp]]) for stamp in STAMPS},
+        "failures": [f"{result.title}: {result.words}" for result in report.failures],
+        "decode_tokens_per_second": decode_speed(model),
+        "state_bytes_per_token": state_bytes(model),
+    }
+
+
+def decode_speed(model: Any) -> float:
+    """New tokens a second for one row, after a prompt of one token and a round to warm up."""
+    import torch
+
+    trainer = flagformer.AutoregressiveWrapper(model.eval())
+    prompt = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    new = max(1, min(NEW_TOKENS, model.max_seq_len - 1))
+    for _ in range(2):
+        began = time.perf_counter()
+        trainer.generate(prompt, new, temperature=0.0)
+        took = time.perf_counter() - began
+    return round(new / took, 1)
+
+
+def state_bytes(model: Any) -> int | None:
+    """What a decode state grows by with each token; None for a model that decodes without one."""
+    try:
+        short, long = (model.init_state(1, length).size_bytes() for length in STATE_LENGTHS)
+    except (
+        ValueError,
+        NotImplementedError,
+        AttributeError,
+    ):  # a model that cannot decode from a state says so
+        return None
+    return round((long - short) / (STATE_LENGTHS[1] - STATE_LENGTHS[0]))
+
+
+def read_examined(study: Study, directory: Path) -> dict[str, Mapping[str, Any]]:
+    """What is known of each variant by now."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for variant, (place, _) in zip(study.compare, _places(study, directory)):
+        if study.audit:
+            found[variant] = _read(place)
+    return found
+
+
+def _read(place: Path) -> dict[str, Any]:
+    return read_json(place / EXAMINED) if (place / EXAMINED).exists() else {}
+
+
+def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
+    """Where each variant's findings lie, by content: the same model is examined once."""
+    found = []
+    for variant in study.compare:
+        trial = study.trial(variant, study.seeds[0], study.candidates[0])
+        content = json.dumps([trial.model_flags, study.data.model_dump(mode="json")], sort_keys=True)
+        found.append((directory / "variants" / hashlib.sha256(content.encode()).hexdigest()[:12], trial))
+    return found
+
+
+def _together(statuses: list[str]) -> str:
+    """Failed if any is, passed if any other is."""
+    return next((status for status in ("failed", "passed") if status in statuses), "not applicable")

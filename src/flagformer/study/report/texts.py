@@ -1,0 +1,95 @@
+"""The report as Markdown, as CSV and as a LaTeX table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from flagformer.study.report import findings
+from flagformer.study.report.columns import Column, cost_columns, length_columns, main_columns
+from flagformer.study.report.curves import read_curves
+from flagformer.study.report.fairness import equal_lines, setting_lines, unequal_lines
+from flagformer.study.results import Results
+from flagformer.study.wording import MINUS
+
+TEX = str.maketrans({
+    "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", MINUS: "$-$",
+    "<": "$<$", ">": "$>$",
+    "\N{EN DASH}": "--", "\N{CHECK MARK}": r"$\checkmark$", "\N{MULTIPLICATION X}": r"$\times$",
+})  # fmt: skip
+MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;"})
+
+
+def markdown(results: Results, note: str) -> str:
+    """The tables, the finding of each figure, what was equal and what was not."""
+    _, final = read_curves(results)
+    said = [
+        findings.curves_finding(results, final),
+        findings.lengths_finding(results) if len(results.rows[0].quality) > 1 else "",
+        findings.differences_finding(results),
+        findings.power_line(results),
+        findings.tuning_finding(results),
+        findings.speed_finding(results),
+    ]
+    parts = [
+        f"# {results.study.name}",
+        findings.headline(results),
+        markdown_table(results, main_columns(results)),
+        note.translate(MARKDOWN),
+        *(f"- {line}" for line in said if line),
+        f"## {results.metric.capitalize()} by length",
+        markdown_table(results, length_columns(results)),
+        "## Cost",
+        markdown_table(results, cost_columns(results)),
+        "## What was equal",
+        "\n".join(f"- {line}" for line in equal_lines(results)),
+        "## What was not",
+        "\n".join(f"- {line}" for line in unequal_lines(results)),
+        "## Where it ran",
+        "\n".join(f"- {line}" for line in setting_lines(results)),
+    ]
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+def markdown_table(results: Results, columns: Sequence[Column]) -> str:
+    """A pipe table; numbers to the right."""
+    lines = [
+        "| " + " | ".join(column.heading.translate(MARKDOWN) for column in columns) + " |",
+        "|" + "|".join("---" if place == 0 else "---:" for place, _ in enumerate(columns)) + "|",
+    ]
+    for row in results.rows:
+        lines.append("| " + " | ".join(column.text(row).translate(MARKDOWN) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def csv_table(results: Results) -> str:
+    """Every number of the main, the length and the cost table, one line a variant, in full precision."""
+    columns = [*main_columns(results), *length_columns(results), *cost_columns(results)]
+    rows = [
+        {key: value for column in columns for key, value in column.values(row).items()}
+        for row in results.rows
+    ]
+    buffer = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def latex_table(results: Results) -> str:
+    """The main table for a paper; needs the package booktabs."""
+    columns = main_columns(results)
+    kinds = "l" + "r" * (len(columns) - 1)
+    rows = [
+        " & ".join(column.text(row).translate(TEX) for column in columns) + r" \\" for row in results.rows
+    ]
+    head = " & ".join(column.heading.translate(TEX) for column in columns) + r" \\"
+    return "\n".join([
+        "% needs \\usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *rows,
+        r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip

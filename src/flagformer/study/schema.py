@@ -1,0 +1,66 @@
+"""The JSON schema of study files, for editors that complete and check them: `flagformer study schema`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from flagformer.data.catalogue import DataConfig
+from flagformer.reference.schema import schema as flags_schema
+from flagformer.study.design import MatchConfig
+from flagformer.study.file import MOST_SEEDS, StudyFile
+from flagformer.train.config import EvaluateConfig, TrainConfig
+
+BLOCKS: dict[str, Any] = {
+    "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
+}  # fmt: skip
+
+
+def study_schema() -> dict[str, Any]:
+    """The whole file, in one document: every key with its type, bounds and meaning."""
+    flags = flags_schema()
+    defs: dict[str, Any] = dict(flags["$defs"])
+    top = StudyFile.model_json_schema()
+    for name, kind in BLOCKS.items():
+        found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+        defs |= found.pop("$defs", {})
+        defs[name] = found
+    train = {**defs["train"], "required": []}
+    lists = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True}}
+    own = {
+        "type": "object",
+        "properties": {**defs["flags"]["properties"], "train": train},
+        "additionalProperties": False,
+    }
+    properties = top["properties"] | {
+        "base": {"$ref": "#/$defs/flags", "description": "The flags that all variants share."},
+        "data": {"$ref": "#/$defs/data"},
+        "train": {"$ref": "#/$defs/train"},
+        "evaluate": {"$ref": "#/$defs/evaluate"},
+        "match": {"anyOf": [{"enum": ["params", "flops", "tokens", "none"]}, {"$ref": "#/$defs/match"}]},
+        "compare": {
+            "type": "object",
+            "description": "What each variant changes; the first is the baseline.",
+            "additionalProperties": {"anyOf": [own, {"type": "null"}]},
+            "minProperties": 1,
+        },
+        "grid": {**lists, "description": "Values whose every combination is crossed with the variants."},
+        "tune": {**lists, "description": "Values that every variant tries; the best by validation counts."},
+        "seeds": _seeds(),
+    }
+    return {
+        "$schema": flags["$schema"],
+        "title": "flagformer study",
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "base", "data", "train"],
+        "additionalProperties": False,
+        "$defs": defs,
+    }
+
+
+def _seeds() -> dict[str, Any]:
+    seed = {"type": "integer", "minimum": 0}
+    many = {"type": "array", "items": seed, "minItems": 1, "maxItems": MOST_SEEDS, "uniqueItems": True}
+    return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_SEEDS}, many]}

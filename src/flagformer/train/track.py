@@ -1,0 +1,131 @@
+"""Logs of a run told to TensorBoard, Weights & Biases or MLflow, each imported when it is asked for.
+
+The log itself is `log.jsonl`, written by every run; a tracker reads it, so that training waits for nobody:
+`flagformer track RUN --to tensorboard`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flagformer.train.files import read_json
+from flagformer.train.log import read_log
+
+Line = Mapping[str, Any]
+Tracker = Callable[[str, Mapping[str, Any], Iterable[Line], Path], None]
+
+
+def track(run: Path, to: str, out: Path | None = None) -> int:
+    """Tells a tracker the steps of the run in the directory `run`, or of every trial of a study there.
+
+    Args:
+        to: tensorboard, wandb or mlflow.
+        out: where the tracker keeps its files; `RUN/track` by default. Nothing is sent anywhere unless the
+            tracker's own settings say so: wandb writes offline, mlflow to a file store.
+
+    Returns:
+        how many runs were told.
+
+    Raises:
+        ValueError: an unknown tracker, a package that is absent (it is named), a directory without a run.
+    """
+    if to not in TRACKERS:
+        raise ValueError(f"`to` must be one of {', '.join(TRACKERS)}, but is {to!r}")
+    runs = (
+        [run]
+        if (run / "trial.json").exists()
+        else sorted(path.parent for path in run.glob("trials/*/trial.json"))
+    )
+    if not runs:
+        raise ValueError(f"{run} holds no run (trial.json is not in it) and no study with trials")
+    for place in runs:
+        settings = flattened(read_json(place / "trial.json"))
+        TRACKERS[to](place.name, settings, steps_of(place), out or run / "track")
+    return len(runs)
+
+
+def steps_of(run: Path) -> list[Line]:
+    """The numbers of every step, and those of the result as a last line."""
+    path = run / "log.jsonl"
+    lines = [numbers(line) for line in (read_log(path) if path.exists() else [])]
+    if (run / "result.json").exists():
+        result = read_json(run / "result.json")
+        measured = {
+            f"{entry['split']}/{key}_{entry['seq_len']}": entry[key]
+            for entry in result["evaluation"]
+            for key in ("nats", "bits_per_byte", "accuracy")
+        }
+        lines.append(numbers({"step": result["steps"], **measured}))
+    return lines
+
+
+def numbers(line: Line) -> Line:
+    """What a tracker can draw: a loss that is not finite is left out."""
+    return {key: value for key, value in line.items() if isinstance(value, int | float)}
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{train: {lr: 1}}` -> `{train.lr: 1}`; lists as text."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= {name: v if isinstance(v, int | float | str) else str(v) for name, v in inner.items()}
+    return found
+
+
+def _package(name: str, needs: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"this needs the package {needs}: pip install {needs} ({error})") from None
+
+
+def _tensorboard(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
+    writer = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(out / "tensorboard" / name))
+    writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
+    for line in lines:
+        for key, value in line.items():
+            if key != "step":
+                writer.add_scalar(key, value, line["step"])
+    writer.close()
+
+
+def _wandb(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
+    wandb = _package("wandb", "wandb")
+    out.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project="flagformer",
+        name=name,
+        config=dict(settings),
+        dir=str(out),
+        mode="offline",
+        reinit="finish_previous",
+    )
+    for line in lines:
+        run.log({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
+    run.finish()
+
+
+def _mlflow(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
+    mlflow = _package("mlflow", "mlflow-skinny")
+    (out / "mlflow").mkdir(parents=True, exist_ok=True)
+    # files need no database beside mlflow-skinny; from version 3.7 on mlflow wants to be told so
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient(tracking_uri=(out / "mlflow").resolve().as_uri())
+    found = client.get_experiment_by_name("flagformer")
+    experiment = found.experiment_id if found else client.create_experiment("flagformer")
+    run = client.create_run(experiment, run_name=name).info.run_id
+    for key, value in settings.items():
+        client.log_param(run, key, str(value)[:500])
+    for line in lines:
+        for key, value in line.items():
+            if key != "step":
+                client.log_metric(run, key, value, step=int(line["step"]))
+    client.set_terminated(run)
+
+
+TRACKERS: dict[str, Tracker] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -1,0 +1,91 @@
+"""What a study says of cost: FLOPs against torch's counter on real tensors and against formulas, for every
+flag."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.reference import choices, settings
+from flagformer.study.costs import ADAMW, Cost, cost, forward_flops
+from flagformer.study.run import prepare
+from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+
+DIM, DEPTH, HEADS, HEAD, LENGTH, VOCABULARY = 32, 2, 2, 8, 16, 256
+PLAIN = {"dim": DIM, "depth": DEPTH, "heads": HEADS, "attn_dim_head": HEAD}
+INNER = HEADS * HEAD
+
+
+def cost_of(flags: dict, **train: object) -> Cost:
+    data = {"source": "stdlib", "seq_len": LENGTH}
+    block = TrainConfig(steps=8, warmup=2, batch_size=4, **train)  # type: ignore[arg-type]
+    return cost(Trial(flags=flags, data=data, train=block, evaluate=EvaluateConfig()))
+
+
+def attention(key_value_heads: int = HEADS) -> int:
+    """Multiply-adds a token: queries, keys and values, the scores and what they weigh, the way out."""
+    projections = DIM * INNER + 2 * DIM * key_value_heads * HEAD + INNER * DIM
+    return projections + 2 * LENGTH * INNER
+
+
+@pytest.mark.parametrize(
+    ("flags", "multiply_adds"),
+    [
+        ({}, DEPTH * (attention() + 2 * DIM * 4 * DIM)),
+        ({"ff_mult": 2}, DEPTH * (attention() + 2 * DIM * 2 * DIM)),
+        ({"ff_glu": True}, DEPTH * (attention() + 3 * DIM * 4 * DIM)),
+        ({"attn_one_kv_head": True}, DEPTH * (attention(1) + 2 * DIM * 4 * DIM)),
+        ({"rotary_pos_emb": True, "use_rmsnorm": True}, DEPTH * (attention() + 2 * DIM * 4 * DIM)),
+        ({"tie_embedding": True}, DEPTH * (attention() + 2 * DIM * 4 * DIM)),
+        ({"depth": 5}, 5 * (attention() + 2 * DIM * 4 * DIM)),
+    ],
+)
+def test_flops_by_formula(flags: dict, multiply_adds: int) -> None:
+    assert cost_of({**PLAIN, **flags}).flops_per_token == 2 * (multiply_adds + DIM * VOCABULARY)
+
+
+# the fused CPU kernel wants keys and values of one width and pads the narrower with zeros, which are no
+# arithmetic
+PADDED = "attn_value_dim_head"
+# a language model without a context: studies refuse these
+CHOICES = [choice for choice in choices() if not settings(choice).keys() & {"cross_attend", "only_cross"}]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
+def test_flops_on_no_device_are_those_of_real_tensors(choice: Any) -> None:
+    flags = settings(choice)
+    with torch.device("meta"):
+        counted = forward_flops(flagformer.build(flags).eval(), torch.zeros(1, 12, dtype=torch.long))
+    model = flagformer.build(flags).eval()
+    real = forward_flops(model, torch.randint(0, flags["num_tokens"], (1, 12)))
+    assert (counted < real) if choice.name == PADDED else (counted == real > 0)
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    flags = {**PLAIN, "num_tokens": VOCABULARY, "max_seq_len": LENGTH}
+    model, found = flagformer.build(flags), cost_of(PLAIN)
+    assert found.params == model.num_params()
+    assert found.body == model.num_params(embedding=False)
+    assert found.active == found.body + 2 * DIM  # a row of the tokens' table and one of the places'
+    tied = cost_of({**PLAIN, "tie_embedding": True})
+    assert tied.active == tied.params - (LENGTH - 1) * DIM + DIM
+
+
+def test_what_is_kept_for_backward_grows_with_the_micro_batch() -> None:
+    whole, halves = cost_of(PLAIN), cost_of(PLAIN, accumulate=2)
+    assert whole.saved_bytes > 1.8 * halves.saved_bytes
+    assert whole.memory_bytes == ADAMW * 4 * whole.params + whole.saved_bytes
+    assert cost_of({**PLAIN, "depth": 8}).saved_bytes > 3 * whole.saved_bytes
+    reversed_ = cost_of({**PLAIN, "depth": 8, "reversible": True})
+    assert reversed_.saved_bytes < 0.7 * cost_of({**PLAIN, "depth": 8}).saved_bytes
+
+
+def test_costs_are_told_before_anything_is_trained(tiny: Path) -> None:
+    costs = prepare(tiny).costs
+    assert set(costs) == {"learned", "rotary"}
+    assert all(value > 0 for cost in costs.values() for value in dataclasses.astuple(cost))

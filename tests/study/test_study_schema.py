@@ -1,0 +1,49 @@
+"""The schema for editors says yes to good files and no to what the command refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from jsonschema import Draft202012Validator
+from malformed import STUDY
+
+from flagformer.study.schema import study_schema
+from flagformer.study.source import parse_source
+
+ROOT = Path(__file__).parents[2]
+VALIDATOR = Draft202012Validator(study_schema())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_good(path: Path) -> None:
+    assert list(VALIDATOR.iter_errors(parse_source(path.read_text(), path.name).data)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("steps: 20", "stpes: 20"),
+        ("steps: 20", "steps: many"),
+        ("  dim: 16", "  dimm: 16"),
+        ("seeds: 2", "seeds: 0"),
+        ("  lr: [1e-3, 1e-2]", "  lr: 1e-3"),
+        ("  what: none", "  what: all"),
+        ("source: copy", "source: wiki"),
+        ("margin: 0.01", "margin: -1"),
+        ("name: tiny\n", ""),
+    ],
+)
+def test_the_schema_judges_as_the_command_does(old: str, new: str) -> None:
+    data = parse_source(STUDY.replace(old, new, 1), "x").data
+    assert VALIDATOR.is_valid(data) == (not old)
+
+
+def test_the_command_prints_it(command: Callable[..., Result]) -> None:
+    assert json.loads(command("schema").stdout) == json.loads(json.dumps(study_schema()))
+    assert yaml.safe_load(command("schema").stdout)["title"] == "flagformer study"
