@@ -97,7 +97,8 @@ def test_tuned_matched_and_audited_it_is_the_table_of_one_machine(
     tiny: Path, tmp_path: Path, cluster
 ) -> None:
     design = [
-        "audit=true", "tune.lr=[1e-3, 1e-2]", "match=params", "compare.gated.ff_glu=true", "train.steps=30", "seeds=1",
+        "audit=true", "tune.lr=[1e-3, 1e-2]", "match=params", "compare.gated.ff_glu=true", "train.steps=30",
+        "seeds=1",
     ]  # fmt: skip
     there = {"RAY_ADDRESS": cluster["address"], "PYTHONPATH": os.pathsep.join(sys.path)}
     words = (*design, "executor=ray", "concurrency=null")
