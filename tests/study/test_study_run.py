@@ -78,6 +78,17 @@ def test_lost_processes_are_started_again_as_often_as_asked(tiny: Path, tmp_path
     assert table(tmp_path / "out")["rows"] == table(tmp_path / "undisturbed")["rows"]
 
 
+def test_candidates_that_are_lost_are_started_again(tiny: Path, tmp_path: Path) -> None:
+    design = ("audit=true", "tune.lr=[1e-3, 1e-2]", "seeds=1")
+    run(tiny, tmp_path / "undisturbed", *design)
+    results, said = run(tiny, tmp_path / "out", *design, "retries=1", function=dies_once)
+    assert results.count("finished") == 4
+    assert said.count("attempt 2 follows") == 4
+    assert said.count("learned, seed 0, lr 0.001: the process was killed") == 1
+    assert table(tmp_path / "out")["rows"] == table(tmp_path / "undisturbed")["rows"]
+    assert all(row.tuned and row.stamp.found for row in results.rows)
+
+
 def test_a_kill_for_want_of_memory_is_told_from_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

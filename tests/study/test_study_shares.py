@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.study import shares
+from flagformer.study import run, shares
 from flagformer.study.costs import saved_bytes
 from flagformer.study.design import Study
 from flagformer.study.file import load_study
@@ -93,3 +93,14 @@ def test_what_a_variant_trains_with_and_what_is_tuned_counts_too(study):
     assert trial_bytes(study(*own)) > 2 * small
     assert trial_bytes(study("tune.dim=[16, 512]")) > small + 2**20
     assert trial_bytes(study("tune.lr=[1e-3, 1e-2]")) == small
+
+
+@pytest.mark.parametrize(("overrides", "at_once"), [([], 8), (["threads=3"], 2), (["executor=ray"], 8)])
+def test_variants_are_examined_by_the_cores_of_this_machine(study, tmp_path, monkeypatch, overrides, at_once):
+    asked = []
+    monkeypatch.setattr(run, "count_cores", lambda: 8)
+    monkeypatch.setattr(run, "examine_variants", lambda *words: asked.append(words[2]))
+    found = study(*overrides)
+    given = share_out(found)
+    run._examine(found, tmp_path, {"trials_at_once": given.at_once, "threads": given.threads}, print)
+    assert asked == [at_once]

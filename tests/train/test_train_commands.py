@@ -131,7 +131,7 @@ def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
 
 
 def test_divergence_is_a_failure(file):
-    result = call("train", file, "train.lr=1e30", "train.warmup=0", "train.clip=0")
+    result = call("train", file, "train.lr=1e3", "train.weight_decay=10", "train.warmup=0", "train.clip=0")
     assert result.exit_code == 1
     assert "training diverged" in result.stderr
     assert "diverged after" in result.stdout

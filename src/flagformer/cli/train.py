@@ -132,7 +132,7 @@ def show(result: dict[str, Any], directory: Path) -> None:
         highlight=False,
     )
     for note in result["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if not result["evaluation"]:
         return
     split = result["evaluation"][0]["split"]
