@@ -330,7 +330,7 @@ FIXED = {
     "reversible_exact": "goes with reversible",
     "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
     **dict.fromkeys(
-        ("num_clusters", "window_size", "kmeans_ema_decay", "commitment_factor"),
+        ("num_clusters", "window_size", "kmeans_ema_decay", "commitment_factor", "routing_selection"),
         "x-transformers has no routing attention; tests/reference holds the formula",
     ),
     **dict.fromkeys(
@@ -344,6 +344,16 @@ FIXED = {
     **dict.fromkeys(
         ("ff_moe", "moe_num_experts", "moe_loss_coef", "moe_z_loss_coef"),
         "x-transformers has no experts; tests/reference holds the formula",
+    ),
+    **dict.fromkeys(
+        (
+            "num_memory_slots",
+            "memory_update",
+            "num_mem_updates",
+            "mem_update_attn_heads",
+            "memory_temperature",
+        ),
+        "x-transformers has no memory slots; tests/reference holds the formulas",
     ),
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }

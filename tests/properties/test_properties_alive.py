@@ -206,7 +206,15 @@ WHOLE_BASE = {
         **{half + name: value for half in ("enc_", "dec_") for name, value in HALF.items()},
     },
     "vit": {"image_size": 8, "patch_size": 4, "num_classes": 5, "dim": 16, "depth": 1, "heads": 2},
+    "memformer": {
+        "dim": 16,
+        "num_memory_slots": 2,
+        "mem_update_attn_heads": 2,
+        **{half + name: value for half in ("enc_", "dec_") for name, value in HALF.items()},
+    },
 }
+# What a flag is asked beside.
+BESIDE = {"memory_temperature": {"memory_update": "bmn"}}
 # Another value of each flag that a whole model has beside those of its layers.
 OWN = {
     "xtransformer": {
@@ -226,13 +234,37 @@ OWN = {
         "num_register_tokens": 2,
         "emb_dropout": 0.5,
     },
+    "memformer": {
+        "dim": 24,
+        "num_memory_slots": 3,
+        "num_mem_updates": 2,
+        "encoder_only": True,
+        "mem_update_attn_heads": 4,
+        "memory_update": "bmn",
+        "memory_temperature": 0.5,
+        "compat_positions": "memformer-0.3",
+        "ignore_index": 4,
+        "pad_value": 5,
+    },
 }
+
+
+def base_of(kind, flags):
+    """`encoder_only` goes without the flags of a decoder."""
+    base = WHOLE_BASE[kind]
+    alone = flags.get("encoder_only")
+    return {name: value for name, value in base.items() if not (alone and name.startswith("dec_"))}
+
+
+def parts_of(given):
+    return list(given) if isinstance(given, tuple) else [given]
 
 
 def whole(kind, flags):
     """The parameters of a whole model, and what it gives in eval mode and in training."""
     torch.manual_seed(1)
-    model = flagformer.build({"model": kind, **WHOLE_BASE[kind], **flags}).double().eval()
+    model = flagformer.build({"model": kind, **base_of(kind, flags), **flags}).double().eval()
+    stir(model)
     if kind == "vit":
         draws = torch.Generator().manual_seed(2)
         given = (torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64),)
@@ -243,9 +275,9 @@ def whole(kind, flags):
     out = [tuple(p.shape) for p in model.parameters()]
     try:
         with torch.no_grad():
-            out.append(model(*given))
+            out += parts_of(model(*given))
             torch.manual_seed(3)
-            out.append(model.train()(*given))
+            out += parts_of(model.train()(*given))
     except ValueError as error:
         out.append(str(error))
     return out
@@ -253,8 +285,9 @@ def whole(kind, flags):
 
 @pytest.mark.parametrize(("kind", "flag"), [(kind, flag) for kind, flags in OWN.items() for flag in flags])
 def test_flag_of_a_whole_model_changes_something(kind, flag):
-    assert not differs(whole(kind, {}), whole(kind, {}))
-    assert differs(whole(kind, {flag: OWN[kind][flag]}), whole(kind, {})), f"{flag} is dead"
+    beside = BESIDE.get(flag, {})
+    assert not differs(whole(kind, beside), whole(kind, beside))
+    assert differs(whole(kind, {**beside, flag: OWN[kind][flag]}), whole(kind, beside)), f"{flag} is dead"
 
 
 def test_every_flag_of_whole_models_is_asked():
