@@ -28,7 +28,7 @@ def train(
     On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
     """
     with clear_errors():
-        from flagformer.train.ranks import Elsewhere, by_torchrun, joined
+        from flagformer.train.ranks import Elsewhere, by_torchrun, joined, leave
 
         if not by_torchrun():
             _train(file, overrides or [], out)
@@ -38,6 +38,7 @@ def train(
                 _train(file, overrides or [], out)
         except Elsewhere:
             raise SystemExit(1) from None
+        leave()
 
 
 def _train(file: Path, overrides: list[str], out: Path | None) -> None:

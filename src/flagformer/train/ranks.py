@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -190,3 +191,14 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave() -> NoReturn:
+    """Ends the process of a rank that is done, at once.
+
+    When the interpreter takes torch's groups down itself, about one process in twenty aborts (torch 2.13,
+    gloo): after its work, but `torchrun` then calls the whole run failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
