@@ -374,12 +374,9 @@ def steep(standing, dtype):
         return -STEEP.to(dtype)[:, None] * distance.abs().flatten()
 
     biases = bias(torch.arange(reach.nearest, reach.farthest + 1))
-    dense = bias(PLACES_OF_ALL[:, None] - PLACES_OF_ALL).view(1, len(STEEP), LENGTH, LENGTH)
+    dense = bias(layout.places()[:, None] - layout.places()).view(1, len(STEEP), LENGTH, LENGTH)
     pairs = Pairs(distances=Distances.of(biases, None, reach)), Pairs.of(mask, layout, layout, dense)
     return [x.requires_grad_() for x in qkv], pairs
-
-
-PLACES_OF_ALL = torch.arange(LENGTH)
 
 
 @pytest.mark.parametrize("standing", FAR)

@@ -1,5 +1,6 @@
 """Copy: repeat a random string after a separator."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -10,18 +11,13 @@ from flagformer.data import IGNORE, LARGEST
 from flagformer.data.generated import Generated
 
 
-class Copy(Generated):
-    """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
-
-    Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
-    streams, so with few symbols and short sequences a held-out sequence may happen to equal a training one.
-    """
+class Repetition(Generated):
+    """`seq_len // 2` random symbols, a separator (token `symbols`), and what is to be said of them."""
 
     metric: ClassVar[str] = (
         "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
     )
 
-    source: Literal["copy"]
     symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
 
     @property
@@ -35,13 +31,30 @@ class Copy(Generated):
     def least(self) -> tuple[int, str]:
         return 2, "a symbol and the separator"
 
+    @abstractmethod
+    def answer(self, drawn: Tensor) -> Tensor:
+        """What stands after the separator, of the symbols before it [B, seq_len // 2]."""
+
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half = seq_len // 2
         drawn = torch.randint(self.symbols, (batch_size, half), generator=generator)
         # separators first; besides the middle one, one is left at the end when seq_len is odd
         whole = torch.full((batch_size, seq_len + 1), self.symbols)
         whole[:, :half] = drawn
-        whole[:, half + 1 : 2 * half + 1] = drawn
+        whole[:, half + 1 : 2 * half + 1] = self.answer(drawn)
         targets = torch.full((batch_size, seq_len), IGNORE)
-        targets[:, half : 2 * half] = drawn
+        targets[:, half : 2 * half] = self.answer(drawn)
         return whole[:, :-1], targets
+
+
+class Copy(Repetition):
+    """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
+
+    Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
+    streams, so with few symbols and short sequences a held-out sequence may happen to equal a training one.
+    """
+
+    source: Literal["copy"]
+
+    def answer(self, drawn: Tensor) -> Tensor:
+        return drawn

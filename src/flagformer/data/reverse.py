@@ -1,46 +1,20 @@
 """Reverse: repeat a random string backwards after a separator."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import IGNORE, LARGEST
-from flagformer.data.generated import Generated
+from flagformer.data.copy_task import Repetition
 
 
-class Reverse(Generated):
+class Reverse(Repetition):
     """`a b c | c b a`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols
     backwards.
 
     Scored are the symbols after the separator.
     """
 
-    metric: ClassVar[str] = (
-        "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
-    )
-
     source: Literal["reverse"]
-    symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
 
-    @property
-    def num_tokens(self) -> int:
-        return self.symbols + 1
-
-    @property
-    def chance(self) -> float | None:
-        return 1 / self.symbols
-
-    def least(self) -> tuple[int, str]:
-        return 2, "a symbol and the separator"
-
-    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        half = seq_len // 2
-        drawn = torch.randint(self.symbols, (batch_size, half), generator=generator)
-        whole = torch.full((batch_size, seq_len + 1), self.symbols)
-        whole[:, :half] = drawn
-        whole[:, half + 1 : 2 * half + 1] = drawn.flip(1)
-        targets = torch.full((batch_size, seq_len), IGNORE)
-        targets[:, half : 2 * half] = drawn.flip(1)
-        return whole[:, :-1], targets
+    def answer(self, drawn: Tensor) -> Tensor:
+        return drawn.flip(1)
