@@ -55,19 +55,18 @@ class OwnTokens(Source):
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
         content = self.qk_norm.queries(q), self.qk_norm.keys(k)
-        q = self.rotation.queries(content[0], side.angles)
-        k = self.rotation.keys(content[1], side.angles)
+        q, k = self.rotation.both(*content, side.angles)
         v = self.of_values.keys(v, side.angles)
         if side.earlier is not None:
             earlier, earlier_k, earlier_v = self._recalled(side.earlier, side)
             k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
             content = content[0], torch.cat([earlier, content[1]], dim=2)
-        kv, state = KeyValues(k, v), side.state
+        state = side.state
         if state is not None:
             cache = state.steps[side.step]
             assert isinstance(cache, KVCache)
-            kv = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
-        return q, kv._replace(window=self.window, content=content, tied=self.projection.tied)
+            k, v = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
+        return q, KeyValues(k, v, 0, self.window, content, self.projection.tied)
 
     def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""

@@ -33,14 +33,16 @@ class KVCache:
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 
-    def extend(self, k: Tensor, v: Tensor, start: int, first: int, fresh: Tensor | None = None) -> KeyValues:
-        """Writes T new entries at `start`, only those that are True in `fresh` [B, T]; returns the entries
-        from `first` on."""
+    def extend(
+        self, k: Tensor, v: Tensor, start: int, first: int, fresh: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Writes T new entries at `start`, only those that are True in `fresh` [B, T]; returns the keys and
+        values from `first` on."""
         end = start + k.shape[2]
         for held, new in ((self.k, k), (self.v, v)):
             place = held[:, :, start:end]
             place.copy_(new if fresh is None else torch.where(fresh[:, None, :, None], new, place))
-        return KeyValues(self.k[:, :, first:end], self.v[:, :, first:end])
+        return self.k[:, :, first:end], self.v[:, :, first:end]
 
     def reorder(self, index: Tensor) -> None:
         self.k.copy_(self.k.index_select(0, index))

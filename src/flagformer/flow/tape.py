@@ -14,6 +14,8 @@ class Tape:
         wanted: names that `keep` stores, for example {"attn.weights"}; everything else is dropped at once.
         weights: losses that are made only when somebody asks, and what each is multiplied by.
         remembered: execution steps whose stream `remember` stores, for `Memories`.
+
+    `asked` says whether any of these is there: most forwards need not look further.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Tape:
         self.wanted = frozenset(wanted)
         self.weights = dict(weights or {})
         self.remembered = frozenset(remembered)
+        self.asked = bool(self.wanted or self.weights or self.remembered)
         self.streams: dict[int, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
         self.kept: dict[str, list[Tensor]] = {}

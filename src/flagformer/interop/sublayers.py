@@ -110,7 +110,7 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     heads, width = head_order(fn), projection.width
     rotation = rotary_of(getattr(fn.source, "rotation", None))
     neighbours = rotation is not None and source.dialect.turns_neighbours
-    dims = half_split(width, 2 * len(rotation.frequencies.value)) if rotation and neighbours else None
+    dims = half_split(width, rotation.width) if rotation and neighbours else None
     q, k = (source.take(f"{prefix}.to_{name}.weight") for name in "qk")
     if q is not None and k is not None:
         parts = [rows_by_head(q, width, heads, dims), rows_by_head(k, width, None, dims)]

@@ -10,11 +10,13 @@ from flagformer.norm import Norm
 
 # Only guards the zero vector: the paper has none, and a larger one would shrink small activations.
 SHORTEST = 1e-12
+# Dtypes that hold it.
+WIDE = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def shortest(x: Tensor) -> float:
     """The length below which a vector counts as zero; in fp16 it is one of root mean square 6e-5."""
-    return max(SHORTEST, torch.finfo(x.dtype).tiny * x.shape[-1] ** 0.5)
+    return SHORTEST if x.dtype in WIDE else torch.finfo(x.dtype).tiny * x.shape[-1] ** 0.5
 
 
 def unit_rms(x: Tensor) -> Tensor:

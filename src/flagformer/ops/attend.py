@@ -20,6 +20,8 @@ def splitter(heads: Sequence[int], widths: Sequence[int]) -> Callable[[Tensor], 
 
 
 def _split_even(x: Tensor, heads: Sequence[int], width: int) -> list[Tensor]:
+    if x.shape[1] == 1:  # one token has no order, and saves the views that would put its heads in front
+        return list(x.view(x.shape[0], sum(heads), 1, width).split_with_sizes(heads, dim=1))
     by_head = x.view(x.shape[0], x.shape[1], sum(heads), width)
     # split before the heads go in front: gradients are then put together without another copy
     return [part.transpose(1, 2) for part in by_head.split_with_sizes(heads, dim=2)]

@@ -6,6 +6,7 @@ Each is a function of explicit integer positions: padding, packing and caches on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Rotation(nn.Module, ABC):
     @abstractmethod
     def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
         """[B, G, T, K] -> the same shape."""
+
+    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> Sequence[Tensor]:
+        """`queries` and `keys` of the same tokens."""
+        return self.queries(q, angles), self.keys(k, angles)
 
 
 class PositionBias(nn.Module, ABC):

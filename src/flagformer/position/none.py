@@ -26,6 +26,9 @@ class NoRotation(Rotation):
     def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
         return k
 
+    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        return q, k
+
 
 @component("position_bias")
 class NoBias(PositionBias):

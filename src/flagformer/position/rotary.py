@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -49,12 +50,13 @@ class Rotary(Rotation):
         self.width = width
         # at R = 2 there is one frequency, 1, whatever the base
         base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
-        self.frequencies = Constant([base ** (-i / width) / interpolation for i in range(0, width, 2)])
+        # twice, as `rotate_half_pairs` wants its sines
+        rates = [base ** (-i / width) / interpolation for i in range(0, width, 2)]
+        self.frequencies = Constant([-rate for rate in rates] + rates)
 
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
-        turns = layout.positions[:, None, :, None] * self.frequencies.value  # [1 or B, 1, T, R/2]
-        cos, sin = turns.cos(), turns.sin()
-        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+        turns = layout.positions[:, None, :, None] * self.frequencies.value  # [1 or B, 1, T, R]
+        return turns.cos().to(dtype), turns.sin().to(dtype)
 
     def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
         assert angles is not None
@@ -63,3 +65,11 @@ class Rotary(Rotation):
     def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(k, *angles)
+
+    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> Sequence[Tensor]:
+        if q.shape[2] > 1:
+            return super().both(q, k, angles)
+        assert angles is not None
+        # one token costs its calls, not its numbers: all heads at once take half the time
+        turned = rotate_half_pairs(torch.cat([q, k], dim=1), *angles)
+        return turned.split_with_sizes([q.shape[1], k.shape[1]], dim=1)

@@ -18,7 +18,7 @@ from flagformer.ops.identity import identity
 from flagformer.position import Rotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
-from flagformer.stack.sublayer import Step, Sublayer
+from flagformer.stack.sublayer import Step, Sublayer, sublayer_class
 
 NormMaker = Callable[[], Norm]
 
@@ -43,20 +43,16 @@ def build_sublayers(
     ]
     gathered.findings += _idle_core(resolved, functions) + _idle_activation(resolved)
     gathered.raise_all()
-    return nn.ModuleList(  # type: ignore[return-value]
-        Sublayer(
-            index,
-            module.kind,
-            module.slots["entry"][0].build(dims),
-            function,
-            place(placement.before),
-            place(placement.branch),
-            place(placement.after),
-            _branch(module, dims, resolved.plan.halves),
-            residual,
-        )
-        for index, (module, function) in enumerate(zip(resolved.modules, functions))
-    )
+
+    def sublayer(index: int, module: Module, function: nn.Module | None) -> Sublayer:
+        entry = module.slots["entry"][0].build(dims)
+        before, behind, over = map(place, (placement.before, placement.branch, placement.after))
+        branch = _branch(module, dims, resolved.plan.halves)
+        form = sublayer_class(entry, (behind, over, branch), residual)
+        return form(index, module.kind, entry, function, before, behind, over, branch, residual)
+
+    built = [sublayer(index, *each) for index, each in enumerate(zip(resolved.modules, functions))]
+    return nn.ModuleList(built)  # type: ignore[return-value]
 
 
 def _function(module: Module, dims: Dims, rotation: Rotation, flags: Mapping[str, Any]) -> nn.Module:

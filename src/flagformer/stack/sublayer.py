@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.entry import Entry
+from flagformer.entry.straight import Straight
 from flagformer.flow import SideInputs
+from flagformer.ops.identity import identity
 from flagformer.residual import Residual
+from flagformer.residual.additive import Additive
 
 Step = Callable[[Tensor], Tensor]
 
@@ -66,3 +69,19 @@ class Sublayer(nn.Module):
         both = self.entry(both, replace(side, layout=side.keys))
         count = memory.shape[1]
         return both[:, count:], replace(side, earlier=both[:, :count])
+
+
+class Plain(Sublayer):
+    """What most models are made of, h + fn(norm(h)), without the calls of places where nothing stands."""
+
+    def forward(self, h: Tensor, side: SideInputs) -> Tensor:
+        if side.memories:
+            return super().forward(h, side)
+        return h + self.fn(self.in_norm(h), side)
+
+
+def sublayer_class(entry: Entry, steps: Sequence[Step], residual: Residual) -> type[Sublayer]:
+    """`Plain` where nothing but the norm in front is filled; `steps` are the branch and the norms behind."""
+    adds = type(residual) is Additive and residual.constant == 1.0
+    straight = type(entry) is Straight and all(step is identity for step in steps)
+    return Plain if adds and straight else Sublayer

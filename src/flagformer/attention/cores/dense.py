@@ -10,7 +10,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
-from flagformer.flow import Dims, KeyValues, SideInputs
+from flagformer.flow import Dims, KeyValues, Pairs, SideInputs
 
 
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
@@ -30,11 +30,16 @@ class Dense(Core):
         pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
         if kv.tied:
             pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.seats, q.device)
-        if side.tape.wants("attn.weights") or side.tape.asks(NAME):
-            # beside the kernel, which may be one that never forms them
-            scores = self.path.scores(self.path.products(q, kv.k), q, kv.k, pairs)
-            if side.tape.asks(NAME):
-                add_z_loss(scores, pairs, side)
-            if side.tape.wants("attn.weights"):
-                side.tape.keep("attn.weights", self.path.weigh(scores, pairs))
+        if side.tape.asked:
+            self._tell(q, kv, pairs, side)
         return self.kernel(q, kv.k, kv.v, pairs)
+
+    def _tell(self, q: Tensor, kv: KeyValues, pairs: Pairs, side: SideInputs) -> None:
+        """What the tape asks for, beside the kernel, which may be one that never forms it."""
+        if not (side.tape.wants("attn.weights") or side.tape.asks(NAME)):
+            return
+        scores = self.path.scores(self.path.products(q, kv.k), q, kv.k, pairs)
+        if side.tape.asks(NAME):
+            add_z_loss(scores, pairs, side)
+        if side.tape.wants("attn.weights"):
+            side.tape.keep("attn.weights", self.path.weigh(scores, pairs))

@@ -22,11 +22,14 @@ class Sequential(Executor):
         return residual
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
+        tape = side.tape
         for step, sublayer in enumerate(sublayers):
-            stream = residual.read(h, sublayer.index)
-            side.tape.keep("stack.stream", stream)
-            side.tape.remember(step, stream)
+            if tape.asked:
+                stream = residual.read(h, sublayer.index)
+                tape.keep("stack.stream", stream)
+                tape.remember(step, stream)
             side.step = step
             h = sublayer(h, side)
-        side.tape.keep("stack.stream", residual.read(h, sublayers[-1].index))
+        if tape.asked:
+            tape.keep("stack.stream", residual.read(h, sublayers[-1].index))
         return h

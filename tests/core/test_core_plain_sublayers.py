@@ -1,0 +1,43 @@
+"""A sublayer in which nothing but the norm is chosen has a shorter way, to the same numbers."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.stack.sublayer import Plain, Sublayer
+from stirred_models import stirred
+
+FLAGS = {"model": "decoder", "num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2}
+IDS = torch.tensor([[3, 1, 4, 1, 5]])
+# What puts something at a place that `Plain` leaves out.
+FILLED = {
+    "pre_norm": False,
+    "sandwich_norm": True,
+    "shift_tokens": 1,
+    "use_layerscale": True,
+    "layer_dropout": 0.5,
+    "gate_residual": True,
+    "scale_residual": True,
+    "scale_residual_constant": 2.0,
+    "reversible": True,
+    "macaron": True,
+}
+
+
+def kinds(model):
+    return [type(sublayer) for sublayer in model.attn_layers.sublayers]
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_rmsnorm": True, "rotary_pos_emb": True}])
+def test_the_shorter_way_gives_the_same_bits(flags, monkeypatch):
+    model = stirred(FLAGS | flags).eval()
+    assert set(kinds(model)) == {Plain}
+    short = model(IDS)
+    monkeypatch.setattr(Plain, "forward", Sublayer.forward)
+    assert torch.equal(short, model(IDS))
+
+
+@pytest.mark.parametrize(("name", "value"), FILLED.items())
+def test_whatever_is_chosen_takes_the_long_way(name, value):
+    model = flagformer.build(FLAGS | {name: value})
+    assert Sublayer in kinds(model)
