@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flagformer import Memformer, build, memory_replay_backprop, train_segments
+from flagformer import Memformer, XLAutoregressiveWrapper, build, memory_replay_backprop, train_segments
+from flagformer.attention.cores.kmeans import KMeans
 
 HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
 ENC = {f"enc_{name}": value for name, value in HALF.items()}
@@ -12,6 +13,7 @@ DEC = {f"dec_{name}": value for name, value in {**HALF, "max_seq_len": 9}.items(
 DROPOUT = {"ff_dropout": 0.2, "attn_dropout": 0.2, "layer_dropout": 0.1}
 # fp64 sums in another order, over eight segments; a wrong memory gradient is off by more than 1e-4
 EXACT = 1e-10
+CROSS_ENTROPY = 1e-6  # where it is of fp32
 SEGMENTS = 8
 
 
@@ -36,10 +38,10 @@ def gradients(model):
     return found
 
 
-def agree(got, want):
+def agree(got, want, most=EXACT):
     assert got.keys() == want.keys()
     worst = {name: (got[name] - want[name]).abs().max().item() for name in want}
-    assert max(worst.values()) < EXACT, max(worst, key=worst.get)
+    assert max(worst.values()) < most, max(worst, key=worst.get)
     assert any(value.abs().max() > 1e-4 for name, value in want.items() if "slots" in name)
 
 
@@ -47,9 +49,11 @@ def through_all(model, src, real, tgt, loss_fn=None):
     """Full back-propagation; the losses."""
     mems, losses = None, []
     for number, (part, mask) in enumerate(zip(src.split(5, dim=1), real.split(5, dim=1))):
-        results = model(part, tgt[number] if tgt else None, mems, mask)
+        results, outputs = model(part, tgt[number] if tgt else None, mems, mask, return_outputs=True)
         mems = results.mem
         losses.append(results.dec_out if loss_fn is None else loss_fn(results, number))
+        if loss_fn is not None and outputs.extra_loss is not None:
+            losses[-1] = losses[-1] + outputs.extra_loss
     sum(losses).backward()
     return torch.stack(losses).detach()
 
@@ -131,6 +135,13 @@ def test_memory_does_not_grow_with_segments():
     assert kept(64) <= 1.1 * kept(2)
 
 
+def test_what_a_segment_leaves_is_no_slice_of_it():
+    model = stream_model(rotary_pos_emb=True, max_mem_len=2)
+    _, left = model(torch.randint(11, (1, 5)), return_mems=True, detach_mems=True)
+    for kept in (left.slots, *left):
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
 def stream_model(**flags):
     torch.manual_seed(0)
     sizes = {"dim": 16, "cross_attend": True, "num_memory_slots": 3, **HALF}
@@ -171,6 +182,69 @@ def test_train_segments_is_back_propagation_through_a_stream(flags):
     assert not left.slots.requires_grad
     losses, _ = train_segments(model, x, mems=left)
     assert losses.isfinite().all()
+
+
+ROUTING = {"rotary_pos_emb": True, "num_clusters": 2, "window_size": 4, "commitment_factor": 0.1}
+
+
+def centroids(model):
+    """What a step of the optimizer makes of them."""
+    model.update_kmeans()
+    return [
+        part.clone() for one in model.modules() if isinstance(one, KMeans) for part in (one.means, one.counts)
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"reversible": True}, {"checkpoint": "sublayer"}], ids=str)
+def test_centroids_count_each_token_of_a_stream_once(more):
+    """And the auxiliary losses of all segments are learned."""
+    found = []
+    x = torch.randint(11, (2, 5 * SEGMENTS + 1), generator=torch.Generator().manual_seed(1))
+    for replayed in (False, True):
+        model = stream_model(**ROUTING, **more)
+        if replayed:
+            train_segments(model, x)
+        else:
+            XLAutoregressiveWrapper(model)(x).backward()
+        grads = gradients(model)
+        counts = [one.pending.counts.sum().item() for one in model.modules() if isinstance(one, KMeans)]
+        assert counts == [2 * 2 * 2 * 5 * SEGMENTS] * 2, "heads, queries and keys, rows"
+        found.append((grads, centroids(model)))
+    agree(found[1][0], found[0][0], CROSS_ENTROPY)
+    for got, want in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("encoder_only", [False, True])
+def test_centroids_count_each_token_of_a_source_once(encoder_only):
+    flags = {prefix + name: value for prefix in ("enc_", "dec_") for name, value in ROUTING.items()}
+    flags = {name: value for name, value in flags.items() if name.startswith("enc_") or not encoder_only}
+    src, real, tgt = source()
+    tgt, loss_fn = (None, of_output) if encoder_only else (tgt, None)
+    found = []
+    for replayed in (False, True):
+        model = memformer(encoder_only, **flags)
+        if replayed:
+            memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
+        else:
+            through_all(model, src, real, tgt, loss_fn)
+        found.append((gradients(model), centroids(model)))
+    agree(found[1][0], found[0][0])
+    for got, want in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_failed_first_run_leaves_no_counts():
+    model = memformer(True, **{"enc_" + name: value for name, value in ROUTING.items()})
+
+    def fails(results, number):
+        if number == 2:
+            raise RuntimeError("as asked")
+        return of_output(results, number)
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        memory_replay_backprop(model, source()[0], loss_fn=fails)
+    assert all(one.pending is None for one in model.modules() if isinstance(one, KMeans))
 
 
 @pytest.mark.parametrize(
