@@ -252,15 +252,34 @@ def test_a_failed_first_run_leaves_no_counts():
     [
         (lambda m, s: memory_replay_backprop(m, s), "`tgt` must be given"),
         (
-            lambda m, s: memory_replay_backprop(m, s, [None]),
+            lambda m, s: memory_replay_backprop(m, s, [s]),
             "one or None for each of the 2 segments, but holds 1",
         ),
+        (lambda m, s: memory_replay_backprop(m, s, [None, None]), "`tgt` must be given"),
+        (lambda m, s: memory_replay_backprop(m, s, [s, 3]), "segments, but holds 2, of int"),
+        (lambda m, s: memory_replay_backprop(m, s, 3), "segments, but is int"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4] + 11), "`tgt` must hold ids from 0 to 10"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :1]), "`tgt` must be ids of shape"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], mems=torch.zeros(3, 3, 16)), "each of 2 rows"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], mems=[torch.zeros(2, 3, 16)]), "but is list"),
+        (lambda m, s: memory_replay_backprop(stream_model(), s, s), "`model` must be a Memformer"),
+        (lambda m, s: memory_replay_backprop(m, s, loss_fn=0.5), "`loss_fn` must be a function"),
+        (lambda m, s: memory_replay_backprop(m, s, loss_fn=lambda r, n: r.mem), "gave a tensor of shape"),
         (lambda m, s: memory_replay_backprop(m, s, s[:, :4], tgt_mask=s > 3), "`tgt_mask` must have shape"),
         (lambda m, s: memory_replay_backprop(m, s, s[:, :4], s[:, 1:] > 3), "`src_mask` must have shape"),
         (lambda m, s: memory_replay_backprop(m, s.float(), s[:, :4]), "`src` must be token ids"),
         (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
         (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
         (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
+        (lambda m, s: train_segments(m, s), "`model` must be a TransformerWrapper, but is Memformer"),
+        (lambda m, s: train_segments(stream_model(model="encoder"), s), "`model` must be causal"),
+        (lambda m, s: train_segments(stream_model(max_mem_len=4), s), "`model` has learned positions"),
+        (lambda m, s: train_segments(stream_model(), s.tolist()), "`x` must be a tensor"),
+        (
+            lambda m, s: train_segments(stream_model(), torch.cat([s, s[:, :1] + 11], dim=1)),
+            "`x` must hold ids",
+        ),
+        (lambda m, s: train_segments(stream_model(), s, s[:, 1:] > 3), "`mask` must have shape"),
         (lambda m, s: train_segments(stream_model(), s[:, :1]), "T at least 2"),
         (
             lambda m, s: train_segments(stream_model(), s, mems=torch.zeros(3, 3, 16).double()),
@@ -270,4 +289,4 @@ def test_a_failed_first_run_leaves_no_counts():
 )
 def test_bad_calls_are_named(call, says):
     with pytest.raises(ValueError, match=says):
-        call(memformer(), torch.randint(11, (2, 8)))
+        call(memformer(), torch.arange(16).view(2, 8) % 11)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
-from flagformer.flow import Memories, Outputs
+from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
-from flagformer.stack.inputs import check_padding, check_size
+from flagformer.stack.inputs import check_padding, check_size, check_tensor
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
 from flagformer.wrappers.inputs import check_ids
@@ -199,9 +199,15 @@ class Memformer(nn.Module):
         """
         self._check(src, tgt, src_mask, tgt_mask)
         outputs, slots = self._encode(src, mems, src_mask)
-        results = EncOnlyResults(outputs.embeddings, slots)
-        if self.decoder is not None:
-            results = self._decode(outputs, slots, tgt, tgt_mask, src_mask)
+        results: Results | EncOnlyResults
+        out, extra = outputs.embeddings, outputs.extra_loss
+        if self.decoder is None:
+            results = EncOnlyResults(out, slots)
+        else:
+            loss = out.new_zeros(())
+            if tgt is not None:
+                loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
+            results = Results(out, slots, loss if extra is None else loss + extra)
         return (results, outputs) if return_outputs else results
 
     def _encode(self, src: Tensor, mems: Tensor | None, mask: Tensor | None) -> tuple[Outputs, Tensor]:
@@ -215,16 +221,6 @@ class Memformer(nn.Module):
         assert outputs.mems is not None
         assert outputs.mems.slots is not None
         return outputs, outputs.mems.slots
-
-    def _decode(
-        self, encoded: Outputs, slots: Tensor, tgt: Tensor | None, tgt_mask: Any, src_mask: Any
-    ) -> Results:
-        assert self.decoder is not None
-        out, extra = encoded.embeddings, encoded.extra_loss
-        loss = out.new_zeros(())
-        if tgt is not None:
-            loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
-        return Results(out, slots, loss if extra is None else loss + extra)
 
     def update_kmeans(self) -> None:
         """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
@@ -249,11 +245,15 @@ class Memformer(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("`generate` needs a decoder, and this model has none (`encoder_only=True`)")
+        if given := {"context", "context_mask"} & set(how):
+            raise ValueError(
+                f"`{min(given)}` cannot be given: the decoder reads what the encoder makes of `src`"
+            )
         self._check(src, None, src_mask, None)
         with torch.no_grad(), evaluating(self.encoder):
             encoded, _ = self._encode(src, mems, src_mask)
-        side = {"context": encoded.embeddings, "context_mask": src_mask}
-        return self.decoder.generate(start_tokens, seq_len, **side, **how)
+        how |= {"context": encoded.embeddings, "context_mask": src_mask}
+        return self.decoder.generate(start_tokens, seq_len, **how)
 
     def _check(self, src: Tensor, tgt: Tensor | None, src_mask: Any, tgt_mask: Any) -> None:
         """Lengths and masks, under the names that they were given."""
@@ -272,10 +272,13 @@ class Memformer(nn.Module):
         if self.decoder is None:
             raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
         most = self.decoder.net.max_seq_len
-        if tgt.dim() != 2 or len(tgt) != len(src) or tgt.shape[1] > most + 1:
+        check_tensor("tgt", tgt)
+        if tgt.dim() != 2 or len(tgt) != len(src) or not 2 <= tgt.shape[1] <= most + 1:
             raise ValueError(
-                f"`tgt` must be ids of shape [{len(src)}, T], T at most {most + 1} (`dec_max_seq_len` + 1), "
-                f"but has shape {list(tgt.shape)}"
+                f"`tgt` must be ids of shape [{len(src)}, T], T from 2 to {most + 1} "
+                f"(`dec_max_seq_len` + 1), but has shape {list(tgt.shape)}"
             )
+        read = tgt.masked_fill(tgt == self.decoder.ignore_index, self.decoder.pad_value)
+        check_ids(read, self.decoder.net.num_tokens, "tgt")
         if tgt_mask is not None:
             check_padding("tgt_mask", tgt_mask, *tgt.shape)
