@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from depth_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
 from gauge import give_back_at_once, held, peak, saved
-from memory_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
 from report import installed, machine
 from timing import CLOCKS, interleave, ratio
 

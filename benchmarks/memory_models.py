@@ -1,126 +1,156 @@
-"""The models of `memory.py`: one decoder under each executor, and the same of two other libraries."""
+"""Time and memory of learning through segments: replay, back-propagation through all of them, one long row.
 
+    python benchmarks/memory_models.py [--counts 1 2 4 8 16 32 64] [--rounds 3] [--threads 2]
+                                       [--clock wall|cpu] [--segment 256] [--only NAME ...]
+                                       [--dense-most 64] [--json FILE] [--figure FILE]
+
+A decoder (d 128, 4 layers, 4 heads, rotary, 16 slots) reads segments of 256 tokens, one row. *replay* is
+`train_segments`; *through all* is one backward through every segment; *dense* is the same decoder
+without slots on one row of all tokens. Peak is the growth of the process in one step; gradients of
+parameters exist before.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-VOCAB, LARGE_VOCAB = 256, 50_000
-EXECUTORS = {
-    "sequential": {},
-    "checkpoint=sublayer": {"checkpoint": "sublayer"},
-    "checkpoint=selective": {"checkpoint": "selective"},
-    "reversible": {"reversible": True},
-    "reversible_exact": {"reversible": True, "reversible_exact": True},
-}
-PEERS = ("x-transformers", "routing-transformer")
-LOSSES = ("hidden states alone", "whole logits", "loss_chunks")
+import flagformer
+from gauge import give_back_at_once, peak
+from report import machine
+from timing import CLOCKS, interleave
 
-
-@dataclass(frozen=True)
-class Size:
-    """D, tokens of the one row, heads; inner width 4 D."""
-
-    dim: int = 256
-    length: int = 512
-    heads: int = 4
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
+MIB = 2**20
+VOCAB = 256
+SIZES = {"num_tokens": VOCAB, "dim": 128, "depth": 4, "heads": 4, "attn_dim_head": 32, "rotary_pos_emb": True}
+SLOTS = {"cross_attend": True, "num_memory_slots": 16}
+NAMES = ("replay", "through all", "dense")
+Steps = dict[str, Callable[[], object]]
 
 
-@dataclass
-class Job:
-    """A model and its loss, whose graph is what a backward needs."""
+def through_all(model: nn.Module, ids: torch.Tensor) -> None:
+    """One graph over all segments."""
+    mems, total, size = None, 0.0, model.max_seq_len
+    for start in range(0, ids.shape[1] - 1, size):
+        part = ids[:, start : start + size + 1]
+        logits, mems = model(part[:, :-1], mems=mems, return_mems=True)
+        total = total + F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+    (total / ids[:, 1:].numel()).backward()
 
-    model: nn.Module
-    loss: Callable[[], Tensor]
 
-    def step(self) -> None:
-        self.loss().backward()
+def dense(model: nn.Module, ids: torch.Tensor) -> None:
+    F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
 
 
-def job(name: str, depth: int, size: Size) -> Job:
-    """Raises ImportError, with what to install, where a peer is not there."""
+def steps(count: int, size: int, names: list[str]) -> Steps:
+    """A training step of each contender on `count` segments of `size` tokens; gradients are there already."""
     torch.manual_seed(0)
-    ids = torch.randint(VOCAB, (1, size.length))
-    if name in EXECUTORS:
-        model = _flagformer(depth, size, VOCAB, EXECUTORS[name])
-        return Job(model, lambda: F.cross_entropy(model(ids)[0, :-1], ids[0, 1:]))
-    if name == "x-transformers":
-        model = _x_transformers(depth, size)
-        return Job(model, lambda: F.cross_entropy(model(ids)[0, :-1], ids[0, 1:]))
-    model = _routing(depth, size)
-
-    def with_commitment() -> Tensor:
-        logits, commitment = model(ids)
-        return F.cross_entropy(logits[0, :-1], ids[0, 1:]) + commitment.sum()
-
-    return Job(model, with_commitment)
+    ids = torch.randint(VOCAB, (1, count * size + 1))
+    slots = flagformer.build({**SIZES, **SLOTS, "max_seq_len": size}).train()
+    plain = flagformer.build({**SIZES, "max_seq_len": count * size}).train()
+    works = {
+        "replay": (flagformer.train_segments, slots),
+        "through all": (through_all, slots),
+        "dense": (dense, plain),
+    }
+    for name in names:
+        step, model = works[name]
+        step(model, ids[:, : 2 * size + 1])
+    return {name: lambda work=works[name]: work[0](work[1], ids) for name in names}
 
 
-def loss_job(name: str, depth: int, size: Size, chunks: int) -> Job:
-    """One decoder of a large vocabulary: without logits, with all at once, with a part at a time."""
-    from flagformer import AutoregressiveWrapper
-
-    torch.manual_seed(0)
-    model = _flagformer(depth, size, LARGE_VOCAB, {})
-    ids = torch.randint(LARGE_VOCAB, (1, size.length + 1))
-    if name == "hidden states alone":
-        return Job(model, lambda: model(ids[:, :-1], return_embeddings=True).square().mean())
-    wrapper = AutoregressiveWrapper(model, loss_chunks=chunks if name == "loss_chunks" else 1)
-    return Job(model, lambda: wrapper(ids))
+def peaks(count: int, size: int, names: list[str], threads: int) -> dict[str, int]:
+    """Bytes of each contender; in a process of its own, whose heap nobody has left in pieces."""
+    torch.set_num_threads(threads)
+    give_back_at_once()
+    return {name: peak(steps(count, size, [name])[name]) for name in names}
 
 
-def _flagformer(depth: int, size: Size, vocab: int, flags: dict[str, object]) -> nn.Module:
-    from flagformer import build
-
-    sizes = {"dim": size.dim, "depth": depth, "heads": size.heads, "attn_dim_head": size.head_dim}
-    return build(
-        {"num_tokens": vocab, "max_seq_len": size.length, "rotary_pos_emb": True, **sizes, **flags}
-    ).train()
-
-
-def _x_transformers(depth: int, size: Size) -> nn.Module:
-    try:
-        import x_transformers as xt
-    except ImportError as error:
-        raise ImportError(
-            "x-transformers is missing: pip install -c constraints.txt x-transformers"
-        ) from error
-    layers = xt.Decoder(
-        dim=size.dim,
-        depth=depth,
-        heads=size.heads,
-        attn_dim_head=size.head_dim,
-        rotary_pos_emb=True,
-        attn_flash=True,
-        verbose=False,
-    )
-    return xt.TransformerWrapper(
-        num_tokens=VOCAB, max_seq_len=size.length, attn_layers=layers, use_abs_pos_emb=False
-    ).train()
+def measure(options: argparse.Namespace) -> list[dict]:
+    """A row for each number of segments and contender."""
+    chosen = {
+        count: [name for name in options.only if name != "dense" or count <= options.dense_most]
+        for count in options.counts
+    }
+    rows = []
+    print("| segments | tokens | step | ms | peak, MiB |\n" + "|---" * 5 + "|")
+    for count, names in chosen.items():
+        samples = interleave(steps(count, options.segment, names), options.rounds, options.clock)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn) as pool:
+            found = pool.submit(peaks, count, options.segment, names, options.threads).result()
+        for name in names:
+            row = {"segments": count, "name": name, "seconds": samples[name], "peak": found[name]}
+            rows.append(row)
+            time = statistics.median(row["seconds"]) * 1e3
+            size = f"{count} | {count * options.segment}"
+            print(f"| {size} | {name} | {time:.0f} | {row['peak'] / MIB:.1f} |", flush=True)
+    return rows
 
 
-def _routing(depth: int, size: Size) -> nn.Module:
-    """Reversible, half of the heads local, half routed: what the library is for."""
-    try:
-        from routing_transformer import RoutingTransformerLM
-    except ImportError as error:
-        text = "routing-transformer is missing (no part of constraints.txt): pip install routing-transformer"
-        raise ImportError(text) from error
-    return RoutingTransformerLM(
-        num_tokens=VOCAB,
-        dim=size.dim,
-        depth=depth,
-        heads=size.heads,
-        dim_head=size.head_dim,
-        max_seq_len=size.length,
-        window_size=128,
-        n_local_attn_heads=size.heads // 2,
-        causal=True,
-        reversible=True,
-    ).train()
+def write(path: Path, rows: list[dict], options: argparse.Namespace) -> list[dict]:
+    """Adds the rows to the file, in place of those of the same size and name; all that it holds."""
+    held = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    new = {(row["segments"], row["name"]) for row in rows}
+    rows = [row for row in held if (row["segments"], row["name"]) not in new] + rows
+    rows.sort(key=lambda row: (row["segments"], NAMES.index(row["name"])))
+    record = {"machine": machine(), "clock": options.clock, "threads": options.threads}
+    record |= {"segment": options.segment, "sizes": {**SIZES, **SLOTS}, "rows": rows}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Peak and time against the number of segments."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for name in NAMES:
+        mine = [row for row in rows if row["name"] == name]
+        counts = [row["segments"] for row in mine]
+        axes[0].plot(counts, [row["peak"] / MIB for row in mine], marker="o", markersize=3, label=name)
+        times = [statistics.median(row["seconds"]) for row in mine]
+        axes[1].plot(counts, times, marker="o", markersize=3)
+    for axis, title in zip(axes, ("peak above the model, MiB", "a training step, seconds")):
+        axis.set(title=title, xlabel="segments", xscale="log", yscale="log")
+        shown = sorted({row["segments"] for row in rows})
+        axis.set_xticks(shown, [str(count) for count in shown])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--segment", type=int, default=256, help="tokens of a segment")
+    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--dense-most", type=int, default=64, help="segments of the longest dense row")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--json", type=Path, help="add every sample to this file")
+    parser.add_argument("--figure", type=Path, help="draw what the file holds, or this run")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = measure(options)
+    if options.json is not None:
+        rows = write(options.json, rows, options)
+    if options.figure is not None:
+        draw(options.figure, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

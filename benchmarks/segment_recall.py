@@ -1,10 +1,10 @@
-"""How well symbols of the first segment are recalled segments later: slots, memory tokens, plain segments.
+"""How well symbols of the first segment are recalled segments later: slots, memories of tokens, plain segments.
 
     python benchmarks/segment_recall.py [--only NAME ...] [--seeds 0 1 2] [--steps 400] [--json FILE]
                                         [--figure FILE] [--threads 1]
 
 Models of two layers of width 64 learn `segment_recall` on rows of 5 segments of 8 tokens, with the gradient
-through all of them, and are asked at each delay they were trained at, and at 10 and 40.
+through all of them, and are asked at each delay they were trained at, and at 10, 16 and 40.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from flagformer.data.segment_recall import SegmentRecall
 
 TASK = SegmentRecall(source="segment_recall")
 SEGMENTS, BATCH, RATE, WARMUP = 5, 64, 2e-3, 40
-DELAYS = (1, 2, 3, 4, 10, 40)
+DELAYS = (1, 2, 3, 4, 10, 16, 40)
 SIZES = {
     "num_tokens": TASK.num_tokens, "max_seq_len": TASK.segment, "dim": 64, "depth": 2, "heads": 4,
     "attn_dim_head": 16,

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flagformer import Memformer, build, memory_replay_backprop, train_segments
+from flagformer import Memformer, XLAutoregressiveWrapper, build, memory_replay_backprop, train_segments
+from flagformer.attention.cores.kmeans import KMeans
 
 HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
 ENC = {f"enc_{name}": value for name, value in HALF.items()}
@@ -12,6 +13,7 @@ DEC = {f"dec_{name}": value for name, value in {**HALF, "max_seq_len": 9}.items(
 DROPOUT = {"ff_dropout": 0.2, "attn_dropout": 0.2, "layer_dropout": 0.1}
 # fp64 sums in another order, over eight segments; a wrong memory gradient is off by more than 1e-4
 EXACT = 1e-10
+CROSS_ENTROPY = 1e-6  # where it is of fp32
 SEGMENTS = 8
 
 
@@ -36,10 +38,10 @@ def gradients(model):
     return found
 
 
-def agree(got, want):
+def agree(got, want, most=EXACT):
     assert got.keys() == want.keys()
     worst = {name: (got[name] - want[name]).abs().max().item() for name in want}
-    assert max(worst.values()) < EXACT, max(worst, key=worst.get)
+    assert max(worst.values()) < most, max(worst, key=worst.get)
     assert any(value.abs().max() > 1e-4 for name, value in want.items() if "slots" in name)
 
 
@@ -47,9 +49,11 @@ def through_all(model, src, real, tgt, loss_fn=None):
     """Full back-propagation; the losses."""
     mems, losses = None, []
     for number, (part, mask) in enumerate(zip(src.split(5, dim=1), real.split(5, dim=1))):
-        results = model(part, tgt[number] if tgt else None, mems, mask)
+        results, outputs = model(part, tgt[number] if tgt else None, mems, mask, return_outputs=True)
         mems = results.mem
         losses.append(results.dec_out if loss_fn is None else loss_fn(results, number))
+        if loss_fn is not None and outputs.extra_loss is not None:
+            losses[-1] = losses[-1] + outputs.extra_loss
     sum(losses).backward()
     return torch.stack(losses).detach()
 
@@ -131,6 +135,13 @@ def test_memory_does_not_grow_with_segments():
     assert kept(64) <= 1.1 * kept(2)
 
 
+def test_what_a_segment_leaves_is_no_slice_of_it():
+    model = stream_model(rotary_pos_emb=True, max_mem_len=2)
+    _, left = model(torch.randint(11, (1, 5)), return_mems=True, detach_mems=True)
+    for kept in (left.slots, *left):
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
 def stream_model(**flags):
     torch.manual_seed(0)
     sizes = {"dim": 16, "cross_attend": True, "num_memory_slots": 3, **HALF}
@@ -173,20 +184,102 @@ def test_train_segments_is_back_propagation_through_a_stream(flags):
     assert losses.isfinite().all()
 
 
+ROUTING = {"rotary_pos_emb": True, "num_clusters": 2, "window_size": 4, "commitment_factor": 0.1}
+
+
+def centroids(model):
+    """What a step of the optimizer makes of them."""
+    model.update_kmeans()
+    return [
+        part.clone() for one in model.modules() if isinstance(one, KMeans) for part in (one.means, one.counts)
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"reversible": True}, {"checkpoint": "sublayer"}], ids=str)
+def test_centroids_count_each_token_of_a_stream_once(more):
+    """And the auxiliary losses of all segments are learned."""
+    found = []
+    x = torch.randint(11, (2, 5 * SEGMENTS + 1), generator=torch.Generator().manual_seed(1))
+    for replayed in (False, True):
+        model = stream_model(**ROUTING, **more)
+        if replayed:
+            train_segments(model, x)
+        else:
+            XLAutoregressiveWrapper(model)(x).backward()
+        grads = gradients(model)
+        counts = [one.pending.counts.sum().item() for one in model.modules() if isinstance(one, KMeans)]
+        assert counts == [2 * 2 * 2 * 5 * SEGMENTS] * 2, "heads, queries and keys, rows"
+        found.append((grads, centroids(model)))
+    agree(found[1][0], found[0][0], CROSS_ENTROPY)
+    for got, want in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("encoder_only", [False, True])
+def test_centroids_count_each_token_of_a_source_once(encoder_only):
+    flags = {prefix + name: value for prefix in ("enc_", "dec_") for name, value in ROUTING.items()}
+    flags = {name: value for name, value in flags.items() if name.startswith("enc_") or not encoder_only}
+    src, real, tgt = source()
+    tgt, loss_fn = (None, of_output) if encoder_only else (tgt, None)
+    found = []
+    for replayed in (False, True):
+        model = memformer(encoder_only, **flags)
+        if replayed:
+            memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
+        else:
+            through_all(model, src, real, tgt, loss_fn)
+        found.append((gradients(model), centroids(model)))
+    agree(found[1][0], found[0][0])
+    for got, want in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_failed_first_run_leaves_no_counts():
+    model = memformer(True, **{"enc_" + name: value for name, value in ROUTING.items()})
+
+    def fails(results, number):
+        if number == 2:
+            raise RuntimeError("as asked")
+        return of_output(results, number)
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        memory_replay_backprop(model, source()[0], loss_fn=fails)
+    assert all(one.pending is None for one in model.modules() if isinstance(one, KMeans))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda m, s: memory_replay_backprop(m, s), "`tgt` must be given"),
         (
-            lambda m, s: memory_replay_backprop(m, s, [None]),
+            lambda m, s: memory_replay_backprop(m, s, [s]),
             "one or None for each of the 2 segments, but holds 1",
         ),
+        (lambda m, s: memory_replay_backprop(m, s, [None, None]), "`tgt` must be given"),
+        (lambda m, s: memory_replay_backprop(m, s, [s, 3]), "segments, but holds 2, of int"),
+        (lambda m, s: memory_replay_backprop(m, s, 3), "segments, but is int"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4] + 11), "`tgt` must hold ids from 0 to 10"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :1]), "`tgt` must be ids of shape"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], mems=torch.zeros(3, 3, 16)), "each of 2 rows"),
+        (lambda m, s: memory_replay_backprop(m, s, s[:, :4], mems=[torch.zeros(2, 3, 16)]), "but is list"),
+        (lambda m, s: memory_replay_backprop(stream_model(), s, s), "`model` must be a Memformer"),
+        (lambda m, s: memory_replay_backprop(m, s, loss_fn=0.5), "`loss_fn` must be a function"),
+        (lambda m, s: memory_replay_backprop(m, s, loss_fn=lambda r, n: r.mem), "gave a tensor of shape"),
         (lambda m, s: memory_replay_backprop(m, s, s[:, :4], tgt_mask=s > 3), "`tgt_mask` must have shape"),
         (lambda m, s: memory_replay_backprop(m, s, s[:, :4], s[:, 1:] > 3), "`src_mask` must have shape"),
         (lambda m, s: memory_replay_backprop(m, s.float(), s[:, :4]), "`src` must be token ids"),
         (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
         (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
         (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
+        (lambda m, s: train_segments(m, s), "`model` must be a TransformerWrapper, but is Memformer"),
+        (lambda m, s: train_segments(stream_model(model="encoder"), s), "`model` must be causal"),
+        (lambda m, s: train_segments(stream_model(max_mem_len=4), s), "`model` has learned positions"),
+        (lambda m, s: train_segments(stream_model(), s.tolist()), "`x` must be a tensor"),
+        (
+            lambda m, s: train_segments(stream_model(), torch.cat([s, s[:, :1] + 11], dim=1)),
+            "`x` must hold ids",
+        ),
+        (lambda m, s: train_segments(stream_model(), s, s[:, 1:] > 3), "`mask` must have shape"),
         (lambda m, s: train_segments(stream_model(), s[:, :1]), "T at least 2"),
         (
             lambda m, s: train_segments(stream_model(), s, mems=torch.zeros(3, 3, 16).double()),
@@ -196,4 +289,4 @@ def test_train_segments_is_back_propagation_through_a_stream(flags):
 )
 def test_bad_calls_are_named(call, says):
     with pytest.raises(ValueError, match=says):
-        call(memformer(), torch.randint(11, (2, 8)))
+        call(memformer(), torch.arange(16).view(2, 8) % 11)

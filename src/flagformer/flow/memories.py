@@ -81,7 +81,9 @@ class Memories:
         if layout.padding is None:
             padding = None if total.padding is None else total.padding[:, last]
             standing = Layout(total.positions[:, last], padding, start=start, by_place=total.by_place)
-            return Memories(tuple(stream[:, last] for stream in streams), standing)
+            # a slice would keep the whole segment
+            kept = (stream[:, last].clone() if total.length > most else stream for stream in streams)
+            return Memories(tuple(kept), standing)
         assert total.padding is not None
         rows = streams[0].shape[0]
         places = torch.arange(1, layout.length + 1, device=layout.padding.device)

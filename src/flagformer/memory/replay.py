@@ -6,23 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flagformer.attention.cores.kmeans import uncounted
 from flagformer.flow import Memories
-from flagformer.stack.executor.replay import Surroundings
+from flagformer.stack.executor.replay import Surroundings, same_draws
 
 # (number of the segment, what it reads) -> (its loss or None, what it leaves)
 Segment = Callable[[int, Memories], tuple[Tensor | None, Memories]]
 
 
-def replay(read: Segment, start: Memories, count: int) -> tuple[list[Tensor | None], Memories]:
+def replay(
+    model: nn.Module, read: Segment, start: Memories, count: int
+) -> tuple[list[Tensor | None], Memories]:
     """Adds to every parameter's gradient that of the sum of all losses; exact, in the memory of one segment.
 
     All segments but the last run once without a graph, and what they leave is kept; then, from the last to
     the first, each runs with one, under the random numbers of its first run, and hands the gradient of the
-    slots that it read to the one before.
+    slots that it read to the one before. What grows with the segments is what each leaves, and where the
+    random numbers stood for those that draw any.
 
     Args:
+        model: what segments are read by; its k-means count the tokens of the second run alone.
         read: runs a segment; slots carry the only gradient between two of them.
         start: what the first one reads; gradients flow into its slots.
 
@@ -30,23 +35,28 @@ def replay(read: Segment, start: Memories, count: int) -> tuple[list[Tensor | No
         losses without graph, None for segments that gave none; and what the last segment leaves.
     """
     around = Surroundings(_slots(start).device)
-    held, draws = [start.detach()], []
-    with torch.no_grad():
+    held: list[Memories] = [start.detach()]
+    draws: list[tuple[Tensor, ...] | None] = []
+    with torch.no_grad(), uncounted(model):
         for number in range(count - 1):
-            draws.append(around.draws())
+            before = around.draws()
             held.append(read(number, held[-1])[1])
+            draws.append(None if same_draws(before, around.draws()) else before)
+    draws.append(None)  # the last runs once
     losses: list[Tensor | None] = []
-    last, grad = held[-1], None
+    last, grad = None, None
     for number in reversed(range(count)):
         here = held.pop()
         slots = _slots(here).detach().requires_grad_()
-        again = number < count - 1
-        with around.drawing(draws.pop() if again else None):
+        with around.drawing(draws.pop()):
             loss, left = read(number, replace(here, slots=slots))
+        last = left.detach() if last is None else last
         _backward([(loss, None)] + ([(_slots(left), grad)] if grad is not None else []))
         losses.append(None if loss is None else loss.detach())
-        last, grad = last if again else left.detach(), slots.grad
+        grad = slots.grad
+        del loss, left  # what no gradient asked for has a graph still
     _backward([(_slots(start), grad)] if grad is not None else [])
+    assert last is not None
     return losses[::-1], last
 
 

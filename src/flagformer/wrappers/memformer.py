@@ -9,11 +9,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.z_loss import NAME as Z_LOSS
+from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
-from flagformer.flow import Memories
+from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
-from flagformer.stack.inputs import check_padding, check_size
+from flagformer.stack.inputs import check_padding, check_size, check_tensor
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
 from flagformer.wrappers.inputs import check_ids
@@ -173,10 +173,12 @@ class Memformer(nn.Module):
         mems: Tensor | None = None,
         src_mask: Tensor | None = None,
         tgt_mask: Tensor | None = None,
-    ) -> Results | EncOnlyResults:
+        *,
+        return_outputs: bool = False,
+    ) -> Any:
         """One segment.
 
-        In training the z-losses of `enc_attn_z_loss_weight` and `dec_attn_z_loss_weight` are added.
+        In training the auxiliary losses of both halves are added to the decoder's.
 
         Args:
             src: ids [B, S], S at most `enc_max_seq_len`.
@@ -185,37 +187,44 @@ class Memformer(nn.Module):
             mems: [B, M, D] of the segment before; None: this is the first. Gradients flow through them.
             src_mask: bool [B, S], True for real tokens; a row without any keeps its memory.
             tgt_mask: bool [B, T], True for real tokens.
+            return_outputs: return (what is returned otherwise, Outputs) of the encoder, with the auxiliary
+                losses that it made in training; a decoder's loss holds them, `encoder_only` has none.
 
         Returns:
-            Results, whose loss is 0 where no target was given; EncOnlyResults under `encoder_only`.
+            Results, whose loss is 0 where no target was given (but for the encoder's auxiliary losses);
+            EncOnlyResults under `encoder_only`.
 
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
         self._check(src, tgt, src_mask, tgt_mask)
-        out, slots, losses = self._encode(src, mems, src_mask)
+        outputs, slots = self._encode(src, mems, src_mask)
+        results: Results | EncOnlyResults
+        out, extra = outputs.embeddings, outputs.extra_loss
         if self.decoder is None:
-            return EncOnlyResults(out, slots)
-        loss = out.new_zeros(())
-        if tgt is not None:
-            loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
-        return Results(out, slots, sum(losses, loss) if tgt is not None else loss)
+            results = EncOnlyResults(out, slots)
+        else:
+            loss = out.new_zeros(())
+            if tgt is not None:
+                loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
+            results = Results(out, slots, loss if extra is None else loss + extra)
+        return (results, outputs) if return_outputs else results
 
-    def _encode(
-        self, src: Tensor, mems: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The encoder's output, the slots it wrote, and its z-losses that count in training."""
+    def _encode(self, src: Tensor, mems: Tensor | None, mask: Tensor | None) -> tuple[Outputs, Tensor]:
+        """The encoder's output, with its losses that count in training, and the slots it wrote."""
         how: dict[str, Any] = {"return_embeddings": True, "return_mems": True, "mask": mask, "mems": mems}
-        left: Memories | None
-        if self.training and self.encoder.attn_z_loss_weight:
-            out, found = self.encoder(src, return_attn_z_loss=True, **how)
-            left, losses = found.mems, found.losses[Z_LOSS]
+        if self.training and self.encoder.has_losses:
+            _, outputs = self.encoder(src, return_losses=True, **how)
         else:
             out, left = self.encoder(src, **how)
-            losses = []
-        assert left is not None
-        assert left.slots is not None
-        return out, left.slots, losses
+            outputs = Outputs(out, mems=left)
+        assert outputs.mems is not None
+        assert outputs.mems.slots is not None
+        return outputs, outputs.mems.slots
+
+    def update_kmeans(self) -> None:
+        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        update_kmeans(self)
 
     def generate(
         self,
@@ -236,10 +245,15 @@ class Memformer(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("`generate` needs a decoder, and this model has none (`encoder_only=True`)")
+        if given := {"context", "context_mask"} & set(how):
+            raise ValueError(
+                f"`{min(given)}` cannot be given: the decoder reads what the encoder makes of `src`"
+            )
         self._check(src, None, src_mask, None)
         with torch.no_grad(), evaluating(self.encoder):
-            out, _, _ = self._encode(src, mems, src_mask)
-        return self.decoder.generate(start_tokens, seq_len, context=out, context_mask=src_mask, **how)
+            encoded, _ = self._encode(src, mems, src_mask)
+        how |= {"context": encoded.embeddings, "context_mask": src_mask}
+        return self.decoder.generate(start_tokens, seq_len, **how)
 
     def _check(self, src: Tensor, tgt: Tensor | None, src_mask: Any, tgt_mask: Any) -> None:
         """Lengths and masks, under the names that they were given."""
@@ -258,10 +272,13 @@ class Memformer(nn.Module):
         if self.decoder is None:
             raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
         most = self.decoder.net.max_seq_len
-        if tgt.dim() != 2 or len(tgt) != len(src) or tgt.shape[1] > most + 1:
+        check_tensor("tgt", tgt)
+        if tgt.dim() != 2 or len(tgt) != len(src) or not 2 <= tgt.shape[1] <= most + 1:
             raise ValueError(
-                f"`tgt` must be ids of shape [{len(src)}, T], T at most {most + 1} (`dec_max_seq_len` + 1), "
-                f"but has shape {list(tgt.shape)}"
+                f"`tgt` must be ids of shape [{len(src)}, T], T from 2 to {most + 1} "
+                f"(`dec_max_seq_len` + 1), but has shape {list(tgt.shape)}"
             )
+        read = tgt.masked_fill(tgt == self.decoder.ignore_index, self.decoder.pad_value)
+        check_ids(read, self.decoder.net.num_tokens, "tgt")
         if tgt_mask is not None:
             check_padding("tgt_mask", tgt_mask, *tgt.shape)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flagformer.flow import Memories
 from flagformer.memory.replay import replay
-from flagformer.stack.inputs import check_padding
+from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.memformer import EncOnlyResults, Memformer, Results
+from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.requests import check_net
+from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.transformer import TransformerWrapper
 
 Parts = Tensor | Sequence[Tensor | None] | None
@@ -34,7 +35,8 @@ def memory_replay_backprop(
     """Reads a source segment by segment and adds the gradients of the sum of all losses to the parameters'.
 
     They are exactly those of back-propagation through all segments, dropout included, and only one segment's
-    activations are ever held.
+    activations are ever held: beside them a set of slots for each segment. All segments but the last are read
+    twice; centroids of routing attention count the second time alone.
 
     Args:
         src: ids [B, S] of any length, read in segments of `enc_max_seq_len`; the last may be shorter.
@@ -43,28 +45,31 @@ def memory_replay_backprop(
         tgt_mask: bool [B, T], or a list with one or None for each segment.
         mems: [B, M, D] of a text before; None: there was none. Gradients flow into it.
         loss_fn: `(results, number of the segment) -> loss or None`, in place of the decoder's loss; an
-            encoder-only model needs one, as it has no loss of its own.
+            encoder-only model needs one, as it has no loss of its own, and its auxiliary losses of training
+            are added. Called again when the segment is read again.
 
     Returns:
-        [number of segments], the losses without graph; 0 for segments without one.
+        [number of segments], the losses without graph, as they were learned; 0 for segments without one.
 
     Raises:
         ValueError: naming the argument, what it was and what it must be.
     """
     _check_source(model, src, src_mask, tgt, loss_fn)
+    start, _ = model.encoder.slots.read(mems, len(src))
     sources = src.split(model.max_seq_len, dim=1)
     count = len(sources)
     masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
     targets, target_masks = _for_segments("tgt", tgt, count), _for_segments("tgt_mask", tgt_mask, count)
 
     def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
-        target = targets[number]
-        results = model(sources[number], target, held.slots, masks[number], target_masks[number])
-        loss = _loss(results, target) if loss_fn is None else loss_fn(results, number)
+        part = (sources[number], targets[number], held.slots, masks[number], target_masks[number])
+        results, outputs = model(*part, return_outputs=True)
+        loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, number))
+        if model.decoder is None and outputs.extra_loss is not None:
+            loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
         return loss, Memories.of_slots(results.mem)
 
-    start = model.get_initial_mem(len(src)) if mems is None else mems
-    losses, _ = replay(read, Memories.of_slots(start), count)
+    losses, _ = replay(model, read, Memories.of_slots(start), count)
     return torch.stack([start.new_zeros(()) if loss is None else loss for loss in losses])
 
 
@@ -79,7 +84,10 @@ def train_segments(
     """Reads a stream of tokens segment by segment, and adds the gradients of the cross entropy of x[:, 1:].
 
     They are exactly those of back-propagation of the mean through all segments, and only one segment's
-    activations are ever held. Memories of tokens (`max_mem_len`) carry no gradient, as in their paper.
+    activations are ever held: beside them what each segment leaves. All segments but the last are read twice;
+    centroids of routing attention count the second time alone. Memories of tokens (`max_mem_len`) carry no
+    gradient, as in their paper. In training the auxiliary losses of the model are learned too, each segment's
+    by its share of the tokens.
 
     Args:
         model: a causal model with `num_memory_slots`.
@@ -89,53 +97,94 @@ def train_segments(
         mems: of the text before, as this or `return_mems` gave them; None: there was none.
 
     Returns:
-        the mean loss of each segment, in nats, without graph, 0 where no target counts; and memories without
-        gradient, for the text that follows.
+        the mean cross entropy of each segment, in nats, without graph, 0 where no target counts; and memories
+        without gradient, for the text that follows.
 
     Raises:
         ValueError: naming the argument, what it was and what it must be.
     """
-    _check_stream(model, x)
-    targets, ids = x[:, 1:], x.masked_fill(x == ignore_index, 0)
-    if mask is not None:
-        check_padding("mask", mask, *x.shape)
-        targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), ignore_index)
-    size = model.max_seq_len
-    parts = [slice(start, min(start + size, x.shape[1] - 1)) for start in range(0, x.shape[1] - 1, size)]
+    _check_stream(model, x, ignore_index)
+    targets = _targets(x, mask, ignore_index)
+    last, size = targets.shape[1], model.max_seq_len
+    parts = [slice(start, min(start + size, last)) for start in range(0, last, size)]
     counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
+    totals: dict[int, Tensor] = {}
 
     def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
         part = parts[number]
         real = None if mask is None else mask[:, part]
-        logits, left = model(ids[:, part], mask=real, mems=held, return_mems=True)
-        wanted = targets[:, part].flatten()
-        exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        total = F.cross_entropy(exact, wanted, ignore_index=ignore_index, reduction="sum")
-        return total / counts.sum().clamp(min=1), left
+        how = {"mask": real, "mems": held, "return_mems": True, "return_embeddings": True}
+        out, left, extra = _read(model, x[:, part].masked_fill(x[:, part] == ignore_index, 0), how)
+        if not torch.is_grad_enabled():
+            return None, left
+        total = _cross_entropy(model.to_logits(out), targets[:, part], ignore_index)
+        totals[number] = total.detach()
+        loss = total / counts.sum().clamp(min=1)
+        return loss if extra is None else loss + extra * (out.shape[1] / last), left
 
     slots, _ = model.slots.read(mems, len(x))
     start = mems if isinstance(mems, Memories) else Memories.of_slots(slots)
-    losses, left = replay(read, start, len(parts))
-    shares = torch.stack([loss for loss in losses if loss is not None])
-    return shares * counts.sum().clamp(min=1) / counts.clamp(min=1), left
+    _, left = replay(model, read, start, len(parts))
+    return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
+
+
+def _targets(x: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
+    """x[:, 1:], without those that do not count."""
+    if mask is None:
+        return x[:, 1:]
+    check_padding("mask", mask, *x.shape)
+    return x[:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), ignore_index)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """The sum over all that count, in fp32 or better."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    return F.cross_entropy(exact, targets.flatten(), ignore_index=ignore_index, reduction="sum")
+
+
+def _read(model: TransformerWrapper, ids: Tensor, how: dict[str, Any]) -> tuple[Tensor, Memories, Any]:
+    """Embeddings of a segment, what it leaves, and the sum of its auxiliary losses in training."""
+    if not (model.training and model.has_losses):
+        return *model(ids, **how), None
+    out, outputs = model(ids, return_losses=True, **how)
+    return out, outputs.mems, outputs.extra_loss
 
 
 def _check_source(model: Memformer, src: Tensor, src_mask: Any, tgt: Any, loss_fn: LossOf | None) -> None:
+    if not isinstance(model, Memformer):
+        raise ValueError(
+            f"`model` must be a Memformer, but is {type(model).__name__}; `train_segments` is for decoders"
+        )
     check_ids(src, model.encoder.num_tokens, "src")
     if src_mask is not None:
         check_padding("src_mask", src_mask, *src.shape)
     if model.decoder is None and tgt is not None:
         raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
-    if tgt is None and loss_fn is None:
+    empty = tgt is None or (isinstance(tgt, (list, tuple)) and all(one is None for one in tgt))
+    if empty and loss_fn is None:
         name = "loss_fn" if model.decoder is None else "tgt"
         raise ValueError(f"`{name}` must be given, as nothing else says what is to be learned")
+    if loss_fn is not None and not callable(loss_fn):
+        raise ValueError(
+            f"`loss_fn` must be a function of results and a segment's number, but is {loss_fn!r}"
+        )
 
 
-def _check_stream(model: TransformerWrapper, x: Tensor) -> None:
-    check_net(model)
+def _check_loss(loss: Any) -> Tensor | None:
+    if loss is None or (isinstance(loss, Tensor) and not loss.dim()):
+        return loss
+    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    raise ValueError(f"`loss_fn` must return one number as a tensor of shape [], or None, but gave {found}")
+
+
+def _check_stream(model: TransformerWrapper, x: Tensor, ignore_index: int) -> None:
+    check_net(model, "model")
     if not model.num_memory_slots:
         raise ValueError("`model` must have slots to learn through: build it with `num_memory_slots`")
-    if x.dim() != 2 or x.shape[1] < 2:
+    check_reach(model, "model")
+    check_tensor("x", x)
+    check_ids(x.masked_fill(x == ignore_index, 0), model.num_tokens)
+    if x.shape[1] < 2:
         raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
 
 
@@ -143,13 +192,11 @@ def _for_segments(name: str, parts: Parts, count: int) -> Sequence[Tensor | None
     """One for each segment; a tensor belongs to the last."""
     if parts is None or isinstance(parts, Tensor):
         return [*[None] * (count - 1), parts]
-    if len(parts) != count:
-        raise ValueError(
-            f"`{name}` must be one tensor, of the last segment, or a list with one or None for each of the "
-            f"{count} segments, but holds {len(parts)}"
-        )
+    wanted = f"one tensor, of the last segment, or a list with one or None for each of the {count} segments"
+    if not isinstance(parts, (list, tuple)):
+        raise ValueError(f"`{name}` must be {wanted}, but is {type(parts).__name__}")
+    strange = [type(part).__name__ for part in parts if part is not None and not isinstance(part, Tensor)]
+    if len(parts) != count or strange:
+        found = len(parts) if not strange else f"{len(parts)}, of {' and '.join(sorted(set(strange)))}"
+        raise ValueError(f"`{name}` must be {wanted}, but holds {found}")
     return parts
-
-
-def _loss(results: Results | EncOnlyResults, target: Tensor | None) -> Tensor | None:
-    return results.dec_out if isinstance(results, Results) and target is not None else None

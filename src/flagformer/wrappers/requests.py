@@ -59,20 +59,21 @@ def keeps_state(net: Any, asked: bool) -> bool:
     return asked and net.can_cache
 
 
-def check_net(net: nn.Module) -> None:
+def check_net(net: nn.Module, name: str = "net") -> None:
     layers = getattr(net, "attn_layers", None)
     if layers is None:
-        raise ValueError(f"`net` must be a TransformerWrapper, but is {type(net).__name__}")
+        raise ValueError(f"`{name}` must be a TransformerWrapper, but is {type(net).__name__}")
     if isinstance(getattr(net, "head", None), NoHead):
-        raise ValueError("`net` must give logits, but was built with `return_only_embed`; leave that out")
+        raise ValueError(f"`{name}` must give logits, but was built with `return_only_embed`; leave that out")
     logits = getattr(net, "logits_dim", net.num_tokens)
     if logits != net.num_tokens:
         raise ValueError(
-            f"`net` must give a logit for each of its {net.num_tokens} tokens, but `logits_dim` is {logits}"
+            f"`{name}` must give a logit for each of its {net.num_tokens} tokens, but `logits_dim` is "
+            f"{logits}"
         )
     if not layers.causal and not isinstance(layers, PrefixDecoder):
         raise ValueError(
-            f"`net` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
+            f"`{name}` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
             'use `Decoder`, or `"model": "decoder"`'
         )
 

@@ -39,6 +39,15 @@ def refuse_slots(count: int, layers: AttentionLayers, max_seq_len: int) -> None:
         raise FlagError(findings)
 
 
+def check_reach(model: Any, name: str) -> None:
+    """Memories of tokens go on beyond the first segment, and so must positions."""
+    if model.max_mem_len and model.absolute_positions:
+        raise ValueError(
+            f"`{name}` has learned positions for {model.max_seq_len} tokens, and segments go on beyond them "
+            "with `max_mem_len`: build it with relative ones such as `rotary_pos_emb=True`"
+        )
+
+
 def check_session(model: Any, length: Any) -> None:
     """A decode state holds one segment of a model with slots."""
     if model.slots.count and isinstance(length, int) and length > model.max_seq_len:

@@ -12,7 +12,7 @@ from flagformer.flow import Layout, Memories
 from flagformer.generation import evaluating
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.segments import Past, leave
+from flagformer.wrappers.segments import Past, check_reach, leave
 from flagformer.wrappers.storage import load_tensors, save_tensors
 
 FILE = "stream.safetensors"
@@ -152,8 +152,4 @@ def _check_model(model: Any) -> None:
         raise ValueError("a stream needs causal layers, but these see later tokens")
     if not model.max_seq_len:
         raise ValueError("a stream needs segments of a length, but the model's `max_seq_len` is 0")
-    if model.max_mem_len and model.absolute_positions:
-        raise ValueError(
-            f"this model has learned positions for {model.max_seq_len} tokens, and `max_mem_len` goes on "
-            "beyond them: build it with relative ones such as `rotary_pos_emb=True`"
-        )
+    check_reach(model, "model")

@@ -20,6 +20,7 @@ from flagformer.generation import (
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.requests import check_net, check_pad, check_request, side_of
+from flagformer.wrappers.segments import check_reach
 
 Mems = Memories | Sequence[Tensor]
 
@@ -47,11 +48,7 @@ class XLAutoregressiveWrapper(nn.Module):
             )
         if not self.net.max_seq_len:
             raise ValueError("`net` must say how long a segment is, but its `max_seq_len` is 0")
-        if tokens and self.net.absolute_positions:
-            raise ValueError(
-                f"`net` has learned positions for {self.net.max_seq_len} tokens, and segments go on beyond "
-                "them: build it with relative ones such as `rotary_pos_emb=True`"
-            )
+        check_reach(self.net, "net")
         check_pad(self.net, pad_value)
         self.ignore_index, self.pad_value = ignore_index, pad_value
         self.training = net.training

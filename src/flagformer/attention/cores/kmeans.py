@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,17 @@ class KMeans(nn.Module):
         moved = kmeans_step(Centroids(self.means, self.sums, self.counts), seen, self.decay)
         for buffer, value in zip((self.means, self.sums, self.counts), moved):
             buffer.copy_(value)
+
+
+@contextmanager
+def uncounted(model: nn.Module) -> Iterator[None]:
+    """Training forwards that gather nothing, as the same tokens are read again behind them."""
+    held = {module: module.pending for module in model.modules() if isinstance(module, KMeans)}
+    try:
+        yield
+    finally:
+        for module, pending in held.items():
+            module.pending = pending
 
 
 def _of_all_ranks(seen: Seen) -> Seen:
