@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.unit import unit_length
 
 FARTHEST = 2.0  # beyond any cosine: nothing was seen
+NONE = 1e-12  # a shorter vector has no direction
 
 
 def cosines(vectors: Tensor, means: Tensor) -> Tensor:
@@ -32,6 +35,43 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """
     best, first = cosines(vectors, means).max(dim=-1)  # torch says the first of equal ones
     return first, best
+
+
+class _Apart(torch.autograd.Function):
+    """`mean_square_apart`: nothing of [B, H, T, K] is made before the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, units: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor
+    ) -> Tensor:
+        real = clusters < means.shape[1]
+        count = real.sum().clamp(min=1) * x.shape[3]
+        ctx.save_for_backward(x, units, clusters, cosines, means, count)
+        # both are of length one
+        return (2 - 2 * cosines).clamp(min=0).masked_fill(~real, 0.0).sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, units, clusters, cosines, means, count = ctx.saved_tensors
+        ends = F.pad(means, (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
+        heads = torch.arange(len(ends), device=x.device)[:, None] * ends.shape[1]
+        near = ends.flatten(0, 1).index_select(0, (clusters + heads).flatten()).view_as(x)
+        lengths = x.norm(dim=-1, keepdim=True).clamp(min=NONE)
+        factor = (-2 * grad / count / lengths).masked_fill(clusters[..., None] >= means.shape[1], 0.0)
+        return near.addcmul(units, cosines[..., None], value=-1).mul_(factor), None, None, None, None
+
+
+def mean_square_apart(x: Tensor, units: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor) -> Tensor:
+    """The mean square of what parts the directions of x from their centroids; over real tokens and numbers.
+
+    Args:
+        x: [B, H, T, K]; `units` are its directions.
+        clusters, cosines: [B, H, T], which centroid is each one's, C for nobody's, and how near.
+        means: [H, C, K] of unit length.
+    """
+    loss: Tensor = _Apart.apply(x, units, clusters, cosines, means)
+    return loss
 
 
 class Seen(NamedTuple):

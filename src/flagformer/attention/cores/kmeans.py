@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, nearest
+from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
 from flagformer.ops.unit import unit_length
 
 
@@ -65,16 +64,13 @@ class KMeans(nn.Module):
         seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
         self.pending = seen if self.pending is None else self.pending.join(seen)
 
-    def loss(self, vectors: Tensor, clusters: Tensor) -> Tensor:
-        """The mean square of what parts vectors [B, H, T, K] from their centroids, times `commitment`.
+    def loss(self, x: Tensor, units: Tensor, clusters: Tensor, cosines: Tensor) -> Tensor:
+        """The mean square of what parts x [B, H, T, K] of unit length from its centroids, times `commitment`.
 
         The mean is over real tokens and the K numbers of a vector, as in the published code.
         """
-        ends = F.pad(self.means.to(vectors.dtype), (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
-        heads = torch.arange(len(ends), device=ends.device)[:, None]
-        real = clusters < self.count
-        squares = (vectors - ends[heads, clusters]).square().mean(dim=-1).masked_fill(~real, 0.0)
-        return self.commitment * squares.sum() / real.sum().clamp(min=1)
+        means = self.means.to(units.dtype)
+        return self.commitment * mean_square_apart(x, units, clusters, cosines, means)
 
     @torch.no_grad()
     def commit(self) -> None:

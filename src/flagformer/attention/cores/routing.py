@@ -100,7 +100,11 @@ class Routing(Core):
         assert kv.content is not None
         heads, terms = len(self.kmeans.means), side.terms[kv.window]
         of_queries, of_keys = [
-            picks(self.kmeans.cosines(_units(content, heads)), self.window, _groups(layout))
+            picks(
+                self.kmeans.cosines(unit_length(_of_heads(content.detach(), heads))),
+                self.window,
+                _groups(layout),
+            )
             for content, layout in zip(kv.content, (terms.queries, terms.keys))
         ]
         few = Few(
@@ -150,7 +154,7 @@ class Routing(Core):
 
     def _stretches(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
         """The same as `_chunks`, without copies of keys that queries share."""
-        terms, heads, kind = side.terms[kv.window], q.shape[1], wide(q.dtype)
+        terms, kind = side.terms[kv.window], wide(q.dtype)
         stretches = stretches_of(
             Tokens(queries, terms.queries.places()),
             Tokens(keys, terms.keys.places()),
@@ -159,8 +163,7 @@ class Routing(Core):
             terms.before,
             kv.tied,
         )
-        k, v = (repeat_groups(x, heads).to(kind) for x in (kv.k, kv.v))
-        return attend_sorted(q.to(kind), k, v, self.path.scale, stretches).to(q.dtype)
+        return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, stretches).to(q.dtype)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
@@ -174,20 +177,22 @@ class Routing(Core):
         contents = (queries,) if kv.tied else (queries, keys[:, :, memories:])
         found = []
         for content in contents:
-            vectors = _units(content, heads)
-            clusters, cosines = self.kmeans.clusters(vectors.detach(), padding)
+            vectors = _of_heads(content, heads)
+            units = unit_length(vectors.detach())
+            clusters, cosines = self.kmeans.clusters(units, padding)
             if self.training and side.state is None:
                 if not side.replay:
-                    self.kmeans.observe(vectors.detach(), clusters, cosines)
+                    self.kmeans.observe(units, clusters, cosines)
                 if self.kmeans.commitment:
-                    side.tape.add_loss(LOSS, self.kmeans.loss(vectors, clusters) / len(contents))
+                    loss = self.kmeans.loss(vectors, units, clusters, cosines)
+                    side.tape.add_loss(LOSS, loss / len(contents))
             found.append(clusters)
         if not memories:
             return found[0], found[-1]
         assert side.keys is not None
         earlier = side.keys.padding
-        vectors = _units(keys[:, :, :memories], heads)
-        clusters, _ = self.kmeans.clusters(vectors, None if earlier is None else earlier[:, :memories])
+        units = unit_length(_of_heads(keys[:, :, :memories].detach(), heads))
+        clusters, _ = self.kmeans.clusters(units, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)
 
     def _chunks(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
@@ -243,9 +248,9 @@ class Routing(Core):
         return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
 
 
-def _units(x: Tensor, heads: int) -> Tensor:
-    """[B, G, S, K] -> unit length [B, H, S, K], in fp32 at least."""
-    return unit_length(repeat_groups(x.to(wide(x.dtype)), heads))
+def _of_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, G, S, K] -> [B, H, S, K], in fp32 at least."""
+    return repeat_groups(x.to(wide(x.dtype)), heads)
 
 
 def _groups(layout: Layout) -> list[Tensor | None]:
