@@ -1,14 +1,14 @@
 """Attention to stretches of keys in the order of clusters, without scores of what never meets.
 
-Queries and keys are sorted by cluster and time. What a query meets is then a stretch of the sorted keys;
-its ends never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches
-are about as long, of whatever head, are served together: few large products, for eager execution on CPU.
+Queries and keys are sorted by cluster and time. What a query meets is then a stretch of sorted keys whose ends
+never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches are
+about as long, of whatever head, are served together: few large products, for eager execution on CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -44,127 +44,101 @@ class _Batch(NamedTuple):
     """I blocks of g queries, each against a stretch of s keys.
 
     Attributes:
-        size: g.
-        queries: which of all queries in the order of batches these are.
-        keys: [I * s] long, of all keys in order.
-        own: [I * g] long, the queries' own keys, of all keys in order.
+        queries: [I, g] long, numbers of queries in B * H * T.
+        keys, own: [I, s] and [I, g] long, numbers of keys in B * H * S; own are the queries' own.
         middle, half: [I, g, 1], of each query's stretch, counted in the s keys: those no farther from its
             middle than half its length are met; half is negative where none is.
     """
 
-    size: int
-    queries: slice
+    queries: Tensor
     keys: Tensor
     own: Tensor
     middle: Tensor
     half: Tensor
 
-    def of_queries(self, x: Tensor) -> Tensor:
-        return x[self.queries].unflatten(0, (-1, self.size))
 
-    def of_keys(self, x: Tensor) -> Tensor:
-        return x.index_select(0, self.keys).unflatten(0, (len(self.middle), -1))
-
-    def of_own(self, x: Tensor) -> Tensor:
-        return x.index_select(0, self.own).unflatten(0, (-1, self.size))
-
-
-class _Order(NamedTuple):
-    """In which order queries and keys are served.
-
-    Attributes:
-        queries: [B * H * T] long, of each query its number in B * H * T.
-        keys: [B * H * S] long, likewise.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    batches: list[_Batch]
-
-
-def _order(stretches: Stretches, kind: torch.dtype) -> _Order:
-    """All blocks, the longest stretches first; last blocks of fewer queries apart from the others."""
-    keys = _numbers(stretches.by_key)
-    places = _inverse(keys).view_as(stretches.by_key)
-    own = places[:, :, stretches.own :].gather(2, stretches.by_query)
-    numbers = _numbers(stretches.by_query).view_as(own)
-    # of all rows and heads, one behind the other
-    ahead = _along(stretches.by_key)
-    ends = stretches.low + ahead, stretches.high + ahead
-    length, queries, batches = own.shape[2], [], []
+def _batches(stretches: Stretches, kind: torch.dtype) -> Iterator[_Batch]:
+    """All blocks, the longest stretches first; a last block of fewer queries apart from the others."""
+    ahead = _ahead(stretches.by_query, stretches.by_query), _ahead(stretches.by_query, stretches.by_key)
+    parts = (
+        stretches.by_query + ahead[0],
+        stretches.by_query + stretches.own + ahead[1],
+        stretches.low + ahead[1],
+        stretches.high + ahead[1],
+    )
+    by_key = (stretches.by_key + ahead[1]).flatten()
+    length = stretches.low.shape[2]
     whole = length - length % BLOCK
     for first, last in ((0, whole), (whole, length)):
         if first < last:
-            size = min(BLOCK, last - first)
-            low, high, of_own, of_part = (
-                part[:, :, first:last].reshape(-1, size) for part in (*ends, own, numbers)
-            )
-            spans = (high[:, -1] - low[:, 0]).sort(descending=True)
-            queries.append(of_part[spans.indices].flatten())
-            begin = 0 if not batches else batches[-1].queries.stop
-            sorted_parts = (part[spans.indices] for part in (low, high, of_own))
-            batches += _batches(*sorted_parts, spans.values.tolist(), begin, len(keys), kind)
-    return _Order(torch.cat(queries), keys, batches)
+            of_size = [part[:, :, first:last].reshape(-1, min(BLOCK, last - first)) for part in parts]
+            yield from _of_size(of_size, by_key, kind)
 
 
-def _batches(
-    low: Tensor, high: Tensor, own: Tensor, spans: list[int], begin: int, total: int, kind: torch.dtype
-) -> Iterator[_Batch]:
-    """Of blocks [N, g] in order, behind `begin` queries of other blocks; there are `total` keys."""
-    size, first = low.shape[1], 0
-    while first < len(spans):
-        longest = max(spans[first], 1)
-        last = min(first + max(SCORES // (size * longest), 1), len(spans))
+def _ahead(queries: Tensor, of: Tensor) -> Tensor:
+    """[B, H, 1]: how many of `of` [B, H, n] stand in the rows and heads before."""
+    batch, heads, length = of.shape
+    return torch.arange(0, batch * heads * length, length, device=queries.device).view(batch, heads, 1)
+
+
+def _of_size(parts: list[Tensor], by_key: Tensor, kind: torch.dtype) -> Iterator[_Batch]:
+    """Of blocks [N, g] of queries, their own keys and both ends of their stretches."""
+    spans, order = (parts[3][:, -1] - parts[2][:, 0]).sort(descending=True)
+    queries, own, low, high = (part.index_select(0, order) for part in parts)
+    lengths, first = spans.tolist(), 0
+    while first < len(lengths):
+        longest = max(lengths[first], 1)
+        last = first + max(SCORES // (low.shape[1] * longest), 1)
         start = low[first:last, :1]
-        keys = (start + torch.arange(longest, device=low.device)).clamp_(max=total - 1)
+        places = (start + torch.arange(longest, device=low.device)).clamp_(max=len(by_key) - 1)
         begins, ends = ((part[first:last] - start)[..., None].to(kind) for part in (low, high))
         yield _Batch(
-            size,
-            slice(begin + first * size, begin + last * size),
-            keys.flatten(),
-            own[first:last].flatten(),
+            queries[first:last],
+            by_key[places],
+            own[first:last],
             (begins + ends - 1) / 2,
             (ends - begins - 1) / 2,
         )
         first = last
 
 
-def _along(order: Tensor) -> Tensor:
-    """[B, H, 1]: how many stand in the rows and heads before, for an order [B, H, n]."""
-    batch, heads, length = order.shape
-    return torch.arange(0, batch * heads * length, length, device=order.device).view(batch, heads, 1)
+class _Rows(NamedTuple):
+    """The vectors of a tensor, read and written by their number wherever they lie in memory.
 
+    Attributes:
+        rows: [R, K].
+        where: [B * H * n] long, the row of each vector.
+    """
 
-def _numbers(order: Tensor) -> Tensor:
-    """An order [B, H, n] of n -> one [B * H * n] of all."""
-    return (order + _along(order)).flatten()
+    rows: Tensor
+    where: Tensor
 
+    @staticmethod
+    def of(x: Tensor, heads: int) -> _Rows:
+        """Of x [B, G, n, K]; a group serves H / G heads."""
+        width, share = x.shape[3], heads // x.shape[1]
+        if x.stride(3) != 1 or any(step % width for step in x.stride()[:3]):
+            x = x.contiguous()
+        row, head, place = (step // width for step in x.stride()[:3])
+        of_row, of_head, of_place = (
+            torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2])
+        )
+        where = (of_row * row)[:, None, None] + (of_head // share * head)[:, None] + of_place * place
+        rows = x.as_strided((int(where[-1, -1, -1]) + 1, width), (width, 1))
+        return _Rows(rows, where.flatten())
 
-def _inverse(order: Tensor) -> Tensor:
-    """Where each stands in an order."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    def index(self, numbers: Tensor) -> Tensor:
+        return self.where.index_select(0, numbers.flatten())
 
+    def at(self, numbers: Tensor) -> Tensor:
+        """[I, n] -> [I, n, K]."""
+        return self.rows.index_select(0, self.index(numbers)).view(*numbers.shape, -1)
 
-def _ordered(x: Tensor, order: Tensor, heads: int) -> Tensor:
-    """[B, G, n, K] -> [B * H * n, K]; a group serves H / G heads. Reads rows wherever they lie."""
-    width, share = x.shape[3], heads // x.shape[1]
-    if x.stride(3) != 1 or any(step % width for step in x.stride()[:3]):
-        x = x.contiguous()
-    spans = [torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2])]
-    steps = [step // width for step in x.stride()[:3]]
-    row, head, place = spans[0] * steps[0], spans[1] // share * steps[1], spans[2] * steps[2]
-    rows = (row[:, None, None] + head[:, None] + place).flatten()
-    count = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps))
-    return x.as_strided((count, width), (width, 1)).index_select(0, rows.index_select(0, order))
+    def put(self, numbers: Tensor, x: Tensor) -> None:
+        self.rows.index_copy_(0, self.index(numbers), x.flatten(0, 1))
 
-
-def _put_back(x: Tensor, order: Tensor, batch: int, groups: int, heads: int) -> Tensor:
-    """[B * H * n, K] -> [B, G, n, K], sums over the heads of a group; heads of a token lie side by side."""
-    rows = _inverse(order).view(batch, heads, -1).transpose(1, 2)  # [B, n, H]
-    found = x.index_select(0, rows.flatten()).view(*rows.shape, -1)
-    if groups < heads:
-        found = found.unflatten(2, (groups, -1)).sum(dim=3)
-    return found.transpose(1, 2)
+    def add(self, numbers: Tensor, x: Tensor) -> None:
+        self.rows.index_add_(0, self.index(numbers), x.flatten(0, 1))
 
 
 class _Asked(NamedTuple):
@@ -177,8 +151,8 @@ class _Asked(NamedTuple):
     own: Tensor  # [I, g, 1], the score of a query's own key
 
 
-def _ask(batch: _Batch, all_q: Tensor, all_k: Tensor, alone: bool) -> _Asked:
-    q, k, own_k = batch.of_queries(all_q), batch.of_keys(all_k), batch.of_own(all_k)
+def _ask(batch: _Batch, of_q: _Rows, of_k: _Rows, scale: float, alone: bool) -> _Asked:
+    q, k, own_k = of_q.at(batch.queries).mul_(scale * BITS), of_k.at(batch.keys), of_k.at(batch.own)
     numbers = torch.arange(k.shape[1], device=q.device, dtype=q.dtype)
     # numbers in place of truth values: comparing and filling take several times as long
     beyond = (numbers - batch.middle).abs_().sub_(batch.half).clamp_(min=0)
@@ -192,53 +166,52 @@ def _ask(batch: _Batch, all_q: Tensor, all_k: Tensor, alone: bool) -> _Asked:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:
-        order, heads = _order(stretches, q.dtype), q.shape[1]
-        all_q = _ordered(q, order.queries, heads).mul_(scale * BITS)
-        all_k, all_v = _ordered(k, order.keys, heads), _ordered(v, order.keys, heads)
-        out, sums = all_v.new_empty(len(all_q), v.shape[3]), all_q.new_empty(len(all_q), 1)
-        for batch in order.batches:
-            asked = _ask(batch, all_q, all_k, stretches.alone)
+        out = _beside(q.new_empty, (*q.shape[:3], v.shape[3]))
+        of_q, of_k, of_v, of_out = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out))
+        batches, sums = list(_batches(stretches, q.dtype)), []
+        for batch in batches:
+            asked = _ask(batch, of_q, of_k, scale, stretches.alone)
             top = torch.maximum(asked.scores.amax(dim=2, keepdim=True), asked.own)
             weights, own = asked.scores.sub_(top).exp2_(), asked.own.sub_(top).exp2_()
             total = weights.sum(dim=2, keepdim=True).add_(own)
-            part = torch.bmm(weights, batch.of_keys(all_v), out=batch.of_queries(out))
-            part.addcmul_(own, batch.of_own(all_v)).div_(total)
-            batch.of_queries(sums).copy_(total.log2_().add_(top))
-        ctx.save_for_backward(all_q, all_k, all_v, out, sums)
-        ctx.order, ctx.scale, ctx.alone, ctx.shapes = (
-            order,
-            scale,
-            stretches.alone,
-            (q.shape, k.shape, v.shape),
-        )
-        return _put_back(out, order.queries, len(q), heads, heads)
+            part = torch.bmm(weights, of_v.at(batch.keys))
+            of_out.put(batch.queries, part.addcmul_(own, of_v.at(batch.own)).div_(total))
+            sums.append(total.log2_().add_(top))
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.scale, ctx.alone, ctx.batches = scale, stretches.alone, batches
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        all_q, all_k, all_v, out, sums = ctx.saved_tensors
-        rows, heads = ctx.shapes[0][:2]
-        of_out = _ordered(grad, ctx.order.queries, heads)
-        shared = (of_out * out).sum(dim=1, keepdim=True)
-        of_q, of_k, of_v = torch.empty_like(all_q), torch.zeros_like(all_k), torch.zeros_like(all_v)
-        for batch in ctx.order.batches:
-            asked = _ask(batch, all_q, all_k, ctx.alone)
-            log_sum, less, of_part = (batch.of_queries(x) for x in (sums, shared, of_out))
+        q, k, v, out, *sums = ctx.saved_tensors
+        grads = [
+            _beside(make, x.shape) for make, x in zip((q.new_empty, k.new_zeros, v.new_zeros), (q, k, v))
+        ]
+        of_q, of_k, of_v, of_out, of_grad = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out, grad))
+        to_q, to_k, to_v = (_Rows.of(x, q.shape[1]) for x in grads)
+        for batch, log_sum in zip(ctx.batches, sums):
+            asked = _ask(batch, of_q, of_k, ctx.scale, ctx.alone)
             weights, own = asked.scores.sub_(log_sum).exp2_(), asked.own.sub_(log_sum).exp2_()
-            of_v.index_add_(0, batch.keys, torch.bmm(weights.mT, of_part).flatten(0, 1))
-            of_v.index_add_(0, batch.own, (own * of_part).flatten(0, 1))
-            of_scores = torch.bmm(of_part, batch.of_keys(all_v).mT).sub_(less).mul_(weights)
-            of_own = (of_part * batch.of_own(all_v)).sum(dim=2, keepdim=True).sub_(less).mul_(own)
-            of_k.index_add_(0, batch.keys, torch.bmm(of_scores.mT, asked.q).flatten(0, 1))
-            of_k.index_add_(0, batch.own, (of_own * asked.q).flatten(0, 1))
-            of_query = torch.bmm(of_scores, asked.k, out=batch.of_queries(of_q))
-            of_query.addcmul_(of_own, asked.own_k)
-        orders = ctx.order.queries, ctx.order.keys, ctx.order.keys
-        found = of_q.mul_(ctx.scale), of_k.mul_(1 / BITS), of_v
-        grads = (
-            _put_back(x, order, rows, shape[1], heads) for x, order, shape in zip(found, orders, ctx.shapes)
-        )
+            of_part = of_grad.at(batch.queries)
+            shared = of_out.at(batch.queries).mul_(of_part).sum(dim=2, keepdim=True)
+            to_v.add(batch.keys, torch.bmm(weights.mT, of_part))
+            to_v.add(batch.own, own * of_part)
+            of_scores = torch.bmm(of_part, of_v.at(batch.keys).mT).sub_(shared).mul_(weights)
+            of_own = of_v.at(batch.own).mul_(of_part).sum(dim=2, keepdim=True).sub_(shared).mul_(own)
+            # the logarithms that q makes are to base 2, those of the softmax to base e
+            q_of = asked.q.mul_(1 / BITS)
+            to_k.add(batch.keys, torch.bmm(of_scores.mT, q_of))
+            to_k.add(batch.own, of_own * q_of)
+            of_query = torch.bmm(of_scores, asked.k).addcmul_(of_own, asked.own_k)
+            to_q.put(batch.queries, of_query.mul_(ctx.scale))
         return *grads, None, None
+
+
+def _beside(make: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """[B, H, T, K] such that the heads of a token lie side by side, as what comes next reads them."""
+    batch, heads, length, width = shape
+    return make((batch, length, heads, width)).transpose(1, 2)
 
 
 def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:

@@ -64,13 +64,13 @@ class KMeans(nn.Module):
         seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
         self.pending = seen if self.pending is None else self.pending.join(seen)
 
-    def loss(self, x: Tensor, units: Tensor, clusters: Tensor, cosines: Tensor) -> Tensor:
+    def loss(self, x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor) -> Tensor:
         """The mean square of what parts x [B, H, T, K] of unit length from its centroids, times `commitment`.
 
         The mean is over real tokens and the K numbers of a vector, as in the published code.
         """
-        means = self.means.to(units.dtype)
-        return self.commitment * mean_square_apart(x, units, clusters, cosines, means)
+        means = self.means.to(x.dtype)
+        return self.commitment * mean_square_apart(x, lengths, clusters, cosines, means)
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -21,7 +21,7 @@ from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
 from flagformer.ops.picks import mean_of_picks, picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
-from flagformer.ops.unit import unit_length
+from flagformer.ops.unit import unit_and_length, unit_length
 
 LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
 LOSS = "kmeans.commitment"  # its name on the tape
@@ -178,13 +178,13 @@ class Routing(Core):
         found = []
         for content in contents:
             vectors = _of_heads(content, heads)
-            units = unit_length(vectors.detach())
+            units, lengths = unit_and_length(vectors.detach())
             clusters, cosines = self.kmeans.clusters(units, padding)
             if self.training and side.state is None:
                 if not side.replay:
                     self.kmeans.observe(units, clusters, cosines)
                 if self.kmeans.commitment:
-                    loss = self.kmeans.loss(vectors, units, clusters, cosines)
+                    loss = self.kmeans.loss(vectors, lengths, clusters, cosines)
                     side.tape.add_loss(LOSS, loss / len(contents))
             found.append(clusters)
         if not memories:
