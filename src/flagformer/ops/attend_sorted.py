@@ -1,8 +1,9 @@
 """Attention to stretches of keys in the order of clusters, without scores of what never meets.
 
-Queries and keys are sorted by cluster and time. What a query meets is then a stretch of sorted keys whose ends
-never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches are
-about as long, of whatever head, are served together: few large products, for eager execution on CPU.
+Queries and keys are sorted by cluster and time. What a query meets is then a stretch of sorted keys whose
+ends never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches
+are about as long are served together: few large products, for eager execution on CPU. Vectors are read and
+written where they lie.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 32  # queries; larger ones meet more that is none of theirs
+BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
 SCORES = 1 << 17  # of the blocks served together, which stay in a core's cache
 FAR = 1e30  # taken off a score for each key beyond a query's stretch
 BITS = math.log2(math.e)  # weights are powers of two: exp takes fifty times as long where it gives zero

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
-from flagformer.ops.unit import unit_length
+from flagformer.ops.unit import unit_and_length, unit_length
+
+LOSS = "kmeans.commitment"  # its name on the tape
+Decay = Annotated[
+    float, Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", least=0, below=1)
+]
+Commitment = Annotated[
+    float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
+]
 
 
 class KMeans(nn.Module):
@@ -58,6 +67,22 @@ class KMeans(nn.Module):
         if padding is not None:
             clusters = clusters.masked_fill(~padding[:, None], self.count)
         return clusters, cosines
+
+    def read(
+        self, x: Tensor, padding: Tensor | None, counts: bool, draws: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clusters [B, H, T] of x [B, H, T, K], and the loss that draws them there.
+
+        Args:
+            counts: whether these are tokens that have not been gathered.
+            draws: whether there is a loss.
+        """
+        units, lengths = unit_and_length(x.detach())
+        clusters, cosines = self.clusters(units, padding)
+        if counts:
+            self.observe(units, clusters, cosines)
+        loss = self.loss(x, lengths, clusters, cosines) if draws and self.commitment else None
+        return clusters, loss
 
     def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
         """Gathers what the tokens of a forward say."""
