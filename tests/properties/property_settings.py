@@ -62,7 +62,14 @@ OTHER_INPUTS = {
 CROSS = {"cross_attend": True}
 WITH = {
     **dict.fromkeys(
-        ("cross_attn_dim_context", "memory_update", "num_mem_updates", "mem_update_attn_heads"), CROSS
+        (
+            "cross_attn_dim_context",
+            "memory_update",
+            "num_mem_updates",
+            "mem_update_attn_heads",
+            "context_window_size",
+        ),
+        CROSS,
     ),
     "memory_temperature": {**CROSS, "memory_update": "bmn"},
     # windows that end within the test's lengths

@@ -256,3 +256,18 @@ def test_flags_of_halves_are_named_as_typed():
     assert "`enc_dim_head` must be at least 1" in refused(make, **{**PAIR, "enc_dim_head": 0})
     text = refused(make, **{**PAIR, "enc_dim_head": 0}, dec_use_rezero=True, bogus=1)
     assert text.startswith("3 flags")
+    assert "did you mean `dec_n_local_attn_heads`?" in refused(make, **PAIR, dec_n_local_atn_heads=1)
+
+
+def test_windows_beyond_the_row_and_contexts_of_another_width():
+    """A window larger than the row sees all there is; a context must be as wide as is read."""
+    short = ids(length=3)
+    with torch.no_grad():
+        wide = lm(causal=True, window_size=32, n_local_attn_heads=2).eval()
+        state = wide.net.init_state(2, 3)
+        steps = [wide.net(short[:, at : at + 1], state=state) for at in range(3)]
+        assert torch.allclose(torch.cat(steps, dim=1), wide(short)[0], atol=1e-5)
+    model = lm(causal=True, receives_context=True, context_window_size=8)
+    with pytest.raises(ValueError, match=r"`context` must have shape \[2, S, 16\], but has \[2, 5, 12\]"):
+        model(short, context=torch.randn(2, 5, 12))
+    assert model(short, context=torch.randn(2, 5, 16))[0].shape == (2, 3, 23), "fewer than a window"
