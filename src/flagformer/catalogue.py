@@ -5,6 +5,7 @@ from __future__ import annotations
 from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
 from flagformer.attention.cores.local import LocalHeads, NoLocal
+from flagformer.attention.cores.routed_context import RoutedContext
 from flagformer.attention.cores.routing import Routing
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.tensor_product import TensorProduct
@@ -14,7 +15,7 @@ from flagformer.attention.kernels.sdpa import SDPA, FusedBias
 from flagformer.attention.key_values.seats import LearnedMemory, NullKV
 from flagformer.attention.output.project import AttentionOnAttention, Project
 from flagformer.attention.past.recent import RecentPast, WholePast
-from flagformer.attention.projection.heads import Grouped, MultiHead, MultiQuery, SharedQK
+from flagformer.attention.projection.heads import ContextSharedQK, Grouped, MultiHead, MultiQuery, SharedQK
 from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.turned import TurnedValues
@@ -81,7 +82,7 @@ CATALOGUE.fill(
         NoRotation, Rotary, XPos,
         NoBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, TurnedValues,
-        MultiHead, Grouped, MultiQuery, SharedQK,
+        MultiHead, Grouped, MultiQuery, SharedQK, ContextSharedQK,
         Plain, Cosine, RMS,
         WholePast, RecentPast,
         LearnedMemory, NullKV,
@@ -90,7 +91,7 @@ CATALOGUE.fill(
         TalkingWeights,
         TensorProduct, HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,
-        DenseCore, CarriedScores, CarriedCrossScores, Routing,
+        DenseCore, CarriedScores, CarriedCrossScores, Routing, RoutedContext,
         NoLocal, LocalHeads,
         # the fastest kernel first: the first that serves every filled slot is taken
         SDPA, FusedBias, Einsum,

@@ -67,20 +67,21 @@ def carried(theirs, ours):
     found = {
         "token_emb.weight": state["token_emb.weight"],
         "attn_layers.final_norm.gain": state["norm.weight"],
-        "head.project.weight": state["out.weight"],
     }
+    if "out.weight" in state:
+        found["head.project.weight"] = state["out.weight"]
     for index, block in enumerate(theirs.routing_transformer.layers.layers):
         attention, feedforward = block
         here = f"attn_layers.sublayers.{2 * index}"
         own = attention.fn
-        parts = [own.to_q.weight, *([] if own.shared_qk else [own.to_k.weight]), own.to_v.weight]
-        name = "to_qv" if own.shared_qk else "to_qkv"
         found |= {
             f"{here}.in_norm.gain": attention.norm.weight,
-            f"{here}.fn.source.projection.{name}.weight": torch.cat(parts),
             f"{here}.fn.core.kmeans.means": own.global_attn.kmeans.means,
             f"{here}.fn.to_out.weight": own.to_out.weight,
-        }
+        } | {f"{here}.fn.source.projection.{name}.weight": part for name, part in projected(own).items()}
+        if own.global_attn.num_mem_kv:
+            found |= {f"{here}.fn.core.memory.k": own.global_attn.mem_key}
+            found |= {f"{here}.fn.core.memory.v": own.global_attn.mem_value}
         here = f"attn_layers.sublayers.{2 * index + 1}"
         dense = feedforward.fn.fn
         found |= {f"{here}.in_norm.gain": feedforward.norm.weight}
@@ -89,35 +90,96 @@ def carried(theirs, ours):
             for ours_, theirs_ in (("inner", "w1"), ("outer", "w2"))
             for part in ("weight", "bias")
         }
-    return found
+    missing = ours.load_state_dict(found, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.endswith(("sums", "counts")) for name in missing.missing_keys)
+
+
+def projected(attention):
+    """name -> weights of queries, keys and values, as ours join them."""
+    q, v = attention.to_q.weight, attention.to_v.weight
+    if attention.shared_qk:
+        return {"to_qv": torch.cat([q, v])}
+    if attention.receives_context:
+        return {"to_q": q, "to_kv": torch.cat([attention.to_k.weight, v])}
+    return {"to_qkv": torch.cat([q, attention.to_k.weight, v])}
+
+
+OURS = {
+    "num_tokens": 64, "dim": 32, "depth": 2, "max_seq_len": 32, "heads": 4, "attn_dim_head": 8,
+    "window_size": 8, "num_clusters": 4, "use_abs_pos_emb": False,
+}  # fmt: skip
+
+
+def built(**flags):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return flagformer.build({**OURS, **flags}).train()
+
+
+def rows(length=32):
+    """No token twice: which of two equal ones a centroid picks is torch's choice in the package."""
+    return torch.stack([torch.randperm(64)[:length] for _ in range(2)])
 
 
 @pytest.mark.parametrize(
-    "flags", [{"causal": True}, {"causal": False}, {"causal": False, "shared_qk": True}], ids=str
+    "flags",
+    [
+        {"causal": True},
+        {"causal": False},
+        {"causal": False, "shared_qk": True},
+        {"causal": True, "num_mem_kv": 2},
+        {"causal": True, "shared_qk": False, "num_mem_kv": 1},
+        {"causal": False, "num_mem_kv": 3},
+    ],
+    ids=str,
 )
 def test_a_language_model_is_that_of_the_package(peer, flags):
     torch.manual_seed(0)
     theirs = peer.RoutingTransformerLM(**SIZES, **flags, _register_kmeans_update=False)
     stirred(theirs).train()
     causal = flags["causal"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        ours = flagformer.build(
-            {
-                "model": "decoder" if causal else "encoder", "num_tokens": 64, "dim": 32, "depth": 2,
-                "max_seq_len": 32, "heads": 4, "attn_dim_head": 8, "window_size": 8, "num_clusters": 4,
-                "use_abs_pos_emb": False, "shared_qk": causal or flags.get("shared_qk", False),
-                "routing_selection": "leaky" if causal else "topk",
-            }
-        ).train()  # fmt: skip
-    found = carried(theirs, ours)
-    missing = ours.load_state_dict(found, strict=False)
-    assert not missing.unexpected_keys
-    assert all(name.endswith(("sums", "counts")) for name in missing.missing_keys)
-    # no token twice: which of two equal ones a centroid picks is torch's choice in the package
-    ids = torch.stack([torch.randperm(64)[:32] for _ in range(2)])
+    ours = built(
+        model="decoder" if causal else "encoder",
+        shared_qk=flags.get("shared_qk", causal),
+        routing_selection="leaky" if causal else "topk",
+        cluster_num_mem_kv=flags.get("num_mem_kv", 0),
+    )
+    carried(theirs, ours)
+    ids = rows()
     want, loss = theirs(ids)
     got, outputs = ours(ids, return_losses=True)
     torch.testing.assert_close(got, want, rtol=0, atol=EXACT)
     torch.testing.assert_close(outputs.extra_loss, loss.squeeze(), rtol=0, atol=EXACT)
     assert any(isinstance(module, KMeans) for module in ours.modules())
+
+
+@pytest.mark.parametrize("memories", [0, 2])
+def test_an_encoder_decoder_is_that_of_the_package(peer, memories):
+    """Routed cross-attention, over a source that is longer than the target; logits and both losses."""
+    torch.manual_seed(0)
+    halves = {
+        f"{half}_{name}": value for half in ("enc", "dec") for name, value in SIZES.items() if name != "dim"
+    }
+    theirs = peer.RoutingTransformerEncDec(
+        dim=32, **halves, enc_num_mem_kv=memories, dec_num_mem_kv=memories
+    ).train()
+    source, target = theirs.enc, theirs.dec.net.net  # behind its padder, which pads for local heads only
+    stirred(source), stirred(target)
+    selected = {"cluster_num_mem_kv": memories}
+    encoder = built(model="encoder", routing_selection="topk", return_only_embed=True, **selected)
+    decoder = built(
+        model="decoder", routing_selection="leaky", context_selection="leaky", shared_qk=True,
+        custom_layers=("a", "f", "c", "f") * 2, depth=None, context_num_clusters=4, context_window_size=8,
+        **selected,
+    )  # fmt: skip
+    carried(source, encoder)
+    carried(target, decoder)
+    seq_in, seq_out = rows(), rows(24)
+    context, of_source = source(seq_in)
+    want, of_target = target(seq_out, context=context)
+    encoded, outputs = encoder(seq_in, return_losses=True)
+    got, found = decoder(seq_out, context=encoded, return_losses=True)
+    torch.testing.assert_close(got, want, rtol=0, atol=EXACT)
+    torch.testing.assert_close(outputs.extra_loss, of_source.squeeze(), rtol=0, atol=EXACT)
+    torch.testing.assert_close(found.extra_loss, of_target.squeeze(), rtol=0, atol=EXACT)

@@ -14,7 +14,7 @@ import flagformer
 CANCELLED = "attn_layers.position_bias.out.bias"
 
 # Flags of a model that chooses keys, experts or values.
-CHOOSING = {"attn_sparse_topk", "num_clusters", "ff_pkm", "ff_moe"}
+CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
 
 
 def undone_gains(model):

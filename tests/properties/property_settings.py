@@ -46,18 +46,30 @@ VALUES = {
     "rotary_interpolation_factor": 2.0,
     "rotary_xpos_scale_base": 5,
     "routing_selection": "leaky",
+    "context_selection": "leaky",
+    "context_window_size": 3,
+    "cluster_num_mem_kv": 2,
     "scale_residual_constant": 0.5,
     "shift_mem_down": 1,
     "window_size": 2,
 }
 # Flags whose models are called otherwise in training, or that no causal model has:
 # tests/wrappers/test_inventory.py and test_z_loss.py and test_properties_picks.py ask the same of them.
-OTHER_INPUTS = {"embed_num_tokens", "attn_z_loss_weight", "routing_selection"}
+OTHER_INPUTS = {
+    "embed_num_tokens", "attn_z_loss_weight", "routing_selection", "context_selection", "cluster_num_mem_kv",
+}  # fmt: skip
 # What has to be said with a flag, where the catalogue does not tell.
 CROSS = {"cross_attend": True}
 WITH = {
     **dict.fromkeys(
-        ("cross_attn_dim_context", "memory_update", "num_mem_updates", "mem_update_attn_heads"), CROSS
+        (
+            "cross_attn_dim_context",
+            "memory_update",
+            "num_mem_updates",
+            "mem_update_attn_heads",
+            "context_window_size",
+        ),
+        CROSS,
     ),
     "memory_temperature": {**CROSS, "memory_update": "bmn"},
     # windows that end within the test's lengths

@@ -19,7 +19,12 @@ SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2,
 
 
 # What a flag needs beside it.
-BESIDE = {"routing_selection": {"num_clusters": 3, "window_size": 4}}
+CROSSED = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 4}
+BESIDE = {
+    "routing_selection": {"num_clusters": 3, "window_size": 4},
+    "context_selection": CROSSED,
+    "cluster_num_mem_kv": CROSSED,
+}
 
 
 def cases():

@@ -27,7 +27,7 @@ NO_EFFECT_WANTED = {
     "max_mem_len",
 }
 # A query sees few others: not every token of an encoder reaches every logit.
-SEES_LITTLE = {"only_cross", "attn_max_attend_past", "num_clusters"}
+SEES_LITTLE = {"only_cross", "attn_max_attend_past", "num_clusters", "context_num_clusters"}
 OTHER_KINDS = (
     {"model": "encoder"},
     {"model": "prefix_decoder"},

@@ -17,11 +17,16 @@ BESIDE = {
     "nothing": {},
     "own heads": {"n_local_attn_heads": 2, "local_attn_window_size": 3},
     "shared vectors": {"shared_qk": True},
+    "memory of clusters": {"cluster_num_mem_kv": 2},
+    "context": {
+        "cross_attend": True, "context_num_clusters": 3, "context_window_size": 2,
+        "context_selection": "topk", "cluster_num_mem_kv": 1,
+    },
     "bias": {"rel_pos_bias": True, "attn_num_mem_kv": 2},
     "rotation": {"rotary_pos_emb": True, "attn_kv_heads": 2},
     "checkpointed": {"checkpoint": "sublayer"},
     "reversible": {"reversible": True},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("beside", BESIDE)
@@ -46,6 +51,19 @@ def test_a_causal_model_is_refused_or_warns(kind):
     with pytest.raises(ValueError, match="sees later tokens"):
         model.init_state(1, 8)
     assert "no, because tokens see later ones" in model.explain()
+
+
+def test_a_context_is_picked_without_the_future():
+    """Memory of clusters beside; `cluster_num_mem_kv` is refused where blocks belong to several clusters."""
+    crossed = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 2}
+    subject = Subject({**settings(), **TINY, **crossed, "cluster_num_mem_kv": 2})
+    assert not failures(subject, checks_of(subject))
+    text = refusal({**settings(), **TINY, **crossed, "context_selection": "topk"})
+    assert "`context_selection='topk'` and a causal model cannot be combined" in text
+    text = refusal({**PICKS, "cluster_num_mem_kv": 2})
+    assert "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined" in text
+    text = refusal({**settings(), **TINY, **crossed, "context_shared_qk": True, "cross_attn_dim_context": 6})
+    assert "`context_shared_qk` and `cross_attn_dim_context` cannot be combined" in text
 
 
 def test_the_warning_is_true():

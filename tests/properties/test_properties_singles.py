@@ -25,6 +25,7 @@ def tiny(name, kind):
 # A query sees itself and few others: not every token reaches every logit of a bidirectional model.
 SEES_LITTLE = {
     "only_cross", "attn_max_attend_past", "attn_sparse_topk", "cross_attn_sparse_topk", "num_clusters",
+    "context_num_clusters",
 }  # fmt: skip
 
 

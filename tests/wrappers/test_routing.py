@@ -78,6 +78,23 @@ def test_every_name_changes_the_model(name):
         assert (with_it(ids())[0] - without(ids())[0]).abs().max() > 1e-5
 
 
+def test_a_context_is_routed_where_its_window_is_said():
+    """As many clusters as self-attention has; one set of weights for queries and keys where asked for."""
+    torch.manual_seed(0)
+    whole, routed, tied = (
+        lm(causal=True, receives_context=True, **flags).eval()
+        for flags in ({}, {"context_window_size": 2}, {"context_window_size": 2, "context_shared_qk": True})
+    )
+    counts = [module.count for module in routed.modules() if isinstance(module, KMeans)]
+    assert counts == [8] * 4
+    context = torch.randn(2, 9, 16)
+    routed.load_state_dict(whole.state_dict(), strict=False)
+    assert (routed(ids(), context=context)[0] - whole(ids(), context=context)[0]).abs().max() > 1e-5
+    assert (
+        sum(p.numel() for p in tied.parameters()) == sum(p.numel() for p in routed.parameters()) - 2 * 16 * 32
+    )
+
+
 @pytest.mark.parametrize("name", ["attn_dropout", "ff_dropout", "layer_dropout"])
 def test_dropouts_act_in_training_only(name):
     model = lm(**{name: 0.5})
@@ -111,8 +128,9 @@ def test_any_other_flag_may_join():
 REFUSALS = {
     "max_seq_len": (33, "`max_seq_len` must be a multiple of `window_size` = 4"),
     "n_local_attn_heads": (5, "`n_local_attn_heads` must be at most `heads` = 4"),
-    "context_window_size": (8, "without clusters"),
-    "context_shared_qk": (True, "without clusters"),
+    "context_window_size": (8, "say `receives_context=True` too"),
+    "context_shared_qk": (True, "needs cross-attention"),
+    "heads": (0, "`heads` must be"),
     "attn_layer_dropout": (0.1, "`layer_dropout`"),
     "use_rezero": (True, "`use_layerscale`"),
     "_register_kmeans_update": (True, "`update_kmeans()`"),
@@ -238,3 +256,18 @@ def test_flags_of_halves_are_named_as_typed():
     assert "`enc_dim_head` must be at least 1" in refused(make, **{**PAIR, "enc_dim_head": 0})
     text = refused(make, **{**PAIR, "enc_dim_head": 0}, dec_use_rezero=True, bogus=1)
     assert text.startswith("3 flags")
+    assert "did you mean `dec_n_local_attn_heads`?" in refused(make, **PAIR, dec_n_local_atn_heads=1)
+
+
+def test_windows_beyond_the_row_and_contexts_of_another_width():
+    """A window larger than the row sees all there is; a context must be as wide as is read."""
+    short = ids(length=3)
+    with torch.no_grad():
+        wide = lm(causal=True, window_size=32, n_local_attn_heads=2).eval()
+        state = wide.net.init_state(2, 3)
+        steps = [wide.net(short[:, at : at + 1], state=state) for at in range(3)]
+        assert torch.allclose(torch.cat(steps, dim=1), wide(short)[0], atol=1e-5)
+    model = lm(causal=True, receives_context=True, context_window_size=8)
+    with pytest.raises(ValueError, match=r"`context` must have shape \[2, S, 16\], but has \[2, 5, 12\]"):
+        model(short, context=torch.randn(2, 5, 12))
+    assert model(short, context=torch.randn(2, 5, 16))[0].shape == (2, 3, 23), "fewer than a window"

@@ -1,20 +1,25 @@
-"""Attention to stretches of keys in the order of clusters, without a copy of what two queries share.
+"""Attention to stretches of keys in the order of clusters, without scores of what never meets.
 
-Queries and keys are sorted by cluster and time. What a query meets is then a stretch of the sorted keys whose
-two ends never go back from one query to the next: a block of queries meets one slice. Blocks differ in size:
-this is a loop of small products, for eager execution on CPU.
+Queries and keys are sorted by cluster and time. What a query meets is then a stretch of sorted keys whose
+ends never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches
+are about as long are served together: few large products, for eager execution on CPU. Vectors are read and
+written where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64  # queries; 32 and 128 took longer at 8192 tokens
+BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
+SCORES = 1 << 17  # of the blocks served together, which stay in a core's cache
+FAR = 1e30  # taken off a score for each key beyond a query's stretch
+BITS = math.log2(math.e)  # weights are powers of two: exp takes fifty times as long where it gives zero
 
 
 class Stretches(NamedTuple):
@@ -36,112 +41,178 @@ class Stretches(NamedTuple):
     alone: bool
 
 
-class _Head(NamedTuple):
-    """One head of one row, sorted."""
+class _Batch(NamedTuple):
+    """I blocks of g queries, each against a stretch of s keys.
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    own_k: Tensor
-    own_v: Tensor
-    own: Tensor  # [T, 1], the score of a query's own key
-    low: Tensor  # [T, 1]
-    high: Tensor
-    blocks: list[tuple[int, int, int, int]]  # queries from, to; keys from, to
+    Attributes:
+        queries: [I, g] long, numbers of queries in B * H * T.
+        keys, own: [I, s] and [I, g] long, numbers of keys in B * H * S; own are the queries' own.
+        middle, half: [I, g, 1], of each query's stretch, counted in the s keys: those no farther from its
+            middle than half its length are met; half is negative where none is.
+    """
 
-
-def _head(q: Tensor, k: Tensor, v: Tensor, at: tuple[int, int], stretches: Stretches, scale: float) -> _Head:
-    by_query, by_key, low, high = (part[at] for part in stretches[:4])
-    q, own = q[at].index_select(0, by_query), by_query + stretches.own
-    own_k, own_v = k[at].index_select(0, own), v[at].index_select(0, own)
-    scores = (q * own_k).sum(dim=1, keepdim=True) * scale
-    if stretches.alone:
-        scores = scores.masked_fill((high > low)[:, None], float("-inf"))
-    k, v = k[at].index_select(0, by_key), v[at].index_select(0, by_key)
-    return _Head(q, k, v, own_k, own_v, scores, low[:, None], high[:, None], list(_blocks(low, high)))
+    queries: Tensor
+    keys: Tensor
+    own: Tensor
+    middle: Tensor
+    half: Tensor
 
 
-def _blocks(low: Tensor, high: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    ends, begins = high.tolist(), low.tolist()
-    for first in range(0, len(ends), BLOCK):
-        last = min(first + BLOCK, len(ends))
-        # a query that meets nobody may say anything
-        yield first, last, min(begins[first:last]), max(ends[first:last])
+def _batches(stretches: Stretches, kind: torch.dtype) -> Iterator[_Batch]:
+    """All blocks, the longest stretches first; a last block of fewer queries apart from the others."""
+    ahead = _ahead(stretches.by_query, stretches.by_query), _ahead(stretches.by_query, stretches.by_key)
+    parts = (
+        stretches.by_query + ahead[0],
+        stretches.by_query + stretches.own + ahead[1],
+        stretches.low + ahead[1],
+        stretches.high + ahead[1],
+    )
+    by_key = (stretches.by_key + ahead[1]).flatten()
+    length = stretches.low.shape[2]
+    whole = length - length % BLOCK
+    for first, last in ((0, whole), (whole, length)):
+        if first < last:
+            of_size = [part[:, :, first:last].reshape(-1, min(BLOCK, last - first)) for part in parts]
+            yield from _of_size(of_size, by_key, kind)
 
 
-def _scores(head: _Head, block: tuple[int, int, int, int], scale: float) -> Tensor:
-    """[g, s], minus infinity beyond each query's stretch."""
-    first, last, begin, end = block
-    scores = (head.q[first:last] @ head.k[begin:end].mT).mul_(scale)
-    keys = torch.arange(begin, end, device=scores.device)
-    beyond = (keys < head.low[first:last]).logical_or_(keys >= head.high[first:last])
-    return scores.masked_fill_(beyond, float("-inf"))
+def _ahead(queries: Tensor, of: Tensor) -> Tensor:
+    """[B, H, 1]: how many of `of` [B, H, n] stand in the rows and heads before."""
+    batch, heads, length = of.shape
+    return torch.arange(0, batch * heads * length, length, device=queries.device).view(batch, heads, 1)
+
+
+def _of_size(parts: list[Tensor], by_key: Tensor, kind: torch.dtype) -> Iterator[_Batch]:
+    """Of blocks [N, g] of queries, their own keys and both ends of their stretches."""
+    spans, order = (parts[3][:, -1] - parts[2][:, 0]).sort(descending=True)
+    queries, own, low, high = (part.index_select(0, order) for part in parts)
+    lengths, first = spans.tolist(), 0
+    while first < len(lengths):
+        longest = max(lengths[first], 1)
+        last = first + max(SCORES // (low.shape[1] * longest), 1)
+        start = low[first:last, :1]
+        places = (start + torch.arange(longest, device=low.device)).clamp_(max=len(by_key) - 1)
+        begins, ends = ((part[first:last] - start)[..., None].to(kind) for part in (low, high))
+        yield _Batch(
+            queries[first:last],
+            by_key[places],
+            own[first:last],
+            (begins + ends - 1) / 2,
+            (ends - begins - 1) / 2,
+        )
+        first = last
+
+
+class _Rows(NamedTuple):
+    """The vectors of a tensor, read and written by their number wherever they lie in memory.
+
+    Attributes:
+        rows: [R, K].
+        where: [B * H * n] long, the row of each vector.
+    """
+
+    rows: Tensor
+    where: Tensor
+
+    @staticmethod
+    def of(x: Tensor, heads: int) -> _Rows:
+        """Of x [B, G, n, K]; a group serves H / G heads."""
+        width, share = x.shape[3], heads // x.shape[1]
+        if x.stride(3) != 1 or any(step % width for step in x.stride()[:3]):
+            x = x.contiguous()
+        row, head, place = (step // width for step in x.stride()[:3])
+        of_row, of_head, of_place = (
+            torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2])
+        )
+        where = (of_row * row)[:, None, None] + (of_head // share * head)[:, None] + of_place * place
+        rows = x.as_strided((int(where[-1, -1, -1]) + 1, width), (width, 1))
+        return _Rows(rows, where.flatten())
+
+    def index(self, numbers: Tensor) -> Tensor:
+        return self.where.index_select(0, numbers.flatten())
+
+    def at(self, numbers: Tensor) -> Tensor:
+        """[I, n] -> [I, n, K]."""
+        return self.rows.index_select(0, self.index(numbers)).view(*numbers.shape, -1)
+
+    def put(self, numbers: Tensor, x: Tensor) -> None:
+        self.rows.index_copy_(0, self.index(numbers), x.flatten(0, 1))
+
+    def add(self, numbers: Tensor, x: Tensor) -> None:
+        self.rows.index_add_(0, self.index(numbers), x.flatten(0, 1))
+
+
+class _Asked(NamedTuple):
+    """What a batch reads of queries and keys, and what comes of it; scores are logarithms to base 2."""
+
+    q: Tensor  # [I, g, K], scaled
+    k: Tensor  # [I, s, K]
+    own_k: Tensor  # [I, g, K]
+    scores: Tensor  # [I, g, s], far below any other beyond a query's stretch
+    own: Tensor  # [I, g, 1], the score of a query's own key
+
+
+def _ask(batch: _Batch, of_q: _Rows, of_k: _Rows, scale: float, alone: bool) -> _Asked:
+    q, k, own_k = of_q.at(batch.queries).mul_(scale * BITS), of_k.at(batch.keys), of_k.at(batch.own)
+    numbers = torch.arange(k.shape[1], device=q.device, dtype=q.dtype)
+    # numbers in place of truth values: comparing and filling take several times as long
+    beyond = (numbers - batch.middle).abs_().sub_(batch.half).clamp_(min=0)
+    scores = torch.bmm(q, k.mT).sub_(beyond, alpha=FAR)
+    own = (q * own_k).sum(dim=2, keepdim=True)
+    if alone:
+        own = own.masked_fill_(batch.half >= 0, float("-inf"))
+    return _Asked(q, k, own_k, scores, own)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:
-        out = q.new_empty(*q.shape[:3], v.shape[3])
-        for at in _places(q):
-            head = _head(q, k, v, at, stretches, scale)
-            sorted_out = torch.empty_like(out[at])
-            for block in head.blocks:
-                first, last, begin, end = block
-                weights = _weights(head, block, scale)
-                part = head.own_v[first:last] * weights[:, -1:]
-                sorted_out[first:last] = part.addmm_(weights[:, :-1], head.v[begin:end])
-            out[at] = sorted_out.index_select(0, _inverse(stretches.by_query[at]))
-        ctx.save_for_backward(q, k, v, out)
-        ctx.scale, ctx.stretches = scale, stretches
+        out = _beside(q.new_empty, (*q.shape[:3], v.shape[3]))
+        of_q, of_k, of_v, of_out = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out))
+        batches, sums = list(_batches(stretches, q.dtype)), []
+        for batch in batches:
+            asked = _ask(batch, of_q, of_k, scale, stretches.alone)
+            top = torch.maximum(asked.scores.amax(dim=2, keepdim=True), asked.own)
+            weights, own = asked.scores.sub_(top).exp2_(), asked.own.sub_(top).exp2_()
+            total = weights.sum(dim=2, keepdim=True).add_(own)
+            part = torch.bmm(weights, of_v.at(batch.keys))
+            of_out.put(batch.queries, part.addcmul_(own, of_v.at(batch.own)).div_(total))
+            sums.append(total.log2_().add_(top))
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.scale, ctx.alone, ctx.batches = scale, stretches.alone, batches
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out = ctx.saved_tensors
-        scale, stretches = ctx.scale, ctx.stretches
-        grads = [torch.empty_like(part) for part in (q, k, v)]
-        for at in _places(q):
-            head = _head(q, k, v, at, stretches, scale)
-            by_query = stretches.by_query[at]
-            of_out = grad[at].index_select(0, by_query)
-            shared = (of_out * out[at].index_select(0, by_query)).sum(dim=1, keepdim=True)
-            own = torch.empty_like(head.own)
-            of_q = torch.empty_like(head.q)
-            of_k, of_v = torch.zeros_like(head.k), torch.zeros_like(head.v)
-            for block in head.blocks:
-                first, last, begin, end = block
-                weights = _weights(head, block, scale)
-                own[first:last] = weights[:, -1:]
-                weights, part = weights[:, :-1], of_out[first:last]
-                of_v[begin:end].addmm_(weights.mT, part)
-                of_scores = (part @ head.v[begin:end].mT).sub_(shared[first:last]).mul_(weights).mul_(scale)
-                torch.mm(of_scores, head.k[begin:end], out=of_q[first:last])
-                of_k[begin:end].addmm_(of_scores.mT, head.q[first:last])
-            own_score = own * ((of_out * head.own_v).sum(dim=1, keepdim=True) - shared) * scale
-            back, keys_back = _inverse(by_query), _inverse(stretches.by_key[at])
-            grads[0][at] = of_q.addcmul_(own_score, head.own_k).index_select(0, back)
-            grads[1][at] = of_k.index_select(0, keys_back)
-            grads[2][at] = of_v.index_select(0, keys_back)
-            # queries are the last of the keys
-            grads[1][at][stretches.own :].add_((own_score * head.q).index_select(0, back))
-            grads[2][at][stretches.own :].add_((own * of_out).index_select(0, back))
+        q, k, v, out, *sums = ctx.saved_tensors
+        grads = [
+            _beside(make, x.shape) for make, x in zip((q.new_empty, k.new_zeros, v.new_zeros), (q, k, v))
+        ]
+        of_q, of_k, of_v, of_out, of_grad = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out, grad))
+        to_q, to_k, to_v = (_Rows.of(x, q.shape[1]) for x in grads)
+        for batch, log_sum in zip(ctx.batches, sums):
+            asked = _ask(batch, of_q, of_k, ctx.scale, ctx.alone)
+            weights, own = asked.scores.sub_(log_sum).exp2_(), asked.own.sub_(log_sum).exp2_()
+            of_part = of_grad.at(batch.queries)
+            shared = of_out.at(batch.queries).mul_(of_part).sum(dim=2, keepdim=True)
+            to_v.add(batch.keys, torch.bmm(weights.mT, of_part))
+            to_v.add(batch.own, own * of_part)
+            of_scores = torch.bmm(of_part, of_v.at(batch.keys).mT).sub_(shared).mul_(weights)
+            of_own = of_v.at(batch.own).mul_(of_part).sum(dim=2, keepdim=True).sub_(shared).mul_(own)
+            # the logarithms that q makes are to base 2, those of the softmax to base e
+            q_of = asked.q.mul_(1 / BITS)
+            to_k.add(batch.keys, torch.bmm(of_scores.mT, q_of))
+            to_k.add(batch.own, of_own * q_of)
+            of_query = torch.bmm(of_scores, asked.k).addcmul_(of_own, asked.own_k)
+            to_q.put(batch.queries, of_query.mul_(ctx.scale))
         return *grads, None, None
 
 
-def _weights(head: _Head, block: tuple[int, int, int, int], scale: float) -> Tensor:
-    """[g, s + 1], those of queries' own keys at the end."""
-    first, last, _, _ = block
-    return torch.cat([_scores(head, block, scale), head.own[first:last]], dim=1).softmax(dim=1)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    """Where each stands in an order."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-
-
-def _places(x: Tensor) -> Iterator[tuple[int, int]]:
-    return ((row, head) for row in range(x.shape[0]) for head in range(x.shape[1]))
+def _beside(make: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """[B, H, T, K] such that the heads of a token lie side by side, as what comes next reads them."""
+    batch, heads, length, width = shape
+    return make((batch, length, heads, width)).transpose(1, 2)
 
 
 def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:
@@ -149,7 +220,7 @@ def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stre
 
     Args:
         q: [B, H, T, K], fp32 or fp64.
-        k, v: [B, H, S, K] and [B, H, S, V].
+        k, v: [B, G, S, K] and [B, G, S, V]; a group serves H / G consecutive heads.
 
     Returns:
         [B, H, T, V].

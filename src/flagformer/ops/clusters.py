@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.unit import unit_length
@@ -32,6 +34,44 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """
     best, first = cosines(vectors, means).max(dim=-1)  # torch says the first of equal ones
     return first, best
+
+
+class _Apart(torch.autograd.Function):
+    """`mean_square_apart`: nothing of [B, H, T, K] is made before the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor
+    ) -> Tensor:
+        real = clusters < means.shape[1]
+        count = real.sum().clamp(min=1) * x.shape[3]
+        ctx.save_for_backward(x, lengths, clusters, cosines, means, count)
+        # both are of length one
+        return (2 - 2 * cosines).clamp(min=0).masked_fill(~real, 0.0).sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, lengths, clusters, cosines, means, count = ctx.saved_tensors
+        ends = F.pad(means, (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
+        heads = torch.arange(len(ends), device=x.device)[:, None] * ends.shape[1]
+        near = ends.flatten(0, 1).index_select(0, (clusters + heads).flatten()).view_as(x)
+        factor = -2 * grad / count / lengths
+        factor = factor.masked_fill(clusters >= means.shape[1], 0.0)[..., None]
+        back = near.mul_(factor).addcmul_(x, factor * (cosines / lengths)[..., None], value=-1)
+        return back, None, None, None, None
+
+
+def mean_square_apart(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor) -> Tensor:
+    """The mean square of what parts the directions of x from their centroids; over real tokens and numbers.
+
+    Args:
+        x, lengths: [B, H, T, K] and [B, H, T].
+        clusters, cosines: [B, H, T], which centroid is each one's, C for nobody's, and how near.
+        means: [H, C, K] of unit length.
+    """
+    loss: Tensor = _Apart.apply(x, lengths, clusters, cosines, means)
+    return loss
 
 
 class Seen(NamedTuple):
@@ -73,12 +113,11 @@ class Seen(NamedTuple):
         rows = vectors.transpose(0, 1).flatten(1, 2)  # [H, B * T, K]
         of, near = clusters.transpose(0, 1).flatten(1), cosines.transpose(0, 1).flatten(1)  # [H, B * T]
         counts = near.new_zeros(heads, count + 1).scatter_add_(1, of, torch.ones_like(near))
-        # a product, as adding row by row takes four times as long on CPU
-        ones = of.new_zeros(heads, batch * length, count + 1, dtype=rows.dtype).scatter_(
-            2, of[..., None], 1.0
-        )
-        with no_autocast(rows.device):
-            sums = ones.mT @ rows
+        # token by token, as the vectors lie in memory
+        places = clusters.transpose(1, 2) + torch.arange(heads, device=rows.device) * (count + 1)
+        sums = rows.new_zeros(heads * (count + 1), width)
+        sums.index_add_(0, places.flatten(), vectors.transpose(1, 2).reshape(-1, width))
+        sums = sums.unflatten(0, (heads, -1))
         least = torch.full_like(counts, FARTHEST).scatter_reduce_(1, of, near, "amin")
         tokens = torch.arange(batch * length, device=rows.device).expand_as(of)
         tokens = torch.where(near == least.gather(1, of), tokens, -1)

@@ -97,6 +97,32 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
     return Chunks(numbers.unflatten(2, (count, size)).transpose(1, 2), found, allowed, where)
 
 
+class Members(NamedTuple):
+    """Queries in N blocks of g, each of one cluster.
+
+    Attributes:
+        clusters: [B, N, H] long.
+        numbers: [B, N, H, g] long, numbers of queries; T where a place is empty.
+        slots: [B, H, T] long, where each query stands in N * g.
+    """
+
+    clusters: Tensor
+    numbers: Tensor
+    slots: Tensor
+
+
+def members_of(clusters: Tensor, count: int, size: int) -> Members:
+    """Queries [B, H, T] of `count` clusters, and of one more that is nobody's, in blocks of `size`."""
+    order = clusters.sort(dim=2, stable=True)
+    slots, blocks = _chunked(order.values, count + 1, size)
+    shape = (*clusters.shape[:2], blocks * size)
+    nobody = torch.full(shape, clusters.shape[2], device=clusters.device)
+    of_block = torch.zeros_like(nobody).scatter_(2, slots, order.values).unflatten(2, (blocks, size))
+    numbers = nobody.scatter(2, slots, order.indices).unflatten(2, (blocks, size))
+    where = torch.empty_like(slots).scatter_(2, order.indices, slots)
+    return Members(of_block[..., 0].transpose(1, 2), numbers.transpose(1, 2), where)
+
+
 def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
     """Ascending tile numbers [B, H, T] -> each one's slot in chunks of one tile, and how many chunks."""
     length = tile.shape[2]

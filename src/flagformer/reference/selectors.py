@@ -36,12 +36,14 @@ WITH: dict[str, dict[str, Any]] = {
         "cross_residual_attn",
         "cross_attn_tokens_dropout",
         "cross_attn_zero_init_output",
+        "context_shared_qk",
     )
 } | {
     "attn_rotary_embed_values": {"rotary_pos_emb": True},
     # windows that leave something out of a few tokens
     "n_local_attn_heads": {"local_attn_window_size": 3},
     "num_clusters": {"window_size": 2},
+    "context_num_clusters": {"cross_attend": True, "context_window_size": 2},
     "ff_pkm": {"pkm_num_keys": 8},
 }
 # Other flags that decide the same.

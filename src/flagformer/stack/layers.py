@@ -87,7 +87,7 @@ class AttentionLayers(nn.Module):
         )
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
-        self.leaks = refuse_leak(own, resolved.flags, self.time_rule(None) is not None)
+        self.leaks = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)

@@ -14,6 +14,9 @@ ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
 # kind -> the flag that hands its scores on, and the kind in words
 CARRIES = {"a": ("residual_attn", "self-attention"), "c": ("cross_residual_attn", "cross-attention")}
 
+# kind -> the flag that says whom centroids of routing attention pick
+SELECTIONS = {"a": "routing_selection", "c": "context_selection"}
+
 
 def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
     if dims.dim_context is not None and not has_cross:
@@ -42,19 +45,34 @@ def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
         raise FlagError(findings)
 
 
-def refuse_leak(own: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> bool:
-    """Whether self-attention lets later tokens decide whom an earlier one meets, and the user knows it."""
-    if not causal or not any(getattr(attention.core, "leaks", False) for attention in own):
+def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> bool:
+    """Whether attention lets later tokens decide whom an earlier one meets, and the user knows it."""
+    leaking = dict.fromkeys(
+        SELECTIONS[step.kind]
+        for step in steps
+        if step.kind in SELECTIONS and getattr(step.fn.core, "leaks", False)
+    )
+    if not causal or not leaking:
         return False
     why = "each centroid picks among all tokens of a row, so that later ones push earlier ones out"
-    if flags["routing_selection"] == "topk":
-        text = (
-            "`routing_selection='topk'` and a causal model cannot be combined, because it shows the future:"
-            f" {why}; leave it out, or say `routing_selection='leaky'` to have it all the same"
+    unknown = [name for name in leaking if "topk" in _values(flags[name])]
+    if unknown:
+        raise FlagError(
+            Finding(
+                name,
+                f"`{name}='topk'` and a causal model cannot be combined, because it shows the future: {why};"
+                f" leave it out, or say `{name}='leaky'` to have it all the same",
+            )
+            for name in unknown
         )
-        raise FlagError([Finding("routing_selection", text)])
-    warnings.warn(f"`routing_selection='leaky'` shows the future: {why}", stacklevel=2)
+    for name in leaking:
+        warnings.warn(f"`{name}='leaky'` shows the future: {why}", stacklevel=2)
     return True
+
+
+def _values(flag: Any) -> tuple[Any, ...]:
+    """One value, or one for each layer."""
+    return flag if isinstance(flag, tuple) else (flag,)
 
 
 def _under(flags: Mapping[str, Any]) -> str:

@@ -33,8 +33,10 @@ class RoutingTransformer(nn.Module):
             Layers of `pkm_layers` and `moe_layers` are counted from 1. Any flag of `docs/flags.md` may join.
 
     Departures from the package: clusters never see the future; `shared_qk` is False for causal models too, as
-    shared vectors did not learn to look things up; memory keys are those of a head, not of each cluster;
-    values are not rotated; the context is read whole. What cannot be given is refused with its reason.
+    shared vectors did not learn to look things up; memory keys are those of a head, not of each cluster
+    (`cluster_num_mem_kv` under `routing_selection="topk"`); values are not rotated; the context is read whole
+    unless `context_window_size` says how much of it a centroid picks. What cannot be given is refused with
+    its reason.
 
     Raises:
         FlagError: every mistake at once, with the names as typed.

@@ -29,8 +29,6 @@ OWN = ("causal", "depth", "max_seq_len", "shift_tokens", "pkm_layers", "moe_laye
 # What stands for nothing and may be said; any other value is refused, with the reason.
 REFUSED: dict[str, tuple[Any, str]] = {
     "attn_layer_dropout": (0.0, "no component drops what attention adds; `layer_dropout` drops sublayers"),
-    "context_window_size": (None, "cross-attention reads all of its context, without clusters"),
-    "context_shared_qk": (False, "cross-attention reads all of its context, without clusters"),
     "use_rezero": (False, "there is no such residual; `use_layerscale` starts branches near zero"),
     "_register_kmeans_update": (
         None,
@@ -38,7 +36,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
 }
 # Flags that say something only where they differ.
-QUIET: dict[str, Any] = {"reversible": False, "ff_chunks": 1, "shared_qk": None}
+QUIET: dict[str, Any] = {
+    "reversible": False, "ff_chunks": 1, "shared_qk": None, "context_shared_qk": False,
+    "context_window_size": None,
+}  # fmt: skip
 # Of a model of tokens; vectors need none of them.
 MODEL_ONLY = (
     *(name for name in CATALOGUE.names({"model"}) if name != "max_seq_len"),
@@ -75,6 +76,13 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         del flags["window_size"]
     else:
         flags["num_clusters"] = clusters
+    if "context_window_size" in flags:
+        if not flags.get("cross_attend"):
+            text = "has no effect without a context; say `{0}receives_context=True` too, or leave it out"
+            text = f"`{prefix}context_window_size` {text.format(prefix)}"
+            findings.append(Finding(prefix + "context_window_size", text))
+        elif not findings:
+            flags.setdefault("context_num_clusters", clusters or max(asked["max_seq_len"] // window, 1))
     flags |= _feedforwards(asked, prefix, findings)
     if findings:
         raise FlagError(dict.fromkeys(findings))

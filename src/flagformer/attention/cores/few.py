@@ -11,6 +11,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flow import KeyValues, Pairs, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
+from flagformer.ops.by_distance import wide
 
 MAPS = "attn.weights"
 
@@ -27,6 +28,8 @@ class Few(NamedTuple):
         rows: [1 or B, N, 1 or h, g] long, the number of each query; T where the place is empty.
         only_earlier: nothing is visible that is later than its query.
         hides: whether a query, of an empty place for one, may see nothing.
+        front: keys [1 or B, N, h, M, K] and values [1 or B, N, h, M, V] that a block has before its own,
+            seen by all its queries; None for none.
     """
 
     q: Tensor
@@ -37,6 +40,7 @@ class Few(NamedTuple):
     rows: Tensor
     only_earlier: bool
     hides: bool = False
+    front: tuple[Tensor, Tensor] | None = None
 
 
 def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
@@ -44,20 +48,49 @@ def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: S
     terms = side.terms[kv.window]
     visible, told = few.visible, terms.visible(few.spots, few.only_earlier)
     visible = visible if told is None else visible & told
+    seats = kv.seats + (0 if few.front is None else few.front[0].shape[3])
     if kv.tied:
-        visible = _apart(visible, few.spots, terms.before, kv.seats)
+        visible = _apart(visible, few.spots, terms.before, seats)
     bias = terms.bias_at(few.spots)
     batch, count = few.q.shape[:2]
     q, k, v = (_joined(x) for x in few[:3])  # [B * N, h, ...]
     # a query is among its own keys, unless a rule hides it
     hides = few.hides or told is not None
     bias = None if bias is None else _blocks(bias, batch)
-    pairs = Pairs.few(_blocks(visible, batch), bias, kv.seats, hides)
+    pairs = Pairs.few(_blocks(visible, batch), bias, seats, hides)
+    if few.front is not None:
+        k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(few.front, (k, v)))
     if kv.seats:
         k, v = (_seated(x, stored[:1, :, : kv.seats]) for x, stored in ((k, kv.k), (v, kv.v)))
     if side.tape.wants(MAPS):
         side.tape.keep(MAPS, _spread(path(q, k, pairs).unflatten(0, (batch, count)), few, kv, side))
     return kernel(q, k, v, pairs).unflatten(0, (batch, count))
+
+
+def rows_at(x: Tensor, numbers: Tensor) -> Tensor:
+    """x [B, G, S, K] at `numbers` [B, N, H, s] -> [B, N, H, s, K]; a group serves H / G heads."""
+    batch, count, heads = numbers.shape[:3]
+    groups, length = x.shape[1:3]
+    of_head = torch.arange(heads, device=x.device).view(1, 1, -1, 1) // (heads // groups)
+    rows = torch.arange(batch, device=x.device).view(-1, 1, 1, 1)
+    if count == 1:
+        return x[rows, of_head, numbers]  # few of many: what is stored is not copied
+    flat = ((rows * groups + of_head) * length + numbers).flatten()
+    return x.reshape(-1, x.shape[3]).index_select(0, flat).view(*numbers.shape, -1)
+
+
+def out_of_blocks(out: Tensor, slots: Tensor) -> Tensor:
+    """[B, N, H, g, V] at `slots` [B, H, T] of N * g -> [B, H, T, V]."""
+    batch, count, heads, size, _ = out.shape
+    chunk, place = slots // size, slots % size  # [B, H, T]
+    flat = (chunk * heads + torch.arange(heads, device=out.device)[:, None]) * size + place
+    flat = flat + torch.arange(batch, device=out.device)[:, None, None] * (count * heads * size)
+    return out.flatten(0, 3).index_select(0, flat.flatten()).view(*slots.shape, -1)
+
+
+def of_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, G, S, K] -> [B, H, S, K], in fp32 at least."""
+    return repeat_groups(x.to(wide(x.dtype)), heads)
 
 
 def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:
@@ -87,8 +120,8 @@ def _seated(x: Tensor, front: Tensor) -> Tensor:
 
 def _spread(weights: Tensor, few: Few, kv: KeyValues, side: SideInputs) -> Tensor:
     """Weights [B, N, h, g, seats + s] of blocks -> [B, h, T, seats + S]."""
-    seats, keys = kv.seats, kv.k.shape[2] - kv.seats
     batch, count, heads, size, _ = weights.shape
+    seats, keys = weights.shape[4] - few.spots.k.shape[4], kv.k.shape[2] - kv.seats
     length = side.layout.length
     of_keys = few.spots.k.expand(batch, count, heads, size, -1)
     rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., seats:])

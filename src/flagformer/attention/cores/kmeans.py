@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, nearest
-from flagformer.ops.unit import unit_length
+from flagformer.flags import Flag
+from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
+from flagformer.ops.unit import unit_and_length, unit_length
+
+LOSS = "kmeans.commitment"  # its name on the tape
+Decay = Annotated[
+    float, Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", least=0, below=1)
+]
+Commitment = Annotated[
+    float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
+]
 
 
 class KMeans(nn.Module):
@@ -61,21 +69,34 @@ class KMeans(nn.Module):
             clusters = clusters.masked_fill(~padding[:, None], self.count)
         return clusters, cosines
 
+    def read(
+        self, x: Tensor, padding: Tensor | None, counts: bool, draws: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clusters [B, H, T] of x [B, H, T, K], and the loss that draws them there.
+
+        Args:
+            counts: whether these are tokens that have not been gathered.
+            draws: whether there is a loss.
+        """
+        units, lengths = unit_and_length(x.detach())
+        clusters, cosines = self.clusters(units, padding)
+        if counts:
+            self.observe(units, clusters, cosines)
+        loss = self.loss(x, lengths, clusters, cosines) if draws and self.commitment else None
+        return clusters, loss
+
     def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
         """Gathers what the tokens of a forward say."""
         seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
         self.pending = seen if self.pending is None else self.pending.join(seen)
 
-    def loss(self, vectors: Tensor, clusters: Tensor) -> Tensor:
-        """The mean square of what parts vectors [B, H, T, K] from their centroids, times `commitment`.
+    def loss(self, x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor) -> Tensor:
+        """The mean square of what parts x [B, H, T, K] of unit length from its centroids, times `commitment`.
 
         The mean is over real tokens and the K numbers of a vector, as in the published code.
         """
-        ends = F.pad(self.means.to(vectors.dtype), (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
-        heads = torch.arange(len(ends), device=ends.device)[:, None]
-        real = clusters < self.count
-        squares = (vectors - ends[heads, clusters]).square().mean(dim=-1).masked_fill(~real, 0.0)
-        return self.commitment * squares.sum() / real.sum().clamp(min=1)
+        means = self.means.to(x.dtype)
+        return self.commitment * mean_square_apart(x, lengths, clusters, cosines, means)
 
     @torch.no_grad()
     def commit(self) -> None:

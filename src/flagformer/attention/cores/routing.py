@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.few import MAPS, Few, attend_few
-from flagformer.attention.cores.kmeans import KMeans
+from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
+from flagformer.attention.cores.few import MAPS, Few, attend_few, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.cores.rings import Rings
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePath
-from flagformer.flags import Flag, Need, component
+from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, Layout, SideInputs, Spots
-from flagformer.ops.attend import repeat_groups
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
 from flagformer.ops.picks import mean_of_picks, picks
@@ -24,7 +24,10 @@ from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
 LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
-LOSS = "kmeans.commitment"  # its name on the tape
+NO_MEMORY = (
+    "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
+    " meet recent keys belong to several clusters; say `attn_num_mem_kv`, memory keys that all clusters share"
+)
 
 
 @component(
@@ -62,13 +65,8 @@ class Routing(Core):
         window: Annotated[
             int, Flag("window_size", "keys of its cluster that a query sees on each visible side", least=1)
         ] = 64,
-        decay: Annotated[
-            float,
-            Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", least=0, below=1),
-        ] = 0.999,
-        commitment: Annotated[
-            float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
-        ] = 1e-4,
+        decay: Decay = 0.999,
+        commitment: Commitment = 1e-4,
         selection: Annotated[
             str,
             Flag(
@@ -77,13 +75,17 @@ class Routing(Core):
                 choices=("recent", "topk", "leaky"),
             ),
         ] = "recent",
+        memories: Memories = 0,
     ) -> None:
         super().__init__()
         assert count is not None
+        if memories and selection == "recent":
+            raise FlagError([Finding("cluster_num_mem_kv", NO_MEMORY)])
         self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
         self.makes_losses, self.leaks = commitment > 0, selection != "recent"
         self.meet = Routing.recent if selection == "recent" else Routing.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
+        self.memory = ClusterMemory(dims, count, memories) if memories else NoClusterMemory()
 
     def reads_distances(self, device: torch.device) -> bool:
         return True  # no pairs at all
@@ -99,19 +101,21 @@ class Routing(Core):
         """What each centroid picks of the whole row, whatever cluster that is in."""
         assert kv.content is not None
         heads, terms = len(self.kmeans.means), side.terms[kv.window]
+        groups = [_groups(layout) for layout in (terms.queries, terms.keys)]
         of_queries, of_keys = [
-            picks(self.kmeans.cosines(_units(content, heads)), self.window, _groups(layout))
-            for content, layout in zip(kv.content, (terms.queries, terms.keys))
+            picks(self.kmeans.cosines(unit_length(of_heads(content.detach(), heads))), self.window, among)
+            for content, among in zip(kv.content, groups)
         ]
         few = Few(
-            _rows(q, of_queries.numbers),
-            _rows(kv.k[:, :, kv.seats :], of_keys.numbers),
-            _rows(kv.v[:, :, kv.seats :], of_keys.numbers),
+            rows_at(q, of_queries.numbers),
+            rows_at(kv.k[:, :, kv.seats :], of_keys.numbers),
+            rows_at(kv.v[:, :, kv.seats :], of_keys.numbers),
             of_queries.real[..., None] & of_keys.real[..., None, :],
             Spots(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
             of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
             only_earlier=False,
             hides=True,
+            front=self.memory.of_all(len(groups[1])),
         )
         return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])
 
@@ -150,7 +154,7 @@ class Routing(Core):
 
     def _stretches(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
         """The same as `_chunks`, without copies of keys that queries share."""
-        terms, heads, kind = side.terms[kv.window], q.shape[1], wide(q.dtype)
+        terms, kind = side.terms[kv.window], wide(q.dtype)
         stretches = stretches_of(
             Tokens(queries, terms.queries.places()),
             Tokens(keys, terms.keys.places()),
@@ -159,8 +163,7 @@ class Routing(Core):
             terms.before,
             kv.tied,
         )
-        k, v = (repeat_groups(x, heads).to(kind) for x in (kv.k, kv.v))
-        return attend_sorted(q.to(kind), k, v, self.path.scale, stretches).to(q.dtype)
+        return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, stretches).to(q.dtype)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
@@ -172,22 +175,20 @@ class Routing(Core):
         queries, keys = kv.content
         memories = keys.shape[2] - queries.shape[2]
         contents = (queries,) if kv.tied else (queries, keys[:, :, memories:])
-        found = []
+        found, learns = [], self.training and side.state is None
         for content in contents:
-            vectors = _units(content, heads)
-            clusters, cosines = self.kmeans.clusters(vectors.detach(), padding)
-            if self.training and side.state is None:
-                if not side.replay:
-                    self.kmeans.observe(vectors.detach(), clusters, cosines)
-                if self.kmeans.commitment:
-                    side.tape.add_loss(LOSS, self.kmeans.loss(vectors, clusters) / len(contents))
+            clusters, loss = self.kmeans.read(
+                of_heads(content, heads), padding, learns and not side.replay, learns
+            )
+            if loss is not None:
+                side.tape.add_loss(LOSS, loss / len(contents))
             found.append(clusters)
         if not memories:
             return found[0], found[-1]
         assert side.keys is not None
         earlier = side.keys.padding
-        vectors = _units(keys[:, :, :memories], heads)
-        clusters, _ = self.kmeans.clusters(vectors, None if earlier is None else earlier[:, :memories])
+        units = unit_length(of_heads(keys[:, :, :memories].detach(), heads))
+        clusters, _ = self.kmeans.clusters(units, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)
 
     def _chunks(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
@@ -208,20 +209,16 @@ class Routing(Core):
         own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
         found = torch.cat([chunks.keys, numbers + terms.before], dim=-1)  # [B, N, H, s + g]
         few = Few(
-            _rows(q, numbers),
-            _rows(kv.k[:, :, kv.seats :], found),
-            _rows(kv.v[:, :, kv.seats :], found),
+            rows_at(q, numbers),
+            rows_at(kv.k[:, :, kv.seats :], found),
+            rows_at(kv.v[:, :, kv.seats :], found),
             torch.cat([chunks.allowed, own], dim=-1),
             Spots(numbers[..., None], found[..., None, :], side.heads),
             chunks.queries,
             not self.later,
         )
         out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
-        batch, count, heads = out.shape[:3]
-        chunk, place = chunks.slots // size, chunks.slots % size  # [B, H, T]
-        flat = (chunk * heads + torch.arange(heads, device=q.device)[:, None]) * size + place
-        flat = flat + torch.arange(batch, device=q.device)[:, None, None] * (count * heads * size)
-        return out.flatten(0, 3).index_select(0, flat.flatten()).view(batch, heads, length, -1)
+        return out_of_blocks(out, chunks.slots)
 
     def _newest(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
         """One query against the places [B, H, w] that its ring holds, and itself; -1 where it holds none."""
@@ -233,8 +230,8 @@ class Routing(Core):
         first = torch.zeros_like(found[..., :1])
         few = Few(
             q[:, None],
-            _rows(kv.k[:, :, kv.seats :], found),
-            _rows(kv.v[:, :, kv.seats :], found),
+            rows_at(kv.k[:, :, kv.seats :], found),
+            rows_at(kv.v[:, :, kv.seats :], found),
             (numbers >= 0)[:, None, :, None],
             Spots(first[..., None], found[..., None, :], side.heads),
             first,
@@ -243,26 +240,9 @@ class Routing(Core):
         return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
 
 
-def _units(x: Tensor, heads: int) -> Tensor:
-    """[B, G, S, K] -> unit length [B, H, S, K], in fp32 at least."""
-    return unit_length(repeat_groups(x.to(wide(x.dtype)), heads))
-
-
 def _groups(layout: Layout) -> list[Tensor | None]:
     """Which tokens [1 or B, T] stand for election together: the real ones, sequence by sequence."""
     if layout.segments is None:
         return [layout.padding]
     real = layout.real() if layout.padding is None else layout.padding
     return [real & (layout.segments == number) for number in range(layout.sequences)]
-
-
-def _rows(x: Tensor, numbers: Tensor) -> Tensor:
-    """x [B, G, S, K] at `numbers` [B, N, H, s] -> [B, N, H, s, K]; a group serves H / G heads."""
-    batch, count, heads = numbers.shape[:3]
-    groups, length = x.shape[1:3]
-    of_head = torch.arange(heads, device=x.device).view(1, 1, -1, 1) // (heads // groups)
-    rows = torch.arange(batch, device=x.device).view(-1, 1, 1, 1)
-    if count == 1:
-        return x[rows, of_head, numbers]  # few of many: what is stored is not copied
-    flat = ((rows * groups + of_head) * length + numbers).flatten()
-    return x.reshape(-1, x.shape[3]).index_select(0, flat).view(*numbers.shape, -1)

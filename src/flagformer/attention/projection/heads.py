@@ -120,3 +120,41 @@ class SharedQK(Projection):
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a context has no queries")
+
+
+@component(
+    "projection",
+    select="context_shared_qk",
+    paper="arXiv:2001.04451, section 2",
+    kind="c",
+    requires=[Need("attn_shared_kv", None, "keys would be queries and values at once")],
+)
+class ContextSharedQK(Projection):
+    """Keys of cross-attention are made of the context as queries are of the tokens, by the same weights."""
+
+    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+        super().__init__()
+        if dims.dim_context not in (None, dims.dim):
+            text = (
+                "`context_shared_qk` and `cross_attn_dim_context` cannot be combined, because the same"
+                f" weights read tokens of {dims.dim} numbers and a context of {dims.dim_context}; leave one"
+                " of both out"
+            )
+            raise FlagError([Finding("context_shared_qk", text)])
+        self.groups = dims.heads
+        self.to_q = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=False)
+        self.to_v = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
+        self.of_q = splitter([dims.heads], [dims.dim_head])
+        self.of_v = splitter([dims.heads], [dims.dim_value])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError("only a context is read so")
+
+    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("only a context is read so")
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.of_q(self.to_q(x))[0]
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.queries(context), self.of_v(self.to_v(context))[0]

@@ -1,0 +1,136 @@
+"""Routed cross-attention: tokens meet those of a context that their cluster holds (arXiv:2003.05997)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
+from flagformer.attention.cores.few import Few, attend_few, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePath
+from flagformer.flags import Flag, Need, component
+from flagformer.flow import Dims, KeyValues, Mask, SideInputs, Spots, Terms
+from flagformer.ops.picks import Picks, mean_of_picks, picks
+from flagformer.ops.routing import members_of
+from flagformer.ops.unit import unit_length
+
+
+@component(
+    "core",
+    select="context_num_clusters",
+    paper="arXiv:2003.05997, section 4.2",
+    kind="c",
+    requires=[Need("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")],
+)
+class RoutedContext(Core):
+    """A query meets the tokens of the context that its centroid picks: the nearest `context_window_size`.
+
+    A query's cluster is a matter of that token alone, and a context is there from the start: no later token
+    changes an earlier one, every query has a cluster, and decoding step by step is the same model.
+
+    Departure: the paper's centroids pick queries too, of the whole row, which shows the future; `"topk"` and
+    `"leaky"` do so.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        path: ScorePath,
+        cross: bool,
+        dims: Dims,
+        *,
+        count: Annotated[
+            int | None,
+            Flag("context_num_clusters", "routing: clusters C of each head of cross-attention", least=1),
+        ],
+        window: Annotated[
+            int, Flag("context_window_size", "tokens of the context that each centroid picks", least=1)
+        ] = 64,
+        decay: Decay = 0.999,
+        commitment: Commitment = 1e-4,
+        selection: Annotated[
+            str,
+            Flag(
+                "context_selection",
+                "whom centroids pick: tokens of the context for the queries next to them, or queries too",
+                choices=("nearest", "topk", "leaky"),
+            ),
+        ] = "nearest",
+        memories: Memories = 0,
+    ) -> None:
+        super().__init__()
+        assert count is not None
+        self.kernel, self.path, self.window = kernel, path, window
+        self.makes_losses, self.leaks = commitment > 0, selection != "nearest"
+        self.meet = RoutedContext.nearest if selection == "nearest" else RoutedContext.picked
+        self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
+        self.memory = ClusterMemory(dims, count, memories) if memories else NoClusterMemory()
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        keys = kv.k[:, :, kv.seats :]
+        visible = side.context_pairs[kv.sight].visible
+        padding = None if visible is None else visible[:, 0, 0, kv.seats :]
+        of_queries, of_keys = of_heads(q, q.shape[1]), of_heads(keys, q.shape[1])
+        clusters = self._learn(of_queries, of_keys, padding, side)
+        found = picks(self.kmeans.cosines(unit_length(of_keys.detach())), self.window, [padding])
+        # of a context nothing is hidden but its padding, and nothing has a bias
+        free = replace(side, terms={kv.window: Terms(Mask(), side.layout, side.layout)})
+        return self.meet(self, q, kv, clusters, found, free)
+
+    def _learn(self, queries: Tensor, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Tensor:
+        """The clusters [B, H, T] of queries; in training those and the context are counted."""
+        learns = self.training and side.state is None
+        counts = learns and not side.replay
+        clusters, loss = self.kmeans.read(queries, side.layout.padding, counts, learns)
+        if learns:
+            _, of_keys = self.kmeans.read(keys, padding, counts, learns)
+            if loss is not None and of_keys is not None:
+                sizes = queries.shape[2], keys.shape[2]
+                total = loss * (sizes[0] / sum(sizes)) + of_keys * (sizes[1] / sum(sizes))
+                side.tape.add_loss(LOSS, total)
+        return clusters
+
+    def nearest(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
+        """Blocks of queries of one cluster against what its centroid picks."""
+        length = q.shape[2]
+        size = min(length, self.window)
+        members = members_of(clusters, self.kmeans.count, size)
+        of_blocks = members.clusters.clamp(max=self.kmeans.count - 1)  # [B, N, H]; padding may meet anybody
+        keys, real = (
+            part.gather(1, of_blocks[..., None].expand(-1, -1, -1, part.shape[3])) for part in found
+        )
+        numbers = members.numbers.clamp(max=length - 1)  # [B, N, H, g]
+        few = Few(
+            rows_at(q, numbers),
+            rows_at(kv.k[:, :, kv.seats :], keys),
+            rows_at(kv.v[:, :, kv.seats :], keys),
+            real[..., None, :].expand(*numbers.shape, -1),
+            Spots(numbers[..., None], keys[..., None, :], side.heads),
+            members.numbers,
+            only_earlier=False,
+            hides=True,
+            front=self.memory.of_blocks(of_blocks),
+        )
+        return out_of_blocks(attend_few(self.kernel, self.path, few, kv, side), members.slots)
+
+    def picked(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
+        """What each centroid picks of the row and of the context."""
+        cosines = self.kmeans.cosines(unit_length(of_heads(q.detach(), q.shape[1])))
+        chosen = picks(cosines, self.window, [side.layout.padding])
+        few = Few(
+            rows_at(q, chosen.numbers),
+            rows_at(kv.k[:, :, kv.seats :], found.numbers),
+            rows_at(kv.v[:, :, kv.seats :], found.numbers),
+            chosen.real[..., None] & found.real[..., None, :],
+            Spots(chosen.numbers[..., None], found.numbers[..., None, :], side.heads),
+            chosen.numbers.masked_fill(~chosen.real, q.shape[2]),
+            only_earlier=False,
+            hides=True,
+            front=self.memory.of_all(1),
+        )
+        return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])

@@ -1,0 +1,121 @@
+"""What holds of every causal routing model: no future, in training too; a session is the whole forward;
+padding is nobody; no token is left alone."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer.attention.cores import routing
+
+WINDOW, LENGTH = 3, 13
+FLAGS = {
+    "num_tokens": 23, "max_seq_len": 32, "dim": 24, "heads": 4, "attn_dim_head": 6, "depth": 2,
+    "num_clusters": 3, "window_size": WINDOW,
+}  # fmt: skip
+CAUSAL = {
+    "own keys": {},
+    "shared": {"shared_qk": True},
+    "mixed heads": {"n_local_attn_heads": 2, "local_attn_window_size": 2},
+    "local layer": {"n_local_attn_heads": (4, 0), "local_attn_window_size": 2},
+    "shared, mixed": {"shared_qk": True, "n_local_attn_heads": 2, "local_attn_window_size": 2},
+    "experts": {"ff_moe": True, "moe_num_experts": 3},
+    "product keys": {"ff_pkm": True, "pkm_num_keys": 6},
+    "shifted": {"shift_tokens": 1},
+    "grouped, turned, seats": {"attn_kv_heads": 2, "rotary_pos_emb": True, "attn_num_mem_kv": 2},
+    "reversible": {"reversible": True, "rel_pos_bias": True},
+    "context": {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 2},
+    "all": {
+        "n_local_attn_heads": 2, "local_attn_window_size": 2, "shift_tokens": 1, "ff_pkm": (True, False),
+        "ff_moe": (False, True), "moe_num_experts": 3, "pkm_num_keys": 6, "shared_qk": True,
+    },
+}  # fmt: skip
+
+
+def model_of(**flags):
+    torch.manual_seed(0)
+    return flagformer.build({**FLAGS, **flags}).double()
+
+
+def ids(rows=2, length=LENGTH, seed=1):
+    return torch.randint(23, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def side(model, rows=2):
+    context = torch.randn(rows, 7, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return {"context": context} if model.attn_layers.has_cross else {}
+
+
+@pytest.mark.parametrize("least", [routing.LONG, 2], ids=["chunks", "stretches"])
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_no_model_in_training_sees_the_future(monkeypatch, kind, least):
+    """After a step of k-means and with another one pending; later tokens are all replaced."""
+    monkeypatch.setattr(routing, "LONG", least)
+    model = model_of(**CAUSAL[kind]).train()
+    with torch.no_grad():
+        for seed in (4, 5):
+            model(ids(seed=seed), **side(model))
+            model.update_kmeans()
+        model(ids(seed=6), **side(model))
+        before = model(ids(), **side(model))
+        for first in (1, 6, LENGTH - 1):
+            changed = ids()
+            changed[:, first:] = (changed[:, first:] + 1 + ids(seed=7)[:, first:] % 22) % 23
+            after = model(changed, **side(model))
+            assert (after - before)[:, :first].abs().max() < 1e-9
+            assert (after - before)[:, first:].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_session_is_the_whole_forward_over_many_windows(kind):
+    model = model_of(**CAUSAL[kind]).eval()
+    with torch.no_grad():
+        whole, state = model(ids(), **side(model)), model.init_state(2, LENGTH)
+        parts = [model(ids()[:, :2], state=state, **side(model))]
+        parts += [model(ids()[:, at : at + 1], state=state) for at in range(2, LENGTH)]  # 4 windows
+    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_padding_on_either_side_is_nobody(kind):
+    model = model_of(**CAUSAL[kind]).eval()
+    with torch.no_grad():
+        alone = model(ids(1), **side(model, 1))
+        nothing = ids(1, 6, seed=9)
+        right = model(
+            torch.cat([ids(1), nothing], dim=1),
+            mask=torch.arange(LENGTH + 6)[None] < LENGTH,
+            **side(model, 1),
+        )
+        left = model(torch.cat([nothing, ids(1)], dim=1), seq_start_pos=torch.tensor([6]), **side(model, 1))
+    assert (right[:, :LENGTH] - alone).abs().max() < 1e-9
+    assert (left[:, 6:] - alone).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "context"])
+def test_every_real_token_is_met_by_itself_or_a_later_one_and_meets_somebody(kind):
+    """Maps of attention: rows that sum to one over tokens not later; nobody looks at padding."""
+    model = model_of(**CAUSAL[kind]).eval()
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [8]])
+    with torch.no_grad():
+        _, maps = model(ids(), mask=mask, return_attn=True)
+    seats = CAUSAL[kind].get("attn_num_mem_kv", 0)
+    for weights in maps:
+        real = weights[1, :, :8]
+        torch.testing.assert_close(real.sum(dim=-1), torch.ones_like(real[..., 0]))
+        assert (real[..., seats + 8 :] == 0).all()
+        assert (weights[0, :, :, seats:].triu(1) == 0).all()
+        if not CAUSAL[kind].get("shared_qk"):  # where a token sees itself only if it sees nobody else
+            assert (weights[0, :, :, seats:].diagonal(dim1=-2, dim2=-1) > 0).all()
+
+
+@pytest.mark.parametrize("selection", ["recent", "topk"])
+def test_windows_and_clusters_beyond_the_row_are_a_whole_row(selection):
+    """One cluster, a window that holds more than there is: attention to everything."""
+    routed = model_of(
+        model="encoder", num_clusters=1, window_size=50, routing_selection=selection, commitment_factor=0.0
+    ).eval()
+    sizes = {name: value for name, value in FLAGS.items() if name not in ("num_clusters", "window_size")}
+    dense = flagformer.build({**sizes, "model": "encoder"}).double().eval()
+    dense.load_state_dict(routed.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(routed(ids()), dense(ids()), rtol=0, atol=1e-4)  # a mean's 1e-5 beside 1
