@@ -66,6 +66,17 @@ def test_flops_on_no_device_are_those_of_real_tensors(choice: Any) -> None:
     assert (counted < real) if choice.name == PADDED else (counted == real > 0)
 
 
+def test_flops_of_segments_are_those_of_real_tensors() -> None:
+    flags = {**PLAIN, "cross_attend": True, "num_memory_slots": 2, "num_tokens": 9, "max_seq_len": 4}
+    with torch.device("meta"):
+        counted = forward_flops(flagformer.build(flags), torch.zeros(1, 12, dtype=torch.long), 4)
+    model = flagformer.build(flags)
+    assert counted == forward_flops(model, torch.zeros(1, 12, dtype=torch.long), 4)
+    one = forward_flops(model, torch.zeros(1, 4, dtype=torch.long))
+    assert counted > 3 * one, "every segment writes its slots too"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_parameters_are_those_of_the_model() -> None:
     flags = {**PLAIN, "num_tokens": VOCABULARY, "max_seq_len": LENGTH}
     model, found = flagformer.build(flags), cost_of(PLAIN)
@@ -80,6 +91,7 @@ def test_what_is_kept_for_backward_grows_with_the_micro_batch() -> None:
     whole, halves = cost_of(PLAIN), cost_of(PLAIN, accumulate=2)
     assert whole.saved_bytes > 1.8 * halves.saved_bytes
     assert whole.memory_bytes == ADAMW * 4 * whole.params + whole.saved_bytes
+    assert cost_of({**PLAIN, "attn_z_loss_weight": 1e-3}).saved_bytes >= whole.saved_bytes
     assert cost_of({**PLAIN, "depth": 8}).saved_bytes > 3 * whole.saved_bytes
     reversed_ = cost_of({**PLAIN, "depth": 8, "reversible": True})
     assert reversed_.saved_bytes < 0.7 * cost_of({**PLAIN, "depth": 8}).saved_bytes
