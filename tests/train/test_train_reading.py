@@ -71,7 +71,10 @@ def test_a_trial_reads_as_it_says(tmp_path):
     ("changes", "message"),
     [
         ({"flags": {**SLOTS, "max_seq_len": 3}, "train": {"segment": 4}}, "`max_seq_len` must be at least 4"),
-        ({"flags": {**SLOTS, "rotary_pos_emb": True, "max_seq_len": 4}}, "`max_seq_len` must be at least 24.*slots"),
+        (
+            {"flags": {**SLOTS, "rotary_pos_emb": True, "max_seq_len": 4}},
+            "`max_seq_len` must be at least 24.*slots",
+        ),
         ({"flags": {"max_seq_len": 3}, "train": {"segment": 4}}, "at least 4.*absolute positions"),
     ],
 )

@@ -38,7 +38,13 @@ from flagformer.train.files import naming, only_process, write_atomic, write_jso
 
 # torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
 # process imports the program's main module again
-PRELOAD = ("torch._dynamo", "flagformer.train.trial", "flagformer.study.run", "flagformer.cli.train")
+PRELOAD = (
+    "torch._dynamo",
+    "flagformer.catalogue",
+    "flagformer.train.trial",
+    "flagformer.study.run",
+    "flagformer.cli.train",
+)
 RETRIES = {"local": 0, "ray": 3}  # a machine that kills a trial will do so again; a cluster has others
 
 

@@ -66,8 +66,8 @@ class TrainConfig(Block):
         default=None,
         ge=1,
         le=LONGEST,
-        description="Tokens read at once, in training and in tests; what a segment leaves (`num_memory_slots`, "
-        "`max_mem_len`) the next one reads; by default whole rows.",
+        description="Tokens read at once, in training and in tests; what a segment leaves "
+        "(`num_memory_slots`, `max_mem_len`) the next one reads; by default whole rows.",
     )
     eval_every: int = Field(
         default=0,
