@@ -38,7 +38,9 @@ def read_rows(model: nn.Module, rows: Tensor, segment: int | None = None, losses
         share = ids.shape[1] / rows.shape[1]
         parts.append(Read(part.logits, None if part.extra is None else part.extra * share))
     extras = [part.extra for part in parts if part.extra is not None]
-    return Read(torch.cat([part.logits for part in parts], dim=1), sum(extras) if extras else None)
+    return Read(
+        torch.cat([part.logits for part in parts], dim=1), torch.stack(extras).sum() if extras else None
+    )
 
 
 def _read(model: nn.Module, rows: Tensor, losses: bool, asked: dict[str, Any]) -> tuple[Read, Any]:
