@@ -15,6 +15,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"flagformer {version}"
 html_show_sphinx = False
+html_static_path, html_css_files = ["site.css"], ["site.css"]
 
 myst_heading_anchors = 4
 default_role = "code"  # docstrings set names between single backticks
