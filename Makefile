@@ -33,8 +33,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m flagformer.reference --check
 
-docs: $(VENV)/.dev
+# The pages, schemas and types that are written from the catalogue, and the site, in docs/_build/html.
+docs: $(VENV)/.docs
 	$(BIN)/python -m flagformer.reference
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py
@@ -53,6 +55,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.study
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(PIP) --editable ".[docs]"
+	touch $@
+
 $(VENV)/.peers: Makefile | $(VENV)/.dev
 	rm -rf $(PEERS) $(ROUTINGS) $(MEMFORMERS)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) $(PEER)
@@ -61,4 +67,4 @@ $(VENV)/.peers: Makefile | $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -1,27 +1,30 @@
-"""flagformer: one transformer core, configured by flags."""
+"""flagformer: one transformer core, configured by flags.
+
+Names are loaded when somebody asks for them: `import flagformer` alone takes milliseconds and loads no torch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import flagformer.catalogue  # noqa: F401  fills the registry that every stack resolves its flags against
-from flagformer.attention.cores.kmeans import update_kmeans
-from flagformer.flags import Finding, FlagError, Ready, Spec, component
-from flagformer.presets import preset
-from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
-from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.build import build, check, load
-from flagformer.wrappers.memformer import Memformer
-from flagformer.wrappers.replay import memory_replay_backprop, train_segments
-from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
-from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
-from flagformer.wrappers.transformer import TransformerWrapper
-from flagformer.wrappers.vit import ViTransformerWrapper
-from flagformer.wrappers.xl import XLAutoregressiveWrapper
-from flagformer.wrappers.xtransformer import XTransformer
+from flagformer.flags import CATALOGUE, Finding, FlagError, Ready, Spec, component
 
 if TYPE_CHECKING:
+    from flagformer.attention.cores.kmeans import update_kmeans
     from flagformer.audit import audit
+    from flagformer.presets import preset
+    from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
+    from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+    from flagformer.wrappers.build import build, check, load
+    from flagformer.wrappers.memformer import Memformer
+    from flagformer.wrappers.replay import memory_replay_backprop, train_segments
+    from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
+    from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
+    from flagformer.wrappers.transformer import TransformerWrapper
+    from flagformer.wrappers.vit import ViTransformerWrapper
+    from flagformer.wrappers.xl import XLAutoregressiveWrapper
+    from flagformer.wrappers.xtransformer import XTransformer
 
 __version__ = "0.1.0"
 
@@ -33,11 +36,37 @@ __all__ = [
     "train_segments", "update_kmeans",
 ]  # fmt: skip
 
+HOMES = {
+    "attention.cores.kmeans": ("update_kmeans",),
+    "audit": ("audit",),
+    "presets": ("preset",),
+    "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
+    "wrappers.autoregressive": ("AutoregressiveWrapper",),
+    "wrappers.build": ("build", "check", "load"),
+    "wrappers.memformer": ("Memformer",),
+    "wrappers.replay": ("memory_replay_backprop", "train_segments"),
+    "wrappers.routing": ("RoutingTransformer", "RoutingTransformerLM"),
+    "wrappers.routing_pair": ("RoutingTransformerEncDec",),
+    "wrappers.transformer": ("TransformerWrapper",),
+    "wrappers.vit": ("ViTransformerWrapper",),
+    "wrappers.xl": ("XLAutoregressiveWrapper",),
+    "wrappers.xtransformer": ("XTransformer",),
+}
+ROOMS = ("catalogue", "interop", "presets")  # modules that users name behind the package alone
 
-def __getattr__(name: str) -> Any:
-    # the audit is an application, loaded when somebody asks for it
-    if name == "audit":
-        from flagformer.audit import audit
+# every stack resolves its flags against it; the components come, and torch with them, when it is asked
+CATALOGUE.fill_from("flagformer.catalogue")
 
-        return audit
-    raise AttributeError(f"module 'flagformer' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker shall refuse names that are not there
+
+    def __getattr__(name: str) -> Any:
+        if name in ROOMS:
+            return import_module(f"flagformer.{name}")
+        for home, names in HOMES.items():
+            if name in names:
+                found = globals()[name] = getattr(import_module(f"flagformer.{home}"), name)
+                return found
+        raise AttributeError(f"module 'flagformer' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

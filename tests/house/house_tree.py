@@ -18,8 +18,8 @@ FLOORS = {
     "stack": 4, "memory": 4,
     "wrappers": 5, "generation": 5,
     "presets": 6, "catalogue": 6,
-    "audit": 7, "reference": 7, "interop": 7, "data": 7,
-    "train": 8, "study": 8, "cli": 8,
+    "audit": 7, "interop": 7, "data": 7,
+    "train": 8, "study": 8, "reference": 8, "cli": 8,
     "__main__": 9,
 }  # fmt: skip
 # Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
@@ -31,6 +31,9 @@ NEIGHBOURS = {
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
     ("memory", "stack"),  # a replayed segment meets the random numbers of its first run, as a sublayer does
     ("study", "train"),  # a study is many trainings
+    ("reference", "train"),  # the schema of study files
+    ("reference", "study"),
+    ("cli", "reference"),
     ("cli", "train"),
     ("cli", "study"),
 }

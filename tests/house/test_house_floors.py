@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from house_tree import FLOORS, NEIGHBOURS, ROOT, imported, sources
 
 # What `import flagformer` must not load beyond what `import torch` loads itself.
@@ -53,17 +54,57 @@ def test_flags_know_no_torch():
     assert not faults, "\n".join(faults)
 
 
-def test_import_loads_the_library_only():
-    program = (
-        "import sys, json, torch, einops\n"
-        "before = set(sys.modules)\n"
-        "import flagformer\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
-    )
+def loaded_by(program):
+    """The modules that a program loads beside those that stand in `before`."""
+    start = "import sys, json\nbefore = set()\n"
+    close = "\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", start + program + close], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    loaded = set(json.loads(answer.stdout))
+    return set(json.loads(answer.stdout.splitlines()[-1]))
+
+
+def test_import_alone_loads_no_torch():
+    loaded = loaded_by("import flagformer")
+    assert "flagformer.flags" in loaded
+    assert not {name for name in loaded if name.split(".")[0] in HEAVY | {"torch"}}
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["study", "--help"], ["study", "run", "--help"], ["--version"]]
+)
+def test_help_loads_no_torch(words):
+    program = (
+        f"sys.argv = {['flagformer', *words]!r}\n"
+        "from flagformer.cli.main import app\n"
+        "app(standalone_mode=False)"
+    )
+    loaded = loaded_by(program)
+    assert "flagformer.cli.study" in loaded
+    assert not {name for name in loaded if name.split(".")[0] in {"torch", "numpy", "scipy", "matplotlib"}}
+
+
+def test_every_name_is_there_and_the_registry_full():
+    import flagformer
+
+    assert set(flagformer.__all__) <= set(dir(flagformer))
+    homes = {name for names in flagformer.HOMES.values() for name in names}
+    assert homes <= set(flagformer.__all__)
+    assert all(callable(getattr(flagformer, name)) for name in flagformer.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Decode'"):
+        _ = flagformer.Decode
+    # a stack asks the registry, whichever module was imported first
+    program = (
+        "from flagformer.stack.layers import Decoder\nDecoder(dim=8, depth=1, heads=1, alibi_pos_bias=True)"
+    )
+    assert "flagformer.catalogue" in loaded_by(program)
+
+
+def test_names_load_the_library_only():
+    loaded = loaded_by(
+        "import torch, einops\nbefore = set(sys.modules)\n"
+        "import flagformer\nflagformer.TransformerWrapper, flagformer.build"
+    )
     assert "flagformer.wrappers.transformer" in loaded
     assert not {name for name in loaded if name.split(".")[0] in HEAVY}
     assert not {name for name in loaded if ".".join(name.split(".")[:2]) in UPPER}

@@ -192,6 +192,20 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
     knock("auto")
 
 
+def test_an_unreachable_cluster_is_told_of_before_any_audit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+    for module in ("cluster", "run"):
+        monkeypatch.setattr(f"flagformer.study.{module}.package", object)
+    prepared, place = prepare(tiny, ["executor=ray", "audit=true"]), tmp_path / "run"
+    with pytest.raises(ValueError, match="needs a cluster that runs, but finds none at 127"):
+        run_study(prepared, place, Console(file=io.StringIO()), examiner=run_trial)
+    assert not (place / "variants").exists()
+    assert not (place / "study.yaml").exists()
+
+
 def test_a_machine_without_ray_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"needs the package ray.*pip install 'flagformer\[ray\]'"):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import Result
@@ -136,6 +137,22 @@ def test_figures_take_the_colours_of_the_page(study: Study, tmp_path: Path) -> N
         assert not re.search(r"(fill|stroke): ?#(000000|ffffff)", figure)
         assert "viewBox" in figure
         assert 'width="' not in figure[: figure.index(">")]
+
+
+def test_figures_are_files_too(study: Study, tmp_path: Path) -> None:
+    begin(tmp_path / "out", study)
+    write_report(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    files = sorted((tmp_path / "out").glob("figure-*.svg"))
+    assert len(files) == page.count("<svg")
+    for path in files:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        style = root.findtext("{http://www.w3.org/2000/svg}style")
+        assert "prefers-color-scheme: dark" in style
+        assert "--grid" in style
+        links = [value for item in root.iter() for name, value in item.items() if name.endswith("href")]
+        assert all(link.startswith("#") for link in links)
 
 
 @pytest.mark.parametrize("states", ["nothing", "first steps", "one seed", "a failure"])

@@ -12,7 +12,7 @@ from click.testing import Result
 from jsonschema import Draft202012Validator
 from malformed import STUDY
 
-from flagformer.study.schema import study_schema
+from flagformer.reference.study_schema import study_schema
 from flagformer.study.source import parse_source
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,24 @@ def test_shipped_studies_are_good(path: Path) -> None:
 def test_the_schema_judges_as_the_command_does(old: str, new: str) -> None:
     data = parse_source(STUDY.replace(old, new, 1), "x").data
     assert VALIDATOR.is_valid(data) == (not old)
+
+
+def test_images_are_no_mistake() -> None:
+    text = STUDY.replace("source: copy", "source: digits").replace(
+        "  dim: 16", "  model: vit\n  patch_size: 2\n  dim: 16"
+    )
+    data = parse_source(text, "x").data
+    data["data"] = {"source": "digits"}
+    assert list(VALIDATOR.iter_errors(data)) == []
+    data["base"]["patch_sise"] = 2
+    assert not VALIDATOR.is_valid(data)
+
+
+def test_the_committed_file_is_complete() -> None:
+    """An editor takes the file alone: nothing in it refers to another one."""
+    text = (ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps(study_schema()))
+    assert ".json#" not in text
 
 
 def test_the_command_prints_it(command: Callable[..., Result]) -> None:

@@ -20,12 +20,15 @@ from flagformer.train.trial import run_trial
 HERE = Path(__file__).parent
 CLOSE = 1e-5  # fp32 sums in another order, through twelve steps of AdamW
 STILL = {"attn_dropout": 0.0, "ff_dropout": 0.0}
+SEGMENTS = {"segment": 4, "cross_attend": True, "num_memory_slots": 2, "mem_update_attn_heads": 2}
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("ddp", {"attn_z_loss_weight": 1e-3}),
     "fsdp": ("fsdp", {"depth": 2, "ff_glu": True, "tie_embedding": True, "rel_pos_bias": True}),
     "ddp reversible": ("ddp", {"reversible": True}),
     "ddp routing": ("ddp", {"num_clusters": 2, "window_size": 4}),
     "fsdp routing": ("fsdp", {"num_clusters": 2, "window_size": 4}),
+    "ddp segments": ("ddp", SEGMENTS),
+    "fsdp segments": ("fsdp", SEGMENTS),
     "fsdp reversible": ("fsdp", {"reversible": True, "weight_tie_layers": True, "depth": 2}),
 }
 
@@ -52,11 +55,12 @@ def two_ranks(folder: Path, *jobs: tuple[dict[str, Any], Path, str, int | None])
     assert process.returncode == 0, said
 
 
-def still(**flags: Any) -> dict[str, Any]:
+def still(segment: int | None = None, **flags: Any) -> dict[str, Any]:
     """A trial of twelve steps without dropout, in which ranks see different numbers of scored tokens."""
     data = {"source": "associative_recall", "pairs": 1, "asks": 2, "keys": 4, "values": 4, "seq_len": 12}
     measured = {"seq_lens": [12, 24], "batches": 3}
-    return {"flags": {**STILL, **flags}, "train": LONG, "data": data, "evaluate": measured}
+    train = {**LONG, "segment": segment}
+    return {"flags": {**STILL, **flags}, "train": train, "data": data, "evaluate": measured}
 
 
 def placed(batches: int) -> dict[str, Any]:

@@ -22,7 +22,6 @@ def flags(
 ) -> None:
     """List all flags by slot; with WORD, explain the flag of that name or search names and texts."""
     with clear_errors():
-        import flagformer.catalogue  # noqa: F401  fills the registry
         from flagformer.cli.flag_words import cards, find, known_words
         from flagformer.flags import nearest
 

@@ -85,7 +85,7 @@ def schema() -> None:
     with clear_errors():
         import json
 
-        from flagformer.study.schema import study_schema
+        from flagformer.reference.study_schema import study_schema
 
         typer.echo(json.dumps(study_schema(), indent=2))
 

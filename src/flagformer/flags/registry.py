@@ -4,22 +4,49 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from flagformer.flags.flag import Component, Flag, Param
 from flagformer.flags.slots import SLOTS
 
 
+@dataclass
+class Tables:
+    """Components in their order, by slot, by parameter and by selector; flags with a `cross_` form."""
+
+    components: list[Component] = field(default_factory=list)
+    by_slot: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
+    params: dict[str, list[tuple[Component, Param]]] = field(default_factory=lambda: defaultdict(list))
+    selectors: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
+    crossed: dict[str, None] = field(default_factory=dict)
+
+
 class Registry:
     """An ordered collection of components."""
 
     def __init__(self, classes: Iterable[type] = ()) -> None:
-        self.components: list[Component] = []
-        self._by_slot: dict[str, list[Component]] = defaultdict(list)
-        self._params: dict[str, list[tuple[Component, Param]]] = defaultdict(list)
-        self._selectors: dict[str, list[Component]] = defaultdict(list)
-        self._crossed: dict[str, None] = {}
+        self._tables = Tables()
+        self._source = ""
         self.fill(classes)
+
+    def fill_from(self, module: str) -> None:
+        """Names the module whose import fills it; it is imported at the first question."""
+        self._source = module
+
+    @property
+    def _found(self) -> Tables:
+        if self._source:
+            # imported until that is done: a second thread waits for the first one's import
+            import_module(self._source)
+            self._source = ""
+        return self._tables
+
+    @property
+    def components(self) -> list[Component]:
+        """In the order in which they are documented and tried."""
+        return self._found.components
 
     def fill(self, classes: Iterable[type]) -> None:
         """Adds components, in the order in which they are documented and tried."""
@@ -28,31 +55,32 @@ class Registry:
 
     def _add(self, item: Component) -> None:
         assert item.slot in SLOTS, f"{item.name} fills the unknown slot {item.slot!r}"
-        self.components.append(item)
-        self._by_slot[item.slot].append(item)
+        tables = self._tables
+        tables.components.append(item)
+        tables.by_slot[item.slot].append(item)
         if item.select is not None:
-            self._selectors[item.select].append(item)
+            tables.selectors[item.select].append(item)
         if SLOTS[item.slot].scope == "attention" and item.kind != "a":
             names = [item.select or "", *(param.flag.name for param in item.params)]
-            self._crossed |= dict.fromkeys(name for name in names if name.startswith("attn_"))
+            tables.crossed |= dict.fromkeys(name for name in names if name.startswith("attn_"))
         for param in item.params:
-            self._params[param.flag.name].append((item, param))
+            tables.params[param.flag.name].append((item, param))
 
     def __iter__(self) -> Iterator[Component]:
         return iter(self.components)
 
     def in_slot(self, slot: str) -> tuple[Component, ...]:
-        return tuple(self._by_slot[slot])
+        return tuple(self._found.by_slot[slot])
 
     def standard(self, slot: str) -> Component | None:
         """The filler taken when no flag selects one."""
-        return next((item for item in self._by_slot[slot] if item.select is None), None)
+        return next((item for item in self._found.by_slot[slot] if item.select is None), None)
 
     def selected_by(self, name: str) -> tuple[Component, ...]:
-        return tuple(self._selectors.get(name, ()))
+        return tuple(self._found.selectors.get(name, ()))
 
     def params_named(self, name: str) -> tuple[tuple[Component, Param], ...]:
-        return tuple(self._params.get(name, ()))
+        return tuple(self._found.params.get(name, ()))
 
     def names(self, scopes: Iterable[str] | None = None) -> tuple[str, ...]:
         """Every flag's name, in catalogue order, cross-attention forms not included."""
@@ -86,11 +114,11 @@ class Registry:
 
     def crossed(self) -> Collection[str]:
         """The flags of attention that have a form for cross-attention only."""
-        return self._crossed.keys()
+        return self._found.crossed.keys()
 
     def standard_value(self, name: str) -> Any:
         return self.param(name).standard
 
 
-# What the library knows; filled by `flagformer.catalogue`, which stands above every component.
+# What the library knows; filled from `flagformer.catalogue`, which stands above every component.
 CATALOGUE = Registry()

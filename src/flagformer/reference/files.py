@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flagformer.reference.flags_page import flags_page
-from flagformer.reference.schema import schema, study_schema
+from flagformer.reference.schema import schema
+from flagformer.reference.study_schema import study_schema
 from flagformer.reference.typed import typed_source
 
 

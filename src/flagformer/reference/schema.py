@@ -1,4 +1,4 @@
-"""The JSON schema of flat flags, for editors that complete and check study files."""
+"""The JSON schema of flat flags, for editors that complete and check files of them."""
 
 from __future__ import annotations
 
@@ -34,27 +34,6 @@ def schema() -> dict[str, Any]:
             "flags": {"type": "object", "properties": _properties(), "additionalProperties": False},
             **{kind: _whole(kind) for kind in WHOLE},
         },
-    }
-
-
-def study_schema() -> dict[str, Any]:
-    """The schema of study files: it checks the flags in them; the other keys are checked when it is run."""
-    flags = {"$ref": "flags.schema.json#/$defs/flags"}
-    variant = {"anyOf": [flags, {"type": "null"}]}
-    return {
-        "$schema": DIALECT,
-        "title": "flagformer study",
-        "type": "object",
-        "properties": {
-            "base": {**flags, "description": "The flags that all variants share."},
-            "compare": {
-                "type": "object",
-                "description": "Each variant's own flags; the first is the baseline.",
-                "additionalProperties": variant,
-                "minProperties": 1,
-            },
-        },
-        "required": ["base", "compare"],
     }
 
 

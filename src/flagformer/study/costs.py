@@ -23,6 +23,7 @@ from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.source import Source
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
+from flagformer.train.reading import read_rows
 
 ADAMW = 4  # fp32 copies of a weight: itself, its gradient and AdamW's two moments
 
@@ -87,8 +88,9 @@ def cost(trial: Trial) -> Cost:
     seq_len = trial.source.seq_len
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
-        flops = forward_flops(model.eval(), trial.source.example(1, seq_len))
-        saved = saved_bytes(model.train(), micro_batch(trial))
+        segment = trial.train.segment
+        flops = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
+        saved = saved_bytes(model.train(), micro_batch(trial), segment)
     params = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
@@ -107,11 +109,15 @@ def micro_batch(trial: Trial) -> Tensor:
     return trial.source.example(rows, trial.source.seq_len)
 
 
-def forward_flops(model: nn.Module, inputs: Tensor) -> int:
+def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
     """What torch's counter sees in one forward pass, attention written out as matrix products."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # the counter wants the graph of learned vectors that a module is given
     # the math kernel is made of matrix products that the counter knows on every device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(inputs)
+        read_rows(model, inputs, segment)
+    for parameter in learned:
+        parameter.requires_grad_()
     return counter.get_total_flops()
 
 
@@ -132,7 +138,7 @@ def _active(model: Any, params: int) -> int:
     )
 
 
-def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
     """Bytes that autograd keeps of one micro-batch and its loss, as its hooks see them; not parameters."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor: a freed one's address is given out again
@@ -144,7 +150,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(inputs)
+        logits = read_rows(model, inputs, segment, losses=True).logits
         token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
     return sum(size for size, _ in kept.values())
 

@@ -1,13 +1,14 @@
 """The run directory: what lies where, and whose it is.
 
     DIR/study.yaml          the resolved study, each value with its origin: which study this directory belongs
-    to DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
+                            to
+    DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
     DIR/variants/ID/        what was examined of a variant (see `examine.py`)
     DIR/trials/ID/          one trial (see `flagformer.train`); output.txt; failure.json of the last attempt
     DIR/results.json        the table
-    DIR/report.html         the report; also report.md, table.csv and table.tex
-    DIR/training.lock       held by the process that runs the study; the system frees it however that process
-    ends
+    DIR/report.html         the report; also report.md, table.csv, table.tex and figure-NAME.svg
+    DIR/training.lock       held by the process that runs the study; the system frees it however that
+                            process ends
 
 Every file is written whole or not at all, so `kill -9` and a full disk leave nothing that cannot be read.
 """

@@ -26,7 +26,7 @@ def trial_bytes(study: Study) -> int:
     for variant in study.compare:
         for tuned in study.candidates:
             trial = study.trial(variant, study.seeds[0], tuned)
-            felt = [trial.flags, trial.train.batch_size, trial.train.accumulate]
+            felt = [trial.flags, trial.train.batch_size, trial.train.accumulate, trial.train.segment]
             distinct.setdefault(json.dumps(felt, sort_keys=True), trial)
     return max(_bytes_of(trial) for trial in distinct.values())
 
@@ -34,6 +34,6 @@ def trial_bytes(study: Study) -> int:
 def _bytes_of(trial: Trial) -> int:
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
-        saved = saved_bytes(model.train(), micro_batch(trial))
+        saved = saved_bytes(model.train(), micro_batch(trial), trial.train.segment)
     params = sum(parameter.numel() for parameter in model.parameters())
     return round(PROCESS + COPIES * params + TEMPORARY * saved)

@@ -7,6 +7,7 @@ __name__ == "__main__":`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,13 @@ from flagformer.train.files import naming, only_process, write_atomic, write_jso
 
 # torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
 # process imports the program's main module again
-PRELOAD = ("torch._dynamo", "flagformer.train.trial", "flagformer.study.run", "flagformer.cli.train")
+PRELOAD = (
+    "torch._dynamo",
+    "flagformer.catalogue",
+    "flagformer.train.trial",
+    "flagformer.study.run",
+    "flagformer.cli.train",
+)
 RETRIES = {"local": 0, "ray": 3}  # a machine that kills a trial will do so again; a cluster has others
 
 
@@ -95,12 +102,15 @@ def run_study(
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
         setting["matched"] = as_plain(prepared.matched)
-        write_study(directory, study, prepared.origins)
-        write_setting(directory, setting)
-        _examine(study, directory, setting, examiner or examine)
+        # first of all: a cluster that is not there is told of before minutes of audits
         executor = _executor(study, directory, setting, function or _run_trial)
-        retries = RETRIES[study.executor] if study.retries is None else study.retries
-        run_trials(study, directory, executor, retries, console or Console(stderr=True))
+        with contextlib.ExitStack() as held:
+            held.callback(executor.stop)
+            write_study(directory, study, prepared.origins)
+            write_setting(directory, setting)
+            _examine(study, directory, setting, examiner or examine)
+            retries = RETRIES[study.executor] if study.retries is None else study.retries
+            run_trials(study, directory, executor, retries, console or Console(stderr=True))
         return write_report(directory)
 
 

@@ -62,6 +62,13 @@ class TrainConfig(Block):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where there is one, otherwise cpu."
     )
+    segment: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST,
+        description="Tokens read at once, in training and in tests; what a segment leaves "
+        "(`num_memory_slots`, `max_mem_len`) the next one reads; by default whole rows.",
+    )
     eval_every: int = Field(
         default=0,
         ge=0,
@@ -154,11 +161,17 @@ class Trial(Block):
         return self.evaluate.seq_lens or (self.source.seq_len,)
 
     @property
+    def longest(self) -> int:
+        """Most tokens that the model reads at once."""
+        whole = max(self.source.seq_len, *self.lengths)
+        return whole if self.train.segment is None else min(whole, self.train.segment)
+
+    @property
     def model_flags(self) -> dict[str, Any]:
-        """The flags with what the data decides filled in: the vocabulary, and positions for the longest row
-        that will be seen.
+        """The flags with what the data decides filled in: the vocabulary, and positions for what is read at
+        once.
         """
-        return {**self.source.model_flags(max(self.source.seq_len, *self.lengths)), **self.flags}
+        return {**self.source.model_flags(self.longest), **self.flags}
 
     @property
     def id(self) -> str:
@@ -189,6 +202,8 @@ class Trial(Block):
         if not self.source.is_sequence:
             if flags["model"] != "vit":
                 raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
+            if self.train.segment is not None:
+                raise ValueError("`segment` must be left out for images, which are read whole")
             with torch.device("meta"):
                 flagformer.build(flags)
             return
@@ -199,9 +214,9 @@ class Trial(Block):
             )
         with torch.device("meta"):
             model = flagformer.build(flags)
-        longest = max(self.source.seq_len, *self.lengths)
-        if model.absolute_positions and longest > model.max_seq_len:
+        why = "absolute positions" if model.absolute_positions else "slots, written behind each segment"
+        if (model.absolute_positions or model.num_memory_slots) and self.longest > model.max_seq_len:
             raise ValueError(
-                f"`max_seq_len` must be at least {longest}, the longest row that is read, because "
-                f"the model has absolute positions, but is {model.max_seq_len}; raise it or leave it out"
+                f"`max_seq_len` must be at least {self.longest}, the longest row or segment that is read, "
+                f"because the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
             )

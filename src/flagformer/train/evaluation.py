@@ -10,6 +10,7 @@ from flagformer.data import IGNORE, Source, Split
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
 from flagformer.train.ranks import ALONE, Ranks, inner
+from flagformer.train.reading import read_rows
 
 PARTS = 16  # of a row, whose losses are told apart
 SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
@@ -37,7 +38,7 @@ def evaluate(
             step = turn * ranks.world + ranks.rank
             inputs, targets = (part.to(device) for part in source.batch(split, step, SEED, rows, seq_len))
             with torch.autocast(device.type, torch.bfloat16, enabled=trial.train.precision == "bf16"):
-                logits = model(inputs)
+                logits = read_rows(model, inputs, trial.train.segment).logits
             if step >= trial.evaluate.batches:
                 targets = torch.full_like(targets, IGNORE)
             losses = token_losses(logits, targets).double()

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
-from flagformer.train.ranks import ALONE, Ranks, inner
+from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.reading import read_rows
 
 
 class Step(NamedTuple):
@@ -40,14 +41,6 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets)
 
 
-def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the sum of the auxiliary losses of a model that makes any."""
-    if not getattr(inner(model), "has_losses", False):
-        return model(ids), None
-    logits, outputs = model(ids, return_losses=True)
-    return logits, outputs.extra_loss
-
-
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -71,7 +64,7 @@ def train_step(
     for number, (ids, wanted) in enumerate(zip(*parts), start=1):
         with ranks.accumulating(model, last=number == config.accumulate):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                logits, extra = _forward(model, ids)
+                logits, extra = read_rows(model, ids, config.segment, losses=True)
             loss = token_losses(logits, wanted).sum() * mean
             weight = len(ids) * ranks.world / len(inputs)
             (loss if extra is None else loss + extra * weight).backward()

@@ -7,7 +7,9 @@ Read `render` for the order of the page, then `columns.py`, `figures.py` and `pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 from flagformer.study.directory import REPORT, STUDY
 from flagformer.study.report import curves, figures, findings, page, texts
@@ -43,17 +45,29 @@ COST_NOTE = (
 
 def documents(results: Results) -> dict[str, str]:
     """Every file of the report by its name."""
+    shown = _figures(results)
     return {
-        REPORT: render(results),
+        REPORT: render(results, shown),
         "report.md": texts.markdown(results, NOTE),
         "table.csv": texts.csv_table(results),
         "table.tex": texts.latex_table(results),
+        **{f"figure-{one.name}.svg": figures.alone(one.svg) for one in shown},
     }
 
 
-def render(results: Results) -> str:
+class Shown(NamedTuple):
+    """A figure with its finding and how to read it."""
+
+    name: str
+    svg: str
+    finding: str
+    note: str
+
+
+def render(results: Results, shown: Sequence[Shown]) -> str:
     """The page as text."""
     study = results.study
+    drawn = "\n".join(page.figure(one.svg, one.finding, one.note) for one in shown)
     plain = (results.directory / STUDY).read_text(encoding="utf-8")
     return page.page(
         f"Study: {study.name}",
@@ -62,7 +76,7 @@ def render(results: Results) -> str:
             page.section(
                 "Comparison", page.rows_table(results, main_columns(results)), page.paragraph(NOTE, "soft")
             ),
-            page.section("Figures", _figures(results)),
+            page.section("Figures", f'<div class="figures">\n{drawn}\n</div>'),
             page.section(
                 f"{results.metric.capitalize()} by length",
                 page.rows_table(results, length_columns(results)),
@@ -103,35 +117,33 @@ def _head(results: Results) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _figures(results: Results) -> str:
+def _figures(results: Results) -> list[Shown]:
     drawn, final = curves.read_curves(results)
-    shown = [
-        page.figure(
-            figures.loss_curves(results, drawn),
-            findings.curves_finding(results, final),
-            "Lines are means over seeds, smoothed; bands run from the lowest to the highest seed.",
-        )
-    ]
+    note = "Lines are means over seeds, smoothed; bands run from the lowest to the highest seed."
+    finding = findings.curves_finding(results, final)
+    shown = [Shown("curves", figures.loss_curves(results, drawn), finding, note)]
     if len(results.rows) > 1:
         note = (
             "Dots with bars are means with 95 % t intervals of the paired difference; ticks are "
             "single seeds. " + findings.power_line(results)
         )
-        shown.append(page.figure(figures.differences(results), findings.differences_finding(results), note))
+        finding = findings.differences_finding(results)
+        shown.append(Shown("differences", figures.differences(results), finding, note))
     if len(results.rows[0].quality) > 1:
-        note = "Bars are 95 % t intervals over seeds."
-        shown.append(page.figure(figures.quality_by_length(results), findings.lengths_finding(results), note))
+        note, finding = "Bars are 95 % t intervals over seeds.", findings.lengths_finding(results)
+        shown.append(Shown("lengths", figures.quality_by_length(results), finding, note))
     if any(row.by_position for row in results.rows):
         note = "Means over seeds and equal parts of rows; ups and downs that all share are the text's."
-        shown.append(page.figure(figures.loss_by_position(results), findings.position_finding(results), note))
+        finding = findings.position_finding(results)
+        shown.append(Shown("positions", figures.loss_by_position(results), finding, note))
     for key in figures.tuned_numbers(results):
         note = "Validation loss, mean over seeds; bars are 95 % t intervals; the ring marks what was chosen."
-        shown.append(
-            page.figure(figures.loss_by_setting(results, key), findings.tuning_finding(results), note)
-        )
+        name, finding = f"tuned-{key.replace('.', '-')}", findings.tuning_finding(results)
+        shown.append(Shown(name, figures.loss_by_setting(results, key), finding, note))
     note = "Measured on this machine with the other trials running beside it."
-    shown.append(page.figure(figures.quality_by_speed(results), findings.speed_finding(results), note))
-    return '<div class="figures">\n' + "\n".join(shown) + "\n</div>"
+    finding = findings.speed_finding(results)
+    shown.append(Shown("speed", figures.quality_by_speed(results), finding, note))
+    return shown
 
 
 def _length_note(results: Results) -> str:

@@ -11,6 +11,7 @@ from flagformer.study.results import BITS, Results, Row, Stamp
 from flagformer.study.wording import NOTHING, count, difference, estimate, flags_text, p_value, short, size
 
 PASSED, FAILED = "\N{CHECK MARK}", "\N{MULTIPLICATION X}"
+STAR = "\N{NO-BREAK SPACE}*"  # measured
 LETTERS = {
     "causal": "causal",
     "padding-neutral": "padding",
@@ -65,12 +66,12 @@ def main_columns(results: Results) -> list[Column]:
         _cost("parameters", "params", count),
         _cost("FLOPs per token", "flops_per_token", short),
         Column(
-            "tokens/s *",
+            f"tokens/s{STAR}",
             lambda r: short(r.tokens_per_second),
             lambda r: {"tokens_per_second": r.tokens_per_second},
         ),
         Column(
-            "memory *",
+            f"memory{STAR}",
             lambda r: size(r.peak_memory_bytes),
             lambda r: {"peak_memory_bytes": r.peak_memory_bytes},
         ),
@@ -122,10 +123,10 @@ def cost_columns(results: Results) -> list[Column]:
         _cost("FLOPs per token", "flops_per_token", short),
         _cost("kept for backward", "saved_bytes", size),
         _cost("training memory, at least", "memory_bytes", size),
-        Column("peak memory of the process *", lambda r: size(r.peak_memory_bytes), lambda r: {}),
-        Column("training, tokens/s *", lambda r: short(r.tokens_per_second), lambda r: {}),
+        Column(f"peak memory of the process{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),
+        Column(f"training, tokens/s{STAR}", lambda r: short(r.tokens_per_second), lambda r: {}),
         Column(
-            "decoding, tokens/s *",
+            f"decoding, tokens/s{STAR}",
             lambda r: short(r.decode_tokens_per_second),
             lambda r: {"decode_tokens_per_second": r.decode_tokens_per_second},
         ),

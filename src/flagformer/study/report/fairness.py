@@ -19,8 +19,7 @@ def equal_lines(results: Results) -> list[str]:
         f"Test: the same {study.evaluate.split} data for all trials, {study.evaluate.batches} batches at "
         "every length.",
     ]
-    tokens = {study.tokens_of(variant) for variant in study.compare}
-    if len(tokens) == 1:
+    if len({_budget(study, variant) for variant in study.compare}) == 1:
         lines.insert(0, _budget(study, study.baseline))
     if len({_optimizer(study, variant) for variant in study.compare}) == 1:
         lines.append(f"Optimizer: {_optimizer(study, study.baseline)}.")
@@ -44,7 +43,7 @@ def unequal_lines(results: Results) -> list[str]:
     """What differed besides the flags under comparison."""
     study = results.study
     lines = _unequal_numbers(results)
-    if len({study.tokens_of(variant) for variant in study.compare}) > 1:
+    if len({_budget(study, variant) for variant in study.compare}) > 1:
         lines += [f"{variant}: {_budget(study, variant)}" for variant in study.compare]
     if len({_optimizer(study, variant) for variant in study.compare}) > 1:
         lines += [f"{variant}: {_optimizer(study, variant)}." for variant in study.compare]
@@ -75,8 +74,12 @@ def _budget(study: Study, variant: str) -> str:
     train = study.train_of(variant)
     return (
         f"Budget: {train.steps:,} steps of {train.batch_size} sequences of {study.data.seq_len} tokens, "
-        f"{study.tokens_of(variant):,} tokens a trial."
+        f"{study.tokens_of(variant):,} tokens a trial{_segments(train.segment)}."
     )
+
+
+def _segments(segment: int | None) -> str:
+    return f", read {plural(segment, 'token')} at a time" if segment else ""
 
 
 def _optimizer(study: Study, variant: str) -> str:

@@ -233,6 +233,16 @@ def _note(
     )
 
 
+def alone(svg: str) -> str:
+    """A figure of the page as a file of its own: ink and ground of the reader's colour scheme."""
+    look = (
+        "<style>svg { color: #1b1f24; background: #ffffff; --grid: #d1d9e0 } @media (prefers-color-scheme: "
+        "dark) { svg { color: #e6e9ed; background: #12161b; --grid: #39424c } }</style>"
+    )
+    head, inside = svg.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>\n{look}{inside}\n'
+
+
 def _inline(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

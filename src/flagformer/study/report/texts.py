@@ -17,7 +17,7 @@ TEX = str.maketrans({
     "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", MINUS: "$-$",
-    "<": "$<$", ">": "$>$",
+    "<": "$<$", ">": "$>$", "\N{NO-BREAK SPACE}": "~",
     "\N{EN DASH}": "--", "\N{CHECK MARK}": r"$\checkmark$", "\N{MULTIPLICATION X}": r"$\times$",
 })  # fmt: skip
 MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;"})

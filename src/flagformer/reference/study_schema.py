@@ -1,4 +1,6 @@
-"""The JSON schema of study files, for editors that complete and check them: `flagformer study schema`."""
+"""The JSON schema of study files, for editors that complete and check them: `flagformer study schema`, and
+`docs/study.schema.json`.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ from flagformer.train.config import EvaluateConfig, TrainConfig
 BLOCKS: dict[str, Any] = {
     "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
 }  # fmt: skip
+KINDS = ("flags", "vit")  # of token models, of images
 
 
 def study_schema() -> dict[str, Any]:
     """The whole file, in one document: every key with its type, bounds and meaning."""
     flags = flags_schema()
-    defs: dict[str, Any] = dict(flags["$defs"])
+    defs: dict[str, Any] = {kind: flags["$defs"][kind] for kind in KINDS}
     top = StudyFile.model_json_schema()
     for name, kind in BLOCKS.items():
         found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
@@ -28,13 +31,10 @@ def study_schema() -> dict[str, Any]:
         defs[name] = found
     train = {**defs["train"], "required": []}
     lists = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True}}
-    own = {
-        "type": "object",
-        "properties": {**defs["flags"]["properties"], "train": train},
-        "additionalProperties": False,
-    }
+    base = [_closed(_names(defs, kind)) for kind in KINDS]
+    own = [_closed({**_names(defs, kind), "train": train}) for kind in KINDS]
     properties = top["properties"] | {
-        "base": {"$ref": "#/$defs/flags", "description": "The flags that all variants share."},
+        "base": {"anyOf": base, "description": "The flags that all variants share."},
         "data": {"$ref": "#/$defs/data"},
         "train": {"$ref": "#/$defs/train"},
         "evaluate": {"$ref": "#/$defs/evaluate"},
@@ -42,7 +42,7 @@ def study_schema() -> dict[str, Any]:
         "compare": {
             "type": "object",
             "description": "What each variant changes; the first is the baseline.",
-            "additionalProperties": {"anyOf": [own, {"type": "null"}]},
+            "additionalProperties": {"anyOf": [*own, {"type": "null"}]},
             "minProperties": 1,
         },
         "grid": {**lists, "description": "Values whose every combination is crossed with the variants."},
@@ -58,6 +58,15 @@ def study_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": defs,
     }
+
+
+def _names(defs: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Every flag, by reference to where it is said what it may be."""
+    return {name: {"$ref": f"#/$defs/{kind}/properties/{name}"} for name in defs[kind]["properties"]}
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _seeds() -> dict[str, Any]:
