@@ -134,6 +134,9 @@ class Flags(TypedDict, total=False):
     """Multi-query attention: all heads share one key and value head. (cross-attention only)"""
     shared_qk: bool | tuple[bool | None, ...] | None
     """Keys are the queries, of unit length; a token sees itself only where it sees nothing else."""
+    context_shared_qk: bool | tuple[bool | None, ...] | None
+    """Keys of cross-attention are made of the context as queries are of the tokens, by the same
+    weights."""
     attn_qk_norm: bool | tuple[bool | None, ...] | None
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it)."""
     cross_attn_qk_norm: bool | tuple[bool | None, ...] | None
@@ -237,6 +240,14 @@ class Flags(TypedDict, total=False):
     """weight of the loss that draws tokens to centroids"""
     routing_selection: Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"], ...]
     """whom a query meets: the recent keys of its cluster, or what each centroid picks of the row"""
+    cluster_num_mem_kv: int | tuple[int, ...]
+    """routing: learned keys and values M of each cluster, in front"""
+    context_num_clusters: int | tuple[int | None, ...] | None
+    """routing: clusters C of each head of cross-attention"""
+    context_window_size: int | tuple[int, ...]
+    """tokens of the context that each centroid picks"""
+    context_selection: Literal["nearest", "topk", "leaky"] | tuple[Literal["nearest", "topk", "leaky"], ...]
+    """whom centroids pick: tokens of the context for the queries next to them, or queries too"""
     n_local_attn_heads: int | tuple[int | None, ...] | None
     """heads that see the tokens around them only"""
     local_attn_window_size: int | tuple[int, ...]
