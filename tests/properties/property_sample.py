@@ -15,7 +15,7 @@ ALWAYS = {
     "ff_swish", "ff_relu_squared", "use_layerscale", "layer_dropout", "tie_embedding",
 }  # fmt: skip
 # Every choice is in so many pairs at least that are run with all checks, those of graphs too.
-EACH = 6
+EACH = 4
 
 
 def sampled():
