@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from flagformer import Memformer, XLAutoregressiveWrapper, build, memory_replay_backprop, train_segments
 from flagformer.attention.cores.kmeans import KMeans
+from flagformer.flow import Layout, Memories
 
 HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
 ENC = {f"enc_{name}": value for name, value in HALF.items()}
@@ -247,6 +248,10 @@ def test_a_failed_first_run_leaves_no_counts():
     assert all(one.pending is None for one in model.modules() if isinstance(one, KMeans))
 
 
+# what a model without slots leaves
+XL = Memories((torch.zeros(2, 3, 16),), Layout.plain(3, torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -271,6 +276,7 @@ def test_a_failed_first_run_leaves_no_counts():
         (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
         (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
         (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
+        (lambda m, s: train_segments(stream_model(), s, mems=XL), "but is Memories"),
         (lambda m, s: train_segments(m, s), "`model` must be a TransformerWrapper, but is Memformer"),
         (lambda m, s: train_segments(stream_model(model="encoder"), s), "`model` must be causal"),
         (lambda m, s: train_segments(stream_model(max_mem_len=4), s), "`model` has learned positions"),
