@@ -1,4 +1,4 @@
-"""Recall of symbols of the first segment, segments later: slots, memories of tokens, plain segments.
+"""How well symbols of the first segment are recalled segments later: slots, memories of tokens, neither.
 
     python benchmarks/segment_recall.py [--only NAME ...] [--seeds 0 1 2] [--steps 400] [--json FILE]
                                         [--figure FILE] [--threads 1]

@@ -149,6 +149,54 @@ def test_saved_and_loaded(tmp_path, pair):
     assert other.explain() == model.explain()
 
 
+AUXILIARY = {
+    "commitment": {"enc_num_clusters": 2, "enc_window_size": 4, "enc_commitment_factor": 0.1},
+    "balance": {"enc_ff_moe": True},
+    "z-loss": {"enc_attn_z_loss_weight": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", AUXILIARY)
+def test_the_loss_of_training_holds_the_encoders_auxiliary_losses(name, pair):
+    model, (src, tgt) = make(**AUXILIARY[name]).train(), pair
+    results, outputs = model(src, tgt, return_outputs=True)
+    alone = model.decoder(tgt, context=results.enc_out)
+    assert outputs.extra_loss > 0
+    torch.testing.assert_close(results.dec_out - alone, outputs.extra_loss, rtol=0, atol=1e-6)
+    silent, outputs = model(src, return_outputs=True)
+    torch.testing.assert_close(silent.dec_out, outputs.extra_loss)
+    _, outputs = model.eval()(src, tgt, return_outputs=True)
+    assert outputs.extra_loss is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("read", [4, 6, 14])
+@pytest.mark.parametrize("update", ["gru", "bmn"])
+def test_a_stream_reads_a_source_segment_by_segment(update, read, tmp_path):
+    model = make(memory_update=update, enc_ff_dropout=0.5).train()
+    src = torch.randint(11, (2, 20), generator=torch.Generator().manual_seed(2))
+    stream = model.stream(2)
+    for part in src[:, :read].split(3, dim=1):
+        stream(part)
+    stream.save(tmp_path)
+    again = flagformer.load(tmp_path).stream(2, tmp_path)
+    assert again.length == stream.length == read
+    mems = None
+    for part in src[:, :read].split(6, dim=1):
+        held, mems = mems, model.eval()(part, mems=mems).mem
+    want = model.generate(part, [[1], [2, 3]], 5, mems=held, temperature=0.0)
+    model.train()
+    for one in (stream, again):
+        assert torch.equal(one.generate([[1], [2, 3]], 5, temperature=0.0), want)
+    assert model.training
+    got = torch.cat([again(src[:, read:18]), again(src[:, 18:])], dim=1)
+    torch.testing.assert_close(stream(src[:, read:])[:, -2:], got[:, -2:], **CLOSE)
+    torch.testing.assert_close(again.mems, stream.mems, **CLOSE)
+    held = stream.size_bytes()
+    stream(src[:, :12])
+    assert stream.size_bytes() == held
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -197,6 +245,11 @@ def test_mistakes_are_named_as_typed(flags, says):
         (lambda m, s, t: make_encoder()(s, t), "this model has no decoder"),
         (lambda m, s, t: make_encoder().generate(s, t, 3), "needs a decoder"),
         (lambda m, s, t: m.get_initial_mem(0), "`batch_size` must be"),
+        (lambda m, s, t: m.generate(s, t, 3, context=s), "`context` cannot be given"),
+        (lambda m, s, t: m.stream(0), "`batch_size` must be"),
+        (lambda m, s, t: m.stream(2)(s), "`ids` must hold the 2 rows of this stream, but holds 3"),
+        (lambda m, s, t: m.stream(3)(s + 11), "`ids` must hold ids from 0 to 10"),
+        (lambda m, s, t: m.stream(3).generate(t, 3), "this stream has read nothing yet"),
     ],
 )
 def test_bad_calls_are_named(call, says, pair):

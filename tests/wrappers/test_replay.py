@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from flagformer import Memformer, XLAutoregressiveWrapper, build, memory_replay_backprop, train_segments
 from flagformer.attention.cores.kmeans import KMeans
+from flagformer.flow import Layout, Memories
 
 HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
 ENC = {f"enc_{name}": value for name, value in HALF.items()}
@@ -80,6 +81,19 @@ def test_gradients_are_those_through_all_segments(update, encoder_only, more):
     losses = memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
     assert (losses - want).abs().max() < EXACT
     agree(gradients(model), full)
+
+
+def test_gradients_under_autocast():
+    """Weights that the first run cast without a graph get theirs in the second."""
+    model = memformer().float()
+    src, real, tgt = source()
+    with torch.autocast("cpu", torch.bfloat16):
+        through_all(model, src, real, tgt)
+        full = gradients(model)
+        memory_replay_backprop(model, src, tgt, real)
+    for name, got in gradients(model).items():
+        # sums over eight segments, in bf16 and in fp32
+        assert (got - full[name]).norm() < 0.05 * full[name].norm(), name
 
 
 def test_targets_of_some_segments_and_of_the_last():
@@ -247,6 +261,10 @@ def test_a_failed_first_run_leaves_no_counts():
     assert all(one.pending is None for one in model.modules() if isinstance(one, KMeans))
 
 
+# what a model without slots leaves
+XL = Memories((torch.zeros(2, 3, 16),), Layout.plain(3, torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -271,6 +289,7 @@ def test_a_failed_first_run_leaves_no_counts():
         (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
         (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
         (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
+        (lambda m, s: train_segments(stream_model(), s, mems=XL), "but is Memories"),
         (lambda m, s: train_segments(m, s), "`model` must be a TransformerWrapper, but is Memformer"),
         (lambda m, s: train_segments(stream_model(model="encoder"), s), "`model` must be causal"),
         (lambda m, s: train_segments(stream_model(max_mem_len=4), s), "`model` has learned positions"),

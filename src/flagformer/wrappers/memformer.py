@@ -19,6 +19,7 @@ from flagformer.wrappers.halves import DEC, ENC
 from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.own import Part, own_findings
 from flagformer.wrappers.slot_halves import DECIDED, build_slot_halves, invert_buckets
+from flagformer.wrappers.source_stream import SourceStream
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -158,6 +159,13 @@ class Memformer(nn.Module):
     def save(self, directory: str | Path) -> None:
         """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
         save_model(self, Path(directory))
+
+    def stream(self, batch_size: int, directory: str | Path | None = None) -> SourceStream:
+        """Reads a source of any length as it comes, anew or from a directory that its `save` wrote."""
+        stream = SourceStream(self, batch_size)
+        if directory is not None:
+            stream.restore(directory)
+        return stream
 
     def get_initial_mem(self, batch_size: int) -> Tensor:
         """[B, M, D], what the first segment reads."""

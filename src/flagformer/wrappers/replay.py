@@ -106,25 +106,21 @@ def train_segments(
     _check_stream(model, x, ignore_index)
     targets = _targets(x, mask, ignore_index)
     last, size = targets.shape[1], model.max_seq_len
-    parts = [slice(start, min(start + size, last)) for start in range(0, last, size)]
+    parts = [slice(place, min(place + size, last)) for place in range(0, last, size)]
     counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
     totals: dict[int, Tensor] = {}
 
     def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
         part = parts[number]
-        real = None if mask is None else mask[:, part]
-        how = {"mask": real, "mems": held, "return_mems": True, "return_embeddings": True}
-        out, left, extra = _read(model, x[:, part].masked_fill(x[:, part] == ignore_index, 0), how)
+        ids = x[:, part].masked_fill(x[:, part] == ignore_index, 0)
+        out, left, extra = _read(model, ids, held, None if mask is None else mask[:, part])
         if not torch.is_grad_enabled():
             return None, left
         total = _cross_entropy(model.to_logits(out), targets[:, part], ignore_index)
         totals[number] = total.detach()
-        loss = total / counts.sum().clamp(min=1)
-        return loss if extra is None else loss + extra * (out.shape[1] / last), left
+        return total / counts.sum().clamp(min=1) + extra * (out.shape[1] / last), left
 
-    slots, _ = model.slots.read(mems, len(x))
-    start = mems if isinstance(mems, Memories) else Memories.of_slots(slots)
-    _, left = replay(model, read, start, len(parts))
+    _, left = replay(model, read, _start(model, mems, len(x)), len(parts))
     return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
 
 
@@ -142,12 +138,21 @@ def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor
     return F.cross_entropy(exact, targets.flatten(), ignore_index=ignore_index, reduction="sum")
 
 
-def _read(model: TransformerWrapper, ids: Tensor, how: dict[str, Any]) -> tuple[Tensor, Memories, Any]:
+def _start(model: TransformerWrapper, mems: Memories | Tensor | None, batch: int) -> Memories:
+    slots, _ = model.slots.read(mems, batch)
+    return mems if isinstance(mems, Memories) else Memories.of_slots(slots)
+
+
+def _read(
+    model: TransformerWrapper, ids: Tensor, mems: Memories, mask: Tensor | None
+) -> tuple[Tensor, Memories, Tensor | float]:
     """Embeddings of a segment, what it leaves, and the sum of its auxiliary losses in training."""
+    how: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}
     if not (model.training and model.has_losses):
-        return *model(ids, **how), None
+        return *model(ids, **how), 0.0
     out, outputs = model(ids, return_losses=True, **how)
-    return out, outputs.mems, outputs.extra_loss
+    extra = outputs.extra_loss
+    return out, outputs.mems, 0.0 if extra is None else extra
 
 
 def _check_source(model: Memformer, src: Tensor, src_mask: Any, tgt: Any, loss_fn: LossOf | None) -> None:
