@@ -23,7 +23,7 @@ from flagformer.ops.picks import mean_of_picks, picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
-LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
+LONG = 256  # tokens from which stretches are no slower than one call of chunks
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
     " meet recent keys belong to several clusters; say `attn_num_mem_kv`, memory keys that all clusters share"
