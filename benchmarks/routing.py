@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,9 @@ def flags_of(family: str, length: int) -> dict[str, Any]:
 Work = Callable[[Tensor], Tensor]
 
 
-def layers(length: int, peer: bool, dense: int) -> dict[str, Work]:
-    """Each contender as a function from vectors to a number, in training mode; attention to everything up to
-    `dense` tokens."""
-    found: dict[str, Work] = {}
-    for family in FAMILIES:
-        if family != "dense" or length <= dense:
-            found[family] = partial(_whole, _layer(family, length))
+def layers(length: int, families: list[str], peer: bool) -> dict[str, Work]:
+    """Each contender as a function from vectors to a number, in training mode."""
+    found: dict[str, Work] = {family: partial(_whole, _layer(family, length)) for family in families}
     if peer:
         from routing_transformer.routing_transformer import SelfAttention
 
@@ -178,27 +175,37 @@ def exponent(seconds: dict[int, float]) -> float:
 Rows = dict[str, dict[int, float]]  # contender -> length -> median seconds
 
 
-def measure(lengths: list[int], rounds: int, clock: str, peer: bool, dense: int) -> dict[str, Rows]:
-    """Of every kind of work."""
-    found: dict[str, Rows] = {"forward": {}, "forward + backward": {}, "attention alone": {}, "decode": {}}
-    for length in lengths:
-        x = torch.randn(1, length, DIM)
-        contenders = layers(length, peer, dense)
-        for what, work in (("forward", forward), ("forward + backward", train)):
-            works = {name: partial(work, layer, x) for name, layer in contenders.items()}
-            _note(found[what], length, interleave(works, rounds + 1, clock), 1)
-        given = torch.randn(1, length, 3 * DIM)
-        works = {name: partial(train, core, given) for name, core in alone(length, peer).items()}
-        _note(found["attention alone"], length, interleave(works, rounds + 1, clock), 1)
-        steps = {name: decoder(name, length) for name in FAMILIES if name != "dense" or length <= dense}
-        _note(found["decode"], length, interleave(steps, rounds + 1, clock), STEPS)
-        print(f"{length} done", flush=True)
+WORK = ("forward", "forward + backward", "attention alone", "decode")
+
+
+def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, dict[str, float]]:
+    """Median seconds of one length: kind of work -> contender -> seconds."""
+    x = torch.randn(1, length, DIM)
+    families = [name for name in options.families if name != "dense" or length <= options.dense]
+    contenders = layers(length, families, peer)
+    found: dict[str, dict[str, float]] = {}
+    for what, work in zip(WORK, (forward, train)):
+        works = {name: partial(work, layer, x) for name, layer in contenders.items()}
+        found[what] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    given = torch.randn(1, length, 3 * DIM)
+    works = {name: partial(train, core, given) for name, core in alone(length, peer).items()}
+    found["attention alone"] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    steps = {name: decoder(name, length) for name in families}
+    found["decode"] = _medians(interleave(steps, options.rounds + 1, options.clock), STEPS)
     return found
 
 
-def _note(into: Rows, length: int, samples: dict[str, list[float]], units: int) -> None:
-    for name, times in samples.items():
-        into.setdefault(name, {})[length] = statistics.median(times[1:]) / units  # the first warms up
+def _medians(samples: dict[str, list[float]], units: int) -> dict[str, float]:
+    # the first warms up
+    return {name: statistics.median(times[1:]) / units for name, times in samples.items()}
+
+
+def rows_of(record: dict[str, Any], what: str) -> Rows:
+    rows: Rows = {}
+    for length, found in record["seconds"].items():
+        for name, seconds in found[what].items():
+            rows.setdefault(name, {})[int(length)] = seconds
+    return rows
 
 
 def table(what: str, lengths: list[int], rows: Rows) -> str:
@@ -238,22 +245,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--dense", type=int, default=16384, help="longest row for attention to everything")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--json", type=Path, help="lengths that it holds are not timed again")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    try:
-        import routing_transformer  # noqa: F401
-
-        peer = True
-    except ImportError:
-        peer = False
-    found = measure(options.lengths, options.rounds, options.clock, peer, options.dense)
+    peer = find_spec("routing_transformer") is not None
+    record = {"machine": machine(), "clock": options.clock, "threads": options.threads, "seconds": {}}
+    if options.json and options.json.exists():
+        record["seconds"] = json.loads(options.json.read_text(encoding="utf-8"))["seconds"]
+    for length in options.lengths:
+        if str(length) not in record["seconds"]:
+            record["seconds"][str(length)] = measure(length, options, peer)
+            print(f"{length} done", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found = {what: rows_of(record, what) for what in WORK}
+    lengths = sorted(map(int, record["seconds"]))
     for what, rows in found.items():
-        print("\n" + table(what, options.lengths, rows))
-    if options.json:
-        record = {"machine": machine(), "clock": options.clock, "lengths": options.lengths, "seconds": found}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print("\n" + table(what, lengths, rows))
     if options.plot:
         plot(options.plot, found)
 
