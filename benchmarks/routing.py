@@ -4,8 +4,10 @@
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
 
 One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
-routing with own and with shared keys; and, where it is installed, routing-transformer's. Every contender runs
-once a round, in an order that turns.
+routing with own and with shared keys; and, where it is installed, routing-transformer's between norms and
+with a residual as ours has them. Auxiliary losses are part of both. The same without projections and norms,
+when queries, keys and values are given ("attention alone"). Every contender runs once a round, in turning
+order.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import flagformer
+from flagformer.flow import Tape
 from report import machine
 from timing import interleave
 
@@ -42,34 +47,85 @@ def flags_of(family: str, length: int) -> dict[str, Any]:
     return {**sizes, **clusters, **FAMILIES[family]}
 
 
-def layers(length: int, peer: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Each contender as a function from vectors to vectors, in training mode."""
-    found: dict[str, Callable[[Tensor], Tensor]] = {}
-    for family in FAMILIES:
-        torch.manual_seed(0)
-        found[family] = flagformer.Decoder(**flags_of(family, length)).train()
+Work = Callable[[Tensor], Tensor]
+
+
+def layers(length: int, families: list[str], peer: bool) -> dict[str, Work]:
+    """Each contender as a function from vectors to a number, in training mode."""
+    found: dict[str, Work] = {family: partial(_whole, _layer(family, length)) for family in families}
     if peer:
         from routing_transformer.routing_transformer import SelfAttention
 
         torch.manual_seed(0)
         # no local heads; its own default of separate keys for what is not shared
-        theirs = SelfAttention(DIM, 1, length, HEADS, 0, WINDOW, dim_head=WIDTH, causal=True).train()
-        found[PEER] = partial(_first, theirs)
+        theirs = SelfAttention(DIM, 1, length, HEADS, 0, WINDOW, dim_head=WIDTH, causal=True)
+        found[PEER] = partial(_theirs, nn.ModuleList([nn.LayerNorm(DIM), theirs, nn.LayerNorm(DIM)]).train())
     return found
 
 
-def _first(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)[0]
+def _layer(family: str, length: int) -> flagformer.Decoder:
+    torch.manual_seed(0)
+    layer = flagformer.Decoder(**flags_of(family, length))
+    layer.train()
+    return layer
 
 
-def train(layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def _whole(layer: flagformer.Decoder, x: Tensor) -> Tensor:
+    tape = Tape()
+    return layer(x, tape=tape).sum() + _auxiliary(tape)
+
+
+def _auxiliary(tape: Tape) -> Tensor:
+    return sum((loss for losses in tape.losses.values() for loss in losses), torch.zeros(()))
+
+
+def _theirs(parts: nn.ModuleList, x: Tensor) -> Tensor:
+    before, attention, after = parts
+    out, loss = attention(before(x))
+    return after(x + out).sum() + loss.squeeze()
+
+
+def alone(length: int, peer: bool) -> dict[str, Work]:
+    """Functions from queries, keys and values beside each other, [1, T, 3 * D], to a number."""
+    layer = _layer("routing", length)
+    core, given = layer.sublayers[0].fn.core, []
+    hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    layer(torch.randn(1, length, DIM), tape=Tape())
+    hook.remove()
+    _, kv, side = given[0]
+
+    def ours(x: Tensor) -> Tensor:
+        q, k, v = _heads(x)
+        own = replace(side, tape=Tape())
+        return core(q, kv._replace(k=k, v=v, content=(q, k)), own).sum() + _auxiliary(own.tape)
+
+    found = {"routing": ours}
+    if peer:
+        from routing_transformer.routing_transformer import KmeansAttention
+
+        torch.manual_seed(0)
+        attention = KmeansAttention(length // WINDOW, WINDOW, HEADS, WIDTH, causal=True).train()
+
+        def theirs(x: Tensor) -> Tensor:
+            out, loss = attention(*(part.contiguous() for part in _heads(x)))
+            return out.sum() + loss
+
+        found[PEER] = theirs
+    return found
+
+
+def _heads(x: Tensor) -> list[Tensor]:
+    return [part.unflatten(2, (HEADS, WIDTH)).transpose(1, 2) for part in x.split(DIM, dim=2)]
+
+
+def train(work: Work, x: Tensor) -> None:
     """Forward and backward, to the input too."""
-    layer(x.detach().requires_grad_()).sum().backward()
+    work(x.detach().requires_grad_()).backward()
 
 
-def forward(layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def forward(work: Work, x: Tensor) -> None:
     with torch.no_grad():
-        layer(x)
+        work(x)
 
 
 @torch.inference_mode()
@@ -104,46 +160,67 @@ def decoder(family: str, length: int) -> Callable[[], None]:
 STEPS = 20
 
 
-def exponent(lengths: list[int], seconds: list[float]) -> float:
-    """The slope of a straight line through the logarithms."""
-    x, y = [math.log(n) for n in lengths], [math.log(s) for s in seconds]
+SPAN = (2048, 16384)  # lengths that the exponent is of, where there are two
+
+
+def exponent(seconds: dict[int, float]) -> float:
+    """The slope of a straight line through the logarithms; `seconds` by length."""
+    inside = {n: s for n, s in seconds.items() if SPAN[0] <= n <= SPAN[1]}
+    seconds = inside if len(inside) > 1 else seconds
+    x, y = [math.log(n) for n in seconds], [math.log(s) for s in seconds.values()]
     mean_x, mean_y = statistics.mean(x), statistics.mean(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
 
 
-def measure(lengths: list[int], rounds: int, clock: str, peer: bool) -> dict[str, dict[str, list[float]]]:
-    """what -> contender -> median seconds at each length."""
-    found: dict[str, dict[str, list[float]]] = {"forward": {}, "forward + backward": {}, "decode": {}}
-    for length in lengths:
-        x = torch.randn(1, length, DIM)
-        contenders = layers(length, peer)
-        for what, work in (("forward", forward), ("forward + backward", train)):
-            works = {name: partial(work, layer, x) for name, layer in contenders.items()}
-            _note(found[what], interleave(works, rounds + 1, clock), 1)
-        steps = {name: decoder(name, length) for name in FAMILIES}
-        _note(found["decode"], interleave(steps, rounds + 1, clock), STEPS)
-        print(f"{length} done", flush=True)
+Rows = dict[str, dict[int, float]]  # contender -> length -> median seconds
+
+
+WORK = ("forward", "forward + backward", "attention alone", "decode")
+
+
+def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, dict[str, float]]:
+    """Median seconds of one length: kind of work -> contender -> seconds."""
+    x = torch.randn(1, length, DIM)
+    families = [name for name in options.families if name != "dense" or length <= options.dense]
+    contenders = layers(length, families, peer)
+    found: dict[str, dict[str, float]] = {}
+    for what, work in zip(WORK, (forward, train)):
+        works = {name: partial(work, layer, x) for name, layer in contenders.items()}
+        found[what] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    given = torch.randn(1, length, 3 * DIM)
+    works = {name: partial(train, core, given) for name, core in alone(length, peer).items()}
+    found["attention alone"] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    steps = {name: decoder(name, length) for name in families}
+    found["decode"] = _medians(interleave(steps, options.rounds + 1, options.clock), STEPS)
     return found
 
 
-def _note(into: dict[str, list[float]], samples: dict[str, list[float]], units: int) -> None:
-    for name, times in samples.items():
-        into.setdefault(name, []).append(statistics.median(times[1:]) / units)  # the first warms up
+def _medians(samples: dict[str, list[float]], units: int) -> dict[str, float]:
+    # the first warms up
+    return {name: statistics.median(times[1:]) / units for name, times in samples.items()}
 
 
-def table(what: str, lengths: list[int], rows: dict[str, list[float]]) -> str:
+def rows_of(record: dict[str, Any], what: str) -> Rows:
+    rows: Rows = {}
+    for length, found in record["seconds"].items():
+        for name, seconds in found[what].items():
+            rows.setdefault(name, {})[int(length)] = seconds
+    return rows
+
+
+def table(what: str, lengths: list[int], rows: Rows) -> str:
     lines = [
         f"| {what}, ms | " + " | ".join(map(str, lengths)) + " | exponent |",
         "|" + "---|" * (len(lengths) + 2),
     ]
     for name, seconds in rows.items():
-        cells = " | ".join(f"{1e3 * s:.3g}" for s in seconds)
-        slope = f"{exponent(lengths, seconds):.2f}" if len(lengths) > 1 else ""
+        cells = " | ".join(f"{1e3 * seconds[n]:.3g}" if n in seconds else "" for n in lengths)
+        slope = f"{exponent(seconds):.2f}" if len(seconds) > 1 else ""
         lines.append(f"| {name} | {cells} | {slope} |")
     return "\n".join(lines)
 
 
-def plot(path: Path, lengths: list[int], found: dict[str, dict[str, list[float]]]) -> None:
+def plot(path: Path, found: dict[str, Rows]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,8 +229,9 @@ def plot(path: Path, lengths: list[int], found: dict[str, dict[str, list[float]]
     figure, axes = pyplot.subplots(1, len(found), figsize=(5 * len(found), 4))
     for axis, (what, rows) in zip(axes, found.items()):
         for name, seconds in rows.items():
-            slope = f" (n^{exponent(lengths, seconds):.2f})" if len(lengths) > 1 else ""
-            axis.loglog(lengths, [1e3 * s for s in seconds], marker="o", label=name + slope)
+            slope = f" (n^{exponent(seconds):.2f})" if len(seconds) > 1 else ""
+            times = [1e3 * s for s in seconds.values()]
+            axis.loglog(list(seconds), times, marker="o", label=name + slope)
         axis.set(title=what, xlabel="tokens", ylabel="ms")
         axis.legend(fontsize=7)
     figure.tight_layout()
@@ -166,24 +244,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dense", type=int, default=16384, help="longest row for attention to everything")
+    parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--json", type=Path, help="lengths that it holds are not timed again")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    try:
-        import routing_transformer  # noqa: F401
-
-        peer = True
-    except ImportError:
-        peer = False
-    found = measure(options.lengths, options.rounds, options.clock, peer)
+    peer = find_spec("routing_transformer") is not None
+    record = {"machine": machine(), "clock": options.clock, "threads": options.threads, "seconds": {}}
+    if options.json and options.json.exists():
+        record["seconds"] = json.loads(options.json.read_text(encoding="utf-8"))["seconds"]
+    for length in options.lengths:
+        if str(length) not in record["seconds"]:
+            record["seconds"][str(length)] = measure(length, options, peer)
+            print(f"{length} done", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found = {what: rows_of(record, what) for what in WORK}
+    lengths = sorted(map(int, record["seconds"]))
     for what, rows in found.items():
-        print("\n" + table(what, options.lengths, rows))
-    if options.json:
-        record = {"machine": machine(), "clock": options.clock, "lengths": options.lengths, "seconds": found}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print("\n" + table(what, lengths, rows))
     if options.plot:
-        plot(options.plot, options.lengths, found)
+        plot(options.plot, found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ PAPERS = ROOT / "docs" / "papers"
 SECTIONS = ["Claim", "Formula", "Flags", "Conflicts", "Cost", "Citation"]
 CARDS = cards()
 PLAN = {f"plan-{p.flag.name}.md": p.flag.name for item in CATALOGUE.in_slot("plan") for p in item.params}
-WHOLE = {"memformer.md"}  # a model of its own
+WHOLE = {"memformer.md", "routing.md"}  # models of their own
 FILES = sorted(path.name for path in PAPERS.glob("*.md"))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
-from flagformer.flow import KeyValues, Pairs, SideInputs, Spots
+from flagformer.flow import KeyValues, Layout, Pairs, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
 from flagformer.ops.by_distance import wide
 
@@ -91,6 +91,14 @@ def out_of_blocks(out: Tensor, slots: Tensor) -> Tensor:
 def of_heads(x: Tensor, heads: int) -> Tensor:
     """[B, G, S, K] -> [B, H, S, K], in fp32 at least."""
     return repeat_groups(x.to(wide(x.dtype)), heads)
+
+
+def groups_of(layout: Layout) -> list[Tensor | None]:
+    """Which tokens [1 or B, T] stand for election together: the real ones, sequence by sequence."""
+    if layout.segments is None:
+        return [layout.padding]
+    real = layout.real() if layout.padding is None else layout.padding
+    return [real & (layout.segments == number) for number in range(layout.sequences)]
 
 
 def _apart(visible: Tensor, spots: Spots, before: int, seats: int) -> Tensor:

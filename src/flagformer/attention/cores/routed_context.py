@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
-from flagformer.attention.cores.few import Few, attend_few, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.few import Few, attend_few, groups_of, of_heads, out_of_blocks, rows_at
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
@@ -121,7 +121,9 @@ class RoutedContext(Core):
     def picked(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
         """What each centroid picks of the row and of the context."""
         cosines = self.kmeans.cosines(unit_length(of_heads(q.detach(), q.shape[1])))
-        chosen = picks(cosines, self.window, [side.layout.padding])
+        groups = groups_of(side.layout)
+        chosen = picks(cosines, self.window, groups)
+        found = Picks(*(part.repeat(1, len(groups), 1, 1) for part in found))
         few = Few(
             rows_at(q, chosen.numbers),
             rows_at(kv.k[:, :, kv.seats :], found.numbers),
@@ -131,6 +133,6 @@ class RoutedContext(Core):
             chosen.numbers.masked_fill(~chosen.real, q.shape[2]),
             only_earlier=False,
             hides=True,
-            front=self.memory.of_all(1),
+            front=self.memory.of_all(len(groups)),
         )
         return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
-from flagformer.attention.cores.few import MAPS, Few, attend_few, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.few import MAPS, Few, attend_few, groups_of, of_heads, out_of_blocks, rows_at
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.cores.rings import Rings
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
-from flagformer.flow import Causal, DecodeState, Dims, KeyValues, Layout, SideInputs, Spots
+from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
 from flagformer.ops.picks import mean_of_picks, picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
-LONG = 1024  # tokens from which a loop of stretches is faster than one call of chunks
+LONG = 256  # tokens from which stretches are no slower than one call of chunks
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
     " meet recent keys belong to several clusters; say `attn_num_mem_kv`, memory keys that all clusters share"
@@ -101,7 +101,7 @@ class Routing(Core):
         """What each centroid picks of the whole row, whatever cluster that is in."""
         assert kv.content is not None
         heads, terms = len(self.kmeans.means), side.terms[kv.window]
-        groups = [_groups(layout) for layout in (terms.queries, terms.keys)]
+        groups = [groups_of(layout) for layout in (terms.queries, terms.keys)]
         of_queries, of_keys = [
             picks(self.kmeans.cosines(unit_length(of_heads(content.detach(), heads))), self.window, among)
             for content, among in zip(kv.content, groups)
@@ -238,11 +238,3 @@ class Routing(Core):
             not self.later,
         )
         return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
-
-
-def _groups(layout: Layout) -> list[Tensor | None]:
-    """Which tokens [1 or B, T] stand for election together: the real ones, sequence by sequence."""
-    if layout.segments is None:
-        return [layout.padding]
-    real = layout.real() if layout.padding is None else layout.padding
-    return [real & (layout.segments == number) for number in range(layout.sequences)]
