@@ -216,7 +216,8 @@ class Trial(Block):
             model = flagformer.build(flags)
         why = "absolute positions" if model.absolute_positions else "slots, written behind each segment"
         if (model.absolute_positions or model.num_memory_slots) and self.longest > model.max_seq_len:
+            part = "row" if self.train.segment is None else "segment"
             raise ValueError(
-                f"`max_seq_len` must be at least {self.longest}, the longest row or segment that is read, "
-                f"because the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
+                f"`max_seq_len` must be at least {self.longest}, the longest {part} that is read, because "
+                f"the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
             )
