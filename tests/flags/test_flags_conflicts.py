@@ -74,8 +74,13 @@ def crowds():
     for slot in ("norm", "placement", "position_bias", "projection", "qk_norm", "activation", "absolute"):
         chosen = [item for item in CATALOGUE.in_slot(slot) if item.select is not None]
         for i, one in enumerate(chosen):
-            found += [(slot, one, other) for other in chosen[i + 1 :] if other.select != one.select]
+            found += [(slot, one, other) for other in chosen[i + 1 :] if meet(one, other)]
     return found
+
+
+def meet(one, other):
+    """Whether two flags are different and fill one kind of attention at least."""
+    return one.select != other.select and {one.kind, other.kind} != {"a", "c"}
 
 
 @pytest.mark.parametrize(("slot", "one", "other"), crowds(), ids=lambda value: getattr(value, "name", value))
@@ -84,7 +89,7 @@ def test_two_fillers_for_one_place(slot, one, other):
         item.select: item.when if item.when is not ... else 2 if item.select == "attn_kv_heads" else True
         for item in (one, other)
     }
-    text = refused(**flags)
+    text = refused(**flags, cross_attend="c" in (one.kind, other.kind))
     assert f"`{one.say()}` and `{other.say()}` cannot be combined, because both fill `{slot}`" in text
 
 
