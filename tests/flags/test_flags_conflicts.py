@@ -69,12 +69,16 @@ def same_function(model, other):
 
 
 def crowds():
-    """Slots with one place, and two flags that fill it."""
+    """Slots with one place, and two flags that fill it in the same attention."""
     found = []
     for slot in ("norm", "placement", "position_bias", "projection", "qk_norm", "activation", "absolute"):
         chosen = [item for item in CATALOGUE.in_slot(slot) if item.select is not None]
         for i, one in enumerate(chosen):
-            found += [(slot, one, other) for other in chosen[i + 1 :] if other.select != one.select]
+            found += [
+                (slot, one, other)
+                for other in chosen[i + 1 :]
+                if other.select != one.select and {one.kind, other.kind} != {"a", "c"}
+            ]
     return found
 
 
@@ -84,7 +88,8 @@ def test_two_fillers_for_one_place(slot, one, other):
         item.select: item.when if item.when is not ... else 2 if item.select == "attn_kv_heads" else True
         for item in (one, other)
     }
-    text = refused(**flags)
+    beside = {"cross_attend": True} if "c" in (one.kind, other.kind) else {}
+    text = refused(**flags, **beside)
     assert f"`{one.say()}` and `{other.say()}` cannot be combined, because both fill `{slot}`" in text
 
 
