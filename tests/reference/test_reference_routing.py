@@ -261,3 +261,41 @@ def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], atol=1e-9), name
+
+
+@pytest.mark.parametrize("seats", [0, 2])
+def test_a_query_meets_what_its_centroid_picks_of_a_context(seats):
+    """With memory keys of the cluster in front."""
+    flags = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 4}
+    model = model_of(**flags, cluster_num_mem_kv=seats)
+    attention = next(s.fn for s in model.attn_layers.sublayers if s.kind == "c")
+    width = model.attn_layers.dims.dim
+    context = torch.randn(2, 9, width).double()
+    mask = torch.arange(9) < torch.tensor([[9], [3]])
+    given, seen = [], []
+
+    def note(core, arguments, out):
+        given.append(arguments)
+        seen.append(out)
+
+    attention.core.register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.randint(11, (2, LENGTH)), context=context, context_mask=mask)
+    q, kv, _ = given[0]
+    want = torch.zeros_like(seen[0])
+    means = attention.core.kmeans.means.double()
+    for row in range(2):
+        real = mask[row].nonzero()[:, 0]
+        for head in range(HEADS):
+            k, v = kv.k[row, head, real], kv.v[row, head, real]
+            for place in range(LENGTH):
+                query = q[row, head, place]
+                cluster = (means[head] @ query).argmax()
+                near = (k @ means[head, cluster] / k.norm(dim=-1)).argsort(descending=True)[:4]
+                keys, values = k[near], v[near]
+                if seats:
+                    memory = attention.core.memory
+                    keys = torch.cat([memory.k[head, cluster], keys])
+                    values = torch.cat([memory.v[head, cluster], values])
+                want[row, head, place] = (keys @ query * WIDTH**-0.5).softmax(dim=0) @ values
+    assert torch.allclose(seen[0], want, atol=1e-12)

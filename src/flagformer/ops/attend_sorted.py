@@ -128,18 +128,18 @@ class _Rows(NamedTuple):
         rows = x.as_strided((int(where[-1, -1, -1]) + 1, width), (width, 1))
         return _Rows(rows, where.flatten())
 
-    def rows_of(self, numbers: Tensor) -> Tensor:
+    def located(self, numbers: Tensor) -> Tensor:
         return self.where.index_select(0, numbers.flatten())
 
     def at(self, numbers: Tensor) -> Tensor:
         """[I, n] -> [I, n, K]."""
-        return self.rows.index_select(0, self.rows_of(numbers)).view(*numbers.shape, -1)
+        return self.rows.index_select(0, self.located(numbers)).view(*numbers.shape, -1)
 
     def put(self, numbers: Tensor, x: Tensor) -> None:
-        self.rows.index_copy_(0, self.rows_of(numbers), x.flatten(0, 1))
+        self.rows.index_copy_(0, self.located(numbers), x.flatten(0, 1))
 
     def add(self, numbers: Tensor, x: Tensor) -> None:
-        self.rows.index_add_(0, self.rows_of(numbers), x.flatten(0, 1))
+        self.rows.index_add_(0, self.located(numbers), x.flatten(0, 1))
 
 
 class _Asked(NamedTuple):
