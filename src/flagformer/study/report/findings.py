@@ -44,10 +44,11 @@ def lengths_finding(results: Results) -> str:
     )
     parts = []
     for verb, names in groups:
-        changes = [f"{name} ({sign * change[name]:+z.2f})" for name in sorted(names, key=lambda n: change[n])]
+        ranked = sorted(names, key=lambda name: change[name])
+        changes = [f"{name} ({f'{sign * change[name]:+z.2f}'.replace('-', MINUS)})" for name in ranked]
         if changes:
             parts.append(f"{listed(changes)} {verb}")
-    return f"From {trained} to {long} tokens, in {results.metric}: {'; '.join(parts)}.".replace("-", MINUS)
+    return f"From {trained} to {long} tokens, in {results.metric}: {'; '.join(parts)}."
 
 
 def differences_finding(results: Results) -> str:
