@@ -41,7 +41,7 @@ audit: false
 """
 START = "from flagformer.cli.study import study; study()"
 PATIENCE = (
-    120.0  # seconds until a process that should have moved counts as stuck; only a broken run waits so long
+    200.0  # seconds until a process that should have moved counts as stuck; only a broken run waits so long
 )
 
 
