@@ -62,6 +62,19 @@ def test_recall_asks_every_key_for_its_value(data, pairs, asks, answers):
         assert row == expected
 
 
+@pytest.mark.parametrize(("wait", "answers"), [(1, True), (20, False)])
+def test_recall_waits_before_it_asks(wait, answers):
+    task = recall(pairs=2, asks=2, keys=5, values=7, wait=wait, answers=answers)
+    inputs, targets = task.batch("train", 0, 0, 500, 12 + wait)
+    assert not inputs[:, 4 : 4 + wait].any()
+    asked = targets >= 0
+    assert not asked[:, : 4 + wait].any()
+    assert asked[:, 4 + wait].any()
+    assert (asked.sum(dim=1) == 4).all()
+    if answers:
+        assert torch.equal(inputs.roll(-1, dims=1)[asked], targets[asked])
+
+
 def test_recall_prefers_short_gaps_and_reaches_the_end():
     targets = recall(pairs=4, asks=1).batch("train", 0, 0, 2000, 64)[1]
     asked = (targets != IGNORE).sum(0)[8::2]  # 28 places that can be asked at
@@ -95,7 +108,8 @@ def test_chance_is_what_the_best_constant_guess_reaches(task):
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(
-        ValueError, match=r"at least 64 for associative_recall \(2 \* pairs \* \(1 \+ asks\)\), but is 63"
+        ValueError,
+        match=r"at least 64 for associative_recall \(2 \* pairs \* \(1 \+ asks\) \+ wait\), but is 63",
     ):
         recall().check("train", 63)
     with pytest.raises(ValueError, match="`keys` must be at least `pairs` = 9"):

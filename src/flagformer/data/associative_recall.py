@@ -40,6 +40,12 @@ class AssociativeRecall(Generated):
         gt=0,
         description="Exponent of the law of gaps; 1 is uniform, the authors' 0.01 favours short ones.",
     )
+    wait: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST,
+        description="Blank places between the pairs and the first question.",
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -54,17 +60,18 @@ class AssociativeRecall(Generated):
             raise ValueError(
                 f"`keys` must be at least `pairs` = {self.pairs}, all different, but is {self.keys}"
             )
-        return 2 * self.pairs * (1 + self.asks), "2 * pairs * (1 + asks)"
+        return 2 * self.pairs * (1 + self.asks) + self.wait, "2 * pairs * (1 + asks) + wait"
 
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         even = torch.ones(batch_size, self.keys)
         keys = 1 + torch.multinomial(even, self.pairs, generator=generator)  # [B, pairs], distinct in a row
         values = torch.randint(self.values, (batch_size, self.pairs), generator=generator) + 1 + self.keys
-        gaps = (seq_len - 2 * self.pairs) // 2
+        first = 2 * self.pairs + self.wait  # where a question may stand
+        gaps = (seq_len - first) // 2
         weights = torch.arange(1, gaps + 1).double() ** (self.power - 1)
         questions = self.pairs * self.asks
         places = torch.multinomial(weights.expand(batch_size, gaps), questions, generator=generator)
-        places = 2 * self.pairs + 2 * places  # every second place, so that a blank follows each question
+        places = first + 2 * places  # every second place, so that a blank follows each question
         # multinomial draws likely places first: mixed, no key is asked earlier than another
         which = torch.rand(batch_size, questions, generator=generator).argsort(dim=-1) % self.pairs
 
@@ -74,7 +81,7 @@ class AssociativeRecall(Generated):
         inputs.scatter_(1, places, keys.gather(1, which))
         wanted = values.gather(1, which)
         if self.answers:
-            inputs.scatter_(1, places + 1, wanted)  # there is always a place: questions stand on even ones
+            inputs.scatter_(1, places + 1, wanted)  # there is always a place behind a question
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets.scatter_(1, places, wanted)
         return inputs, targets
