@@ -67,7 +67,6 @@ WITH = {
             "memory_update",
             "num_mem_updates",
             "mem_update_attn_heads",
-            "context_window_size",
         ),
         CROSS,
     ),
@@ -101,7 +100,8 @@ def tunings():
                 if name in OTHER_INPUTS:
                     continue
                 key = name if name not in found else f"{name} of {item.name}"
-                found[key] = {**_owner(item, name), **WITH.get(name, {}), name: _value(param)}
+                beside = {**(CROSS if item.kind == "c" else {}), **WITH.get(name, {})}
+                found[key] = {**_owner(item, name), **beside, name: _value(param)}
     return found
 
 
