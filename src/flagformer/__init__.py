@@ -5,9 +5,7 @@ Names are loaded when somebody asks for them: `import flagformer` alone takes mi
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flagformer.flags import CATALOGUE, Finding, FlagError, Ready, Spec, component
@@ -60,15 +58,6 @@ ROOMS = ("catalogue", "interop", "presets")  # modules that users name behind th
 CATALOGUE.fill_from("flagformer.catalogue")
 
 if not TYPE_CHECKING:  # a type checker shall refuse names that are not there
-
-    class Roof(ModuleType):
-        """`audit` is a room and a function: whoever imports the room first, the name means the function."""
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            room = name in __all__ and isinstance(value, ModuleType)
-            super().__setattr__(name, getattr(value, name) if room else value)
-
-    sys.modules[__name__].__class__ = Roof
 
     def __getattr__(name: str) -> Any:
         if name in ROOMS:

@@ -100,10 +100,6 @@ def test_every_name_is_there_and_the_registry_full():
     assert "flagformer.catalogue" in loaded_by(program)
 
 
-def test_audit_is_the_function_whoever_loads_its_room_first():
-    loaded_by("import flagformer.audit.run\nfrom flagformer import audit\naudit.__code__")
-
-
 def test_names_load_the_library_only():
     loaded = loaded_by(
         "import torch, einops\nbefore = set(sys.modules)\n"

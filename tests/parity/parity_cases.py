@@ -330,7 +330,18 @@ FIXED = {
     "reversible_exact": "goes with reversible",
     "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
     **dict.fromkeys(
-        ("num_clusters", "window_size", "kmeans_ema_decay", "commitment_factor", "routing_selection"),
+        (
+            "num_clusters",
+            "window_size",
+            "kmeans_ema_decay",
+            "commitment_factor",
+            "routing_selection",
+            "context_num_clusters",
+            "context_window_size",
+            "context_selection",
+            "context_shared_qk",
+            "cluster_num_mem_kv",
+        ),
         "x-transformers has no routing attention; tests/reference holds the formula",
     ),
     **dict.fromkeys(
