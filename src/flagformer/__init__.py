@@ -38,7 +38,6 @@ __all__ = [
 
 HOMES = {
     "attention.cores.kmeans": ("update_kmeans",),
-    "audit": ("audit",),
     "presets": ("preset",),
     "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
     "wrappers.autoregressive": ("AutoregressiveWrapper",),
@@ -52,7 +51,8 @@ HOMES = {
     "wrappers.xl": ("XLAutoregressiveWrapper",),
     "wrappers.xtransformer": ("XTransformer",),
 }
-ROOMS = ("catalogue", "interop", "presets")  # modules that users name behind the package alone
+# modules that users name behind the package alone; `audit` is one that can be called
+ROOMS = ("audit", "catalogue", "interop", "presets")
 
 # every stack resolves its flags against it; the components come, and torch with them, when it is asked
 CATALOGUE.fill_from("flagformer.catalogue")
