@@ -52,6 +52,7 @@ def owner(choice):
     return f"plan-{choice.name}.md"
 
 
+@pytest.mark.xdist_group("verdicts")
 def test_cards_name_the_conflicts():
     faults = []
     for verdict in (verdict for verdict in verdicts() if verdict.reason):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,15 @@ def root() -> Path:
     return folder
 
 
+@cache
+def text_of(name: str) -> str:
+    """What a file must hold, which takes seconds to find out and stays the same."""
+    return FILES[name]()
+
+
 def stale(folder: Path) -> list[str]:
     """The files that do not hold what the catalogue says."""
-    return [name for name, make in FILES.items() if _read(folder / name) != make()]
+    return [name for name in FILES if _read(folder / name) != text_of(name)]
 
 
 def write(folder: Path) -> list[str]:
@@ -51,7 +58,7 @@ def write(folder: Path) -> list[str]:
     names = stale(folder)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(FILES[name](), encoding="utf-8")
+        (folder / name).write_text(text_of(name), encoding="utf-8")
     return names
 
 
