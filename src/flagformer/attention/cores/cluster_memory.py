@@ -44,3 +44,8 @@ class NoClusterMemory(nn.Module):
 
     def of_blocks(self, clusters: Tensor) -> Front | None:
         return None
+
+
+def cluster_memory(dims: Dims, clusters: int, count: int) -> ClusterMemory | NoClusterMemory:
+    """Memory of so many keys and values a cluster, or none."""
+    return ClusterMemory(dims, clusters, count) if count else NoClusterMemory()

@@ -12,6 +12,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.flow import KeyValues, Layout, Pairs, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
 from flagformer.ops.by_distance import wide
+from flagformer.ops.picks import Picks, mean_of_picks
 
 MAPS = "attn.weights"
 
@@ -65,6 +66,31 @@ def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: S
     if side.tape.wants(MAPS):
         side.tape.keep(MAPS, _spread(path(q, k, pairs).unflatten(0, (batch, count)), few, kv, side))
     return kernel(q, k, v, pairs).unflatten(0, (batch, count))
+
+
+def attend_picked(
+    kernel: Kernel,
+    path: ScorePath,
+    q: Tensor,
+    kv: KeyValues,
+    of_queries: Picks,
+    of_keys: Picks,
+    front: tuple[Tensor, Tensor] | None,
+    side: SideInputs,
+) -> Tensor:
+    """[B, H, T, V]: queries that a centroid picks meet the keys it picks; of several centroids the mean."""
+    few = Few(
+        rows_at(q, of_queries.numbers),
+        rows_at(kv.k[:, :, kv.seats :], of_keys.numbers),
+        rows_at(kv.v[:, :, kv.seats :], of_keys.numbers),
+        of_queries.real[..., None] & of_keys.real[..., None, :],
+        Spots(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
+        of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
+        only_earlier=False,
+        hides=True,
+        front=front,
+    )
+    return mean_of_picks(attend_few(kernel, path, few, kv, side), few.rows, q.shape[2])
 
 
 def rows_at(x: Tensor, numbers: Tensor) -> Tensor:

@@ -8,14 +8,22 @@ from typing import Annotated
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
-from flagformer.attention.cores.few import Few, attend_few, groups_of, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
+from flagformer.attention.cores.few import (
+    Few,
+    attend_few,
+    attend_picked,
+    groups_of,
+    of_heads,
+    out_of_blocks,
+    rows_at,
+)
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Dims, KeyValues, Mask, SideInputs, Spots, Terms
-from flagformer.ops.picks import Picks, mean_of_picks, picks
+from flagformer.ops.picks import Picks, picks
 from flagformer.ops.routing import members_of
 from flagformer.ops.unit import unit_length
 
@@ -69,7 +77,7 @@ class RoutedContext(Core):
         self.makes_losses, self.leaks = commitment > 0, selection != "nearest"
         self.meet = RoutedContext.nearest if selection == "nearest" else RoutedContext.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
-        self.memory = ClusterMemory(dims, count, memories) if memories else NoClusterMemory()
+        self.memory = cluster_memory(dims, count, memories)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         keys = kv.k[:, :, kv.seats :]
@@ -124,15 +132,5 @@ class RoutedContext(Core):
         groups = groups_of(side.layout)
         chosen = picks(cosines, self.window, groups)
         found = Picks(*(part.repeat(1, len(groups), 1, 1) for part in found))
-        few = Few(
-            rows_at(q, chosen.numbers),
-            rows_at(kv.k[:, :, kv.seats :], found.numbers),
-            rows_at(kv.v[:, :, kv.seats :], found.numbers),
-            chosen.real[..., None] & found.real[..., None, :],
-            Spots(chosen.numbers[..., None], found.numbers[..., None, :], side.heads),
-            chosen.numbers.masked_fill(~chosen.real, q.shape[2]),
-            only_earlier=False,
-            hides=True,
-            front=self.memory.of_all(len(groups)),
-        )
-        return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])
+        front = self.memory.of_all(len(groups))
+        return attend_picked(self.kernel, self.path, q, kv, chosen, found, front, side)

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.cluster_memory import ClusterMemory, Memories, NoClusterMemory
-from flagformer.attention.cores.few import MAPS, Few, attend_few, groups_of, of_heads, out_of_blocks, rows_at
+from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
+from flagformer.attention.cores.few import (
+    MAPS,
+    Few,
+    attend_few,
+    attend_picked,
+    groups_of,
+    of_heads,
+    out_of_blocks,
+    rows_at,
+)
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.cores.rings import Rings
 from flagformer.attention.kernels import Kernel
@@ -19,7 +28,7 @@ from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
-from flagformer.ops.picks import mean_of_picks, picks
+from flagformer.ops.picks import picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
@@ -85,7 +94,7 @@ class Routing(Core):
         self.makes_losses, self.leaks = commitment > 0, selection != "recent"
         self.meet = Routing.recent if selection == "recent" else Routing.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
-        self.memory = ClusterMemory(dims, count, memories) if memories else NoClusterMemory()
+        self.memory = cluster_memory(dims, count, memories)
 
     def reads_distances(self, device: torch.device) -> bool:
         return True  # no pairs at all
@@ -106,18 +115,8 @@ class Routing(Core):
             picks(self.kmeans.cosines(unit_length(of_heads(content.detach(), heads))), self.window, among)
             for content, among in zip(kv.content, groups)
         ]
-        few = Few(
-            rows_at(q, of_queries.numbers),
-            rows_at(kv.k[:, :, kv.seats :], of_keys.numbers),
-            rows_at(kv.v[:, :, kv.seats :], of_keys.numbers),
-            of_queries.real[..., None] & of_keys.real[..., None, :],
-            Spots(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
-            of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
-            only_earlier=False,
-            hides=True,
-            front=self.memory.of_all(len(groups[1])),
-        )
-        return mean_of_picks(attend_few(self.kernel, self.path, few, kv, side), few.rows, q.shape[2])
+        front = self.memory.of_all(len(groups[1]))
+        return attend_picked(self.kernel, self.path, q, kv, of_queries, of_keys, front, side)
 
     def recent(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
         """The most recent keys of a query's cluster."""
