@@ -4,7 +4,7 @@ from zlib import crc32
 
 import torch
 from property_checks import checks_of, compiles, exports, failures, sees_everything
-from property_sample import EACH, PAIRS, sampled
+from property_sample import EACH, EACH_GRAPH, PAIRS, sampled
 from property_settings import TINY, one_block
 from property_subject import Subject
 
@@ -38,8 +38,9 @@ OTHER_KINDS = (
 
 def pytest_generate_tests(metafunc):
     if "pair" in metafunc.fixturenames:
-        run = list(PAIRS) if metafunc.config.getoption("matrix") else sampled()
-        metafunc.parametrize("pair", [PAIRS[name] for name in run], ids=run)
+        whole = metafunc.config.getoption("matrix")
+        run, graphs = (list(PAIRS),) * 2 if whole else (sampled(), sampled(EACH_GRAPH))
+        metafunc.parametrize(("pair", "graph"), [(PAIRS[name], name in graphs) for name in run], ids=run)
 
 
 def tiny(*chosen):
@@ -104,7 +105,7 @@ def broken_elsewhere(pair):
     return [f"{flags['model']}: {text}" for text in failures(subject, checks)]
 
 
-def test_pair_has_every_property_or_is_refused(pair):
+def test_pair_has_every_property_or_is_refused(pair, graph):
     try:
         subject = Subject(tiny(*pair))
     except FlagError as error:
@@ -114,11 +115,13 @@ def test_pair_has_every_property_or_is_refused(pair):
         found = []
     else:
         found = failures(subject, checks_of(subject)) + idle(pair)
-        found += failures(Subject(one_block(tiny(*pair))), [compiles, exports])
+        if graph:
+            found += failures(Subject(one_block(tiny(*pair))), [compiles, exports])
     assert not found + broken_elsewhere(pair)
 
 
 def test_the_sample_holds_every_choice_often_enough():
-    run = sampled()
-    for choice in choices():
-        assert sum(choice in PAIRS[name] for name in run) >= EACH, choice.name
+    for each in (EACH, EACH_GRAPH):
+        run = sampled(each)
+        for choice in choices():
+            assert sum(choice in PAIRS[name] for name in run) >= each, choice.name
