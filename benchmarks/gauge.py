@@ -4,10 +4,12 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -30,6 +32,16 @@ def peak(call: Callable[[], object]) -> int:
     CLEAR.write_text("5")  # the high-water mark starts anew
     call()
     return _status("VmHWM") - before
+
+
+def live(call: Callable[[], object]) -> int:
+    """Bytes of all tensors that are alive at once while it runs, at most: the same in each run."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    found = profiler.profiler.kineto_results.events()
+    events = [event for event in found if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def held(call: Callable[[], object]) -> int:

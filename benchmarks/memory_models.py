@@ -2,12 +2,13 @@
 
     python benchmarks/memory_models.py [--counts 1 2 4 8 16 32 64] [--rounds 3] [--threads 2]
                                        [--clock wall|cpu] [--segment 256] [--only NAME ...]
-                                       [--dense-most 64] [--json FILE] [--figure FILE]
+                                       [--dense-most 64] [--processes 5] [--json FILE] [--figure FILE]
 
 A decoder (d 128, 4 layers, 4 heads, rotary, 16 slots) reads segments of 256 tokens, one row. *replay* is
 `train_segments`; *through all* is one backward through every segment; *dense* is the same decoder
-without slots on one row of all tokens. Peak is the growth of the process in one step; gradients of
-parameters exist before.
+without slots on one row of all tokens. Gradients of parameters exist before. Live is the most that tensors
+take at once in a step, which is the same in each run; peak is the growth of the process, the median of
+several, as a heap in pieces adds up to a tenth to it.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flagformer
-from gauge import give_back_at_once, peak
+from gauge import give_back_at_once, live, peak
 from report import machine
 from timing import CLOCKS, interleave
 
@@ -66,11 +67,21 @@ def steps(count: int, size: int, names: list[str]) -> Steps:
     return {name: lambda work=works[name]: work[0](work[1], ids) for name in names}
 
 
-def peaks(count: int, size: int, names: list[str], threads: int) -> dict[str, int]:
-    """Bytes of each contender; in a process of its own, whose heap nobody has left in pieces."""
+def gauged(count: int, size: int, name: str, threads: int) -> dict[str, int]:
+    """Bytes of a contender; in a process of its own, whose heap nobody has left in pieces."""
     torch.set_num_threads(threads)
     give_back_at_once()
-    return {name: peak(steps(count, size, [name])[name]) for name in names}
+    step = steps(count, size, [name])[name]
+    return {"peak": peak(step), "live": live(step)}
+
+
+def memory(count: int, name: str, options: argparse.Namespace) -> dict[str, object]:
+    """Of each process its peak, and what is alive in all of them."""
+    found = []
+    for _ in range(options.processes):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found.append(pool.submit(gauged, count, options.segment, name, options.threads).result())
+    return {"peaks": [one["peak"] for one in found], "live": max(one["live"] for one in found)}
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
@@ -80,18 +91,15 @@ def measure(options: argparse.Namespace) -> list[dict]:
         for count in options.counts
     }
     rows = []
-    print("| segments | tokens | step | ms | peak, MiB |\n" + "|---" * 5 + "|")
+    print("| segments | tokens | step | ms | live, MiB | peak, MiB |\n" + "|---" * 6 + "|")
     for count, names in chosen.items():
         samples = interleave(steps(count, options.segment, names), options.rounds, options.clock)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, spawn) as pool:
-            found = pool.submit(peaks, count, options.segment, names, options.threads).result()
         for name in names:
-            row = {"segments": count, "name": name, "seconds": samples[name], "peak": found[name]}
+            row = {"segments": count, "name": name, "seconds": samples[name], **memory(count, name, options)}
             rows.append(row)
-            time = statistics.median(row["seconds"]) * 1e3
-            size = f"{count} | {count * options.segment}"
-            print(f"| {size} | {name} | {time:.0f} | {row['peak'] / MIB:.1f} |", flush=True)
+            time, peak_of = statistics.median(row["seconds"]) * 1e3, statistics.median(row["peaks"])
+            sizes = f"{row['live'] / MIB:.2f} | {peak_of / MIB:.1f}"
+            print(f"| {count} | {count * options.segment} | {name} | {time:.0f} | {sizes} |", flush=True)
     return rows
 
 
@@ -118,7 +126,8 @@ def draw(path: Path, rows: list[dict]) -> None:
     for name in NAMES:
         mine = [row for row in rows if row["name"] == name]
         counts = [row["segments"] for row in mine]
-        axes[0].plot(counts, [row["peak"] / MIB for row in mine], marker="o", markersize=3, label=name)
+        peaks = [statistics.median(row["peaks"]) / MIB for row in mine]
+        axes[0].plot(counts, peaks, marker="o", markersize=3, label=name)
         times = [statistics.median(row["seconds"]) for row in mine]
         axes[1].plot(counts, times, marker="o", markersize=3)
     for axis, title in zip(axes, ("peak above the model, MiB", "a training step, seconds")):
@@ -138,6 +147,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--dense-most", type=int, default=64, help="segments of the longest dense row")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=5, help="whose peaks are taken")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path, help="add every sample to this file")
