@@ -2,6 +2,7 @@
 
     python benchmarks/routing.py                    # 1k to 16k, one thread, several minutes
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
+    python benchmarks/routing.py --lengths 8192 --window 512     # 16 clusters, as in the paper
 
 One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
 routing with own and with shared keys; and, where it is installed, routing-transformer's between norms and
@@ -21,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,41 +32,51 @@ from flagformer.flow import Tape
 from report import machine
 from timing import interleave
 
-DIM, HEADS, WIDTH, WINDOW, VOCABULARY = 512, 8, 64, 128, 64
-FAMILIES: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "local": {"n_local_attn_heads": HEADS, "local_attn_window_size": WINDOW},
-    "routing": {"window_size": WINDOW},
-    "routing, shared keys": {"window_size": WINDOW, "shared_qk": True},
-}
+DIM, HEADS, WIDTH, VOCABULARY = 512, 8, 64, 64
+FAMILIES = ("dense", "local", "routing", "routing, shared keys")
 PEER = "routing-transformer"
 
 
-def flags_of(family: str, length: int) -> dict[str, Any]:
-    clusters = {"num_clusters": max(length // WINDOW, 1)} if "routing" in family else {}
-    sizes = {"dim": DIM, "heads": HEADS, "attn_dim_head": WIDTH, "custom_layers": "a"}
-    return {**sizes, **clusters, **FAMILIES[family]}
+class Size(NamedTuple):
+    """Tokens of the row, and how many of them a query sees."""
+
+    length: int
+    window: int
+
+    @property
+    def clusters(self) -> int:
+        return max(self.length // self.window, 1)
+
+
+def flags_of(family: str, size: Size) -> dict[str, Any]:
+    flags = {"dim": DIM, "heads": HEADS, "attn_dim_head": WIDTH, "custom_layers": "a"}
+    if family == "local":
+        return {**flags, "n_local_attn_heads": HEADS, "local_attn_window_size": size.window}
+    if family == "dense":
+        return flags
+    shared = {"shared_qk": True} if "shared" in family else {}
+    return {**flags, "num_clusters": size.clusters, "window_size": size.window, **shared}
 
 
 Work = Callable[[Tensor], Tensor]
 
 
-def layers(length: int, families: list[str], peer: bool) -> dict[str, Work]:
+def layers(size: Size, families: list[str], peer: bool) -> dict[str, Work]:
     """Each contender as a function from vectors to a number, in training mode."""
-    found: dict[str, Work] = {family: partial(_whole, _layer(family, length)) for family in families}
+    found: dict[str, Work] = {family: partial(_whole, _layer(family, size)) for family in families}
     if peer:
         from routing_transformer.routing_transformer import SelfAttention
 
         torch.manual_seed(0)
         # no local heads; its own default of separate keys for what is not shared
-        theirs = SelfAttention(DIM, 1, length, HEADS, 0, WINDOW, dim_head=WIDTH, causal=True)
+        theirs = SelfAttention(DIM, 1, size.length, HEADS, 0, size.window, dim_head=WIDTH, causal=True)
         found[PEER] = partial(_theirs, nn.ModuleList([nn.LayerNorm(DIM), theirs, nn.LayerNorm(DIM)]).train())
     return found
 
 
-def _layer(family: str, length: int) -> flagformer.Decoder:
+def _layer(family: str, size: Size) -> flagformer.Decoder:
     torch.manual_seed(0)
-    layer = flagformer.Decoder(**flags_of(family, length))
+    layer = flagformer.Decoder(**flags_of(family, size))
     layer.train()
     return layer
 
@@ -85,12 +96,12 @@ def _theirs(parts: nn.ModuleList, x: Tensor) -> Tensor:
     return after(x + out).sum() + loss.squeeze()
 
 
-def alone(length: int, peer: bool) -> dict[str, Work]:
+def alone(size: Size, peer: bool) -> dict[str, Work]:
     """Functions from queries, keys and values beside each other, [1, T, 3 * D], to a number."""
-    layer = _layer("routing", length)
+    layer = _layer("routing", size)
     core, given = layer.sublayers[0].fn.core, []
     hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
-    layer(torch.randn(1, length, DIM), tape=Tape())
+    layer(torch.randn(1, size.length, DIM), tape=Tape())
     hook.remove()
     _, kv, side = given[0]
 
@@ -104,7 +115,7 @@ def alone(length: int, peer: bool) -> dict[str, Work]:
         from routing_transformer.routing_transformer import KmeansAttention
 
         torch.manual_seed(0)
-        attention = KmeansAttention(length // WINDOW, WINDOW, HEADS, WIDTH, causal=True).train()
+        attention = KmeansAttention(size.clusters, size.window, HEADS, WIDTH, causal=True).train()
 
         def theirs(x: Tensor) -> Tensor:
             out, loss = attention(*(part.contiguous() for part in _heads(x)))
@@ -129,29 +140,31 @@ def forward(work: Work, x: Tensor) -> None:
 
 
 @torch.inference_mode()
-def decoder(family: str, length: int) -> Callable[[], None]:
-    """One token behind `length` others, again and again at the same place."""
+def decoder(family: str, size: Size) -> Callable[[], None]:
+    """One token behind a row of others, again and again at the same place."""
     torch.manual_seed(0)
     model = flagformer.build(
         {
-            **flags_of(family, length),
+            **flags_of(family, size),
             "num_tokens": VOCABULARY,
             "max_seq_len": 0,
             "rotary_pos_emb": True,
         }
     ).eval()
-    state = model.init_state(1, length + 2)
-    model(torch.randint(VOCABULARY, (1, length)), state=state)
+    state = model.init_state(1, size.length + 2)
+    model(torch.randint(VOCABULARY, (1, size.length)), state=state)
     token = torch.zeros(1, 1, dtype=torch.long)
     model(token, state=state)  # what is made once behind a block of tokens is made here
 
     @torch.inference_mode()
     def steps() -> None:
         for _ in range(STEPS):
-            state.length = length
+            state.length = size.length
             rings = state.cores.get(0)
             if rings is not None:
-                rings.length = length  # the ring gets the same place again: its cost, not its content, counts
+                rings.length = (
+                    size.length
+                )  # the ring gets the same place again: its cost, not its content, counts
             model(token, state=state)
 
     return steps
@@ -180,17 +193,17 @@ WORK = ("forward", "forward + backward", "attention alone", "decode")
 
 def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, dict[str, float]]:
     """Median seconds of one length: kind of work -> contender -> seconds."""
-    x = torch.randn(1, length, DIM)
+    size, x = Size(length, options.window), torch.randn(1, length, DIM)
     families = [name for name in options.families if name != "dense" or length <= options.dense]
-    contenders = layers(length, families, peer)
+    contenders = layers(size, families, peer)
     found: dict[str, dict[str, float]] = {}
     for what, work in zip(WORK, (forward, train)):
         works = {name: partial(work, layer, x) for name, layer in contenders.items()}
         found[what] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
     given = torch.randn(1, length, 3 * DIM)
-    works = {name: partial(train, core, given) for name, core in alone(length, peer).items()}
+    works = {name: partial(train, core, given) for name, core in alone(size, peer).items()}
     found["attention alone"] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
-    steps = {name: decoder(name, length) for name in families}
+    steps = {name: decoder(name, size) for name in families}
     found["decode"] = _medians(interleave(steps, options.rounds + 1, options.clock), STEPS)
     return found
 
@@ -241,17 +254,21 @@ def plot(path: Path, found: dict[str, Rows]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
+    parser.add_argument(
+        "--window", type=int, default=128, help="keys that a query sees, and tokens a cluster"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--dense", type=int, default=16384, help="longest row for attention to everything")
-    parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--json", type=Path, help="lengths that it holds are not timed again")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     peer = find_spec("routing_transformer") is not None
     record = {"machine": machine(), "clock": options.clock, "threads": options.threads, "seconds": {}}
+    record["window"] = options.window
     if options.json and options.json.exists():
         record["seconds"] = json.loads(options.json.read_text(encoding="utf-8"))["seconds"]
     for length in options.lengths:
