@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flagformer.ops.row_products import add_products, dots, own_rows, put_products
+
 BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
 SCORES = 1 << 17  # of the blocks served together, which stay in a core's cache
 FAR = 1e30  # taken off a score for each key beyond a query's stretch
@@ -46,27 +48,29 @@ class _Batch(NamedTuple):
 
     Attributes:
         queries: [I, g] long, numbers of queries in B * H * T.
-        keys, own: [I, s] and [I, g] long, numbers of keys in B * H * S; own are the queries' own.
+        keys: [I, s] long, numbers of keys in B * H * S.
         middle, half: [I, g, 1], of each query's stretch, counted in the s keys: those no farther from its
             middle than half its length are met; half is negative where none is.
     """
 
     queries: Tensor
     keys: Tensor
-    own: Tensor
     middle: Tensor
     half: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """What the queries have in x [B, H, T], [I, g, 1]."""
+        return x.view(-1).index_select(0, self.queries.flatten()).view_as(self.half)
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Writes values [I, g, 1] to the places of the queries in x [B, H, T]."""
+        x.view(-1).index_copy_(0, self.queries.flatten(), values.flatten())
 
 
 def _batches(stretches: Stretches, kind: torch.dtype) -> Iterator[_Batch]:
     """All blocks, the longest stretches first; a last block of fewer queries apart from the others."""
     ahead = _ahead(stretches.by_query, stretches.by_query), _ahead(stretches.by_query, stretches.by_key)
-    parts = (
-        stretches.by_query + ahead[0],
-        stretches.by_query + stretches.own + ahead[1],
-        stretches.low + ahead[1],
-        stretches.high + ahead[1],
-    )
+    parts = stretches.by_query + ahead[0], stretches.low + ahead[1], stretches.high + ahead[1]
     by_key = (stretches.by_key + ahead[1]).flatten()
     length = stretches.low.shape[2]
     whole = length - length % BLOCK
@@ -83,9 +87,9 @@ def _ahead(queries: Tensor, of: Tensor) -> Tensor:
 
 
 def _of_size(parts: list[Tensor], by_key: Tensor, kind: torch.dtype) -> Iterator[_Batch]:
-    """Of blocks [N, g] of queries, their own keys and both ends of their stretches."""
-    spans, order = (parts[3][:, -1] - parts[2][:, 0]).sort(descending=True)
-    queries, own, low, high = (part.index_select(0, order) for part in parts)
+    """Of blocks [N, g] of queries and both ends of their stretches."""
+    spans, order = (parts[2][:, -1] - parts[1][:, 0]).sort(descending=True)
+    queries, low, high = (part.index_select(0, order) for part in parts)
     lengths, first = spans.tolist(), 0
     while first < len(lengths):
         longest = max(lengths[first], 1)
@@ -93,13 +97,7 @@ def _of_size(parts: list[Tensor], by_key: Tensor, kind: torch.dtype) -> Iterator
         start = low[first:last, :1]
         places = (start + torch.arange(longest, device=low.device)).clamp_(max=len(by_key) - 1)
         begins, ends = ((part[first:last] - start)[..., None].to(kind) for part in (low, high))
-        yield _Batch(
-            queries[first:last],
-            by_key[places],
-            own[first:last],
-            (begins + ends - 1) / 2,
-            (ends - begins - 1) / 2,
-        )
+        yield _Batch(queries[first:last], by_key[places], (begins + ends - 1) / 2, (ends - begins - 1) / 2)
         first = last
 
 
@@ -147,21 +145,15 @@ class _Asked(NamedTuple):
 
     q: Tensor  # [I, g, K], scaled
     k: Tensor  # [I, s, K]
-    own_k: Tensor  # [I, g, K]
     scores: Tensor  # [I, g, s], far below any other beyond a query's stretch
-    own: Tensor  # [I, g, 1], the score of a query's own key
 
 
-def _ask(batch: _Batch, of_q: _Rows, of_k: _Rows, scale: float, alone: bool) -> _Asked:
-    q, k, own_k = of_q.at(batch.queries).mul_(scale * BITS), of_k.at(batch.keys), of_k.at(batch.own)
+def _ask(batch: _Batch, of_q: _Rows, of_k: _Rows, scale: float) -> _Asked:
+    q, k = of_q.at(batch.queries).mul_(scale * BITS), of_k.at(batch.keys)
     numbers = torch.arange(k.shape[1], device=q.device, dtype=q.dtype)
     # numbers in place of truth values: comparing and filling take several times as long
     beyond = (numbers - batch.middle).abs_().sub_(batch.half).clamp_(min=0)
-    scores = torch.bmm(q, k.mT).sub_(beyond, alpha=FAR)
-    own = (q * own_k).sum(dim=2, keepdim=True)
-    if alone:
-        own = own.masked_fill_(batch.half >= 0, float("-inf"))
-    return _Asked(q, k, own_k, scores, own)
+    return _Asked(q, k, torch.bmm(q, k.mT).sub_(beyond, alpha=FAR))
 
 
 class _Attend(torch.autograd.Function):
@@ -169,44 +161,46 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:
         out = _beside(q.new_empty, (*q.shape[:3], v.shape[3]))
         of_q, of_k, of_v, of_out = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out))
-        batches, sums = list(_batches(stretches, q.dtype)), []
+        keys, values = (own_rows(x, stretches.own, q.shape[2]) for x in (k, v))
+        batches, own = list(_batches(stretches, q.dtype)), dots(q, keys).mul_(scale * BITS)
+        sums, shares = torch.empty_like(own), torch.empty_like(own)
         for batch in batches:
-            asked = _ask(batch, of_q, of_k, scale, stretches.alone)
-            top = torch.maximum(asked.scores.amax(dim=2, keepdim=True), asked.own)
-            weights, own = asked.scores.sub_(top).exp2_(), asked.own.sub_(top).exp2_()
-            total = weights.sum(dim=2, keepdim=True).add_(own)
-            part = torch.bmm(weights, of_v.at(batch.keys))
-            of_out.put(batch.queries, part.addcmul_(own, of_v.at(batch.own)).div_(total))
-            sums.append(total.log2_().add_(top))
-        ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.scale, ctx.alone, ctx.batches = scale, stretches.alone, batches
+            scores, mine = _ask(batch, of_q, of_k, scale).scores, batch.of(own)
+            if stretches.alone:
+                mine.masked_fill_(batch.half >= 0, float("-inf"))
+            top = torch.maximum(scores.amax(dim=2, keepdim=True), mine)
+            weights, mine = scores.sub_(top).exp2_(), mine.sub_(top).exp2_()
+            total = weights.sum(dim=2, keepdim=True).add_(mine)
+            of_out.put(batch.queries, torch.bmm(weights, of_v.at(batch.keys)).div_(total))
+            batch.put(shares, mine.div_(total))
+            batch.put(sums, total.log2_().add_(top))
+        add_products(out, shares, values)
+        ctx.save_for_backward(q, k, v, out, sums, shares)
+        ctx.scale, ctx.own, ctx.batches = scale, stretches.own, batches
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *sums = ctx.saved_tensors
-        grads = [
-            _beside(make, x.shape) for make, x in zip((q.new_empty, k.new_zeros, v.new_zeros), (q, k, v))
-        ]
-        of_q, of_k, of_v, of_out, of_grad = (_Rows.of(x, q.shape[1]) for x in (q, k, v, out, grad))
-        to_q, to_k, to_v = (_Rows.of(x, q.shape[1]) for x in grads)
-        for batch, log_sum in zip(ctx.batches, sums):
-            asked = _ask(batch, of_q, of_k, ctx.scale, ctx.alone)
-            weights, own = asked.scores.sub_(log_sum).exp2_(), asked.own.sub_(log_sum).exp2_()
-            of_part = of_grad.at(batch.queries)
-            shared = of_out.at(batch.queries).mul_(of_part).sum(dim=2, keepdim=True)
-            to_v.add(batch.keys, torch.bmm(weights.mT, of_part))
-            to_v.add(batch.own, own * of_part)
-            of_scores = torch.bmm(of_part, of_v.at(batch.keys).mT).sub_(shared).mul_(weights)
-            of_own = of_v.at(batch.own).mul_(of_part).sum(dim=2, keepdim=True).sub_(shared).mul_(own)
+        q, k, v, out, sums, shares = ctx.saved_tensors
+        to_q, to_k, to_v = (_beside(x.new_empty, x.shape) for x in (q, k, v))
+        keys, values = (own_rows(x, ctx.own, q.shape[2]) for x in (k, v))
+        shared = dots(grad, out)
+        of_own = dots(grad, values).sub_(shared).mul_(shares)
+        put_products(to_k, ctx.own, of_own * ctx.scale, q)
+        put_products(to_v, ctx.own, shares, grad)
+        of_q, of_k, of_v, of_grad = (_Rows.of(x, q.shape[1]) for x in (q, k, v, grad))
+        of_to_q, of_to_k, of_to_v = (_Rows.of(x, q.shape[1]) for x in (to_q, to_k, to_v))
+        for batch in ctx.batches:
+            asked, of_part = _ask(batch, of_q, of_k, ctx.scale), of_grad.at(batch.queries)
+            weights = asked.scores.sub_(batch.of(sums)).exp2_()
+            of_to_v.add(batch.keys, torch.bmm(weights.mT, of_part))
+            of_scores = torch.bmm(of_part, of_v.at(batch.keys).mT).sub_(batch.of(shared)).mul_(weights)
             # the logarithms that q makes are to base 2, those of the softmax to base e
-            q_of = asked.q.mul_(1 / BITS)
-            to_k.add(batch.keys, torch.bmm(of_scores.mT, q_of))
-            to_k.add(batch.own, of_own * q_of)
-            of_query = torch.bmm(of_scores, asked.k).addcmul_(of_own, asked.own_k)
-            to_q.put(batch.queries, of_query.mul_(ctx.scale))
-        return *grads, None, None
+            of_to_k.add(batch.keys, torch.bmm(of_scores.mT, asked.q.mul_(1 / BITS)))
+            of_to_q.put(batch.queries, torch.bmm(of_scores, asked.k).mul_(ctx.scale))
+        add_products(to_q, of_own.mul_(ctx.scale), keys)
+        return to_q, to_k, to_v, None, None
 
 
 def _beside(make: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -54,8 +54,9 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, lengths, clusters, cosines, means, count = ctx.saved_tensors
         ends = F.pad(means, (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
-        heads = torch.arange(len(ends), device=x.device)[:, None] * ends.shape[1]
-        near = ends.flatten(0, 1).index_select(0, (clusters + heads).flatten()).view_as(x)
+        # token by token, as the vectors lie in memory
+        numbers = clusters.transpose(1, 2) + torch.arange(len(ends), device=x.device) * ends.shape[1]
+        near = ends.flatten(0, 1).index_select(0, numbers.flatten()).view(*numbers.shape, -1).transpose(1, 2)
         factor = -2 * grad / count / lengths
         factor = factor.masked_fill(clusters >= means.shape[1], 0.0)[..., None]
         back = near.mul_(factor).addcmul_(x, factor * (cosines / lengths)[..., None], value=-1)
