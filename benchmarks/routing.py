@@ -58,7 +58,7 @@ def flags_of(family: str, size: Size) -> dict[str, Any]:
     return {**flags, "num_clusters": size.clusters, "window_size": size.window, **shared}
 
 
-Work = Callable[[Tensor], Tensor]
+Work = Callable[..., Tensor]
 
 
 def layers(size: Size, families: list[str], peer: bool) -> dict[str, Work]:
@@ -97,7 +97,7 @@ def _theirs(parts: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 def alone(size: Size, peer: bool) -> dict[str, Work]:
-    """Functions from queries, keys and values beside each other, [1, T, 3 * D], to a number."""
+    """Functions from queries, keys and values, [1, T, D] each, to a number."""
     layer = _layer("routing", size)
     core, given = layer.sublayers[0].fn.core, []
     hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
@@ -105,8 +105,8 @@ def alone(size: Size, peer: bool) -> dict[str, Work]:
     hook.remove()
     _, kv, side = given[0]
 
-    def ours(x: Tensor) -> Tensor:
-        q, k, v = _heads(x)
+    def ours(*given: Tensor) -> Tensor:
+        q, k, v = map(_heads, given)
         own = replace(side, tape=Tape())
         return core(q, kv._replace(k=k, v=v, content=(q, k)), own).sum() + _auxiliary(own.tape)
 
@@ -117,21 +117,21 @@ def alone(size: Size, peer: bool) -> dict[str, Work]:
         torch.manual_seed(0)
         attention = KmeansAttention(size.clusters, size.window, HEADS, WIDTH, causal=True).train()
 
-        def theirs(x: Tensor) -> Tensor:
-            out, loss = attention(*(part.contiguous() for part in _heads(x)))
+        def theirs(*given: Tensor) -> Tensor:
+            out, loss = attention(*(_heads(part).contiguous() for part in given))
             return out.sum() + loss
 
         found[PEER] = theirs
     return found
 
 
-def _heads(x: Tensor) -> list[Tensor]:
-    return [part.unflatten(2, (HEADS, WIDTH)).transpose(1, 2) for part in x.split(DIM, dim=2)]
+def _heads(x: Tensor) -> Tensor:
+    return x.unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
 
 
-def train(work: Work, x: Tensor) -> None:
-    """Forward and backward, to the input too."""
-    work(x.detach().requires_grad_()).backward()
+def train(work: Work, *inputs: Tensor) -> None:
+    """Forward and backward, to the inputs too."""
+    work(*(x.detach().requires_grad_() for x in inputs)).backward()
 
 
 def forward(work: Work, x: Tensor) -> None:
@@ -200,8 +200,8 @@ def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, d
     for what, work in zip(WORK, (forward, train)):
         works = {name: partial(work, layer, x) for name, layer in contenders.items()}
         found[what] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
-    given = torch.randn(1, length, 3 * DIM)
-    works = {name: partial(train, core, given) for name, core in alone(size, peer).items()}
+    given = [torch.randn(1, length, DIM) for _ in range(3)]
+    works = {name: partial(train, core, *given) for name, core in alone(size, peer).items()}
     found["attention alone"] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
     steps = {name: decoder(name, size) for name in families}
     found["decode"] = _medians(interleave(steps, options.rounds + 1, options.clock), STEPS)

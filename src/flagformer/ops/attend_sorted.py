@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from flagformer.ops.row_products import add_products, dots, own_rows, put_products
 
 BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
-SCORES = 1 << 17  # of the blocks served together, which stay in a core's cache
+SCORES = 1 << 18  # of the blocks served together, which stay in a core's cache
 FAR = 1e30  # taken off a score for each key beyond a query's stretch
 BITS = math.log2(math.e)  # weights are powers of two: exp takes fifty times as long where it gives zero
 

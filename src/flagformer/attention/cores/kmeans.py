@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
+from flagformer.ops.row_products import pieces
 from flagformer.ops.unit import unit_and_length, unit_length
 
 LOSS = "kmeans.commitment"  # its name on the tape
@@ -78,12 +79,21 @@ class KMeans(nn.Module):
             counts: whether these are tokens that have not been gathered.
             draws: whether there is a loss.
         """
-        units, lengths = unit_and_length(x.detach())
+        found = [
+            self._read(x[:, :, piece].detach(), None if padding is None else padding[:, piece], counts)
+            for piece in pieces(x)
+        ]
+        clusters, cosines, lengths = (torch.cat(parts, dim=2) for parts in zip(*found))
+        loss = self.loss(x, lengths, clusters, cosines) if draws and self.commitment else None
+        return clusters, loss
+
+    def _read(self, x: Tensor, padding: Tensor | None, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Clusters, cosines and lengths [B, H, T] of some tokens."""
+        units, lengths = unit_and_length(x)
         clusters, cosines = self.clusters(units, padding)
         if counts:
             self.observe(units, clusters, cosines)
-        loss = self.loss(x, lengths, clusters, cosines) if draws and self.commitment else None
-        return clusters, loss
+        return clusters, cosines, lengths
 
     def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
         """Gathers what the tokens of a forward say."""
