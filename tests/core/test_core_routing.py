@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.attention.cores import routing
+from flagformer.attention.cores import routed_context, routing
 
 WINDOW, LENGTH = 3, 13
 FLAGS = {
@@ -73,6 +73,23 @@ def test_a_session_is_the_whole_forward_over_many_windows(kind):
         parts = [model(ids()[:, :2], state=state, **side(model))]
         parts += [model(ids()[:, at : at + 1], state=state) for at in range(2, LENGTH)]  # 4 windows
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-9
+
+
+def test_a_session_picks_of_its_context_once_and_its_rows_may_trade_places(monkeypatch):
+    asked = []
+    pick = routed_context.picks
+    monkeypatch.setattr(routed_context, "picks", lambda *words: asked.append(1) or pick(*words))
+    model = model_of(**CAUSAL["context"]).eval()
+    traded = torch.tensor([1, 1])
+    context = side(model)["context"]
+    with torch.no_grad():
+        state = model.init_state(2, LENGTH)
+        model(ids()[:, :2], state=state, context=context)
+        state.reorder(traded)
+        got = torch.cat([model(ids()[traded, at : at + 1], state=state) for at in range(2, LENGTH)], dim=1)
+        assert len(asked) == FLAGS["depth"]
+        want = model(ids()[traded], context=context[traded])[:, 2:]
+    assert (got - want).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("kind", CAUSAL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
@@ -19,10 +20,11 @@ from flagformer.attention.cores.few import (
     rows_at,
 )
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
+from flagformer.attention.cores.picked_context import PickedContext
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
-from flagformer.flow import Dims, KeyValues, Mask, SideInputs, Spots, Terms
+from flagformer.flow import DecodeState, Dims, KeyValues, Mask, SideInputs, Spots, Terms
 from flagformer.ops.picks import Picks, picks
 from flagformer.ops.routing import members_of
 from flagformer.ops.unit import unit_length
@@ -85,10 +87,26 @@ class RoutedContext(Core):
         padding = None if visible is None else visible[:, 0, 0, kv.seats :]
         of_queries, of_keys = of_heads(q, q.shape[1]), of_heads(keys, q.shape[1])
         clusters = self._learn(of_queries, of_keys, padding, side)
-        found = picks(self.kmeans.cosines(unit_length(of_keys.detach())), self.window, [padding])
+        found = self._found(of_keys, padding, side)
         # of a context nothing is hidden but its padding, and nothing has a bias
         free = replace(side, terms={kv.window: Terms(Mask(), side.layout, side.layout)})
         return self.meet(self, q, kv, clusters, found, free)
+
+    def session(self, state: DecodeState, device: torch.device) -> PickedContext:
+        return PickedContext()
+
+    def _found(self, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Picks:
+        """What centroids pick of the context; once a decoding session."""
+        if side.state is None:
+            return self._pick(keys, padding)
+        held = side.state.cores[side.step]
+        assert isinstance(held, PickedContext)
+        if held.picks is None:
+            held.picks = self._pick(keys, padding)
+        return held.picks
+
+    def _pick(self, keys: Tensor, padding: Tensor | None) -> Picks:
+        return picks(self.kmeans.cosines(unit_length(keys.detach())), self.window, [padding])
 
     def _learn(self, queries: Tensor, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Tensor:
         """The clusters [B, H, T] of queries; in training those and the context are counted."""
