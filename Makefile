@@ -22,7 +22,7 @@ demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
 test: $(VENV)/.dev $(VENV)/.peers
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 matrix: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py

@@ -75,7 +75,6 @@ def test_model_resolves_as_it_did(name):
     agrees(name, described(MODELS[name]))
 
 
-@pytest.mark.xdist_group("verdicts")
 def test_refused_pairs_are_the_same():
     refused = [f"{v.first.name} x {v.second.name}: {v.reason}" for v in verdicts() if v.reason]
     agrees("refused-pairs", "\n".join(refused) + "\n")

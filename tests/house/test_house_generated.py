@@ -37,16 +37,11 @@ VALUES = [
     ["a"],
 ]
 
-# What every pair does is found once for all tests of a process: these keep to one.
-once = pytest.mark.xdist_group("verdicts")
 
-
-@once
 def test_files_are_fresh():
     assert not stale(ROOT)
 
 
-@once
 def test_check_names_the_stale_file(tmp_path):
     assert write(tmp_path) == list(FILES)
     assert not stale(tmp_path)
@@ -56,7 +51,6 @@ def test_check_names_the_stale_file(tmp_path):
     assert write(tmp_path) == ["docs/flags.md"]
 
 
-@once
 def test_check_says_so_by_its_exit_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "root", lambda: tmp_path)
     assert command.main([]) == 0
@@ -111,7 +105,6 @@ def test_no_selector_is_forgotten():
     assert order <= {choice.name for choice in choices()}
 
 
-@once
 def test_refusals_name_both_flags():
     found = verdicts()
     assert len(found) == len(list(pairs()))
@@ -121,7 +114,6 @@ def test_refusals_name_both_flags():
                 assert any(f"`{name}" in verdict.reason for name in (*choice.flags, *choice.beside)), verdict
 
 
-@once
 def test_refusal_of_a_pair_is_a_flag_error():
     first, second = next((v.first, v.second) for v in verdicts() if v.reason)
     with pytest.raises(FlagError):

@@ -2,22 +2,35 @@
 
 from zlib import crc32
 
-from flagformer.reference import choices, pairs
+from property_settings import TINY
+from property_subject import refusal
+
+from flagformer.reference import choices, pairs, settings
 
 PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
 # Every choice is in so many pairs of the sample at least; which pairs are refused, the whole table is asked.
 EACH = 5
-# In so many of them its graph is made too, which takes twice as long as all other checks.
-EACH_GRAPH = 2
 
 
-def sampled(each=EACH):
+def sampled():
     """The names of the pairs of `make test`."""
-    chosen = {name for choice in choices() for name in drawn(choice.name, each)}
+    return _of_every_choice(lambda names: names[:EACH])
+
+
+def graphed():
+    """Those whose graphs are made too, which takes twice as long as all other checks: one of each choice that
+    is not refused."""
+    return _of_every_choice(lambda names: [next(name for name in names if not _refused(name))])
+
+
+def _of_every_choice(draw):
+    """What is drawn of each choice's pairs, those whose names give the smallest numbers first."""
+    chosen = set()
+    for choice in choices():
+        mine = [name for name, pair in PAIRS.items() if choice.name in (pair[0].name, pair[1].name)]
+        chosen.update(draw(sorted(mine, key=lambda name: crc32(name.encode()))))
     return [name for name in PAIRS if name in chosen]
 
 
-def drawn(choice, each):
-    """The pairs of a choice that are run: those whose names give the smallest numbers."""
-    mine = [name for name, pair in PAIRS.items() if choice in (pair[0].name, pair[1].name)]
-    return sorted(mine, key=lambda name: crc32(name.encode()))[:each]
+def _refused(name):
+    return refusal({**settings(*PAIRS[name]), **TINY}) is not None

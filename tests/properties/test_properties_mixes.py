@@ -11,7 +11,7 @@ from flagformer.flags import SLOTS
 from flagformer.reference import choices, settings
 from flagformer.wrappers.build import MODELS
 
-COUNT = 48
+COUNT = 40
 
 
 def drawn(seed):

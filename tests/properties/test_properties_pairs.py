@@ -4,7 +4,7 @@ from zlib import crc32
 
 import torch
 from property_checks import checks_of, compiles, exports, failures, sees_everything
-from property_sample import EACH, EACH_GRAPH, PAIRS, sampled
+from property_sample import EACH, PAIRS, graphed, sampled
 from property_settings import TINY, one_block
 from property_subject import Subject
 
@@ -39,7 +39,7 @@ OTHER_KINDS = (
 def pytest_generate_tests(metafunc):
     if "pair" in metafunc.fixturenames:
         whole = metafunc.config.getoption("matrix")
-        run, graphs = (list(PAIRS),) * 2 if whole else (sampled(), sampled(EACH_GRAPH))
+        run, graphs = (list(PAIRS),) * 2 if whole else (sampled(), graphed())
         metafunc.parametrize(("pair", "graph"), [(PAIRS[name], name in graphs) for name in run], ids=run)
 
 
@@ -121,7 +121,8 @@ def test_pair_has_every_property_or_is_refused(pair, graph):
 
 
 def test_the_sample_holds_every_choice_often_enough():
-    for each in (EACH, EACH_GRAPH):
-        run = sampled(each)
-        for choice in choices():
-            assert sum(choice in PAIRS[name] for name in run) >= each, choice.name
+    run, graphs = sampled(), graphed()
+    assert set(graphs) <= set(run)
+    for choice in choices():
+        assert sum(choice in PAIRS[name] for name in run) >= EACH, choice.name
+        assert any(choice in PAIRS[name] for name in graphs), choice.name

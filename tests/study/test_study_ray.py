@@ -29,7 +29,7 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or not Path("/proc/self/environ").exists(),
     reason="needs the package ray (pip install 'flagformer[ray]') and Linux",
 )
-STEPS = "train.steps=1200"
+STEPS = "train.steps=800"
 
 
 @pytest.fixture
