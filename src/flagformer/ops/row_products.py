@@ -18,7 +18,7 @@ def pieces(x: Tensor) -> list[slice]:
         return [slice(None)]
     batch, heads, length, width = x.shape
     size = max(NUMBERS // (batch * heads * width), 1)
-    return [slice(start, start + size) for start in range(0, length, size)]
+    return [slice(start, start + size) for start in range(0, max(length, 1), size)]
 
 
 def own_rows(x: Tensor, own: int, length: int) -> Tensor:
@@ -33,11 +33,11 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
     """Products of vectors of x [B, H, T, K] with those of y [B, G, T, K], [B, H, T]."""
-    dots = x.new_empty(x.shape[:3])
+    found = x.new_empty(x.shape[:3])
     for piece in pieces(x):
         product = _grouped(x[:, :, piece], y.shape[1]) * y[:, :, None, piece]
-        dots[:, :, piece] = product.sum(dim=4).flatten(1, 2)
-    return dots
+        found[:, :, piece] = product.sum(dim=4).flatten(1, 2)
+    return found
 
 
 def add_products(out: Tensor, factors: Tensor, y: Tensor) -> None:
