@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
+from flagformer.ops import row_products
 from flagformer.ops.clusters import DEAD, REBORN, Centroids, Seen, kmeans_step, nearest
 
 FLAGS = {
@@ -56,6 +57,20 @@ def test_a_new_model_in_eval_mode_repeats_itself_and_changes_nothing():
     assert torch.equal(first, model(batch()))
     model.update_kmeans()
     assert equal(before.values(), model.state_dict().values())
+
+
+def test_rows_read_in_pieces_say_what_whole_rows_say(monkeypatch):
+    mask = torch.arange(12) < torch.tensor([12, 12, 9, 12, 5, 12, 12, 12])[:, None]
+    found = []
+    for numbers in (1 << 18, 1):  # a token at a time
+        monkeypatch.setattr(row_products, "NUMBERS", numbers)
+        model = model_of(commitment_factor=0.5).double().train()
+        logits, outputs = model(batch(), mask=mask, return_losses=True)
+        (logits.cos().sum() + outputs.extra_loss).backward()
+        pending = [part for kmeans in kmeans_of(model) for part in kmeans.pending]
+        found.append([logits.detach(), *pending, *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # sums of fp32 in another order
 
 
 def test_forwards_and_backwards_alone_move_nothing():

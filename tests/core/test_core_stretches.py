@@ -5,6 +5,7 @@ import torch
 
 import flagformer
 from flagformer.attention.cores import routing
+from flagformer.ops import row_products
 
 FLAGS = {
     "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -33,6 +34,7 @@ def model_of(**flags):
 
 @pytest.mark.parametrize("beside", BESIDE)
 def test_stretches_give_what_chunks_give(monkeypatch, beside):
+    monkeypatch.setattr(row_products, "NUMBERS", 1 << 12)  # pieces of 64 tokens or fewer
     found = []
     for least in (CHUNKS, STRETCHES):
         monkeypatch.setattr(routing, "LONG", least)
