@@ -13,8 +13,11 @@ NUMBERS = 1 << 18  # of a stretch
 
 
 def pieces(x: Tensor) -> list[slice]:
-    """Of the T tokens of x [B, H, T, K], as many at a time as stay in a core's cache; in a graph all."""
-    if torch.compiler.is_compiling():
+    """Of the T tokens of x [B, H, T, K], as many at a time as stay in a core's cache.
+
+    All of them in a graph, and on other devices, where each call costs more than it saves.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return [slice(None)]
     batch, heads, length, width = x.shape
     size = max(NUMBERS // (batch * heads * width), 1)
