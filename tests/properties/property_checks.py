@@ -361,7 +361,8 @@ def slots_over_segments(subject):
 
 
 def exports(subject):
-    """One program without the module's Python, for every length of the input, and the same numbers.
+    """One program without the module's Python, for every length of the input, short and long, and the same
+    numbers.
 
     Not strict: torch runs the Python code itself, which a check that looks at values would break; the strict
     form traces as `compiles` does.
@@ -369,15 +370,16 @@ def exports(subject):
     side = subject.side(0, 1)
     # `attn_sparse_topk` asks for more keys than it keeps; DYNAMIC, as torch cannot prove all that holds of
     # quotients of lengths (blocks, chunks): a length that the graph took as fixed is an error all the same
-    lengths = {"x": {1: torch.export.Dim.DYNAMIC(min=4, max=16)}, **dict.fromkeys(side)}
+    longest = subject.flags["max_seq_len"]
+    lengths = {"x": {1: torch.export.Dim.DYNAMIC(min=4, max=longest)}, **dict.fromkeys(side)}
     # what torch remembers of shapes costs more than it saves where a small program is traced once
     with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         exported = torch.export.export(
             subject.model, (subject.ids,), side, dynamic_shapes=lengths, strict=False
         )
         program = exported.module()
-        for length in (4, 9, 16):
-            ids = (subject.ids.repeat(1, 2)[:, :length] + length) % subject.model.num_tokens
+        for length in (4, 9, 16, longest):
+            ids = (subject.ids.repeat(1, longest)[:, :length] + length) % subject.model.num_tokens
             same(program(ids, **side), subject(ids), f"exported, of {length} tokens", TIGHT)
 
 

@@ -32,5 +32,10 @@ def _of_every_choice(draw):
     return [name for name in PAIRS if name in chosen]
 
 
+def tiny(*chosen):
+    """The flags of a tiny decoder of some choices."""
+    return {**settings(*chosen), **TINY}
+
+
 def _refused(name):
-    return refusal({**settings(*PAIRS[name]), **TINY}) is not None
+    return refusal(tiny(*PAIRS[name])) is not None

@@ -1,6 +1,7 @@
 """Every flag of the catalogue with a value to test it with; choices and their pairs come from the library."""
 
 from flagformer.flags import CATALOGUE
+from flagformer.ops.long_rows import LONG
 from flagformer.reference import choices
 
 # A model in which every choice shows and which still runs in a millisecond.
@@ -81,8 +82,10 @@ ORDERS = {
 }  # fmt: skip
 
 
-def one_block(flags):
-    """The same flags with one block, which has every sublayer a second one has, where the order allows it."""
+def for_graphs(flags):
+    """The same flags with room for rows that take the forms of long ones, and with one block, which has every
+    sublayer a second one has, where the order allows it."""
+    flags = {**flags, "max_seq_len": LONG + 64}
     return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
 
 

@@ -4,13 +4,13 @@ from zlib import crc32
 
 import torch
 from property_checks import checks_of, compiles, exports, failures, sees_everything
-from property_sample import EACH, PAIRS, graphed, sampled
-from property_settings import TINY, one_block
+from property_sample import EACH, PAIRS, graphed, sampled, tiny
+from property_settings import for_graphs
 from property_subject import Subject
 
 import flagformer
 from flagformer import FlagError
-from flagformer.reference import choices, settings
+from flagformer.reference import choices
 
 # What changes how a model is computed, or says what is taken anyway: it may leave every logit as it was.
 NO_EFFECT_WANTED = {
@@ -41,10 +41,6 @@ def pytest_generate_tests(metafunc):
         whole = metafunc.config.getoption("matrix")
         run, graphs = (list(PAIRS),) * 2 if whole else (sampled(), graphed())
         metafunc.parametrize(("pair", "graph"), [(PAIRS[name], name in graphs) for name in run], ids=run)
-
-
-def tiny(*chosen):
-    return {**settings(*chosen), **TINY}
 
 
 def is_named(one, other, text):
@@ -116,7 +112,7 @@ def test_pair_has_every_property_or_is_refused(pair, graph):
     else:
         found = failures(subject, checks_of(subject)) + idle(pair)
         if graph:
-            found += failures(Subject(one_block(tiny(*pair))), [compiles, exports])
+            found += failures(Subject(for_graphs(tiny(*pair))), [compiles, exports])
     assert not found + broken_elsewhere(pair)
 
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from property_checks import checks_of, compiles, exports, failures
-from property_settings import TINY
+from property_settings import TINY, for_graphs
 from property_subject import Subject, refusal
 
 import flagformer
@@ -37,7 +37,7 @@ def test_picks_have_every_property(beside):
 
 @pytest.mark.parametrize("beside", ["nothing", "shared vectors"])
 def test_picks_compile_and_export(beside):
-    assert not failures(Subject({**FLAGS, **BESIDE[beside], "depth": 1}), [compiles, exports])
+    assert not failures(Subject(for_graphs({**FLAGS, **BESIDE[beside], "depth": 1})), [compiles, exports])
 
 
 @pytest.mark.parametrize("kind", ["decoder", "prefix_decoder"])

@@ -2,7 +2,7 @@
 
 import pytest
 from property_checks import checks_of, compiles, exports, failures, sees_everything
-from property_settings import OTHER_INPUTS, TINY, cross_forms, one_block, tunings
+from property_settings import OTHER_INPUTS, TINY, cross_forms, for_graphs, tunings
 from property_subject import Subject, refusal
 
 from flagformer.flags import CATALOGUE
@@ -70,7 +70,7 @@ def test_settings_compile_and_export(part):
     found = [
         f"{', '.join(members)}: {text}"
         for members, flags in together(TUNED[part::PARTS])
-        for text in failures(Subject(one_block(flags)), [compiles, exports])
+        for text in failures(Subject(for_graphs(flags)), [compiles, exports])
     ]
     assert not found
 
@@ -78,7 +78,7 @@ def test_settings_compile_and_export(part):
 @pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
 @pytest.mark.parametrize("name", ["nothing", "rotary_pos_emb", "rel_pos_bias", "cross_attend"])
 def test_other_kinds_compile_and_export(name, kind):
-    assert not failures(Subject(one_block(tiny(name, kind))), [compiles, exports])
+    assert not failures(Subject(for_graphs(tiny(name, kind))), [compiles, exports])
 
 
 def test_every_flag_of_the_catalogue_is_tried():

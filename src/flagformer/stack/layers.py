@@ -15,8 +15,8 @@ from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
-from flagformer.ops.by_distance import LONG
 from flagformer.ops.identity import identity
+from flagformer.ops.long_rows import is_long
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
@@ -255,7 +255,7 @@ class AttentionLayers(nn.Module):
 
     def _reads_distances(self, x: Tensor, tape: Tape) -> bool:
         """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
-        if x.shape[1] < LONG or tape.wants("attn.weights") or tape.asks(Z_LOSS):
+        if not is_long(x.shape[1]) or tape.wants("attn.weights") or tape.asks(Z_LOSS):
             return False
         own = [sublayer.fn for sublayer in self.sublayers if sublayer.kind == "a"]
         if any(fn.source.projection.tied for fn in own):

@@ -38,10 +38,12 @@ class Local(Core):
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats
         before = keys - length  # queries are the last of the keys
         reach, size = self.reach, max(self.reach, BLOCK)
-        if not isinstance(length, torch.SymInt):  # an exported graph serves every length by the same blocks
+        if isinstance(length, torch.SymInt):  # an exported graph serves every length by the same blocks,
+            count = length // size + 2  # at least two, as torch takes a size of one for a constant
+        else:
             reach = min(reach, max(keys - 1, 1))
             size = min(length, max(reach, BLOCK))
-        count = -(-length // size)
+            count = -(-length // size)
         ahead = reach if self.later else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
         of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
