@@ -5,7 +5,9 @@ import torch
 
 import flagformer
 from flagformer.attention.cores import routing
-from flagformer.ops import row_products
+from flagformer.ops import long_rows, row_products
+from flagformer.ops.attend_sorted import attend
+from flagformer.ops.routing import Tokens, stretches_of
 
 FLAGS = {
     "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -37,7 +39,7 @@ def test_stretches_give_what_chunks_give(monkeypatch, beside):
     monkeypatch.setattr(row_products, "NUMBERS", 1 << 12)  # pieces of 64 tokens or fewer
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(routing, "LONG", least)
+        monkeypatch.setattr(long_rows, "LONG", least)
         model = model_of(**BESIDE[beside])
         logits, outputs = model(ids(), return_losses=True)
         (logits.cos().sum() + outputs.extra_loss).backward()
@@ -50,7 +52,7 @@ def test_a_block_behind_others_and_memories_too(monkeypatch):
     """Queries are the last of the keys."""
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(routing, "LONG", least)
+        monkeypatch.setattr(long_rows, "LONG", least)
         model = model_of(max_mem_len=64).eval()
         with torch.no_grad():
             state = model.init_state(2, 300)
@@ -67,7 +69,7 @@ def test_a_block_behind_others_and_memories_too(monkeypatch):
 
 
 def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
-    monkeypatch.setattr(routing, "LONG", STRETCHES)
+    monkeypatch.setattr(long_rows, "LONG", STRETCHES)
     monkeypatch.setattr(routing, "attend_sorted", None)
     mask = torch.arange(300) < torch.tensor([[300], [200]])
     for flags, how in (
@@ -83,10 +85,44 @@ def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
         model_of()(ids())
 
 
+def trained(model, call):
+    """Logits, losses and gradients of a training step."""
+    logits, outputs = call(ids(), return_losses=True)
+    (logits.cos().sum() + outputs.extra_loss).backward()
+    return [logits.detach(), outputs.extra_loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("beside", ["nothing", "grouped", "mixed"])
+def test_one_graph_holds_the_same_stretches(monkeypatch, beside):
+    used = []
+    serve = routing.attend_sorted
+    monkeypatch.setattr(routing, "attend_sorted", lambda *given: used.append(1) or serve(*given))
+    plain, traced = (model_of(**BESIDE[beside], depth=1) for _ in range(2))
+    wanted = trained(plain, plain)
+    torch._dynamo.reset()
+    compiled = torch.compile(traced, backend="aot_eager")
+    found = trained(traced, compiled)
+    assert len(used) == 2, "both take stretches"
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_torch_finds_no_fault_in_the_operators():
+    """Shapes said before, gradients, no input changed: with a key in front, grouped heads and odd rows."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = ((4, 8), (2, 8), (2, 6))  # heads and their widths
+    rows = [torch.randn(2, heads, 71, width, generator=generator) for heads, width in sizes]
+    q, k, v = (x.double().requires_grad_() for x in rows)
+    clusters = torch.randint(3, (2, 4, 71), generator=generator)
+    keys, queries = Tokens(clusters, torch.arange(71)), Tokens(clusters[:, :, 1:], torch.arange(1, 71))
+    stretches = stretches_of(queries, keys, 71, 8, 1, False)
+    torch.library.opcheck(attend, (q[:, :, 1:], k, v, *stretches, 0.3))
+
+
 def test_low_precision_is_that_of_chunks(monkeypatch):
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(routing, "LONG", least)
+        monkeypatch.setattr(long_rows, "LONG", least)
         with torch.no_grad():
             found.append(model_of(depth=1).bfloat16().eval()(ids()).float())
     assert found[1].isfinite().all()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.attend_sorted import Stretches
+from flagformer.ops.stretches import Stretches
 
 
 class Tokens(NamedTuple):

@@ -83,7 +83,9 @@ class KMeans(nn.Module):
             self._read(x[:, :, piece].detach(), None if padding is None else padding[:, piece], counts)
             for piece in pieces(x)
         ]
-        clusters, cosines, lengths = (torch.cat(parts, dim=2) for parts in zip(*found))
+        clusters, cosines, lengths = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*found)
+        )
         loss = self.loss(x, lengths, clusters, cosines) if draws and self.commitment else None
         return clusters, loss
 

@@ -28,11 +28,11 @@ from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
+from flagformer.ops.long_rows import is_long
 from flagformer.ops.picks import picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
 
-LONG = 256  # tokens from which stretches are no slower than one call of chunks
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
     " meet recent keys belong to several clusters; say `attn_num_mem_kv`, memory keys that all clusters share"
@@ -138,9 +138,8 @@ class Routing(Core):
         terms = side.terms[kv.window]
         rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
         return (
-            q.shape[2] >= LONG
+            is_long(q.shape[2])
             and q.device.type == "cpu"
-            and not torch.compiler.is_compiling()
             and not self.later
             and not kv.seats
             and rules
