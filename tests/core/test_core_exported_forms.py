@@ -4,6 +4,14 @@ import pytest
 import torch
 from core_models import B, S, T, context, ids, make
 
+from flagformer.ops.long_rows import LONG
+
+# Where eager execution takes another form for long rows than for short ones.
+BY_LENGTH = {
+    "biases": {"alibi_pos_bias": True},
+    "clusters": {"num_clusters": 3, "window_size": 4},
+    "local heads": {"n_local_attn_heads": 2, "local_attn_window_size": 4},
+}
 ROWS = torch.arange(T)
 # flags; inputs that the program is made with; others of the same shapes.
 FORMS = {
@@ -35,6 +43,18 @@ FORMS = {
         {"context": context() + 1, "context_mask": torch.arange(S) < torch.tensor([[1], [4]])},
     ),
 }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", BY_LENGTH)
+def test_a_strict_program_serves_short_and_long_rows(form):
+    """Torch reads the Python code itself here, and binds a program to what that asks of lengths."""
+    model = make(depth=1, **BY_LENGTH[form], max_seq_len=LONG + 9).double()
+    lengths = ({1: torch.export.Dim.DYNAMIC(min=2, max=LONG + 9)},)
+    program = torch.export.export(model, (ids(),), dynamic_shapes=lengths, strict=True).module()
+    for length in (2, T, 40, LONG + 9):
+        rows = ids().repeat(1, length)[:, :length]
+        torch.testing.assert_close(program(rows), model(rows), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

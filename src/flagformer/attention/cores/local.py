@@ -38,7 +38,7 @@ class Local(Core):
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats
         before = keys - length  # queries are the last of the keys
         reach, size = self.reach, max(self.reach, BLOCK)
-        if isinstance(length, torch.SymInt):  # an exported graph serves every length by the same blocks,
+        if torch.compiler.is_exporting():  # a program serves every length by the same blocks,
             count = length // size + 2  # at least two, as torch takes a size of one for a constant
         else:
             reach = min(reach, max(keys - 1, 1))
