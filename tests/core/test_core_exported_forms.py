@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_models import B, S, T, context, ids, make
 
-from flagformer.ops.long_rows import LONG
+from flagformer.ops.lengths import LONG
 
 # Where eager execution takes another form for long rows than for short ones.
 BY_LENGTH = {

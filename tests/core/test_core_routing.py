@@ -6,7 +6,7 @@ import torch
 
 import flagformer
 from flagformer.attention.cores import routed_context
-from flagformer.ops import long_rows
+from flagformer.ops import lengths
 
 WINDOW, LENGTH = 3, 13
 FLAGS = {
@@ -46,11 +46,11 @@ def side(model, rows=2):
     return {"context": context} if model.attn_layers.has_cross else {}
 
 
-@pytest.mark.parametrize("least", [long_rows.LONG, 2], ids=["chunks", "stretches"])
+@pytest.mark.parametrize("least", [lengths.LONG, 2], ids=["chunks", "stretches"])
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_no_model_in_training_sees_the_future(monkeypatch, kind, least):
     """After a step of k-means and with another one pending; later tokens are all replaced."""
-    monkeypatch.setattr(long_rows, "LONG", least)
+    monkeypatch.setattr(lengths, "LONG", least)
     model = model_of(**CAUSAL[kind]).train()
     with torch.no_grad():
         for seed in (4, 5):

@@ -5,7 +5,7 @@ import torch
 
 import flagformer
 from flagformer.attention.cores import routing
-from flagformer.ops import long_rows, row_products
+from flagformer.ops import lengths, row_products
 from flagformer.ops.attend_sorted import attend
 from flagformer.ops.routing import Tokens, stretches_of
 
@@ -39,7 +39,7 @@ def test_stretches_give_what_chunks_give(monkeypatch, beside):
     monkeypatch.setattr(row_products, "NUMBERS", 1 << 12)  # pieces of 64 tokens or fewer
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(long_rows, "LONG", least)
+        monkeypatch.setattr(lengths, "LONG", least)
         model = model_of(**BESIDE[beside])
         logits, outputs = model(ids(), return_losses=True)
         (logits.cos().sum() + outputs.extra_loss).backward()
@@ -52,7 +52,7 @@ def test_a_block_behind_others_and_memories_too(monkeypatch):
     """Queries are the last of the keys."""
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(long_rows, "LONG", least)
+        monkeypatch.setattr(lengths, "LONG", least)
         model = model_of(max_mem_len=64).eval()
         with torch.no_grad():
             state = model.init_state(2, 300)
@@ -69,7 +69,7 @@ def test_a_block_behind_others_and_memories_too(monkeypatch):
 
 
 def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
-    monkeypatch.setattr(long_rows, "LONG", STRETCHES)
+    monkeypatch.setattr(lengths, "LONG", STRETCHES)
     monkeypatch.setattr(routing, "attend_sorted", None)
     mask = torch.arange(300) < torch.tensor([[300], [200]])
     for flags, how in (
@@ -122,7 +122,7 @@ def test_torch_finds_no_fault_in_the_operators():
 def test_low_precision_is_that_of_chunks(monkeypatch):
     found = []
     for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(long_rows, "LONG", least)
+        monkeypatch.setattr(lengths, "LONG", least)
         with torch.no_grad():
             found.append(model_of(depth=1).bfloat16().eval()(ids()).float())
     assert found[1].isfinite().all()

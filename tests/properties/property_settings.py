@@ -1,7 +1,7 @@
 """Every flag of the catalogue with a value to test it with; choices and their pairs come from the library."""
 
 from flagformer.flags import CATALOGUE
-from flagformer.ops.long_rows import LONG
+from flagformer.ops.lengths import LONG
 from flagformer.reference import choices
 
 # A model in which every choice shows and which still runs in a millisecond.

@@ -22,10 +22,10 @@ from flagformer.flow import (
     Segments,
     Window,
 )
-from flagformer.ops import long_rows
+from flagformer.ops import lengths
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.by_distance import CHUNKS, LONG_TABLE, Span, strips_of
-from flagformer.ops.long_rows import LONG
+from flagformer.ops.lengths import LONG
 from flagformer.score.softmax import Softmax
 
 CHUNK = CHUNKS[1]
@@ -206,7 +206,7 @@ def learn(model, how):
 
 def assert_equals_dense(model, how, monkeypatch):
     got, grads = learn(model, how)
-    monkeypatch.setattr(long_rows, "LONG", 10**9)
+    monkeypatch.setattr(lengths, "LONG", 10**9)
     want, dense_grads = learn(model, how)
     same(got, want, "logits", tolerance=1e-10)
     assert grads.keys() == dense_grads.keys()
@@ -296,7 +296,7 @@ def test_saved_memory_is_linear(bias, monkeypatch):
     model, how = model_of({**BIASES[bias], "max_seq_len": 3 * LONG}), {"window": 70}
     linear = growth(model, how)
     assert abs(linear - 1) < 0.02, f"{linear:.3f}"  # biases of a few distances more than n
-    monkeypatch.setattr(long_rows, "LONG", 10**9)
+    monkeypatch.setattr(lengths, "LONG", 10**9)
     assert growth(model, how) > 1.2, "the measure does not tell n from n * n"
 
 

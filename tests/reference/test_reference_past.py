@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.ops import long_rows
-from flagformer.ops.long_rows import LONG
+from flagformer.ops import lengths
+from flagformer.ops.lengths import LONG
 from flagformer.stack import layers as stack
 
 H, K, D, T, BACK = 2, 4, 6, 7, 2
@@ -133,7 +133,7 @@ def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
     )
     results = []
     for least in (LONG, 10**9):
-        monkeypatch.setattr(long_rows, "LONG", least)
+        monkeypatch.setattr(lengths, "LONG", least)
         model.zero_grad(set_to_none=True)
         logits = model(ids, mask=padding)[padding]
         (logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)).sum().backward()

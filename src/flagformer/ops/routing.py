@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.ops.lengths import capped, count_of
 from flagformer.ops.stretches import Stretches
 
 
@@ -74,7 +75,7 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
         end = torch.searchsorted(ordered, code - code % span + span)
         high = torch.minimum(behind + window, end)
     tile = first // window
-    slots, count = _chunked(tile, keys.places.shape[0] // window + 1, size)
+    slots, count = _chunked(tile, count_of(keys.places.shape[0] // window + 1), size)
 
     total = queries.places.shape[0]
     shape = (*code.shape[:2], count * size)
@@ -132,7 +133,7 @@ def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
     starts, bases = members.cumsum(dim=2) - members, chunks.cumsum(dim=2) - chunks
     within = torch.arange(length, device=tile.device) - starts.gather(2, tile)
     slots = bases.gather(2, tile) * size + within  # chunks of a tile follow each other
-    return slots, min(length, (length + tiles * (size - 1)) // size)
+    return slots, capped(count_of((length + tiles * (size - 1)) // size), length)
 
 
 def latest_members(keys: Tokens, count: int, window: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.identity import identity
-from flagformer.ops.long_rows import is_long
+from flagformer.ops.lengths import is_long
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window

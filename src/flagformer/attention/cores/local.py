@@ -14,6 +14,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Dims, KeyValues, SideInputs, Spots
+from flagformer.ops.lengths import capped, count_of
 
 # Queries of a block, at least: smaller ones cost more for each pair.
 BLOCK = 32
@@ -37,13 +38,9 @@ class Local(Core):
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats
         before = keys - length  # queries are the last of the keys
-        reach, size = self.reach, max(self.reach, BLOCK)
-        if torch.compiler.is_exporting():  # a program serves every length by the same blocks,
-            count = length // size + 2  # at least two, as torch takes a size of one for a constant
-        else:
-            reach = min(reach, max(keys - 1, 1))
-            size = min(length, max(reach, BLOCK))
-            count = -(-length // size)
+        reach = max(capped(self.reach, keys - 1), 1)
+        size = capped(max(reach, BLOCK), length)
+        count = count_of(-(-length // size))
         ahead = reach if self.later else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
         of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]

@@ -25,6 +25,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import DecodeState, Dims, KeyValues, Mask, SideInputs, Spots, Terms
+from flagformer.ops.lengths import capped
 from flagformer.ops.picks import Picks, picks
 from flagformer.ops.routing import members_of
 from flagformer.ops.unit import unit_length
@@ -124,7 +125,7 @@ class RoutedContext(Core):
     def nearest(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
         """Blocks of queries of one cluster against what its centroid picks."""
         length = q.shape[2]
-        size = min(length, self.window)
+        size = capped(self.window, length)
         members = members_of(clusters, self.kmeans.count, size)
         of_blocks = members.clusters.clamp(max=self.kmeans.count - 1)  # [B, N, H]; padding may meet anybody
         keys, real = (

@@ -28,7 +28,7 @@ from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.by_distance import wide
-from flagformer.ops.long_rows import is_long
+from flagformer.ops.lengths import capped, is_long
 from flagformer.ops.picks import picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
 from flagformer.ops.unit import unit_length
@@ -193,8 +193,8 @@ class Routing(Core):
         """Chunks of queries that share a stretch of their cluster, each query's own key behind it."""
         terms = side.terms[kv.window]
         length, total = q.shape[2], keys.shape[2]
-        window = min(self.window, total)
-        size = min(length, max(window // 2, 1))
+        window = capped(self.window, total)
+        size = capped(max(window // 2, 1), length)
         chunks = chunks_of(
             Tokens(queries, terms.queries.places()),
             Tokens(keys, terms.keys.places()),

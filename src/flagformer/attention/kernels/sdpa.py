@@ -13,7 +13,7 @@ from flagformer.flags import component
 from flagformer.flow import Distances, Pairs
 from flagformer.ops.attend import repeat_groups
 from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.long_rows import LONG
+from flagformer.ops.lengths import LONG
 
 
 def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:

@@ -1,0 +1,27 @@
+"""What the length of a row decides; nothing in an exported program, which serves all of them."""
+
+from __future__ import annotations
+
+import torch
+
+# Training, 4 rows of 8 heads of 64, 1 thread, ms, table of distances and dense form at 128, 256, 512: ALiBi
+# 6.5 6.3, 20.6 23.2, 66 90; T5 8.6 7.7, 25.5 25.5, 80 132. Stretches of clusters are no slower than chunks
+# from about as many tokens on.
+LONG = 256
+
+
+def is_long(length: int) -> bool:
+    """Whether forms for long rows pay: from `LONG` tokens on. An exported program would be bound to one side;
+    it takes the form that serves both, of torch's own operators."""
+    return not torch.compiler.is_exporting() and length >= LONG
+
+
+def capped(size: int, length: int) -> int:
+    """`size`, or the length of a shorter row; in an exported program always `size`."""
+    return size if torch.compiler.is_exporting() else min(size, length)
+
+
+def count_of(least: int) -> int:
+    """How many blocks there are, of which so many are needed: one more in an exported program, as torch takes
+    a size of one for a constant."""
+    return least + int(torch.compiler.is_exporting())
