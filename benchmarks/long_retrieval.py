@@ -8,8 +8,6 @@ tokens a step, and are asked at each of these lengths. Both kinds of heads see t
 own, and 64 tokens: the nearest, or the most recent of one of 64 clusters.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.data.long_retrieval import LongRetrieval
+from learned import arguments, collect
 
 TASK = LongRetrieval(source="long_retrieval")
 LENGTHS, TOKENS = (64, 256, 1024, 4096), 1 << 14
@@ -92,13 +91,8 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser = arguments(__doc__, list(MODELS))
     parser.add_argument("--steps", nargs=len(LENGTHS), type=int, default=[250, 60, 60, 60])
-    parser.add_argument("--json", type=Path, help="add every run to this file")
-    parser.add_argument("--figure", type=Path, help="draw what the file holds, or this run")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
@@ -115,11 +109,7 @@ def main() -> int:
             rows.append({**row, "losses": [round(loss, 4) for loss in losses]})
             shown = " | ".join(f"{value:.3f}" for value in found.values())
             print(f"| {name} | {seed} | {shown} | {seconds:.0f} |", flush=True)
-    if options.json is not None:
-        held = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else []
-        new = {(row["name"], row["seed"]) for row in rows}
-        rows = [row for row in held if (row["name"], row["seed"]) not in new] + rows
-        options.json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    rows = collect(options.json, rows)
     if options.figure is not None:
         draw(options.figure, rows)
     return 0

@@ -67,21 +67,20 @@ def steps(count: int, size: int, names: list[str]) -> Steps:
     return {name: lambda work=works[name]: work[0](work[1], ids) for name in names}
 
 
-def gauged(count: int, size: int, name: str, threads: int) -> dict[str, int]:
-    """Bytes of a contender; in a process of its own, whose heap nobody has left in pieces."""
+def peaked(count: int, size: int, name: str, threads: int) -> int:
+    """Bytes by which the process grows in a step of a contender: one whose heap nobody has left in pieces."""
     torch.set_num_threads(threads)
     give_back_at_once()
-    step = steps(count, size, [name])[name]
-    return {"peak": peak(step), "live": live(step)}
+    return peak(steps(count, size, [name])[name])
 
 
 def memory(count: int, name: str, options: argparse.Namespace) -> dict[str, object]:
-    """Of each process its peak, and what is alive in all of them."""
-    found = []
+    """The peak of each process, and what is alive in any of them."""
+    peaks = []
     for _ in range(options.processes):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(gauged, count, options.segment, name, options.threads).result())
-    return {"peaks": [one["peak"] for one in found], "live": max(one["live"] for one in found)}
+            peaks.append(pool.submit(peaked, count, options.segment, name, options.threads).result())
+    return {"peaks": peaks, "live": live(steps(count, options.segment, [name])[name])}
 
 
 def measure(options: argparse.Namespace) -> list[dict]:

@@ -3,6 +3,7 @@
     python benchmarks/routing.py                    # 1k to 16k, one thread, several minutes
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
     python benchmarks/routing.py --lengths 8192 --window 512     # 16 clusters, as in the paper
+    python benchmarks/routing.py --lengths 8192 --compile        # training, all by torch.compile
 
 One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
 routing with own and with shared keys; and, where it is installed, routing-transformer's between norms and
@@ -189,20 +190,26 @@ Rows = dict[str, dict[int, float]]  # contender -> length -> median seconds
 
 
 WORK = ("forward", "forward + backward", "attention alone", "decode")
+TRAINED = WORK[1:3]
 
 
 def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, dict[str, float]]:
     """Median seconds of one length: kind of work -> contender -> seconds."""
     size, x = Size(length, options.window), torch.randn(1, length, DIM)
     families = [name for name in options.families if name != "dense" or length <= options.dense]
-    contenders = layers(size, families, peer)
-    found: dict[str, dict[str, float]] = {}
-    for what, work in zip(WORK, (forward, train)):
-        works = {name: partial(work, layer, x) for name, layer in contenders.items()}
-        found[what] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    whole, cores = layers(size, families, peer), alone(size, peer)
     given = [torch.randn(1, length, DIM) for _ in range(3)]
-    works = {name: partial(train, core, *given) for name, core in alone(size, peer).items()}
-    found["attention alone"] = _medians(interleave(works, options.rounds + 1, options.clock), 1)
+    if options.compile:
+        whole, cores = ({name: torch.compile(work) for name, work in of.items()} for of in (whole, cores))
+    works = {
+        "forward": {name: partial(forward, work, x) for name, work in whole.items()},
+        "forward + backward": {name: partial(train, work, x) for name, work in whole.items()},
+        "attention alone": {name: partial(train, work, *given) for name, work in cores.items()},
+    }
+    kinds = TRAINED if options.compile else tuple(works)
+    found = {kind: _medians(interleave(works[kind], options.rounds + 1, options.clock), 1) for kind in kinds}
+    if options.compile:
+        return found
     steps = {name: decoder(name, size) for name in families}
     found["decode"] = _medians(interleave(steps, options.rounds + 1, options.clock), STEPS)
     return found
@@ -262,13 +269,14 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--dense", type=int, default=16384, help="longest row for attention to everything")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--compile", action="store_true", help="training alone, each by torch.compile")
     parser.add_argument("--json", type=Path, help="lengths that it holds are not timed again")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     peer = find_spec("routing_transformer") is not None
     record = {"machine": machine(), "clock": options.clock, "threads": options.threads, "seconds": {}}
-    record["window"] = options.window
+    record |= {"window": options.window, "compiled": options.compile}
     if options.json and options.json.exists():
         record["seconds"] = json.loads(options.json.read_text(encoding="utf-8"))["seconds"]
     for length in options.lengths:
@@ -277,7 +285,7 @@ def main() -> None:
             print(f"{length} done", flush=True)
         if options.json:
             options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    found = {what: rows_of(record, what) for what in WORK}
+    found = {what: rows_of(record, what) for what in (TRAINED if options.compile else WORK)}
     lengths = sorted(map(int, record["seconds"]))
     for what, rows in found.items():
         print("\n" + table(what, lengths, rows))

@@ -7,8 +7,6 @@ Models of two layers of width 64 learn `segment_recall` on rows of 5 segments of
 through all of them, and are asked at each delay they were trained at, and at 10, 16 and 40.
 """
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.data.segment_recall import SegmentRecall
+from learned import arguments, collect
 
 TASK = SegmentRecall(source="segment_recall")
 SEGMENTS, BATCH, RATE, WARMUP = 5, 64, 2e-3, 40
@@ -99,13 +98,8 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser = arguments(__doc__, list(MODELS))
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--json", type=Path, help="add every run to this file")
-    parser.add_argument("--figure", type=Path, help="draw what the file holds, or this run")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
@@ -123,11 +117,7 @@ def main() -> int:
             )
             shown = " | ".join(f"{value:.2f}" for value in found.values())
             print(f"| {name} | {options.steps} | {seed} | {shown} | {seconds:.0f} |", flush=True)
-    if options.json is not None:
-        held = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else []
-        new = {(row["name"], row["seed"]) for row in rows}
-        rows = [row for row in held if (row["name"], row["seed"]) not in new] + rows
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows = collect(options.json, rows)
     if options.figure is not None:
         draw(options.figure, rows)
     return 0
