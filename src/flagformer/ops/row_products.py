@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NUMBERS = 1 << 18  # of a piece, for each thread
+NUMBERS = 1 << 19  # of a piece, for each thread
 
 
 def pieces(x: Tensor) -> list[slice]:
