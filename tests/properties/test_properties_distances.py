@@ -141,6 +141,14 @@ def test_gradcheck(same_from):
     assert torch.autograd.gradcheck(run, (q, k, v, near))
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_torch_finds_no_fault_in_the_operators(learned):
+    """Shapes said before, gradients, no input changed."""
+    q, k, v, _ = inputs("a chunk of queries", H, None, torch.float64)
+    biases = torch.linspace(0, -2, 2 * T, dtype=torch.float64).expand(H, -1).clone().requires_grad_(learned)
+    torch.library.opcheck(attend, (q, k, v, biases, None, list(Span(55, 0, -1)), 0.7))
+
+
 @pytest.mark.parametrize(
     ("mask", "queries"),
     [
