@@ -268,7 +268,7 @@ def test_compiled_and_under_autocast(ids):
 
 
 def test_long_inputs_leave_the_table(ids):
-    from flagformer.ops.by_distance import LONG
+    from flagformer.ops.lengths import LONG
 
     model = build(alibi_pos_bias=True, max_seq_len=LONG, attn_z_loss_weight=0.5).eval()
     long = torch.randint(11, (1, LONG))
