@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     Attributes:
         queries: [I, g] long, numbers of queries in B * H * T.
         keys: [I, s] long, numbers of keys in B * H * S.
-        middle, half: [I, g, 1], of each query's stretch, counted in the s keys and in units of 1 / FAR: those
-            no farther from its middle than half its length are met; half is negative where none is.
+        middle, half: [I, g, 1], of each query's stretch, counted in the s keys, times FAR: those no farther
+            from its middle than half its length are met; half is negative where none is.
     """
 
     queries: Tensor
