@@ -34,6 +34,13 @@ def model_of(**flags):
     return flagformer.build({**FLAGS, **flags}).double().train()
 
 
+def trained(model, call):
+    """Logits, losses and gradients of a training step."""
+    logits, outputs = call(ids(), return_losses=True)
+    (logits.cos().sum() + outputs.extra_loss).backward()
+    return [logits.detach(), outputs.extra_loss.detach(), *(p.grad for p in model.parameters())]
+
+
 @pytest.mark.parametrize("beside", BESIDE)
 def test_stretches_give_what_chunks_give(monkeypatch, beside):
     monkeypatch.setattr(row_products, "NUMBERS", 1 << 12)  # pieces of 64 tokens or fewer
@@ -41,9 +48,7 @@ def test_stretches_give_what_chunks_give(monkeypatch, beside):
     for least in (CHUNKS, STRETCHES):
         monkeypatch.setattr(lengths, "LONG", least)
         model = model_of(**BESIDE[beside])
-        logits, outputs = model(ids(), return_losses=True)
-        (logits.cos().sum() + outputs.extra_loss).backward()
-        found.append([logits, *(p.grad for p in model.parameters())])
+        found.append(trained(model, model))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
@@ -83,13 +88,6 @@ def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
         model_of(**flags)(ids(), **how)
     with pytest.raises(TypeError):
         model_of()(ids())
-
-
-def trained(model, call):
-    """Logits, losses and gradients of a training step."""
-    logits, outputs = call(ids(), return_losses=True)
-    (logits.cos().sum() + outputs.extra_loss).backward()
-    return [logits.detach(), outputs.extra_loss.detach(), *(p.grad for p in model.parameters())]
 
 
 @pytest.mark.parametrize("beside", ["nothing", "grouped", "mixed"])
