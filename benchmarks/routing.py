@@ -20,7 +20,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +59,11 @@ def flags_of(family: str, size: Size) -> dict[str, Any]:
     return {**flags, "num_clusters": size.clusters, "window_size": size.window, **shared}
 
 
-Work = Callable[..., Tensor]
+Work = Callable[..., tuple[Tensor, Tensor]]  # vectors, and the auxiliary loss
 
 
 def layers(size: Size, families: list[str], peer: bool) -> dict[str, Work]:
-    """Each contender as a function from vectors to a number, in training mode."""
+    """Each contender as a function of vectors, in training mode."""
     found: dict[str, Work] = {family: partial(_whole, _layer(family, size)) for family in families}
     if peer:
         from routing_transformer.routing_transformer import SelfAttention
@@ -82,23 +82,24 @@ def _layer(family: str, size: Size) -> flagformer.Decoder:
     return layer
 
 
-def _whole(layer: flagformer.Decoder, x: Tensor) -> Tensor:
+def _whole(layer: flagformer.Decoder, x: Tensor) -> tuple[Tensor, Tensor]:
     tape = Tape()
-    return layer(x, tape=tape).sum() + _auxiliary(tape)
+    return layer(x, tape=tape), _auxiliary(tape)
 
 
 def _auxiliary(tape: Tape) -> Tensor:
-    return sum((loss for losses in tape.losses.values() for loss in losses), torch.zeros(()))
+    none = torch.zeros((), requires_grad=True)
+    return sum((loss for losses in tape.losses.values() for loss in losses), none)
 
 
-def _theirs(parts: nn.ModuleList, x: Tensor) -> Tensor:
+def _theirs(parts: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
     before, attention, after = parts
     out, loss = attention(before(x))
-    return after(x + out).sum() + loss.squeeze()
+    return after(x + out), loss.squeeze()
 
 
 def alone(size: Size, peer: bool) -> dict[str, Work]:
-    """Functions from queries, keys and values, [1, T, D] each, to a number."""
+    """Functions of queries, keys and values, [1, T, D] each."""
     layer = _layer("routing", size)
     core, given = layer.sublayers[0].fn.core, []
     hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
@@ -106,10 +107,11 @@ def alone(size: Size, peer: bool) -> dict[str, Work]:
     hook.remove()
     _, kv, side = given[0]
 
-    def ours(*given: Tensor) -> Tensor:
+    def ours(*given: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = map(_heads, given)
         own = replace(side, tape=Tape())
-        return core(q, kv._replace(k=k, v=v, content=(q, k)), own).sum() + _auxiliary(own.tape)
+        out = core(q, kv._replace(k=k, v=v, content=(q, k)), own)
+        return out, _auxiliary(own.tape)
 
     found = {"routing": ours}
     if peer:
@@ -118,9 +120,9 @@ def alone(size: Size, peer: bool) -> dict[str, Work]:
         torch.manual_seed(0)
         attention = KmeansAttention(size.clusters, size.window, HEADS, WIDTH, causal=True).train()
 
-        def theirs(*given: Tensor) -> Tensor:
+        def theirs(*given: Tensor) -> tuple[Tensor, Tensor]:
             out, loss = attention(*(_heads(part).contiguous() for part in given))
-            return out.sum() + loss
+            return out, loss.squeeze()
 
         found[PEER] = theirs
     return found
@@ -132,7 +134,17 @@ def _heads(x: Tensor) -> Tensor:
 
 def train(work: Work, *inputs: Tensor) -> None:
     """Forward and backward, to the inputs too."""
-    work(*(x.detach().requires_grad_() for x in inputs)).backward()
+    out, loss = work(*(x.detach().requires_grad_() for x in inputs))
+    torch.autograd.backward((out, loss), (_gradient(out.shape), torch.ones(())))
+
+
+@cache
+def _gradient(shape: torch.Size) -> Tensor:
+    """As a model gives it: token by token, and not one number for all."""
+    if len(shape) == 3:
+        return torch.randn(shape)
+    batch, heads, length, width = shape
+    return torch.randn(batch, length, heads, width).transpose(1, 2)
 
 
 def forward(work: Work, x: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
-from flagformer.ops import row_products
+from flagformer.ops import pieces
 from flagformer.ops.clusters import DEAD, REBORN, Centroids, Seen, kmeans_step, nearest
 
 FLAGS = {
@@ -63,7 +63,7 @@ def test_rows_read_in_pieces_say_what_whole_rows_say(monkeypatch):
     mask = torch.arange(12) < torch.tensor([12, 12, 9, 12, 5, 12, 12, 12])[:, None]
     found = []
     for numbers in (1 << 18, 1):  # a token at a time
-        monkeypatch.setattr(row_products, "NUMBERS", numbers)
+        monkeypatch.setattr(pieces, "NUMBERS", numbers)
         model = model_of(commitment_factor=0.5).double().train()
         logits, outputs = model(batch(), mask=mask, return_losses=True)
         (logits.cos().sum() + outputs.extra_loss).backward()

@@ -1,31 +1,32 @@
 """Attention to stretches of keys in the order of clusters, without scores of what never meets.
 
 Queries and keys are sorted by cluster and time. What a query meets is then a stretch of sorted keys whose
-ends never go back from one query to the next: a block of queries meets one stretch. Blocks whose stretches
-are about as long are served together: few large products, on CPU. Vectors are read and written where they
-lie. Operators that torch traces whole.
+ends never go back from one query to the next: a block of queries meets one stretch. Operators that torch
+traces whole.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flagformer.ops.row_products import add_products, dots, pieces, put_products
-from flagformer.ops.rows import Rows
-from flagformer.ops.stretches import Stretches, batches_of
+from flagformer.ops.attend_blocks import Given, Vectors, attend_backward
+from flagformer.ops.attend_blocks import attend as attend_part
+from flagformer.ops.pieces import parts
+from flagformer.ops.stretches import Stretches
 
-BITS = math.log2(math.e)  # weights are powers of two: exp takes fifty times as long where it gives zero
 PLACES = "Tensor by_query, Tensor by_key, Tensor low, Tensor high, int own, bool alone, float scale"
 
 
 def _beside(like: Tensor, width: int) -> Tensor:
-    """[B, H, T, width] such that the heads of a token lie side by side, as what comes next reads them."""
-    batch, heads, length = like.shape[:3]
-    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+    """[B, H, T, width] such that the heads of a token lie side by side, as what comes next reads them.
+
+    No view of another tensor, so that autograd adds other gradients to it where it lies.
+    """
+    shape = (*like.shape[:3], width)
+    return torch.empty_permuted(shape, (0, 2, 1, 3), dtype=like.dtype, device=like.device)
 
 
 @torch.library.custom_op(
@@ -35,33 +36,15 @@ def _beside(like: Tensor, width: int) -> Tensor:
     device_types="cpu",
 )
 def attend(q: Tensor, k: Tensor, v: Tensor, *places: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """What each query is given [B, H, T, V], and by query [B, H, T]: the logarithm to base 2 of the sum of
-    its exponentials, and the weight of its own key."""
-    *given, scale = places
-    stretches = Stretches(*given)
-    out, own = _beside(q, v.shape[3]), q.new_empty(q.shape[:3])
-    first, nothing = stretches.own, q.new_zeros(())
-    mine = slice(first, first + q.shape[2])
-    keys, values = k[:, :, mine], v[:, :, mine]
-    for piece in pieces(q):
-        own[:, :, piece] = dots(q[:, :, piece], keys[:, :, piece]).mul_(scale * BITS)
-    of_q, of_k, of_v, of_out = (Rows.of(x, q.shape[1]) for x in (q, k, v, out))
-    sums, shares = torch.empty_like(own), torch.empty_like(own)
-    for batch in batches_of(stretches, q.dtype):
-        asking = of_q.at(batch.queries).mul_(scale * BITS)
-        scores = batch.inside(nothing).baddbmm_(asking, of_k.at(batch.keys).mT)
-        at_own = batch.of(own)
-        if stretches.alone:
-            at_own.masked_fill_(batch.half >= 0, float("-inf"))
-        top = torch.maximum(scores.amax(dim=2, keepdim=True), at_own)
-        weights, at_own = scores.sub_(top).exp2_(), at_own.sub_(top).exp2_()
-        total = weights.sum(dim=2, keepdim=True).add_(at_own)
-        of_out.put(batch.queries, torch.bmm(weights, of_v.at(batch.keys)).div_(total))
-        batch.put(shares, at_own.div_(total))
-        batch.put(sums, total.log2_().add_(top))
-    for piece in pieces(out):
-        add_products(out[:, :, piece], shares[:, :, piece], values[:, :, piece])
-    return out, sums, shares
+    """`Given` of all queries."""
+    *whom, scale = places
+    stretches, sums = Stretches(*whom), q.new_empty(q.shape[:3])
+    found = Given(_beside(q, v.shape[3]), sums, torch.empty_like(sums))
+    for rows, heads, groups in parts(q, k.shape[1]):
+        to = Given(*(x[rows, heads] for x in found))
+        part = stretches.of(rows, heads)
+        attend_part(q[rows, heads], k[rows, groups], v[rows, groups], part, scale, to)
+    return tuple(found)  # type: ignore[return-value]
 
 
 @attend.register_fake
@@ -83,38 +66,15 @@ def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, shares: Tensor, *places: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k and v."""
-    *given, scale = places
-    stretches = Stretches(*given)
-    to_q, to_k, to_v = (_beside(x, x.shape[3]) for x in (q, k, v))
-    shared, of_own = torch.empty_like(sums), torch.empty_like(sums)
-    first, length = stretches.own, q.shape[2]
-    mine = slice(first, first + length)
-    keys, values, to_keys, to_values = (x[:, :, mine] for x in (k, v, to_k, to_v))
-    for x in (to_k, to_v):
-        x[:, :, :first] = 0
-        x[:, :, first + length :] = 0
-    for piece in pieces(grad):
-        part, share = grad[:, :, piece], shares[:, :, piece]
-        both = dots(part, out[:, :, piece])
-        shared[:, :, piece] = both
-        of = dots(part, values[:, :, piece]).sub_(both).mul_(share).mul_(scale)
-        of_own[:, :, piece] = of
-        put_products(to_keys[:, :, piece], of, q[:, :, piece])
-        put_products(to_values[:, :, piece], share, part)
-    of_q, of_k, of_v, of_grad = (Rows.of(x, q.shape[1]) for x in (q, k, v, grad))
-    of_to_q, of_to_k, of_to_v = (Rows.of(x, q.shape[1]) for x in (to_q, to_k, to_v))
-    for batch in batches_of(stretches, q.dtype):
-        asking, asked = of_q.at(batch.queries).mul_(scale * BITS), of_k.at(batch.keys)
-        part = of_grad.at(batch.queries)
-        weights = batch.inside(batch.of(sums).neg_()).baddbmm_(asking, asked.mT).exp2_()
-        of_to_v.add(batch.keys, torch.bmm(weights.mT, part))
-        of_scores = torch.bmm(part, of_v.at(batch.keys).mT).sub_(batch.of(shared)).mul_(weights)
-        # the logarithms that q makes are to base 2, those of the softmax to base e
-        of_to_k.add(batch.keys, torch.bmm(of_scores.mT, asking.mul_(1 / BITS)))
-        of_to_q.put(batch.queries, torch.bmm(of_scores, asked).mul_(scale))
-    for piece in pieces(to_q):
-        add_products(to_q[:, :, piece], of_own[:, :, piece], keys[:, :, piece])
-    return to_q, to_k, to_v
+    *whom, scale = places
+    stretches, found = Stretches(*whom), Vectors(*(_beside(x, x.shape[3]) for x in (q, k, v)))
+    for rows, heads, groups in parts(q, k.shape[1]):
+        given = Given(*(x[rows, heads] for x in (out, sums, shares)))
+        vectors, to = (
+            Vectors(x.q[rows, heads], x.k[rows, groups], x.v[rows, groups]) for x in (Vectors(q, k, v), found)
+        )
+        attend_backward(grad[rows, heads], vectors, given, stretches.of(rows, heads), scale, to)
+    return tuple(found)  # type: ignore[return-value]
 
 
 @backward.register_fake

@@ -1,4 +1,4 @@
-"""The vectors of a tensor, read and written by their number wherever they lie in memory."""
+"""The vectors of a tensor, read by their number wherever they lie in memory."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ class Rows(NamedTuple):
         rows = x.as_strided((int(where[-1, -1, -1]) + 1, width), (width, 1))
         return Rows(rows, where.flatten())
 
-    def located(self, numbers: Tensor) -> Tensor:
-        return self.where.index_select(0, numbers.flatten())
-
     def at(self, numbers: Tensor) -> Tensor:
         """[I, n] -> [I, n, K]."""
-        return self.rows.index_select(0, self.located(numbers)).view(*numbers.shape, -1)
-
-    def put(self, numbers: Tensor, x: Tensor) -> None:
-        self.rows.index_copy_(0, self.located(numbers), x.flatten(0, 1))
-
-    def add(self, numbers: Tensor, x: Tensor) -> None:
-        self.rows.index_add_(0, self.located(numbers), x.flatten(0, 1))
+        where = self.where.index_select(0, numbers.flatten())
+        return self.rows.index_select(0, where).view(*numbers.shape, -1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
-from flagformer.ops.row_products import pieces
+from flagformer.ops.pieces import pieces
 from flagformer.ops.unit import unit_and_length, unit_length
 
 LOSS = "kmeans.commitment"  # its name on the tape
