@@ -3,6 +3,7 @@
     python benchmarks/routing.py                    # 1k to 16k, one thread, several minutes
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
     python benchmarks/routing.py --lengths 8192 --window 512     # 16 clusters, as in the paper
+    python benchmarks/routing.py --lengths 8192 --batch 4        # four rows a step
     python benchmarks/routing.py --lengths 8192 --compile        # training, all by torch.compile
 
 One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
@@ -99,7 +100,7 @@ def _theirs(parts: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alone(size: Size, peer: bool) -> dict[str, Work]:
-    """Functions of queries, keys and values, [1, T, D] each."""
+    """Functions of queries, keys and values, [B, T, D] each."""
     layer = _layer("routing", size)
     core, given = layer.sublayers[0].fn.core, []
     hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
@@ -207,10 +208,10 @@ TRAINED = WORK[1:3]
 
 def measure(length: int, options: argparse.Namespace, peer: bool) -> dict[str, dict[str, float]]:
     """Median seconds of one length: kind of work -> contender -> seconds."""
-    size, x = Size(length, options.window), torch.randn(1, length, DIM)
+    size, x = Size(length, options.window), torch.randn(options.batch, length, DIM)
     families = [name for name in options.families if name != "dense" or length <= options.dense]
     whole, cores = layers(size, families, peer), alone(size, peer)
-    given = [torch.randn(1, length, DIM) for _ in range(3)]
+    given = [torch.randn_like(x) for _ in range(3)]
     if options.compile:
         whole, cores = ({name: torch.compile(work) for name, work in of.items()} for of in (whole, cores))
     works = {
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument(
         "--window", type=int, default=128, help="keys that a query sees, and tokens a cluster"
     )
+    parser.add_argument("--batch", type=int, default=1, help="rows of a training step; decoding takes one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -288,7 +290,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     peer = find_spec("routing_transformer") is not None
     record = {"machine": machine(), "clock": options.clock, "threads": options.threads, "seconds": {}}
-    record |= {"window": options.window, "compiled": options.compile}
+    record |= {"window": options.window, "batch": options.batch, "compiled": options.compile}
     if options.json and options.json.exists():
         record["seconds"] = json.loads(options.json.read_text(encoding="utf-8"))["seconds"]
     for length in options.lengths:
