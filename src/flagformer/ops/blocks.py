@@ -97,16 +97,15 @@ class Blocks(NamedTuple):
         return Blocks(queries, low, high, keys.flatten(), rank, where, _cuts(spans.tolist()))
 
     def batches(self, kind: torch.dtype) -> Iterator[Batch]:
-        behind = 0
+        places = self.places()
         for first, last, longest in self.cuts:
             start = self.low[first:last, :1]
             stretch = torch.arange(longest, device=start.device)
             keys = self.keys[(start + stretch).clamp_(max=len(self.keys) - 1)]
             begins, ends = ((x[first:last] - start)[..., None].to(kind) for x in (self.low, self.high))
             middle, half = (begins + ends - 1) * (FAR / 2), (ends - begins - 0.5) * (FAR / 2)
-            of_queries, of_keys = slice(first * BLOCK, last * BLOCK), slice(behind, behind + keys.numel())
+            of_queries, of_keys = slice(first * BLOCK, last * BLOCK), slice(places[first], places[last])
             yield Batch(self.queries[first:last], keys, middle, half, of_queries, of_keys)
-            behind += keys.numel()
 
     def places(self) -> list[int]:
         """Where each block's keys begin, those of all batches one behind the other; and where all end."""
