@@ -75,13 +75,20 @@ def test_executor_equals_plain_order(executor, mix, autocast):
     assert torch.equal(draws, draws_too), "the next random number must not depend on the executor"
 
 
-def noisy(subject):
-    """A training step of a subject: the loss, the gradients, and where the random numbers stand."""
-    subject.model.train().zero_grad()
+def noisy(subject, twice=False):
+    """A training step of a subject: the loss, the gradients, and where the random numbers stand.
+
+    `twice`: a second backward of the same forward must find the same gradients.
+    """
+    model = subject.model.train()
+    parameters = list(model.parameters())
     torch.manual_seed(3)
     loss = subject.loss()
-    loss.backward()
-    return loss.detach(), [p.grad for p in subject.model.parameters()], torch.get_rng_state()
+    grads = torch.autograd.grad(loss, parameters, retain_graph=twice, allow_unused=True)
+    if twice:
+        second = torch.autograd.grad(loss, parameters, allow_unused=True)
+        torch.testing.assert_close(second, grads, rtol=0, atol=0)
+    return loss.detach(), grads, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -98,7 +105,7 @@ def test_every_setting_under_every_executor(name, executor):
         assert any(f"`{flag}" in text for flag in SINGLES[name]), text
         return
     subject = Subject(flags)
-    loss, grads, draws = noisy(subject)
+    loss, grads, draws = noisy(subject, twice=True)
     plain(subject.model)
     wanted_loss, wanted, wanted_draws = noisy(subject)
     assert torch.equal(loss, wanted_loss)
@@ -108,6 +115,42 @@ def test_every_setting_under_every_executor(name, executor):
         assert (one is None) == (other is None)
         # fp64: rounding of streams that are taken apart, through sharp softmaxes
         assert one is None or (one - other).abs().max() <= 1e-11 * most
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_two_losses_of_one_forward(executor):
+    """Each has its own backward, in either order, and together they are that of the sum."""
+    flags = {**settings(), **TINY, **DROPS, **EXECUTORS[executor], "rotary_pos_emb": True}
+    model = stir(flagformer.build(flags).double().train())
+    parameters = list(model.parameters())
+    logits = model(torch.randint(11, (2, 9)))
+    losses = [logits[:, :4].square().mean(), logits[:, 4:].cos().mean()]
+    first, second = (torch.autograd.grad(one, parameters, retain_graph=True) for one in losses)
+    again = torch.autograd.grad(losses[0], parameters, retain_graph=True)
+    sums = torch.autograd.grad(sum(losses), parameters)
+    for one, other, repeated, both in zip(first, second, again, sums):
+        assert torch.equal(repeated, one)
+        torch.testing.assert_close(one + other, both, rtol=0, atol=1e-11)  # fp64: streams taken apart
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("name", ["rotary_pos_emb", "use_rmsnorm", "ff_moe", "cross_attend"])
+@pytest.mark.parametrize("read", ["both segments", "the second alone"])
+def test_gradients_through_memories(executor, name, read):
+    """A loss of the second segment has the first segment's gradients, whether that has a loss or not."""
+    flags = {**SINGLES[name], **TINY, **EXECUTORS[executor], "use_abs_pos_emb": False}
+    subject = Subject({**flags, "max_mem_len": 16, "rotary_pos_emb": True})
+    model, found = subject.model, []
+    for prepare in (lambda model: model, plain):
+        prepare(model)
+        earlier, mems = model(subject.ids[:, :5], return_mems=True, detach_mems=False, **subject.side(0, 1))
+        loss = model(subject.ids[:, 5:], mems=mems, **subject.side(0, 1)).cos().sum()
+        if read == "both segments":
+            loss = loss + earlier.sin().sum()
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    most = max(grad.abs().max() for grad in found[1])
+    for one, other in zip(*found):
+        assert (one - other).abs().max() <= 1e-11 * most
 
 
 def test_dropout_differs_between_seeds():

@@ -114,11 +114,17 @@ def test_logits_are_never_whole():
     assert sizes[13] <= max(whole // 13, 5000 * 16)
 
 
-def test_one_backward():
+def test_second_backward():
+    """As of any loss: the same gradients where the first one kept the graph, a clear error where not."""
     net = model()
+    parameters = list(net.parameters())
     loss = AutoregressiveWrapper(net, loss_chunks=4)(ids())
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="`loss_chunks` has one backward"):
+    first, second = (torch.autograd.grad(loss, parameters, retain_graph=True) for _ in range(2))
+    loss.backward()
+    for one, two, parameter in zip(first, second, parameters):
+        assert torch.equal(one, two)
+        assert torch.equal(one, parameter.grad)
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
         loss.backward()
 
 

@@ -82,11 +82,15 @@ class _Summed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError(
-                "a loss of `loss_chunks` has one backward: its gradients are scaled in place; add up losses "
-                "and call `backward` once, or leave `loss_chunks` out"
+                "the first backward of a loss of `loss_chunks` has used up its gradients; for a second one call "
+                "the first with `retain_graph=True`"
             )
-        grads, ctx.grads = ctx.grads, None
-        scaled = [None if one is None else one.mul_(grad) for one in grads]
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # type: ignore[attr-defined]
+            scaled = [None if one is None else one * grad for one in ctx.grads]
+        else:
+            # in place: the gradient of [V, E] would be there twice
+            scaled = [None if one is None else one.mul_(grad) for one in ctx.grads]
+            ctx.grads = None
         found = [None if one is None else one.to(dtype) for one, dtype in zip(scaled, ctx.dtypes)]
         return *found, None, None, None, None
 

@@ -57,7 +57,7 @@ class AutoregressiveWrapper(nn.Module):
             `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss
             is the cross entropy alone.
         loss_chunks: logits and their gradients are made for so many parts of the tokens, one after the other:
-            never [B, T, V] at once. Such a loss has one backward.
+            never [B, T, V] at once.
     """
 
     net: Any  # a TransformerWrapper, or what answers like one

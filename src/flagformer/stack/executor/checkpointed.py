@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -120,13 +121,37 @@ def _costly() -> Contexts:
 
 def _replaying(contexts: Callable[[], Contexts], side: SideInputs) -> Contexts:
     forward, again = contexts()
-    return forward, _both(replaying(side), again)
+    return forward, _Repetition(side, again)
+
+
+class _Repetition(AbstractContextManager[None]):
+    """Around each repetition of one forward: there are as many as backwards.
+
+    Args:
+        again: torch's own context of it.
+    """
+
+    def __init__(self, side: SideInputs, again: AbstractContextManager[Any]) -> None:
+        self.side, self.again = side, again
+        self.entered = ExitStack()
+
+    def __enter__(self) -> None:
+        for context in (replaying(self.side), _unspent(self.again), self.again):
+            self.entered.enter_context(context)
+
+    def __exit__(self, *error: Any) -> bool:
+        return self.entered.__exit__(*error)
 
 
 @contextmanager
-def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
-    with outer, inner:
+def _unspent(again: AbstractContextManager[Any]) -> Iterator[None]:
+    """A repetition takes the kept outputs out of torch's storage; the next backward needs them too."""
+    storage = getattr(again, "storage", {})
+    held = {operator: copy(outputs) for operator, outputs in storage.items()}
+    try:
         yield
+    finally:
+        storage.update(held)
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **how: Any) -> CheckpointPolicy:

@@ -141,17 +141,16 @@ class Again(torch.autograd.Function):
 
 
 class Seed(torch.autograd.Function):
-    """The streams and the losses as they are; its backward, the first to run, hands over the streams."""
+    """The streams, those of earlier steps that others read, and the losses, as they are; its backward, the
+    first to run, hands over the streams."""
 
     @staticmethod
-    def forward(
-        ctx: Any, handed: HandOver, read: Tensor, write: Tensor, *losses: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, handed: HandOver, read: Tensor, write: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         ctx.handed = handed
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(read, write)
-        ctx.mark_non_differentiable(*(loss for loss in losses if not loss.is_floating_point()))
-        return tuple(one.view_as(one) for one in (read, write, *losses))
+        ctx.mark_non_differentiable(*(one for one in rest if not one.is_floating_point()))
+        return tuple(one.view_as(one) for one in (read, write, *rest))
 
     @staticmethod
     @once_differentiable

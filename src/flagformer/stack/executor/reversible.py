@@ -95,7 +95,9 @@ class Reversible(Executor):
                 names += step.names
                 losses += said
                 read, write = out, read
-        read, write, *losses = Seed.apply(handed, read, write, *losses)
-        for name, loss in zip(names, losses):
+        kept = side.tape.streams  # gradients of memories, too, arrive where the streams are known
+        read, write, *rest = Seed.apply(handed, read, write, *kept.values(), *losses)
+        kept.update(zip(kept, rest))
+        for name, loss in zip(names, rest[len(kept) :]):
             side.tape.add_loss(name, loss)
         return Streams(read, write, h.dtype)
