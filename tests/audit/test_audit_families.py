@@ -103,49 +103,19 @@ def test_known_faults_of_x_transformers_are_found(flags: dict[str, Any], faults:
     assert {r.check for r in report.failures} == faults, str(report)
 
 
-def hugging_face(name: str) -> nn.Module:
-    import transformers
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_small_model_is_audited_on_one_thread(threads: int) -> None:
+    seen = set()
 
-    if name == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=17, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=40,
-        )  # fmt: skip
-        return transformers.LlamaForCausalLM(config)
-    config = transformers.GPT2Config(
-        vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2LMHeadModel(config)
+    def net(ids: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return nn.functional.one_hot(ids, 8).float()
 
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_hugging_face_model_passes_what_it_supports(name: str) -> None:
-    report = audit(hugging_face(name))
-    assert report.passed, str(report)
-    assert {r.check for r in report if r.status == "not applicable"} == {"packing"}
-
-
-def test_a_broken_hugging_face_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = hugging_face("gpt2")
-    forward = type(model).forward
-
-    def late(
-        self: nn.Module,
-        input_ids: Tensor,
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        use_cache: bool = False,
-    ) -> Any:
-        """Positions of decoded blocks start at 0 again."""
-        return forward(
-            self, input_ids, past_key_values=past_key_values, attention_mask=attention_mask,
-            position_ids=torch.arange(input_ids.shape[1])[None], use_cache=use_cache,
-        )  # fmt: skip
-
-    monkeypatch.setattr(type(model), "forward", late)
-    report = audit(model, checks=["cache", "future_leak"])
-    assert [r.check for r in report.failures] == ["cache"], str(report)
-    assert report["cache"].position == 1
+    torch.set_num_threads(threads)
+    assert audit(net).passed
+    assert seen == {1}
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
 
 
 def test_the_name_is_a_function_and_a_module_and_costs_nothing_until_used() -> None:

@@ -9,13 +9,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+# Parameters of a model whose audit is as fast on one thread as on two.
+SMALL = 20_000_000
+
+
+Number = int | float | bool | None
+
 
 class Buffers:
-    """A copy of a module's buffers that can be put back, also between two forwards."""
+    """A copy of a module's buffers and plain numbers that can be put back, also between two forwards.
+
+    Numbers are state as well: rotary positions of transformers keep the longest length that they met.
+    """
 
     def __init__(self, module: nn.Module | None) -> None:
         self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._numbers: list[tuple[nn.Module, dict[str, Number]]] = []
         for owner in module.modules() if module is not None else ():
+            numbers = {name: value for name, value in vars(owner).items() if isinstance(value, Number)}
+            self._numbers.append((owner, numbers))
             for name, buffer in owner._buffers.items():
                 if buffer is not None:
                     self._kept.append((owner, name, buffer, buffer.detach().clone()))
@@ -23,6 +35,10 @@ class Buffers:
     @torch.no_grad()
     def put_back(self) -> None:
         """Writes every buffer, as version counters miss what batch normalisation writes."""
+        for owner, numbers in self._numbers:
+            changed = (name for name, value in numbers.items() if vars(owner).get(name, value) is not value)
+            for name in [name for name in changed if name != "training"]:
+                setattr(owner, name, numbers[name])
         for owner, name, buffer, copy in self._kept:
             owner._buffers[name] = buffer
             buffer.copy_(copy)
@@ -50,6 +66,20 @@ def kept_random_states() -> Iterator[None]:
             yield
         finally:
             random.setstate(state)
+
+
+@contextmanager
+def threads_for(module: nn.Module | None) -> Iterator[None]:
+    """One thread for a small model on a CPU, whose operators are too short to be shared out."""
+    threads = torch.get_num_threads()
+    parameters = list(module.parameters()) if module is not None else []
+    small = sum(parameter.numel() for parameter in parameters) < SMALL
+    if small and all(parameter.device.type == "cpu" for parameter in parameters):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from flagformer.audit.blame import Blame, Build
 from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.checks import run
 from flagformer.audit.checks.every import AS_IT_IS, COMPARING, NAMES
-from flagformer.audit.keep import left_untouched
+from flagformer.audit.keep import left_untouched, threads_for
 from flagformer.audit.refusal import one_line
 from flagformer.audit.report import AuditReport, CheckResult
 from flagformer.audit.stir import stirred
@@ -37,8 +37,10 @@ def audit(
 
     No future leak, no dependence on length, padding, packing or the batch, a cache that gives what the full
     forward gives, determinism in eval mode, a gradient for every parameter, nothing infinite under bf16. What
-    the model has no argument for is "not applicable". Its mode, gradients, buffers and weights come back as
-    they were, and so do the random states.
+    the model has no argument for is "not applicable"; a cache that a Hugging Face config promises
+    (`use_cache`) and that cannot be checked is no pass. Rotary positions are checked across the lengths that
+    such a config states. Its mode, gradients, buffers and weights come back as they were, and so do the random
+    states and the number of threads: a small model on a CPU is audited on one.
 
     Args:
         model: any callable `ids [B, T] -> logits [B, T, V]`: a model of this library, an `nn.Module`, a
@@ -60,7 +62,7 @@ def audit(
     names = _names(checks)
     if not callable(model):
         raise ValueError(f"`model` must be a callable ids -> logits, but is {type(model).__name__}")
-    with left_untouched(module_of(model)):
+    with left_untouched(module_of(model)), threads_for(module_of(model)):
         settings = _settings(model, num_tokens, seq_len, causal, seed)
         results = examine(model, settings, names)
         results = _blamed(model, results, settings, rebuild)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.audit.calls import NOTHING, Given
+from flagformer.audit.calls import FIRST, NOTHING, Given
 from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.keep import Buffers
 from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
@@ -139,6 +139,13 @@ class Subject:
         if self.settings.causal is None:
             return self.calls.why_not_causal()
         return "" if self.settings.causal else "not causal, as `causal=False` says"
+
+    def across(self) -> list[Given]:
+        """For each of the model's turning points, positions of which the first half stands before it."""
+        if self.calls.missing(FIRST):
+            return []
+        half = self.settings.seq_len // 2
+        return [Given(first=point - half) for point in self.calls.turning_points() if point >= half]
 
     def needs(self, what: str) -> None:
         """Leaves the check where the model cannot be given `what`; from here on the model may refuse."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 MASK, STARTS, PACKING = "a mask", "left-padded rows", "packed sequences"
 CACHE, LEFT_CACHE, WINDOW = "a cache", "a cache for left-padded rows", "a window"
 PREFIX = "a prefix length"
+FIRST = "the position of the first token"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Given:
         seq_lens: the lengths of the sequences packed in each row.
         prefix: how many first tokens every token sees.
         window: how many of the last tokens a token sees.
+        first: the position of every row's first token.
     """
 
     mask: Tensor | None = None
@@ -35,6 +37,7 @@ class Given:
     seq_lens: Sequence[Sequence[int]] | None = None
     prefix: int | None = None
     window: int | None = None
+    first: int = 0
 
 
 NOTHING = Given()
@@ -79,9 +82,8 @@ class Calls(ABC):
         """As `forward`, so that every parameter takes part: where a model has slots, behind a segment."""
         return self.forward(ids)
 
-    def session(
-        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
-    ) -> Session:
+    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+        """A new one; of `given`, `starts`, `window` and `first` count, where they are not `missing`."""
         raise NotImplementedError(self.missing(CACHE))
 
     def num_tokens(self) -> int | None:
@@ -92,13 +94,24 @@ class Calls(ABC):
         """The longest input, where the model says it."""
         return None
 
+    def turning_points(self) -> tuple[int, ...]:
+        """Positions from which on the model may compute in another way, where it says them."""
+        return ()
+
+    def promises(self, check: str) -> str:
+        """What the model says that makes it a fault if the named check cannot run; else empty."""
+        return ""
+
     def why_not_causal(self) -> str:
         """Empty for a causal model."""
         return ""
 
 
 def keywords_of(model: Callable[..., Any]) -> frozenset[str]:
-    """The names of the arguments a model can be called with, `**kwargs` not counted."""
+    """The names of the arguments a model can be called with; `**kwargs` count where it says what it wraps."""
+    wrapped = getattr(model, "get_base_model", None)  # PEFT's wrappers hand their keywords on
+    if callable(wrapped):
+        return keywords_of(wrapped())
     target = model.forward if isinstance(model, nn.Module) else model
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -1,15 +1,38 @@
-"""Hugging Face's convention: `input_ids, attention_mask, past_key_values`, logits at `.logits`."""
+"""Hugging Face's convention: `input_ids, attention_mask`, a cache under one of several names, `.logits`."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, MASK, NOTHING, STARTS, Calls, Given, Session, logits_in
+from flagformer.audit.calls import (
+    CACHE,
+    FIRST,
+    LEFT_CACHE,
+    MASK,
+    NOTHING,
+    STARTS,
+    Calls,
+    Given,
+    Session,
+    logits_in,
+)
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
+# transformers says `cache` from 5.24 on; before, `past_key_values` and `cache_params`; RWKV says `state`.
+CACHES = ("cache", "past_key_values", "cache_params", "state", "past_buckets_states")
+ORIGINAL = "original_max_position_embeddings"
+
+
+class CacheNames(NamedTuple):
+    """What a model calls its cache: as an argument, and in its output."""
+
+    argument: str
+    output: str
 
 
 class HuggingFaceCalls(Calls):
@@ -19,14 +42,17 @@ class HuggingFaceCalls(Calls):
         if what == LEFT_CACHE:
             return "left padding with a cache is set up by `generate` here, not by the forward"
         if what == CACHE:
-            return (
-                "" if "past_key_values" in self.accepts else "this model's forward takes no `past_key_values`"
-            )
+            names = ", ".join(f"`{name}`" for name in CACHES)
+            return "" if self.cache else f"this model takes and returns no cache by any of the names {names}"
+        if what == FIRST:
+            return "" if "position_ids" in self.accepts else "this model's forward takes no `position_ids`"
         return "" if what in (MASK, STARTS) else super().missing(what)
 
     def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in self.accepts else {}
         mask = given.mask
+        if given.first:
+            arguments["position_ids"] = positions(ids, given.first)
         if given.starts is not None:
             places = torch.arange(ids.shape[1], device=ids.device) - given.starts[:, None]  # [B, T]
             mask = places >= 0
@@ -36,18 +62,42 @@ class HuggingFaceCalls(Calls):
             arguments["attention_mask"] = mask.long()
         return logits_in(self.model(input_ids=ids, **arguments))
 
-    def session(
-        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
-    ) -> Session:
-        return HuggingFaceSession(self.model)
+    @cached_property
+    def cache(self) -> CacheNames | None:
+        """Told by what the model returns when it is asked for a cache, and by its signature."""
+        asked = {"use_cache": True} if self._takes("use_cache") else {}
+        device = next((p.device for p in getattr(self.model, "parameters", list)()), None)
+        with torch.no_grad():
+            output = self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), **asked)
+        returned = next((name for name in CACHES if getattr(output, name, None) is not None), None)
+        if returned is None:
+            return None
+        names = (name for name in (returned, *CACHES) if name in self.accepts)
+        argument = next(names, returned if self._takes(returned) else None)
+        return None if argument is None else CacheNames(argument, returned)
+
+    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+        assert self.cache is not None, "checked by `missing`"
+        return HuggingFaceSession(self, self.cache, given.first)
 
     def num_tokens(self) -> int | None:
-        return getattr(getattr(self.model, "config", None), "vocab_size", None)
+        return getattr(self._config, "vocab_size", None)
 
     def longest(self) -> int | None:
-        config = getattr(self.model, "config", None)
-        found = (getattr(config, name, None) for name in LENGTHS)
-        return next((length for length in found if isinstance(length, int)), None)
+        """The stated length, unless positions are rotary and reach as far as they are counted."""
+        return None if self._rotation else self._stated
+
+    def turning_points(self) -> tuple[int, ...]:
+        """Lengths by which rotary positions choose their frequencies (`dynamic`, `longrope`)."""
+        if not self._rotation:
+            return ()
+        by_kind = [self._rotation, *(v for v in self._rotation.values() if isinstance(v, dict))]
+        found = {self._stated, getattr(self._config, ORIGINAL, None), *(r.get(ORIGINAL) for r in by_kind)}
+        return tuple(sorted(length for length in found if isinstance(length, int) and length > 0))
+
+    def promises(self, check: str) -> str:
+        caches = check == "cache" and getattr(self._config, "use_cache", False)
+        return "the model's config has `use_cache`" if caches else ""
 
     def why_not_causal(self) -> str:
         name = type(self.model).__name__
@@ -55,16 +105,58 @@ class HuggingFaceCalls(Calls):
         masked = name.endswith("ForMaskedLM") and not decodes
         return "not causal: a masked language model sees the whole row" if masked else ""
 
+    @property
+    def _config(self) -> Any:
+        """Of the part that reads text."""
+        config = getattr(self.model, "config", None)
+        of_text = getattr(config, "get_text_config", None)
+        return of_text(decoder=True) if callable(of_text) else config
+
+    @property
+    def _rotation(self) -> dict[str, Any]:
+        """What the config says of rotary positions; empty where it has none."""
+        found = getattr(self._config, "rope_parameters", None) or getattr(self._config, "rope_scaling", None)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def _stated(self) -> int | None:
+        """The longest input that the config states; None and -1 stand for no limit."""
+        found = (getattr(self._config, name, None) for name in LENGTHS)
+        return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+    def _takes(self, name: str) -> bool:
+        """Whether the forward takes this keyword, by name or among any."""
+        if name in self.accepts:
+            return True
+        parameters = inspect.signature(getattr(self.model, "forward", self.model)).parameters.values()
+        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
 
 class HuggingFaceSession(Session):
-    """Hands the `past_key_values` of one output to the next call."""
+    """Hands the cache of one output to the next call.
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.past = model, None
+    Args:
+        first: the position of the first token; positions are given only where it is not 0.
+    """
+
+    def __init__(self, calls: HuggingFaceCalls, names: CacheNames, first: int) -> None:
+        self.calls, self.names, self.first = calls, names, first
+        self.cache, self.read = None, 0
 
     def step(self, ids: Tensor) -> Tensor:
-        output = self.model(input_ids=ids, past_key_values=self.past, use_cache=True)
-        self.past = output.past_key_values
-        if self.past is None:
-            raise NotImplementedError("the output has no `past_key_values`")
-        return output.logits
+        given: dict[str, Any] = {"use_cache": True} if self.calls._takes("use_cache") else {}
+        if self.first:
+            given["position_ids"] = positions(ids, self.first + self.read)
+        if self.cache is not None:
+            given[self.names.argument] = self.cache
+        output = self.calls.model(input_ids=ids, **given)
+        self.cache = getattr(output, self.names.output, None)
+        self.read += ids.shape[1]
+        if self.cache is None:
+            raise NotImplementedError(f"the output has no `{self.names.output}`")
+        return logits_in(output)
+
+
+def positions(ids: Tensor, first: int) -> Tensor:
+    """[B, T] from `first` on."""
+    return torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)

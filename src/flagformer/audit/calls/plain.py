@@ -51,6 +51,8 @@ class PlainCalls(Calls):
     def missing(self, what: str) -> str:
         if what == LEFT_CACHE:
             return self.missing(CACHE) or self.missing(STARTS) or self._state_misses("seq_start_pos")
+        if what not in ARGUMENTS:
+            return super().missing(what)
         argument = ARGUMENTS[what]
         if argument not in self.accepts:
             return f"this model's forward takes no `{argument}`"
@@ -77,12 +79,10 @@ class PlainCalls(Calls):
         }
         return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(
-        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
-    ) -> Session:
+    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
         assert self.init_state is not None, "checked by `missing`"
-        given = only_given({"seq_start_pos": starts, "window": window})
-        return PlainSession(self, self.init_state(batch, length, **given))
+        wanted = only_given({"seq_start_pos": given.starts, "window": given.window})
+        return PlainSession(self, self.init_state(batch, length, **wanted))
 
     def context(self, ids: Tensor) -> Tensor | None:
         """[B, 5, D] for layers that say `has_cross`; None for others, and where they read a model's slots."""

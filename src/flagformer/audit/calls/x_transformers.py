@@ -42,10 +42,8 @@ class XTransformersCalls(Calls):
         arguments = {"mask": given.mask, "seq_start_pos": given.starts, "prefix_attn_len": given.prefix}
         return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(
-        self, batch: int, length: int, starts: Tensor | None = None, window: int | None = None
-    ) -> Session:
-        return XTransformersSession(self.model, starts)
+    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+        return XTransformersSession(self.model, given.starts)
 
     def num_tokens(self) -> int | None:
         return getattr(self.model, "num_tokens", None)

@@ -7,9 +7,10 @@ a check not applicable; any other exception of the model's is a failed check, ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from flagformer.audit.refusal import is_refusal, one_line
-from flagformer.audit.report import FAILED, CheckResult, skipped
+from flagformer.audit.report import FAILED, NOT_APPLICABLE, CheckResult, skipped
 from flagformer.audit.subject import NotApplicable, Subject
 
 Check = Callable[[Subject], CheckResult]
@@ -18,6 +19,16 @@ MOST_PLACES = 32
 
 
 def run(check: Check, subject: Subject) -> CheckResult:
+    result = _result(check, subject)
+    promised = "" if subject.why_not_causal else subject.calls.promises(result.check)
+    if promised and result.status == NOT_APPLICABLE:
+        return replace(
+            result, status=FAILED, words=f"{promised}, but this check could not run: {result.words}"
+        )
+    return result
+
+
+def _result(check: Check, subject: Subject) -> CheckResult:
     name = check.__name__
     subject.doing, subject.optional = "", False
     try:

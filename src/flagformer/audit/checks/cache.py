@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, STARTS, WINDOW, Given, Session
+from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, Given, Session
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
@@ -25,7 +25,7 @@ def cache(subject: Subject) -> CheckResult:
         with tries.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    for part in (_left_padded, _windowed, _rolled_back, _reordered):
+    for part in (_across_turning_points, _left_padded, _windowed, _rolled_back, _reordered):
         with tries.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
     words = "cached equals full, whatever the blocks"
@@ -47,13 +47,22 @@ def decoded(
     subject: Subject,
     ids: Tensor,
     blocks: list[int],
-    starts: Tensor | None = None,
-    window: int | None = None,
+    given: Given = NOTHING,
 ) -> Tensor:
     """The logits of all blocks, one after the other."""
     with subject.comparing():
-        session = subject.calls.session(ids.shape[0], ids.shape[1], starts, window)
+        session = subject.calls.session(ids.shape[0], ids.shape[1], given)
         return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
+
+
+def _across_turning_points(subject: Subject, worst: Worst) -> None:
+    """Positions run across a length from which on the model may compute in another way."""
+    for given in subject.across():
+        wanted = subject.logits(subject.ids, given)
+        got = decoded(subject, subject.ids, [1] * subject.settings.seq_len, given)
+        worst.compare(
+            got, wanted, f"positions from {given.first} on, token by token: cached and full logits differ"
+        )
 
 
 def _left_padded(subject: Subject, worst: Worst) -> None:
@@ -61,10 +70,10 @@ def _left_padded(subject: Subject, worst: Worst) -> None:
         return
     lengths, total = row_lengths(subject), subject.settings.seq_len
     ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
-    starts = total - torch.tensor(lengths, device=subject.device)
-    wanted = subject.logits(ids, Given(starts=starts))
+    given = Given(starts=total - torch.tensor(lengths, device=subject.device))
+    wanted = subject.logits(ids, given)
     for name, blocks in schedules(total):
-        got = decoded(subject, ids, blocks, starts)
+        got = decoded(subject, ids, blocks, given)
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded left, {name}: cached and full logits differ"
             worst.compare(got[row, -n:], wanted[row, -n:], words)
@@ -74,11 +83,11 @@ def _windowed(subject: Subject, worst: Worst) -> None:
     """Every query sees the last few tokens only, in the full forward and in the session."""
     if subject.calls.missing(WINDOW):
         return
-    width = subject.settings.seq_len // 3
-    wanted = subject.logits(subject.ids, Given(window=width))
+    given = Given(window=subject.settings.seq_len // 3)
+    wanted = subject.logits(subject.ids, given)
     for name, blocks in schedules(subject.settings.seq_len):
-        got = decoded(subject, subject.ids, blocks, window=width)
-        worst.compare(got, wanted, f"with window={width}, {name}: cached and full logits differ")
+        got = decoded(subject, subject.ids, blocks, given)
+        worst.compare(got, wanted, f"with window={given.window}, {name}: cached and full logits differ")
 
 
 def _rolled_back(subject: Subject, worst: Worst) -> None:

@@ -7,6 +7,7 @@ from flagformer.audit.checks import places
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Subject
+from flagformer.audit.worst import Worst
 
 
 def length(subject: Subject) -> CheckResult:
@@ -25,5 +26,19 @@ def length(subject: Subject) -> CheckResult:
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
         with tries.of(f"an input of {end} tokens"):
             worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)
+    _across_turning_points(subject, worst, tries)
     words = "the same alone and in a longer input"
     return judged("length", worst, words, tries)
+
+
+def _across_turning_points(subject: Subject, worst: Worst, tries: Tries) -> None:
+    """Tokens whose positions end before a turning point, alone and followed by positions beyond it."""
+    half = subject.settings.seq_len // 2
+    for given in subject.across():
+        with tries.of(f"positions from {given.first} on"):
+            whole, alone = subject.logits(subject.ids, given), subject.logits(subject.ids[:, :half], given)
+            words = (
+                f"with positions from {given.first} on, {half} tokens alone and the same at the start of "
+                f"{subject.settings.seq_len} differ: position {given.first + half} changes the whole row"
+            )
+            worst.compare(alone, whole[:, :half], words)
