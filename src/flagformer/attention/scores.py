@@ -37,7 +37,7 @@ class ScorePath(nn.Module):
         for mod in self.mods:
             scores = mod(scores, q, k, pairs)
         if pairs.bias is not None:
-            return scores + pairs.bias.to(scores.dtype)
+            return scores + pairs.bias  # a bias in fp32 is not rounded to half precision: the sum is fp32
         if pairs.causal:
             seen = causal_pairs(scores.shape[-2], scores.shape[-1], scores.device)
             return scores.masked_fill(~seen, float("-inf"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flagformer.flow import Pairs, SideInputs
-from flagformer.ops.by_distance import wide
+from flagformer.ops.full_precision import wide
 
 NAME = "attn.z"  # of the loss on the tape
 

@@ -11,8 +11,8 @@ from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout, Mult
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Dims, SideInputs
-from flagformer.ops.by_distance import wide
 from flagformer.ops.experts import Gates, balance_loss, router_z_loss
+from flagformer.ops.full_precision import wide
 
 BALANCE, Z = "moe.balance", "moe.z"  # names on the tape
 SEVERAL = "experts have no one last projection"

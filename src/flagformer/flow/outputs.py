@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from flagformer.flow.memories import Memories
-from flagformer.ops.by_distance import wide
+from flagformer.ops.full_precision import wide
 
 
 @dataclass(frozen=True)

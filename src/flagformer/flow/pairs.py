@@ -25,6 +25,8 @@ class Pairs:
         bias: [1 or B, H, T, seats + S], minus infinity where a pair may not meet; None without a bias.
         hidden: [1 or B, 1 or H, T, 1] bool, queries that see no key at all; None when there are none.
         seats: how many keys in front have no position.
+        learned: whether the bias wanted a gradient when the forward began. A sublayer that is computed again
+            finds the same answer, whatever autograd is doing by then.
         distances: the table that says it all; only for kernels that asked for it (`reads_distances`).
     """
 
@@ -34,6 +36,7 @@ class Pairs:
     hidden: Tensor | None = None
     seats: int = 0
     distances: Distances | None = None
+    learned: bool = False
 
     @staticmethod
     def of(mask: Mask, queries: Layout, keys: Layout, bias: Tensor | None = None, seats: int = 0) -> Pairs:
@@ -48,22 +51,23 @@ class Pairs:
             if mask.hides_rows and not seats:
                 hidden = ~visible.any(dim=-1, keepdim=True)
             visible = F.pad(visible, (seats, 0), value=True) if seats else visible
+        learned = bias is not None and bias.requires_grad
         if bias is not None:
             bias = F.pad(bias, (seats, 0)) if seats else bias
             bias = bias if visible is None else bias.masked_fill(~visible, float("-inf"))
-        return Pairs(False, visible, bias, hidden, seats)
+        return Pairs(False, visible, bias, hidden, seats, learned=learned)
 
     @staticmethod
-    def few(visible: Tensor, bias: Tensor | None, seats: int, hides: bool) -> Pairs:
+    def few(visible: Tensor, bias: Tensor | None, seats: int, hides: bool, learned: bool) -> Pairs:
         """Pairs that a core has picked: visible [B, 1 or H, T, S], bias [B, H, T, S], without the seats.
 
-        `hides`: whether a query may see nothing.
+        `hides`: whether a query may see nothing; `learned`: as above.
         """
         hidden = ~visible.any(dim=-1, keepdim=True) if hides and not seats else None
         visible = F.pad(visible, (seats, 0), value=True) if seats else visible
         if bias is not None:
             bias = (F.pad(bias, (seats, 0)) if seats else bias).masked_fill(~visible, float("-inf"))
-        return Pairs(False, visible, bias, hidden, seats)
+        return Pairs(False, visible, bias, hidden, seats, learned=learned)
 
     def apart(self, queries: int, keys: int, device: torch.device) -> Pairs:
         """The same where keys are queries: each sees itself only where it sees nothing else."""

@@ -41,6 +41,7 @@ class Terms:
         queries, keys: the standing of both; the last query is the last key.
         row: biases by distance; None where there is no bias, or distances do not say it.
         bias: [1 or B, H, T, S] where they do not.
+        learned: whether biases wanted a gradient when the forward began, as in `Pairs`.
     """
 
     mask: Mask
@@ -48,6 +49,7 @@ class Terms:
     keys: Layout
     row: BiasRow | None = None
     bias: Tensor | None = None
+    learned: bool = False
 
     @property
     def before(self) -> int:

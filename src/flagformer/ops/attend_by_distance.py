@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of, wide
+from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of
+from flagformer.ops.full_precision import wide
 
 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

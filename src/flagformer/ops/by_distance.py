@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flagformer.ops.full_precision import wide
 from flagformer.ops.negligible import drop_negligible, strips
 
 # Queries in a chunk, when the table is long and when it is short. Forward and backward, n 2048, 8 heads of
@@ -155,8 +156,3 @@ def by_heads(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Zeros [B, H, T, width], stored with heads behind time as projections store them."""
     batch, heads, length = like.shape[:3]
     return like.new_zeros(batch, length, heads, width, dtype=dtype).transpose(1, 2)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What scores and sums are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,19 +5,23 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
-from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.full_precision import no_autocast, wide
 from flagformer.position import DistanceBias
 
 
 @component("position_bias", select="dynamic_pos_bias", paper="arXiv:2108.00154", needs={"learned_bias"})
 class Dynamic(DistanceBias):
-    """A perceptron maps each distance to a number per head; shared by all layers, of width D / 4."""
+    """A perceptron maps each distance to a number per head; shared by all layers, of width D / 4.
+
+    It computes in fp32 (fp64 in a model in fp64), under autocast and with parameters in half precision too:
+    in bf16 the distances 256 and 257 are one number.
+    """
 
     def __init__(
         self,
@@ -33,22 +37,30 @@ class Dynamic(DistanceBias):
         hidden = max(dims.dim // 4, 1)
         widths = [1] + [hidden] * depth
         layers = [
-            nn.Sequential(nn.Linear(before, after), LayerNorm(after) if norm else nn.Identity(), nn.SiLU())
+            nn.Sequential(WideLinear(before, after), WideNorm(after) if norm else nn.Identity(), nn.SiLU())
             for before, after in pairwise(widths)
         ]
-        self.hidden, self.out = nn.Sequential(*layers), nn.Linear(hidden, dims.heads)
+        self.hidden, self.out = nn.Sequential(*layers), WideLinear(hidden, dims.heads)
         self.log_distance = log_distance
 
     def values(self, distance: Tensor) -> Tensor:
-        seen = distance.to(torch.promote_types(self.out.weight.dtype, torch.float32))
+        seen = distance.to(wide(self.out.weight.dtype))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
-        # in bf16 the distances 256 and 257 would be one number
-        with no_autocast(distance.device):
-            return _in_dtype_of(_in_dtype_of(seen[..., None], self.hidden), self.out)
+        return self.out(self.hidden(seen[..., None]))
 
 
-def _in_dtype_of(x: Tensor, network: nn.Module) -> Tensor:
-    """What the network says of x when its parameters have the dtype of x."""
-    parameters = {name: parameter.to(x.dtype) for name, parameter in network.named_parameters()}
-    return torch.func.functional_call(network, parameters, (x,))
+class WideLinear(nn.Linear):
+    """`nn.Linear` in the dtype of its input, whatever its parameters have, and without autocast's casts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_autocast(x.device):
+            return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class WideNorm(LayerNorm):
+    """`LayerNorm` in the dtype of its input, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_autocast(x.device):
+            return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.ops.buckets import t5_bucket
+from flagformer.ops.full_precision import wide
 from flagformer.position import DistanceBias
 
 
@@ -41,4 +42,5 @@ class T5(DistanceBias):
         self.table = nn.Parameter(torch.zeros(buckets, dims.heads))
 
     def values(self, distance: Tensor) -> Tensor:
-        return self.table[t5_bucket(distance, self.buckets, self.max_distance, self.causal)] * self.scale
+        table = self.table.to(wide(self.table.dtype)) * self.scale  # a model in half precision rounds it once
+        return table[t5_bucket(distance, self.buckets, self.max_distance, self.causal)]

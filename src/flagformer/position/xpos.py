@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Constant, Dims, Layout
+from flagformer.ops.full_precision import lowered
 from flagformer.ops.rotate import rotate_half_pairs
 from flagformer.position import Angles, Rotation
 from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
@@ -53,9 +54,11 @@ class XPos(Rotation):
         return int(powers * self.base / -math.log2(self.strongest))
 
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
+        # queries and keys are multiplied in autocast's dtype, where it is on
+        low = lowered(layout.positions.device) or dtype
         # padding in front only makes positions smaller than places, so `end` is a bound without a look
-        if layout.by_place and layout.end > self.limit(dtype):
-            text = f"`rotary_xpos` holds {self.limit(dtype)} positions in {dtype}, but there are {layout.end}"
+        if layout.by_place and layout.end > self.limit(low):
+            text = f"`rotary_xpos` holds {self.limit(low)} positions in {low}, but there are {layout.end}"
             raise ValueError(f"{text}: raise `rotary_xpos_scale_base` (it is {self.base})")
         cos, sin = self.rotary.angles(layout, torch.float32)
         half = (layout.positions[:, None, :, None] * self.exponents.value).exp()  # [1 or B, 1, T, R/2]

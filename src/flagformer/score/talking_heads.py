@@ -20,7 +20,7 @@ class Exchange(nn.Module):
         self.weight = nn.Parameter(torch.eye(heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("gh,bhts->bgts", self.weight, x)
+        return torch.einsum("gh,bhts->bgts", self.weight.to(x.dtype), x)
 
 
 @component("score", select=NAME, paper=PAPER, needs={"scores"})

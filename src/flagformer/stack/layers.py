@@ -15,6 +15,7 @@ from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
+from flagformer.ops.full_precision import in_full
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
 from flagformer.stack.assemble import build_sublayers
@@ -182,6 +183,7 @@ class AttentionLayers(nn.Module):
             ValueError: naming the argument, what it was and what it must be.
         """
         batch, length = self._check_x(x, state)
+        x = in_full(x, self)
         held = None
         if mems is not None or mem_masks is not None:
             others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}

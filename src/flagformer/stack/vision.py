@@ -148,8 +148,9 @@ def _terms(
         farthest = queries.end - 1 - keys.start
         row = position_bias.by_distance(nearest, farthest, queries.positions.device)
     if row is None:
-        return Terms(mask, queries, keys, bias=position_bias(queries, keys))
-    return Terms(mask, queries, keys, BiasRow(row, -nearest))
+        bias = position_bias(queries, keys)
+        return Terms(mask, queries, keys, bias=bias, learned=bias is not None and bias.requires_grad)
+    return Terms(mask, queries, keys, BiasRow(row, -nearest), learned=row.requires_grad)
 
 
 def _distances(position_bias: PositionBias, mask: Mask, queries: Layout, keys: Layout) -> Distances | None:

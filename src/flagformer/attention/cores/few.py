@@ -11,7 +11,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flow import KeyValues, Layout, Pairs, SideInputs, Spots
 from flagformer.ops.attend import repeat_groups
-from flagformer.ops.by_distance import wide
+from flagformer.ops.full_precision import wide
 from flagformer.ops.picks import Picks, mean_of_picks
 
 MAPS = "attn.weights"
@@ -58,7 +58,7 @@ def attend_few(kernel: Kernel, path: ScorePath, few: Few, kv: KeyValues, side: S
     # a query is among its own keys, unless a rule hides it
     hides = few.hides or told is not None
     bias = None if bias is None else _blocks(bias, batch)
-    pairs = Pairs.few(_blocks(visible, batch), bias, seats, hides)
+    pairs = Pairs.few(_blocks(visible, batch), bias, seats, hides, terms.learned)
     if few.front is not None:
         k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(few.front, (k, v)))
     if kv.seats:

@@ -27,7 +27,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
-from flagformer.ops.by_distance import wide
+from flagformer.ops.full_precision import wide
 from flagformer.ops.lengths import capped, is_long
 from flagformer.ops.picks import picks
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of

@@ -31,4 +31,5 @@ class Einsum(Kernel):
 
     def gather(self, weights: Tensor, v: Tensor) -> Tensor:
         """Weights [B, H, T, seats + S] of values [B, G, seats + S, V] -> [B, H, T, V]."""
-        return F.dropout(weights, self.dropout, self.training) @ repeat_groups(v, weights.shape[1])
+        weights = F.dropout(weights, self.dropout, self.training).to(v.dtype)
+        return weights @ repeat_groups(v, weights.shape[1])

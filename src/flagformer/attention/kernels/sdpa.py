@@ -13,11 +13,13 @@ from flagformer.flags import component
 from flagformer.flow import Distances, Pairs
 from flagformer.ops.attend import repeat_groups
 from flagformer.ops.attend_by_distance import attend
+from flagformer.ops.full_precision import cast_together, wide, without_casts
 from flagformer.ops.lengths import LONG
 
 
 def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
     heads, width = q.shape[1], v.shape[3]
+    q, k, v = cast_together(q, k, v)
     q, k, v = _one_width(q, repeat_groups(k, heads), repeat_groups(v, heads))
     out, _ = attend(q, k, v, distances.biases, distances.groups, distances.span, scale)
     return out[..., :width]
@@ -38,6 +40,11 @@ def _zeros_pay(q: Tensor, k: Tensor) -> bool:
     230; one query 2.4 1.4, 0.7 0.6; one query with 2 key heads 0.5 1.8, 0.2 1.0.
     """
     return q.device.type == "cpu" and (q.shape[2] > 1 or k.shape[1] < q.shape[1])
+
+
+def _mask(bias: Tensor, q: Tensor) -> Tensor:
+    """The bias as the fused kernels take it: on CPU in fp32 beside queries in half precision."""
+    return bias.to(wide(q.dtype) if q.device.type == "cpu" else q.dtype)
 
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
@@ -62,7 +69,14 @@ class SDPA(Kernel):
         width = v.shape[3]
         if width != q.shape[3] and _zeros_pay(q, k):
             q, k, v = _one_width(q, k, v)
-        mask = pairs.visible if pairs.bias is None else pairs.bias.to(q.dtype)
+        if pairs.bias is not None:
+            q, k, v = cast_together(q, k, v)
+            with without_casts(q.device):
+                return self._fused(q, k, v, pairs, _mask(pairs.bias, q))[..., :width]
+        out = self._fused(q, k, v, pairs, pairs.visible)
+        return out if out.shape[3] == width else out[..., :width]
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, mask: Tensor | None) -> Tensor:
         # torch aligns `is_causal` at the top left: as many empty queries as seats keep it right, and drop out
         empty = pairs.seats if pairs.causal else 0
         out = F.scaled_dot_product_attention(
@@ -75,8 +89,7 @@ class SDPA(Kernel):
             scale=self.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        out = out[:, :, empty:] if empty else out
-        return out if out.shape[3] == width else out[..., :width]
+        return out[:, :, empty:] if empty else out
 
 
 @component("kernel", honours={"learned_bias"})
@@ -96,6 +109,5 @@ class FusedBias(Kernel):
         return self.fused.reads_distances(device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        learning = pairs.bias is not None and pairs.bias.requires_grad
-        kernel = self.written_out if learning else self.fused
+        kernel = self.written_out if pairs.learned else self.fused
         return kernel(q, k, v, pairs)

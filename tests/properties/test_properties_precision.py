@@ -1,0 +1,152 @@
+"""Mixed precision: every setting, short and long rows, forward and backward, near what fp32 gives."""
+
+import pytest
+import torch
+from property_checks import CHOOSING
+from property_settings import TINY, cross_forms, tunings
+from property_subject import Subject, refusal
+
+import flagformer
+from flagformer.ops.lengths import LONG
+from flagformer.reference import choices, settings
+
+SETTINGS = {
+    "nothing": settings(),
+    **{choice.name: settings(choice) for choice in choices() if "model" not in choice.flags},
+    **{f"{name} (tuned)": settings() | flags for name, flags in tunings().items()},
+    **{name: settings() | flags for name, flags in cross_forms().items()},
+}
+SHORT, LONGER = 9, LONG + 44
+# A decay that numbers of half precision hold in rows so long.
+LARGER = {"rotary_xpos_scale_base": 2 * LONGER}
+# Share of the logits' norm: bf16 has 8 bits, fp16 11; some twenty roundings follow each other and the
+# stirred, sharp softmaxes of these models amplify them.
+BOUNDS = {torch.bfloat16: 0.25, torch.float16: 0.1}
+
+
+def rows_of(length):
+    """Ways to say where the tokens of two rows stand."""
+    half = length // 2
+    return {
+        "plain": {},
+        "right": {"mask": torch.arange(length) < torch.tensor([[length], [half]])},
+        "left": {"seq_start_pos": torch.tensor([0, half])},
+        "packed": {"seq_lens": [[half, length - half], [length - 2, 2]]},
+    }
+
+
+def real_of(how, length):
+    """Which of the logits [2, T] stand for tokens."""
+    if "mask" in how:
+        return how["mask"]
+    starts = how.get("seq_start_pos", torch.zeros(2, dtype=torch.long))
+    return torch.arange(length) >= starts[:, None]
+
+
+def trained(subject, ids, how, dtype=None):
+    """Logits, after a backward, and the gradients."""
+    subject.model.zero_grad()
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        logits = subject.model(ids, **subject.side(0, 1), **how)
+    real = real_of(how, ids.shape[1])
+    logits.float().masked_fill(~real[..., None], 0.0).logsumexp(-1).mean().backward()
+    grads = [p.grad for p in subject.model.parameters() if p.grad is not None]
+    return logits.detach().float().masked_fill(~real[..., None], 0.0), grads
+
+
+def off(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+def faults(subject, ids, dtype, how):
+    """What is wrong with one way to read these rows under autocast; None for nothing."""
+    try:
+        want, _ = trained(subject, ids, how)
+        got, grads = trained(subject, ids, how, dtype)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if not all(grad.isfinite().all() for grad in grads):
+        return "a gradient is not finite"
+    # a rounding chooses other tokens, experts, values
+    chooses = any(name in flag for flag in subject.flags for name in CHOOSING)
+    share = off(got, want)
+    return None if share < (1.5 if chooses else BOUNDS[dtype]) else f"{share:.0%} off fp32"
+
+
+def longest(name, **more):
+    """A setting with room for long rows, and with further flags where it builds with them; else None."""
+    chosen = {**SETTINGS[name], **TINY, "max_seq_len": LONGER}
+    flags = {key: LARGER.get(key, value) for key, value in chosen.items()} | more
+    return flags if refusal(flags) is None else None
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_trains_under_autocast(name):
+    """Rotary leaves queries and keys in fp32 beside values in half precision: with it where it goes along."""
+    plain, turned = longest(name), longest(name, rotary_pos_emb=True)
+    found = []
+    for flags, length, dtype, way in (
+        (plain, SHORT, torch.bfloat16, "left"),
+        (turned or plain, LONGER, torch.bfloat16, "packed"),
+        (turned or plain, LONGER, torch.float16, "right"),
+    ):
+        subject = Subject(flags, torch.float32)
+        ids = torch.randint(subject.model.num_tokens, (2, length))
+        text = faults(subject, ids, dtype, rows_of(length)[way])
+        if text is not None:
+            found.append(f"{length} tokens, {way}, {dtype}: {text}")
+    assert not found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_recomputation_takes_the_kernel_of_the_forward(name):
+    """`reversible_exact` raises unless each sublayer, computed again, gives the same numbers to the bit; a
+    learned bias has kernels with a gradient and without one."""
+    exact = {"reversible": True, "reversible_exact": True}
+    flags = longest(name, **exact, rel_pos_bias=True) or longest(name, **exact)
+    if flags is None:
+        return  # tests of executors ask which settings refuse it
+    subject = Subject(flags, torch.float32)
+    ids = torch.randint(subject.model.num_tokens, (2, SHORT))
+    trained(subject, ids, {}, torch.bfloat16)
+
+
+# Every learned bias is 60 higher: a softmax does not show it, but bf16 has no number between 60 and 60.25.
+BIASES = {
+    "T5": ({"rel_pos_bias": True}, "table", 60 / TINY["attn_dim_head"] ** 0.5),
+    "dynamic": ({"dynamic_pos_bias": True, "dynamic_pos_bias_norm": True}, "out.bias", 60.0),
+}
+KERNELS = {
+    "dense": {},
+    "with a seat": {"attn_num_mem_kv": 1},
+    "written out": {"attn_talking_heads": True},
+    "local": {"n_local_attn_heads": 2, "local_attn_window_size": 24},
+}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("cast", [True, False], ids=["autocast", "whole model"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bias", BIASES)
+def test_decoding_rounds_no_bias(bias, kernel, cast, dtype):
+    """A token behind a long text is as near fp32 as the text read at once: biases, which grow with the
+    distance, stay in fp32 beside queries in half precision."""
+    chosen, name, height = BIASES[bias]
+    flags = {**settings(), **TINY, "max_seq_len": 2 * LONG, **chosen, **KERNELS[kernel]}
+    torch.manual_seed(3)
+    model = flagformer.build(flags).eval()
+    ids = torch.randint(model.num_tokens, (1, 2 * LONG))
+    with torch.no_grad():
+        for parameter in model.attn_layers.position_bias.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        model.attn_layers.position_bias.get_parameter(name).add_(height)
+        model.load_state_dict({key: value.to(dtype).float() for key, value in model.state_dict().items()})
+        want = model(ids)[:, -1]
+        model = model if cast else model.to(dtype)
+        with torch.autocast("cpu", dtype, enabled=cast):
+            whole, state = model(ids)[:, -1], model.init_state(1, ids.shape[1])
+            model(ids[:, :-1], state=state)
+            last = model(ids[:, -1:], state=state)[:, -1]
+    bound = 1.5 * torch.finfo(dtype).eps  # some ten roundings of half an eps at most, of either sign
+    assert off(whole.float(), want) < bound
+    assert off(last.float(), want) < bound
