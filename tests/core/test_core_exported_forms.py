@@ -11,6 +11,11 @@ BY_LENGTH = {
     "biases": {"alibi_pos_bias": True},
     "clusters": {"num_clusters": 3, "window_size": 4},
     "local heads": {"n_local_attn_heads": 2, "local_attn_window_size": 4},
+    "fixed windows": {
+        "n_local_attn_heads": 2,
+        "local_attn_window_size": 4,
+        "local_attn_fixed_windows": True,
+    },
 }
 ROWS = torch.arange(T)
 # flags; inputs that the program is made with; others of the same shapes.

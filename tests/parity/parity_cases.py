@@ -345,7 +345,12 @@ FIXED = {
         "x-transformers has no routing attention; tests/reference holds the formula",
     ),
     **dict.fromkeys(
-        ("n_local_attn_heads", "local_attn_window_size", "local_attn_radius_blocks"),
+        (
+            "n_local_attn_heads",
+            "local_attn_window_size",
+            "local_attn_radius_blocks",
+            "local_attn_fixed_windows",
+        ),
         "x-transformers has no local heads; tests/reference holds the formula",
     ),
     "shared_qk": "x-transformers has none; tests/reference holds the formula",

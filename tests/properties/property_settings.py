@@ -74,6 +74,7 @@ WITH = {
     "memory_temperature": {**CROSS, "memory_update": "bmn"},
     # windows that end within the test's lengths
     "local_attn_radius_blocks": {"local_attn_window_size": 3},
+    "local_attn_fixed_windows": {"local_attn_window_size": 3},
 }
 # What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
 ORDERS = {

@@ -183,19 +183,35 @@ def test_what_centroids_pick_meets_and_is_averaged(tied):
     )
 
 
+ROTARY = {"rotary_pos_emb": True}
+# Rotary fixed windows of an encoder are those of local-attention: tests/parity holds them.
+BANDS = [
+    (position, kind, fixed)
+    for position in ({}, ROTARY, {"rel_pos_bias": True})
+    for kind in ("decoder", "encoder")
+    for fixed in (False, True)
+    if not (position is ROTARY and kind == "encoder" and fixed)
+]
+
+
 @pytest.mark.parametrize("radius", [1, 2])
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
-@pytest.mark.parametrize("position", [{}, {"rotary_pos_emb": True}, {"rel_pos_bias": True}], ids=str)
-def test_local_heads_equal_attention_under_a_band(position, kind, radius):
+@pytest.mark.parametrize(("position", "kind", "fixed"), BANDS, ids=str)
+def test_local_heads_equal_attention_under_a_band(position, kind, radius, fixed):
     flags = {"model": kind, **position}
-    model = model_of(n_local_attn_heads=3, local_attn_window_size=4, local_attn_radius_blocks=radius, **flags)
+    local = {
+        "local_attn_window_size": 4,
+        "local_attn_radius_blocks": radius,
+        "local_attn_fixed_windows": fixed,
+    }
+    model = model_of(n_local_attn_heads=3, **local, **flags)
     dense = model_of(**flags)
     dense.load_state_dict(model.state_dict())
     ids = torch.randint(11, (2, LENGTH))
     places = torch.arange(LENGTH)
     distance = places[:, None] - places
     allowed = torch.ones(1, HEADS, LENGTH, LENGTH, dtype=torch.bool)
-    allowed[:, :3] = distance.abs() <= 4 * radius
+    windows = places[:, None] // 4 - places // 4
+    allowed[:, :3] = windows.abs() <= radius if fixed else distance.abs() <= 4 * radius
     want, maps = sees(dense, ids, attn_mask=allowed)
     got, weights = sees(model, ids)
     assert torch.allclose(weights, maps, atol=1e-12)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
+from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.cores.local import HeadShare, Local
 from flagformer.attention.cores.mixed import Mixed
 from flagformer.attention.gates import Gate
@@ -76,30 +77,33 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
         source = OwnTokens(projection, qk_norm, dims, rotation, of_values, past.width)
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
     gates = [filler.build(dims) for filler in slots["gate"]]
-    core = _build_core(slots, dims, qk_norm.scale, cross)
+    core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     _refuse_idle_past(source.window, core)
     return Attention(source, seats, core, gates, slots["output"][0].build(dims))
 
 
-def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool) -> Core:
+def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: Rotation) -> Core:
     """One core, or two that share the heads, each with scores and a kernel of its own."""
     local: HeadShare = slots["local"][0].build(dims)
     parts: list[tuple[Core, int]] = []
-    for count, served in ((local.heads, local.core), (dims.heads - local.heads, slots["core"][0].build)):
+    for count in (local.heads, dims.heads - local.heads):
         if count:
             of_part = replace(dims, heads=count)
             mods = [filler.build(of_part) for filler in slots["score"]]
             mixes = [filler.build(of_part) for filler in slots["mix"]]
             path = ScorePath(scale, mods, slots["weights"][0].build(of_part), mixes)
-            parts.append((served(slots["kernel"][0].build(path), path, cross, of_part), count))
+            kernel = slots["kernel"][0].build(path)
+            if not parts and local.heads:
+                core = local.core(kernel, path, of_part, rotation)
+            else:
+                core = slots["core"][0].build(kernel, path, cross, of_part)
+            parts.append((core, count))
     return parts[0][0] if len(parts) == 1 else Mixed(parts)
 
 
 def _refuse_idle_past(window: int | None, core: Core) -> None:
     """A window that is wider than what all heads see anyway."""
-    if window is not None and isinstance(core, Local) and core.reach < window:
-        text = (
-            "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads are"
-        )
+    if window is not None and isinstance(core, (Local, FixedWindows)) and core.reach < window:
+        text = "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads"
         text = f"{text} are local and see {core.reach} tokens back at most; lower the first, or leave it out"
         raise FlagError([Finding("attn_max_attend_past", text)])

@@ -39,7 +39,7 @@ def audit(
     forward gives, determinism in eval mode, a gradient for every parameter, nothing infinite under bf16. What
     the model has no argument for is "not applicable"; a cache that a Hugging Face config promises
     (`use_cache`) and that cannot be checked is no pass. Rotary positions are checked across the lengths that
-    such a config states. Its mode, gradients, buffers and weights come back as they were, and so do the random
+    such a config states. Its mode, gradients, buffers and weights come back as they were, so do random
     states and the number of threads: a small model on a CPU is audited on one.
 
     Args:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.lengths import capped, count_of
+from flagformer.position import Rotation
 
 # Queries of a block, at least: smaller ones cost more for each pair.
 BLOCK = 32
@@ -69,8 +71,8 @@ class HeadShare:
 
     heads = 0
 
-    def core(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> Core:
-        """What serves them, built like any core."""
+    def core(self, kernel: Kernel, path: ScorePath, dims: Dims, rotation: Rotation) -> Core:
+        """What serves them; `rotation` is that of the model."""
         raise NotImplementedError
 
 
@@ -94,7 +96,9 @@ class LocalHeads(HeadShare):
 
     Departure: the window slides with the query. The published code cuts the sequence in fixed windows and
     lets a query see its own and `radius` whole ones before it: what a token sees then depends on where the
-    cuts fall, so padding in front changes it.
+    cuts fall. `fixed` does as the published code, with windows cut by position, so that padding in front
+    changes nothing, and weights of local-attention and of routing-transformer's local heads carry over. Their
+    rotary positions are `rotary_pos_emb`; biases of their projections have no place here.
     """
 
     def __init__(
@@ -111,12 +115,21 @@ class LocalHeads(HeadShare):
             int,
             Flag("local_attn_radius_blocks", "windows that local heads see on each visible side", least=1),
         ] = 1,
+        fixed: Annotated[
+            bool,
+            Flag(
+                "local_attn_fixed_windows", "windows are cut by position, as in local-attention; not sliding"
+            ),
+        ] = False,
     ) -> None:
         assert heads is not None
         if heads > dims.heads:
             text = f"`n_local_attn_heads` must be at most `heads` = {dims.heads}, but is {heads}"
             raise FlagError([Finding("n_local_attn_heads", text)])
-        self.heads, self.reach, self.later = heads, window * radius, not dims.causal
+        self.heads, self.window, self.radius, self.fixed = heads, window, radius, fixed
 
-    def core(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> Local:
-        return Local(kernel, path, self.reach, self.later)
+    def core(self, kernel: Kernel, path: ScorePath, dims: Dims, rotation: Rotation) -> Core:
+        later = not dims.causal
+        if self.fixed:
+            return FixedWindows(kernel, path, self.window, self.radius, later, rotation)
+        return Local(kernel, path, self.window * self.radius, later)
