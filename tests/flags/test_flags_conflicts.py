@@ -280,7 +280,7 @@ def test_flags_build_the_model_again(flags):
     shapes = [{name: value.shape for name, value in m.state_dict().items()} for m in (model, again)]
     assert shapes[0] == shapes[1]
     for name, value in flags.items():
-        assert model.flags[name] == value
+        assert model.flags[name] == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_flags_of_layers_built_by_hand():

@@ -153,6 +153,38 @@ def test_what_cannot_be_is_refused_by_its_name(name):
     assert words in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"moe_num_experts": 3}, "it tunes `moe_layers`, which is not set"),
+        ({"pkm_num_keys": 3}, "it tunes `pkm_layers`, which is not set"),
+        ({"moe_layers": (1,), "pkm_layers": (1,)}, "`pkm_layers` and `moe_layers` cannot be combined"),
+        ({"ff_moe": True, "ff_pkm": True}, "`ff_pkm` and `ff_moe` cannot be combined"),
+        ({"ff_moe": True, "moe_layers": (1,)}, "both say the same"),
+        ({"ff_activation": 3}, "`ff_activation` must be a Spec"),
+        ({"moe_layers": 0}, "`moe_layers` must hold layers from 1"),
+        ({"causal": "yes"}, "`causal` must be bool, but is 'yes'"),
+        ({"shift_tokens": (1, 0)}, "`shift_tokens` has 2 values for 4 sublayers"),
+        ({"shift_tokens": "a"}, "`shift_tokens` must be int"),
+        ({"local_attn_window_size": 0, "n_local_attn_heads": 1}, "`local_attn_window_size` must be at least"),
+        ({"reversible": 0}, "`reversible` must be bool"),
+    ],
+)
+def test_messages_name_flags_as_typed(flags, words):
+    assert words in refused(lm, **flags)
+
+
+def test_no_width_of_heads_is_not_taken_for_the_standard_one():
+    assert "`dim_head` must be at least 1, but is 0" in refused(RoutingTransformer, **SIZES, dim_head=0)
+
+
+def test_tokens_are_shifted_layer_by_layer():
+    for given in ((1, 0, 1, 0), [True, False, True, False]):
+        model = lm(shift_tokens=given).net
+        shifts = [type(sublayer.entry).__name__ == "ShiftTokens" for sublayer in model.attn_layers.sublayers]
+        assert shifts == [True, False, True, False]
+
+
 def test_all_mistakes_at_once():
     text = refused(lm, max_seq_len=33, use_rezero=True, bogus=1)
     assert text.startswith("3 flags")

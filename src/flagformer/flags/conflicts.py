@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flagformer.flags.errors import Finding
@@ -41,12 +41,16 @@ def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
 
 
 def unmet(
-    items: Iterable[Component], values: Mapping[str, Any], registry: Registry, prefix: str
+    items: Iterable[Component],
+    values: Mapping[str, Any],
+    registry: Registry,
+    prefix: str,
+    faulty: Collection[str] = (),
 ) -> list[Finding]:
-    """Declared constraints that do not hold."""
+    """Declared constraints that do not hold; of `faulty` flags it is not known."""
     findings = []
     for item in items:
-        for need in item.requires:
+        for need in (need for need in item.requires if need.flag not in faulty):
             value = values.get(need.flag, registry.standard_value(need.flag))
             if value != need.value and bool(value or need.value):
                 asked = need.say(prefix)
@@ -93,7 +97,8 @@ def unrunnable(
     executor = getattr(stack["executor"][0].cls, "component", None)
     if executor is None:
         return []
-    slots = [{name: stack[name] for name in ("residual", "placement")}, *(module.slots for module in modules)]
+    distinct = {id(module): module for module in modules}.values()
+    slots = [{name: stack[name] for name in ("residual", "placement")}, *(one.slots for one in distinct)]
     fillers = dict.fromkeys(
         declared(name, one) for slot in slots for name, many in slot.items() for one in many
     )

@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+# Words that change nothing of what a name means.
+FILLING = {"use", "enable", "with", "num", "n"}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -68,5 +71,29 @@ def with_prefix(findings: Iterable[Finding], prefix: str, names: Collection[str]
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean `x`?` for a misspelt name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    close = closest(name, known)
+    return f"; did you mean `{close}`?" if close else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` misspells, or an empty string.
+
+    A misspelling has the words of the name that was meant, each with a letter or two wrong; a name with
+    another word means something else, however alike the rest is.
+    """
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.6)
+    return next((other for other in close if _is_misspelling(name, other)), "")
+
+
+def _is_misspelling(typed: str, known: str) -> bool:
+    if difflib.SequenceMatcher(None, typed.replace("_", ""), known.replace("_", "")).ratio() >= 0.95:
+        return True
+    words, others = typed.split("_"), known.split("_")
+    if len(words) == len(others) and all(map(_is_alike, words, others)):
+        return True
+    left, extra = set(others) - set(words), set(words) - set(others)
+    return len(left) <= 1 and extra <= FILLING
+
+
+def _is_alike(word: str, other: str) -> bool:
+    return word == other or difflib.SequenceMatcher(None, word, other).ratio() >= 0.75

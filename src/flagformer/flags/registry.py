@@ -95,8 +95,13 @@ class Registry:
 
     def scope(self, name: str) -> str:
         """The scope of a flag, by the slot of the first component that declares it."""
-        owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
-        return SLOTS[owners[0].slot].scope
+        return SLOTS[self.owners(name)[0].slot].scope
+
+    def owners(self, name: str) -> list[Component]:
+        """The components that a flag tunes, or else those it selects; those that fill a slot."""
+        if name in SLOTS:
+            return list(self.in_slot(name))
+        return [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
 
     def param(self, name: str) -> Param:
         """One declaration of a flag; a pure selector gets a boolean one made of its components' docs."""
@@ -108,9 +113,8 @@ class Registry:
         return Param(name, Flag(name, doc), bool | None, None, required=False)
 
     def reaches(self, name: str, kind: str) -> bool:
-        """Whether a flag of attention means something in self- ("a") or cross-attention ("c")."""
-        owners = [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
-        return any(item.kind in ("", kind) for item in owners)
+        """Whether a flag or slot of attention means something in self- ("a") or cross-attention ("c")."""
+        return any(item.kind in ("", kind) for item in self.owners(name))
 
     def crossed(self) -> Collection[str]:
         """The flags of attention that have a form for cross-attention only."""

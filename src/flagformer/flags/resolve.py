@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flagformer.flags import conflicts
+from flagformer.flags.dead import Dead, Used
 from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
-from flagformer.flags.names import canonical, for_layer, read_names
+from flagformer.flags.names import Reaching, reaching, read_names
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import LAYER_SCOPES, SLOTS
 from flagformer.flags.spec import Ready, Spec
@@ -45,10 +46,10 @@ class Resolved:
 class _Resolution:
     """The work of one `resolve` call: findings and used names gather here."""
 
-    def __init__(self, registry: Registry, prefix: str) -> None:
-        self.registry, self.prefix = registry, prefix
+    def __init__(self, registry: Registry, prefix: str, faulty: Collection[str]) -> None:
+        self.registry, self.prefix, self.faulty = registry, prefix, faulty
         self.findings: list[Finding] = []
-        self.used: set[str] = set()
+        self.used = Used()
         self.chosen: list[Component] = []
 
     def choose(self, slot: str, values: Mapping[str, Any], kind: str = "") -> list[Component]:
@@ -58,11 +59,12 @@ class _Resolution:
             if item.select is None or item.select not in values:
                 continue
             if not kind or item.kind in ("", kind):
-                self.used.add(item.select)
+                self.used.names.add(item.select)
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)
         if len(chosen) > 1 and not SLOTS[slot].many:
             self.findings.append(conflicts.crowded(slot, chosen, self.prefix))
+            self.used.names |= {param.flag.name for item in chosen for param in item.params}
             chosen = chosen[:1]
         standard = self.registry.standard(slot)
         return chosen or ([standard] if standard is not None and not SLOTS[slot].many else [])
@@ -72,9 +74,9 @@ class _Resolution:
         for param in item.params:
             name = param.flag.name
             if name in values:
-                self.used.add(name)
+                self.used.names.add(name)
                 params[param.argument] = values[name]
-            elif param.required:
+            elif param.required and name not in self.faulty:
                 text = f"`{self.prefix}{name}` is required: {param.flag.doc}"
                 self.findings.append(Finding(self.prefix + name, text))
         self.chosen.append(item)
@@ -82,7 +84,7 @@ class _Resolution:
 
     def fill(self, slot: str, values: Mapping[str, Any], kind: str = "") -> tuple[Filler, ...]:
         if slot in values:
-            self.used.add(slot)
+            self.used.names.add(slot)
             given = values[slot] if isinstance(values[slot], (list, tuple)) else (values[slot],)
             return tuple(self._given(slot, value) for value in given)
         return tuple(self.spec(item, values) for item in self.choose(slot, values, kind))
@@ -125,60 +127,42 @@ class _Resolution:
     def modules(
         self, kinds: tuple[str, ...], values: Mapping[str, Any], bias: tuple[Filler, ...]
     ) -> tuple[Module, ...]:
+        """The sublayers of a plan; those of one kind with the same flags are resolved once."""
         counts, seen = Counter(kinds), Counter[str]()
+        flags = {kind: self._reaching(values, SCOPE_OF[kind], kind, count) for kind, count in counts.items()}
+        branch = self._reaching(values, "branch", "", len(kinds))
+        made: dict[Any, tuple[Module, set[str]]] = {}
         modules = []
         for place, kind in enumerate(kinds):
-            local, findings = for_layer(
-                values, self.registry, SCOPE_OF[kind], kind == "c", seen[kind], counts[kind]
-            )
-            branch, more = for_layer(values, self.registry, "branch", False, place, len(kinds))
-            self.findings += with_prefix(findings + more, self.prefix, values)
+            ordinal, own = seen[kind], flags[kind]
             seen[kind] += 1
-            if kind == "f":
-                slots = {s.name: self.fill(s.name, local) for s in SLOTS.values() if s.scope == "feedforward"}
-            else:
-                slots = self.attention(local, bias if kind == "a" else (), kind)
-                self.used |= {
-                    f"cross_{name}" for name in self.used if kind == "c" and f"cross_{name}" in values
-                }
-            slots |= {s.name: self.fill(s.name, branch) for s in SLOTS.values() if s.scope == "branch"}
-            modules.append(Module(kind, slots))
+            key = (kind, own.key(ordinal), branch.key(place))
+            if key not in made:
+                made[key] = self._module(kind, own.at(ordinal), branch.at(place), bias)
+            module, read = made[key]
+            self.used.note(read, own, ordinal)
+            self.used.note(read, branch, place)
+            modules.append(module)
         return tuple(modules)
 
-    def dead(self, values: Mapping[str, Any]) -> list[Finding]:
-        """Flags that were given and reach nothing."""
-        findings = []
-        for name, value in values.items():
-            if name in self.used or name in SLOTS:
-                continue
-            bare = canonical(name, self.registry)
-            if name == bare and value == self.registry.standard_value(name):
-                continue
-            findings.append(Finding(self.prefix + name, self._dead_text(name, bare, values)))
-        return findings
+    def _reaching(self, values: Mapping[str, Any], scope: str, kind: str, count: int) -> Reaching:
+        found, findings = reaching(values, self.registry, scope, kind, count)
+        self.findings += with_prefix(findings, self.prefix, values)
+        self.used.names |= {finding.flag for finding in findings}
+        return found
 
-    def _fills(self, slot: str) -> bool:
-        return any(item.slot == slot for item in self.chosen)
-
-    def _dead_text(self, name: str, bare: str, values: Mapping[str, Any]) -> str:
-        owners = [item for item, _ in self.registry.params_named(bare)] or list(
-            self.registry.selected_by(bare)
-        )
-        selects = sorted({f"`{self.prefix}{item.say()}`" for item in owners if item.select != bare})
-        if owners[0].slot in values:
-            why = f"something else was given for `{owners[0].slot}`"
-        elif name == bare and self._fills(owners[0].slot) and any(item.select is None for item in owners):
-            why = f"what fills `{owners[0].slot}` here does not read it; leave it out"
-        elif any(item.select in (None, bare) for item in owners):
-            why = f"this model has {_nowhere(owners[0], name)}"
+    def _module(
+        self, kind: str, own: Mapping[str, Any], branch: Mapping[str, Any], bias: tuple[Filler, ...]
+    ) -> tuple[Module, set[str]]:
+        """One sublayer, and the flags it has read, without `cross_`."""
+        of_stack, self.used.names = self.used.names, set()
+        if kind == "f":
+            slots = {s.name: self.fill(s.name, own) for s in SLOTS.values() if s.scope == "feedforward"}
         else:
-            why = f"it tunes {' or '.join(selects)}, which is not set; set that too, or leave it out"
-        return f"`{self.prefix}{name}` has no effect here, because {why}"
-
-
-def _nowhere(owner: Component, name: str) -> str:
-    scope = "cross-attention" if name.startswith("cross_") else SLOTS[owner.slot].scope
-    return f"no {scope} sublayer"
+            slots = self.attention(own, bias if kind == "a" else (), kind)
+        slots |= {s.name: self.fill(s.name, branch) for s in SLOTS.values() if s.scope == "branch"}
+        read, self.used.names = self.used.names, of_stack
+        return Module(kind, slots), read
 
 
 def resolve(
@@ -198,14 +182,14 @@ def resolve(
     Raises:
         FlagError: with every finding: unknown names, wrong values, crowded slots, unmet needs, dead flags.
     """
-    values, findings = read_names(flags, registry, scopes, prefix)
-    work = _Resolution(registry, prefix)
+    values, findings, faulty = read_names(flags, registry, scopes, prefix)
+    work = _Resolution(registry, prefix, faulty)
     stack_slots = [s.name for s in SLOTS.values() if s.scope in scopes and s.scope in ("model", "stack")]
     stack = {slot: work.fill(slot, values) for slot in stack_slots}
-    work.findings = findings + work.findings
+    order = {param.flag.name for item in registry.in_slot("plan") for param in item.params} | {"plan"}
     plan: Any = None
     modules: tuple[Module, ...] = ()
-    if "plan" in stack and all(finding.is_unknown for finding in work.findings):
+    if "plan" in stack and not order & faulty:
         try:
             plan = stack["plan"][0].build()
         except FlagError as error:
@@ -215,9 +199,13 @@ def resolve(
             work.findings += conflicts.missing(plan, values, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])
             work.findings += conflicts.unrunnable(stack, modules, prefix)
-    if not findings and not work.findings:
-        work.findings += work.dead(values)
-    work.findings += conflicts.unmet(dict.fromkeys(work.chosen), values, registry, prefix)
-    if work.findings:
-        raise FlagError(dict.fromkeys(work.findings))
-    return Resolved(dict(flags), stack, plan, modules)
+    planned = plan is not None or "plan" not in stack
+    # what is refused for another reason needs no second one, nor does what it would have selected
+    refused = {finding.flag.removeprefix(prefix).split("=")[0] for finding in work.findings}
+    dead = Dead(registry, prefix, faulty | refused, work.chosen, planned)
+    work.findings += dead.findings(values, work.used)
+    work.findings += conflicts.unmet(dict.fromkeys(work.chosen), values, registry, prefix, faulty)
+    if findings or work.findings:
+        raise FlagError(dict.fromkeys(findings + work.findings))
+    given = {name: values[name] if name not in SLOTS else value for name, value in flags.items()}
+    return Resolved(given, stack, plan, modules)

@@ -146,13 +146,13 @@ class Flags(TypedDict, total=False):
     """what cosines are multiplied by; None: 10"""
     cross_attn_qk_norm_scale: float | tuple[float | None, ...] | None
     """what cosines are multiplied by; None: 10 (cross-attention only)"""
-    attn_qk_norm_groups: int | tuple[int, ...]
+    attn_qk_norm_groups: int | tuple[int | None, ...]
     """parts of a head that each have unit length"""
-    cross_attn_qk_norm_groups: int | tuple[int, ...]
+    cross_attn_qk_norm_groups: int | tuple[int | None, ...]
     """parts of a head that each have unit length (cross-attention only)"""
-    attn_qk_norm_dim_scale: bool | tuple[bool, ...]
+    attn_qk_norm_dim_scale: bool | tuple[bool | None, ...]
     """a learned gain per head and dimension"""
-    cross_attn_qk_norm_dim_scale: bool | tuple[bool, ...]
+    cross_attn_qk_norm_dim_scale: bool | tuple[bool | None, ...]
     """a learned gain per head and dimension (cross-attention only)"""
     attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
     """q and k have unit root mean square and a learned gain per head and dimension."""
@@ -161,9 +161,9 @@ class Flags(TypedDict, total=False):
     only)"""
     attn_max_attend_past: int | tuple[int | None, ...] | None
     """tokens before a query that self-attention sees"""
-    attn_num_mem_kv: int | tuple[int, ...]
+    attn_num_mem_kv: int | tuple[int | None, ...]
     """learned key/value pairs M per layer"""
-    cross_attn_num_mem_kv: int | tuple[int, ...]
+    cross_attn_num_mem_kv: int | tuple[int | None, ...]
     """learned key/value pairs M per layer (cross-attention only)"""
     attn_add_zero_kv: bool | tuple[bool | None, ...] | None
     """One zero key with a zero value: a query may attend to nothing (`add_zero_attn` of torch)."""
@@ -181,9 +181,9 @@ class Flags(TypedDict, total=False):
     cross_attn_softclamp_logits: bool | tuple[bool | None, ...] | None
     """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach. (cross-
     attention only)"""
-    attn_logit_softclamp_value: float | tuple[float, ...]
+    attn_logit_softclamp_value: float | tuple[float | None, ...]
     """the largest score"""
-    cross_attn_logit_softclamp_value: float | tuple[float, ...]
+    cross_attn_logit_softclamp_value: float | tuple[float | None, ...]
     """the largest score (cross-attention only)"""
     attn_sparse_topk: int | tuple[int | None, ...] | None
     """keys k that a query attends to"""
@@ -214,13 +214,13 @@ class Flags(TypedDict, total=False):
     """Each dimension of each head times the sigmoid of a projection of x."""
     cross_attn_gate_values: bool | tuple[bool | None, ...] | None
     """Each dimension of each head times the sigmoid of a projection of x. (cross-attention only)"""
-    attn_swiglu_values: bool | tuple[bool, ...]
+    attn_swiglu_values: bool | tuple[bool | None, ...]
     """SiLU in place of the sigmoid"""
-    cross_attn_swiglu_values: bool | tuple[bool, ...]
+    cross_attn_swiglu_values: bool | tuple[bool | None, ...]
     """SiLU in place of the sigmoid (cross-attention only)"""
-    attn_gate_values_bias: bool | tuple[bool, ...]
+    attn_gate_values_bias: bool | tuple[bool | None, ...]
     """with a bias, nearly open at the start"""
-    cross_attn_gate_values_bias: bool | tuple[bool, ...]
+    cross_attn_gate_values_bias: bool | tuple[bool | None, ...]
     """with a bias, nearly open at the start (cross-attention only)"""
     attn_on_attn: bool | tuple[bool | None, ...] | None
     """A second half of the projection gates the first, by its sigmoid."""
@@ -232,27 +232,31 @@ class Flags(TypedDict, total=False):
     """Cross-attention adds the scores of the cross-attention before it to its own."""
     num_clusters: int | tuple[int | None, ...] | None
     """routing: clusters C of each head, about sqrt(T)"""
-    window_size: int | tuple[int, ...]
+    window_size: int | tuple[int | None, ...]
     """keys of its cluster that a query sees on each visible side"""
-    kmeans_ema_decay: float | tuple[float, ...]
+    kmeans_ema_decay: float | tuple[float | None, ...]
     """share of running sums that a step of k-means keeps"""
-    commitment_factor: float | tuple[float, ...]
+    commitment_factor: float | tuple[float | None, ...]
     """weight of the loss that draws tokens to centroids"""
-    routing_selection: Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"], ...]
+    routing_selection: (
+        Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"] | None, ...]
+    )
     """whom a query meets: the recent keys of its cluster, or what each centroid picks of the row"""
-    cluster_num_mem_kv: int | tuple[int, ...]
+    cluster_num_mem_kv: int | tuple[int | None, ...]
     """routing: learned keys and values M of each cluster, in front"""
     context_num_clusters: int | tuple[int | None, ...] | None
     """routing: clusters C of each head of cross-attention"""
-    context_window_size: int | tuple[int, ...]
+    context_window_size: int | tuple[int | None, ...]
     """tokens of the context that each centroid picks"""
-    context_selection: Literal["nearest", "topk", "leaky"] | tuple[Literal["nearest", "topk", "leaky"], ...]
+    context_selection: (
+        Literal["nearest", "topk", "leaky"] | tuple[Literal["nearest", "topk", "leaky"] | None, ...]
+    )
     """whom centroids pick: tokens of the context for the queries next to them, or queries too"""
     n_local_attn_heads: int | tuple[int | None, ...] | None
     """heads that see the tokens around them only"""
-    local_attn_window_size: int | tuple[int, ...]
+    local_attn_window_size: int | tuple[int | None, ...]
     """tokens of a window of local heads"""
-    local_attn_radius_blocks: int | tuple[int, ...]
+    local_attn_radius_blocks: int | tuple[int | None, ...]
     """windows that local heads see on each visible side"""
     local_attn_fixed_windows: bool | tuple[bool, ...]
     """windows are cut by position, as in local-attention; not sliding"""
@@ -262,49 +266,49 @@ class Flags(TypedDict, total=False):
     cross_attn_flash: bool | tuple[bool | None, ...] | None
     """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
     k^T) v in three steps; memory grows with T * S. (cross-attention only)"""
-    attn_dropout: float | tuple[float, ...]
+    attn_dropout: float | tuple[float | None, ...]
     """dropout of attention weights"""
-    cross_attn_dropout: float | tuple[float, ...]
+    cross_attn_dropout: float | tuple[float | None, ...]
     """dropout of attention weights (cross-attention only)"""
-    ff_mult: float | tuple[float, ...]
+    ff_mult: float | tuple[float | None, ...]
     """inner width F = int(D * mult)"""
-    ff_dropout: float | tuple[float, ...]
+    ff_dropout: float | tuple[float | None, ...]
     """dropout before the output projection"""
-    ff_no_bias: bool | tuple[bool, ...]
+    ff_no_bias: bool | tuple[bool | None, ...]
     """no biases at all (PaLM, 2204.02311)"""
-    ff_post_act_ln: bool | tuple[bool, ...]
+    ff_post_act_ln: bool | tuple[bool | None, ...]
     """LayerNorm after the activation (2110.09456)"""
-    ff_chunks: int | tuple[int, ...]
+    ff_chunks: int | tuple[int | None, ...]
     """so many parts of the tokens, one after the other, each computed again"""
     ff_glu: bool | tuple[bool | None, ...] | None
     """The inner projection has two halves: values, and gates that pass through the activation."""
-    ff_glu_mult_bias: bool | tuple[bool, ...]
+    ff_glu_mult_bias: bool | tuple[bool | None, ...]
     """a learned gain per inner dimension, behind the gate"""
     ff_pkm: bool | tuple[bool | None, ...] | None
     """Each token sums the values of the best of N ** 2 keys, found as pairs of N half keys."""
-    pkm_num_keys: int | tuple[int, ...]
+    pkm_num_keys: int | tuple[int | None, ...]
     """half keys N of a product-key memory, which holds N ** 2 values"""
     ff_moe: bool | tuple[bool | None, ...] | None
     """The two likeliest experts of a token, weighed by their probabilities, which are made to sum to
     one."""
-    moe_num_experts: int | tuple[int, ...]
+    moe_num_experts: int | tuple[int | None, ...]
     """experts E of a mixture"""
-    moe_loss_coef: float | tuple[float, ...]
+    moe_loss_coef: float | tuple[float | None, ...]
     """weight of the loss that spreads tokens over experts"""
-    moe_z_loss_coef: float | tuple[float, ...]
+    moe_z_loss_coef: float | tuple[float | None, ...]
     """weight of the router's z-loss (2202.08906)"""
     ff_swish: bool | tuple[bool | None, ...] | None
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
     """max(x, 0) ** 2 (Primer)."""
-    shift_tokens: int | tuple[int, ...]
+    shift_tokens: int | tuple[int | None, ...]
     """neighbours on each visible side that give a part"""
     use_layerscale: bool | tuple[bool | None, ...] | None
     """A learned gain per dimension that starts small. It follows a sandwich norm, which would undo
     it."""
-    layerscale_init_value: float | tuple[float, ...]
+    layerscale_init_value: float | tuple[float | None, ...]
     """what the gains start at"""
-    layer_dropout: float | tuple[float, ...]
+    layer_dropout: float | tuple[float | None, ...]
     """probability that a row skips the sublayer"""
     # a Spec, a class or a module in place of what the flags select, for any slot
     dims: Any

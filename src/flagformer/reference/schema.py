@@ -66,11 +66,9 @@ def _whole(kind: str) -> dict[str, Any]:
 def _property(entry: Entry) -> dict[str, Any]:
     options = [_kind(kind, entry) for kind in entry.kinds]
     if entry.per_layer:
-        one = _any_of(options)
-        options = [
-            *options,
-            {"type": "array", "items": one, "minItems": 1, "description": "one for each layer"},
-        ]
+        null = [] if type(None) in entry.kinds else [{"type": "null"}]
+        each = {"items": _any_of([*options, *null]), "minItems": 1}
+        options.append({"type": "array", **each, "description": "one for each layer, null for none"})
     found = dict(_any_of(options))
     found["description"] = entry.param.flag.doc
     if not entry.param.required and entry.param.standard is not None:

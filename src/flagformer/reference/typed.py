@@ -36,13 +36,20 @@ def _field(entry: Entry) -> list[str]:
     """The annotation, and a string behind it that editors show."""
     doc = f"{entry.param.flag.doc} (cross-attention only)" if entry.is_cross_form else entry.param.flag.doc
     text = textwrap.wrap(f'"""{doc}"""', WIDTH, initial_indent="    ", subsequent_indent="    ")
-    return [f"    {entry.name}: {_type(entry)}", *text]
+    return [*_annotation(entry.name, _type(entry)), *text]
+
+
+def _annotation(name: str, kind: str) -> list[str]:
+    """In one line, or in parentheses where that is too long."""
+    if len(name) + len(kind) + 6 <= WIDTH + 5:
+        return [f"    {name}: {kind}"]
+    return [f"    {name}: (", f"        {kind}", "    )"]
 
 
 def _type(entry: Entry) -> str:
     plain = [_say(kind) for kind in entry.kinds if kind is not type(None)]
     none = ["None"] if type(None) in entry.kinds else []
-    layers = [f"tuple[{' | '.join(plain + none)}, ...]"] if entry.per_layer else []
+    layers = [f"tuple[{' | '.join([*plain, 'None'])}, ...]"] if entry.per_layer else []
     return " | ".join(plain + layers + none)
 
 

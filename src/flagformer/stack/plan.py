@@ -5,11 +5,14 @@ Kinds: "a" self-attention, "c" cross-attention, "f" feedforward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from flagformer.flags import Finding, Flag, FlagError, component
 
 KINDS = ("a", "c", "f")
+# Sublayers that run; more take minutes to build, and no published model has a tenth of them.
+MOST = 10_000
 
 
 @component("plan")
@@ -50,6 +53,7 @@ class Plan:
     ) -> None:
         self.halves = macaron
         block = _block(cross_attend, only_cross, macaron)
+        _refuse_too_many(depth, len(block), custom_layers, execute)
         if custom_layers is not None:
             given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
             given |= {"sandwich_coef": sandwich_coef, "par_ratio": par_ratio, "weight_tie_layers": tied}
@@ -66,12 +70,25 @@ class Plan:
             self.kinds = _sandwich(block, depth, sandwich_coef, only_cross, tied)
         else:
             self.kinds = block if tied else block * depth
-        repeats = depth if tied and depth is not None else 1
-        self.order = tuple(range(len(self.kinds))) * repeats
+        self.order = tuple(range(len(self.kinds))) * (depth if tied and depth is not None else 1)
         if execute is not None:
             given = {"weight_tie_layers": tied, "cross_attend": cross_attend, "only_cross": only_cross}
             given |= {"macaron": macaron, "custom_layers": custom_layers is not None}
             self.order = _executed(execute, len(self.kinds), given)
+
+
+def _refuse_too_many(
+    depth: int | None, width: int, custom_layers: Sequence[str] | None, execute: Sequence[int] | None
+) -> None:
+    given = {"depth": (depth or 0) * width, "custom_layers": len(custom_layers or ())}
+    given["layers_execute_order"] = len(execute or ())
+    findings = [
+        Finding(name, f"`{name}` must give at most {MOST} sublayers that run, but gives {count}")
+        for name, count in given.items()
+        if count > MOST
+    ]
+    if findings:
+        raise FlagError(findings)
 
 
 def _block(cross_attend: bool, only_cross: bool, macaron: bool) -> tuple[str, ...]:

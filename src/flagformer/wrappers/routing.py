@@ -156,7 +156,7 @@ def build_language_model(flags: Mapping[str, Any], prefix: str = "") -> Transfor
     try:
         return build_flat(kind, translated)
     except FlagError as error:
-        raise FlagError(as_typed(error.findings, prefix)) from None
+        raise FlagError(as_typed(error.findings, prefix, flags)) from None
 
 
 def _width(flags: Mapping[str, Any]) -> Any:
@@ -168,7 +168,7 @@ def _width(flags: Mapping[str, Any]) -> Any:
         or not isinstance(heads, int)
         or heads < 1
     ):
-        return flags.get("dim_head") or 64
+        return 64 if flags.get("dim_head") is None else flags["dim_head"]
     if dim % heads:
         text = f"`dim` must be a multiple of `heads` = {heads}, but is {dim}; or say `dim_head`"
         raise FlagError([Finding("dim", text)])

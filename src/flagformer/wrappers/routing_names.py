@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, FlagError, nearest
@@ -24,6 +24,8 @@ STANDARDS: dict[str, Any] = {
     "heads": 8, "dim_head": 64, "window_size": 64, "rel_pos_emb": True, "use_absolute_pos_emb": False,
     "n_local_attn_heads": 0,
 }  # fmt: skip
+# Which layers have it, or what it is filled with.
+TRANSLATED = {"pkm_layers": "ff_pkm", "moe_layers": "ff_moe", "ff_activation": "activation"}
 # Translated one by one below.
 OWN = ("causal", "depth", "max_seq_len", "shift_tokens", "pkm_layers", "moe_layers", "ff_activation")
 # What stands for nothing and may be said; any other value is refused, with the reason.
@@ -65,11 +67,12 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     clusters = _clusters(asked, prefix, findings)
     flags = {RENAMED.get(name, name): value for name, value in asked.items() if name not in OWN}
     for name, quiet in QUIET.items():
-        if flags.get(name, quiet) == quiet:
-            flags.pop(name, None)
+        if name in flags and type(flags[name]) is type(quiet) and flags[name] == quiet:
+            del flags[name]
     window = flags["window_size"]
     if _any_local(flags["n_local_attn_heads"]):
-        flags["local_attn_window_size"] = flags.get("local_attn_window_size") or window
+        if flags.get("local_attn_window_size") is None:
+            flags["local_attn_window_size"] = window
     elif flags.get("local_attn_window_size") is None:
         flags.pop("local_attn_window_size", None)
     if clusters is None:
@@ -90,9 +93,11 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {"model": kind, "depth": asked["depth"], "max_seq_len": asked["max_seq_len"], **flags}
 
 
-def as_typed(findings: Iterable[Finding], prefix: str = "") -> list[Finding]:
-    """Findings of a model in the words of routing-transformer."""
-    words = {flag: name for name, flag in RENAMED.items()}
+def as_typed(
+    findings: Iterable[Finding], prefix: str = "", given: Collection[str] = frozenset()
+) -> list[Finding]:
+    """Findings of a model in the words of routing-transformer, but for flags `given` as they are."""
+    words = {flag: name for name, flag in (RENAMED | TRANSLATED).items() if flag not in given}
 
     def typed(match: re.Match[str]) -> str:
         return f"`{prefix}{words.get(match[1], match[1])}"
@@ -113,9 +118,12 @@ def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
             findings.append(
                 Finding(prefix + name, f"`{prefix}{name}` is not a flag of a routing model{hint}")
             )
-        elif RENAMED.get(name, name) in given and name in RENAMED:
-            text = f"`{prefix}{name}` and `{prefix}{RENAMED[name]}` cannot be combined"
+        elif (word := (RENAMED | TRANSLATED).get(name)) in given:
+            text = f"`{prefix}{name}` and `{prefix}{word}` cannot be combined"
             findings.append(Finding(prefix + name, f"{text}, because both say the same; keep one"))
+    if not isinstance(given.get("causal", False), bool):
+        text = f"`{prefix}causal` must be bool, but is {given['causal']!r}"
+        findings.append(Finding(prefix + "causal", text))
     for name in ("dim", "depth", "max_seq_len"):
         if name not in given:
             findings.append(Finding(prefix + name, f"`{prefix}{name}` is required"))
@@ -157,8 +165,8 @@ def _feedforwards(asked: Mapping[str, Any], prefix: str, findings: list[Finding]
     flags: dict[str, Any] = {}
     depth: int = asked["depth"] if _is_size(asked.get("depth")) else 0
     for name, flag in (("pkm_layers", "ff_pkm"), ("moe_layers", "ff_moe")):
-        layers = asked.get(name) or ()
-        layers = tuple(layers) if isinstance(layers, (tuple, list)) else (layers,)
+        layers = () if asked.get(name) is None else asked[name]
+        layers = tuple(layers) if isinstance(layers, (tuple, list, range)) else (layers,)
         wrong = [layer for layer in layers if not _is_size(layer) or layer > depth]
         if wrong:
             text = f"`{prefix}{name}` must hold layers from 1 to `{prefix}depth` = {depth}"
@@ -167,6 +175,13 @@ def _feedforwards(asked: Mapping[str, Any], prefix: str, findings: list[Finding]
             flags[flag] = tuple(layer in layers for layer in range(1, depth + 1))
     if asked.get("ff_activation") is not None:
         flags["activation"] = asked["ff_activation"]
-    if asked.get("shift_tokens"):
-        flags["shift_tokens"] = int(asked["shift_tokens"])
+    if asked.get("shift_tokens") not in (None, False):
+        flags["shift_tokens"] = _as_numbers(asked["shift_tokens"])
     return flags
+
+
+def _as_numbers(shift: Any) -> Any:
+    """True is one token; a list says it layer by layer."""
+    if isinstance(shift, (tuple, list)):
+        return tuple(map(_as_numbers, shift))
+    return int(shift) if isinstance(shift, bool) else shift

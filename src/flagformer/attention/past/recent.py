@@ -8,7 +8,7 @@ from flagformer.attention.past import Past
 from flagformer.flags import Flag, component
 
 
-@component("past")
+@component("past", kind="a")
 class WholePast(Past):
     """Every earlier token is seen."""
 

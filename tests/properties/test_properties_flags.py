@@ -1,0 +1,140 @@
+"""No flag is lost without a word: lists given to slots, per-layer values, values beside other mistakes."""
+
+import pytest
+from property_settings import TINY, tunings
+
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, SLOTS, FlagError, resolve
+
+BASE = {name: TINY[name] for name in ("dim", "heads", "attn_dim_head")} | {"depth": 2}
+# two layers of each kind in a plan that has all three
+PLAN = {**BASE, "cross_attend": True}
+LAYERS = {"attention": 2, "feedforward": 2, "branch": 6}
+ONE_PLACE = [slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES and not slot.many]
+PER_LAYER = [slot.name for slot in ONE_PLACE if slot.scope in LAYERS]
+WHOLE = [slot.name for slot in ONE_PLACE if slot.scope not in LAYERS]
+
+
+class First:
+    """Fills any slot, as nothing is built."""
+
+
+class Second(First):
+    """Another."""
+
+
+def refusal(flags):
+    with pytest.raises(FlagError) as caught:
+        resolve(flags, CATALOGUE)
+    return {finding.flag: finding.message for finding in caught.value.findings}
+
+
+@pytest.mark.parametrize("slot", PER_LAYER)
+def test_a_list_is_one_filler_a_layer(slot):
+    count = LAYERS[SLOTS[slot].scope]
+    given = [First, Second] * (count // 2)
+    for form in (list(given), tuple(given)):
+        modules = resolve({**PLAN, slot: form}, CATALOGUE).modules
+        kinds = [kind for kind in "acf" if slot_reaches(slot, kind)]
+        groups = [[m for m in modules if m.kind == kind] for kind in kinds] or [modules]
+        assert all([m.slots[slot][0].cls for m in group] == given for group in groups)
+    for wrong in (given[:1], [*given, First], []):
+        assert f"has {len(wrong)} values for {count}" in refusal({**PLAN, slot: wrong})[slot]
+
+
+def slot_reaches(slot, kind):
+    if SLOTS[slot].scope != "attention":
+        return kind == "f" and SLOTS[slot].scope == "feedforward"
+    return kind != "f" and CATALOGUE.reaches(slot, kind)
+
+
+@pytest.mark.parametrize("slot", WHOLE)
+def test_a_list_where_one_filler_serves_all_is_refused(slot):
+    for given in ([First, Second], (First,), []):
+        assert "must be one filler" in refusal({**PLAN, slot: given})[slot]
+
+
+@pytest.mark.parametrize("slot", [slot for slot in PER_LAYER if SLOTS[slot].scope != "branch"])
+def test_a_filler_that_no_layer_has_is_refused(slot):
+    order = "aa" if SLOTS[slot].scope == "feedforward" else "ff"
+    found = refusal({**BASE, "depth": None, "custom_layers": order, slot: First})
+    assert "has no effect here" in found[slot]
+
+
+def tuned_per_layer():
+    """name -> flags with a selector and its parameter, for parameters that only a selected filler reads."""
+    found = {}
+    for name, flags in tunings().items():
+        owners = [item for item, _ in CATALOGUE.params_named(name)]
+        scope = SLOTS[owners[0].slot].scope if owners else ""
+        if scope in LAYERS and all(item.select not in (None, name) for item in owners):
+            found[name] = (flags, scope)
+    return found
+
+
+@pytest.mark.parametrize("name", tuned_per_layer())
+def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
+    flags, scope = tuned_per_layer()[name]
+    item = CATALOGUE.params_named(name)[0][0]
+    count = LAYERS[scope]
+    rest = [None] * (count - 1)
+    beside = {key: value for key, value in flags.items() if key not in (name, item.select)}
+    chosen = {**PLAN, **beside, item.select: (flags[item.select], *rest)}
+    value = flags[name]
+    found = refusal({**chosen, name: (value,) * count})[name]
+    assert "at layer 1 has no effect" in found
+    assert repr(value) in found
+    resolve({**chosen, name: (value, *rest)}, CATALOGUE)  # None says nothing
+    resolve({**chosen, name: value}, CATALOGUE)  # one value for all layers that select it
+
+
+def dead_ones():
+    """Flags of which each tunes something that is not selected."""
+    found = {}
+    for name, flags in tunings().items():
+        owners = [item for item, _ in CATALOGUE.params_named(name)]
+        if (
+            owners
+            and SLOTS[owners[0].slot].scope in LAYER_SCOPES
+            and all(item.select not in (None, name) for item in owners)
+        ):
+            found[name] = flags[name]
+    return found
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"zzzz": 1}, {"dim": "x"}, {"attn_dropout": 7}, {"depth": None}, {"custom_layers": "abc"}]
+)
+def test_dead_flags_are_told_beside_other_mistakes(mistake):
+    dead = dead_ones()
+    assert len(dead) > 15
+    found = refusal({**BASE, **mistake, **dead})
+    assert set(dead) | set(mistake) <= set(found) | {"custom_layers", "depth"}
+    assert all("has no effect here" in found[name] for name in dead)
+
+
+def test_a_misspelt_selector_does_not_make_its_parameters_dead():
+    assert set(refusal({**BASE, "rotary_pos_em": True, "rotary_emb_dim": 4})) == {"rotary_pos_em"}
+
+
+def test_a_flag_that_its_cross_form_hides_everywhere_is_dead():
+    found = refusal({**BASE, "only_cross": True, "attn_kv_heads": 2, "cross_attn_kv_heads": 4})
+    assert set(found) == {"attn_kv_heads"}
+
+
+def test_equal_layers_are_resolved_once():
+    resolved = resolve({**BASE, "depth": 1000, "attn_kv_heads": (2, 4) * 500}, CATALOGUE)
+    assert len(resolved.modules) == 2000
+    assert len({id(module) for module in resolved.modules}) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"depth": 100_000}, "depth"),
+        ({"depth": 2**31 - 1, "weight_tie_layers": True}, "depth"),
+        ({"depth": None, "custom_layers": "af" * 50_000}, "custom_layers"),
+        ({"layers_execute_order": (0, 1, 2, 3) * 50_000}, "layers_execute_order"),
+    ],
+)
+def test_more_layers_than_can_be_built_are_refused_unresolved(flags, name):
+    assert set(refusal({**BASE, **flags})) == {name}
