@@ -258,7 +258,7 @@ class Flags(TypedDict, total=False):
     """tokens of a window of local heads"""
     local_attn_radius_blocks: int | tuple[int | None, ...]
     """windows that local heads see on each visible side"""
-    local_attn_fixed_windows: bool | tuple[bool, ...]
+    local_attn_fixed_windows: bool | tuple[bool | None, ...]
     """windows are cut by position, as in local-attention; not sliding"""
     attn_flash: bool | tuple[bool | None, ...] | None
     """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
