@@ -1,5 +1,5 @@
 # Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
-# `make matrix` runs every pair.
+# `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
@@ -16,13 +16,27 @@ ROUTINGS := $(VENV)/peers/routing-transformer-1.6
 MEMFORMER := memformer==0.3.1
 MEMFORMERS := $(VENV)/peers/memformer-0.3
 
-.PHONY: demo test matrix check docs bench clean
+QUICK := tests/flags tests/reference tests/house
+ROUTING_TESTS := tests/reference/test_reference_routing.py tests/core/test_core_routing.py tests/core/test_core_kmeans.py \
+	tests/properties/test_properties_picks.py tests/wrappers/test_routing.py
+SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_stretches.py tests/core/test_core_few_pairs.py tests/parity \
+	tests/train/test_train_resume.py
+
+.PHONY: demo test quick sensitive matrix check docs bench clean
 
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
 test: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest -n 2
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 $(QUICK)
+
+# What a rounding could decide, on a CPU that has less and with one thread.
+sensitive: $(VENV)/.dev $(VENV)/.peers
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SENSITIVE)
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(ROUTING_TESTS)
 
 matrix: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py

@@ -26,6 +26,7 @@ from flagformer.ops import lengths
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.by_distance import CHUNKS, LONG_TABLE, Span, strips_of
 from flagformer.ops.lengths import LONG
+from flagformer.ops.tried import has_sums
 from flagformer.score.softmax import Softmax
 
 CHUNK = CHUNKS[1]
@@ -425,3 +426,18 @@ def test_a_bias_that_is_a_wall_of_the_products_is_kept():
     table = by_distance.distances
     strips = list(strips_of(100 * q, k, table.biases, table.groups, table.span, 0.4))
     assert [strip.distances for strip in strips] == [slice(0, LENGTH)]
+
+
+@pytest.mark.parametrize(("version", "tried"), [("2.13.1+cpu", True), ("2.12.1", False), ("2.14.0a0", False)])
+def test_the_operator_is_called_in_the_versions_it_was_tried_with(version, tried):
+    assert has_sums(version) is tried
+
+
+def test_another_version_of_torch_takes_the_dense_form(monkeypatch):
+    model = model_of(BIASES["t5"])
+    want, grads = learn(model, {})
+    monkeypatch.setattr("flagformer.attention.kernels.sdpa.HAS_SUMS", False)
+    got, others = learn(model, {})
+    same(got, want, "logits", tolerance=1e-10)
+    torch.testing.assert_close(others, grads, rtol=0, atol=1e-10)
+    assert not takes_table(model, monkeypatch)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of
 from flagformer.ops.full_precision import wide
+from flagformer.ops.tried import private
 
-fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+fused = private("_scaled_dot_product_flash_attention_for_cpu")
+fused_backward = private("_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 def dense_rows(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from flagformer.ops.attend import repeat_groups
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.full_precision import cast_together, wide, without_casts
 from flagformer.ops.lengths import LONG
+from flagformer.ops.tried import HAS_SUMS
 
 
 def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
@@ -61,7 +62,7 @@ class SDPA(Kernel):
         self.scale, self.dropout = path.scale, dropout
 
     def reads_distances(self, device: torch.device) -> bool:
-        return device.type == "cpu" and not (self.training and self.dropout)
+        return HAS_SUMS and device.type == "cpu" and not (self.training and self.dropout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
         if pairs.distances is not None:

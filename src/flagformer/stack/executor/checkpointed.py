@@ -20,6 +20,7 @@ from torch.utils.checkpoint import (
 from flagformer.flags import Flag, component
 from flagformer.flow import SideInputs
 from flagformer.ops.attend_by_distance import attend
+from flagformer.ops.tried import private
 from flagformer.residual import Residual
 from flagformer.stack.executor import Executor
 from flagformer.stack.executor.replay import Surroundings
@@ -28,15 +29,18 @@ from flagformer.stack.sublayer import Sublayer
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 aten = torch.ops.aten
+FUSED = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 # Projections and fused attention: most of the time, and few of the bytes. What is pointwise, and the products
 # of queries and keys [B, H, T, S], is computed again.
 COSTLY = {
     aten.mm.default,
     aten.addmm.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
+    *(operator.default for name in FUSED if (operator := private(name)) is not None),
     attend._opoverload,
 }
 
