@@ -1,10 +1,13 @@
 """A model in a directory: what comes back, and what is said when it cannot."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
 from core_models import context, ids, make, shared
+from safetensors.torch import load_file, save_file
 
 import flagformer
 from flagformer.norm.rmsnorm import RMSNorm
@@ -55,10 +58,7 @@ def test_half_precision_comes_back(tmp_path):
 
 @torch.no_grad()
 def test_layers_built_by_hand(tmp_path):
-    class MyPrefixDecoder(flagformer.PrefixDecoder):
-        pass
-
-    for cls in (flagformer.CrossAttender, MyPrefixDecoder):
+    for cls in (flagformer.CrossAttender, flagformer.PrefixDecoder):
         torch.manual_seed(2)
         layers = cls(dim=16, depth=1, heads=2)
         model = flagformer.TransformerWrapper(num_tokens=11, max_seq_len=16, attn_layers=layers).eval()
@@ -101,9 +101,130 @@ def damaged(tmp_path, name, content):
     return text
 
 
-@pytest.mark.parametrize("name", ["flags.json", "model.safetensors"])
-def test_missing_file(tmp_path, name):
-    assert "does not exist" in damaged(tmp_path, name, None)
+def test_missing_weights(tmp_path):
+    assert "does not exist" in damaged(tmp_path, "model.safetensors", None)
+
+
+def test_weights_hold_their_flags(tmp_path):
+    model = make(rotary_pos_emb=True)
+    model.save(tmp_path)
+    (tmp_path / "flags.json").unlink()
+    assert flagformer.load(tmp_path).flags == model.flags
+
+
+def as_of_version_0_1(directory):
+    """The same files as that version wrote them."""
+    save_file(load_file(directory / "model.safetensors"), directory / "model.safetensors")
+    record = json.loads((directory / "flags.json").read_text())
+    del record["saved"]
+    (directory / "flags.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+@torch.no_grad()
+def test_directories_of_version_0_1(tmp_path):
+    model = make(tie_embedding=True)
+    model.save(tmp_path)
+    as_of_version_0_1(tmp_path)
+    assert torch.equal(flagformer.load(tmp_path).eval()(ids()), model(ids()))
+    (tmp_path / "flags.json").unlink()
+    with pytest.raises(ValueError, match=r"flags\.json does not exist"):
+        flagformer.load(tmp_path)
+
+
+def test_flags_may_be_edited_by_hand(tmp_path):
+    make().save(tmp_path)
+    text = (tmp_path / "flags.json").read_text()
+    (tmp_path / "flags.json").write_text(text.replace('"depth": 2', '"depth": 2, "layer_dropout": 0.5'))
+    assert flagformer.load(tmp_path).flags["layer_dropout"] == 0.5
+
+
+class Killed(BaseException):
+    """What no handler of errors sees, as a signal."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_a_killed_save_leaves_the_old_model_the_new_one_or_none(tmp_path, monkeypatch, version):
+    old, new = make(rotary_pos_emb=True), make(alibi_pos_bias=True)
+    seen = set()
+    for last in range(1, 6):
+        old.save(tmp_path)
+        if version == "0.1":
+            as_of_version_0_1(tmp_path)
+        calls = []
+
+        def dying(real, last=last, calls=calls):
+            def call(*args):
+                calls.append(real)
+                if len(calls) == last:
+                    raise Killed
+                return real(*args)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "replace"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            try:
+                new.save(tmp_path)
+            except Killed:
+                seen.add("killed")
+        try:
+            back = flagformer.load(tmp_path).eval()
+        except ValueError:  # it says to delete that file
+            (tmp_path / "flags.json").unlink()
+            back = flagformer.load(tmp_path).eval()
+            seen.add("refused")
+        same = [torch.equal(back(ids()), model(ids())) for model in (old, new)]
+        seen.add(("old", "new")[same.index(True)])
+    assert seen == {"killed", "refused", "old", "new"}
+
+
+def test_saving_draws_nothing_and_training_changes_nothing(tmp_path):
+    model = make(num_clusters=2, window_size=4).train()
+    model(ids()).sum().backward()
+    state = torch.get_rng_state()
+    model.save(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert flagformer.load(tmp_path).flags == model.flags
+
+
+@torch.no_grad()
+def test_precision_comes_back_parameter_by_parameter(tmp_path):
+    model = make()
+    model.attn_layers.bfloat16()
+    model.save(tmp_path)
+    back = flagformer.load(tmp_path)
+    wanted = {name: p.dtype for name, p in model.named_parameters()}
+    assert {name: p.dtype for name, p in back.named_parameters()} == wanted
+    assert len(set(wanted.values())) == 2
+
+
+def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
+    model = make()
+    model.save(tmp_path / "old")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r"pip install 'flagformer\[study\]'"):
+        model.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ImportError, match="safetensors"):
+        flagformer.load(tmp_path / "old")
+
+
+def test_a_stream_beside_other_weights_is_refused(tmp_path):
+    model = make(max_mem_len=4, rotary_pos_emb=True)
+    stream = model.stream(2)
+    stream(ids()[:2])
+    stream.save(tmp_path)
+    assert flagformer.load(tmp_path).stream(2, tmp_path).length == stream.length
+    model.save(tmp_path)  # the same weights
+    model.stream(2, tmp_path)
+    with torch.no_grad():
+        model.token_emb.weight += 1
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="was not saved with"):
+        flagformer.load(tmp_path).stream(2, tmp_path)
 
 
 @pytest.mark.parametrize(

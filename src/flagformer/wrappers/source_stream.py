@@ -11,7 +11,7 @@ from torch import Tensor
 from flagformer.generation import PromptLike, evaluating
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.storage import load_tensors, save_tensors
+from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 from flagformer.wrappers.stream import FILE
 
 
@@ -72,7 +72,8 @@ class SourceStream:
         """Writes the model and this stream: `flagformer.load(directory).stream(batch_size, directory)`."""
         self.model.save(directory)
         held = {"ids": self._ids, "length": torch.tensor(self.length)}
-        save_tensors(held if self.mems is None else {**held, "slots": self.mems}, Path(directory) / FILE)
+        held = held if self.mems is None else {**held, "slots": self.mems}
+        save_tensors(held, Path(directory) / FILE, {"of weights": weights_digest(directory)})
 
     def restore(self, directory: str | Path) -> None:
         """Goes on where a saved stream stood.
@@ -80,6 +81,7 @@ class SourceStream:
         Raises:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
+        refuse_other_weights(Path(directory) / FILE)
         held = load_tensors(Path(directory) / FILE, self._ids.device)
         ids = held["ids"]
         if len(ids) != self.batch:

@@ -1,7 +1,12 @@
-"""A model in a directory: weights as safetensors, flags as JSON; nothing in it is executed."""
+"""A model in a directory: weights as safetensors, flags as JSON; nothing in it is executed.
+
+The weights' file also holds the flags, so that whatever a `save` that was killed has left of two models, one
+file after the other, is told from a model. Directories of version 0.1 have flags in their JSON alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.flags import FlagError
+from flagformer.wrappers.faithful import refuse_changed, second_names
 
 if TYPE_CHECKING:
     from flagformer.wrappers.memformer import Memformer
@@ -26,21 +32,31 @@ WEIGHTS, FLAGS = "model.safetensors", "flags.json"
 def save_model(
     model: TransformerWrapper | XTransformer | Memformer | ViTransformerWrapper, directory: Path
 ) -> None:
-    """Writes both files, each to a temporary name first, so that a crash leaves no half of one."""
+    """Writes both files, each to a temporary name first, so that a crash leaves no half of one.
+
+    Raises:
+        ValueError: for a model that `load_model` could not give back, naming what differs; nothing is
+            written.
+    """
+    from flagformer.wrappers.build import build  # which makes models of this module's callers
+
+    _need_safetensors()
     flags = model.flags
     try:
-        text = json.dumps({"schema": SCHEMA, "flags": flags}, indent=2)
+        text = json.dumps(flags)
     except TypeError:
         given = [name for name, value in flags.items() if not _is_plain(value)]
         raise ValueError(
             f"`{'`, `'.join(given)}` was given as a class or module, which JSON cannot hold: "
             "save `model.state_dict()` and rebuild the model in code"
         ) from None
+    refuse_changed(model, flags, build)
+    shared = second_names(model)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+    record = {"schema": SCHEMA, "saved": _digest(text.encode()), "flags": flags}
     directory.mkdir(parents=True, exist_ok=True)
-    shared = _shared(model)
-    tensors = model.state_dict().items()
-    save_tensors({name: tensor for name, tensor in tensors if name not in shared}, directory / WEIGHTS)
-    _replace(directory / FLAGS, (text + "\n").encode())
+    save_tensors(tensors, directory / WEIGHTS, {"flags": text, "weights": _digest_of(tensors)})
+    _replace(directory / FLAGS, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def load_model(directory: Path, build: Any) -> nn.Module:
@@ -49,17 +65,23 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     Raises:
         ValueError: naming the file that is missing, unreadable, of a newer schema or of another model.
     """
+    path = directory / WEIGHTS
+    record = _read_record(directory / FLAGS, path)
     try:
-        model = build(_read_flags(directory / FLAGS))
+        model = build(record["flags"])
     except FlagError as error:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
-    path = directory / WEIGHTS
+    _refuse_other_flags(record, path, directory / FLAGS)
     state = load_tensors(path)
     learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
     kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
         model.to(kinds.pop())
-    state |= {name: state[first] for name, first in _shared(model).items() if first in state}
+    else:
+        for name, parameter in model.named_parameters():
+            if name in state:
+                parameter.data = parameter.data.to(state[name].dtype)
+    state |= {name: state[first] for name, first in second_names(model).items() if first in state}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -70,11 +92,12 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     return model
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """By name, as safetensors; first to a temporary name."""
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """By name, as safetensors, with some texts; first to a temporary name."""
+    _need_safetensors()
     from safetensors.torch import save
 
-    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -83,6 +106,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     Raises:
         ValueError: naming a file that is missing or unreadable.
     """
+    _need_safetensors()
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -98,18 +122,53 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         ) from None
 
 
-def _shared(model: nn.Module) -> dict[str, str]:
-    """Second names of parameters (tied embeddings) -> their first; only the first is stored."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+def load_metadata(path: Path) -> dict[str, str]:
+    """The texts in what `save_tensors` wrote; empty where there are none, or no such file can be read."""
+    _need_safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
-def _read_flags(path: Path) -> dict[str, Any]:
+def weights_digest(directory: str | Path) -> str:
+    """What tells the weights in a directory from others; empty for those of version 0.1."""
+    return load_metadata(Path(directory) / WEIGHTS).get("weights", "")
+
+
+def refuse_other_weights(path: Path) -> None:
+    """ValueError for a stream beside weights that it was not saved with."""
+    saved, here = load_metadata(path).get("of weights", ""), weights_digest(path.parent)
+    if saved and here and saved != here:
+        raise ValueError(
+            f"{path} was not saved with {path.parent / WEIGHTS}: a `save` was interrupted, or the model was "
+            "saved alone since; save both again by `stream.save`"
+        )
+
+
+def _refuse_other_flags(record: Mapping[str, Any], weights: Path, flags: Path) -> None:
+    held = load_metadata(weights).get("flags")
+    if held is None or record.get("saved") == _digest(held.encode()) or record["flags"] == json.loads(held):
+        return
+    raise ValueError(
+        f"{weights} does not hold the weights of {flags}, but of a model with other flags: a `save` was "
+        f"interrupted, or a file was copied; save again, or delete {flags.name} to load the model of the "
+        "weights, which hold their flags too"
+    )
+
+
+def _read_record(path: Path, weights: Path) -> dict[str, Any]:
+    """The record of flags; that of the weights where its file is not there (any more, or yet)."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; `model.save(directory)` writes it") from None
+        held = load_metadata(weights).get("flags")
+        if held is None:
+            raise ValueError(f"{path} does not exist; `model.save(directory)` writes it") from None
+        record = {"schema": SCHEMA, "flags": json.loads(held)}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno} is not valid JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -120,16 +179,44 @@ def _read_flags(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has schema {record.get('schema')!r}, but this version reads schema {SCHEMA}"
         )
-    return record["flags"]
+    return record
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Gives `path` new content, all of it or, by an OSError, none."""
     temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _need_safetensors() -> None:
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "models are saved and loaded by safetensors, which is not installed: "
+            "`pip install safetensors`, or `pip install 'flagformer[study]'`"
+        ) from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,7 +13,7 @@ from flagformer.generation import evaluating
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.segments import Past, check_reach, leave
-from flagformer.wrappers.storage import load_tensors, save_tensors
+from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 
 FILE = "stream.safetensors"
 
@@ -112,7 +112,7 @@ class Stream:
                 for name, value in (("padding", layout.padding), ("slots", self.mems.slots))
                 if value is not None
             }
-        save_tensors(held, Path(directory) / FILE)
+        save_tensors(held, Path(directory) / FILE, {"of weights": weights_digest(directory)})
 
     def restore(self, directory: str | Path) -> None:
         """Goes on where a saved stream stood.
@@ -120,6 +120,7 @@ class Stream:
         Raises:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
+        refuse_other_weights(Path(directory) / FILE)
         held = load_tensors(Path(directory) / FILE, self.model.token_emb.weight.device)
         ids = held["ids"]
         if len(ids) != self.batch:
