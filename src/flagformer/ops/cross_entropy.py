@@ -82,10 +82,10 @@ class _Summed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError(
-                "the first backward of a loss of `loss_chunks` has used up its gradients; for a second one call "
-                "the first with `retain_graph=True`"
+                "the first backward of a loss of `loss_chunks` has used up its gradients; for a second one "
+                "call the first with `retain_graph=True`"
             )
-        if torch._C._autograd._get_current_graph_task_keep_graph():  # type: ignore[attr-defined]
+        if torch._C._autograd._get_current_graph_task_keep_graph():
             scaled = [None if one is None else one * grad for one in ctx.grads]
         else:
             # in place: the gradient of [V, E] would be there twice

@@ -144,7 +144,7 @@ class _Repetition(AbstractContextManager[None]):
             self.entered.enter_context(context)
 
     def __exit__(self, *error: Any) -> bool:
-        return self.entered.__exit__(*error)
+        return bool(self.entered.__exit__(*error))
 
 
 @contextmanager
