@@ -46,10 +46,14 @@ def real_of(how, length):
 def trained(subject, ids, how, dtype=None):
     """Logits, after a backward, and the gradients."""
     subject.model.zero_grad()
+    real = real_of(how, ids.shape[1])
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         logits = subject.model(ids, **subject.side(0, 1), **how)
-    real = real_of(how, ids.shape[1])
-    logits.float().masked_fill(~real[..., None], 0.0).logsumexp(-1).mean().backward()
+        loss = logits.float().masked_fill(~real[..., None], 0.0).logsumexp(-1).mean()
+        if dtype is torch.float16:  # torch advises against it, and it works
+            loss.backward()
+    if dtype is not torch.float16:
+        loss.backward()
     grads = [p.grad for p in subject.model.parameters() if p.grad is not None]
     return logits.detach().float().masked_fill(~real[..., None], 0.0), grads
 

@@ -51,6 +51,7 @@ class OwnTokens(Source):
     ) -> None:
         super().__init__(projection, qk_norm, dims)
         self.rotation, self.of_values, self.window = rotation, of_values, window
+        self.turns_at = () if window is None else (window,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)

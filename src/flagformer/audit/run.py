@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from flagformer.audit.blame import Blame, Build
 from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.checks import run
 from flagformer.audit.checks.every import AS_IT_IS, COMPARING, NAMES
+from flagformer.audit.further import PRECISIONS, further, worse
 from flagformer.audit.keep import left_untouched, threads_for
 from flagformer.audit.refusal import one_line
 from flagformer.audit.report import AuditReport, CheckResult
@@ -32,6 +34,7 @@ def audit(
     checks: Iterable[str] | None = None,
     seed: int = 0,
     rebuild: Build | None = None,
+    precision: str = "fp32",
 ) -> AuditReport:
     """Checks a causal language model for what goes wrong silently.
 
@@ -39,8 +42,10 @@ def audit(
     forward gives, determinism in eval mode, a gradient for every parameter, nothing infinite under bf16. What
     the model has no argument for is "not applicable"; a cache that a Hugging Face config promises
     (`use_cache`) and that cannot be checked is no pass. Rotary positions are checked across the lengths that
-    such a config states. Its mode, gradients, buffers and weights come back as they were, so do random
-    states and the number of threads: a small model on a CPU is audited on one.
+    such a config states. A model of this library is read once more, more briefly, in a longer row for each
+    way in which it computes long ones, up to its `max_seq_len`. Its mode, gradients, buffers and weights come
+    back as they were, and so do the random states and the number of threads: a small model on a CPU is
+    audited on one.
 
     Args:
         model: any callable `ids [B, T] -> logits [B, T, V]`: a model of this library, an `nn.Module`, a
@@ -53,6 +58,8 @@ def audit(
         seed: of the ids and of every forward.
         rebuild: flags -> model, to find the flag at fault in a model that has `flags`; default
             `flagformer.build` for models of this library.
+        precision: "fp32", "bf16" or "fp16", in which the model is trained. Under autocast in that precision
+            it must repeat itself, leak nothing and train finitely; "fp32" asks for the last in bf16.
 
     Raises:
         ValueError: arguments that make no sense, or a model that does not turn ids into logits.
@@ -64,6 +71,7 @@ def audit(
         raise ValueError(f"`model` must be a callable ids -> logits, but is {type(model).__name__}")
     with left_untouched(module_of(model)), threads_for(module_of(model)):
         settings = _settings(model, num_tokens, seq_len, causal, seed)
+        settings = replace(settings, precision=_precision(precision))
         results = examine(model, settings, names)
         results = _blamed(model, results, settings, rebuild)
     return AuditReport(describe(model), tuple(results), time.perf_counter() - began)
@@ -74,11 +82,28 @@ def examine(model: Callable[..., Any], settings: Settings, names: Iterable[str] 
     module, wanted = module_of(model), set(names)
     if module is not None:
         module.eval()
+    results = _examined(model, settings, wanted)
+    for others, some in further(settings, calls_of(model), wanted):
+        again = {result.check: result for result in _examined(model, others, some)}
+        results = [
+            worse(first, again[first.check], others) if first.check in again else first for first in results
+        ]
+    return results
+
+
+def _examined(model: Callable[..., Any], settings: Settings, wanted: set[str]) -> list[CheckResult]:
+    module = module_of(model)
     with stirred(module, settings.seed):
         subject = Subject(model, settings)
         results = [run(check, subject) for check in COMPARING if check.__name__ in wanted]
     subject = Subject(model, settings)
     return results + [run(check, subject) for check in AS_IT_IS if check.__name__ in wanted]
+
+
+def _precision(name: str) -> torch.dtype | None:
+    if name not in PRECISIONS:
+        raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is {name!r}")
+    return PRECISIONS[name]
 
 
 def describe(model: Callable[..., Any]) -> str:

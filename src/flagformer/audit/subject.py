@@ -27,12 +27,40 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What an audit was asked for, and what it found out about the vocabulary and the length."""
+    """What an audit was asked for, and what it found out about the vocabulary and the length.
+
+    Attributes:
+        precision: what the model is trained in where that is not full precision.
+        cast: whether comparisons run under autocast.
+        brief: fewer places and blocks, for rows that are read once more.
+    """
 
     num_tokens: int
     seq_len: int
     causal: bool | None
     seed: int
+    precision: torch.dtype | None = None
+    cast: bool = False
+    brief: bool = False
+
+    @property
+    def low(self) -> torch.dtype:
+        """Of autocast where it is on."""
+        return self.precision or torch.bfloat16
+
+    @property
+    def low_words(self) -> str:
+        return f"under {'bf16' if self.low == torch.bfloat16 else 'fp16'} autocast"
+
+    @property
+    def most_places(self) -> int:
+        """Positions at which something is changed or cut."""
+        return 4 if self.brief else 32
+
+    @property
+    def words(self) -> str:
+        """Which rows these are."""
+        return f"in rows of {self.seq_len} tokens{f' {self.low_words}' if self.cast else ''}"
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
@@ -42,7 +70,8 @@ def module_of(model: Callable[..., Any]) -> nn.Module | None:
 
 
 class Subject:
-    """A model with the ids it is asked about. Comparisons run without gradients and autocast, seeded."""
+    """A model with the ids it is asked about. Comparisons run without gradients, seeded, and under autocast
+    only where the settings say so."""
 
     def __init__(self, model: Callable[..., Any], settings: Settings) -> None:
         self.settings = settings
@@ -80,8 +109,12 @@ class Subject:
     def comparing(self, seed: int = 0) -> Iterator[None]:
         torch.manual_seed(self.settings.seed + seed)
         random.seed(self.settings.seed + seed)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), self.autocast(self.settings.cast):
             yield
+
+    def autocast(self, on: bool) -> torch.autocast:
+        """That of the settings, or none."""
+        return torch.autocast(self.device.type, self.settings.low, enabled=on)
 
     @contextmanager
     def training(self, on: bool) -> Iterator[None]:
@@ -124,7 +157,8 @@ class Subject:
 
     def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> Worst:
         largest = self.reference.abs().max().item()
-        dtype = max(self.reference.dtype, self.coarsest, key=lambda dtype: torch.finfo(dtype).eps)
+        dtypes = [self.reference.dtype, self.coarsest] + [self.settings.low] * self.settings.cast
+        dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         return Worst(tolerance(dtype), largest or 1.0)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of
-from flagformer.ops.full_precision import wide
+from flagformer.ops.full_precision import wide, without_casts
 from flagformer.ops.tried import private
 
 fused = private("_scaled_dot_product_flash_attention_for_cpu")
@@ -245,7 +245,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, biases, groups, out, lse = ctx.saved_tensors
     learned = ctx.needs_input_grad[3]
     backward = learned_backward if learned else fixed_backward
-    grads = backward(grad, q, k, v, out, lse, biases, groups, ctx.span, ctx.scale)
+    with without_casts(grad.device):  # a backward may run under autocast too
+        grads = backward(grad, q, k, v, out, lse, biases, groups, ctx.span, ctx.scale)
     return (*grads, *[None] * (7 - len(grads)))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flagformer.ops.attend_blocks import Given, Vectors, attend_backward
 from flagformer.ops.attend_blocks import attend as attend_part
+from flagformer.ops.full_precision import without_casts
 from flagformer.ops.pieces import parts
 from flagformer.ops.stretches import Stretches
 
@@ -91,7 +92,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, *places, out, sums, shares = ctx.saved_tensors
-    found = backward(grad, q, k, v, out, sums, shares, *places, *ctx.rest)
+    with without_casts(grad.device):  # a backward may run under autocast too
+        found = backward(grad, q, k, v, out, sums, shares, *places, *ctx.rest)
     return *found, *[None] * 7
 
 

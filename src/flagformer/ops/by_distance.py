@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.ops.full_precision import wide
+from flagformer.ops.lengths import LONG_TABLE
 from flagformer.ops.negligible import drop_negligible, strips
 
 # Queries in a chunk, when the table is long and when it is short. Forward and backward, n 2048, 8 heads of
 # 64, 2 threads, ms in chunks of 128 and 256: ALiBi 136, 87; a learned bias 113, 117; one of 600 distances
 # 72, 84; a window of 256 43, 45.
 CHUNKS = (256, 128)
-LONG_TABLE = 1024
 EDGE = CHUNKS[0] - 1
 
 

@@ -8,6 +8,8 @@ import torch
 # 6.5 6.3, 20.6 23.2, 66 90; T5 8.6 7.7, 25.5 25.5, 80 132. Stretches of clusters are no slower than chunks
 # from about as many tokens on.
 LONG = 256
+LONG_TABLE = 1024  # distances in a table from which on larger chunks of queries pay: see `by_distance`
+LENGTHS = (LONG, LONG_TABLE)  # of rows, from which on they may be computed in another way
 
 
 def is_long(length: int) -> bool:

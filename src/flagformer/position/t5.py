@@ -38,6 +38,7 @@ class T5(DistanceBias):
             raise FlagError([Finding("rel_pos_max_distance", f"{text}, but is {max_distance}")])
         self.buckets, self.max_distance, self.causal = buckets, max_distance, dims.causal
         self.same_from = max_distance
+        self.turns_at = (max_distance,)
         self.scale = dims.dim_head**0.5
         self.table = nn.Parameter(torch.zeros(buckets, dims.heads))
 

@@ -31,6 +31,7 @@ class SparseTopK(Weights):
         super().__init__()
         assert count is not None
         self.count = count
+        self.turns_at = (count,)
 
     def forward(self, scores: Tensor) -> Tensor:
         if scores.shape[-1] <= self.count:

@@ -29,6 +29,7 @@ STAMPS: dict[str, tuple[str, ...]] = {
     "cache = full": ("cache",),
     "batch-independent": ("batch",),
     "deterministic": ("determinism",),
+    "finite": ("finite",),
 }
 NEW_TOKENS = 64  # of the decoding that is timed
 STATE_LENGTHS = (64, 128)  # tokens of the two decode states whose sizes are compared
@@ -77,7 +78,7 @@ def examined(model: Any, trial: Trial) -> dict[str, Any]:
         return {"stamps": dict.fromkeys(STAMPS, "not applicable"), "failures": []}
     from flagformer.audit import audit
 
-    report = audit(model, seed=trial.seed)
+    report = audit(model, seed=trial.seed, precision=trial.train.precision)
     return {
         "stamps": {stamp: _together([report[check].status for check in STAMPS[stamp]]) for stamp in STAMPS},
         "failures": [f"{result.title}: {result.words}" for result in report.failures],
@@ -131,7 +132,9 @@ def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
     found = []
     for variant in study.compare:
         trial = study.trial(variant, study.seeds[0], study.candidates[0])
-        content = json.dumps([trial.model_flags, study.data.model_dump(mode="json")], sort_keys=True)
+        content = json.dumps(
+            [trial.model_flags, study.data.model_dump(mode="json"), trial.train.precision], sort_keys=True
+        )
         found.append((directory / "variants" / hashlib.sha256(content.encode()).hexdigest()[:12], trial))
     return found
 

@@ -17,6 +17,7 @@ class Core(nn.Module, ABC):
     makes_z_loss = False  # whether the z-loss is put on the tape where it asks for it
     reads_pairs = True  # whether it reads the pairs of the forward
     reads_terms = False  # whether it reads the terms, in place of pairs of T * S
+    turns_at: tuple[int, ...] = ()  # lengths of rows beyond which it computes in another way
     leaks = False  # whether later tokens decide whom an earlier one meets
     makes_losses = False  # whether it puts losses on the tape in training
 

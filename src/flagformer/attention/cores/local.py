@@ -36,6 +36,7 @@ class Local(Core):
     def __init__(self, kernel: Kernel, path: ScorePath, reach: int, later: bool) -> None:
         super().__init__()
         self.kernel, self.path, self.reach, self.later = kernel, path, reach, later
+        self.turns_at = (reach,)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats

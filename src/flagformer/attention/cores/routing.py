@@ -91,6 +91,7 @@ class Routing(Core):
         if memories and selection == "recent":
             raise FlagError([Finding("cluster_num_mem_kv", NO_MEMORY)])
         self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
+        self.turns_at = (window,)
         self.makes_losses, self.leaks = commitment > 0, selection != "recent"
         self.meet = Routing.recent if selection == "recent" else Routing.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)

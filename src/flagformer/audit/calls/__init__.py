@@ -98,6 +98,10 @@ class Calls(ABC):
         """Positions from which on the model may compute in another way, where it says them."""
         return ()
 
+    def long_rows(self) -> tuple[int, ...]:
+        """Lengths of rows that go by every way in which the model computes long ones, where it says them."""
+        return ()
+
     def promises(self, check: str) -> str:
         """What the model says that makes it a fault if the named check cannot run; else empty."""
         return ""

@@ -24,6 +24,8 @@ from flagformer.audit.calls import (
     logits_in,
     only_given,
 )
+from flagformer.stack.layers import AttentionLayers
+from flagformer.stack.long_rows import long_rows
 
 ARGUMENTS = {
     MASK: "mask",
@@ -108,6 +110,13 @@ class PlainCalls(Calls):
             self.model, "num_memory_slots", False
         )
         return getattr(self.model, "max_seq_len", None) if binds else None
+
+    def long_rows(self) -> tuple[int, ...]:
+        """Beyond the lengths at which this library's layers turn, up to `max_seq_len`."""
+        most = getattr(self.model, "max_seq_len", None)
+        if most is None or not isinstance(self.layers, AttentionLayers):
+            return ()
+        return long_rows(self.layers, most)
 
     def why_not_causal(self) -> str:
         sees_all = getattr(self.layers, "causal", True) is False and not self._sees_prefix()

@@ -15,8 +15,6 @@ from flagformer.audit.subject import NotApplicable, Subject
 
 Check = Callable[[Subject], CheckResult]
 
-MOST_PLACES = 32
-
 
 def run(check: Check, subject: Subject) -> CheckResult:
     result = _result(check, subject)
@@ -42,9 +40,9 @@ def _result(check: Check, subject: Subject) -> CheckResult:
         return CheckResult(name, FAILED, f"{doing}the model raises {one_line(error)}")
 
 
-def places(first: int, end: int) -> list[int]:
-    """The positions `first <= p < end`, thinned out evenly where there are many; both ends stay."""
+def places(first: int, end: int, most: int) -> list[int]:
+    """The positions `first <= p < end`, thinned out evenly to `most`; both ends stay."""
     count = end - first
-    if count <= MOST_PLACES:
+    if count <= most:
         return list(range(first, end))
-    return sorted({first + round(i * (count - 1) / (MOST_PLACES - 1)) for i in range(MOST_PLACES)})
+    return sorted({first + round(i * (count - 1) / (most - 1)) for i in range(most)})

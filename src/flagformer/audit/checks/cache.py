@@ -11,7 +11,7 @@ from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, G
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
-from flagformer.audit.subject import ROWS, Subject
+from flagformer.audit.subject import ROWS, Settings, Subject
 from flagformer.audit.worst import Worst
 
 UNEVEN = (1, 4, 2, 7, 3)
@@ -21,7 +21,7 @@ def cache(subject: Subject) -> CheckResult:
     """In one block, token by token, in uneven blocks; also padded, windowed, rolled back, reordered."""
     subject.needs(CACHE)
     worst, tries = subject.other_shape(), Tries()
-    for name, blocks in schedules(subject.settings.seq_len):
+    for name, blocks in schedules(subject.settings):
         with tries.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
@@ -32,8 +32,13 @@ def cache(subject: Subject) -> CheckResult:
     return judged("cache", worst, words, tries)
 
 
-def schedules(length: int) -> Iterator[tuple[str, list[int]]]:
+def schedules(settings: Settings) -> Iterator[tuple[str, list[int]]]:
     """Names and block sizes."""
+    length = settings.seq_len
+    if settings.brief:
+        yield "in halves", [length // 2, length - length // 2]
+        yield "a prompt, then token by token", [length - 3, 1, 1, 1]
+        return
     uneven: list[int] = []
     while sum(uneven) < length:
         uneven.append(min(UNEVEN[len(uneven) % len(UNEVEN)], length - sum(uneven)))
@@ -72,7 +77,7 @@ def _left_padded(subject: Subject, worst: Worst) -> None:
     ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
     given = Given(starts=total - torch.tensor(lengths, device=subject.device))
     wanted = subject.logits(ids, given)
-    for name, blocks in schedules(total):
+    for name, blocks in schedules(subject.settings):
         got = decoded(subject, ids, blocks, given)
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded left, {name}: cached and full logits differ"
@@ -85,7 +90,7 @@ def _windowed(subject: Subject, worst: Worst) -> None:
         return
     given = Given(window=subject.settings.seq_len // 3)
     wanted = subject.logits(subject.ids, given)
-    for name, blocks in schedules(subject.settings.seq_len):
+    for name, blocks in schedules(subject.settings):
         got = decoded(subject, subject.ids, blocks, given)
         worst.compare(got, wanted, f"with window={given.window}, {name}: cached and full logits differ")
 

@@ -1,21 +1,22 @@
-"""Nothing overflows: in full precision, and in training under bf16 autocast."""
+"""Nothing overflows or raises: in full precision, and in training under autocast."""
 
 from __future__ import annotations
 
-import contextlib
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import MASK, STARTS, Given
+from flagformer.audit.calls import MASK, PACKING, STARTS, Given
 from flagformer.audit.checks.gradients import forget_gradients, loss_of
+from flagformer.audit.checks.packing import packed_lengths
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.report import CheckResult, must_be
 from flagformer.audit.subject import Subject, checked
 
-FULL, LOW = "in full precision", "under bf16 autocast"
+FULL = "in full precision"
 
 
 class Bad(NamedTuple):
@@ -26,25 +27,30 @@ class Bad(NamedTuple):
     parameters: tuple[str, ...] = ()
 
 
+Way = Callable[[Subject, str], Bad | None]
+
+
 def finite(subject: Subject) -> CheckResult:
-    """Logits, padded rows included, in full precision and under bf16; loss and gradients under bf16."""
+    """Logits, of padded and packed rows too, in full precision and under autocast; gradients there."""
+    when = subject.settings.low_words
     subject.doing = FULL
     plain = subject.logits(subject.ids)
     with subject.comparing():
-        bad = _bad_logits(plain, FULL) or _padded(subject, FULL)
-    if bad is None and subject.coarsest == torch.float16:
+        ways = [way for way in ARRANGED if _runs(way, subject)]
+        bad = _bad_logits(plain, FULL) or _arranged(subject, FULL, ways)
+    if bad is None and subject.coarsest == torch.float16 and subject.settings.low == torch.bfloat16:
         return must_be("finite", True, "in float16; bf16 autocast is not for float16 weights")
     if bad is None:
-        subject.doing = LOW
-        with torch.autocast(subject.device.type, torch.bfloat16):
+        subject.doing = when
+        with subject.autocast(True):
             with torch.no_grad():
                 low = checked(subject.calls.forward(subject.ids), subject.ids)
-                bad = _bad_logits(low, LOW) or _padded(subject, LOW)
-            bad = bad or _trained(subject)
+                bad = _bad_logits(low, when) or _arranged(subject, when, ways)
+            bad = bad or _trained(subject, when)
     if bad is not None:
         return must_be("finite", False, bad.words, position=bad.position, parameters=bad.parameters)
     apart = ((low.double() - plain.double()).abs().max() / plain.abs().max().clamp(min=1e-30)).item()
-    words = f"in full precision and bf16 ({apart:.1e} apart)"
+    words = f"in full precision and {when} ({apart:.1e} apart)"
     return must_be("finite", True, words)
 
 
@@ -54,13 +60,22 @@ def _bad_logits(logits: Tensor, when: str) -> Bad | None:
     return Bad(f"logits are not finite {when}", int(places[0])) if len(places) else None
 
 
-def _padded(subject: Subject, when: str) -> Bad | None:
-    """The same for the real tokens of padded rows: a query that sees nothing is where NaN is born.
+def _runs(way: Way, subject: Subject) -> bool:
+    """Whether the model can be called so in full precision; where it raises, the padding checks say so."""
+    try:
+        way(subject, FULL)
+    except Exception:
+        return False
+    return True
 
-    Where the model raises there, the padding checks say so.
-    """
-    with contextlib.suppress(Exception):
-        return _bad_padded_right(subject, when) or _bad_padded_left(subject, when)
+
+def _arranged(subject: Subject, when: str, ways: list[Way]) -> Bad | None:
+    """The same for the real tokens of padded and packed rows: a query that sees nothing is where NaN is
+    born."""
+    for way in ways:
+        bad = way(subject, when)
+        if bad is not None:
+            return bad
     return None
 
 
@@ -84,6 +99,16 @@ def _bad_padded_left(subject: Subject, when: str) -> Bad | None:
     return next(filter(None, bad), None)
 
 
+def _bad_packed(subject: Subject, when: str) -> Bad | None:
+    if subject.calls.missing(PACKING):
+        return None
+    lengths = packed_lengths(subject.settings.seq_len)
+    return _bad_logits(subject.calls.forward(subject.ids, Given(seq_lens=lengths)), f"in packed rows, {when}")
+
+
+ARRANGED: tuple[Way, ...] = (_bad_padded_right, _bad_padded_left, _bad_packed)
+
+
 def _lengths(subject: Subject) -> tuple[list[int], Tensor]:
     lengths = row_lengths(subject)
     return lengths, torch.tensor(lengths, device=subject.device)
@@ -93,7 +118,7 @@ def _row(n: int, side: str, when: str) -> str:
     return f"in a row of {n} tokens padded {side}, {when}"
 
 
-def _trained(subject: Subject) -> Bad | None:
+def _trained(subject: Subject, when: str) -> Bad | None:
     """Loss and gradients of one training step under the autocast around it."""
     if subject.module is None:
         return None
@@ -102,15 +127,15 @@ def _trained(subject: Subject) -> Bad | None:
     forget_gradients(subject.module)
     with subject.training(True), torch.enable_grad():
         logits, loss = loss_of(subject, subject.ids)
-        bad = _bad_logits(logits, f"in train mode {LOW}")
+        bad = _bad_logits(logits, f"in train mode {when}")
         if bad or not loss.isfinite():
-            return bad or Bad(f"the loss is {loss.item()} {LOW}")
+            return bad or Bad(f"the loss is {loss.item()} {when}")
         if not loss.requires_grad:
             return None
         loss.backward()
     named = subject.module.named_parameters()
     names = tuple(name for name, p in named if p.grad is not None and not _all_finite(p.grad))
-    return Bad(f"gradients are not finite {LOW}: {', '.join(names[:6])}", None, names) if names else None
+    return Bad(f"gradients are not finite {when}: {', '.join(names[:6])}", None, names) if names else None
 
 
 def _all_finite(gradient: Tensor) -> bool:

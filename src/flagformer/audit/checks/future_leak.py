@@ -40,7 +40,7 @@ def _compare(subject: Subject, worst: Worst, prefix: int, mode: str) -> None:
     base = subject.logits(subject.ids, given)
     if not torch.equal(subject.logits(subject.ids, given), base):
         raise NotImplementedError(f"{mode} the same random state does not give the same logits")
-    for place in places(max(1, prefix), subject.settings.seq_len):
+    for place in places(max(1, prefix), subject.settings.seq_len, subject.settings.most_places):
         for changed in changes(subject, place):
             got = subject.logits(changed, given)[:, :place]
             words = f"{mode} these logits change when token {place} or later ones change"

@@ -22,7 +22,7 @@ def length(subject: Subject) -> CheckResult:
     prefix = 0 if subject.calls.missing(PREFIX) else subject.settings.seq_len // 4
     given = Given(prefix=prefix or None)
     whole = subject.logits(subject.ids, given)
-    for end in places(max(1, prefix), subject.settings.seq_len):
+    for end in places(max(1, prefix), subject.settings.seq_len, subject.settings.most_places):
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
         with tries.of(f"an input of {end} tokens"):
             worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)

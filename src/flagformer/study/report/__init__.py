@@ -19,7 +19,7 @@ from flagformer.study.results import BITS, Results
 from flagformer.study.wording import listed, plural
 
 NOTE = (
-    "Valid: causal, neutral to padding, equal with cache, independent of the batch, deterministic. "
+    "Valid: causal, neutral to padding, equal with cache, independent of the batch, deterministic, finite. "
     "Loss: held-out nats per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
     "seed; the verdict is that of the "
     "paired t test, Holm-corrected over the variants, at 5 %, and asks that the signs of the "

@@ -18,6 +18,7 @@ LETTERS = {
     "cache = full": "cache",
     "batch-independent": "batch",
     "deterministic": "repeats",
+    "finite": "finite",
 }
 
 

@@ -1,0 +1,77 @@
+"""Faults that show in long rows only, or under autocast only."""
+
+import pytest
+import torch
+
+import flagformer
+from flagformer import audit
+from flagformer.ops.lengths import LENGTHS, LONG, LONG_TABLE
+from flagformer.stack.long_rows import long_rows
+
+FLAGS = {"num_tokens": 11, "max_seq_len": LONG + 4, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
+
+
+def model_with(fault, **flags):
+    """A decoder whose layers give what `fault` makes of their output [B, T, D]."""
+    torch.manual_seed(0)
+    model = flagformer.build({**FLAGS, **flags})
+    model.attn_layers.register_forward_hook(lambda module, given, out: fault(out))
+    return model
+
+
+def leaks_when_long(out):
+    return out + 0.5 * out.flip(1) if out.shape[1] >= LONG else out
+
+
+def leaks_in_half(out):
+    return out + 0.5 * out.flip(1) if torch.is_autocast_enabled("cpu") else out
+
+
+def raises_in_half_when_long(out):
+    if torch.is_autocast_enabled("cpu") and out.shape[1] >= LONG:
+        raise RuntimeError("expected scalar type Float but found BFloat16")
+    return out
+
+
+def test_rows_beyond_the_length_at_which_another_path_begins_are_read():
+    report = audit(model_with(leaks_when_long), checks=["future_leak", "length"])
+    assert [result.status for result in report] == ["failed", "failed"]
+    assert all(result.words.startswith(f"in rows of {LONG + 4} tokens: ") for result in report)
+    assert audit(model_with(leaks_when_long, max_seq_len=LONG - 1), checks=["future_leak"]).passed
+
+
+def test_the_precision_of_training_is_read():
+    assert audit(model_with(leaks_in_half), checks=["future_leak"]).passed
+    result = audit(model_with(leaks_in_half), checks=["future_leak"], precision="bf16")["future_leak"]
+    assert result.failed
+    assert "under bf16 autocast" in result.words
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_what_raises_under_autocast_in_long_rows_is_not_finite(precision):
+    result = audit(model_with(raises_in_half_when_long), checks=["finite"], precision=precision)["finite"]
+    assert result.failed
+    low = "fp16" if precision == "fp16" else "bf16"
+    assert result.words.startswith(f"in rows of {LONG + 4} tokens: under {low} autocast: the model raises")
+
+
+def test_precision_is_one_of_three():
+    with pytest.raises(ValueError, match="`precision` must be one of fp32, bf16, fp16, but is 'half'"):
+        audit(model_with(lambda out: out), precision="half")
+
+
+def test_one_row_goes_by_all_turns_of_its_kind():
+    flags = {**FLAGS, "max_seq_len": 4 * LONG_TABLE}
+
+    def rows(longest, **more):
+        return long_rows(flagformer.build({**flags, **more}).attn_layers, longest)
+
+    assert rows(4 * LONG_TABLE) == tuple(length + length // 4 for length in LENGTHS)
+    assert rows(LONG) == (LONG,)
+    assert rows(LONG - 1) == ()
+    # the widest of a window, a table of T5 and local heads
+    wide = {"attn_max_attend_past": 100, "rel_pos_bias": True, "rel_pos_max_distance": 40}
+    local = {"n_local_attn_heads": 1, "local_attn_window_size": 60}
+    assert rows(LONG - 1, **wide, **local) == (126,)  # 100 tokens and itself
+    assert rows(LONG - 1, num_clusters=2, window_size=80) == (100,)
+    assert rows(120, **wide) == (120,)
