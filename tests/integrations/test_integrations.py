@@ -1,0 +1,168 @@
+"""PEFT, accelerate, Lightning and the Trainer of transformers train every kind of model, save and load it."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from integration_models import MODELS, Learner, batch, loss_of, same_weights
+from torch import nn
+
+import flagformer
+from flagformer.attention.cores.kmeans import KMeans
+
+STEPS, RATE = 20, 3e-3
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+
+
+def of(package):
+    return pytest.importorskip(
+        package, reason=f"{package} is not installed: pip install flagformer[integrations]"
+    )
+
+
+def linears(model):
+    """Names of every plain linear, as PEFT takes them; "all-linear" is for models of transformers."""
+    return [name for name, part in model.named_modules() if type(part) is nn.Linear]
+
+
+@pytest.fixture(params=MODELS)
+def learner(request):
+    torch.set_num_threads(1)
+    learner = Learner(request.param)
+    for part in learner.modules():
+        if isinstance(part, KMeans):
+            part.first = part.means.clone()
+    return learner
+
+
+def assert_learned(learner, before):
+    """On the batch it has seen; and what clusters met has moved them."""
+    assert loss_of(learner) < before - 0.05
+    for part in learner.modules():
+        if isinstance(part, KMeans):
+            assert not torch.equal(part.means, part.first)
+
+
+def test_peft(learner, tmp_path):
+    """Low-rank adapters beside every linear learn, merge into the same function and come back from a file."""
+    peft = of("peft")
+    kind, base = learner.kind, copy.deepcopy(learner.model)
+    targets = linears(learner.model)
+    model = peft.get_peft_model(learner.model, peft.LoraConfig(r=4, target_modules=targets))
+    learner, before = Learner(kind, model), loss_of(learner)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(targets)
+    optimizer = torch.optim.AdamW(trained, lr=10 * RATE)
+    learner.train()
+    for _ in range(STEPS):
+        learner(batch())["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        flagformer.update_kmeans(learner)
+    assert_learned(learner, before)
+    want = loss_of(learner)
+    model.save_pretrained(tmp_path)
+    for part, own in zip(base.buffers(), model.get_base_model().buffers()):
+        part.copy_(own)  # centroids, which no adapter holds
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(loss_of(Learner(kind, loaded)), want, rtol=0, atol=1e-6)
+    merged = model.merge_and_unload()
+    assert linears(merged) == targets
+    torch.testing.assert_close(loss_of(Learner(kind, merged)), want, rtol=0, atol=1e-5)
+
+
+def test_accelerate(learner, tmp_path):
+    accelerator = of("accelerate").Accelerator(cpu=True)
+    before = loss_of(learner)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=RATE)
+    model, optimizer = accelerator.prepare(learner, optimizer)
+    model.train()
+    for _ in range(STEPS):
+        accelerator.backward(model(batch())["loss"])
+        optimizer.step()
+        optimizer.zero_grad()
+        flagformer.update_kmeans(model)
+    assert_learned(learner, before)
+    accelerator.save_state(tmp_path)
+    trained = copy.deepcopy(learner)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.zero_()
+    accelerator.load_state(tmp_path)
+    same_weights(learner, trained)
+    accelerator.free_memory()
+
+
+def test_lightning(learner, tmp_path):
+    lightning = of("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.learner = learner
+
+        def training_step(self, ids):
+            return self.learner(ids)["loss"]
+
+        def on_train_batch_end(self, *_):
+            flagformer.update_kmeans(self)
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=RATE)
+
+    before = loss_of(learner)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        max_steps=STEPS, accelerator="cpu", enable_checkpointing=False, default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader([batch()] * STEPS, batch_size=None))
+    assert_learned(learner, before)
+    trained = copy.deepcopy(learner)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.zero_()
+    Module.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    same_weights(learner, trained)
+
+
+def test_trainer(learner, tmp_path):
+    transformers = of("transformers")
+    of("accelerate")
+
+    class Centroids(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_):
+            flagformer.update_kmeans(model)
+
+    before = loss_of(learner)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=2, learning_rate=RATE,
+        lr_scheduler_type="constant", save_steps=STEPS, report_to=[], use_cpu=True, disable_tqdm=True,
+        dataloader_num_workers=0,
+    )  # fmt: skip
+    rows = [{"input_ids": row} for row in batch()] * STEPS
+    trainer = transformers.Trainer(model=learner, args=arguments, train_dataset=rows, callbacks=[Centroids()])
+    trainer.train()
+    assert_learned(learner, before)
+    from safetensors.torch import load_model
+
+    again = Learner(learner.kind)
+    load_model(again, str(tmp_path / f"checkpoint-{STEPS}" / "model.safetensors"))
+    same_weights(again, learner)
+
+
+def test_the_page_runs_as_typed(tmp_path, monkeypatch):
+    for package in ("peft", "accelerate", "lightning", "transformers"):
+        of(package)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, names)
+    saved = flagformer.load("trained")
+    same_weights(saved, names["learner"].learner.net)
