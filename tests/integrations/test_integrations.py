@@ -23,8 +23,8 @@ def of(package):
 
 
 def linears(model):
-    """Names of every plain linear, as PEFT takes them; "all-linear" is for models of transformers."""
-    return [name for name, part in model.named_modules() if type(part) is nn.Linear]
+    """Names of every linear, as PEFT takes them."""
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
 
 
 @pytest.fixture(params=MODELS)
@@ -45,12 +45,14 @@ def assert_learned(learner, before):
             assert not torch.equal(part.means, part.first)
 
 
-def test_peft(learner, tmp_path):
+@pytest.mark.parametrize("by", ["all-linear", "names"])
+def test_peft(learner, tmp_path, by):
     """Low-rank adapters beside every linear learn, merge into the same function and come back from a file."""
     peft = of("peft")
     kind, base = learner.kind, copy.deepcopy(learner.model)
     targets = linears(learner.model)
-    model = peft.get_peft_model(learner.model, peft.LoraConfig(r=4, target_modules=targets))
+    chosen = targets if by == "names" else by
+    model = peft.get_peft_model(learner.model, peft.LoraConfig(r=4, target_modules=chosen))
     learner, before = Learner(kind, model), loss_of(learner)
     trained = [p for p in learner.parameters() if p.requires_grad]
     assert len(trained) == 2 * len(targets)
