@@ -161,7 +161,7 @@ def weave_packed(pattern: Pattern, tokens: Layout) -> Weave:
     own = content - origins.gather(1, woven)
     _, inside = pattern.split(own)
     padding = torch.where(columns < 0, content >= 0, real.gather(1, columns.clamp(min=0)))
-    layout = Layout(own.clamp(min=0), padding, woven, lasting=columns < 0)
+    layout = Layout(own.clamp(min=0), padding, woven, sequences=sequences, lasting=columns < 0)
     return Weave(layout, columns, _index(pattern, columns, inside, content), places)
 
 

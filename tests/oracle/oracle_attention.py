@@ -1,0 +1,301 @@
+"""Self- and cross-attention of one row, as its papers have it: queries, keys, scores, weights, values."""
+
+from math import sqrt
+
+import numpy as np
+from oracle_norms import linear, sigmoid, silu, softmax, unit
+from oracle_positions import bias, turned
+from oracle_routing import Picks, clusters, nearest, recent, without_self
+from oracle_sight import seen
+
+# Scores that differ by so many fp64 units share the k-th place, and are all kept.
+ROUNDING = 32 * 2.0**-52
+
+
+class Attention:
+    """One attention sublayer of some weights.
+
+    Args:
+        settings: of the stack.
+        module: which sublayer.
+        weights: all of them, float64.
+        carried: kind -> scores that the attention before handed on; written here.
+    """
+
+    def __init__(self, settings, module, weights, carried):
+        self.settings, self.module, self.carried = settings, module, carried
+        self.all, self.prefix = weights, f"attn_layers.sublayers.{module.index}.fn"
+        self.heads, self.width = settings["heads"], settings["attn_dim_head"]
+
+    def of(self, name):
+        return self.settings.of(name, self.module)
+
+    def weight(self, name):
+        return self.all[f"{self.prefix}.{name}"]
+
+    def __call__(self, x, row, past=None, context=None):
+        """x [T, D], what the sublayer reads; `past` [M, D] of earlier segments; `context` [S, D_context]."""
+        own = context is None
+        read = context if not own else x if past is None else np.concatenate([past, x])
+        q, k, v = self._projected(x, read)
+        q, k, seats_k, seats_v = self._normed(q, k)
+        count = 0 if past is None else len(past)
+        unturned = q, k
+        if own:
+            places = row.first - count + np.arange(len(read))
+            q = self._turned_queries(q, places[count:])
+            k = turned(self.settings, k, places, -1)
+            if self.of("attn_rotary_embed_values"):
+                v = turned(self.settings, v, places, -1)
+            allowed = seen(self.settings, self.module, row, count)
+            biases = bias(self.settings, self.all, places[count:], places)
+        else:
+            allowed = np.ones((len(x), len(read)), bool)
+            biases = np.zeros((self.heads, *allowed.shape))
+        met = self._met(unturned, allowed, count, seats_k.shape[1], row.first)
+        out = self._weighed(q, (k, v, seats_k, seats_v), met, biases, unturned)
+        return self._output(self._gated(out, x))
+
+    def _turned_queries(self, q, places):
+        """Queries of fixed windows that look ahead count from the end of what they see."""
+        split, ahead = 0, 0
+        if self._local and self.of("local_attn_fixed_windows") and self.settings.looks_ahead:
+            split = self._local
+            ahead = self.of("local_attn_window_size") * self.of("local_attn_radius_blocks")
+        parts = (
+            turned(self.settings, q[:split], places + ahead, 1),
+            turned(self.settings, q[split:], places, 1),
+        )
+        return np.concatenate(parts)
+
+    def _projected(self, x, read):
+        """q [H, T, K], k [H, S, K], v [H, S, V]."""
+        groups = 1 if self.of("attn_one_kv_head") else self.of("attn_kv_heads") or self.heads
+        wide = self.of("attn_value_dim_head") or self.width
+        own = self.module.kind == "a"
+        shared = self.of("shared_qk" if own else "context_shared_qk")
+        if own:
+            name = "to_qv" if shared else "to_qkv"
+            packed = self.weight(f"source.projection.{name}.weight")
+            w_q, w_kv = packed[: self.heads * self.width], packed[self.heads * self.width :]
+        else:
+            w_q = self.weight("source.projection.to_q.weight")
+            w_kv = self.weight(f"source.projection.{'to_v' if shared else 'to_kv'}.weight")
+        q = _heads(x @ w_q.T, self.heads)
+        if shared:
+            k = _heads(read @ w_q.T, self.heads)
+            return q, unit(k) if own else k, _heads(read @ w_kv.T, self.heads)
+        k = _heads(read @ w_kv[: groups * self.width].T, groups)
+        if self.of("attn_shared_kv"):
+            return q, k, k
+        v = _heads(read @ w_kv[groups * self.width :].T, groups)
+        assert v.shape[-1] == wide
+        return q, k, v
+
+    def _normed(self, q, k):
+        """Queries, keys, and keys and values that every query sees, normed like all others."""
+        seats_k, seats_v = self._seats(len(k))
+        if self.of("attn_qk_norm") or self.of("attn_qk_rmsnorm"):
+            q = self._norm_qk(q, "q")
+            k, seats_k = self._norm_qk(k, "k"), self._norm_qk(seats_k, "k")
+        return q, k, seats_k, seats_v
+
+    def _norm_qk(self, x, side):
+        if self.of("attn_qk_rmsnorm"):
+            return unit(x) * sqrt(self.width) * self.weight(f"source.qk_norm.{side}_gain")
+        groups = self.of("attn_qk_norm_groups")
+        parts = x.reshape(*x.shape[:-1], groups, self.width // groups)
+        x = unit(parts).reshape(x.shape)
+        gain = f"source.qk_norm.{side}_gain.value"
+        return x * self.weight(gain) if self.of("attn_qk_norm_dim_scale") else x
+
+    def _seats(self, groups):
+        wide = self.of("attn_value_dim_head") or self.width
+        k, v = np.zeros((groups, 0, self.width)), np.zeros((groups, 0, wide))
+        if self.of("attn_num_mem_kv"):
+            k, v = self.weight("seats.0.k"), self.weight("seats.0.v")
+        if self.of("attn_add_zero_kv"):
+            k = np.concatenate([np.zeros((groups, 1, self.width)), k], 1)
+            v = np.concatenate([np.zeros((groups, 1, wide)), v], 1)
+        return k, v
+
+    @property
+    def _scale(self):
+        if self.of("attn_qk_norm") and not self.of("attn_qk_norm_dim_scale"):
+            return self.of("attn_qk_norm_scale") or 10.0
+        return self.width**-0.5
+
+    @property
+    def _local(self):
+        return self.of("n_local_attn_heads") if self.module.kind == "a" else 0
+
+    @property
+    def _clusters(self):
+        return self.of("num_clusters" if self.module.kind == "a" else "context_num_clusters")
+
+    def _means(self):
+        return self.weight(f"{self._core(1)}.kmeans.means"), f"{self._core(1)}.memory"
+
+    def _core(self, number):
+        """Where the weights of local heads (0) and of the others (1) stand."""
+        return f"core.cores.{number}" if 0 < self._local < self.heads else "core"
+
+    def _met(self, unturned, allowed, past, seats, first):
+        """[H, T, S] the keys that each query of each head sees, seats aside."""
+        q, k = unturned[0], self._spread(unturned[1])
+        met = np.broadcast_to(allowed, (self.heads, *allowed.shape)).copy()
+        if self._local:
+            reach = self.of("local_attn_window_size") * self.of("local_attn_radius_blocks")
+            t, s = np.arange(allowed.shape[0])[:, None], np.arange(-past, allowed.shape[0])[None, :]
+            near = abs(t - s) <= reach
+            if self.of("local_attn_fixed_windows"):
+                size = self.of("local_attn_window_size")
+                near = abs((first + t) // size - (first + s) // size) <= self.of("local_attn_radius_blocks")
+            met[: self._local] &= near
+        if self._clusters and not self._picking and self._local < self.heads:
+            window = self.of("window_size" if self.module.kind == "a" else "context_window_size")
+            rest = slice(self._local, None)
+            if self.module.kind == "a":
+                met[rest] &= recent(q[rest], k[rest], self._means()[0], window, past, allowed)
+            else:
+                met[rest] &= nearest(q[rest], k[rest], self._means()[0], window)
+        if self.module.kind == "a" and self.of("shared_qk"):
+            rest = slice(0, self._local if self._picking else self.heads)
+            met[rest] = without_self(met[rest], np.arange(past, past + len(allowed)), seats)
+        return met
+
+    @property
+    def _picking(self):
+        name = "routing_selection" if self.module.kind == "a" else "context_selection"
+        return bool(self._clusters) and self.of(name) in ("topk", "leaky")
+
+    def _spread(self, x):
+        return np.repeat(x, self.heads // len(x), 0)
+
+    def _weighed(self, q, kv, met, biases, unturned):
+        """What each head gathers: [H, T, V]."""
+        k, v, seats_k, seats_v = (self._spread(part) for part in kv)
+        seats = seats_k.shape[1]
+        scores = self._scale * np.einsum("htk,hsk->hts", q, np.concatenate([seats_k, k], 1))
+        scores = self._carry(scores)
+        groups = [slice(0, self._local), slice(self._local, self.heads)]
+        out = []
+        for number, group in enumerate(groups):
+            if group.start == group.stop:
+                continue
+            part = self._modified(scores[group], number)
+            part[..., seats:] += biases[group]
+            part[..., seats:][~met[group]] = -np.inf
+            if self._picking and number:
+                out.append(self._picked(q[group], part, seats_v[group], v[group], unturned, group))
+                continue
+            part, more = self._beside(q, unturned, part)
+            weights = self._mixed(self._weights(part, group), number)
+            count = part.shape[-1] - seats - k.shape[1]
+            gathered = np.einsum("hts,hsv->htv", weights[..., count:], np.concatenate([seats_v, v], 1)[group])
+            out.append(gathered + np.einsum("htm,htmv->htv", weights[..., :count], more))
+        return np.concatenate(out)
+
+    def _beside(self, q, unturned, scores):
+        """Keys of the context's clusters in front: a query meets those of its own centroid."""
+        if self.module.kind == "a" or not self.of("cluster_num_mem_kv") or not self._clusters:
+            return scores, np.zeros((*scores.shape[:2], 0, 1))
+        means, memory = self._means()
+        own = clusters(unturned[0], means)
+        heads = np.arange(self.heads)[:, None]
+        k, v = self.weight(f"{memory}.k")[heads, own], self.weight(f"{memory}.v")[heads, own]
+        more = self._modified(self._scale * np.einsum("htk,htmk->htm", q, k), 1)
+        return np.concatenate([more, scores], -1), v
+
+    def _carry(self, scores):
+        """arXiv:2012.11747: scores join those of the attention of this kind before."""
+        if self.of("residual_attn" if self.module.kind == "a" else "cross_residual_attn"):
+            scores = scores + self.carried.get(self.module.kind, 0.0)
+            self.carried[self.module.kind] = scores
+        return scores.copy()
+
+    def _modified(self, scores, number):
+        if self.of("attn_talking_heads"):
+            scores = np.einsum("gh,hts->gts", self._exchange("mods", number), scores)
+        if self.of("attn_softclamp_logits"):
+            cap = self.of("attn_logit_softclamp_value")
+            scores = cap * np.tanh(scores / cap)
+        return scores
+
+    def _exchange(self, what, number):
+        return self.weight(f"{self._core(number)}.path.{what}.0.exchange.weight")
+
+    def _mixed(self, weights, number):
+        if self.of("attn_talking_heads"):
+            return np.einsum("gh,hts->gts", self._exchange("mixes", number), weights)
+        return weights
+
+    def _weights(self, scores, group):
+        if self.of("attn_sparse_topk"):
+            scores = _largest(scores, self.of("attn_sparse_topk"))
+        return softmax(scores, self._sink(group))
+
+    def _sink(self, group):
+        if not self.of("attn_head_learned_sink"):
+            return None
+        return self.weight(f"{self._core(int(group.stop == self.heads))}.path.weights.score")
+
+    def _picked(self, q, scores, seats_v, values, unturned, group):
+        q_r, k_r = unturned[0][group], self._spread(unturned[1])[group]
+        means, memory = self._means()
+        window = self.of("window_size" if self.module.kind == "a" else "context_window_size")
+        picks, seats, count = Picks(q_r, k_r, means, window), seats_v.shape[1], means.shape[1]
+        beside = np.repeat(scores[:, None, :, :seats], count, 1)
+        gathered = np.repeat(seats_v[:, None], count, 1)
+        if self.of("cluster_num_mem_kv"):
+            k, v = self.weight(f"{memory}.k"), self.weight(f"{memory}.v")
+            more = self._scale * np.einsum("htk,hcmk->hctm", q, k)
+            more = self._modified(more, 1)
+            beside, gathered = np.concatenate([more, beside], -1), np.concatenate([v, gathered], 2)
+
+        def weigh(head, met):
+            part = _largest(met, self.of("attn_sparse_topk")) if self.of("attn_sparse_topk") else met
+            sink = self._sink(group)
+            return softmax(part, None if sink is None else sink[head])
+
+        apart = self.module.kind == "a" and self.of("shared_qk")
+        return picks.attend(scores[..., seats:], values, weigh, (beside, gathered), apart)
+
+    def _gated(self, out, x):
+        """out [H, T, V] -> [T, H V], each gate a function of what the sublayer reads."""
+        number, wide = 0, out.shape[-1]
+        if self.of("attn_tensor_product"):
+            out = out * (1 + _heads(linear(x, self.all, f"{self.prefix}.gates.{number}.to_role"), self.heads))
+            number += 1
+        if self.of("attn_head_scale"):
+            out = out * self.weight(f"gates.{number}.gain")
+            number += 1
+        if self.of("attn_gate_value_heads"):
+            out = out * sigmoid(linear(x, self.all, f"{self.prefix}.gates.{number}.to_gate")).T[..., None]
+            number += 1
+        joined = out.transpose(1, 0, 2).reshape(len(x), self.heads * wide)
+        if self.of("attn_gate_values"):
+            act = silu if self.of("attn_swiglu_values") else sigmoid
+            joined = joined * act(linear(x, self.all, f"{self.prefix}.gates.{number}.to_gate"))
+        return joined
+
+    def _output(self, joined):
+        out = joined @ self.weight("to_out.weight").T
+        if self.of("attn_on_attn"):
+            found, gate = np.split(out, 2, -1)
+            return found * sigmoid(gate)
+        return out
+
+
+def _heads(x, count):
+    return x.reshape(len(x), count, -1).transpose(1, 0, 2)
+
+
+def _largest(scores, count):
+    """arXiv:1912.11637: scores below the k-th largest of a query are left out."""
+    if count >= scores.shape[-1]:
+        return scores
+    least = np.sort(scores, -1)[..., -count][..., None]
+    return np.where(
+        scores >= least - ROUNDING * (1 + abs(np.where(np.isfinite(least), least, 0))), scores, -np.inf
+    )

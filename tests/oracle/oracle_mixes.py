@@ -1,0 +1,174 @@
+"""Random mixes of flags: the values of each flag, and how many of them a mix holds."""
+
+import random
+
+# selector -> (its values, what tunes it -> values)
+CHOICES = {
+    "use_abs_pos_emb": ([True, False], {}),
+    "scaled_sinu_pos_emb": ([True], {}),
+    "disable_abs_pos_emb": ([True, False], {}),
+    "emb_dim": ([6, 24], {}),
+    "post_emb_norm": ([True], {}),
+    "l2norm_embed": ([True], {}),
+    "emb_frac_gradient": ([0.5], {}),
+    "embed_num_tokens": ([{"kind": 3}], {}),
+    "tie_embedding": ([True], {}),
+    "return_only_embed": ([True], {}),
+    "logits_dim": ([7], {}),
+    "num_memory_tokens": ([1, 3], {"memory_tokens_interspersed_every": [1, 3, 4]}),
+    "max_mem_len": ([2, 4, 64], {"shift_mem_down": [1]}),
+    "cross_attend": ([True], {"cross_attn_dim_context": [6, 20]}),
+    "only_cross": ([True], {}),
+    "macaron": ([True], {}),
+    "custom_layers": ([("a", "a", "f"), ("f", "a", "f", "a"), "afaaf", "acf"], {}),
+    "sandwich_coef": ([1, 2], {}),
+    "par_ratio": ([2, 3, 4], {}),
+    "weight_tie_layers": ([True], {}),
+    "layers_execute_order": ([(0, 1, 2, 3, 2, 3), (3, 2, 1, 0), (0, 1, 1, 0)], {}),
+    "use_rmsnorm": ([True], {}),
+    "use_scalenorm": ([True], {}),
+    "use_simple_rmsnorm": ([True], {}),
+    "pre_norm_has_final_norm": ([False], {}),
+    "pre_norm": ([False], {}),
+    "sandwich_norm": ([True], {}),
+    "resi_dual": ([True], {"resi_dual_scale": [0.25]}),
+    "scale_residual": ([True], {"scale_residual_constant": [0.5, 1.5]}),
+    "scale_residual_constant": ([0.5, 2.0], {}),
+    "gate_residual": ([True], {}),
+    "depth_scale_residual": ([True], {}),
+    "zero_init_branch_output": ([True], {}),
+    "attn_zero_init_output": ([True], {}),
+    "cross_attn_zero_init_output": ([True], {}),
+    "ff_zero_init_output": ([True], {}),
+    "checkpoint": (["sublayer", "selective"], {}),
+    "reversible": ([True], {}),
+    "rotary_pos_emb": (
+        [True],
+        {
+            "rotary_emb_dim": [4, 6],
+            "rotary_interpolation_factor": [2.0, 0.7],
+            "rotary_base_rescale_factor": [4.0],
+            "attn_rotary_embed_values": [True],
+        },
+    ),
+    "rotary_xpos": ([True], {"rotary_xpos_scale_base": [40, 90], "rotary_emb_dim": [4]}),
+    "alibi_pos_bias": ([True], {"alibi_num_heads": [1, 3, 4]}),
+    "rel_pos_bias": ([True], {"rel_pos_num_buckets": [8, 12], "rel_pos_max_distance": [24, 200]}),
+    "dynamic_pos_bias": (
+        [True],
+        {
+            "dynamic_pos_bias_log_distance": [True],
+            "dynamic_pos_bias_mlp_depth": [1, 3],
+            "dynamic_pos_bias_norm": [True],
+        },
+    ),
+    "attn_value_dim_head": ([4, 12], {}),
+    "attn_shared_kv": ([True], {}),
+    "attn_kv_heads": ([1, 2], {}),
+    "attn_one_kv_head": ([True], {}),
+    "shared_qk": ([True], {}),
+    "context_shared_qk": ([True], {}),
+    "attn_qk_norm": (
+        [True],
+        {"attn_qk_norm_scale": [4.0], "attn_qk_norm_groups": [2, 4], "attn_qk_norm_dim_scale": [True]},
+    ),
+    "attn_qk_rmsnorm": ([True], {}),
+    "attn_max_attend_past": ([1, 2, 5, 40], {}),
+    "attn_num_mem_kv": ([1, 3], {}),
+    "attn_add_zero_kv": ([True], {}),
+    "attn_talking_heads": ([True], {}),
+    "attn_softclamp_logits": ([True], {"attn_logit_softclamp_value": [0.7, 5.0]}),
+    "attn_sparse_topk": ([1, 2, 4], {}),
+    "attn_head_learned_sink": ([True], {}),
+    "attn_tensor_product": ([True], {}),
+    "attn_head_scale": ([True], {}),
+    "attn_gate_value_heads": ([True], {}),
+    "attn_gate_values": ([True], {"attn_swiglu_values": [True], "attn_gate_values_bias": [True]}),
+    "attn_on_attn": ([True], {}),
+    "residual_attn": ([True], {}),
+    "cross_residual_attn": ([True], {}),
+    "num_clusters": (
+        [2, 4],
+        {"window_size": [1, 2, 6], "routing_selection": ["leaky", "topk"], "cluster_num_mem_kv": [2]},
+    ),
+    "context_num_clusters": (
+        [2, 3],
+        {"context_window_size": [1, 3], "context_selection": ["leaky", "topk"], "cluster_num_mem_kv": [2]},
+    ),
+    "n_local_attn_heads": (
+        [1, 2, 4],
+        {
+            "local_attn_window_size": [2, 3, 70],
+            "local_attn_radius_blocks": [2],
+            "local_attn_fixed_windows": [True],
+        },
+    ),
+    "attn_flash": ([True, False], {}),
+    "ff_mult": ([1.5, 2.0], {}),
+    "ff_no_bias": ([True], {}),
+    "ff_post_act_ln": ([True], {}),
+    "ff_chunks": ([2, 3], {}),
+    "ff_glu": ([True], {"ff_glu_mult_bias": [True]}),
+    "ff_pkm": ([True], {"pkm_num_keys": [4, 6, 7]}),
+    "ff_moe": ([True], {"moe_num_experts": [1, 2, 5]}),
+    "ff_swish": ([True], {}),
+    "ff_relu_squared": ([True], {}),
+    "shift_tokens": ([1, 2], {}),
+    "use_layerscale": ([True], {}),
+}
+# What only training or a gradient shows, or what draws; and what other models have.
+NOT_COVERED = {
+    "attn_dropout": "training draws", "emb_dropout": "training draws", "ff_dropout": "training draws",
+    "layer_dropout": "training draws", "cross_attn_tokens_dropout": "training draws",
+    "attn_z_loss_weight": "a loss", "commitment_factor": "a loss", "moe_loss_coef": "a loss",
+    "moe_z_loss_coef": "a loss", "kmeans_ema_decay": "training moves centroids",
+    "layerscale_init_value": "a start, and weights are stirred",
+    "reversible_exact": "rounds what is added",
+    "num_memory_slots": "slots", "memory_update": "slots", "num_mem_updates": "slots",
+    "mem_update_attn_heads": "slots", "memory_temperature": "slots",
+    "causal": "said by the model",
+}  # fmt: skip
+SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head"}
+CROSSED = (
+    "attn_kv_heads", "attn_one_kv_head", "attn_value_dim_head", "attn_shared_kv", "attn_num_mem_kv",
+    "attn_add_zero_kv", "attn_talking_heads", "attn_sparse_topk", "attn_head_learned_sink", "attn_head_scale",
+    "attn_gate_value_heads", "attn_gate_values", "attn_on_attn", "attn_tensor_product", "attn_qk_norm",
+    "attn_qk_rmsnorm", "attn_softclamp_logits",
+)  # fmt: skip
+LAYERED = (
+    *CROSSED, "shared_qk", "attn_max_attend_past", "num_clusters", "n_local_attn_heads", "ff_glu", "ff_moe",
+    "ff_pkm", "ff_swish", "ff_relu_squared", "ff_post_act_ln", "ff_no_bias", "shift_tokens", "use_layerscale",
+)  # fmt: skip
+BASE = {"num_tokens": 11, "max_seq_len": 340, "dim": 16, "attn_dim_head": 8}
+
+
+def mix(seed):
+    """Complete flags for `flagformer.build`: three to eight of them beside the sizes."""
+    rng = random.Random(f"mix {seed}")
+    depth, wanted = rng.choice([1, 2, 2, 3]), rng.randint(3, 8)
+    sizes = {**BASE, "heads": rng.choice([4, 4, 6]), "depth": depth}
+    kind = rng.choices(["decoder", "encoder", "prefix_decoder"], [6, 3, 2])[0]
+    flags = {}
+    while len(flags) < wanted:
+        for name, value in _chosen(rng, depth).items():
+            if len(flags) < wanted or name in flags:
+                flags.setdefault(name, value)
+    if "custom_layers" in flags:
+        del sizes["depth"]
+    return {"model": kind, **sizes, **flags}
+
+
+def _chosen(rng, depth):
+    name = rng.choice(list(CHOICES))
+    values, tuned = CHOICES[name]
+    found = {name: rng.choice(values)}
+    more = {k: rng.choice(v) for k, v in tuned.items() if rng.random() < 0.35}
+    if name in CROSSED and rng.random() < 0.15:
+        return {"cross_attend": True} | {f"cross_{k}": v for k, v in {**found, **more}.items()}
+    if name in LAYERED and not more and rng.random() < 0.12:
+        off = False if found[name] is True else None
+        count = 2 * depth if name in ("shift_tokens", "use_layerscale") else depth
+        layered = [rng.choice([found[name], off or 0]) if name in ("shift_tokens", "n_local_attn_heads")
+                   else rng.choice([found[name], off]) for _ in range(count)]  # fmt: skip
+        return {name: tuple(layered)}
+    return {**found, **more}

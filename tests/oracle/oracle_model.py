@@ -1,0 +1,123 @@
+"""A whole model of one row: token ids in, logits out."""
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from oracle_attention import Attention
+from oracle_feedforward import feedforward
+from oracle_norms import layer_norm, linear, norm, unit
+from oracle_positions import absolute
+from oracle_residuals import run
+from oracle_settings import Settings
+from oracle_sight import woven
+
+
+class Reading(NamedTuple):
+    """What a row gives.
+
+    Attributes:
+        logits: [T, V], or embeddings under `return_only_embed`.
+        embeddings: [T, D] of the last layer.
+        streams: [T, D] that each step read, before its norm.
+    """
+
+    logits: np.ndarray
+    embeddings: np.ndarray
+    streams: list
+
+
+def read(flags, weights, ids, *, context=None, prefix=0, kinds=None, memories=None, first=0):
+    """Reads one row without padding.
+
+    Args:
+        flags: of `flagformer.build`.
+        weights: the state dict in float64.
+        ids: [T] integers.
+        context: [S, D_context].
+        prefix: so many tokens are seen by all (prefix decoders).
+        kinds: name -> [T] ids of the further embeddings.
+        memories: step -> [M, D], what the step read of the tokens before these.
+        first: number of tokens of earlier segments.
+    """
+    settings = Settings(flags)
+    row = woven(settings, len(ids), first, prefix)
+    tokens = _embedded(settings, weights, np.asarray(ids), first, kinds or {})
+    x = tokens[np.minimum(row.token, len(ids) - 1)]
+    for place in np.flatnonzero(row.memory >= 0):
+        x[place] = weights["memory.tokens"][row.memory[place]]
+    streams, carried, memories = [], {}, memories or {}
+
+    def sublayer(step, module, stream):
+        streams.append(stream[row.memory < 0])
+        return _sublayer(settings, module, weights, carried, (stream, row, memories.get(step), context))
+
+    x = run(settings, weights, x, sublayer)[row.memory < 0]
+    return Reading(_logits(settings, weights, x), x, streams)
+
+
+def _embedded(settings, weights, ids, first, kinds):
+    table = weights["token_emb.weight"]
+    x = (unit(table) if settings["l2norm_embed"] else table)[ids]
+    x = x + absolute(settings, weights, first + np.arange(len(ids)))
+    for name, values in kinds.items():
+        x = x + weights[f"embedding.kinds.{name}_embed.weight"][values]
+    if settings["post_emb_norm"]:
+        x = layer_norm(x, weights["embedding.norm.gain"])
+    return linear(x, weights, "embedding.project") if "embedding.project.weight" in weights else x
+
+
+def _sublayer(settings, module, weights, carried, given):
+    """What one sublayer adds: `given` is its stream, the row, memories of it, the context."""
+    stream, row, past, context = given
+    prefix = f"attn_layers.sublayers.{module.index}"
+    before = settings["pre_norm"] is not False and not settings["resi_dual"]
+    count = 0 if past is None else len(past)
+    x = stream if past is None else np.concatenate([past, stream])
+    x = norm(settings, weights, f"{prefix}.in_norm", x) if before else x
+    x = _shifted(settings, module, x)
+    past, x = (x[:count] if count else None), x[count:]
+    if module.kind == "f":
+        out = feedforward(settings, module, weights, f"{prefix}.fn", x)
+    elif module.kind == "c":
+        out = Attention(settings, module, weights, carried)(x, row, context=context)
+    else:
+        out = Attention(settings, module, weights, carried)(x, row, past)
+    if settings["sandwich_norm"]:
+        out = norm(settings, weights, f"{prefix}.branch_norm", out)
+    if settings["macaron"] and module.kind == "f":
+        out = out / 2
+    return out * _layer_scale(settings, module, weights, prefix)
+
+
+def _layer_scale(settings, module, weights, prefix):
+    """arXiv:2103.17239."""
+    return weights[f"{prefix}.branch.gain"] if settings.of("use_layerscale", module) else 1.0
+
+
+def _shifted(settings, module, x):
+    """Each part of a token's dimensions is that of another token; zeros where there is none."""
+    count = settings.of("shift_tokens", module)
+    if not count:
+        return x
+    shifts = list(range(count + 1)) if settings.causal else list(range(-count, count + 1))
+    width = x.shape[-1] // len(shifts)
+    out = x.copy()
+    for number, shift in enumerate(shifts):
+        part = slice(number * width, (number + 1) * width)
+        for t in range(len(x)):
+            there = 0 <= t - shift < len(x)
+            out[t, part] = x[t - shift, part] if there else 0.0
+    return out
+
+
+def _logits(settings, weights, x):
+    if settings["return_only_embed"]:
+        return x
+    if settings["tie_embedding"]:
+        table = weights["token_emb.weight"]
+        table = unit(table) if settings["l2norm_embed"] else table
+        if "head.narrow.weight" in weights:
+            x = linear(x, weights, "head.narrow")
+        return x / sqrt(table.shape[-1]) @ table.T
+    return linear(x, weights, "head.project")

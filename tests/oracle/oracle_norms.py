@@ -1,0 +1,61 @@
+"""Norms over the last dimension and pointwise functions, in numpy float64."""
+
+from math import erf, sqrt
+
+import numpy as np
+
+GUARD = 1e-12
+
+
+def layer_norm(x, gain, bias=0.0):
+    """arXiv:1607.06450: zero mean, unit variance."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gain + bias
+
+
+def unit(x):
+    """x / max(|x|, 1e-12)."""
+    return x / np.maximum(np.sqrt((x**2).sum(-1, keepdims=True)), GUARD)
+
+
+def norm(settings, weights, prefix, x):
+    """The norm that the flags name, with the gain found under the prefix."""
+    gain = weights.get(f"{prefix}.gain", 1.0)
+    width = x.shape[-1]
+    if settings["use_rmsnorm"] or settings["use_simple_rmsnorm"]:
+        return sqrt(width) * unit(x) * gain
+    if settings["use_scalenorm"]:
+        return unit(x) * gain
+    return layer_norm(x, gain)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def gelu(x):
+    """arXiv:1606.08415 in its exact form."""
+    return x * 0.5 * (1 + np.vectorize(erf)(x / sqrt(2)))
+
+
+def softmax(scores, extra=None):
+    """Over the last dimension, minus infinity for what is not seen; zeros where nothing is.
+
+    `extra` is a score whose weight goes nowhere.
+    """
+    top = scores.max(-1, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    powers = np.exp(scores - top)
+    total = powers.sum(-1, keepdims=True)
+    if extra is not None:
+        total = total + np.exp(extra - top)
+    return np.divide(powers, total, out=np.zeros_like(powers), where=total > 0)
+
+
+def linear(x, weights, prefix):
+    """x W^T + b, without b where there is none."""
+    return np.einsum("ti,oi->to", x, weights[f"{prefix}.weight"]) + weights.get(f"{prefix}.bias", 0.0)

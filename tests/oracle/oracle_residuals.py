@@ -1,0 +1,47 @@
+"""The stream: what each sublayer reads of it, and how its output joins."""
+
+import numpy as np
+from oracle_norms import norm, sigmoid
+
+
+def run(settings, weights, x, sublayer):
+    """Runs `sublayer(step, module, stream) -> out` over the steps; returns the normed end of the stream."""
+    if settings["reversible"]:
+        return _reversible(settings, weights, x, sublayer)
+    summed = settings["resi_dual_scale"] * x
+    for step, index in enumerate(settings.order):
+        out = sublayer(step, settings.modules[index], x)
+        summed = summed + settings["resi_dual_scale"] * out
+        x = _joined(settings, weights, index, x, out)
+        if settings["pre_norm"] is False or settings["resi_dual"]:
+            x = norm(settings, weights, f"attn_layers.sublayers.{index}.out_norm", x)
+    if settings["resi_dual"]:
+        return x + norm(settings, weights, "attn_layers.final_norm", summed)
+    return _last(settings, weights, x)
+
+
+def _last(settings, weights, x):
+    if settings["pre_norm"] is False or not settings["pre_norm_has_final_norm"]:
+        return x
+    return norm(settings, weights, "attn_layers.final_norm", x)
+
+
+def _reversible(settings, weights, x, sublayer):
+    """arXiv:1707.04585: two streams in turn; the output is their mean."""
+    before = x
+    for step, index in enumerate(settings.order):
+        before, x = x, before + sublayer(step, settings.modules[index], x)
+    return _last(settings, weights, (x + before) / 2)
+
+
+def _joined(settings, weights, index, x, out):
+    prefix = "attn_layers.residual"
+    if settings["gate_residual"]:
+        read = out @ weights[f"{prefix}.of_out.{index}.weight"].T + weights[f"{prefix}.of_out.{index}.bias"]
+        kept = x @ weights[f"{prefix}.of_stream.{index}.weight"].T
+        kept = kept + weights[f"{prefix}.of_stream.{index}.bias"]
+        (reset, keep, new), (reset_h, keep_h, new_h) = np.split(read, 3, -1), np.split(kept, 3, -1)
+        keep = sigmoid(keep + keep_h)
+        return keep * x + (1 - keep) * np.tanh(new + sigmoid(reset + reset_h) * new_h)
+    gain = weights[f"{prefix}.gains"][index] if settings["scale_residual"] else 1.0
+    return settings["scale_residual_constant"] * gain * x + out

@@ -1,0 +1,90 @@
+"""Routing attention: which keys clusters let a query see, and what the published selection gives."""
+
+import numpy as np
+from oracle_norms import unit
+
+# Beside the number of clusters that picked a token, as in the published code (routing-transformer 1.6.1).
+EMPTY = 1e-5
+
+
+def clusters(x, means):
+    """[H, T, K] and [H, C, K] -> [H, T] the centroid nearest to each vector, by the cosine."""
+    return np.einsum("htk,hck->htc", unit(x), means).argmax(-1)
+
+
+def recent(q, k, means, window, past, allowed):
+    """arXiv:2003.05997 by the rule of the card: [H, T, S].
+
+    A query sees itself and the last `window` keys of its cluster, and as many of the next ones, where it may.
+    """
+    of_q, of_k = clusters(q, means), clusters(k, means)
+    out = np.zeros((len(q), *allowed.shape), bool)
+    for h in range(len(q)):
+        for t in range(q.shape[1]):
+            here = past + t
+            mine = [s for s in np.flatnonzero(of_k[h] == of_q[h, t]) if allowed[t, s]]
+            before = [s for s in mine if s < here][-window:]
+            behind = [s for s in mine if s > here][:window]
+            out[h, t, [*before, here, *behind]] = True
+    return out & allowed
+
+
+def nearest(q, k, means, window):
+    """[H, T, S]: a query sees the `window` keys nearest to its own centroid."""
+    of_q = clusters(q, means)
+    near = np.einsum("hsk,hck->hcs", unit(k), means)
+    picked = np.zeros(near.shape, bool)
+    for h, c in np.ndindex(*near.shape[:2]):
+        picked[h, c, _ranked(near[h, c], window)] = True
+    return np.stack([picked[h, of_q[h]] for h in range(len(q))])
+
+
+def _ranked(cosines, count):
+    """The numbers of the largest, the first of equal ones; equal tokens differ by their rounding."""
+    return np.argsort(-(cosines / 1e-7).round(), kind="stable")[:count]
+
+
+def without_self(met, places, seats, keys=None):
+    """arXiv:2001.04451: [H, T, S], where a token sees itself only where it sees nothing else, seats included.
+
+    `places` [T] of the queries, `keys` [S] of the keys; all keys in order when not said.
+    """
+    keys = np.arange(met.shape[-1]) if keys is None else keys
+    own = places[:, None] == keys[None, :]
+    others = met & ~own
+    return others if seats else others | (met & own & ~others.any(-1, keepdims=True))
+
+
+class Picks:
+    """The published selection: each centroid picks queries and keys, which meet; a token gets the mean."""
+
+    def __init__(self, q, k, means, window):
+        self.count = means.shape[1]
+        by_q = np.einsum("htk,hck->hct", unit(q), means)
+        by_k = np.einsum("hsk,hck->hcs", unit(k), means)
+        self.queries = [[_ranked(row, window) for row in head] for head in by_q]
+        self.keys = [[_ranked(row, window) for row in head] for head in by_k]
+
+    def attend(self, scores, values, weigh, memory, apart):
+        """scores [H, T, S], minus infinity where a pair may not meet -> [H, T, V].
+
+        Args:
+            weigh: (head, scores of a few pairs) -> their weights.
+            memory: (scores [H, C, T, M], values [H, C, M, V]) of keys of each cluster and of all.
+            apart: a token sees itself only where it sees nothing else.
+        """
+        out = np.zeros((*scores.shape[:2], values.shape[-1]))
+        times = np.zeros(scores.shape[:2])
+        for h in range(len(scores)):
+            for c in range(self.count):
+                t, s = self.queries[h][c], self.keys[h][c]
+                met, gathered = scores[h][np.ix_(t, s)], values[h, s]
+                if apart:
+                    places = scores.shape[-1] - scores.shape[1] + t
+                    sees = without_self(np.isfinite(met)[None], places, memory[0].shape[-1], s)[0]
+                    met = np.where(sees, met, -np.inf)
+                met = np.concatenate([memory[0][h, c][t], met], -1)
+                gathered = np.concatenate([memory[1][h, c], gathered])
+                out[h, t] += weigh(h, met) @ gathered
+                times[h, t] += 1
+        return out / (times + EMPTY)[..., None]

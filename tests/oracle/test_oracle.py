@@ -1,0 +1,61 @@
+"""A sample of `attack.py`: random mixes of flags equal an oracle in numpy; each flag is in one or named."""
+
+import pytest
+from attack import attacked
+from oracle_mixes import CHOICES, NOT_COVERED, SIZES, mix
+
+from flagformer.flags import CATALOGUE
+
+# How many of the first seeds; about half are refused.
+SAMPLE = 48
+# Mixes in which the library was wrong, or whose formula was read wrongly.
+FOUND = {
+    "packed sequences with memory tokens, under the published selection": {
+        "num_clusters": 2,
+        "window_size": 3,
+        "routing_selection": "leaky",
+        "num_memory_tokens": 1,
+    },
+    "the same of a context": {
+        "cross_attend": True,
+        "context_num_clusters": 3,
+        "context_selection": "leaky",
+        "num_memory_tokens": 1,
+    },
+    "a token and keys that all see, under shared queries": {"shared_qk": True, "attn_num_mem_kv": 2},
+    "learned keys of a context's clusters": {
+        "cross_attend": True,
+        "context_num_clusters": 3,
+        "context_window_size": 3,
+        "cluster_num_mem_kv": 2,
+    },
+}
+TINY = {"model": "decoder", "num_tokens": 11, "max_seq_len": 340, "dim": 16, "heads": 4, "attn_dim_head": 8}
+
+
+@pytest.mark.filterwarnings("ignore:.*shows the future")
+@pytest.mark.parametrize("seed", range(SAMPLE))
+def test_a_random_mix_equals_the_oracle_or_is_refused(seed):
+    faults, refusal = attacked(mix(seed), seed)
+    assert refusal is not None or not faults, faults
+
+
+@pytest.mark.filterwarnings("ignore:.*shows the future")
+@pytest.mark.parametrize("name", FOUND)
+def test_what_the_attack_found_is_right(name):
+    faults, refusal = attacked({**TINY, "depth": 1, **FOUND[name]}, 0)
+    assert refusal is None
+    assert not faults, faults
+
+
+def test_enough_of_the_sample_is_built():
+    built = [seed for seed in range(SAMPLE) if attacked(mix(seed), seed, ())[1] is None]
+    assert len(built) >= SAMPLE // 3
+
+
+def test_every_flag_is_in_a_mix_or_named():
+    mixed = set(CHOICES) | {name for _, tuned in CHOICES.values() for name in tuned}
+    flags = {param.flag.name for item in CATALOGUE for param in item.params}
+    flags |= {item.select for item in CATALOGUE if item.select}
+    assert flags == mixed | SIZES | set(NOT_COVERED)
+    assert not mixed & set(NOT_COVERED)
