@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from core_models import context, ids, make, shared
 from safetensors.torch import load_file, save_file
@@ -45,6 +46,18 @@ def test_round_trip_with_cross_attention_and_as_text(tmp_path):
     model.save(str(tmp_path))
     back = flagformer.load(str(tmp_path)).eval()
     assert torch.equal(back(ids(), context=context()), model(ids(), context=context()))
+
+
+@torch.no_grad()
+def test_attention_on_attention_of_0_1_comes_back(tmp_path):
+    """Its projection's weight was the module's own."""
+    model = make(attn_on_attn=True)
+    model.save(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    old = {name.replace("to_out.project.weight", "to_out.weight"): value for name, value in tensors.items()}
+    assert old.keys() != tensors.keys()
+    safetensors.torch.save_file(old, tmp_path / "model.safetensors")
+    assert torch.equal(flagformer.load(tmp_path).eval()(ids()), model(ids()))
 
 
 @torch.no_grad()

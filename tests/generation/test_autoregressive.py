@@ -153,7 +153,7 @@ def test_generate_records_no_gradient(wrapper):
         ({"filter_kwargs": {"k": 0}}, "`k` must be a whole number of at least 1, but is 0"),
         ({"prompts": [[1], []]}, "`prompts[1]` must hold at least one token"),
         ({"prompts": [1, 11]}, "`prompts` must hold ids from 0 to 10, but holds 11"),
-        ({"seed": "lucky"}, "`seed` must be a whole number or None, but is 'lucky'"),
+        ({"seed": "lucky"}, "`seed` must be a whole number from -2**63 to 2**64 - 1 or None, but is 'lucky'"),
     ],
 )
 def test_bad_requests_are_named(wrapper, request_, says):

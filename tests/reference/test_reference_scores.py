@@ -172,6 +172,6 @@ def test_attention_on_attention():
     """arXiv:1908.06954, equations 3 and 4, of what the heads found."""
     fn, got, _, heads = attention_of(attn_on_attn=True)
     found = gathered(weights_of(heads), heads).flatten(1)
-    weight = fn.to_out.weight.detach()
+    weight = fn.to_out.project.weight.detach()
     info, gate = found @ weight[:D].T, found @ weight[D:].T
     torch.testing.assert_close(got, info * gate.apply_(sigmoid))

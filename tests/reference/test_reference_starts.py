@@ -17,7 +17,7 @@ PARTS = {
 
 
 def last(sublayer):
-    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out
+    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out.last
 
 
 def zeros(layers):

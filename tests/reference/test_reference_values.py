@@ -136,7 +136,7 @@ def test_seats_and_gates_know_the_width_of_values():
     q, k, v = projected(fn, x[0], H * K, 2 * K, 2 * 6)
     out = gathered(by_head(q, H), by_head(k, 2), by_head(v, 2), seats=seats)
     out = out * torch.sigmoid(x[0] @ fn.gates[0].to_gate.weight.detach().T)
-    first, gate = (out @ fn.to_out.weight.detach().T).split(D, dim=-1)
+    first, gate = (out @ fn.to_out.project.weight.detach().T).split(D, dim=-1)
     torch.testing.assert_close(run(x).detach()[0], first * torch.sigmoid(gate))
 
 

@@ -65,29 +65,44 @@ def test_bf16_autocast(head):
 
 
 def test_function_in_fp64():
-    """`gradcheck` walks a graph twice, so plain autograd is held against it instead."""
+    """Of everything that logits depend on: weights that are leaves, and one that another was made of."""
     torch.manual_seed(1)
-    features = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([0, 4, -1, 2, 2, -1, 1])
+    features = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
+    source = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[0, 4, -1, 2, 2, -1, 1]])
     found = []
     for chunked in (True, False):
+        weight = source.exp()
         if chunked:
-            loss = chunked_cross_entropy(features, weight, targets, -1, 3)
+            loss = chunked_cross_entropy(
+                lambda x, weight=weight: x @ weight.T + bias, features, targets, -1, 3
+            )
         else:
-            loss = F.cross_entropy(features @ weight.T, targets, ignore_index=-1)
-        found.append((loss, *torch.autograd.grad(loss.square(), (features, weight))))
+            loss = F.cross_entropy((features @ weight.T + bias)[0], targets[0], ignore_index=-1)
+        found.append((loss, *torch.autograd.grad(loss.square(), (features, source, bias))))
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
-def test_large_logits_and_no_targets():
-    features, weight = 1e4 * torch.eye(3), torch.eye(3)
-    targets = torch.tensor([0, 1, 2])
-    assert chunked_cross_entropy(features, weight, targets, -100, 2) == 0
-    assert chunked_cross_entropy(features, weight, torch.full((3,), -100), -100, 2).isnan()
-    far = chunked_cross_entropy(features, weight, targets.roll(1), -100, 2)
+def test_large_logits():
+    x, targets = 1e4 * torch.eye(3)[None], torch.tensor([[0, 1, 2]])
+    assert chunked_cross_entropy(lambda x: x, x, targets, -100, 2) == 0
+    far = chunked_cross_entropy(lambda x: x, x, targets.roll(1), -100, 2)
     torch.testing.assert_close(far, torch.tensor(1e4))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_batch_without_targets(head):
+    """The mean of nothing is NaN, and its gradient 0, in parts as at once."""
+    x = torch.full((2, 6), -100)
+    x[:, 0] = 3
+    for chunks in (1, 3):
+        net = model(**HEADS[head])
+        loss = AutoregressiveWrapper(net, loss_chunks=chunks)(x)
+        loss.backward()
+        assert loss.isnan()
+        assert all(p.grad is None or not p.grad.any() for p in net.parameters())
 
 
 class Largest(TorchDispatchMode):
@@ -128,6 +143,24 @@ def test_second_backward():
         loss.backward()
 
 
+def test_hooks_of_parameters_see_one_gradient():
+    net, seen = model(), []
+    net.head.project.weight.register_hook(lambda grad: seen.append(grad.clone()))
+    AutoregressiveWrapper(net, loss_chunks=4)(ids()).backward()
+    assert len(seen) == 1
+    assert torch.equal(seen[0], net.head.project.weight.grad)
+
+
+def test_compiled_it_is_one_graph():
+    net = model()
+    wrapper = AutoregressiveWrapper(net, loss_chunks=4)
+    wanted = wrapper(ids())
+    torch._dynamo.reset()
+    loss = torch.compile(wrapper, fullgraph=True, backend="eager")(ids())
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    assert loss.requires_grad
+
+
 def test_without_gradients():
     net = model()
     with torch.no_grad():
@@ -141,8 +174,6 @@ def test_without_gradients():
 def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match=r"`loss_chunks`.*at least 1, but is 0"):
         AutoregressiveWrapper(model(), loss_chunks=0)
-    with pytest.raises(ValueError, match="return_only_embed"):
-        model(return_only_embed=True).logit_product(torch.zeros(1, 1, 16))
 
 
 def test_encoder_decoder():

@@ -71,7 +71,7 @@ class OwnTokens(Source):
 
     def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""
-        k, v = self.projection.own_keys(earlier)
+        _, k, v = self.projection(earlier)
         content = self.qk_norm.keys(k)
         keys = self.rotation.keys(content, side.memory_angles)
         return content, keys, self.of_values.keys(v, side.memory_angles)

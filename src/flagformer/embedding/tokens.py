@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.ops.identity import identity
-from flagformer.ops.unit import unit_length
 
-
-class TokenEmbedding(nn.Module):
-    """ids [B, T] long -> [B, T, D]; starts as a normal distribution of standard deviation D ** -0.5.
+class TokenEmbedding(nn.Embedding):
+    """ids [B, T] -> [B, T, E]; starts as a normal distribution of standard deviation `std`.
 
     Args:
-        unit: vectors are read with length 1 and start with standard deviation 1e-5: only directions are
-            learned, and small steps turn them quickly.
+        std: None: E ** -0.5.
     """
 
-    def __init__(self, num_tokens: int, dim: int, unit: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_tokens, dim) * (1e-5 if unit else dim**-0.5))
-        self.form = unit_length if unit else identity
+    std = 1.0
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.form(F.embedding(ids, self.weight))
+    def __init__(self, num_tokens: int, width: int, std: float | None = None) -> None:
+        super().__init__(num_tokens, width)
+        self.std = width**-0.5 if std is None else std
+        with torch.no_grad():
+            self.weight.mul_(self.std)
 
-    def rows(self) -> Tensor:
-        """[V, D], every vector as it is read."""
-        return self.form(self.weight)
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+
+def vectors_of(embedding: nn.Module, num_tokens: int, device: torch.device) -> Tensor:
+    """[V, E], what `embedding` gives for the ids 0 ... V - 1.
+
+    A plain `nn.Embedding` that no hook listens to gives its table, which a call would copy.
+    """
+    lookup = getattr(embedding.forward, "__func__", None) is nn.Embedding.forward
+    if lookup and not (embedding._forward_hooks or embedding._forward_pre_hooks):
+        table: Tensor = embedding.weight  # type: ignore[assignment]
+        return table
+    every: Tensor = embedding(torch.arange(num_tokens, device=device))
+    return every

@@ -54,6 +54,7 @@ class MixtureOfExperts(FeedForward):
     ) -> None:
         super().__init__()
         width = max(int(dims.dim * mult), 1)
+        self.experts = experts
         self.router = nn.Linear(dims.dim, experts, bias=False)
         self.inner = Experts(experts, dims.dim, width)
         self.activation = activation
@@ -85,7 +86,7 @@ class MixtureOfExperts(FeedForward):
     def _chosen(self, tokens: Tensor, gates: Gates) -> Tensor:
         """Every expert on the tokens that chose it."""
         out = torch.zeros_like(tokens)
-        for number in range(len(self.inner.weight)):
+        for number in range(self.experts):
             rows, choice = gates.of_expert(number)
             weighed = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
             out = out.index_add(0, rows, weighed.to(out.dtype))
@@ -94,7 +95,7 @@ class MixtureOfExperts(FeedForward):
     def _every(self, tokens: Tensor, gates: Gates) -> Tensor:
         """Every expert on every token: a graph cannot hold sizes that only the data tell."""
         weights = torch.zeros_like(gates.probabilities).scatter(1, gates.experts, gates.weights)
-        parts = [self._expert(n, tokens) * weights[:, n, None] for n in range(len(self.inner.weight))]
+        parts = [self._expert(n, tokens) * weights[:, n, None] for n in range(self.experts)]
         return torch.stack(parts).sum(dim=0).to(tokens.dtype)
 
 

@@ -61,7 +61,7 @@ class ProductKeys(FeedForward):
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         # the package's sum of values takes no two dtypes
         with no_autocast(x.device):
-            return self.memory(x.to(self.memory.values.weight.dtype)).to(x.dtype)
+            return self.memory(x.to(self.memory.keys.dtype)).to(x.dtype)
 
 
 def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from flagformer.generation.loop import Ending
 from flagformer.generation.prompts import Prompts
 from flagformer.generation.reader import Reader
+from flagformer.generation.sampling import check_largest
 
 
 @dataclass
@@ -101,6 +102,7 @@ def _settled(pool: Pool, live: Tensor, longest: int, penalty: float) -> bool:
 
 
 def _log_probs(logits: Tensor) -> Tensor:
+    check_largest(logits.amax(dim=-1))
     return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 

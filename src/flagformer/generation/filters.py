@@ -6,6 +6,7 @@ temperature may follow. Every filter keeps at least the most likely token.
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -24,7 +25,9 @@ def _require(holds: bool, name: str, wanted: str, value: object) -> None:
 
 def is_number(value: object) -> bool:
     """Whether a setting is a finite int or float (True and False are not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # also of whole numbers that no float holds
 
 
 def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from flagformer.generation.direct import direct
 from flagformer.generation.prompts import Prompts
 
 
@@ -32,7 +31,7 @@ class Reader:
         side: Mapping[str, Any],
         embed_ids: Mapping[str, Tensor],
     ) -> None:
-        self.model, self.starts, self.window = direct(model), prompts.starts, window
+        self.model, self.starts, self.window = model, prompts.starts, window
         self.side, self.embed_ids = dict(side), embed_ids
         self.state = self._session(len(prompts.ids), room) if room else None
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from flagformer.embedding.tokens import TokenEmbedding
+Vectors = Callable[[torch.device], Tensor]
 
 
 class Head(nn.Module, ABC):
     """Contract of the slot `head`, built as `(dim, num_tokens)`."""
 
     @abstractmethod
-    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
-        """x [B, T, D] -> logits [B, T, V]."""
-
-    @abstractmethod
-    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor] | None:
-        """[B, T, E] and [V, E], whose products the logits are; None where they are none."""
+    def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
+        """x [B, T, D] -> logits [B, T, V]; `vectors` gives the token embedding's [V, E] on a device."""

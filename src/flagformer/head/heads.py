@@ -7,9 +7,8 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import Flag, component
-from flagformer.head import Head
+from flagformer.head import Head, Vectors
 from flagformer.ops.identity import identity
 
 EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", least=1)
@@ -31,19 +30,17 @@ class LinearHead(Head):
         super().__init__()
         self.project = nn.Linear(dim, logits or num_tokens, bias=False)
 
-    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
+    def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
         return self.project(x)
-
-    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
-        return x, self.project.weight
 
 
 @component("head", select="tie_embedding", paper="arXiv:1608.05859")
 class TiedHead(Head):
     """Logits are products with the token embedding, divided by the square root of its width.
 
-    The embedding is handed to it at each call, so that a copy of a model reads its own. Under `emb_dim` a
-    projection to that width comes first, as in ALBERT (arXiv:1909.11942).
+    The embedding is asked for its vectors at each call: what changes its output, an adapter or a hook,
+    changes logits too, as merged weights would. Under `emb_dim` a projection to that width comes first, as in
+    ALBERT (arXiv:1909.11942).
     """
 
     def __init__(
@@ -58,11 +55,8 @@ class TiedHead(Head):
         self.narrow = nn.Linear(dim, width, bias=False) if width is not None and narrower else identity
         self.scale = (width or dim) ** -0.5
 
-    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
-        return F.linear(*self.product(x, embedding))
-
-    def product(self, x: Tensor, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
-        return self.narrow(x) * self.scale, embedding.rows()
+    def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
+        return F.linear(self.narrow(x) * self.scale, vectors(x.device))
 
 
 @component("head", select="return_only_embed")
@@ -72,8 +66,5 @@ class NoHead(Head):
     def __init__(self, dim: int, num_tokens: int) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, embedding: TokenEmbedding) -> Tensor:
+    def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
         return x
-
-    def product(self, x: Tensor, embedding: TokenEmbedding) -> None:
-        return None

@@ -106,7 +106,7 @@ def head_order(fn: Attention) -> Tensor | None:
 def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention) -> None:
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
-    to_out: Any = fn.to_out
+    last = fn.to_out.last
     heads, width = head_order(fn), projection.width
     rotation = rotary_of(getattr(fn.source, "rotation", None))
     neighbours = rotation is not None and source.dialect.turns_neighbours
@@ -127,10 +127,10 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
     gated = isinstance(fn.to_out, AttentionOnAttention)
     out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
-        out = torch.eye(to_out.in_features)  # one head is not projected there
+        out = torch.eye(last.in_features)  # one head is not projected there
     elif out is not None and heads is not None:
-        out = columns_by_head(out, to_out.in_features // projection.heads, heads)
-    carried.put(fn.to_out.weight, out)
+        out = columns_by_head(out, last.in_features // projection.heads, heads)
+    carried.put(last.weight, out)
 
 
 def rotary_of(rotation: object) -> Rotary | None:

@@ -1,81 +1,125 @@
-"""Cross entropy of products with a vocabulary, a part of the tokens at a time: `[N, V]` is never whole."""
+"""Cross entropy of logits that are made at once, or a part of the tokens at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.unhooked import unhooked
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
+    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], in fp32 or better; the mean is NaN where no
+    target counts."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+    return F.cross_entropy(exact, targets.flatten(), ignore_index=ignore_index, reduction=reduction)
 
 
 def chunked_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunks: int
+    to_logits: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, ignore_index: int, chunks: int
 ) -> Tensor:
-    """Mean cross entropy, in nats, of `features @ weight.T`; NaN where no target counts.
+    """The mean cross entropy, in nats, of `to_logits(x)`, which is never whole.
 
     Gradients are made in the forward, while a chunk's logits are there: nothing is computed twice, and only
-    they are kept, in the sizes of the inputs. Sums are in fp32 at least, products in the type of autocast.
+    they are kept, in the sizes of what they are of. Traced, all parts are one graph and the tracer decides.
 
     Args:
-        features: [N, E].
-        weight: [V, E].
-        targets: [N] long.
-        ignore_index: a target of this value does not count.
-        chunks: the number of parts, N / chunks tokens each.
+        to_logits: [1, n, D] -> [1, n, V], each token by itself.
+        x: [B, T, D].
+        targets: [B, T] long.
+        ignore_index: a target of this value does not count; NaN where none does.
+        chunks: the number of parts, B * T / chunks tokens each.
     """
-    if not torch.is_grad_enabled():
-        features, weight = features.detach(), weight.detach()
-    device = features.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else features.dtype
-    with no_autocast(features.device):
-        total = _Summed.apply(features, weight, targets, ignore_index, chunks, dtype)
-        return total / (targets != ignore_index).sum()
+    pieces = list(zip(x.flatten(0, 1).chunk(chunks), targets.flatten().chunk(chunks)))
+    count = (targets != ignore_index).sum()
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and torch.is_grad_enabled():
+        return _with_gradients(to_logits, pieces, x, ignore_index, count)
+    parts = [cross_entropy(to_logits(piece[None]), target, ignore_index, "sum") for piece, target in pieces]
+    return torch.stack(parts).sum() / count
 
 
-class _Summed(torch.autograd.Function):
-    """The sum over all targets that count."""
+def _with_gradients(
+    to_logits: Callable[[Tensor], Tensor],
+    pieces: Sequence[tuple[Tensor, Tensor]],
+    x: Tensor,
+    ignore_index: int,
+    count: Tensor,
+) -> Tensor:
+    """The mean, connected with what it depends on by gradients that are known already."""
+    of_x: list[Tensor] = []
+    learned: dict[int, tuple[Tensor, Tensor]] = {}  # each leaf and its gradient so far, in fp32 at least
+    totals = []
+    for piece, target in pieces:
+        piece = piece.detach().requires_grad_(x.requires_grad)
+        logits = to_logits(piece[None])
+        total, grad = _sum_and_gradient(logits.detach(), target, ignore_index)
+        totals.append(total)
+        leaves = [leaf for leaf in _leaves(logits) if leaf is not piece]
+        wanted = [piece, *leaves] if x.requires_grad else leaves
+        if not wanted:
+            continue
+        with unhooked(leaves):
+            # retained: what leaves pass on their way here may belong to every part (casts, parametrizations)
+            grads = list(torch.autograd.grad(logits, wanted, grad, retain_graph=True))
+        del logits, grad  # not two parts at a time
+        if x.requires_grad:
+            of_x.append(grads.pop(0))
+        for leaf, one in zip(leaves, grads):
+            if id(leaf) in learned:
+                learned[id(leaf)][1].add_(one)
+            else:
+                wide = torch.promote_types(one.dtype, torch.float32)
+                learned[id(leaf)] = leaf, one.to(wide, copy=True)  # two leaves may be given one tensor
+    found = [(x, torch.cat(of_x).view_as(x))] if of_x else []
+    found += learned.values()
+    known = [one.div_(count.clamp(min=1)) for _, one in found]  # of no target: 0, while the mean is NaN
+    mean: Tensor = _Known.apply(torch.stack(totals).sum() / count, known, *[tensor for tensor, _ in found])
+    return mean
+
+
+@torch.no_grad()
+def _sum_and_gradient(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Of logits [1, n, V]: the sum of the cross entropy of the targets [n] that count, and its gradient."""
+    exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
+    counts = target != ignore_index
+    place = target.where(counts, 0)[:, None]
+    most, picked = exact.amax(dim=-1, keepdim=True), exact.gather(1, place)
+    # in place from here on: a third tensor of this size would be the peak
+    grad = (exact - most).exp_()
+    sums = grad.sum(dim=-1, keepdim=True)
+    total = (most - picked + sums.log())[:, 0].where(counts, 0.0).sum()
+    # probabilities, less one at the target
+    grad.div_(sums).scatter_add_(1, place, -torch.ones_like(sums)).mul_(counts[:, None])
+    return total, grad.to(logits.dtype)[None]
+
+
+def _leaves(logits: Tensor) -> list[Tensor]:
+    """The tensors that a graph accumulates gradients of."""
+    found, seen, waiting = [], set(), [logits.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [one for one, _ in node.next_functions]
+    return found
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are given."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        ignore_index: int,
-        chunks: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        of_features, of_weight, *_ = ctx.needs_input_grad
-        wide = torch.promote_types(features.dtype, torch.float32)
-        low = weight.to(dtype)
-        total = features.new_zeros((), dtype=wide)
-        feature_grads = torch.empty_like(features) if of_features else None
-        weight_grads = torch.zeros_like(weight, dtype=wide) if of_weight else None
-        start = 0
-        for piece, target in zip(features.chunk(chunks), targets.chunk(chunks)):
-            piece = piece.to(dtype)
-            counts = target != ignore_index
-            place = target.where(counts, 0)[:, None]
-            logits = (piece @ low.T).to(wide)  # [N / chunks, V]
-            most, picked = logits.amax(dim=-1, keepdim=True), logits.gather(1, place)
-            # in place from here on: a second tensor of this size would be the peak
-            sums = logits.sub_(most).exp_().sum(dim=-1, keepdim=True)
-            total += (most - picked + sums.log())[:, 0].where(counts, 0.0).sum()
-            if of_features or of_weight:
-                # the gradient of logits: probabilities, less one at the target
-                logits.div_(sums).scatter_add_(1, place, -torch.ones_like(sums))
-                grads = logits.mul_(counts[:, None]).to(dtype)
-            if feature_grads is not None:
-                feature_grads[start : start + len(piece)] = grads @ low
-            if weight_grads is not None:
-                _add_product(weight_grads, grads.T, piece)
-            start += len(piece)
-        ctx.grads, ctx.dtypes = [feature_grads, weight_grads], (features.dtype, weight.dtype)
-        return total
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.grads, ctx.dtypes = grads, [tensor.dtype for tensor in tensors]
+        return value.clone()
 
     @staticmethod
     @once_differentiable
@@ -86,18 +130,9 @@ class _Summed(torch.autograd.Function):
                 "call the first with `retain_graph=True`"
             )
         if torch._C._autograd._get_current_graph_task_keep_graph():
-            scaled = [None if one is None else one * grad for one in ctx.grads]
+            scaled = [one * grad for one in ctx.grads]
         else:
             # in place: the gradient of [V, E] would be there twice
-            scaled = [None if one is None else one.mul_(grad) for one in ctx.grads]
+            scaled = [one.mul_(grad) for one in ctx.grads]
             ctx.grads = None
-        found = [None if one is None else one.to(dtype) for one, dtype in zip(scaled, ctx.dtypes)]
-        return *found, None, None, None, None
-
-
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into += left @ right, in place where the types allow."""
-    if into.dtype == left.dtype:
-        into.addmm_(left, right)
-    else:
-        into.add_(left @ right)
+        return None, None, *(one.to(dtype) for one, dtype in zip(scaled, ctx.dtypes))

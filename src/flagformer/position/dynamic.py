@@ -44,7 +44,7 @@ class Dynamic(DistanceBias):
         self.log_distance = log_distance
 
     def values(self, distance: Tensor) -> Tensor:
-        seen = distance.to(wide(self.out.weight.dtype))
+        seen = distance.to(wide(next(self.parameters()).dtype))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
         return self.out(self.hidden(seen[..., None]))

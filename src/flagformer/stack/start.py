@@ -118,4 +118,4 @@ class ZeroFeedForward(_Zeros):
 
 
 def _last(sublayer: Any) -> nn.Linear:
-    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out
+    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out.last

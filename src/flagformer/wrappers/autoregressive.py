@@ -26,16 +26,17 @@ from flagformer.generation import (
     read_settings,
     search,
 )
-from flagformer.ops.cross_entropy import chunked_cross_entropy
+from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful
-from flagformer.stack.inputs import check_padding, check_size
-from flagformer.wrappers.inputs import check_ids, prefix_lengths
+from flagformer.stack.inputs import check_size
+from flagformer.wrappers.inputs import prefix_lengths
 from flagformer.wrappers.requests import (
     SeqLens,
     check_net,
     check_pad,
     check_request,
     front_of,
+    ids_and_targets,
     keeps_state,
     packed_targets,
     reach,
@@ -118,16 +119,10 @@ class AutoregressiveWrapper(nn.Module):
 
         The loss is NaN where no target counts.
         """
-        if x.ndim != 2 or x.shape[1] < 2:
-            raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
-        ids = x.masked_fill(x == self.ignore_index, self.pad_value)
-        check_ids(ids, self.net.num_tokens)
-        targets = x[:, 1:]
+        ids, targets = ids_and_targets(x, self.net, self.ignore_index, self.pad_value, mask)
         side: dict[str, Any] = {}
         places = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
-            check_padding("mask", mask, *x.shape)
-            targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
             side["mask"] = mask[:, :-1]
         if seq_lens is not None:
             side["seq_lens"], counts, places = packed_targets(seq_lens, ids)
@@ -148,7 +143,7 @@ class AutoregressiveWrapper(nn.Module):
         if "attn_mask" in side:
             side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
         outputs = self._read(ids[:, :-1], side, front)
-        loss = self._cross_entropy(outputs, targets.flatten())
+        loss = self._cross_entropy(outputs, targets)
         if outputs.extra_loss is not None:
             loss = loss + outputs.extra_loss
         return (loss, outputs) if return_outputs else loss
@@ -170,15 +165,12 @@ class AutoregressiveWrapper(nn.Module):
         return replace(outputs, logits=logits, embeddings=outputs.embeddings[:, front:])
 
     def _cross_entropy(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        """Mean over `targets` [B * T], in fp32 or better."""
+        """Mean over `targets` [B, T], in fp32 or better."""
         if outputs.logits is not None:
-            logits = outputs.logits.flatten(0, 1).float()
-            return F.cross_entropy(logits, targets, ignore_index=self.ignore_index)
-        features, weight = self.net.logit_product(outputs.embeddings)
-        chunks = self.loss_chunks
+            return cross_entropy(outputs.logits, targets, self.ignore_index)
         return chunked_cross_entropy(
-            features.flatten(0, 1), weight, targets, self.ignore_index, chunks
-        ).float()
+            self.net.to_logits, outputs.embeddings, targets, self.ignore_index, self.loss_chunks
+        )
 
     def update_kmeans(self) -> None:
         """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""

@@ -6,7 +6,7 @@ from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagformer.flow import DecodeState, Layout, Pattern, WovenState
 from flagformer.stack.inputs import check_padding, check_starts, check_tensor, readable
@@ -16,11 +16,7 @@ INTEGERS = (torch.int64, torch.int32)
 
 def check_ids(x: Tensor, num_tokens: int, name: str = "x") -> None:
     """[B, T] integers within the vocabulary (the range is read on the CPU only: elsewhere it would wait)."""
-    check_tensor(name, x)
-    if x.dim() != 2 or x.dtype not in INTEGERS:
-        raise ValueError(
-            f"`{name}` must be token ids [B, T] of integers, but is {x.dtype} of shape {list(x.shape)}"
-        )
+    check_integers(name, x)
     if not x.numel():
         raise ValueError(f"`{name}` must hold at least one row of one token, but has shape {list(x.shape)}")
     if not readable(x):
@@ -31,6 +27,22 @@ def check_ids(x: Tensor, num_tokens: int, name: str = "x") -> None:
         raise ValueError(
             f"`{name}` must hold ids from 0 to {num_tokens - 1} (`num_tokens`), but holds {wrong}"
         )
+
+
+def check_integers(name: str, x: Tensor) -> None:
+    """[B, T] of a type that an embedding looks up."""
+    check_tensor(name, x)
+    if x.dim() != 2 or x.dtype not in INTEGERS:
+        raise ValueError(
+            f"`{name}` must be token ids [B, T] of int64 or int32, but is {x.dtype} of shape "
+            f"{list(x.shape)}; `.long()` makes int64 of other integers"
+        )
+
+
+def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of a model: those of its first floating-point parameter."""
+    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return first.device, first.dtype
 
 
 def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None:

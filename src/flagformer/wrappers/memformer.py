@@ -13,10 +13,10 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
-from flagformer.stack.inputs import check_padding, check_size, check_tensor
+from flagformer.stack.inputs import check_padding, check_size
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
-from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.inputs import check_ids, check_integers
 from flagformer.wrappers.own import Part, own_findings
 from flagformer.wrappers.slot_halves import DECIDED, build_slot_halves, invert_buckets
 from flagformer.wrappers.source_stream import SourceStream
@@ -280,8 +280,8 @@ class Memformer(nn.Module):
         if self.decoder is None:
             raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
         most = self.decoder.net.max_seq_len
-        check_tensor("tgt", tgt)
-        if tgt.dim() != 2 or len(tgt) != len(src) or not 2 <= tgt.shape[1] <= most + 1:
+        check_integers("tgt", tgt)
+        if len(tgt) != len(src) or not 2 <= tgt.shape[1] <= most + 1:
             raise ValueError(
                 f"`tgt` must be ids of shape [{len(src)}, T], T from 2 to {most + 1} "
                 f"(`dec_max_seq_len` + 1), but has shape {list(tgt.shape)}"

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.flow import Memories
 from flagformer.memory.replay import replay
-from flagformer.stack.inputs import check_padding, check_tensor
+from flagformer.ops.cross_entropy import cross_entropy
+from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.memformer import Memformer
-from flagformer.wrappers.requests import check_net
+from flagformer.wrappers.requests import check_net, ids_and_targets
 from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -103,8 +103,8 @@ def train_segments(
     Raises:
         ValueError: naming the argument, what it was and what it must be.
     """
-    _check_stream(model, x, ignore_index)
-    targets = _targets(x, mask, ignore_index)
+    _check_stream(model)
+    ids, targets = ids_and_targets(x, model, ignore_index, 0, mask)
     last, size = targets.shape[1], model.max_seq_len
     parts = [slice(place, min(place + size, last)) for place in range(0, last, size)]
     counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
@@ -112,30 +112,15 @@ def train_segments(
 
     def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
         part = parts[number]
-        ids = x[:, part].masked_fill(x[:, part] == ignore_index, 0)
-        out, left, extra = _read(model, ids, held, None if mask is None else mask[:, part])
+        out, left, extra = _read(model, ids[:, part], held, None if mask is None else mask[:, part])
         if not torch.is_grad_enabled():
             return None, left
-        total = _cross_entropy(model.to_logits(out), targets[:, part], ignore_index)
+        total = cross_entropy(model.to_logits(out), targets[:, part], ignore_index, "sum")
         totals[number] = total.detach()
         return total / counts.sum().clamp(min=1) + extra * (out.shape[1] / last), left
 
     _, left = replay(model, read, _start(model, mems, len(x)), len(parts))
     return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
-
-
-def _targets(x: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
-    """x[:, 1:], without those that do not count."""
-    if mask is None:
-        return x[:, 1:]
-    check_padding("mask", mask, *x.shape)
-    return x[:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), ignore_index)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """The sum over all that count, in fp32 or better."""
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    return F.cross_entropy(exact, targets.flatten(), ignore_index=ignore_index, reduction="sum")
 
 
 def _start(model: TransformerWrapper, mems: Memories | Tensor | None, batch: int) -> Memories:
@@ -182,15 +167,11 @@ def _check_loss(loss: Any) -> Tensor | None:
     raise ValueError(f"`loss_fn` must return one number as a tensor of shape [], or None, but gave {found}")
 
 
-def _check_stream(model: TransformerWrapper, x: Tensor, ignore_index: int) -> None:
+def _check_stream(model: TransformerWrapper) -> None:
     check_net(model, "model")
     if not model.num_memory_slots:
         raise ValueError("`model` must have slots to learn through: build it with `num_memory_slots`")
     check_reach(model, "model")
-    check_tensor("x", x)
-    check_ids(x.masked_fill(x == ignore_index, 0), model.num_tokens)
-    if x.shape[1] < 2:
-        raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
 
 
 def _for_segments(name: str, parts: Parts, count: int) -> Sequence[Tensor | None]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from flagformer.generation import Prompts
 from flagformer.head.heads import NoHead
-from flagformer.stack.inputs import check_tensor
+from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.stack.layers import PrefixDecoder
-from flagformer.wrappers.inputs import layout_of, prefix_lengths
+from flagformer.wrappers.inputs import check_ids, check_integers, layout_of, prefix_lengths
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 
@@ -25,6 +25,24 @@ def check_request(num_tokens: int, seq_len: int, eos_token: int | None) -> None:
     last = num_tokens - 1
     if eos_token is not None and (not isinstance(eos_token, int) or not 0 <= eos_token <= last):
         raise ValueError(f"`eos_token` must be an id from 0 to {last} or None, but is {eos_token!r}")
+
+
+def ids_and_targets(
+    x: Tensor, net: Any, ignore_index: int, pad_value: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """x [B, T] with `ignore_index` among its ids -> ids with `pad_value` in its place, and the targets
+    x[:, 1:], long; under `mask` [B, T] those count that are real and follow a real token."""
+    check_tensor("x", x)
+    if x.dim() != 2 or x.shape[1] < 2:
+        raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
+    check_integers("x", x)
+    ids = x.masked_fill(x == ignore_index, pad_value)
+    check_ids(ids, net.num_tokens)
+    targets = x[:, 1:].long()
+    if mask is not None:
+        check_padding("mask", mask, *x.shape)
+        targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), ignore_index)
+    return ids, targets
 
 
 def reach(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
@@ -62,7 +80,11 @@ def keeps_state(net: Any, asked: bool) -> bool:
 def check_net(net: nn.Module, name: str = "net") -> None:
     layers = getattr(net, "attn_layers", None)
     if layers is None:
-        raise ValueError(f"`{name}` must be a TransformerWrapper, but is {type(net).__name__}")
+        inner = hasattr(getattr(net, "net", None), "attn_layers")
+        own = callable(getattr(net, "generate", None))
+        hint = "; give its `.net`, a TransformerWrapper" if inner else ""
+        hint += f"{' or' if inner else ';'} call its own `generate`" if own else ""
+        raise ValueError(f"`{name}` must be a TransformerWrapper, but is {type(net).__name__}{hint}")
     if isinstance(getattr(net, "head", None), NoHead):
         raise ValueError(f"`{name}` must give logits, but was built with `return_only_embed`; leave that out")
     logits = getattr(net, "logits_dim", net.num_tokens)

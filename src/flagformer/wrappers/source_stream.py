@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flagformer.generation import PromptLike, evaluating
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.inputs import check_ids, home_of
 from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 from flagformer.wrappers.stream import FILE
 
@@ -35,7 +35,7 @@ class SourceStream:
         check_size("batch_size", batch)
         self.model, self.batch, self.length = model, batch, 0
         self.mems: Tensor | None = None
-        self._ids = torch.empty(batch, 0, dtype=torch.long, device=model.encoder.token_emb.weight.device)
+        self._ids = torch.empty(batch, 0, dtype=torch.long, device=home_of(model)[0])
         self._left: Tensor | None = None
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from flagformer.flow import Layout, Memories
 from flagformer.generation import evaluating
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids
+from flagformer.wrappers.inputs import check_ids, home_of
 from flagformer.wrappers.segments import Past, check_reach, leave
 from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 
@@ -43,7 +43,7 @@ class Stream:
         self._begin()
 
     def _begin(self) -> None:
-        self._ids = torch.empty(self.batch, 0, dtype=torch.long, device=self.model.token_emb.weight.device)
+        self._ids = torch.empty(self.batch, 0, dtype=torch.long, device=home_of(self.model)[0])
         self._read: list[Tensor] = []
         self._state: Any = None
 
@@ -121,7 +121,7 @@ class Stream:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
         refuse_other_weights(Path(directory) / FILE)
-        held = load_tensors(Path(directory) / FILE, self.model.token_emb.weight.device)
+        held = load_tensors(Path(directory) / FILE, home_of(self.model)[0])
         ids = held["ids"]
         if len(ids) != self.batch:
             raise ValueError(

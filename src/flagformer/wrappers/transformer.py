@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
-from flagformer.embedding.tokens import TokenEmbedding
+from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, WovenState
 from flagformer.flow.memories import Memories
 from flagformer.head.heads import EMB_DIM
+from flagformer.ops.identity import identity
+from flagformer.ops.unit import unit_length
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.forms import Forms
-from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
+from flagformer.wrappers.inputs import check_ids, check_positions, home_of, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
 from flagformer.wrappers.segments import check_session, leave, read_past, refuse_slots, seen_context
 from flagformer.wrappers.storage import save_model
@@ -115,7 +117,9 @@ class TransformerWrapper(nn.Module):
         width = emb_dim or dim
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         self.attn_z_loss_weight = float(attn_z_loss_weight)
-        self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
+        # vectors of length 1 start small, so that small steps turn them quickly
+        self.token_emb = TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None)
+        self.form = unit_length if l2norm_embed else identity
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
         self.memory = self.resolved.stack["memory"][0].build(dim)
@@ -196,16 +200,11 @@ class TransformerWrapper(nn.Module):
 
     def to_logits(self, embeddings: Tensor) -> Tensor:
         """[B, T, D] of the last layer -> [B, T, V]."""
-        return self.head(embeddings, self.token_emb)
+        return self.head(embeddings, self._vectors)
 
-    def logit_product(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] of the last layer -> [B, T, E] and [V, E], whose products the logits are."""
-        product = self.head.product(embeddings, self.token_emb)
-        if product is None:
-            raise ValueError(
-                "this model gives no logits (`return_only_embed`), so they are no product either"
-            )
-        return product
+    def _vectors(self, device: torch.device) -> Tensor:
+        """[V, E], the vector of each token as the layers read it."""
+        return self.form(vectors_of(self.token_emb, self.num_tokens, device))
 
     def init_state(
         self,
@@ -225,9 +224,9 @@ class TransformerWrapper(nn.Module):
             num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
         """
         check_session(self, length)
-        device = self.token_emb.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.token_emb.weight.dtype
+        device, dtype = home_of(self)
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
         make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
         return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
 
@@ -329,7 +328,7 @@ class TransformerWrapper(nn.Module):
         tape = forms.tape(weights, self.attn_layers.memory_steps)
         front = read_front(prepend_embeds, prepend_mask, len(x), self.embedding.width, self.attn_layers)
         prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
-        embedded = self.token_emb(x) + self.pos_emb(layout.positions)
+        embedded = self.form(self.token_emb(x)) + self.pos_emb(layout.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
         weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(

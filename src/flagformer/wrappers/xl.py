@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.flow import Memories
@@ -17,9 +16,8 @@ from flagformer.generation import (
     evaluating,
     read_prompts,
 )
-from flagformer.stack.inputs import check_padding
-from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.requests import check_net, check_pad, check_request, side_of
+from flagformer.ops.cross_entropy import cross_entropy
+from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
 from flagformer.wrappers.segments import check_reach
 
 Mems = Memories | Sequence[Tensor]
@@ -82,14 +80,8 @@ class XLAutoregressiveWrapper(nn.Module):
 
         The loss is NaN where no target counts.
         """
-        if x.ndim != 2 or x.shape[1] < 2:
-            raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
-        ids = x.masked_fill(x == self.ignore_index, self.pad_value)
-        check_ids(ids, self.net.num_tokens)
-        targets, given = x[:, 1:], ids[:, :-1]
-        if mask is not None:
-            check_padding("mask", mask, *x.shape)
-            targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
+        ids, targets = ids_and_targets(x, self.net, self.ignore_index, self.pad_value, mask)
+        given = ids[:, :-1]
         total: Tensor | float = 0.0
         beside: Tensor | float = 0.0
         for start in range(0, given.shape[1], self.net.max_seq_len):
@@ -107,12 +99,7 @@ class XLAutoregressiveWrapper(nn.Module):
             )
             if extra is not None:
                 beside = beside + extra * (logits.shape[1] / given.shape[1])
-            total = total + F.cross_entropy(
-                logits.flatten(0, 1).float(),
-                targets[:, part].flatten(),
-                ignore_index=self.ignore_index,
-                reduction="sum",
-            )
+            total = total + cross_entropy(logits, targets[:, part], self.ignore_index, "sum")
         loss = total / (targets != self.ignore_index).sum() + beside
         return (loss, mems) if return_mems else loss
 

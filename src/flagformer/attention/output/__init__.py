@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Output(ABC):
-    """Contract of the slot `output`, built as `(dims)`; a module whose `weight` is its last projection."""
+    """Contract of the slot `output`, built as `(dims)`."""
 
-    weight: Tensor
+    @property
+    @abstractmethod
+    def last(self) -> nn.Linear:
+        """The projection whose start decides what a sublayer adds at first."""
 
     @abstractmethod
     def __call__(self, heads: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,16 +20,32 @@ class Project(nn.Linear, Output):
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims.heads * dims.dim_value, dims.dim, bias=False)
 
+    @property
+    def last(self) -> nn.Linear:
+        return self
+
 
 @component("output", select="attn_on_attn", paper="arXiv:1908.06954, section 3.1")
-class AttentionOnAttention(nn.Linear, Output):
+class AttentionOnAttention(nn.Module, Output):
     """A second half of the projection gates the first, by its sigmoid.
 
     Departure: the paper's gate also reads the query; this one reads what the heads found.
     """
 
     def __init__(self, dims: Dims) -> None:
-        super().__init__(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
+        super().__init__()
+        self.project = nn.Linear(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
+        self.register_load_state_dict_pre_hook(_rename_weight)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.glu(F.linear(input, self.weight), dim=-1)
+    @property
+    def last(self) -> nn.Linear:
+        return self.project
+
+    def forward(self, heads: Tensor) -> Tensor:
+        return F.glu(self.project(heads), dim=-1)
+
+
+def _rename_weight(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Models saved by 0.1 and before hold the projection's weight as the module's own."""
+    if f"{prefix}weight" in state:
+        state[f"{prefix}project.weight"] = state.pop(f"{prefix}weight")

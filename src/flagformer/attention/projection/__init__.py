@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class Projection(nn.Module, ABC):
     """Contract of the slot `projection`; `groups` is the number G of key/value heads.
 
-    Built as `(dims, cross, shared)`: for self-attention `forward` gives all three and `own_keys` the
-    last two, for cross-attention `queries` and `keys` read their own sources. Under `shared` the keys are
-    the values too.
+    Built as `(dims, cross, shared)`: for self-attention `forward` gives all three, for cross-attention
+    `queries` and `keys` read their own sources. Under `shared` the keys are the values too.
     """
 
     groups: int
@@ -21,10 +20,6 @@ class Projection(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, D] -> q [B, H, T, K], k [B, G, T, K], v [B, G, T, V]."""
-
-    @abstractmethod
-    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, M, D] -> k [B, G, M, K], v [B, G, M, V] as `forward` makes them: tokens that ask nothing."""
 
     @abstractmethod
     def queries(self, x: Tensor) -> Tensor:

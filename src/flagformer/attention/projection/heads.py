@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
@@ -23,11 +22,11 @@ class Heads(Projection):
         entries = [groups] if shared else [groups, groups]
         widths = [dims.dim_head, dims.dim_value][: len(entries)]
         queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)
-        self.of_keys = splitter(entries, widths)
         if cross:
             self.to_q = nn.Linear(dims.dim, queries, bias=False)
             self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=False)
             self.of_x = splitter([dims.heads], [dims.dim_head])
+            self.of_keys = splitter(entries, widths)
         else:
             self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=False)
             self.of_x = splitter([dims.heads, *entries], [dims.dim_head, *widths])
@@ -35,11 +34,6 @@ class Heads(Projection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, *entries = self.of_x(self.to_qkv(x))
         return q, entries[0], entries[-1]  # k and v, one and the same where they are shared
-
-    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.to_qkv.weight[self.heads * self.width :]
-        entries = self.of_keys(F.linear(x, weight))
-        return entries[0], entries[-1]
 
     def queries(self, x: Tensor) -> Tensor:
         return self.of_x(self.to_q(x))[0]
@@ -111,10 +105,6 @@ class SharedQK(Projection):
         q, v = self.of_x(self.to_qv(x))
         return q, unit_length(q), v
 
-    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        _, k, v = self(x)
-        return k, v
-
     def queries(self, x: Tensor) -> Tensor:
         raise NotImplementedError("a context has no queries")
 
@@ -148,9 +138,6 @@ class ContextSharedQK(Projection):
         self.of_v = splitter([dims.heads], [dims.dim_value])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError("only a context is read so")
-
-    def own_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("only a context is read so")
 
     def queries(self, x: Tensor) -> Tensor:
