@@ -29,7 +29,6 @@ class Source(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: ClassVar[str]  # one sentence: what is scored, and what `accuracy` means here
-    is_bytes: ClassVar[bool] = False  # text: quality is bits per byte, not accuracy
     is_sequence: ClassVar[bool] = True  # ids in, one target a place; else images in, one target a row
 
     seq_len: int = Field(default=64, ge=2, le=LONGEST, description="Tokens per training sequence.")
@@ -68,9 +67,18 @@ class Source(BaseModel, ABC):
         top."""
         return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
 
-    def bytes_per_token(self, split: Split) -> float:
-        """Bytes of text that a token stands for; 1 where there is no text."""
-        return 1.0
+    @property
+    def is_bytes(self) -> bool:
+        """Whether targets stand for bytes of a text: quality is bits per byte then, not accuracy."""
+        return False
+
+    def bytes_per_token(self, split: Split) -> float | None:
+        """Bytes of text that a token stands for, on average; None where it stands for none."""
+        return 1.0 if self.is_bytes else None
+
+    def target_bytes(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> int:
+        """Bytes of text that the targets of this batch stand for, where `is_bytes`."""
+        raise TypeError(f"the targets of `source: {self.model_dump()['source']}` stand for no bytes")
 
     def example(self, rows: int, seq_len: int) -> Tensor:
         """Inputs of the shape and type that `batch` gives, all zero, on the device that is torch's

@@ -19,7 +19,10 @@ class Text(Source):
     metric: ClassVar[str] = (
         "every byte given the bytes before it in its row; accuracy: the share of bytes guessed right"
     )
-    is_bytes: ClassVar[bool] = True
+
+    @property
+    def is_bytes(self) -> bool:
+        return True
 
     @abstractmethod
     def content(self, split: Split) -> Tensor:
@@ -36,6 +39,10 @@ class Text(Source):
 
     @property
     def chance(self) -> float | None:
+        return None
+
+    def sizes(self, split: Split) -> Tensor | None:
+        """Bytes that each element of `content` stands for, integers [N]; None: one byte each."""
         return None
 
     def check(self, split: Split, seq_len: int) -> None:
@@ -55,12 +62,23 @@ class Text(Source):
         """
         self.check(split, seq_len)
         content = self.content(split)
-        starts = len(content) - seq_len  # a row is read with one byte more, its last target
+        rows = content[self._places(split, step, seed, batch_size, seq_len)].long()  # [B, T + 1]
+        return rows[:, :-1], rows[:, 1:]
+
+    def target_bytes(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> int:
+        sizes = self.sizes(split)
+        if sizes is None:
+            return batch_size * seq_len
+        return int(sizes[self._places(split, step, seed, batch_size, seq_len)[:, 1:]].sum())
+
+    def _places(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
+        """Where in `content` the elements of a batch stand, [B, T + 1]."""
+        size = len(self.content(split))
+        starts = size - seq_len  # a row is read with one byte more, its last target
         if split == "train":
             first = torch.randint(starts, (batch_size,), generator=draws(split, seed, step))
         else:
             span = batch_size * seq_len
-            origin = int((seed + step) * GOLDEN % 1.0 * max(1, len(content) - span))
+            origin = int((seed + step) * GOLDEN % 1.0 * max(1, size - span))
             first = (origin + seq_len * torch.arange(batch_size)) % starts
-        rows = content[first[:, None] + torch.arange(seq_len + 1)].long()  # [B, T + 1]
-        return rows[:, :-1], rows[:, 1:]
+        return first[:, None] + torch.arange(seq_len + 1)

@@ -1,26 +1,29 @@
 """Any file or folder of text, as the tokens of a tokenizer."""
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.data import Split, short_hash
-from flagformer.data.file import EDGES, bytes_of
+from flagformer.data import SPLITS, Split, short_hash
+from flagformer.data.encoded import Encoded, character_border, load_encoded
+from flagformer.data.file import EDGES, FIELD, bytes_of, content_hash
 from flagformer.data.text import Text
-
-PIECE = 1 << 20  # bytes that are encoded at once
 
 
 class TokenFile(Text):
-    """The text at `path`, UTF-8, cut into the tokens of `tokenizer`, a `tokenizer.json` of the package
-    `tokenizers` (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, told apart before
-    they are encoded.
+    """The text at `path`, UTF-8, in the tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
+    (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, moved to the next character.
 
-    Bits per byte count the bytes that the tokens stand for, so that tokenizers and bytes compare.
+    The text is encoded once, without special tokens, truncation or padding, and kept in
+    `FLAGFORMER_CACHE/tokens` (by default `~/.cache/flagformer/tokens`), which every process maps.
+
+    Bits per byte count the bytes that the scored tokens stand for, so that tokenizers and bytes compare. A
+    tokenizer whose tokens do not decode to the text (unknown words, lower case) has none: accuracy and nats
+    a token are compared instead, and a warning says so.
     """
 
     metric: ClassVar[str] = "every token given those before it in its row; accuracy: the share guessed right"
@@ -28,6 +31,7 @@ class TokenFile(Text):
     source: Literal["tokens"]
     path: Path = Field(description="A file or a folder; a relative path starts at the working directory.")
     tokenizer: Path = Field(description="A tokenizer.json.")
+    field: str | None = Field(default=None, description=FIELD)
 
     @property
     def place(self) -> str:
@@ -35,24 +39,62 @@ class TokenFile(Text):
 
     @property
     def num_tokens(self) -> int:
-        return int(_tokenizer(self.tokenizer).get_vocab_size())
+        """The largest id and one: ids may leave gaps, and added tokens may lie beyond the vocabulary."""
+        return 1 + max(_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
 
-    def bytes_per_token(self, split: Split) -> float:
-        low, high = self._edges(split)
-        return (high - low) / max(1, len(self.content(split)))
+    @property
+    def is_bytes(self) -> bool:
+        try:
+            return all(part.lossless for part in self._encoded())
+        except (OSError, ValueError):  # a report is made of results, where the text may be gone
+            return True
+
+    def check(self, split: Split, seq_len: int) -> None:
+        super().check(split, seq_len)
+        if not self.is_bytes:
+            warnings.warn(_LOSSY.format(self.tokenizer, self.path), stacklevel=2)
+
+    def bytes_per_token(self, split: Split) -> float | None:
+        """Of the whole split, on average; None where the tokens do not stand for the text."""
+        part = self._part(split)
+        return int(part.sizes.sum()) / max(1, len(part.sizes)) if part.lossless else None
 
     def content(self, split: Split) -> Tensor:
-        low, high = self._edges(split)
-        return _encoded(self.path, self.tokenizer, low, high, short_hash(bytes_of(self.path).numpy().data))
+        return self._part(split).ids
+
+    def sizes(self, split: Split) -> Tensor | None:
+        part = self._part(split)
+        return part.sizes if part.lossless else None
 
     def fingerprint(self) -> str:
-        text = short_hash(bytes_of(self.path).numpy().data)
-        return short_hash(f"{text} {short_hash(self.tokenizer.read_bytes())}".encode())
+        state = self.tokenizer.stat()
+        tokenizer = _hashed(self.tokenizer, state.st_size, state.st_mtime_ns)
+        return short_hash(f"{content_hash(self.path, self.field)} {tokenizer}".encode())
 
-    def _edges(self, split: Split) -> tuple[int, int]:
-        size = len(bytes_of(self.path))
-        low, high = EDGES[split]
-        return int(low * size), int(high * size)
+    def _part(self, split: Split) -> Encoded:
+        return self._encoded()[SPLITS.index(split)]
+
+    def _encoded(self) -> list[Encoded]:
+        text, tokenizer = bytes_of(self.path, self.field), _tokenizer(self.tokenizer)
+        return load_encoded(text, _spans(text), tokenizer, self.fingerprint())
+
+
+_LOSSY = (
+    "the tokens of {} do not decode to the text of {} (unknown words, or a normalizer that changes it), so "
+    "bits per byte are left out"
+)
+
+
+def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
+    """Bytes of each split; no character lies in two."""
+    ends = [character_border(text, int(EDGES[split][1] * len(text))) for split in SPLITS[:-1]]
+    return tuple(zip((0, *ends), (*ends, len(text))))
+
+
+@functools.lru_cache(maxsize=4)
+def _hashed(path: Path, size: int, modified: int) -> str:
+    """Size and time are there so that a changed file is read again."""
+    return short_hash(path.read_bytes())
 
 
 @functools.lru_cache(maxsize=2)
@@ -66,17 +108,9 @@ def _tokenizer(path: Path) -> Any:
             f"`tokenizer` must be a tokenizer.json, but {path} is not there (seen from {Path.cwd()})"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"`tokenizer` must be a tokenizer.json, but {path} is none: {error}") from None
-
-
-@functools.lru_cache(maxsize=6)
-def _encoded(path: Path, tokenizer: Path, low: int, high: int, content: str) -> Tensor:
-    """The tokens of some bytes; `content` is there so that a changed text is encoded anew."""
-    text = bytes_of(path)
-    ids: list[int] = []
-    for start in range(low, high, PIECE):
-        piece = text[start : min(start + PIECE, high)].numpy().tobytes().decode("utf-8", errors="replace")
-        ids += _tokenizer(tokenizer).encode(piece, add_special_tokens=False).ids
-    return torch.tensor(ids, dtype=torch.int32)
+    tokenizer.no_truncation()  # both are stored with a tokenizer, for batches of sentences
+    tokenizer.no_padding()
+    return tokenizer

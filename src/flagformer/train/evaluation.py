@@ -29,7 +29,7 @@ def evaluate(
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
     model, training = inner(model), model.training
     model.eval()
-    nats, right, scored = 0.0, 0, 0
+    nats, right, scored, read = 0.0, 0, 0, 0
     where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -46,11 +46,12 @@ def evaluate(
             where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
             right += int((logits.argmax(-1).view_as(targets) == targets).sum())
             scored += int((targets != IGNORE).sum())
+            if source.is_bytes and step < trial.evaluate.batches:
+                read += source.target_bytes(split, step, SEED, rows, seq_len)
     model.train(training)
-    sums = ranks.total(torch.tensor([nats, right, scored], dtype=torch.float64)).tolist()
-    nats, right, scored = sums[0], int(sums[1]), int(sums[2])
-    figures = _figures(source, split, seq_len, nats / scored, right / scored, scored)
-    return figures | {"by_position": _by_position(ranks.total(where)) if math.isfinite(nats) else None}
+    sums = ranks.total(torch.tensor([nats, right, scored, read], dtype=torch.float64)).tolist()
+    figures = _figures(source, split, seq_len, sums)
+    return figures | {"by_position": _by_position(ranks.total(where)) if math.isfinite(sums[0]) else None}
 
 
 def _by_position(where: Tensor) -> list[float] | None:
@@ -59,18 +60,16 @@ def _by_position(where: Tensor) -> list[float] | None:
     return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
-def _figures(
-    source: Source, split: Split, seq_len: int, nats: float, accuracy: float, scored: int
-) -> dict[str, Any]:
+def _figures(source: Source, split: Split, seq_len: int, sums: list[float]) -> dict[str, Any]:
+    """`sums`: nats, tokens guessed right, tokens scored, bytes that these stand for (0: none)."""
+    nats, right, scored, read = sums
     finite = math.isfinite(nats)
     return {
         "split": split,
         "seq_len": seq_len,
-        "nats": nats if finite else None,
-        "bits_per_byte": nats / math.log(2) / source.bytes_per_token(split)
-        if finite and source.is_bytes
-        else None,
-        "accuracy": accuracy,
+        "nats": nats / scored if finite else None,
+        "bits_per_byte": nats / math.log(2) / read if finite and read else None,
+        "accuracy": right / scored,
         "chance": source.chance,
-        "tokens": scored,
+        "tokens": int(scored),
     }

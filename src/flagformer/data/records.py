@@ -1,0 +1,82 @@
+"""Tables of text: one field of each record of a .jsonl, .csv or .tsv file."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SEPARATOR = "\n\n"  # between two records
+TABLES = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".ndjson")
+LONGEST_CELL = 1 << 30  # characters; the csv module's own limit is 131,072
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name says that the file holds records."""
+    return path.suffix.lower() in TABLES or path.suffix.lower() in LINES
+
+
+@functools.lru_cache(maxsize=2)
+def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
+    """The text of `field` of all records, uint8 [N], with a blank line between two records; size and time
+    are there so that a changed file is read again.
+
+    Raises:
+        ValueError: naming the line that is no record, or the fields that there are.
+    """
+    texts = [_text_of(path, line, record, field) for line, record in _records(path)]
+    content = SEPARATOR.join(texts).encode("utf-8", errors="replace")
+    if not content:
+        raise ValueError(f"`path` must be a file with text in it, but {path} has none in `{field}`")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def fields_of(path: Path) -> list[str]:
+    """The names of the fields of the first record; empty where there is none."""
+    for _, record in _records(path):
+        return [str(name) for name in record]
+    return []
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line number and record of each."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        if path.suffix.lower() in TABLES:
+            csv.field_size_limit(LONGEST_CELL)
+            table = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()])
+            try:
+                for row in table:
+                    yield table.line_num, dict(row)
+            except csv.Error as error:
+                raise ValueError(f"{path}:{table.line_num} is no row of a table: {error}") from None
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number} is not valid JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"{path}:{number} must be an object with the field, but is {line.strip()[:40]}"
+                )
+            yield number, record
+
+
+def _text_of(path: Path, line: int, record: dict[str, object], field: str) -> str:
+    text = record.get(field)
+    if isinstance(text, str):
+        return text
+    if field not in record:
+        names = ", ".join(f"`{name}`" for name in record)
+        raise ValueError(
+            f"`field` must be a field of {path}, but line {line} has no `{field}`; it has {names}"
+        )
+    raise ValueError(f"`field` must be text in every record, but line {line} of {path} holds {text!r:.40}")
