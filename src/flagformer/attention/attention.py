@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.fixed_windows import FixedWindows
+from flagformer.attention.cores.kmeans import KMeans
 from flagformer.attention.cores.local import HeadShare, Local
 from flagformer.attention.cores.mixed import Mixed
+from flagformer.attention.cores.reminder import watch
 from flagformer.attention.gates import Gate
 from flagformer.attention.key_values import Seats
 from flagformer.attention.output import Output
@@ -40,6 +43,15 @@ class Attention(nn.Module):
         self.core = core
         self.gates = nn.ModuleList(gates)  # type: ignore[assignment]
         self.to_out = output
+        self._watch()
+
+    def _watch(self) -> None:
+        if any(isinstance(module, KMeans) for module in self.core.modules()):
+            watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch()
 
     @property
     def seat_count(self) -> int:

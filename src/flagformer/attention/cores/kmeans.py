@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from flagformer.attention.cores.reminder import moved
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
 from flagformer.ops.pieces import pieces
@@ -150,7 +151,11 @@ def _of_all_ranks(seen: Seen) -> Seen:
 
 def update_kmeans(model: nn.Module) -> None:
     """Moves all centroids of a model by what its training forwards have gathered: once for each step of the
-    optimizer, after it, on all ranks. Does nothing to a model without centroids."""
+    optimizer, after it, on all ranks. Does nothing to a model without centroids.
+
+    `optimizer.register_step_post_hook(lambda *_: update_kmeans(model))` calls it at each step.
+    """
+    moved(model)
     for module in model.modules():
         if isinstance(module, KMeans):
             module.commit()
