@@ -6,7 +6,7 @@ from torch import nn
 
 import flagformer
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS
-from flagformer.flags.foreign import FOREIGN
+from flagformer.flags.foreign import COMMON, FOREIGN, SAYS
 
 SMALL = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
 # prefix -> the constructor's names; `cross_attn_` takes those of `attn_` too
@@ -59,7 +59,110 @@ def test_an_answer_speaks_of_flags_that_exist(name):
     text = message(name)
     said = {part.split("=")[0] for part in text.split("`")[3::2]} - {"load_x_transformers"}
     assert said <= known() | set(SLOTS)
-    assert said or "leave it out" in text or "load_x_transformers" in text
+    absent = "there are no" in text or ": no " in text
+    assert said or absent or "leave it out" in text or "load_x_transformers" in text
+
+
+# the constructor's names in x-transformers 2.31.10 that 1.27 has not
+LATER = {
+    "": """
+        only_attn use_dynamic_tanh use_derf dynamic_tanh_init_alpha use_adaptive_layernorm
+        use_adaptive_rmsnorm use_adaptive_layerscale dim_condition adaptive_condition_mlp
+        adaptive_condition_mlp_expansion rotate_num_heads polar_pos_emb polar_bias_uniform_init
+        pre_and_post_norm attn_aggregated_residuals attn_aggregated_residual_kwargs orthog_residual
+        mv_split_residual gated_multi_residual softclamp_output softclamp_output_value unet_skips
+        integrate_layers layer_integrate_use_softmax num_residual_streams qkv_receive_diff_residuals
+        reinject_input learned_reinject_input_gate add_value_residual learned_value_residual_mix
+        rel_pos_kwargs residual_fn_kwargs hyper_conn_sinkhorn_iters tie_embedding_scale num_output_heads
+        recycling train_max_recycle_steps looped max_looped_steps average_pool_embed use_cls_token
+        num_cls_tokens attn_pool num_pooled_tokens attn_pool_depth dim_pooled_tokens squeeze_out_last_dim
+        token_emb mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits ff_deep_embed to_logits
+        add_continuous_pred_head input_not_include_cache
+    """,
+    "attn_": """
+        sparse_topk_straight_through sublayer_dropout gate_values_rank gate_values_headwise output_gate
+        output_gate_rank output_gate_headwise low_rank_silu_gates output_proj_depth hard k_rmsnorm
+        value_rmsnorm l2_distance sigmoid gumbel_softmax gumbel_softmax_temp gumbel_softmax_hard selective
+        cog_signed hybrid_module hybrid_mask_kwarg hybrid_fold_axial_dim hybrid_learned_mix dim_out
+        rotate_num_heads data_dependent_alibi data_dependent_alibi_per_row
+        data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs use_rel_proj_pos_bias
+        rel_proj_num_distance_basis rel_proj_max_dist use_cope cope_max_pos cope_soft_onehot_pos
+        cope_talking_heads learned_value_residual_mix orthog_projected_values
+        orthog_projected_values_per_head laser laser_softclamp_value qkv_receive_diff_residuals project_out
+        use_latent_q dim_latent_q use_latent_kv dim_latent_kv latent_rope_subheads inverted_attention
+        attend_sdp_kwargs flash_pack_seq
+    """,
+    "ff_": """
+        solu sublayer_dropout output_proj_depth softclamp_value glu_softclamp glu_gate_softclamp_value
+        glu_up_softclamp_value
+    """,
+}
+
+
+def test_every_later_name_is_answered():
+    names = [prefix + name for prefix, names in LATER.items() for name in names.split()]
+    names += [f"cross_{name}" for name in names if name.startswith("attn_") and name not in LATER[""].split()]
+    with pytest.raises(flagformer.FlagError) as caught:
+        flagformer.check({**SMALL, **dict.fromkeys(names, True)})
+    found = {finding.flag: finding.message for finding in caught.value.findings}
+    assert not [name for name in names if not found[name].startswith(f"`{name}` is no flag of this library")]
+
+
+def test_common_names_say_the_flag():
+    assert set(COMMON) <= known() | set(SLOTS)
+    with pytest.raises(flagformer.FlagError) as caught:
+        flagformer.check({**SMALL, **{name: 1 for name in SAYS if name not in ("n_embd", "n_ctx")}})
+    found = {finding.flag: finding.message for finding in caught.value.findings}
+    assert all(f"say `{flag}`" in found[name] for name, flag in SAYS.items() if name in found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "whose"),
+    [
+        (
+            {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 100},
+            "Hugging Face",
+        ),
+        ({"model_type": "gpt2", "n_embd": 64, "n_layer": 3, "vocab_size": 100, "n_head": 4}, "Hugging Face"),
+        (
+            {
+                "name": "x",
+                "hf_config": {},
+                "block_size": 9,
+                "padded_vocab_size": 100,
+                "n_layer": 3,
+                "n_embd": 64,
+            },
+            "litgpt",
+        ),
+        ({"n_ctx": 9, "n_embd": 64, "n_layer": 3, "vocab_size": 100}, "GPT-2"),
+    ],
+)
+def test_settings_of_other_libraries_are_recognised(settings, whose):
+    for call in (flagformer.check, flagformer.build):
+        with pytest.raises(flagformer.FlagError) as caught:
+            call(settings)
+        (finding,) = caught.value.findings
+        assert whose in finding.message
+        for ours in ("num_tokens: 100", "dim: 64", "depth: 3"):
+            assert ours in finding.message
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("position_biass", "did you mean `position_bias`?"),
+        ("n_layer", "say `depth`"),
+        ("attn_hard", "give a class to `weights`"),
+        ("attn_laser", "give a class to `projection`"),
+        ("enc_depth", "is a flag of `model: xtransformer`"),
+        ("rotary_emb", "did you mean `rotary_pos_emb`?"),
+        ("attn_lager", "`flagformer flags` lists them all"),
+        ("use_ropes", "`flagformer flags` lists them all"),
+    ],
+)
+def test_suggestions_are_of_the_same_meaning_or_none(typed, says):
+    assert says in message(typed)
 
 
 @pytest.mark.parametrize(

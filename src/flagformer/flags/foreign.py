@@ -1,10 +1,13 @@
-"""Names that x-transformers knows and this library does not, and what to type here in their place."""
+"""Names that other libraries know and this one does not, and what to type here in their place."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 TALKING = "heads mix before and after the softmax together: say `attn_talking_heads`"
 FOREIGN = {
-    # 1.27
+    # x-transformers 1.27
     "attn_onnxable": "every model exports as it is (torch.export); leave it out",
     "attn_dim": "attention has the width of the model: say `dim`",
     "attn_heads": "all attention has the same number of heads: say `heads`",
@@ -14,7 +17,7 @@ FOREIGN = {
     "cross_attn_max_attend_past": "a context has no past: `attn_max_attend_past` is for self-attention",
     "ff_dim": "a feedforward reads the width of the model: say `dim`, and `ff_mult` for its inner width",
     "ff_dim_out": "a feedforward gives the width of the model: say `dim`, and `ff_mult` for its inner width",
-    # 2.31
+    # x-transformers 2.31
     "attn_pre_talking_heads": TALKING,
     "attn_post_talking_heads": TALKING,
     "attn_pre_scale_post_talking_heads": TALKING,
@@ -22,9 +25,157 @@ FOREIGN = {
     "ff_custom_activation": "give the function, class or module to the slot: `activation=torch.tanh`",
     "norm_add_unit_offset": "gains are kept as they are; `load_x_transformers` takes it for weights",
     "verbose": "nothing is printed; leave it out",
+    "attn_k_rmsnorm": "queries and keys are normed together: say `attn_qk_rmsnorm`",
+    "attn_dim_out": "attention gives the width of the model: say `dim`",
+    "attn_project_out": "heads are always projected; leave it out",
+    "attn_attend_sdp_kwargs": "the kernel is chosen by what is filled; leave it out, or say `attn_flash`",
+    "attn_flash_pack_seq": "packed rows are given to the forward, as seq_lens; leave it out",
+    "only_attn": "say `custom_layers='aaa'`, an 'a' for each layer",
+    "rel_pos_kwargs": "say `rel_pos_num_buckets` and `rel_pos_max_distance`",
+    "residual_fn_kwargs": "say `scale_residual_constant`",
+    "tie_embedding_scale": "tied logits are divided by the root of the width: `tie_embedding`; leave it out",
+    "token_emb": "the embedding is made of `num_tokens` and `emb_dim`; leave it out",
+    "input_not_include_cache": "generation reads new tokens alone; leave it out",
+}
+# What is not there, and the names of x-transformers 2.31 that ask for it.
+ABSENT = {
+    "norms by learned functions (dynamic tanh, Derf); give a class to `norm`": (
+        "use_dynamic_tanh use_derf dynamic_tanh_init_alpha"
+    ),
+    "norms and scales that a condition sets": (
+        "use_adaptive_layernorm use_adaptive_rmsnorm use_adaptive_layerscale dim_condition "
+        "adaptive_condition_mlp adaptive_condition_mlp_expansion"
+    ),
+    "polar positions, and rotation of some heads only; give a class to `rotation`": (
+        "rotate_num_heads polar_pos_emb polar_bias_uniform_init attn_rotate_num_heads"
+    ),
+    "norms both before and behind each sublayer under that name; say `sandwich_norm`": "pre_and_post_norm",
+    "residual streams that are mixed, split, gated or aggregated, and hyper-connections; give a class to "
+    "`residual`": (
+        "attn_aggregated_residuals attn_aggregated_residual_kwargs orthog_residual mv_split_residual "
+        "gated_multi_residual num_residual_streams hyper_conn_sinkhorn_iters qkv_receive_diff_residuals "
+        "attn_qkv_receive_diff_residuals reinject_input learned_reinject_input_gate"
+    ),
+    "soft clamps of outputs, of feedforwards and of their gates; `attn_softclamp_logits` clamps scores": (
+        "softclamp_output softclamp_output_value ff_softclamp_value ff_glu_softclamp "
+        "ff_glu_gate_softclamp_value ff_glu_up_softclamp_value"
+    ),
+    "skips between layers (U-Net), and integration of all earlier layers": (
+        "unet_skips integrate_layers layer_integrate_use_softmax"
+    ),
+    "residuals of values across layers": (
+        "add_value_residual learned_value_residual_mix attn_learned_value_residual_mix"
+    ),
+    "gates of low rank, of the output or by head under that name; say `attn_gate_values` or "
+    "`attn_gate_value_heads`": (
+        "attn_gate_values_rank attn_gate_values_headwise attn_output_gate attn_output_gate_rank "
+        "attn_output_gate_headwise attn_low_rank_silu_gates"
+    ),
+    "other ways from scores to weights (hard, sigmoid, Gumbel, straight-through, selective, signed, "
+    "distances, inverted); give a class to `weights` or `score`": (
+        "attn_sparse_topk_straight_through attn_hard attn_l2_distance attn_sigmoid attn_gumbel_softmax "
+        "attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_selective attn_cog_signed "
+        "attn_inverted_attention"
+    ),
+    "values that are normed, projected apart or exponentiated (LASER); give a class to `projection`": (
+        "attn_value_rmsnorm attn_orthog_projected_values attn_orthog_projected_values_per_head attn_laser "
+        "attn_laser_softclamp_value"
+    ),
+    "latent queries, keys and values (MLA); give a class to `projection`": (
+        "attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv attn_latent_rope_subheads"
+    ),
+    "biases that read the data (data-dependent ALiBi, CoPE, projected relative positions); give a class to "
+    "`score`": (
+        "attn_data_dependent_alibi attn_data_dependent_alibi_per_row "
+        "attn_data_dependent_alibi_per_row_dim_head attn_data_dependent_alibi_kwargs "
+        "attn_use_rel_proj_pos_bias attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_use_cope "
+        "attn_cope_max_pos attn_cope_soft_onehot_pos attn_cope_talking_heads"
+    ),
+    "hybrids of attention with another module": (
+        "attn_hybrid_module attn_hybrid_mask_kwarg attn_hybrid_fold_axial_dim attn_hybrid_learned_mix"
+    ),
+    "dropout behind a whole sublayer; say `layer_dropout`, `attn_dropout` or `ff_dropout`": (
+        "attn_sublayer_dropout ff_sublayer_dropout"
+    ),
+    "output projections of several layers; give a class to `output` or `feedforward`": (
+        "attn_output_proj_depth ff_output_proj_depth"
+    ),
+    "SoLU; give a class to `activation`": "ff_solu",
+    "embeddings in each feedforward": "ff_deep_embed",
+    "several, mixed, continuous or own heads of logits": (
+        "num_output_heads mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits add_continuous_pred_head "
+        "to_logits squeeze_out_last_dim"
+    ),
+    "recycling and loops of the whole stack; `weight_tie_layers` runs one block `depth` times": (
+        "recycling train_max_recycle_steps looped max_looped_steps"
+    ),
+    "pooled outputs and class tokens; pool what `return_only_embed` gives": (
+        "average_pool_embed use_cls_token num_cls_tokens attn_pool num_pooled_tokens attn_pool_depth "
+        "dim_pooled_tokens"
+    ),
+}
+# Names of Hugging Face, GPT, LLaMA, litgpt and torch.nn -> the flag that says the same.
+COMMON = {
+    "depth": "n_layer n_layers num_layers num_hidden_layers layers num_blocks n_blocks num_encoder_layers "
+    "num_decoder_layers",
+    "heads": "n_head n_heads num_heads num_attention_heads nhead",
+    "dim": "n_embd n_embed d_model hidden_size hidden_dim embed_dim embedding_dim model_dim",
+    "num_tokens": "vocab_size n_vocab padded_vocab_size ntoken n_tokens",
+    "max_seq_len": "n_ctx n_positions block_size max_position_embeddings context_length seq_len "
+    "sequence_length max_length max_len",
+    "attn_kv_heads": "n_kv_head n_kv_heads num_key_value_heads num_kv_heads n_query_groups",
+    "attn_dim_head": "head_dim head_size d_head d_kv",
+    "ff_mult": "intermediate_size ffn_dim d_ff dim_feedforward n_inner ffn_hidden_size mlp_ratio",
+    "attn_dropout": "attn_pdrop attention_dropout attention_probs_dropout_prob",
+    "emb_dropout": "embd_pdrop embedding_dropout",
+    "ff_dropout": "resid_pdrop hidden_dropout_prob hidden_dropout",
+    "tie_embedding": "tie_word_embeddings tie_weights tied_embeddings",
+    "rotary_pos_emb": "rope rotary use_rope rotary_embedding",
+    "alibi_pos_bias": "alibi use_alibi",
+    "use_rmsnorm": "rmsnorm rms_norm use_rms_norm",
+    "ff_swish": "swiglu use_swiglu silu",
+    "activation": "hidden_act activation_function hidden_activation",
+    "attn_max_attend_past": "sliding_window attention_window",
+    "moe_num_experts": "num_local_experts n_experts num_experts",
+    "attn_flash": "flash use_flash flash_attention attn_implementation use_flash_attention",
+    "checkpoint": "gradient_checkpointing use_gradient_checkpointing",
+}
+SAYS = {name: flag for flag, names in COMMON.items() for name in names.split()}
+NOTES = {"ff_mult": ", the inner width as a multiple of `dim`", "ff_swish": " and `ff_glu`"}
+FOREIGN |= {
+    name: f"there are no {what}" if not what.startswith(("SoLU", "dropout", "recycling")) else f"no {what}"
+    for what, names in ABSENT.items()
+    for name in names.split()
+}
+# Keys that tell whose dictionary of settings one is.
+OTHERS = {
+    "the `config.json` of a Hugging Face model": (
+        "model_type architectures transformers_version _name_or_path torch_dtype auto_map"
+    ),
+    "a configuration of litgpt": "hf_config padded_vocab_size norm_class_name rotary_percentage",
+    "a configuration of GPT-2": "n_embd n_ctx n_positions",
 }
 
 
 def answer(name: str) -> str:
     """What to do about a foreign name, cross-attention forms included; empty for others."""
-    return FOREIGN.get(name) or FOREIGN.get(name.removeprefix("cross_"), "")
+    for form in (name, name.removeprefix("cross_")):
+        if form in FOREIGN:
+            return FOREIGN[form]
+        if form in SAYS:
+            return f"say `{SAYS[form]}`{NOTES.get(SAYS[form], '')}"
+    return ""
+
+
+def recognise(flags: Mapping[str, Any]) -> str:
+    """What a dictionary of another library is, and what its sizes are called here; empty for flags."""
+    keys = set(flags)
+    for whose, names in OTHERS.items():
+        if keys & set(names.split()) and len(keys & (set(SAYS) | set(names.split()))) > 2:
+            sizes = ("num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_kv_heads")
+            found = {SAYS[name]: value for name, value in flags.items() if SAYS.get(name) in sizes}
+            ours = ", ".join(f"{name}: {found[name]!r}" for name in sizes if name in found)
+            return (
+                f"these settings are {whose}, no flags of this library; its sizes are called here {{{ours}}}"
+            )
+    return ""

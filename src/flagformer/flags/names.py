@@ -84,6 +84,9 @@ def _unknown(name: str, known: Collection[str], prefix: str) -> str:
         return (
             f"`{prefix}{name}` is not a flag, because `{prefix}{bare}` has no form for cross-attention alone"
         )
+    for half in ("enc_", "dec_"):
+        if name.startswith(half) and name.removeprefix(half) in known:
+            return f"`{prefix}{name}` is a flag of `model: xtransformer` or `memformer`, of two halves"
     hint = nearest(name, known).replace("`", f"`{prefix}", 1)
     return f"`{prefix}{name}` is not a flag{hint or '; `flagformer flags` lists them all'}"
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
+from flagformer.flags.foreign import recognise
 from flagformer.wrappers.flat import MODELS, build_flat
 from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.storage import load_model
@@ -37,6 +38,9 @@ def build(flags: Mapping[str, Any]) -> Any:
     Raises:
         FlagError: every mistake at once.
     """
+    if foreign := recognise(flags):
+        text = f"{foreign}; build with these and the flags of `docs/flags.md`, as no weights are read"
+        raise FlagError([Finding("model", text)])
     rest = dict(flags)
     kind = rest.pop("model", "decoder")
     kinds = (*MODELS, *WHOLE)
