@@ -22,7 +22,7 @@ ROUTING_TESTS := tests/reference/test_reference_routing.py tests/core/test_core_
 SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_stretches.py tests/core/test_core_few_pairs.py tests/parity \
 	tests/train/test_train_resume.py
 
-.PHONY: demo test quick sensitive matrix check docs bench clean
+.PHONY: demo test quick sensitive matrix check docs bench clean attack
 
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
@@ -40,6 +40,10 @@ sensitive: $(VENV)/.dev $(VENV)/.peers
 
 matrix: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py
+
+# Random mixes of flags against an oracle in numpy.
+attack: $(VENV)/.dev
+	$(BIN)/python tests/oracle/attack.py --mixes 600 --seed 0
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -280,7 +280,8 @@ class Attention:
         return joined
 
     def _output(self, joined):
-        out = joined @ self.weight("to_out.weight").T
+        name = "to_out.project.weight" if self.of("attn_on_attn") else "to_out.weight"
+        out = joined @ self.weight(name).T
         if self.of("attn_on_attn"):
             found, gate = np.split(out, 2, -1)
             return found * sigmoid(gate)

@@ -92,7 +92,9 @@ def _sublayer(settings, module, weights, carried, given):
 
 def _layer_scale(settings, module, weights, prefix):
     """arXiv:2103.17239."""
-    return weights[f"{prefix}.branch.gain"] if settings.of("use_layerscale", module) else 1.0
+    names = [f"{prefix}.branch.gain", f"{prefix}.branch.0.gain", f"{prefix}.branch.1.gain"]
+    found = next((weights[name] for name in names if name in weights), 1.0)
+    return found if settings.of("use_layerscale", module) else 1.0
 
 
 def _shifted(settings, module, x):

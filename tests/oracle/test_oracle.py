@@ -1,7 +1,7 @@
 """A sample of `attack.py`: random mixes of flags equal an oracle in numpy; each flag is in one or named."""
 
 import pytest
-from attack import attacked
+from attack import attacked, attacked_pair
 from oracle_mixes import CHOICES, NOT_COVERED, SIZES, mix
 
 from flagformer.flags import CATALOGUE
@@ -44,6 +44,31 @@ def test_a_random_mix_equals_the_oracle_or_is_refused(seed):
 @pytest.mark.parametrize("name", FOUND)
 def test_what_the_attack_found_is_right(name):
     faults, refusal = attacked({**TINY, "depth": 1, **FOUND[name]}, 0)
+    assert refusal is None
+    assert not faults, faults
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_encoder_decoder_equals_the_oracle_or_is_refused(seed):
+    faults, refusal = attacked_pair(seed)
+    assert refusal is not None or not faults, faults
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"cross_attn_talking_heads": True, "context_num_clusters": 2},
+        {"cross_attn_shared_kv": True, "context_shared_qk": True},
+    ],
+)
+def test_needs_of_cross_attention_hold_for_cross_forms(flags):
+    _, refusal = attacked({**TINY, "depth": 1, "cross_attend": True, **flags}, 0)
+    assert refusal is not None
+
+
+def test_a_flag_that_cross_attention_leaves_out_is_no_conflict():
+    flags = {"cross_attend": True, "attn_talking_heads": True, "cross_attn_talking_heads": False}
+    faults, refusal = attacked({**TINY, "depth": 1, **flags, "context_num_clusters": 2}, 0)
     assert refusal is None
     assert not faults, faults
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flagformer.flags.errors import Finding
-from flagformer.flags.flag import Component
+from flagformer.flags.flag import Component, Need
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import SLOTS
 from flagformer.flags.spec import Ready, Spec
@@ -50,13 +51,20 @@ def unmet(
     """Declared constraints that do not hold; of `faulty` flags it is not known."""
     findings = []
     for item in items:
-        for need in (need for need in item.requires if need.flag not in faulty):
+        for need in (_of_kind(need, item, values) for need in item.requires if need.flag not in faulty):
             value = values.get(need.flag, registry.standard_value(need.flag))
             if value != need.value and bool(value or need.value):
                 asked = need.say(prefix)
                 text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
                 findings.append(Finding(prefix + (item.select or item.name), text))
     return findings
+
+
+def _of_kind(need: Need, item: Component, values: Mapping[str, Any]) -> Need:
+    """The need of a filler of cross-attention is one of the flag's `cross_` form, where that is said."""
+    cross = f"cross_{need.flag}"
+    crossed = item.kind == "c" and cross in values and cross != item.select
+    return replace(need, flag=cross) if crossed else need
 
 
 def unread(
