@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.flow import ContextCache, DecodeState, Dims, KeyValues, KVCache, SessionState, SideInputs
+from flagformer.ops.borrow import borrow
 from flagformer.position import Rotation
 
 
@@ -40,6 +41,9 @@ class OwnTokens(Source):
     While decoding these are in the state; memories of segments before are projected anew.
     """
 
+    rotation: Rotation  # the stack's own, both
+    of_values: Rotation
+
     def __init__(
         self,
         projection: Projection,
@@ -50,7 +54,8 @@ class OwnTokens(Source):
         window: int | None,
     ) -> None:
         super().__init__(projection, qk_norm, dims)
-        self.rotation, self.of_values, self.window = rotation, of_values, window
+        self.window = window
+        borrow(self, {"rotation": rotation, "of_values": of_values})
         self.turns_at = () if window is None else (window,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:

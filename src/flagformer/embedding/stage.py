@@ -11,6 +11,7 @@ from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.gradient import scale_gradient
 from flagformer.ops.identity import identity
+from flagformer.ops.traced import readable
 
 Ids = Mapping[str, Tensor]
 Step = Callable[[Tensor], Tensor]
@@ -69,7 +70,7 @@ class EmbeddingStage(nn.Module):
 
     def _check_range(self, name: str, ids: Tensor) -> None:
         """On the CPU only: elsewhere it would wait for the device."""
-        if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        if not readable(ids) or not ids.numel():
             return
         low, high, count = int(ids.min()), int(ids.max()), self.counts[name]
         if low < 0 or high >= count:

@@ -13,6 +13,7 @@ from flagformer.flags import Flag, Need, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.experts import Gates, balance_loss, router_z_loss
 from flagformer.ops.full_precision import wide
+from flagformer.ops.traced import traced
 
 BALANCE, Z = "moe.balance", "moe.z"  # names on the tape
 SEVERAL = "experts have no one last projection"
@@ -69,7 +70,7 @@ class MixtureOfExperts(FeedForward):
         gates = Gates.of(logits)
         if self.training:
             self._add_losses(logits, gates, x.shape, side)
-        of_each = self._every if torch.compiler.is_compiling() else self._chosen
+        of_each = self._every if traced() else self._chosen
         return of_each(tokens, gates).view_as(x)
 
     def _add_losses(self, logits: Tensor, gates: Gates, shape: torch.Size, side: SideInputs) -> None:

@@ -261,11 +261,12 @@ class Flags(TypedDict, total=False):
     local_attn_fixed_windows: bool | tuple[bool | None, ...]
     """windows are cut by position, as in local-attention; not sliding"""
     attn_flash: bool | tuple[bool | None, ...] | None
-    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
-    k^T) v in three steps; memory grows with T * S."""
+    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; written out under transforms of
+    `torch.func`.; attn_flash=False: softmax(q k^T) v in three steps; memory grows with T * S."""
     cross_attn_flash: bool | tuple[bool | None, ...] | None
-    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention.; attn_flash=False: softmax(q
-    k^T) v in three steps; memory grows with T * S. (cross-attention only)"""
+    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; written out under transforms of
+    `torch.func`.; attn_flash=False: softmax(q k^T) v in three steps; memory grows with T * S. (cross-
+    attention only)"""
     attn_dropout: float | tuple[float | None, ...]
     """dropout of attention weights"""
     cross_attn_dropout: float | tuple[float | None, ...]

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flagformer.ops.traced import transformed
+
 
 def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
     """`function` of x [B, T, D], for T / parts tokens at a time, each computed again for its gradient.
 
-    It must treat each token by itself.
+    It must treat each token by itself. Transforms of `torch.func` allow no repetition: there all is kept.
     """
     pieces = x.chunk(parts, dim=1)
-    if torch.is_grad_enabled() and len(pieces) > 1:
+    if torch.is_grad_enabled() and len(pieces) > 1 and not transformed():
         return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in pieces], dim=1)
     return torch.cat([function(piece) for piece in pieces], dim=1)

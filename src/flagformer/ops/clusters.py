@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.traced import transformed
 from flagformer.ops.unit import unit_length
 
 FARTHEST = 2.0  # beyond any cosine: nothing was seen
@@ -37,7 +38,7 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Apart(torch.autograd.Function):
-    """`mean_square_apart`: nothing of [B, H, T, K] is made before the backward."""
+    """`_square_apart`: nothing of [B, H, T, K] is made before the backward."""
 
     @staticmethod
     def forward(
@@ -71,8 +72,18 @@ def mean_square_apart(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Ten
         clusters, cosines: [B, H, T], which centroid is each one's, C for nobody's, and how near.
         means: [H, C, K] of unit length.
     """
+    if transformed():
+        return _square_apart(x, clusters, means)
     loss: Tensor = _Apart.apply(x, lengths, clusters, cosines, means)
     return loss
+
+
+def _square_apart(x: Tensor, clusters: Tensor, means: Tensor) -> Tensor:
+    """The formula as it is written, for transforms of `torch.func`."""
+    real = clusters < means.shape[1]
+    every = cosines(unit_length(x), means)
+    near = every.gather(3, clusters.clamp(max=means.shape[1] - 1)[..., None])[..., 0]
+    return (2 - 2 * near).masked_fill(~real, 0.0).sum() / (real.sum().clamp(min=1) * x.shape[3])
 
 
 class Seen(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from flagformer.ops.traced import transformed
+
 # Training, 4 rows of 8 heads of 64, 1 thread, ms, table of distances and dense form at 128, 256, 512: ALiBi
 # 6.5 6.3, 20.6 23.2, 66 90; T5 8.6 7.7, 25.5 25.5, 80 132. Stretches of clusters are no slower than chunks
 # from about as many tokens on.
@@ -13,9 +15,9 @@ LENGTHS = (LONG, LONG_TABLE)  # of rows, from which on they may be computed in a
 
 
 def is_long(length: int) -> bool:
-    """Whether forms for long rows pay: from `LONG` tokens on. An exported program would be bound to one side;
-    it takes the form that serves both, of torch's own operators."""
-    return not torch.compiler.is_exporting() and length >= LONG
+    """Whether forms for long rows pay: from `LONG` tokens on. An exported program would be bound to one side,
+    and transforms of `torch.func` find rules for torch's own operators only: both take the form of those."""
+    return not torch.compiler.is_exporting() and not transformed() and length >= LONG
 
 
 def capped(size: int, length: int) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from flagformer.ops.traced import traced
+
 NUMBERS = 1 << 19  # of a piece, for each thread
 
 
@@ -16,7 +18,7 @@ def pieces(x: Tensor) -> list[slice]:
 
     All of them in a graph, and on other devices, where each call costs more than it saves.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if traced() or x.device.type != "cpu":
         return [slice(None)]
     batch, heads, length, width = x.shape
     size = max(NUMBERS * torch.get_num_threads() // (batch * heads * width), 1)

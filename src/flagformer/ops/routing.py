@@ -79,11 +79,11 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
 
     total = queries.places.shape[0]
     shape = (*code.shape[:2], count * size)
-    numbers = torch.full(shape, total, device=code.device).scatter_(2, slots, by_query)
+    numbers = code.new_full(shape, total).scatter_(2, slots, by_query)
 
     def spread(x: Tensor) -> Tensor:
         """Of queries in order -> [B, N, H, g, 1]; zero where a place is empty."""
-        placed = torch.zeros(shape, dtype=torch.long, device=code.device).scatter_(2, slots, x)
+        placed = x.new_zeros(shape).scatter_(2, slots, x)
         return placed.unflatten(2, (count, size)).transpose(1, 2).contiguous()[..., None]
 
     of_chunk = spread(tile)[..., 0, :]  # the first place of a chunk is taken wherever one is
@@ -117,7 +117,7 @@ def members_of(clusters: Tensor, count: int, size: int) -> Members:
     order = clusters.sort(dim=2, stable=True)
     slots, blocks = _chunked(order.values, count + 1, size)
     shape = (*clusters.shape[:2], blocks * size)
-    nobody = torch.full(shape, clusters.shape[2], device=clusters.device)
+    nobody = clusters.new_full(shape, clusters.shape[2])
     of_block = torch.zeros_like(nobody).scatter_(2, slots, order.values).unflatten(2, (blocks, size))
     numbers = nobody.scatter(2, slots, order.indices).unflatten(2, (blocks, size))
     where = torch.empty_like(slots).scatter_(2, order.indices, slots)
@@ -127,7 +127,7 @@ def members_of(clusters: Tensor, count: int, size: int) -> Members:
 def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
     """Ascending tile numbers [B, H, T] -> each one's slot in chunks of one tile, and how many chunks."""
     length = tile.shape[2]
-    members = torch.zeros(*tile.shape[:2], tiles, dtype=torch.long, device=tile.device)
+    members = tile.new_zeros(*tile.shape[:2], tiles)
     members.scatter_add_(2, tile, torch.ones_like(tile))
     chunks = (members + size - 1) // size
     starts, bases = members.cumsum(dim=2) - members, chunks.cumsum(dim=2) - chunks

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagformer.ops.traced import readable
+
 
 def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
@@ -16,11 +18,6 @@ def check_tensor(name: str, value: Any) -> None:
 def check_size(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a whole number of at least 1, but is {value!r}")
-
-
-def readable(value: Tensor) -> bool:
-    """Whether its numbers can be looked at without waiting for a device or breaking a compiled graph."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flagformer.entry import Entry
 from flagformer.entry.straight import Straight
 from flagformer.flow import SideInputs
+from flagformer.ops.borrow import borrow
 from flagformer.ops.identity import identity
 from flagformer.residual import Residual
 from flagformer.residual.additive import Additive
@@ -48,9 +49,7 @@ class Sublayer(nn.Module):
         super().__init__()
         self.entry = entry
         self.index, self.kind, self.fn, self.branch = index, kind, fn, branch
-        self.__dict__["residual"] = (
-            residual  # the stack's own: registered here it would be saved once a sublayer
-        )
+        borrow(self, {"residual": residual})
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
 
     def forward(self, h: Any, side: SideInputs) -> Any:

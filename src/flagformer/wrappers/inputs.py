@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.flow import DecodeState, Layout, Pattern, WovenState
-from flagformer.stack.inputs import check_padding, check_starts, check_tensor, readable
+from flagformer.ops.traced import readable
+from flagformer.stack.inputs import check_padding, check_starts, check_tensor
 
 INTEGERS = (torch.int64, torch.int32)
 

@@ -14,6 +14,7 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
+from flagformer.ops.borrow import borrow
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
@@ -85,7 +86,8 @@ class XTransformer(nn.Module):
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
-            self.decoder.net.token_emb = self.encoder.token_emb
+            del self.decoder.net.token_emb
+            borrow(self.decoder.net, {"token_emb": self.encoder.token_emb})
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> XTransformer:

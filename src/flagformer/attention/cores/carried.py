@@ -10,6 +10,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
 from flagformer.flow import Dims, KeyValues, SideInputs
+from flagformer.ops.borrow import borrow
 
 PAPER = "arXiv:2012.11747, section 3.2"
 NEEDS = {"scores", "carry"}
@@ -26,7 +27,8 @@ class Carried(Core):
 
     def __init__(self, kernel: Einsum, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()
-        self.kernel, self.path, self.cross = kernel, path, cross
+        self.kernel, self.cross = kernel, cross
+        borrow(self, {"path": path})
         self.name = "attn.context_scores" if cross else "attn.scores"
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:

@@ -11,6 +11,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
 from flagformer.flow import Dims, KeyValues, Pairs, SideInputs
+from flagformer.ops.borrow import borrow
 
 
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
@@ -21,7 +22,8 @@ class Dense(Core):
 
     def __init__(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()
-        self.kernel, self.path, self.cross = kernel, path, cross
+        self.kernel, self.cross = kernel, cross
+        borrow(self, {"path": path})
 
     def reads_distances(self, device: torch.device) -> bool:
         return isinstance(self.kernel, Kernel) and self.kernel.reads_distances(device)

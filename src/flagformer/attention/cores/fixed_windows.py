@@ -11,6 +11,7 @@ from flagformer.attention.cores.few import Few, attend_few
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flow import KeyValues, Layout, SideInputs, Spots, Terms
+from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import capped, count_of
 from flagformer.position import Rotation
 
@@ -32,6 +33,7 @@ class FixedWindows(Core):
 
     reads_pairs = False
     reads_terms = True
+    rotation: Rotation  # the stack's own
 
     def __init__(
         self, kernel: Kernel, path: ScorePath, window: int, radius: int, later: bool, rotation: Rotation
@@ -40,9 +42,9 @@ class FixedWindows(Core):
         from local_attention.local_attention import look_around
 
         self.look_around = look_around
-        self.kernel, self.path, self.window, self.radius, self.later = kernel, path, window, radius, later
+        self.kernel, self.window, self.radius, self.later = kernel, window, radius, later
+        borrow(self, {"path": path, "rotation": rotation})
         self.reach = window * (radius + 1) - 1
-        self.rotation = rotation if later else None
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats
@@ -86,7 +88,7 @@ class FixedWindows(Core):
 
     def _turned(self, q: Tensor) -> Tensor:
         """Queries as local-attention turns them, see `rotation`."""
-        if self.rotation is None:
+        if not self.later:
             return q
         late = torch.full((1, 1), self.window * self.radius, device=q.device)
         return self.rotation.queries(q, self.rotation.angles(Layout(late), q.dtype))

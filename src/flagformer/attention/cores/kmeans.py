@@ -14,6 +14,7 @@ from flagformer.attention.cores.reminder import moved
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
 from flagformer.ops.pieces import pieces
+from flagformer.ops.traced import lasting
 from flagformer.ops.unit import unit_and_length, unit_length
 
 LOSS = "kmeans.commitment"  # its name on the tape
@@ -29,7 +30,8 @@ class KMeans(nn.Module):
     """C unit vectors for each head, in fp32 whatever the model's dtype.
 
     Forwards in training gather what their tokens say; `commit` moves the centroids, once for each step of the
-    optimizer, by what was gathered since on all ranks. Nothing else moves them.
+    optimizer, by what was gathered since on all ranks. Nothing else moves them. Forwards under transforms of
+    `torch.func`, exported ones and those of fake tensors gather nothing: their tensors end with the trace.
 
     Args:
         decay: share of the running sums and counts that a commit keeps.
@@ -94,7 +96,7 @@ class KMeans(nn.Module):
         """Clusters, cosines and lengths [B, H, T] of some tokens."""
         units, lengths = unit_and_length(x)
         clusters, cosines = self.clusters(units, padding)
-        if counts:
+        if counts and lasting(units):
             self.observe(units, clusters, cosines)
         return clusters, cosines, lengths
 

@@ -15,6 +15,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Dims, KeyValues, SideInputs, Spots
+from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import capped, count_of
 from flagformer.position import Rotation
 
@@ -35,7 +36,8 @@ class Local(Core):
 
     def __init__(self, kernel: Kernel, path: ScorePath, reach: int, later: bool) -> None:
         super().__init__()
-        self.kernel, self.path, self.reach, self.later = kernel, path, reach, later
+        self.kernel, self.reach, self.later = kernel, reach, later
+        borrow(self, {"path": path})
         self.turns_at = (reach,)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:

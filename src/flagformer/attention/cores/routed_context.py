@@ -25,6 +25,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePath
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import DecodeState, Dims, KeyValues, Mask, SideInputs, Spots, Terms
+from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import capped
 from flagformer.ops.picks import Picks, picks
 from flagformer.ops.routing import members_of
@@ -76,7 +77,8 @@ class RoutedContext(Core):
     ) -> None:
         super().__init__()
         assert count is not None
-        self.kernel, self.path, self.window = kernel, path, window
+        self.kernel, self.window = kernel, window
+        borrow(self, {"path": path})
         self.makes_losses, self.leaks = commitment > 0, selection != "nearest"
         self.meet = RoutedContext.nearest if selection == "nearest" else RoutedContext.picked
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)

@@ -27,6 +27,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.attend_sorted import attend_sorted
+from flagformer.ops.borrow import borrow
 from flagformer.ops.full_precision import wide
 from flagformer.ops.lengths import capped, is_long
 from flagformer.ops.picks import picks
@@ -90,7 +91,8 @@ class Routing(Core):
         assert count is not None
         if memories and selection == "recent":
             raise FlagError([Finding("cluster_num_mem_kv", NO_MEMORY)])
-        self.kernel, self.path, self.window, self.later = kernel, path, window, not dims.causal
+        self.kernel, self.window, self.later = kernel, window, not dims.causal
+        borrow(self, {"path": path})
         self.turns_at = (window,)
         self.makes_losses, self.leaks = commitment > 0, selection != "recent"
         self.meet = Routing.recent if selection == "recent" else Routing.picked

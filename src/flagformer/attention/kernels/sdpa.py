@@ -15,6 +15,7 @@ from flagformer.ops.attend import repeat_groups
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.full_precision import cast_together, wide, without_casts
 from flagformer.ops.lengths import LONG
+from flagformer.ops.traced import transformed
 from flagformer.ops.tried import HAS_SUMS
 
 
@@ -50,7 +51,7 @@ def _mask(bias: Tensor, q: Tensor) -> Tensor:
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
 class SDPA(Kernel):
-    """torch.nn.functional.scaled_dot_product_attention."""
+    """torch.nn.functional.scaled_dot_product_attention; written out under transforms of `torch.func`."""
 
     reason = (
         "fused, and serves every slot that is filled; windows and biases of the distance are read from a "
@@ -60,11 +61,14 @@ class SDPA(Kernel):
     def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
         self.scale, self.dropout = path.scale, dropout
+        self.written_out = Einsum(path, dropout=dropout)
 
     def reads_distances(self, device: torch.device) -> bool:
         return HAS_SUMS and device.type == "cpu" and not (self.training and self.dropout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+        if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
+            return self.written_out(q, k, v, pairs)
         if pairs.distances is not None:
             return _by_distance(q, k, v, pairs.distances, self.scale)
         width = v.shape[3]
@@ -104,11 +108,11 @@ class FusedBias(Kernel):
 
     def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
-        self.fused, self.written_out = SDPA(path, dropout=dropout), Einsum(path, dropout=dropout)
+        self.fused = SDPA(path, dropout=dropout)
 
     def reads_distances(self, device: torch.device) -> bool:
         return self.fused.reads_distances(device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        kernel = self.written_out if pairs.learned else self.fused
+        kernel = self.fused.written_out if pairs.learned else self.fused
         return kernel(q, k, v, pairs)

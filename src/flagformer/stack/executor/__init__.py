@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from flagformer.flow import SideInputs
+from flagformer.ops.traced import transformed
 from flagformer.residual import Residual
 from flagformer.stack.sublayer import Sublayer
 
@@ -24,3 +27,12 @@ class Executor(ABC):
     @abstractmethod
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         """The opened stream -> the stream behind the last sublayer."""
+
+
+def recomputes(side: SideInputs) -> bool:
+    """Whether there is a backward to compute activations again for, and nothing forbids it.
+
+    A decoding session and tensors that the tape asks for are made once; transforms of `torch.func` allow no
+    repetition.
+    """
+    return torch.is_grad_enabled() and side.state is None and not side.tape.wanted and not transformed()

@@ -22,7 +22,7 @@ from flagformer.flow import SideInputs
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.tried import private
 from flagformer.residual import Residual
-from flagformer.stack.executor import Executor
+from flagformer.stack.executor import Executor, recomputes
 from flagformer.stack.executor.replay import Surroundings
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
@@ -51,8 +51,8 @@ class Checkpointed(Executor):
 
     "selective" keeps the outputs of projections and of fused attention too, and computes only the rest again
     (arXiv:2205.05198, section 5, keeps more: all but the attention's products and weights). Dropout draws the
-    same numbers again. Without gradients, while decoding, or when tensors are asked for by name, it is the
-    sequential executor.
+    same numbers again. Without gradients, while decoding, when tensors are asked for by name, or under
+    transforms of `torch.func`, it is the sequential executor.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Checkpointed(Executor):
         return residual
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
-        if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
+        if not recomputes(side):
             return self.plain.run(sublayers, residual, h, side)
         if torch.compiler.is_compiling():
             return self._traced(sublayers, residual, h, side)
@@ -143,8 +143,8 @@ class _Repetition(AbstractContextManager[None]):
         for context in (replaying(self.side), _unspent(self.again), self.again):
             self.entered.enter_context(context)
 
-    def __exit__(self, *error: Any) -> bool:
-        return bool(self.entered.__exit__(*error))
+    def __exit__(self, *error: Any) -> None:
+        self.entered.__exit__(*error)
 
 
 @contextmanager

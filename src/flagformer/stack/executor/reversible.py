@@ -13,7 +13,7 @@ from flagformer.flags import Flag, Need, component
 from flagformer.flow import SideInputs, lift
 from flagformer.residual import Residual
 from flagformer.residual.two_streams import Streams, TwoStreams
-from flagformer.stack.executor import Executor
+from flagformer.stack.executor import Executor, recomputes
 from flagformer.stack.executor.recompute import Again, HandOver, Seed, Step
 from flagformer.stack.executor.replay import Surroundings
 from flagformer.stack.executor.sequential import Sequential
@@ -49,8 +49,8 @@ class Reversible(Executor):
 
     Every sublayer reads one stream and adds to the other, in whatever order the plan says; the output is
     their mean (Reformer's is their concatenation). The model is another one than without this flag, with the
-    same parameters. Without gradients, while decoding, or when tensors are asked for by name, the same two
-    streams run in plain order.
+    same parameters. Without gradients, while decoding, when tensors are asked for by name, or under
+    transforms of `torch.func`, the same two streams run in plain order.
     """
 
     saves = "the two streams behind the last sublayer; each sublayer is computed again from them"
@@ -73,7 +73,7 @@ class Reversible(Executor):
         return TwoStreams(self.exact)
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Streams, side: SideInputs) -> Any:
-        if not torch.is_grad_enabled() or side.state is not None or side.tape.wanted:
+        if not recomputes(side):
             return self.plain.run(sublayers, residual, h, side)
         return self._run(sublayers, h, side)
 
