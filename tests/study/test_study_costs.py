@@ -12,7 +12,7 @@ import torch
 
 import flagformer
 from flagformer.reference import choices, settings
-from flagformer.study.costs import ADAMW, Cost, cost, forward_flops
+from flagformer.study.costs import ADAMW, Cost, cost, forward_flops, saved_bytes
 from flagformer.study.run import prepare
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 
@@ -61,9 +61,9 @@ def test_flops_on_no_device_are_those_of_real_tensors(choice: Any, monkeypatch: 
     monkeypatch.setattr("flagformer.attention.kernels.sdpa._zeros_pay", lambda q, k: False)
     flags = settings(choice)
     with torch.device("meta"):
-        counted = forward_flops(flagformer.build(flags).eval(), torch.zeros(1, 12, dtype=torch.long))
+        counted, _ = forward_flops(flagformer.build(flags).eval(), torch.zeros(1, 12, dtype=torch.long))
     model = flagformer.build(flags).eval()
-    real = forward_flops(model, torch.randint(0, flags["num_tokens"], (1, 12)))
+    real, _ = forward_flops(model, torch.randint(0, flags["num_tokens"], (1, 12)))
     assert counted == real > 0
 
 
@@ -73,8 +73,8 @@ def test_flops_of_segments_are_those_of_real_tensors() -> None:
         counted = forward_flops(flagformer.build(flags), torch.zeros(1, 12, dtype=torch.long), 4)
     model = flagformer.build(flags)
     assert counted == forward_flops(model, torch.zeros(1, 12, dtype=torch.long), 4)
-    one = forward_flops(model, torch.zeros(1, 4, dtype=torch.long))
-    assert counted > 3 * one, "every segment writes its slots too"
+    one, _ = forward_flops(model, torch.zeros(1, 4, dtype=torch.long))
+    assert counted[0] > 3 * one, "every segment writes its slots too"
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -102,3 +102,44 @@ def test_costs_are_told_before_anything_is_trained(tiny: Path) -> None:
     costs = prepare(tiny).costs
     assert set(costs) == {"learned", "rotary"}
     assert all(value > 0 for cost in costs.values() for value in dataclasses.astuple(cost))
+
+
+LONG = {"dim": 32, "depth": 1, "heads": 4, "attn_dim_head": 8, "num_tokens": 16, "max_seq_len": 512}
+KEPT: list[dict[str, Any]] = [
+    {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"rel_pos_bias": True}, {"dynamic_pos_bias": True},
+    {"attn_max_attend_past": 32, "rotary_pos_emb": True}, {"attn_num_mem_kv": 2}, {"attn_kv_heads": 2},
+    {"n_local_attn_heads": 2, "local_attn_window_size": 32}, {"num_clusters": 4, "window_size": 32},
+    {"attn_value_dim_head": 4}, {"attn_dropout": 0.1}, {"attn_talking_heads": True}, {"reversible": True},
+    {"checkpoint": "sublayer"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", KEPT, ids=lambda flags: "-".join(flags))
+def test_what_backward_keeps_is_estimated_as_what_runs(flags: dict[str, Any]) -> None:
+    """Within a fifth; only repeated heads of grouped keys and values differ."""
+    sizes = {}
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            model = flagformer.build({**LONG, **flags}).train()
+            sizes[device] = saved_bytes(model, torch.zeros(2, 512, dtype=torch.long))
+    assert 0.95 < sizes["meta"] / sizes["cpu"] < 1.2
+
+
+def test_flops_of_heads_that_read_few_keys() -> None:
+    """Long rows: a window counts its keys, blocks of local heads theirs, and the dense figure all of them."""
+
+    def flops(**flags: Any) -> tuple[int, int]:
+        with torch.device("meta"):
+            return forward_flops(flagformer.build({**LONG, **flags}).eval(), torch.zeros(1, 512).long())
+
+    dense, same = flops()
+    assert dense == same
+    every_key = 2 * 4 * 512 * 512 * 16  # 4 heads, queries, keys, width of q and v
+    window, of_window = flops(attn_max_attend_past=31)
+    assert of_window == dense
+    assert dense - window == every_key * (512 - 32) // 512
+    routed, of_routed = flops(num_clusters=4, window_size=32)
+    assert of_routed - routed >= every_key * (512 - 32) // 512 - 2 * 512 * 4 * 4 * 8 * 2
+    local, of_local = flops(n_local_attn_heads=4, local_attn_window_size=32)
+    assert of_local == dense
+    assert every_key * (512 - 4 * 32) // 512 < dense - local < every_key

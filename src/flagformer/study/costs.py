@@ -1,8 +1,11 @@
 """What a variant costs before it is trained, and whether it can be built at all.
 
 FLOPs per token: the forward pass at the training length, as `torch.utils.flop_counter` counts it: two per
-multiply-add of matrix products, attention counted in full (a causal kernel skips up to half of it),
-element-wise work and embedding look-ups not counted.
+multiply-add of matrix products, element-wise work and embedding look-ups not counted. Attention counts the
+keys that are computed: windows of long rows, blocks of local and routing heads; a causal kernel, which skips
+up to half of the rest, counts in full. `dense_flops_per_token` counts all keys for every head.
+
+Sizes and FLOPs are those of the kernels that run on a CPU.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.study.counting import AttentionFlops, FusedOnMeta
 from flagformer.study.design import Study
 from flagformer.study.flags import flag_mistake
 from flagformer.study.mistakes import Mistake, StudyFileError
@@ -36,6 +39,7 @@ class Cost:
         params: of them `body` without token and position embeddings, and `active` for one token: of tables
             that are looked up (embeddings), one row.
         flops_per_token: of a forward pass at the training length.
+        dense_flops_per_token: the same, if every head computed its scores with all keys of the row.
         saved_bytes: what a micro-batch of training keeps for its backward pass, in fp32; the same storage
             counts once, parameters do not.
         memory_bytes: `saved_bytes`, weights, gradients and AdamW's moments: a lower bound of training.
@@ -45,6 +49,7 @@ class Cost:
     body: int
     active: int
     flops_per_token: int
+    dense_flops_per_token: int
     saved_bytes: int
     memory_bytes: int
 
@@ -89,7 +94,7 @@ def cost(trial: Trial) -> Cost:
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
         segment = trial.train.segment
-        flops = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
+        flops, dense = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
         saved = saved_bytes(model.train(), micro_batch(trial), segment)
     params = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -98,6 +103,7 @@ def cost(trial: Trial) -> Cost:
         _body(model, params),
         _active(model, params),
         round(flops / seq_len),
+        round(dense / seq_len),
         saved,
         ADAMW * size + saved,
     )
@@ -109,16 +115,17 @@ def micro_batch(trial: Trial) -> Tensor:
     return trial.source.example(rows, trial.source.seq_len)
 
 
-def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
-    """What torch's counter sees in one forward pass, attention written out as matrix products."""
+def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) -> tuple[int, int]:
+    """Of one forward pass: what is computed, attention written out as matrix products, and what would be if
+    every head computed its scores with all keys of the row."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)  # the counter wants the graph of learned vectors that a module is given
     # the math kernel is made of matrix products that the counter knows on every device
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), AttentionFlops(model) as counted:
         read_rows(model, inputs, segment)
     for parameter in learned:
         parameter.requires_grad_()
-    return counter.get_total_flops()
+    return counted.total, counted.total + counted.more
 
 
 def _body(model: Any, params: int) -> int:
@@ -149,7 +156,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) ->
             kept[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FusedOnMeta():
         logits = read_rows(model, inputs, segment, losses=True).logits
         token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
     return sum(size for size, _ in kept.values())

@@ -142,7 +142,7 @@ class Routing(Core):
         rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
         return (
             is_long(q.shape[2])
-            and q.device.type == "cpu"
+            and q.device.type in ("cpu", "meta")
             and not self.later
             and not kv.seats
             and rules

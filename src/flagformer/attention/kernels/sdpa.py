@@ -22,12 +22,12 @@ from flagformer.ops.tried import HAS_SUMS
 def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
     heads, width = q.shape[1], v.shape[3]
     q, k, v = cast_together(q, k, v)
-    q, k, v = _one_width(q, repeat_groups(k, heads), repeat_groups(v, heads))
+    q, k, v = one_width(q, repeat_groups(k, heads), repeat_groups(v, heads))
     out, _ = attend(q, k, v, distances.biases, distances.groups, distances.span, scale)
     return out[..., :width]
 
 
-def _one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Zeros behind the narrower of keys and values: torch's fused kernel for CPU takes one width only."""
     more = v.shape[3] - q.shape[3]
     if more > 0:
@@ -46,7 +46,7 @@ def _zeros_pay(q: Tensor, k: Tensor) -> bool:
 
 def _mask(bias: Tensor, q: Tensor) -> Tensor:
     """The bias as the fused kernels take it: on CPU in fp32 beside queries in half precision."""
-    return bias.to(wide(q.dtype) if q.device.type == "cpu" else q.dtype)
+    return bias.to(wide(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
 
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
@@ -64,7 +64,8 @@ class SDPA(Kernel):
         self.written_out = Einsum(path, dropout=dropout)
 
     def reads_distances(self, device: torch.device) -> bool:
-        return HAS_SUMS and device.type == "cpu" and not (self.training and self.dropout)
+        # sizes and FLOPs are estimated on meta: those of a CPU
+        return HAS_SUMS and device.type in ("cpu", "meta") and not (self.training and self.dropout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
@@ -73,7 +74,7 @@ class SDPA(Kernel):
             return _by_distance(q, k, v, pairs.distances, self.scale)
         width = v.shape[3]
         if width != q.shape[3] and _zeros_pay(q, k):
-            q, k, v = _one_width(q, k, v)
+            q, k, v = one_width(q, k, v)
         if pairs.bias is not None:
             q, k, v = cast_together(q, k, v)
             with without_casts(q.device):

@@ -122,6 +122,7 @@ def cost_columns(results: Results) -> list[Column]:
         _cost("without embeddings", "body", count),
         _cost("active for a token", "active", count),
         _cost("FLOPs per token", "flops_per_token", short),
+        _cost("FLOPs per token, all heads dense", "dense_flops_per_token", short),
         _cost("kept for backward", "saved_bytes", size),
         _cost("training memory, at least", "memory_bytes", size),
         Column(f"peak memory of the process{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),

@@ -1,0 +1,117 @@
+"""What torch's counters miss of attention: operators of this library, fused kernels on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from flagformer.attention.cores import Core
+from flagformer.attention.kernels.sdpa import one_width
+from flagformer.ops import attend_by_distance, attend_sorted  # noqa: F401  # they register operators
+from flagformer.ops.by_distance import Span
+from flagformer.ops.tried import HAS_SUMS
+
+
+def _by_distance_flops(
+    q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Any, span: Any, scale: float, **_: Any
+) -> int:
+    """Scores and weighted values of the keys within the table, of all keys where it has no far end."""
+    seen = k.shape[2] if Span(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
+    return _attention_flops(q, v, seen)
+
+
+def _attention_flops(q: Tensor, v: Tensor, seen: int) -> int:
+    """Of `seen` keys for each query."""
+    return 2 * q.shape[0] * q.shape[1] * q.shape[2] * seen * (q.shape[3] + v.shape[3])
+
+
+class FusedOnMeta(TorchFunctionMode):
+    """Inside, `scaled_dot_product_attention` of meta tensors keeps for backward what the fused kernel keeps.
+
+    torch writes attention out on the meta device, so that all weights would be counted. Dropout and masks
+    with a gradient are written out on a CPU too.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and HAS_SUMS and _is_fused(*args, **kwargs):
+            return _fused(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_fused(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_: Any
+) -> bool:
+    learned = attn_mask is not None and attn_mask.requires_grad
+    return q.is_meta and not dropout_p and not learned
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype)
+    width = v.shape[3]
+    q, k, v = one_width(q, k, v)
+    out: Tensor = attend_by_distance.fused(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return out[..., :width]
+
+
+class AttentionFlops:
+    """Inside, `counter` counts every kernel of a model's attention, and `more` is by how much dense attention
+    would exceed what its cores compute."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.cores = [part for part in model.modules() if isinstance(part, Core)]
+        self.active: list[nn.Module] = []  # a core may hold others
+        self.more, self.before = 0, 0
+        formulas: dict[Any, Any] = {
+            torch.ops.flagformer.by_distance: _by_distance_flops,
+            torch.ops.flagformer.attend_sorted: self._sorted_flops,
+        }
+        for formula in (_by_distance_flops, AttentionFlops._sorted_flops):
+            setattr(formula, "_get_raw", True)  # noqa: B010  # it is given tensors, not shapes
+        self.counter = FlopCounterMode(display=False, custom_mapping=formulas)
+
+    def __enter__(self) -> AttentionFlops:
+        self.hooks: list[Any] = []
+        for core in self.cores:
+            self.hooks += [
+                core.register_forward_pre_hook(self._enter),
+                core.register_forward_hook(self._leave),
+            ]
+        self.counter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.counter.__exit__(*error)
+        for hook in self.hooks:
+            hook.remove()
+
+    @property
+    def total(self) -> int:
+        return self.counter.get_total_flops()
+
+    def _sorted_flops(self, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+        """Each query reads at most the window of its cluster."""
+        window: Any = self.active[-1].window
+        return _attention_flops(q, v, min(k.shape[2], window))
+
+    def _enter(self, core: nn.Module, given: Any) -> None:
+        if not self.active:
+            self.before = self.total
+        self.active.append(core)
+
+    def _leave(self, core: nn.Module, given: Any, out: Any) -> None:
+        self.active.pop()
+        if not self.active:
+            q, kv = given[0], given[1]
+            self.more += max(0, _attention_flops(q, kv.v, kv.k.shape[2]) - (self.total - self.before))
