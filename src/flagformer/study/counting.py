@@ -18,7 +18,7 @@ from flagformer.ops.tried import HAS_SUMS
 
 
 def _by_distance_flops(
-    q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Any, span: Any, scale: float, **_: Any
+    q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Any, span: Any, scale: float, out_val: Any = None
 ) -> int:
     """Scores and weighted values of the keys within the table, of all keys where it has no far end."""
     seen = k.shape[2] if Span(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
@@ -39,14 +39,13 @@ class FusedOnMeta(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and HAS_SUMS and _is_fused(*args, **kwargs):
+        dropout, mask = kwargs.get("dropout_p", 0.0), kwargs.get("attn_mask")
+        if func is F.scaled_dot_product_attention and HAS_SUMS and _is_fused(args[0], mask, dropout):
             return _fused(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _is_fused(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_: Any
-) -> bool:
+def _is_fused(q: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
     learned = attn_mask is not None and attn_mask.requires_grad
     return q.is_meta and not dropout_p and not learned
 
@@ -100,7 +99,7 @@ class AttentionFlops:
     def total(self) -> int:
         return self.counter.get_total_flops()
 
-    def _sorted_flops(self, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    def _sorted_flops(self, q: Tensor, k: Tensor, v: Tensor, *places: Any, out_val: Any = None) -> int:
         """Each query reads at most the window of its cluster."""
         window: Any = self.active[-1].window
         return _attention_flops(q, v, min(k.shape[2], window))
