@@ -81,4 +81,4 @@ class Registers(nn.Module):
         self.tokens = nn.Parameter(0.02 * torch.randn(count, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        return torch.cat([x, self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)

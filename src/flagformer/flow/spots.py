@@ -23,12 +23,12 @@ class Spots(NamedTuple):
 
     def of_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """x [1 or B, T or S] at `index`, one of the two above -> the shape of the index, [1 or B, ...]."""
-        return x[_along(len(x), 0, x.device), index]
+        return x[_along(x.shape[0], 0, x.device), index]
 
     def of_pairs(self, x: Tensor) -> Tensor:
         """x [1 or B, 1 or H, 1 or T, 1 or S] -> [1 or B, N, 1 or h, g, s]."""
         heads = x[:, self.heads] if x.shape[1] > 1 else x
-        rows = _along(len(heads), 0, x.device)
+        rows = _along(heads.shape[0], 0, x.device)
         ways = _along(heads.shape[1], 2, x.device)
         q = self.q if x.shape[2] > 1 else torch.zeros_like(self.q)
         k = self.k if x.shape[3] > 1 else torch.zeros_like(self.k)

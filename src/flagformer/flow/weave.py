@@ -71,7 +71,7 @@ class Weave:
         """[M, D] and [B, N, D] -> [B, L, D]."""
         if self.index is None and not self.front:
             return stream
-        both = torch.cat([memory.expand(len(stream), -1, -1), stream], dim=1)
+        both = torch.cat([memory.expand(stream.shape[0], -1, -1), stream], dim=1)
         return both if self.index is None else _take(both, self.index)
 
     def back(self, woven: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ class Weave:
             keys: [1 or B, places] long, the entry of the stream at each place of the keys; -1 for none.
         """
         wide = F.pad(given, (1, 0, 1, 0), value=True).transpose(1, 2)  # [1 or B, N + 1, 1 or H, S + 1]
-        rows = torch.arange(len(given), device=given.device)[:, None, None]
+        rows = torch.arange(given.shape[0], device=given.device)[:, None, None]
         queries, seen = self.columns[:, :, None] + 1, keys[:, None] + 1
         return wide[rows, queries, :, seen].permute(0, 3, 1, 2)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """[B, S, D] by [1 or B, L] -> [B, L, D]."""
-    if len(index) == 1:
+    if index.shape[0] == 1:
         return x.index_select(1, index[0])
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -146,7 +146,9 @@ def weave_packed(pattern: Pattern, tokens: Layout) -> Weave:
     assert segments is not None
     assert real is not None
     count, sequences = tokens.length, tokens.sequences
-    held = numbers.new_zeros(len(segments), sequences + 1).scatter_add(1, segments, torch.ones_like(segments))
+    held = numbers.new_zeros(segments.shape[0], sequences + 1).scatter_add(
+        1, segments, torch.ones_like(segments)
+    )
     # what stands behind the last sequence has no memory
     sizes = torch.cat([pattern.woven(held[:, :-1]), held[:, -1:]], dim=1)
     ends = sizes.cumsum(dim=1)

@@ -59,7 +59,7 @@ def check_session(model: Any, length: Any) -> None:
 
 def read_past(model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others: Mapping[str, Any]) -> Past:
     """What `mems` and `mem_masks` say to a TransformerWrapper, checked; `leaves`: new ones are asked for."""
-    slots, tokens = model.slots.read(mems, len(x))
+    slots, tokens = model.slots.read(mems, x.shape[0])
     if slots is not None:
         _check_segment(x.shape[1], model.max_seq_len)
     if mems is None and masks is None and not leaves:
@@ -71,7 +71,7 @@ def read_past(model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others
             )
         others = _beside_slots(others)
     check_alone(mems, masks, leaves, others)
-    return Past(slots, model.recurrence.read(tokens, masks, len(x), leaves and slots is None))
+    return Past(slots, model.recurrence.read(tokens, masks, x.shape[0], leaves and slots is None))
 
 
 def seen_context(model: Any, past: Past, context: Tensor | None, mask: Tensor | None, state: Any) -> Any:

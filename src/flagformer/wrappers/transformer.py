@@ -326,14 +326,14 @@ class TransformerWrapper(nn.Module):
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, forms.outputs)
         tape = forms.tape(weights, self.attn_layers.memory_steps)
-        front = read_front(prepend_embeds, prepend_mask, len(x), self.embedding.width, self.attn_layers)
+        front = read_front(prepend_embeds, prepend_mask, x.shape[0], self.embedding.width, self.attn_layers)
         prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.form(self.token_emb(x)) + self.pos_emb(layout.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
         weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(
             weaving.forth(self.memory.vectors(embedded), embedded),
-            attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, len(x)),
+            attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
             context=seen_context(self, past, context, context_mask, state),
             context_mask=context_mask,
             prefix_attn_len=weaving.prefix(prefix),

@@ -81,7 +81,7 @@ def read_front(
             raise ValueError("`prepend_mask` must come with the `prepend_embeds` that it masks, but is alone")
         return Front()
     check_tensor("prepend_embeds", embeds)
-    fits = embeds.dim() == 3 and len(embeds) == batch and embeds.shape[1] and embeds.shape[2] == width
+    fits = embeds.dim() == 3 and embeds.shape[0] == batch and embeds.shape[1] and embeds.shape[2] == width
     if not fits or not embeds.is_floating_point():
         raise ValueError(
             f"`prepend_embeds` must be floating-point numbers of shape [{batch}, P, {width}], P at least 1, "
@@ -195,7 +195,7 @@ def _weave(pattern: Pattern, tokens: Layout, front: Front) -> Weave:
         return weave_plain(pattern, 0, count, front.length, tokens.positions.device)
     real = [part for part in (front.padding, tokens.padding) if part is not None]
     parts = [
-        real[0].new_ones(len(real[0]), length) if padding is None else padding
+        real[0].new_ones(real[0].shape[0], length) if padding is None else padding
         for length, padding in ((front.length, front.padding), (tokens.length, tokens.padding))
     ]
     return weave_rows(pattern, torch.cat(parts, dim=1), front.length)
