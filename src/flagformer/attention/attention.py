@@ -66,8 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
         for seats in self.seats:
-            k, v = seats.entries()
-            kv = kv.prepend(self.source.qk_norm.keys(k), v)
+            kv = seats(kv, self.source.qk_norm.keys)
         out = self.core(q, kv, side)
         for gate in self.gates:
             out = gate(out, x)

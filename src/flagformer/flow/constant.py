@@ -1,25 +1,44 @@
-"""Numbers that follow a model from device to device and never lose their precision."""
+"""Numbers of a formula, such as slopes and rates: no part of a module's state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from flagformer.ops.traced import lasting
 
 
-class Constant(nn.Module):
-    """fp32 numbers that `model.bfloat16()` does not round; not saved with the model."""
+class Constant:
+    """fp32 numbers, made on a device when a forward asks for them.
 
-    value: Tensor
+    No buffer: whatever a model goes through (half precision, the meta device, `to_empty`, a copy, a shard),
+    the numbers are those of its constructor.
+    """
 
     def __init__(self, numbers: Sequence[float]) -> None:
-        super().__init__()
-        self.numbers = list(numbers)
-        self.register_buffer("value", torch.tensor(self.numbers), persistent=False)
+        self.numbers = tuple(numbers)
+        self._made: dict[torch.device, Tensor] = {}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        device = fn(self.value).device
-        self.value = torch.tensor(self.numbers, device=device)
-        return self
+    def on(self, device: torch.device) -> Tensor:
+        """[N] fp32."""
+        if torch.compiler.is_compiling():
+            return _of_graph(self.numbers, device)
+        found = self._made.get(device)
+        if found is None:
+            with torch.inference_mode(False):
+                found = torch.tensor(self.numbers, dtype=torch.float32, device=device)
+            if lasting(found):
+                self._made[device] = found
+        return found
+
+    def __reduce__(self) -> Any:
+        return Constant, (self.numbers,)
+
+
+@torch.compiler.assume_constant_result
+def _of_graph(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """A constant of the graph: it is made once, when the graph is."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)

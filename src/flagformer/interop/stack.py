@@ -103,7 +103,7 @@ def _check_rotation(source: Source, rotation: nn.Module) -> None:
     theirs = source.take("rotary_pos_emb.inv_freq")
     if theirs is None:
         return
-    rates = turning.frequencies.value[turning.width // 2 :]
+    rates = torch.tensor(turning.frequencies.numbers[turning.width // 2 :], dtype=torch.float32)
     ours = rates / rates[0]  # without the interpolation
     if len(theirs) != len(ours):
         turned = f"these weights turn {2 * len(theirs)} dims of a head, this model {2 * len(ours)}"

@@ -24,7 +24,10 @@ def cosines(vectors: Tensor, means: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-    """The centroid of largest cosine, the first of equal ones so that every backend says the same.
+    """The centroid of largest cosine; of centroids that are equal, number by number, the first.
+
+    A matrix product may round columns of equal numbers differently, so equal centroids are found by their
+    numbers, on every device alike.
 
     Args:
         vectors: [B, H, T, K] of unit length, fp32.
@@ -33,8 +36,20 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [B, H, T] long, and the cosines [B, H, T].
     """
-    best, first = cosines(vectors, means).max(dim=-1)  # torch says the first of equal ones
-    return first, best
+    best, found = cosines(vectors, means).max(dim=-1)
+    firsts = first_equal(means)[None].expand(len(found), -1, -1)  # [B, H, C]
+    return firsts.gather(2, found.flatten(2)), best
+
+
+MIX = 0x5851F42D4C957F2D  # an odd number: products with it, modulo 2 ** 64, lose nothing
+
+
+def first_equal(means: Tensor) -> Tensor:
+    """[H, C, K] -> [H, C] long: the first centroid with the same numbers, mostly itself."""
+    bits = (means.float() + 0.0).view(torch.int32).long()  # + 0.0: of both zeros one
+    place = torch.arange(1, means.shape[2] + 1, device=means.device)
+    codes = ((bits * MIX) ^ (bits >> 7)).mul(place * MIX + 1).sum(dim=2)  # whole numbers: no rounding
+    return (codes[:, :, None] == codes[:, None]).long().argmax(dim=2)
 
 
 class _Apart(torch.autograd.Function):

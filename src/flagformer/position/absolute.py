@@ -53,7 +53,7 @@ class Sinusoidal(AbsolutePosition):
         self.scale = nn.Parameter(torch.tensor([dim**-0.5]))
 
     def forward(self, positions: Tensor) -> Tensor:
-        turns = positions[..., None] * self.frequencies.value
+        turns = positions[..., None] * self.frequencies.on(positions.device)
         return torch.cat([turns.sin(), turns.cos()], dim=-1).to(self.scale.dtype) * self.scale
 
 

@@ -43,4 +43,4 @@ class ALiBi(DistanceBias):
         self.slopes = Constant(slopes(sloped) + [0.0] * (dims.heads - sloped))
 
     def values(self, distance: Tensor) -> Tensor:
-        return -distance.abs()[..., None] * self.slopes.value
+        return -distance.abs()[..., None] * self.slopes.on(distance.device)

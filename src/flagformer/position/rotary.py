@@ -55,7 +55,9 @@ class Rotary(Rotation):
         self.frequencies = Constant([-rate for rate in rates] + rates)
 
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
-        turns = layout.positions[:, None, :, None] * self.frequencies.value  # [1 or B, 1, T, R]
+        turns = layout.positions[:, None, :, None] * self.frequencies.on(
+            layout.positions.device
+        )  # [1 or B, 1, T, R]
         return turns.cos().to(dtype), turns.sin().to(dtype)
 
     def queries(self, q: Tensor, angles: Angles | None) -> Tensor:

@@ -61,7 +61,9 @@ class XPos(Rotation):
             text = f"`rotary_xpos` holds {self.limit(low)} positions in {low}, but there are {layout.end}"
             raise ValueError(f"{text}: raise `rotary_xpos_scale_base` (it is {self.base})")
         cos, sin = self.rotary.angles(layout, torch.float32)
-        half = (layout.positions[:, None, :, None] * self.exponents.value).exp()  # [1 or B, 1, T, R/2]
+        half = (
+            layout.positions[:, None, :, None] * self.exponents.on(layout.positions.device)
+        ).exp()  # [1 or B, 1, T, R/2]
         decay = torch.cat([half, half], dim=-1)
         return tuple(part.to(dtype) for part in (cos * decay, sin * decay, cos / decay, sin / decay))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
+
+from flagformer.flow import KeyValues
 
 
 class Seats(nn.Module, ABC):
@@ -13,5 +16,5 @@ class Seats(nn.Module, ABC):
     count: int
 
     @abstractmethod
-    def entries(self) -> tuple[Tensor, Tensor]:
-        """Keys [G, M, K] and values [G, M, V]; the keys are normed like all others."""
+    def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:
+        """`kv` with M keys and values in front; `norm` is that of all keys, [G, M, K] -> the same shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from flagformer.attention.key_values import Seats
 from flagformer.flags import Flag, component
-from flagformer.flow import Dims
+from flagformer.flow import Dims, KeyValues
 
 
 @component("key_values", select="attn_num_mem_kv", paper="arXiv:1907.01470, section 3")
@@ -28,22 +29,19 @@ class LearnedMemory(Seats):
         self.k = nn.Parameter(torch.randn(groups, count, dims.dim_head))
         self.v = nn.Parameter(torch.randn(groups, count, dims.dim_value))
 
-    def entries(self) -> tuple[Tensor, Tensor]:
-        return self.k, self.v
+    def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:
+        return kv.prepend(norm(self.k), self.v)
 
 
 @component("key_values", select="attn_add_zero_kv")
 class NullKV(Seats):
     """One zero key with a zero value: a query may attend to nothing (`add_zero_attn` of torch)."""
 
-    zero: Tensor
+    count = 1
 
     def __init__(self, dims: Dims, groups: int) -> None:
         super().__init__()
-        self.count = 1
-        self.widths = [dims.dim_head, dims.dim_value]
-        self.register_buffer("zero", torch.zeros(groups, 1, sum(self.widths)), persistent=False)
 
-    def entries(self) -> tuple[Tensor, Tensor]:
-        k, v = self.zero.split_with_sizes(self.widths, dim=-1)
-        return k, v
+    def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:
+        k, v = (x.new_zeros(x.shape[1], 1, x.shape[3]) for x in (kv.k, kv.v))
+        return kv.prepend(norm(k), v)
