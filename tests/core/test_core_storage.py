@@ -133,6 +133,15 @@ def as_of_version_0_1(directory):
     (directory / "flags.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def test_saves_of_one_model_are_equal_byte_for_byte(tmp_path):
+    model = make()
+    written = set()
+    for _ in range(8):
+        model.save(tmp_path)
+        written.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(written) == 1
+
+
 @torch.no_grad()
 def test_directories_of_version_0_1(tmp_path):
     model = make(tie_embedding=True)

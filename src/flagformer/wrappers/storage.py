@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
+METADATA = "flagformer"  # one key: safetensors writes several in an order that differs between two writes
 
 
 def save_model(
@@ -97,7 +98,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     _need_safetensors()
     from safetensors.torch import save
 
-    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    held = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, held))
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -129,9 +131,14 @@ def load_metadata(path: Path) -> dict[str, str]:
 
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError):
+            texts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):  # ValueError: no JSON under our key
         return {}
+    return (
+        {name: text for name, text in texts.items() if isinstance(text, str)}
+        if isinstance(texts, dict)
+        else {}
+    )
 
 
 def weights_digest(directory: str | Path) -> str:
