@@ -98,7 +98,8 @@ def log(out: Path, run: Run, steps: int) -> Path:
 def finish(out: Path, run: Run) -> None:
     nats = {n: 1.5 + 0.01 * run.seed + SLOPE[run.variant] * (n / 16 - 1) * math.log(2) / 3 for n in (16, 64)}
     evaluation = [
-        {"seq_len": n, "nats": x, "bits_per_byte": x / math.log(2), "accuracy": 0.5} for n, x in nats.items()
+        {"split": "test", "seq_len": n, "nats": x, "bits_per_byte": x / math.log(2), "accuracy": 0.5}
+        for n, x in nats.items()
     ]
     result = {
         "status": "finished", "steps": 40, "evaluation": evaluation, "notes": [],

@@ -22,7 +22,8 @@ def run(tmp_path: Path) -> Path:
     lines = [{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 2, "loss": None, "lr": 0.1}]
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     entry = {"split": "test", "seq_len": 16, "nats": 1.5, "bits_per_byte": None, "accuracy": 0.25}
-    (place / "result.json").write_text(json.dumps({"steps": 2, "evaluation": [entry]}))
+    result = {"status": "finished", "steps": 2, "evaluation": [entry], "cost": {"tokens_per_second": 1.0}}
+    (place / "result.json").write_text(json.dumps(result))
     return place
 
 

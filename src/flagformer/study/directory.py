@@ -24,10 +24,11 @@ from flagformer.study.file import resolve_study
 from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.provenance import annotated
 from flagformer.study.source import parse_source
-from flagformer.train.files import read_json, write_atomic, write_json
+from flagformer.train.files import read_record, write_atomic, write_json
 
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
+_SETTING = {"variants?": {}, "matched?": {}, "machine?": {}, "packages?": {}}
 COMMON = ("base", "data", "train", "evaluate", "match")  # what every trial of a study shares
 # what can be there before study.yaml is
 OWN_FILES = {"training.lock", "trials", "variants", STUDY + ".tmp"}
@@ -103,7 +104,7 @@ def write_study(directory: Path, study: Study, origins: Mapping[str, str] | None
 def read_setting(directory: Path) -> dict[str, Any]:
     """setting.json, empty before the first run wrote it."""
     path = directory / SETTING
-    return read_json(path) if path.exists() else {}
+    return read_record(path, _SETTING) if path.exists() else {}
 
 
 def write_setting(directory: Path, setting: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ import flagformer
 from flagformer.study.design import Study
 from flagformer.study.pool import Pool
 from flagformer.train.config import Trial
-from flagformer.train.files import read_json, write_json
+from flagformer.train.files import read_record, write_json
 
 EXAMINED = "examined.json"
+_EXAMINED = {"stamps": {}, "failures": [str]}
 # what a stamp says, and the checks of an audit that it rests on
 STAMPS: dict[str, tuple[str, ...]] = {
     "causal": ("future_leak", "length"),
@@ -124,7 +125,7 @@ def read_examined(study: Study, directory: Path) -> dict[str, Mapping[str, Any]]
 
 
 def _read(place: Path) -> dict[str, Any]:
-    return read_json(place / EXAMINED) if (place / EXAMINED).exists() else {}
+    return read_record(place / EXAMINED, _EXAMINED) if (place / EXAMINED).exists() else {}
 
 
 def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:

@@ -19,6 +19,7 @@ from flagformer.study.directory import FAILURE, LOG, RESULT, read_setting, read_
 from flagformer.study.examine import read_examined
 from flagformer.study.statistics import Difference, Estimate
 from flagformer.train.files import read_json
+from flagformer.train.result import read_result
 
 TAIL = 4096  # bytes; a line of the log has some 150
 BITS, ACCURACY = "bits per byte", "accuracy"
@@ -156,7 +157,7 @@ def read_trial(directory: Path, run: Run) -> TrialState:
     """The state of one trial from the files it has written."""
     place = trial_directory(directory, run.trial.id)
     if (place / RESULT).exists():
-        result = read_json(place / RESULT)
+        result = read_result(place / RESULT)
         return TrialState(run, result["status"], result["steps"], "; ".join(result.get("notes", ())), result)
     steps = int(last_line(place).get("step", 0))
     if (place / FAILURE).exists():

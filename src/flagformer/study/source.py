@@ -6,6 +6,7 @@ YAML 1.2 scalars are used rather than PyYAML's 1.1: `1e-3` is a number and `no`,
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,12 +170,16 @@ def _read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise StudyFileError([Mistake(1, name, "is a directory; give the YAML file of a study")])
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
+        if not stat.S_ISREG(path.stat().st_mode):  # a device may never end, a pipe may never begin
+            message = "cannot be read: it is a device, pipe or socket; give a regular YAML file"
+            raise StudyFileError([Mistake(1, name, message)])
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        if len(raw) > LARGEST_FILE:
+            size = max(len(raw), path.stat().st_size)
             raise StudyFileError(
-                [Mistake(1, name, f"has {size:,} bytes; a study file has less than {LARGEST_FILE:,}")]
+                [Mistake(1, name, f"has {size:,} bytes; a study file has at most {LARGEST_FILE:,}")]
             )
-        raw = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StudyFileError([Mistake(1, name, f"cannot be read: {reason}")]) from None

@@ -24,6 +24,10 @@ def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, 
     Args:
         train: the valid `train` block, None where it has mistakes itself.
     """
+    given = source.data.get("compare")
+    if isinstance(given, dict) and len(given) > MOST_VARIANTS:
+        text = f"`compare` holds {len(given):,} variants; a study has at most {MOST_VARIANTS}; split it"
+        return {}, [source.mistake(("compare",), text)]
     compare, mistakes = _compare(source, train)
     grid, found = read_settings(source, "grid")
     mistakes += found

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,46 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it must hold a JSON object; delete it and run again")
     return content
+
+
+def read_record(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON object whose entries have the types of `shape`.
+
+    A type or a tuple of types stands for a value, a mapping for an object, a list of one for a list of such;
+    a key that ends in `?` may be missing. ValueError names the file, the entry and what it must be.
+    """
+    content = read_json(path)
+    fault = _fault(content, shape, "")
+    if fault:
+        raise ValueError(f"{path} is damaged: {fault}; delete it and run again")
+    return content
+
+
+def _fault(value: Any, shape: Any, name: str) -> str | None:
+    """What is wrong with a value, None if nothing is."""
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return f"`{name}` must be an object, but is {json.dumps(value)[:60]}"
+        for key, inner in shape.items():
+            plain = key.removesuffix("?")
+            place = f"{name}.{plain}" if name else plain
+            if plain not in value:
+                fault = None if key.endswith("?") else f"`{place}` is missing"
+            else:
+                fault = _fault(value[plain], inner, place)
+            if fault:
+                return fault
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"`{name}` must be a list, but is {json.dumps(value)[:60]}"
+        faults = (_fault(item, shape[0], f"{name}.{place}") for place, item in enumerate(value))
+        return next((fault for fault in faults if fault), None)
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
+        return None
+    words = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+    return f"`{name}` must be of type {words}, but is {json.dumps(value)[:60]}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from flagformer.train.files import read_json
 from flagformer.train.log import read_log
+from flagformer.train.result import read_result
 
 Line = Mapping[str, Any]
 Tracker = Callable[[str, Mapping[str, Any], Iterable[Line], Path], None]
@@ -53,7 +54,7 @@ def steps_of(run: Path) -> list[Line]:
     path = run / "log.jsonl"
     lines = [numbers(line) for line in (read_log(path) if path.exists() else [])]
     if (run / "result.json").exists():
-        result = read_json(run / "result.json")
+        result = read_result(run / "result.json")
         measured = {
             f"{entry['split']}/{key}_{entry['seq_len']}": entry[key]
             for entry in result["evaluation"]

@@ -17,6 +17,7 @@ from flagformer.train.files import naming, only_process, read_json, sync_folder,
 from flagformer.train.log import Log, read_log
 from flagformer.train.loop import train_step
 from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.result import read_result
 from flagformer.train.schedule import learning_rate
 from flagformer.train.state import State, remove_all
 
@@ -64,8 +65,9 @@ def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
     claim(trial, directory)
     if not (directory / "result.json").exists():
         return None
+    result = read_result(directory / "result.json")
     remove_all(directory)
-    return read_json(directory / "result.json")
+    return result
 
 
 def claim(trial: Trial, directory: Path) -> None:

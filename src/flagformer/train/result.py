@@ -1,0 +1,35 @@
+"""result.json: what a finished trial holds, checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flagformer.train.files import read_record
+
+_NUMBER = (int, float)
+_NUMBER_OR_NULL = (int, float, type(None))
+_ENTRY = {
+    "split": str,
+    "seq_len": int,
+    "nats": _NUMBER_OR_NULL,
+    "bits_per_byte": _NUMBER_OR_NULL,
+    "accuracy": _NUMBER,
+    "by_position?": (list, type(None)),
+}
+_RESULT = {
+    "status": str,
+    "steps": int,
+    "evaluation": [_ENTRY],
+    "cost": {"tokens_per_second": _NUMBER_OR_NULL, "peak_memory_bytes?": (int, type(None))},
+    "validation_nats?": _NUMBER_OR_NULL,
+    "machine?": {},
+    "notes?": [str],
+}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result.json; ValueError names the file, the entry that is missing or of a wrong type, and what
+    to do.
+    """
+    return read_record(path, _RESULT)
