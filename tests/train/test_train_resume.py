@@ -166,11 +166,11 @@ def test_a_directory_in_use_is_refused(tmp_path):
 
 def test_other_data_under_the_same_name_is_refused(tmp_path):
     text = tmp_path / "text"
-    text.write_bytes(bytes(range(1, 256)) * 8)
+    text.write_bytes(bytes(range(1, 128)) * 16)
     trial = tiny(data={"source": "file", "path": str(text), "seq_len": 12})
     with pytest.raises(Killed):
         run_trial(trial, tmp_path / "run", killer(4))
-    text.write_bytes(bytes(range(255, 0, -1)) * 8)
+    text.write_bytes(bytes(range(127, 0, -1)) * 16)
     with pytest.raises(ValueError, match="was trained on another data"):
         run_trial(trial, tmp_path / "run")
 

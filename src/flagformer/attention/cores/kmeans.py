@@ -45,9 +45,9 @@ class KMeans(nn.Module):
     def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
         super().__init__()
         self.count, self.decay, self.commitment = count, decay, commitment
-        self.register_buffer("means", unit_length(torch.randn(heads, count, width)))
-        self.register_buffer("sums", torch.zeros(heads, count, width))
-        self.register_buffer("counts", torch.zeros(heads, count))
+        self.register_buffer("means", unit_length(torch.randn(heads, count, width, dtype=torch.float32)))
+        self.register_buffer("sums", torch.zeros(heads, count, width, dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(heads, count, dtype=torch.float32))
         # no buffer: not saved, and not what a distributed wrapper overwrites between two forwards
         self.pending: Seen | None = None
 
