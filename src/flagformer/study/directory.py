@@ -28,7 +28,7 @@ from flagformer.train.files import read_record, write_atomic, write_json
 
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
-_SETTING = {"variants?": {}, "matched?": {}, "machine?": {}, "packages?": {}}
+_SETTING: dict[str, Any] = {"variants?": {}, "matched?": {}, "machine?": {}, "packages?": {}}
 COMMON = ("base", "data", "train", "evaluate", "match")  # what every trial of a study shares
 # what can be there before study.yaml is
 OWN_FILES = {"training.lock", "trials", "variants", STUDY + ".tmp"}
