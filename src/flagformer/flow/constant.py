@@ -24,8 +24,8 @@ class Constant:
 
     def on(self, device: torch.device) -> Tensor:
         """[N] fp32."""
-        if torch.compiler.is_compiling():
-            return _of_graph(self.numbers, device)
+        if torch.compiler.is_compiling():  # a constant of the graph
+            return torch.tensor(self.numbers, dtype=torch.float32, device=device)
         found = self._made.get(device)
         if found is None:
             with torch.inference_mode(False):
@@ -36,9 +36,3 @@ class Constant:
 
     def __reduce__(self) -> Any:
         return Constant, (self.numbers,)
-
-
-@torch.compiler.assume_constant_result
-def _of_graph(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """A constant of the graph: it is made once, when the graph is."""
-    return torch.tensor(numbers, dtype=torch.float32, device=device)
