@@ -23,7 +23,7 @@ def outputs(model):
     how = {}
     if model.attn_layers.has_cross and not model.num_memory_slots:
         width = model.attn_layers.dims.dim_context or model.attn_layers.dim
-        how["context"] = CONTEXT[..., :width]
+        how["context"] = CONTEXT[..., :width].to(next(model.parameters()).dtype)
     kinds = model.flags.get("embed_num_tokens")
     if kinds:
         how["embed_ids"] = {name: IDS % count for name, count in kinds.items()}

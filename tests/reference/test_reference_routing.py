@@ -5,7 +5,7 @@ import torch
 
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
-from flagformer.ops.clusters import nearest
+from flagformer.ops.clusters import first_equal, nearest
 from flagformer.ops.routing import Tokens, chunks_of, latest_members
 
 HEADS, WIDTH, LENGTH = 4, 8, 23
@@ -86,12 +86,24 @@ def test_rings_hold_the_latest(window):
                 assert ring == want
 
 
-def test_ties_go_to_the_lower_cluster():
-    means = torch.nn.functional.normalize(torch.randn(1, 3, 4), dim=-1)
-    means = torch.cat([means, means], dim=1)  # every centroid twice
-    vectors = torch.nn.functional.normalize(torch.randn(1, 1, 50, 4), dim=-1)
-    clusters, _ = nearest(vectors, means)
-    assert clusters.max() < 3
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("count", "width"), [(3, 4), (5, 8), (17, 16), (3, 64)])
+def test_equal_centroids_are_the_lower_cluster(count, width, dtype):
+    """Whatever a matrix product makes of columns with the same numbers, on whatever CPU."""
+    torch.manual_seed(count)
+    means = torch.nn.functional.normalize(torch.randn(2, count, width), dim=-1)
+    twice = torch.cat([means, means.flip(1)], dim=1).to(dtype)  # every centroid twice
+    twice[:, -1, 0] = twice[:, 0, 0] = 0.0
+    twice[:, -1, 0] *= -1  # zeros of both signs are one number
+    assert torch.equal(
+        first_equal(twice), torch.cat([torch.arange(count), torch.arange(count).flip(0)]).expand(2, -1)
+    )
+    vectors = torch.nn.functional.normalize(torch.randn(2, 2, 50, width), dim=-1).to(dtype)
+    clusters, _ = nearest(vectors, twice)
+    assert clusters.max() < count
+    cosines = vectors.double() @ twice[:, :count].double().mT
+    sure = cosines.topk(2, dim=-1).values.diff(dim=-1)[..., 0] < -0.05  # beyond the rounding of bf16
+    assert torch.equal(clusters[sure], cosines.argmax(dim=-1)[sure])
 
 
 def sees(model, ids, **how):

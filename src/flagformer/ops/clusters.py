@@ -38,18 +38,18 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """
     best, found = cosines(vectors, means).max(dim=-1)
     firsts = first_equal(means)[None].expand(len(found), -1, -1)  # [B, H, C]
-    return firsts.gather(2, found.flatten(2)), best
+    return firsts.gather(2, found), best
 
 
-MIX = 0x5851F42D4C957F2D  # an odd number: products with it, modulo 2 ** 64, lose nothing
+PRIMES = 7919, 1048573  # weights of a checksum, distinct below the second and small enough not to overflow
 
 
 def first_equal(means: Tensor) -> Tensor:
-    """[H, C, K] -> [H, C] long: the first centroid with the same numbers, mostly itself."""
-    bits = (means.float() + 0.0).view(torch.int32).long()  # + 0.0: of both zeros one
-    place = torch.arange(1, means.shape[2] + 1, device=means.device)
-    codes = ((bits * MIX) ^ (bits >> 7)).mul(place * MIX + 1).sum(dim=2)  # whole numbers: no rounding
-    return (codes[:, :, None] == codes[:, None]).long().argmax(dim=2)
+    """[H, C, K] -> [H, C] long: the first centroid with the same fp32 numbers, mostly itself."""
+    bits = (means.float() + 0.0).view(torch.int32).long()  # + 0.0: the two zeros are one
+    weights = torch.arange(1, means.shape[2] + 1, device=means.device) * PRIMES[0] % PRIMES[1]
+    checksums = (bits * weights).sum(dim=2)  # integers: equal rows have equal ones on every device
+    return (checksums[:, :, None] == checksums[:, None]).long().argmax(dim=2)
 
 
 class _Apart(torch.autograd.Function):

@@ -125,6 +125,8 @@ class KMeans(nn.Module):
         seen = Seen(*(part.to(self.means.device) for part in pending))
         if together:
             seen = _of_all_ranks(seen)
+        if self.means.dtype != torch.float32:  # loaded by what gives all weights one dtype
+            self.means, self.sums, self.counts = (x.float() for x in (self.means, self.sums, self.counts))
         moved = kmeans_step(Centroids(self.means, self.sums, self.counts), seen, self.decay)
         for buffer, value in zip((self.means, self.sums, self.counts), moved):
             buffer.copy_(value)
