@@ -16,6 +16,7 @@ from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.full_precision import in_full
+from flagformer.ops.gathered import gathered
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
 from flagformer.stack.assemble import build_sublayers
@@ -297,7 +298,7 @@ class AttentionLayers(nn.Module):
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
-        with torch.no_grad():
+        with torch.no_grad(), gathered(self.position_bias):
             state.bias_row = self.position_bias.row(length + 1, device)
         open_session(state, self.steps, dtype, device)
         return state
