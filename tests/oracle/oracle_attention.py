@@ -223,7 +223,7 @@ class Attention:
         return scores
 
     def _exchange(self, what, number):
-        return self.weight(f"{self._core(number)}.path.{what}.0.exchange.weight")
+        return self.weight(f"{self._core(number)}.kernel.path.{what}.0.exchange.weight")
 
     def _mixed(self, weights, number):
         if self.of("attn_talking_heads"):
@@ -238,7 +238,7 @@ class Attention:
     def _sink(self, group):
         if not self.of("attn_head_learned_sink"):
             return None
-        return self.weight(f"{self._core(int(group.stop == self.heads))}.path.weights.score")
+        return self.weight(f"{self._core(int(group.stop == self.heads))}.kernel.path.weights.score")
 
     def _picked(self, q, scores, seats_v, values, unturned, group):
         q_r, k_r = unturned[0][group], self._spread(unturned[1])[group]

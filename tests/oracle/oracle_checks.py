@@ -92,8 +92,9 @@ def stirred(model, seed):
 def exact(model):
     """Constants in fp64, so that everything else can be held to fp64; `rounded` sees them as they are."""
     for module in model.modules():
-        if isinstance(module, Constant):
-            module.value = torch.tensor(module.numbers, dtype=torch.float64)
+        for held in vars(module).values():
+            if isinstance(held, Constant):
+                held._made[torch.device("cpu")] = torch.tensor(held.numbers, dtype=torch.float64)
     return model
 
 

@@ -35,6 +35,7 @@ def finish(out: Path, run: Run, status: str = "finished") -> None:
     nats = 1.5 - off + 0.01 * run.seed + (0.1 if run.variant == "rotary" else 0.0) * (1 + 0.01 * run.seed)
     entries = [
         {
+            "split": "test",
             "seq_len": n,
             "nats": nats,
             "bits_per_byte": None,

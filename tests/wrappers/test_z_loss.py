@@ -209,7 +209,7 @@ def test_the_wrapper_adds_it_in_training(ids):
     model = build(attn_z_loss_weight=0.5)
     wrapper = AutoregressiveWrapper(model).train()
     logits, outputs = model(ids[:, :-1], return_attn_z_loss=True)
-    entropy = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    entropy = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(wrapper(ids), entropy + outputs.attn_z_loss, check_dtype=False)
     loss, given = wrapper(ids, return_outputs=True)
     torch.testing.assert_close(loss, entropy + given.attn_z_loss)
