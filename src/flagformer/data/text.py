@@ -46,7 +46,9 @@ class Text(Source):
         return None
 
     def check(self, split: Split, seq_len: int) -> None:
-        size = len(self.content(split))
+        self._check_size(len(self.content(split)), split, seq_len)
+
+    def _check_size(self, size: int, split: Split, seq_len: int) -> None:
         if size < seq_len + 2:
             raise ValueError(
                 f"the {split} part of {self.place} holds {size} bytes, but a length of {seq_len} "
@@ -60,20 +62,21 @@ class Text(Source):
         seq_len` bytes cut into rows, so that lengths compared at an equal `batch_size * seq_len` are scored
         on the same bytes.
         """
-        self.check(split, seq_len)
         content = self.content(split)
-        rows = content[self._places(split, step, seed, batch_size, seq_len)].long()  # [B, T + 1]
+        self._check_size(len(content), split, seq_len)
+        places = self._places(len(content), split, step, seed, batch_size, seq_len)
+        rows = content[places].long()  # [B, T + 1]
         return rows[:, :-1], rows[:, 1:]
 
     def target_bytes(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> int:
         sizes = self.sizes(split)
         if sizes is None:
             return batch_size * seq_len
-        return int(sizes[self._places(split, step, seed, batch_size, seq_len)[:, 1:]].sum())
+        places = self._places(len(sizes), split, step, seed, batch_size, seq_len)
+        return int(sizes[places[:, 1:]].sum())
 
-    def _places(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
-        """Where in `content` the elements of a batch stand, [B, T + 1]."""
-        size = len(self.content(split))
+    def _places(self, size: int, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
+        """Where in a `content` of that size the elements of a batch stand, [B, T + 1]."""
         starts = size - seq_len  # a row is read with one byte more, its last target
         if split == "train":
             first = torch.randint(starts, (batch_size,), generator=draws(split, seed, step))

@@ -30,6 +30,7 @@ def evaluate(
     model, training = inner(model), model.training
     model.eval()
     nats, right, scored, read = 0.0, 0, 0, 0
+    is_bytes = source.is_bytes  # of tokens, a look at their files
     where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
     # no_grad, not inference_mode: what a model caches here must still serve in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -46,7 +47,7 @@ def evaluate(
             where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
             right += int((logits.argmax(-1).view_as(targets) == targets).sum())
             scored += int((targets != IGNORE).sum())
-            if source.is_bytes and step < trial.evaluate.batches:
+            if is_bytes and step < trial.evaluate.batches:
                 read += source.target_bytes(split, step, SEED, rows, seq_len)
     model.train(training)
     sums = ranks.total(torch.tensor([nats, right, scored, read], dtype=torch.float64)).tolist()
