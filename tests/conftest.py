@@ -1,12 +1,13 @@
-"""What every test shares: one thread, so that results repeat and two workers do not fight over two cores."""
+"""Settings of every test: one thread, unless OMP_NUM_THREADS names another number, so that two workers share two cores."""
 
 import gc
 import logging
+import os
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # Tracing makes millions of short-lived objects, and the collector walks all that torch imported beside them
 # again and again: a quarter of the time of a compiled test.
 gc.freeze()
