@@ -1,4 +1,5 @@
-"""Settings of every test: one thread, unless OMP_NUM_THREADS names another number, so that two workers share two cores."""
+"""Settings of every test. One thread, so that results repeat and two workers share two cores; OMP_NUM_THREADS
+names another number."""
 
 import gc
 import logging
@@ -7,7 +8,8 @@ import os
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+torch.set_num_threads(THREADS)
 # Tracing makes millions of short-lived objects, and the collector walks all that torch imported beside them
 # again and again: a quarter of the time of a compiled test.
 gc.freeze()
@@ -23,4 +25,5 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-import torch
 from audit_models import TinyLM
 from faulty_models import LeakBehindAGate, MaskOffByOne
 from torch import Tensor, nn
@@ -15,12 +13,6 @@ from flagformer import Finding, FlagError, Spec
 from flagformer.audit import audit
 
 SMALL = {"num_tokens": 17, "max_seq_len": 40, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
 
 
 def build(flags: dict[str, Any]) -> nn.Module:

@@ -20,12 +20,6 @@ SMALL = {"num_tokens": 17, "max_seq_len": 40, "dim": 32, "depth": 2, "heads": 4,
 SHAPES = {"length", "right_padding", "left_padding", "cache"}
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -115,7 +109,6 @@ def test_a_small_model_is_audited_on_one_thread(threads: int) -> None:
     assert audit(net).passed
     assert seen == {1}
     assert torch.get_num_threads() == threads
-    torch.set_num_threads(1)
 
 
 def test_the_name_is_a_function_and_a_module_and_costs_nothing_until_used() -> None:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from faulty_models import CASES, Case
 
 from flagformer.audit import AuditFailed, audit
 from flagformer.audit.checks.every import NAMES
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.model.__name__)

@@ -14,12 +14,6 @@ from flagformer.audit import audit
 from flagformer.audit.calls import keywords_of
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def llama(longest: int = 40, **rope: Any) -> nn.Module:
     import transformers
 

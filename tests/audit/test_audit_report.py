@@ -17,12 +17,6 @@ from flagformer.audit.tolerance import other_shape, same_shape
 from flagformer.audit.worst import Worst
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def test_a_report_without_a_passed_check_is_not_passed() -> None:
     skipped = CheckResult("cache", NOT_APPLICABLE, "no cache")
     assert not AuditReport("nothing", ()).passed

@@ -15,12 +15,6 @@ from flagformer.audit import audit
 from flagformer.audit.checks.every import NAMES
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def test_a_right_model_passes_every_check() -> None:
     report = audit(TinyLM())
     assert [(r.check, r.status) for r in report] == [(name, "passed") for name in NAMES], str(report)

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-torch.set_num_threads(1)
-
 
 class StandInState:
     def __init__(self, batch: int, length: int, dim: int, window: int | None, starts: Tensor | None) -> None:

@@ -29,7 +29,6 @@ def linears(model):
 
 @pytest.fixture(params=MODELS)
 def learner(request):
-    torch.set_num_threads(1)
     learner = Learner(request.param)
     for part in learner.modules():
         if isinstance(part, KMeans):
@@ -158,7 +157,6 @@ def test_trainer(learner, tmp_path):
 def test_the_page_runs_as_typed(tmp_path, monkeypatch):
     for package in ("peft", "accelerate", "lightning", "transformers"):
         of(package)
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}

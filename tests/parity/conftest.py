@@ -15,9 +15,8 @@ FOLDER = HERE.parents[1] / ".venv" / "peers" / "x-transformers-1.27"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Small models are fastest on one thread; the peer's hints at construction are not news here."""
-    torch.set_num_threads(1)
+def few_lines() -> None:
+    """The peer's hints at construction are not news here."""
     logging.getLogger("x_transformers").setLevel(logging.ERROR)
 
 

@@ -18,7 +18,6 @@ from flagformer.train.trial import run_trial
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """The run that was never stopped."""
-    torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("whole")
     return directory, run_trial(tiny(), directory)
 
@@ -102,7 +101,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 import tiny_trial
 from flagformer.train.trial import run_trial
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))
 run_trial(tiny_trial.tiny(train={"steps": 3000, "checkpoint_every": 40, "eval_every": 0}), Path(sys.argv[1]))
 """
 
@@ -113,7 +112,9 @@ def test_kill_9(tmp_path):
     here = str(Path(__file__).parent)
     reached = 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(directory), here])
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(directory), here, str(torch.get_num_threads())]
+        )
         try:
             wanted, give_up = reached + 70, time.monotonic() + 120
             while reached < wanted and process.poll() is None and time.monotonic() < give_up:
