@@ -10,10 +10,15 @@ import torch
 from typer.testing import CliRunner, Result
 
 import flagformer
+from flagformer.audit import audit
 from flagformer.cli.flag_words import cards
 from flagformer.cli.main import app
+from flagformer.cli.models import named_models
 from flagformer.flags import CATALOGUE
 from flagformer.position.t5 import T5
+from flagformer.study.run import prepare
+from flagformer.train.config import TrainConfig, Trial
+from flagformer.train.trial import claim
 
 FLAGS = "dim: 16\ndepth: 1\nheads: 2\nattn_dim_head: 8\nnum_tokens: 17\nmax_seq_len: 40\n"
 STUDY = """
@@ -91,6 +96,58 @@ def test_every_variant_of_a_study_is_audited(study_file: Path, wrong_bias: None)
     lines = [line for line in result.output.splitlines() if ": audit of " in line]
     assert [line.partition(":")[0] for line in lines] == ["learned", "alibi", "t5"]
     assert "1 of 3 models fail: t5" in result.output
+
+
+def test_variants_are_audited_as_the_study_would_train_them(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def watched(model: torch.nn.Module, **settings: object) -> object:
+        seen[len(seen)] = (model.flags, sum(p.numel() for p in model.parameters()), settings["precision"])
+        return audit(model, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("flagformer.audit.audit", watched)
+    changes = ["match=params", "train.precision=bf16", "tune.heads=[1,2]", "compare.plain.ff_glu=true"]
+    result = call("audit", study_file, *changes, "compare.plain.train.precision=fp32")
+    assert result.exit_code == 0, result.output
+    prepared = prepare(study_file, [*changes, "compare.plain.train.precision=fp32"])
+    assert [precision for _, _, precision in seen.values()] == ["bf16", "bf16", "fp32"]
+    assert [size for _, size, _ in seen.values()] == [
+        prepared.costs[name].params for name in ("learned", "alibi", "plain")
+    ]
+    assert seen[2][0]["ff_mult"] == prepared.matched["plain"].after
+    assert {flags["heads"] for flags, _, _ in seen.values()} == {1}, "of the first candidate"
+
+
+def test_a_grid_without_compare_is_a_study(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(STUDY.partition("compare:")[0] + "grid: {depth: [1, 2]}\n")
+    result = call("audit", path, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.output)) == ["depth=1", "depth=2"]
+
+
+def test_a_trial_is_audited_in_its_precision(tmp_path: Path) -> None:
+    trial = Trial(flags={"dim": 16, "depth": 1, "heads": 2}, train=TrainConfig(precision="bf16"))
+    claim(trial, tmp_path)
+    flagformer.build(trial.model_flags).save(tmp_path / "model")
+    [(name, model)] = named_models(tmp_path, []).items()
+    assert (name, model.precision) == (tmp_path.name, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [("{model: vit, dim: 16, depth: 1, heads: 2, patch_size: 4, image_size: 8}", "but is 'vit' in"),
+     ("{model: xtransformer, dim: 16, enc_depth: 1}", "`enc_num_tokens`")],
+)  # fmt: skip
+def test_a_model_of_images_or_of_two_texts_is_refused_by_name(tmp_path: Path, flags: str, said: str) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(flags)
+    result = call("audit", path)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "`num_tokens` is not a flag" not in result.stderr, "which the file does not hold"
 
 
 def test_a_training_file_is_audited(tmp_path: Path) -> None:

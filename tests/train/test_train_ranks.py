@@ -14,6 +14,7 @@ import torch
 from tiny_trial import Killed, killer, losses, outcome, tiny
 from two_ranks import LONG
 
+from flagformer.train.checkpoint import read_checkpoint
 from flagformer.train.ranks import ALONE, Alone
 from flagformer.train.trial import run_trial
 
@@ -177,6 +178,23 @@ def test_the_command_survives_the_loss_of_a_rank_and_reads_damage(tmp_path):
     assert said.count("finished after 60 steps") == 1, "one rank talks"
     assert "shards is damaged: the checksum of __1_0.distcp is wrong" in " ".join(said.split())
     assert [line[0] for line in losses(out)] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
+    file, out = tmp_path / "run.yaml", tmp_path / "out"
+    write_file(file, {"train": {"steps": 10**6, "checkpoint_every": 10**6, "eval_every": 0}})
+    process = torchrun("-m", "flagformer", "train", file, "--out", out)
+    give_up = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or not losses(out):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    os.kill(rank_of(process.pid, 1), signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    step = read_checkpoint(out / "shards" / "rest.pt").step
+    assert [line[0] for line in losses(out)] == list(range(1, step + 1))
+    assert " ".join(said.split()).count(f"stopped: step {step:,} of 1,000,000 is saved in {out}") == 1, said
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from flagformer.audit import AuditReport
 
-SMALL = 5_000_000  # parameters; below, a second thread costs more than it brings
 POSITION, NUMBERS = 4, (2, 3, 4)
 STYLES = {"passed": "green", "failed": "bold red", "not applicable": "dim"}
 
@@ -57,18 +56,20 @@ def audited(
 
     from flagformer.audit import audit as audit_model
     from flagformer.cli.models import named_models
+    from flagformer.wrappers.build import MODELS, WHOLE
 
     console = Console(highlight=False)
-    builds = named_models(config, overrides)
+    models = named_models(config, overrides)
     reports = {}
-    for name, build in builds.items():
+    for name, named in models.items():
         torch.manual_seed(seed)
-        model = build()
-        if model.num_params() < SMALL:
-            torch.set_num_threads(1)
-        reports[name] = audit_model(model, seq_len=seq_len, seed=seed)
+        model = named.build()
+        if (kind := model.flags.get("model")) in WHOLE:
+            text = f"`model` must be one of {', '.join(MODELS)} to be audited, but is {kind!r} in {config}"
+            raise ValueError(f"{text}: the checks read one row of ids and its logits")
+        reports[name] = audit_model(model, seq_len=seq_len, seed=seed, precision=named.precision)
         if show:
-            print_report(console, name, reports[name], brief=len(builds) > 1)
+            print_report(console, name, reports[name], brief=len(models) > 1)
     if show and len(reports) > 1:
         console.print(summary(reports), markup=False)
     return reports

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flagformer.flags import FlagError
 
 if TYPE_CHECKING:
     from flagformer.study.source import Route, Source
+    from flagformer.train.config import Trial
 
-Build = Callable[[], Any]
 USUAL = {"num_tokens": 256, "max_seq_len": 256}  # bytes, where a file of flags says nothing
 STUDY_KEYS = frozenset({"base", "compare", "data", "train"})
 
 
-def named_models(path: Path, overrides: list[str]) -> dict[str, Build]:
-    """What builds each model, by its name; the flags of all of them are checked before the first is built.
+class Named(NamedTuple):
+    """A model that a path names: what builds it, and the `train.precision` it is trained in."""
+
+    build: Callable[[], Any]
+    precision: str = "fp32"
+
+
+def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
+    """Each model by its name; the flags of all of them are checked before the first is built.
+
+    The variants of a study are those that `study run` would train: made equal as its `match` says.
 
     Args:
         path: a directory with a saved model (or with one in `model/`, as training leaves it), a YAML file of
@@ -30,22 +39,27 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Build]:
     """
     if path.is_dir():
         return _saved(path, overrides)
+    import flagformer
     from flagformer.study.overrides import apply_overrides
     from flagformer.study.source import read_source
+    from flagformer.wrappers.build import WHOLE
 
     source = read_source(path)
     apply_overrides(source, overrides)
-    if "compare" in source.data:
-        return _variants(source)
+    if {"compare", "grid"} & set(source.data):
+        return _variants(path, overrides)
     if STUDY_KEYS & set(source.data):
         from flagformer.cli.runfile import load_run
 
         _, trial = load_run(path, overrides)
-        return {path.stem: _checked(source, ("base",), trial.model_flags)}
-    return {path.stem: _checked(source, (), {**USUAL, **source.data})}
+        _check(source, ("base",), trial.model_flags)
+        return {path.stem: _of_trial(trial)}
+    flags = source.data if source.data.get("model") in WHOLE else {**USUAL, **source.data}
+    _check(source, (), flags)
+    return {path.stem: Named(lambda: flagformer.build(flags))}
 
 
-def _saved(path: Path, overrides: list[str]) -> dict[str, Build]:
+def _saved(path: Path, overrides: list[str]) -> dict[str, Named]:
     import flagformer
 
     if overrides:
@@ -55,20 +69,36 @@ def _saved(path: Path, overrides: list[str]) -> dict[str, Build]:
         raise ValueError(f"{path} is the directory of a study; give its YAML file, or one of {path}/trials/")
     inner = path / "model"
     folder = inner if inner.is_dir() and not (path / "flags.json").exists() else path
-    return {path.name or str(path): lambda: flagformer.load(folder)}
+    return {path.name or str(path): Named(lambda: flagformer.load(folder), _precision_of(path))}
 
 
-def _variants(source: Source) -> dict[str, Build]:
+def _precision_of(run: Path) -> str:
+    """What the trial in a run directory was trained in; fp32 where there is none."""
+    from flagformer.train.result import read_settings
+
+    path = run / "trial.json"
+    return str(read_settings(path)["train"].get("precision", "fp32")) if path.exists() else "fp32"
+
+
+def _variants(path: Path, overrides: list[str]) -> dict[str, Named]:
     from flagformer.study.costs import check_variants
-    from flagformer.study.file import resolve_study
+    from flagformer.study.file import load_study
+    from flagformer.study.match import match_budget
 
-    study = resolve_study(source)
-    check_variants(study, source)
-    flags = {name: study.trial(name, study.seeds[0]).model_flags for name in study.compare}
-    return {name: _building(found) for name, found in flags.items()}
+    study, source = load_study(path, overrides)
+    study, _, _ = match_budget(study, source, check_variants(study, source))
+    first, candidate = study.seeds[0], study.candidates[0]
+    return {name: _of_trial(study.trial(name, first, candidate)) for name in study.compare}
 
 
-def _checked(source: Source, route: Route, flags: dict[str, Any]) -> Build:
+def _of_trial(trial: Trial) -> Named:
+    import flagformer
+
+    flags = trial.model_flags
+    return Named(lambda: flagformer.build(flags), trial.train.precision)
+
+
+def _check(source: Source, route: Route, flags: dict[str, Any]) -> None:
     """Refuses flags that cannot be built, at their lines, without building anything."""
     import flagformer
     from flagformer.study.mistakes import StudyFileError
@@ -78,10 +108,3 @@ def _checked(source: Source, route: Route, flags: dict[str, Any]) -> Build:
     except FlagError as error:
         mistakes = [source.mistake((*route, finding.flag), finding.message) for finding in error.findings]
         raise StudyFileError(mistakes) from None
-    return _building(flags)
-
-
-def _building(flags: dict[str, Any]) -> Build:
-    import flagformer
-
-    return lambda: flagformer.build(flags)

@@ -1,5 +1,6 @@
 """`flagformer train FILE.yaml`: one trial in this process, with a progress line."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,10 @@ def train(
                 _train(file, overrides or [], out)
         except Elsewhere:
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            if int(os.environ["RANK"]):  # rank 0 says it
+                raise SystemExit(130) from None
+            raise
         leave()
 
 
@@ -93,10 +98,13 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "Ranks") -> dict[s
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from flagformer.train.stopping import Stopping
     from flagformer.train.trial import run_trial
 
+    stopping = Stopping(patient=ranks.world > 1)
     if not ranks.is_first or (directory / "result.json").exists():
-        return run_trial(trial, directory, ranks=ranks)
+        with stopping.heard():
+            return run_trial(trial, directory, ranks=ranks, stopping=stopping)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -114,10 +122,11 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "Ranks") -> dict[s
             )
 
         try:
-            return run_trial(trial, directory, report, ranks)
+            with stopping.heard():
+                return run_trial(trial, directory, report, ranks, stopping)
         except KeyboardInterrupt as stop:
             text = f"stopped; the same command goes on from the last checkpoint in {directory}"
-            raise KeyboardInterrupt(text) from stop
+            raise KeyboardInterrupt(str(stop) or text) from None
 
 
 def show(result: dict[str, Any], directory: Path) -> None:

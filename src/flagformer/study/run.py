@@ -36,6 +36,7 @@ from flagformer.study.setting import describe_setting
 from flagformer.study.shares import count_cores
 from flagformer.study.trials import run_trials
 from flagformer.train.files import naming, only_process, write_atomic, write_json
+from flagformer.train.stopping import Stopping
 
 # torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
 # process imports the program's main module again
@@ -98,7 +99,7 @@ def run_study(
     refuse_foreign(directory, study)
     with naming(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with only_process(directory):
+    with Stopping().heard(), only_process(directory):
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
         setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
         setting["matched"] = as_plain(prepared.matched)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import signal
-import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,11 @@ def run_trials(
 
     Raises:
         OSError: the disk is full.
-        Interrupted: after Ctrl-C or SIGTERM, once every trial has been ended.
+        Interrupted: after a KeyboardInterrupt, once every trial has been ended.
     """
     todo = deque(run for run in study.runs if read_trial(directory, run).state not in DONE)
     total, lost = len(study.runs), Counter[str]()
-    with _stop_signals(), Progress(study, directory, total - len(todo), console) as progress:
+    with Progress(study, directory, total - len(todo), console) as progress:
         try:
             while todo or executor.busy:
                 while todo and executor.has_room:
@@ -97,20 +95,3 @@ def _outcome(result: Mapping[str, Any]) -> str:
         return f"diverged at step {result.get('steps')}: the loss is not finite"
     measured = result["evaluation"][0]
     return f"finished, {measured['nats']:.4f} nats at length {measured['seq_len']}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM stops a study as cleanly as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

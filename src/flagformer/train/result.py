@@ -1,4 +1,4 @@
-"""result.json: what a finished trial holds, checked when it is read."""
+"""trial.json and result.json: what a trial is and what came of it, checked when they are read."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ _RESULT = {
     "machine?": {},
     "notes?": [str],
 }
+_SETTINGS = {"id": str, "flags?": {}, "data?": {}, "train": {"precision?": str}, "seed?": int}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a trial.json; errors as those of `read_result`."""
+    return read_record(path, _SETTINGS)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -20,18 +20,24 @@ from flagformer.train.ranks import ALONE, Ranks
 from flagformer.train.result import read_result
 from flagformer.train.schedule import learning_rate
 from flagformer.train.state import State, remove_all
+from flagformer.train.stopping import Stopping
 
 Report = Callable[[dict[str, Any]], None]
 
 
 def run_trial(
-    trial: Trial, directory: Path, report: Report | None = None, ranks: Ranks = ALONE
+    trial: Trial,
+    directory: Path,
+    report: Report | None = None,
+    ranks: Ranks = ALONE,
+    stopping: Stopping | None = None,
 ) -> dict[str, Any]:
     """Build, train, evaluate and save one trial in `directory`; return what result.json then holds.
 
     A finished trial returns its result at once; an unfinished one goes on from its last checkpoint, on a CPU
     with the same number of threads bit for bit as if it had never stopped. `report` gets every line of the
-    log as it is written. With several `ranks`, all of them call this, and rank 0 writes.
+    log as it is written. With several `ranks`, all of them call this, and rank 0 writes. A signal that
+    `stopping` has heard, on any rank, ends the training with a checkpoint after the step under way.
 
     The result: `status` ("finished", or "diverged" at the first loss that is not finite), `steps` trained,
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
@@ -40,7 +46,8 @@ def run_trial(
     what it was run on.
 
     ValueError: the trial cannot run, the directory is another trial's or in use, a file in it is damaged.
-    OSError: a full disk; names the file, and all that was finished is kept.
+    OSError: a full disk; names the file, and all that was finished is kept. KeyboardInterrupt: stopped by a
+    signal; says which step is saved.
     """
     directory = Path(directory)
 
@@ -57,7 +64,8 @@ def run_trial(
         if result is not None:
             return result
         with _matmul_precision(trial.train):
-            return _Run(trial, directory, report or (lambda line: None), ranks).finish()
+            run = _Run(trial, directory, report or (lambda line: None), ranks, stopping or Stopping())
+            return run.finish()
 
 
 def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
@@ -89,8 +97,11 @@ def claim(trial: Trial, directory: Path) -> None:
 class _Run:
     """One trial under way."""
 
-    def __init__(self, trial: Trial, directory: Path, report: Report, ranks: Ranks) -> None:
+    def __init__(
+        self, trial: Trial, directory: Path, report: Report, ranks: Ranks, stopping: Stopping
+    ) -> None:
         self.trial, self.directory, self.report, self.ranks = trial, directory, report, ranks
+        self.stopping = stopping
         self.device = _device(trial.train)
         self.state = State(trial, directory, self.device, ranks)
 
@@ -122,7 +133,7 @@ class _Run:
         """Run the steps that are left; False if the loss stopped being finite."""
         config, state = self.trial.train, self.state
         state.model.train()
-        with self._log() as log:
+        with self._log() as log, self.stopping.after_steps():
             while state.step < config.steps:
                 line = self._step()
                 if log is not None:
@@ -130,11 +141,21 @@ class _Run:
                     self.report(line)
                 if line["loss"] is None:
                     return False
-                if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                stopped = self._stopped()
+                if stopped or state.step % config.checkpoint_every == 0 or state.step == config.steps:
                     if log is not None:
                         log.sync()  # before the checkpoint that relies on its lines
                     state.save()
+                if stopped:
+                    raise KeyboardInterrupt(
+                        f"stopped: step {state.step:,} of {config.steps:,} is saved in {self.directory}; "
+                        "run the same command again to go on"
+                    )
         return True
+
+    def _stopped(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return bool(self.ranks.total(torch.tensor(float(self.stopping.asked))))
 
     def _validation(self) -> float | None:
         """The validation loss that candidates are chosen by: the mean of that at the end and those logged in
