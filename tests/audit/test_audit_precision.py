@@ -40,6 +40,59 @@ def test_rows_beyond_the_length_at_which_another_path_begins_are_read():
     assert audit(model_with(leaks_when_long, max_seq_len=LONG - 1), checks=["future_leak"]).passed
 
 
+def mixes_rows(out):
+    return out + 0.5 * out.flip(0) if out.shape[0] > 1 else out
+
+
+def counts_the_row(out):
+    return out * out.shape[1]
+
+
+def counts_steps(out):
+    return out + out.shape[1] % 2
+
+
+def random_numbers(out):
+    return out + torch.rand_like(out)
+
+
+FAULTS = {
+    "batch": mixes_rows, "right_padding": counts_the_row, "left_padding": counts_the_row,
+    "packing": counts_the_row, "length": counts_the_row, "cache": counts_steps, "determinism": random_numbers,
+    "finite": lambda out: out * float("nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_every_check_reads_long_rows(check):
+    def when_long(out):
+        long = out.shape[1] >= LONG
+        return FAULTS[check](out) if long or decoding else out
+
+    model = model_with(when_long)
+    decoding = False
+    begin = model.init_state
+
+    def init_state(batch, length, **given):
+        nonlocal decoding
+        decoding = length >= LONG
+        return begin(batch, length, **given)
+
+    model.init_state = init_state
+    result = audit(model, checks=[check])[check]
+    assert result.failed
+    assert result.words.startswith(f"in rows of {LONG + 4} tokens: ")
+
+
+def test_long_rows_are_read_two_at_a_time():
+    """All checks together read 85 long rows; a quarter more is the budget."""
+    model, rows = model_with(lambda out: out), []
+    model.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape))
+    audit(model)
+    assert {batch for batch, length in rows if length >= LONG} == {1, 2}
+    assert sum(batch for batch, length in rows if length >= LONG) <= 106
+
+
 def test_the_precision_of_training_is_read():
     assert audit(model_with(leaks_in_half), checks=["future_leak"]).passed
     result = audit(model_with(leaks_in_half), checks=["future_leak"], precision="bf16")["future_leak"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flagformer.audit.report import CheckResult, judged
-from flagformer.audit.subject import ROWS, Subject
+from flagformer.audit.subject import Subject
 
 
 def batch(subject: Subject) -> CheckResult:
     """Each row beside other rows (same shape, compared almost to the bit), then alone."""
-    strict = subject.same_shape()
-    for row in (0, ROWS - 1):
+    strict, rows = subject.same_shape(), subject.settings.rows
+    for row in (0, rows - 1):
         others = subject.other_ids(subject.ids)
         others[row] = subject.ids[row]
         words = f"row {row} changes when the other rows of the batch change"
@@ -18,7 +18,7 @@ def batch(subject: Subject) -> CheckResult:
     if strict.failed:
         return judged("batch", strict, said)
     worst = subject.other_shape()
-    for row in range(ROWS):
-        words = f"row {row} alone differs from the same row in a batch of {ROWS}"
+    for row in range(rows):
+        words = f"row {row} alone differs from the same row in a batch of {rows}"
         worst.compare(subject.logits(subject.ids[row : row + 1])[0], subject.reference[row], words)
     return judged("batch", worst, said)

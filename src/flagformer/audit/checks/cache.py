@@ -11,7 +11,7 @@ from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, G
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
-from flagformer.audit.subject import ROWS, Settings, Subject
+from flagformer.audit.subject import Settings, Subject
 from flagformer.audit.worst import Worst
 
 UNEVEN = (1, 4, 2, 7, 3)
@@ -111,7 +111,7 @@ def _rolled_back(subject: Subject, worst: Worst) -> None:
 def _reordered(subject: Subject, worst: Worst) -> None:
     """Rows change places, one is doubled and one dropped, as beam search does."""
     kept = subject.settings.seq_len // 2
-    index = torch.tensor([ROWS - 1, 0, 0, 1], device=subject.device)
+    index = torch.tensor([1, 1] if subject.settings.brief else [3, 0, 0, 1], device=subject.device)
     session = _after(subject, kept)
     if not session.reorder(index):
         return
@@ -123,6 +123,6 @@ def _reordered(subject: Subject, worst: Worst) -> None:
 
 def _after(subject: Subject, kept: int) -> Session:
     with subject.comparing():
-        session = subject.calls.session(ROWS, subject.settings.seq_len)
+        session = subject.calls.session(subject.settings.rows, subject.settings.seq_len)
         session.step(subject.ids[:, :kept])
     return session

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -36,8 +37,8 @@ def finite(subject: Subject) -> CheckResult:
     subject.doing = FULL
     plain = subject.logits(subject.ids)
     with subject.comparing():
-        ways = [way for way in ARRANGED if _runs(way, subject)]
-        bad = _bad_logits(plain, FULL) or _arranged(subject, FULL, ways)
+        ways = _in_full(subject)
+        bad = _bad_logits(plain, FULL) or next(filter(None, ways.values()), None)
     if bad is None and subject.coarsest == torch.float16 and subject.settings.low == torch.bfloat16:
         return must_be("finite", True, "in float16; bf16 autocast is not for float16 weights")
     if bad is None:
@@ -60,16 +61,16 @@ def _bad_logits(logits: Tensor, when: str) -> Bad | None:
     return Bad(f"logits are not finite {when}", int(places[0])) if len(places) else None
 
 
-def _runs(way: Way, subject: Subject) -> bool:
-    """Whether the model can be called so in full precision; where it raises, the padding checks say so."""
-    try:
-        way(subject, FULL)
-    except Exception:
-        return False
-    return True
+def _in_full(subject: Subject) -> dict[Way, Bad | None]:
+    """What each way finds in full precision; where the model raises, the padding checks say so."""
+    found = {}
+    for way in ARRANGED:
+        with contextlib.suppress(Exception):
+            found[way] = way(subject, FULL)
+    return found
 
 
-def _arranged(subject: Subject, when: str, ways: list[Way]) -> Bad | None:
+def _arranged(subject: Subject, when: str, ways: Iterable[Way]) -> Bad | None:
     """The same for the real tokens of padded and packed rows: a query that sees nothing is where NaN is
     born."""
     for way in ways:
@@ -102,7 +103,7 @@ def _bad_padded_left(subject: Subject, when: str) -> Bad | None:
 def _bad_packed(subject: Subject, when: str) -> Bad | None:
     if subject.calls.missing(PACKING):
         return None
-    lengths = packed_lengths(subject.settings.seq_len)
+    lengths = packed_lengths(subject.settings)
     return _bad_logits(subject.calls.forward(subject.ids, Given(seq_lens=lengths)), f"in packed rows, {when}")
 
 

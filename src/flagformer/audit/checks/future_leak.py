@@ -11,7 +11,7 @@ from flagformer.audit.calls import PREFIX, Given
 from flagformer.audit.checks import places
 from flagformer.audit.refusal import Tries
 from flagformer.audit.report import CheckResult, judged
-from flagformer.audit.subject import NotApplicable, Subject
+from flagformer.audit.subject import NotApplicable, Settings, Subject
 from flagformer.audit.worst import Worst
 
 
@@ -40,20 +40,35 @@ def _compare(subject: Subject, worst: Worst, prefix: int, mode: str) -> None:
     base = subject.logits(subject.ids, given)
     if not torch.equal(subject.logits(subject.ids, given), base):
         raise NotImplementedError(f"{mode} the same random state does not give the same logits")
-    for place in places(max(1, prefix), subject.settings.seq_len, subject.settings.most_places):
-        for changed in changes(subject, place):
-            got = subject.logits(changed, given)[:, :place]
-            words = f"{mode} these logits change when token {place} or later ones change"
-            worst.compare(got, base[:, :place], words)
+    for spots in spots_of(subject.settings, max(1, prefix)):
+        for changed in changes(subject, spots):
+            got = subject.logits(changed, given)
+            for rows, place in spots:
+                words = f"{mode} these logits change when token {place} or later ones change"
+                worst.compare(got[rows, :place], base[rows, :place], words)
 
 
-def changes(subject: Subject, place: int) -> Iterator[Tensor]:
+Spots = list[tuple[slice, int]]  # rows, and the position at which these are changed
+
+
+def spots_of(settings: Settings, first: int) -> Iterator[Spots]:
+    """For each forward: one position in all rows; in brief, another one in every row."""
+    every = places(first, settings.seq_len, settings.most_places)
+    if not settings.brief:
+        yield from ([(slice(None), place)] for place in every)
+        return
+    for start in range(0, len(every), settings.rows):
+        some = every[start : start + settings.rows]
+        yield [(slice(row, row + 1), place) for row, place in enumerate(some)]
+
+
+def changes(subject: Subject, spots: Spots) -> Iterator[Tensor]:
     """The ids with one token changed (a different value in every row), then with all from there on."""
-    ids = subject.ids
-    one = ids.clone()
-    one[:, place] = subject.other_ids(ids)[:, place]
+    one, others = subject.ids.clone(), subject.other_ids(subject.ids)
+    for rows, place in spots:
+        one[rows, place] = others[rows, place]
     yield one
-    rest = subject.other_ids(ids)
-    if place % 2:
-        rest = rest[:, -1:].expand_as(ids)
-    yield torch.cat((ids[:, :place], rest[:, place:]), dim=1)
+    rest, others = subject.ids.clone(), subject.other_ids(subject.ids)
+    for rows, place in spots:
+        rest[rows, place:] = others[rows, -1:] if place % 2 else others[rows, place:]
+    yield rest

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flagformer.audit.keep import kept_parameters
 from flagformer.audit.report import CheckResult, must_be
-from flagformer.audit.subject import ROWS, NotApplicable, Subject, checked
+from flagformer.audit.subject import NotApplicable, Subject, checked
 
 STEPS = 6
 STEP_SIZE = 0.02
@@ -63,7 +63,7 @@ def _backward(subject: Subject, step: int) -> bool:
     seed = subject.settings.seed + step
     torch.manual_seed(seed)
     random.seed(seed)
-    ids = subject.random_ids(ROWS, subject.settings.seq_len)
+    ids = subject.random_ids(subject.settings.rows, subject.settings.seq_len)
     with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False):
         _, loss = loss_of(subject, ids)
         if loss.requires_grad:

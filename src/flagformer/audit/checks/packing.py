@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from flagformer.audit.calls import PACKING, Given
 from flagformer.audit.report import CheckResult, judged
-from flagformer.audit.subject import Subject
+from flagformer.audit.subject import Settings, Subject
 
 
 def packing(subject: Subject) -> CheckResult:
     """Every packed sequence against the same sequence alone."""
     subject.needs(PACKING)
     worst = subject.other_shape()
-    rows = packed_lengths(subject.settings.seq_len)
+    rows = packed_lengths(subject.settings)
     subject.doing = f"seq_lens={rows}"
     got = subject.logits(subject.ids, Given(seq_lens=rows))
     for row, lengths in enumerate(rows):
@@ -24,7 +24,8 @@ def packing(subject: Subject) -> CheckResult:
     return judged("packing", worst, "packed sequences equal each alone")
 
 
-def packed_lengths(total: int) -> list[list[int]]:
-    """Four rows: uneven thirds, one whole, a single token in front, and at the end."""
-    third = total // 3
-    return [[third, 1, total - third - 1], [total], [1, total - 1], [total - third, third - 1, 1]]
+def packed_lengths(settings: Settings) -> list[list[int]]:
+    """Of each row: uneven thirds, a single token in front, one at the end, and one whole."""
+    total, third = settings.seq_len, settings.seq_len // 3
+    every = [[third, 1, total - third - 1], [1, total - 1], [total - third, third - 1, 1], [total]]
+    return every[: settings.rows]

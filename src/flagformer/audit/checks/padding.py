@@ -11,8 +11,10 @@ from flagformer.audit.subject import Subject
 
 
 def row_lengths(subject: Subject) -> list[int]:
-    """A whole row, two shorter ones, and one of a single token."""
+    """A whole row, two shorter ones, and one of a single token; in brief all but a token, and half of it."""
     longest = subject.settings.seq_len
+    if subject.settings.brief:
+        return [longest - 1, longest // 2]
     return [longest, longest * 3 // 4, longest // 2, 1]
 
 
