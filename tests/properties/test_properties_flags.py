@@ -14,12 +14,10 @@ PER_LAYER = [slot.name for slot in ONE_PLACE if slot.scope in LAYERS]
 WHOLE = [slot.name for slot in ONE_PLACE if slot.scope not in LAYERS]
 
 
-class First:
-    """Fills any slot, as nothing is built."""
-
-
-class Second(First):
-    """Another."""
+def two_fillers(slot):
+    """Classes of one's own."""
+    known = CATALOGUE.in_slot(slot)[0].cls
+    return [type(name, (known,), {}) for name in ("First", "Second")]
 
 
 def refusal(flags):
@@ -31,13 +29,14 @@ def refusal(flags):
 @pytest.mark.parametrize("slot", PER_LAYER)
 def test_a_list_is_one_filler_a_layer(slot):
     count = LAYERS[SLOTS[slot].scope]
-    given = [First, Second] * (count // 2)
+    first, second = two_fillers(slot)
+    given = [first, second] * (count // 2)
     for form in (list(given), tuple(given)):
         modules = resolve({**PLAN, slot: form}, CATALOGUE).modules
         kinds = [kind for kind in "acf" if slot_reaches(slot, kind)]
         groups = [[m for m in modules if m.kind == kind] for kind in kinds] or [modules]
         assert all([m.slots[slot][0].cls for m in group] == given for group in groups)
-    for wrong in (given[:1], [*given, First], []):
+    for wrong in (given[:1], [*given, first], []):
         assert f"has {len(wrong)} values for {count}" in refusal({**PLAN, slot: wrong})[slot]
 
 
@@ -49,14 +48,15 @@ def slot_reaches(slot, kind):
 
 @pytest.mark.parametrize("slot", WHOLE)
 def test_a_list_where_one_filler_serves_all_is_refused(slot):
-    for given in ([First, Second], (First,), []):
+    first, second = two_fillers(slot)
+    for given in ([first, second], (first,), []):
         assert "must be one filler" in refusal({**PLAN, slot: given})[slot]
 
 
 @pytest.mark.parametrize("slot", [slot for slot in PER_LAYER if SLOTS[slot].scope != "branch"])
 def test_a_filler_that_no_layer_has_is_refused(slot):
     order = "aa" if SLOTS[slot].scope == "feedforward" else "ff"
-    found = refusal({**BASE, "depth": None, "custom_layers": order, slot: First})
+    found = refusal({**BASE, "depth": None, "custom_layers": order, slot: two_fillers(slot)[0]})
     assert "has no effect here" in found[slot]
 
 

@@ -22,6 +22,7 @@ from flagformer.attention.source import ContextTokens, OwnTokens, Source
 from flagformer.attention.values import Values
 from flagformer.flags import Finding, FlagError, Ready, Spec
 from flagformer.flow import Dims, SideInputs
+from flagformer.ops.identity import as_module
 from flagformer.position import Rotation
 from flagformer.position.none import NoRotation
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         self.source = source
         self.seats = nn.ModuleList(seats)  # type: ignore[assignment]
         self.core = core
-        self.gates = nn.ModuleList(gates)  # type: ignore[assignment]
+        self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
         self._watch()
 
@@ -75,9 +76,7 @@ class Attention(nn.Module):
 
 def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -> Attention:
     """Fills the slots of one attention sublayer."""
-    values = Values(dims.dim_head)
-    for rule in slots["values"]:
-        values = rule.build(dims, rotation)(values)
+    values = _values(slots, dims, rotation)
     dims = replace(dims, value_width=values.width)
     projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
@@ -91,6 +90,17 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     _refuse_idle_past(source.window, core)
     return Attention(source, seats, core, gates, slots["output"][0].build(dims))
+
+
+def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:
+    """What the rules of the slot `values` say of the values, one after the other."""
+    values = Values(dims.dim_head)
+    for rule in slots["values"]:
+        values = rule.build(dims, rotation)(values)
+        if not isinstance(values, Values):
+            text = f"`values` must be a rule Values -> Values, but {rule.describe()} returns {values!r}"
+            raise FlagError([Finding("values", text)])
+    return values
 
 
 def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: Rotation) -> Core:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flagformer.flow import Pairs
 from flagformer.ops.attend import causal_pairs, repeat_groups
+from flagformer.ops.identity import as_module
 from flagformer.score import Mix, Score, Weights
 
 
@@ -19,9 +20,9 @@ class ScorePath(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.mods = nn.ModuleList(mods)
+        self.mods = nn.ModuleList(map(as_module, mods))
         self.weights = weights
-        self.mixes = nn.ModuleList(mixes)
+        self.mixes = nn.ModuleList(map(as_module, mixes))
 
     def forward(self, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         """q [B, H, T, K], k [B, G, seats + S, K] -> [B, H, T, seats + S]; queries without keys get zeros."""

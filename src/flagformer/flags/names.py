@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flagformer.flags.errors import Finding, closest, nearest
 from flagformer.flags.foreign import answer
 from flagformer.flags.registry import Registry
-from flagformer.flags.slots import SLOTS
+from flagformer.flags.slots import LAYER_SCOPES, SLOTS
 from flagformer.flags.values import fault, freeze
 
 CROSS = "cross_"
@@ -52,7 +52,7 @@ def read_names(flags: Mapping[str, Any], registry: Registry, scopes: Iterable[st
     """Names and values, each judged for itself."""
     known = set(registry.names(scopes))
     known |= {CROSS + name for name in registry.crossed()}
-    slots = {slot.name for slot in SLOTS.values() if slot.scope in set(scopes)}
+    slots = {slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES.intersection(scopes)}
     values: dict[str, Any] = {}
     findings = []
     faulty = set()
@@ -77,6 +77,8 @@ def _unknown(name: str, known: Collection[str], prefix: str) -> str:
             r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told
         )
         return f"`{prefix}{name}` is no flag of this library: {typed}"
+    if name in SLOTS and SLOTS[name].scope not in LAYER_SCOPES:
+        return f"`{prefix}{name}` takes no filler of your own: only slots of the layers do; its flags fill it"
     longer = [f"`{prefix}{part}{name}`" for part in ("attn_", "ff_") if part + name in known]
     if longer:
         return f"`{prefix}{name}` is not a flag; say {' or '.join(longer)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flagformer.flags import conflicts
+from flagformer.flags.contracts import Place, contract_of, filler_fault
 from flagformer.flags.dead import Dead, Used
 from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
@@ -51,6 +52,7 @@ class _Resolution:
         self.findings: list[Finding] = []
         self.used = Used()
         self.chosen: list[Component] = []
+        self.refused: set[str] = set()  # slots that were given what cannot fill them
 
     def choose(self, slot: str, values: Mapping[str, Any], kind: str = "") -> list[Component]:
         """The components that the flags select for a slot, or its standard one."""
@@ -90,17 +92,21 @@ class _Resolution:
         return tuple(self.spec(item, values) for item in self.choose(slot, values, kind))
 
     def _given(self, slot: str, value: Any) -> Filler:
-        if isinstance(value, (Spec, Ready)):
-            return value
-        if isinstance(value, type):
-            return Spec(value)
-        if callable(value):
-            return Ready(value)
-        text = (
-            f"`{self.prefix}{slot}` must be a Spec, a class or a module that fills the slot, but is {value!r}"
+        """What a user gives for a slot, held against the slot's contract."""
+        place = Place(self.prefix + slot, contract_of(self.registry, slot))
+        filler = (
+            value
+            if isinstance(value, (Spec, Ready))
+            else Spec(value)
+            if isinstance(value, type)
+            else Ready(value)
         )
-        self.findings.append(Finding(self.prefix + slot, text))
-        return Spec(object)
+        fault = filler_fault(place.contract, filler)
+        if not fault:
+            return replace(filler, place=place) if isinstance(filler, Spec) else filler
+        self.findings.append(place.finding(fault))
+        self.refused.add(slot)
+        return Spec(place.contract.base)
 
     def attention(
         self, values: Mapping[str, Any], bias: tuple[Filler, ...], kind: str
@@ -189,7 +195,7 @@ def resolve(
     order = {param.flag.name for item in registry.in_slot("plan") for param in item.params} | {"plan"}
     plan: Any = None
     modules: tuple[Module, ...] = ()
-    if "plan" in stack and not order & faulty:
+    if "plan" in stack and not order & faulty and "plan" not in work.refused:
         try:
             plan = stack["plan"][0].build()
         except FlagError as error:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flagformer.flags.contracts import Place
 
 
 @dataclass(frozen=True)
 class Spec:
     """A frozen recipe: `spec.build(dims)` is `cls(dims, **params)`.
 
-    Any slot takes a Spec of an unregistered class (`position_bias=Spec(MyBias, {"width": 3})`), so that an
-    experiment needs no fork.
+    Any slot of the layers takes a Spec of an unregistered class (`position_bias=Spec(MyBias, {"width": 3})`),
+    so that an experiment needs no fork.
     """
 
     cls: type
     params: Mapping[str, Any] = field(default_factory=dict)
+    place: Place | None = field(default=None, compare=False, repr=False)  # the slot that a user gave it for
 
     def build(self, *shapes: Any) -> Any:
+        if self.place is not None:
+            return self.place.build(self.cls, shapes, self.params)
         return self.cls(*shapes, **self.params)
 
     @property

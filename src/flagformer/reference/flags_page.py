@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 import flagformer
-from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.flags.contracts import contract_of
 from flagformer.flags.flag import read_params
 from flagformer.presets import PRESETS
 from flagformer.reference.cards import card_name
@@ -31,8 +32,36 @@ filler (`rotary_emb_dim=16`). `None`, `False` and `0` select nothing, unless the
   Without it, `attn_` flags reach self- and cross-attention alike.
 - *layers*: a tuple (in files: a list) gives each such sublayer its own value. `attn_` flags count
   self-attention sublayers and cross-attention sublayers apart, flags of the slot `branch` all sublayers.
-- A slot of the layers also takes a `Spec`, a class, a module or a plain function under its own name:
-  `position_bias=Spec(MyBias)`, `activation=torch.tanh`.
+- A slot of the layers also takes a `Spec`, a class, a module or, where one call is all that is asked, a plain
+  function under its own name: `position_bias=Spec(MyBias)`, `activation=torch.tanh`
+  (see [Fillers of your own](#fillers-of-your-own)).
+"""
+FILLERS = """
+Derive a class from the contract of the slot, write its methods, and give the class, or a `Spec` with its
+parameters. It is built with the arguments of the third column, once for each place that it fills:
+
+```python
+import torch
+from flagformer import Decoder, Spec
+from flagformer.norm import Norm
+
+
+class MeanNorm(Norm):
+    def __init__(self, dim, *, eps=1e-6):
+        super().__init__()
+        self.gain, self.eps = torch.nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x):
+        return self.gain * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+
+
+layers = Decoder(dim=64, depth=2, norm=Spec(MeanNorm, {"eps": 1e-5}))
+```
+
+A class that declares nothing is taken to need what its slot may need: for example, fused kernels do not run a
+score of your own. `@component(slot, needs=..., honours=...)` says it more exactly. A module with parameters
+that you give ready-made fills one place only. Where a slot asks for one call alone, a plain function serves
+too. What does not meet the contract is a `FlagError` at construction.
 """
 SCOPES = {
     "model": ("The model", "Filled once, by `TransformerWrapper`."),
@@ -55,7 +84,22 @@ def flags_page() -> str:
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
     parts.append("## Whole models\n\nModels with flags of their own beside those of their layers.")
     parts += [_whole(kind, cls) for kind, cls in WHOLE.items()]
-    return page(*parts, _presets(), together_part(), conflicts_part(found), pairs_part(found))
+    return page(*parts, _own_fillers(), _presets(), together_part(), conflicts_part(found), pairs_part(found))
+
+
+def _own_fillers() -> str:
+    rows = []
+    for slot in (slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES):
+        contract = contract_of(CATALOGUE, slot.name)
+        methods = [code(f"{name}({', '.join(names)})") for name, names in contract.methods.items()]
+        beside = [code(name) for name in sorted(contract.names)]
+        built = code(f"({', '.join(contract.built)})")
+        rows.append((code(slot.name), code(contract.home), built, ", ".join([*methods, *beside])))
+    return page(
+        "## Fillers of your own",
+        FILLERS,
+        table(("slot", "derive from", "built as", "methods and attributes"), rows),
+    ).rstrip()
 
 
 def _presets() -> str:

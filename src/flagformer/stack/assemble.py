@@ -14,7 +14,7 @@ from flagformer.flags import Finding, FlagError, Gathered, Module, Resolved, wit
 from flagformer.flags.conflicts import declared
 from flagformer.flow import Dims
 from flagformer.norm import Norm
-from flagformer.ops.identity import identity
+from flagformer.ops.identity import as_module, identity
 from flagformer.position import Rotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
@@ -89,7 +89,7 @@ def _idle_activation(resolved: Resolved) -> list[Finding]:
 
 def _branch(module: Module, dims: Dims, halves: bool) -> Step:
     parts: list[nn.Module] = [Half()] if halves and module.kind == "f" else []
-    parts += [filler.build(dims) for filler in module.slots["branch"]]
+    parts += [as_module(filler.build(dims)) for filler in module.slots["branch"]]
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

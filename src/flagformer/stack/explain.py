@@ -40,8 +40,8 @@ def _kernels(layers: AttentionLayers) -> list[str]:
     found: dict[str, None] = {}
     for sublayer in layers.sublayers:
         if sublayer.kind != "f":
-            kernel = sublayer.fn.core.kernel
-            found[
-                f"{type(kernel).__name__} in {NAMES[sublayer.kind]}: {getattr(kernel, 'reason', 'given')}"
-            ] = None
+            core = sublayer.fn.core
+            kernel = getattr(core, "kernel", core)  # a core of one's own may do its arithmetic itself
+            reason = getattr(kernel, "reason", "given")
+            found[f"{type(kernel).__name__} in {NAMES[sublayer.kind]}: {reason}"] = None
     return list(found)

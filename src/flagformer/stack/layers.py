@@ -22,7 +22,7 @@ from flagformer.ops.lengths import is_long
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
-from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak
+from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak, refuse_shared
 from flagformer.stack.session import open_session
 from flagformer.stack.standing import read_mask, stand
 from flagformer.stack.start import begin
@@ -87,6 +87,7 @@ class AttentionLayers(nn.Module):
         self.memory_steps = tuple(
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.entry.looks_back
         )
+        refuse_shared(resolved, self)
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
         self.leaks = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)

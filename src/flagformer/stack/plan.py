@@ -25,6 +25,10 @@ class Plan:
         halves: feedforwards count half (macaron).
     """
 
+    kinds: tuple[str, ...]
+    order: tuple[int, ...]
+    halves: bool
+
     def __init__(
         self,
         *,

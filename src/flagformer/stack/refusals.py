@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flagformer.flags import Finding, FlagError
+from torch import nn
+
+from flagformer.flags import Finding, FlagError, Ready, Resolved
 from flagformer.flow import Dims
 
 # Flags that say which sublayers there are.
@@ -22,6 +25,32 @@ def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
     if dims.dim_context is not None and not has_cross:
         text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
         raise FlagError([Finding("cross_attn_dim_context", text + "; set `cross_attend=True` too")])
+
+
+def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
+    """A module with parameters or buffers that fills several places, which would share them."""
+    fillers = [("norm", filler) for filler in resolved.stack["norm"]]
+    fillers += [
+        (slot, one) for module in resolved.modules for slot, many in module.slots.items() for one in many
+    ]
+    given = {
+        id(filler.module): slot
+        for slot, filler in fillers
+        if isinstance(filler, Ready) and isinstance(filler.module, nn.Module) and filler.module.state_dict()
+    }
+    children = (child for module in layers.modules() for child in module._modules.values()) if given else ()
+    counts = Counter(id(child) for child in children if id(child) in given)
+    findings = [
+        Finding(
+            slot,
+            f"`{slot}` was given one module for {counts[key]} places, which would share its parameters or"
+            " buffers; give the class or a Spec, so that each place gets a module of its own",
+        )
+        for key, slot in given.items()
+        if counts[key] > 1
+    ]
+    if findings:
+        raise FlagError(dict.fromkeys(findings))
 
 
 def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class DepthScaled(Start):
     @torch.no_grad()
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for index, sublayer in enumerate(sublayers, start=1):
-            last = _last(sublayer)
+            last = _last(self, sublayer)
             last.weight.normal_(std=(last.in_features * index) ** -0.5)
 
 
@@ -74,7 +74,7 @@ class _Zeros(Start):
     @torch.no_grad()
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for sublayer in (sublayer for sublayer in sublayers if sublayer.kind in self.kinds):
-            last = _last(sublayer)
+            last = _last(self, sublayer)
             last.weight.zero_()
             if last.bias is not None:
                 last.bias.zero_()
@@ -117,5 +117,13 @@ class ZeroFeedForward(_Zeros):
     kinds = frozenset("f")
 
 
-def _last(sublayer: Any) -> nn.Linear:
-    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out.last
+def _last(start: Start, sublayer: Any) -> nn.Linear:
+    """The projection that decides what a sublayer adds at first."""
+    if sublayer.kind != "f":
+        return sublayer.fn.to_out.last
+    last = getattr(sublayer.fn, "outer", None)
+    if last is None:
+        text = f"`{_say(start)}` and `feedforward` cannot be combined here, because a feedforward of type"
+        text = f"{text} {type(sublayer.fn).__name__} has no attribute outer, the last nn.Linear that it sets"
+        raise FlagError([Finding(_say(start), f"{text}; add it, or leave the flag out")])
+    return last

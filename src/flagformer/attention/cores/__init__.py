@@ -7,14 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.scores import ScorePath
 from flagformer.flow import DecodeState, KeyValues, SessionState, SideInputs
 
 
 class Core(nn.Module, ABC):
     """Contract of the slot `core`, built as `(kernel, path, cross, dims)`; it serves `dims.heads` heads."""
 
-    path: ScorePath  # the written-out way to weights; the kernel owns it
     carries = False  # whether scores are handed on to the next sublayer
     makes_z_loss = False  # whether the z-loss is put on the tape where it asks for it
     reads_pairs = True  # whether it reads the pairs of the forward

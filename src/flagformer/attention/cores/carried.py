@@ -24,6 +24,7 @@ class Carried(Core):
 
     carries = True
     makes_z_loss = True
+    path: ScorePath  # the written-out way to weights, which the kernel owns
 
     def __init__(self, kernel: Einsum, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ class Dense(Core):
     """All pairs, in one call of the kernel."""
 
     makes_z_loss = True
+    path: ScorePath  # the written-out way to weights, which the kernel owns
 
     def __init__(self, kernel: Kernel, path: ScorePath, cross: bool, dims: Dims) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class FixedWindows(Core):
 
     reads_pairs = False
     reads_terms = True
+    path: ScorePath  # the written-out way to weights, which the kernel owns
     rotation: Rotation  # the stack's own
 
     def __init__(

@@ -33,6 +33,7 @@ class Local(Core):
 
     reads_pairs = False
     reads_terms = True
+    path: ScorePath  # the written-out way to weights, which the kernel owns
 
     def __init__(self, kernel: Kernel, path: ScorePath, reach: int, later: bool) -> None:
         super().__init__()

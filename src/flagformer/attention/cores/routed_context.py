@@ -49,6 +49,8 @@ class RoutedContext(Core):
     `"leaky"` do so.
     """
 
+    path: ScorePath  # the written-out way to weights, which the kernel owns
+
     def __init__(
         self,
         kernel: Kernel,

@@ -60,6 +60,7 @@ class Routing(Core):
 
     reads_pairs = False
     reads_terms = True
+    path: ScorePath  # the written-out way to weights, which the kernel owns
 
     def __init__(
         self,

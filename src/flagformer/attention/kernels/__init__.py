@@ -13,7 +13,7 @@ from flagformer.flow import Pairs
 class Kernel(nn.Module, ABC):
     """Contract of the slot `kernel`, built as `(path)`: the scale and the written-out way to weights."""
 
-    reason: str  # why it was chosen, for `explain`
+    reason = "given"  # why it was chosen, for `explain`
 
     def reads_distances(self, device: torch.device) -> bool:
         """Whether this forward takes pairs that are said by a table of distances."""

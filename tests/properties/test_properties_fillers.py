@@ -1,0 +1,173 @@
+"""Fillers of one's own, in every slot of the layers: what cannot fill it is refused at construction."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import flagformer
+from flagformer import CATALOGUE, FlagError, Spec
+from flagformer.flags import LAYER_SCOPES, SLOTS
+from flagformer.flags.contracts import contract_of
+
+BASE = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8, "cross_attend": True}
+# flags of the slot `dims`, which have no effect where a filler is given for it
+SIZES = {"dim", "heads", "attn_dim_head"}
+OWN = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
+
+
+class Empty:
+    def __init__(self, *shapes, **params):
+        pass
+
+
+class NoForward(nn.Module):
+    def __init__(self, *shapes):
+        super().__init__()
+
+
+class NoArguments(NoForward):
+    def forward(self):
+        return 0
+
+
+class ThreeShapesMore(NoForward):
+    def __init__(self, one, two, three, four, five):
+        super().__init__()
+
+    def forward(self, *inputs):
+        return inputs[0]
+
+
+class Refuses(NoForward):
+    def __init__(self, *shapes):
+        raise TypeError("unsupported operand")
+
+
+def no_arguments():
+    return 0
+
+
+MISTAKES = {
+    "number": 3,
+    "text": "layernorm",
+    "nothing": None,
+    "function": no_arguments,
+    "partial": functools.partial(nn.Linear, 16),
+    "class": Empty,
+    "module": NoForward,
+    "forward": NoArguments,
+    "instance": NoForward(),
+    "instance with a forward": NoArguments(),
+    "constructor": ThreeShapesMore,
+    "failing constructor": Refuses,
+    "spec of no class": Spec(3),
+    "params": Spec(NoArguments, 3),
+    "unknown params": Spec(nn.Identity(), {"width": 3}),
+    "spec": Spec(Empty),
+    "factory": Spec(lambda *shapes: 3),
+}
+
+
+def beside(slot):
+    return {name: value for name, value in BASE.items() if slot != "dims" or name not in SIZES}
+
+
+def refused(build, **flags):
+    with pytest.raises(FlagError) as error:
+        build(**flags)
+    return {finding.flag: finding.message for finding in error.value.findings}
+
+
+@pytest.mark.parametrize("slot", OWN)
+def test_what_cannot_fill_a_slot_is_refused_by_name(slot):
+    for mistake, value in MISTAKES.items():
+        found = refused(flagformer.AttentionLayers, **beside(slot), **{slot: value})
+        assert set(found) == {slot}, mistake
+        assert "must be a Spec, a class or a module that fills the slot, but" in found[slot], mistake
+        assert "docs/flags.md" in found[slot], mistake
+
+
+@pytest.mark.parametrize("slot", OWN)
+def test_a_class_without_the_methods_of_the_contract(slot):
+    """Each is left out once; the message names it."""
+    contract = contract_of(CATALOGUE, slot)
+    inner = () if contract.module is None else (contract.module,)
+    for left_out in (*contract.methods, *contract.names):
+        body = {name: value for name, value in vars(contract.base).items() if name in contract.methods}
+        body |= dict.fromkeys(contract.names, 1) | {
+            "__init__": lambda self, *shapes: nn.Module.__init__(self) if inner else None
+        }
+        body = {
+            name: (lambda self, *inputs: 0) if name in contract.methods else value
+            for name, value in body.items()
+        }
+        del body[left_out]
+        found = refused(flagformer.AttentionLayers, **beside(slot), **{slot: type("Mine", inner, body)})
+        assert f"Mine has no {left_out};" in found[slot]
+
+
+@pytest.mark.parametrize("slot", [slot.name for slot in SLOTS.values() if slot.scope == "model"])
+def test_slots_of_the_model_take_flags_only(slot):
+    flags = {**BASE, "num_tokens": 5, "max_seq_len": 8, slot: nn.Identity}
+    assert set(refused(lambda **given: flagformer.build(given), **flags)) == {slot}
+
+
+class Doubled(nn.Module):
+    """The first of its inputs, with a gain of its own."""
+
+    def __init__(self, *shapes):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, *inputs):
+        return self.gain * inputs[0].nan_to_num(neginf=0.0)  # scores of hidden pairs
+
+
+def first(*inputs):
+    return 2.0 * inputs[0].nan_to_num(neginf=0.0)
+
+
+CALLED = {"norm", "feedforward", "activation", "branch", "score", "weights", "mix", "gate"}
+
+
+@pytest.mark.parametrize("slot", sorted(CALLED))
+def test_a_class_and_a_function_fill_what_is_called(slot):
+    """Both alone and, in slots of many, beside another one."""
+    inputs = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))
+    outs = []
+    for filler in (Doubled, first, Spec(Doubled)):
+        given = [filler, filler] if SLOTS[slot].many else filler
+        torch.manual_seed(0)
+        outs.append(flagformer.Decoder(**BASE, **{slot: given})(inputs, context=inputs))
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+    torch.manual_seed(0)
+    assert not torch.allclose(flagformer.Decoder(**BASE)(inputs, context=inputs), outs[0])
+
+
+@pytest.mark.parametrize("slot", sorted(CALLED))
+def test_a_module_with_parameters_fills_one_place(slot):
+    found = refused(flagformer.Decoder, **BASE, **{slot: Doubled()})
+    assert "would share its parameters" in found[slot]
+    flagformer.Decoder(**BASE, **{slot: nn.Identity if slot in {"norm", "activation", "branch"} else first})
+
+
+def test_the_name_is_the_one_that_was_typed():
+    halves = {f"{half}{name}": value for half in ("enc_", "dec_") for name, value in {
+        "num_tokens": 5, "max_seq_len": 8, "depth": 2}.items()}  # fmt: skip
+    found = refused(flagformer.XTransformer, dim=16, **halves, enc_norm=3, dec_feedforward=NoArguments)
+    assert set(found) == {"enc_norm", "dec_feedforward"}
+    assert "`dec_feedforward` must be" in found["dec_feedforward"]
+    shared = refused(flagformer.XTransformer, dim=16, **halves, enc_norm=Doubled())
+    assert set(shared) == {"enc_norm"}
+
+
+def test_a_start_needs_the_last_projection_of_a_feedforward():
+    found = refused(flagformer.Decoder, **BASE, feedforward=Doubled, zero_init_branch_output=True)
+    assert "outer" in found["zero_init_branch_output"]
+
+
+def test_rules_of_values_return_values():
+    assert "returns 3" in refused(flagformer.Decoder, **BASE, values=lambda values: 3)["values"]
