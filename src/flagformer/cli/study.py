@@ -126,7 +126,7 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
             f"{one.before:g} -> {one.after:g} ({count(one.amount)} of {count(one.wanted)})"
         )
     tries = f" x {plural(len(study.candidates), 'candidate')}" if study.tune else ""
-    shares = share_out(study)
+    shares = share_out(study, prepared.costs)
     typer.echo(
         f"{plural(len(study.runs), 'trial')}: {plural(len(study.compare), 'variant')} x "
         f"{plural(len(study.seeds), 'seed')}{tries}, "

@@ -51,6 +51,7 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
     import torch
 
     from flagformer.cli.runfile import load_run
+    from flagformer.study.room import check_machine
     from flagformer.train.ranks import ALONE, Ranks, Together, by_torchrun
 
     together = Together("ddp") if by_torchrun() else None
@@ -60,6 +61,8 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
         run, trial = load_run(file, overrides)
         directory = out or Path("runs") / (run.name or file.stem)
         refuse_foreign(directory)
+        if not (directory / "result.json").exists():
+            check_machine(trial, alone=together is None)
         return run, trial, directory
 
     run, trial, directory = reader.by_first(read)

@@ -74,8 +74,9 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
                 continue
             flags.append(trial.flags)
             try:
-                trial.check()
-                costs.setdefault(variant, cost(trial))
+                model = trial.check()
+                if variant not in costs:
+                    costs[variant] = cost(trial, model)
             except FlagError as error:
                 mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
             except (ValueError, OSError) as error:
@@ -88,11 +89,14 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
     return costs
 
 
-def cost(trial: Trial) -> Cost:
-    """Size, arithmetic and memory of the model that a trial builds; shapes only, nothing is computed."""
+def cost(trial: Trial, model: Any = None) -> Cost:
+    """Size, arithmetic and memory of the model that a trial builds; shapes only, nothing is computed.
+
+    `model` is that model on torch's meta device, where it is built already.
+    """
     seq_len = trial.source.seq_len
     with torch.device("meta"):
-        model = flagformer.build(trial.model_flags)
+        model = flagformer.build(trial.model_flags) if model is None else model
         segment = trial.train.segment
         flops, dense = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
         saved = saved_bytes(model.train(), micro_batch(trial), segment)

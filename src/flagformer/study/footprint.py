@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import torch
 
 import flagformer
-from flagformer.study.costs import micro_batch, saved_bytes
+from flagformer.study.costs import Cost, micro_batch, saved_bytes
 from flagformer.study.design import Study
 from flagformer.train.config import Trial
 
@@ -16,24 +17,39 @@ COPIES = 16  # bytes for each parameter: fp32 weight, gradient and the two momen
 TEMPORARY = 1.5  # a backward holds gradients of activations beside the activations
 
 
-def trial_bytes(study: Study) -> int:
-    """The most that a trial of any variant and candidate is likely to need.
+def trial_bytes(study: Study, costs: Mapping[str, Cost] | None = None) -> int:
+    """The most that a trial of any variant and candidate is likely to need; `costs` are those of first
+    candidates, where they are known.
 
     An estimate: what a backward holds for a moment is counted as half of what was saved for it, evaluation at
     longer lengths as no more than training.
     """
-    distinct: dict[str, Trial] = {}  # candidates mostly differ in what takes no memory, as learning rates
+    return max(bytes_by_variant(study, costs).values())
+
+
+def bytes_by_variant(study: Study, costs: Mapping[str, Cost] | None = None) -> dict[str, int]:
+    """The most of each variant's candidates."""
+    known: dict[str, int] = {}  # candidates mostly differ in what takes no memory, as learning rates
+    found: dict[str, int] = {}
     for variant in study.compare:
         for tuned in study.candidates:
             trial = study.trial(variant, study.seeds[0], tuned)
             felt = [trial.flags, trial.train.batch_size, trial.train.accumulate, trial.train.segment]
-            distinct.setdefault(json.dumps(felt, sort_keys=True), trial)
-    return max(_bytes_of(trial) for trial in distinct.values())
+            key = json.dumps(felt, sort_keys=True)
+            if key not in known:
+                first = costs.get(variant) if costs and tuned == study.candidates[0] else None
+                known[key] = bytes_of(trial) if first is None else _bytes(first.params, first.saved_bytes)
+            found[variant] = max(found.get(variant, 0), known[key])
+    return found
 
 
-def _bytes_of(trial: Trial) -> int:
+def bytes_of(trial: Trial) -> int:
+    """What one trial is likely to need."""
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
         saved = saved_bytes(model.train(), micro_batch(trial), trial.train.segment)
-    params = sum(parameter.numel() for parameter in model.parameters())
+    return _bytes(sum(parameter.numel() for parameter in model.parameters()), saved)
+
+
+def _bytes(params: int, saved: int) -> int:
     return round(PROCESS + COPIES * params + TEMPORARY * saved)

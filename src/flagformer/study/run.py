@@ -32,6 +32,7 @@ from flagformer.study.match import Matched, as_plain, match_budget
 from flagformer.study.pool import Pool
 from flagformer.study.provenance import provenance
 from flagformer.study.results import Results, as_json, read_results
+from flagformer.study.room import refuse_missing_devices, refuse_without_room
 from flagformer.study.setting import describe_setting
 from flagformer.study.shares import count_cores
 from flagformer.study.trials import run_trials
@@ -62,11 +63,17 @@ class Prepared:
 
 def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     """Reads a study file, builds every variant without memory and makes them equal as `match` says; raises
-    StudyFileError with every mistake."""
+    StudyFileError with every mistake.
+
+    Refused too, unless a Ray cluster runs it: a device that is not here, and trials that need more memory
+    than this machine or its GPU has.
+    """
     study, source = load_study(file, overrides)
     if study.executor == "ray":
         package()
+    refuse_missing_devices(study, source)
     study, costs, matched = match_budget(study, source, check_variants(study, source))
+    refuse_without_room(study, source, costs)
     origins = provenance(study, source, {name: one.knob for name, one in matched.items()})
     return Prepared(study, costs, matched, origins)
 

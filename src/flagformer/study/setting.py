@@ -35,7 +35,7 @@ def describe_setting(
             "or the Python version "
             "has changed since; choose another directory with --out"
         )
-    shares = share_out(study)
+    shares = share_out(study, costs)
     threads = shares.threads
     if study.threads is None and "threads" in earlier:
         threads = int(earlier["threads"])

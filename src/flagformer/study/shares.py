@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from flagformer.study.costs import Cost
 from flagformer.study.design import Study
 from flagformer.study.footprint import trial_bytes
 
 GIB = 2**30
 USED = 0.8  # of the free memory: estimates are estimates, and the system wants some too
+MEMINFO = Path("/proc/meminfo")
 LIMITS = (  # what a container may use, and uses
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -30,16 +32,16 @@ class Shares:
     why: str
 
 
-def share_out(study: Study) -> Shares:
+def share_out(study: Study, costs: dict[str, Cost] | None = None) -> Shares:
     """Trials at once and threads of each: the file's `concurrency` and `threads`, or one trial for each core
     (each `threads` cores; each GPU machine), as long as all of them fit into 80 % of the free memory.
 
     Cores are counted over all trials of the study, not over those left, so that a resumed study shares them
     as before. A Ray cluster is asked for one core a trial, and shares itself out. What a trial needs is the
-    file's `memory`, or estimated by `footprint.trial_bytes`.
+    file's `memory`, or estimated by `footprint.trial_bytes`, which reads `costs` where they are known.
     """
     cores, free, total = count_cores(), free_memory(), len(study.runs)
-    need = round(study.memory * GIB) if study.memory else trial_bytes(study)
+    need = round(study.memory * GIB) if study.memory else trial_bytes(study, costs)
     if study.executor == "ray":
         return Shares(
             study.concurrency or total, study.threads or 1, need, None, "as far as the cluster has room"
@@ -71,21 +73,29 @@ def count_cores() -> int:
 def free_memory() -> int | None:
     """Bytes that can be had without swapping, within the limit of a container; None where the system does not
     say."""
-    found = [_of_machine(), *(_of_container(Path(limit), Path(used)) for limit, used in LIMITS)]
+    found = [_of_machine("MemAvailable"), *(_of_container(Path(limit), Path(used)) for limit, used in LIMITS)]
     known = [size for size in found if size is not None]
     return min(known) if known else None
 
 
-def _of_machine() -> int | None:
+def whole_memory() -> int | None:
+    """Bytes of this machine, or the limit of a container; None where the system does not say."""
+    found = [_of_machine("MemTotal"), *(_of_container(Path(limit)) for limit, _ in LIMITS)]
+    known = [size for size in found if size is not None]
+    return min(known) if known else None
+
+
+def _of_machine(name: str) -> int | None:
+    """A line of /proc/meminfo, in bytes."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = MEMINFO.read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
-def _of_container(limit: Path, used: Path) -> int | None:
+def _of_container(limit: Path, used: Path | None = None) -> int | None:
     try:
-        return max(0, int(limit.read_text()) - int(used.read_text()))
+        return max(0, int(limit.read_text()) - (int(used.read_text()) if used else 0))
     except (OSError, ValueError):  # there is none, or it says "max"
         return None

@@ -181,9 +181,11 @@ class Trial(Block):
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
-    def check(self) -> None:
-        """Raise ValueError, FlagError or OSError if this trial could not run to its end. Reads the data; the
-        model is built on torch's meta device, which takes no memory.
+    def check(self) -> Any:
+        """Raise ValueError, FlagError or OSError if this trial could not run to its end. Reads the data.
+
+        Returns:
+            the model, built on torch's meta device, which takes no memory.
         """
         flags = self.model_flags
         name = "num_tokens" if self.source.is_sequence else "num_classes"
@@ -192,21 +194,21 @@ class Trial(Block):
                 f"`{name}` must be {self.source.num_tokens}, the vocabulary of the data, "
                 f"but is {flags[name]}; leave it out"
             )
-        self._check_model(flags)
+        model = self._checked_model(flags)
         self.source.check("train", self.source.seq_len)
         self.source.check("validation", self.source.seq_len)
         for length in self.lengths:
             self.source.check(self.evaluate.split, length)
+        return model
 
-    def _check_model(self, flags: dict[str, Any]) -> None:
+    def _checked_model(self, flags: dict[str, Any]) -> Any:
         if not self.source.is_sequence:
             if flags["model"] != "vit":
                 raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
             if self.train.segment is not None:
                 raise ValueError("`segment` must be left out for images, which are read whole")
             with torch.device("meta"):
-                flagformer.build(flags)
-            return
+                return flagformer.build(flags)
         if flags["model"] in NOT_CAUSAL:
             raise ValueError(
                 f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
@@ -221,3 +223,4 @@ class Trial(Block):
                 f"`max_seq_len` must be at least {self.longest}, the longest {part} that is read, because "
                 f"the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
             )
+        return model

@@ -3,7 +3,6 @@
 import contextlib
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 import torch
 
 from flagformer.train.config import TrainConfig, Trial
+from flagformer.train.device import device_of
 from flagformer.train.evaluation import evaluate
 from flagformer.train.files import naming, only_process, read_json, sync_folder, write_json
 from flagformer.train.log import Log, read_log
 from flagformer.train.loop import train_step
+from flagformer.train.memory import MemoryRise
 from flagformer.train.ranks import ALONE, Ranks
 from flagformer.train.result import read_result
 from flagformer.train.schedule import learning_rate
@@ -42,8 +43,9 @@ def run_trial(
     The result: `status` ("finished", or "diverged" at the first loss that is not finite), `steps` trained,
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
     `evaluation.evaluate`; empty if training diverged), `validation_nats` (mean of the last validations),
-    `params`, `cost` (`seconds` and `tokens_per_second` of the steps alone, `peak_memory_bytes`), `notes`, and
-    what it was run on.
+    `params`, `cost` (`seconds` and `tokens_per_second` of the steps alone; `peak_memory_bytes`, the most
+    beyond what the process held before the model was built, on CUDA of tensors), `notes`, and what it was
+    run on.
 
     ValueError: the trial cannot run, the directory is another trial's or in use, a file in it is damaged.
     OSError: a full disk; names the file, and all that was finished is kept. KeyboardInterrupt: stopped by a
@@ -102,7 +104,8 @@ class _Run:
     ) -> None:
         self.trial, self.directory, self.report, self.ranks = trial, directory, report, ranks
         self.stopping = stopping
-        self.device = _device(trial.train)
+        self.device = device_of(trial.train)
+        self.memory = MemoryRise(self.device)
         self.state = State(trial, directory, self.device, ranks)
 
     def finish(self) -> dict[str, Any]:
@@ -228,7 +231,7 @@ class _Run:
             "cost": {
                 "seconds": round(state.seconds, 3),
                 "tokens_per_second": round(tokens / state.seconds, 1),
-                "peak_memory_bytes": peak_memory(self.device),
+                "peak_memory_bytes": self.memory.peak(),
             },
             "machine": {
                 "python": platform.python_version(),
@@ -239,29 +242,6 @@ class _Run:
             },
             "notes": state.notes,
         }
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes held so far: by torch on a CUDA device, otherwise by the whole process; None where the
-    system does not say.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device(config: TrainConfig) -> torch.device:
-    present = torch.cuda.is_available()
-    if config.device == "cuda" and not present:
-        raise ValueError("`train.device` must be auto or cpu here, but is cuda: torch finds no CUDA device")
-    if present and config.device != "cpu":
-        return torch.device("cuda", torch.cuda.current_device())  # of torchrun: the rank's own
-    return torch.device("cpu")
 
 
 @contextlib.contextmanager

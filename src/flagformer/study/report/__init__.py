@@ -28,9 +28,11 @@ NOTE = (
     "gets no verdict. "
     "FLOPs per token: forward pass at the training "
     "length, two per "
-    "multiply-add of matrix products, attention in full. * Measured: tokens/s of training, median over "
+    "multiply-add of matrix products, attention by the keys that are computed. * Measured: tokens/s of "
+    "training, median over "
     "seeds, with the other trials "
-    "running beside it, and the peak memory of the trial's process; they differ from run to run, "
+    "running beside it, and the peak memory of a trial beyond what its process held before its model was "
+    "built (Python, torch); they differ from run to run, "
     "all other columns "
     "do not."
 )

@@ -125,7 +125,7 @@ def cost_columns(results: Results) -> list[Column]:
         _cost("FLOPs per token, all heads dense", "dense_flops_per_token", short),
         _cost("kept for backward", "saved_bytes", size),
         _cost("training memory, at least", "memory_bytes", size),
-        Column(f"peak memory of the process{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),
+        Column(f"peak memory beyond torch{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),
         Column(f"training, tokens/s{STAR}", lambda r: short(r.tokens_per_second), lambda r: {}),
         Column(
             f"decoding, tokens/s{STAR}",

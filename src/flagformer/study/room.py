@@ -1,0 +1,91 @@
+"""Whether this machine can run what is asked of it: the devices are here, and memory suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from flagformer.study.costs import Cost
+from flagformer.study.design import Study
+from flagformer.study.footprint import PROCESS, bytes_by_variant, bytes_of
+from flagformer.study.mistakes import Mistake, StudyFileError
+from flagformer.study.shares import GIB, whole_memory
+from flagformer.study.source import Source
+from flagformer.train.config import TrainConfig, Trial
+from flagformer.train.device import device_of
+
+LESS = "lower `batch_size` or `seq_len`, raise `accumulate`, or make the model smaller"
+OVERRULE = "`memory` (GiB of a trial) in the file overrules this estimate"
+
+
+def refuse_missing_devices(study: Study, source: Source) -> None:
+    """StudyFileError if a variant is to train on a device that is not here; a Ray cluster has its own."""
+    if study.executor == "ray":
+        return
+    mistakes = set()
+    for variant in study.compare:
+        try:
+            device_of(study.train_of(variant))
+        except ValueError as error:
+            own = ("compare", variant, "train", "device")
+            route = own if own in source.lines or own in source.overrides else ("train", "device")
+            mistakes.add(source.mistake(route, str(error)))
+    if mistakes:
+        raise StudyFileError(mistakes)
+
+
+def refuse_without_room(study: Study, source: Source, costs: Mapping[str, Cost]) -> None:
+    """StudyFileError if a trial needs more memory than there is, or `concurrency` trials at once do."""
+    if study.executor == "ray":
+        return
+    needs = bytes_by_variant(study, dict(costs)) if study.memory is None else {}
+    mistakes = [
+        source.mistake(("compare", variant), f"variant `{variant}` needs {short}; {LESS}; {OVERRULE}")
+        for variant, need in needs.items()
+        if (short := shortage(study.train_of(variant), need))
+    ]
+    own = round(study.memory * GIB) if study.memory else 0
+    if own and (short := shortage(study.train_of(study.baseline), own)):
+        mistakes.append(source.mistake(("memory",), f"`memory` says that a trial needs {short}"))
+    if not mistakes and study.concurrency:
+        mistakes += _crowded(study, source, own or max(needs.values()))
+    if mistakes:
+        raise StudyFileError(mistakes)
+
+
+def check_machine(trial: Trial, *, alone: bool) -> None:
+    """ValueError if the device of a trial is not here, or it needs more memory than there is.
+
+    Several processes (`alone` is False) share a model out: what each needs is not estimated.
+    """
+    device_of(trial.train)
+    if alone and (short := shortage(trial.train, bytes_of(trial))):
+        raise ValueError(f"training needs {short}; {LESS}")
+
+
+def shortage(train: TrainConfig, need: int) -> str:
+    """What is needed and what there is, where that is less: "about 2.0 GiB of memory, but ..."."""
+    device = device_of(train)
+    if device.type == "cuda":
+        need -= PROCESS  # on the host
+        has: int | None = torch.cuda.get_device_properties(device).total_memory
+        where = "the GPU"
+    else:
+        has, where = whole_memory(), "this machine"
+    if has is None or need <= has:
+        return ""
+    return f"about {need / GIB:.1f} GiB of memory, but {where} has {has / GIB:.1f} GiB"
+
+
+def _crowded(study: Study, source: Source, need: int) -> list[Mistake]:
+    assert study.concurrency is not None
+    at_once = min(study.concurrency, len(study.runs))
+    short = shortage(study.train_of(study.baseline), at_once * need)
+    if not short:
+        return []
+    text = (
+        f"`concurrency` must be smaller: {at_once} trials of about {need / GIB:.1f} GiB each need {short}"
+        "; lower it or leave it out"
+    )
+    return [source.mistake(("concurrency",), text)]

@@ -1,0 +1,45 @@
+"""The memory that a trial reports: its own, without Python's and torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_trial import tiny
+
+from flagformer.train import memory
+from flagformer.train.memory import CLEAR, STATUS, MemoryRise
+from flagformer.train.trial import run_trial
+
+MIB = 2**20
+CPU = torch.device("cpu")
+on_linux = pytest.mark.skipif(not STATUS.exists() or not CLEAR.exists(), reason="no /proc/self")
+
+
+@on_linux
+def test_a_rise_counts_from_its_start() -> None:
+    freed = torch.ones(64 * MIB)  # 256 MiB
+    del freed
+    rise = MemoryRise(CPU)
+    before = rise.peak()
+    held = torch.ones(32 * MIB)
+    del held
+    found = rise.peak()
+    assert before is not None
+    assert found is not None
+    assert before < 16 * MIB
+    assert 112 * MIB < found < 160 * MIB
+
+
+@on_linux
+def test_a_small_trial_does_not_report_the_process(tmp_path: Path) -> None:
+    """torch alone holds 200 MiB and more."""
+    trial = tiny()
+    run_trial(trial, tmp_path / "first")  # loads what training needs
+    assert run_trial(trial, tmp_path / "second")["cost"]["peak_memory_bytes"] < 64 * MIB
+
+
+def test_a_system_without_figures_reports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_peak", lambda: None)
+    assert MemoryRise(CPU).peak() is None
