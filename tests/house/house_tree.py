@@ -25,6 +25,7 @@ FLOORS = {
 # Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {
     ("position", "norm"),  # the network of the dynamic bias norms its layers
+    ("position", "embedding"),  # a learned position is an embedding
     ("feedforward", "norm"),  # ff_post_act_ln
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards

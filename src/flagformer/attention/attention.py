@@ -86,8 +86,8 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
         past = slots["past"][0].build()
         source = OwnTokens(projection, qk_norm, dims, rotation, of_values, past.width)
     seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
-    gates = [filler.build(dims) for filler in slots["gate"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
+    gates = [filler.build(dims) for filler in slots["gate"]]
     _refuse_idle_past(source.window, core)
     return Attention(source, seats, core, gates, slots["output"][0].build(dims))
 

@@ -23,7 +23,12 @@ class LayerScale(Branch):
         start: Annotated[float, Flag("layerscale_init_value", "what the gains start at")] = 0.1,
     ) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.full((dims.dim,), float(start)))
+        self.start = float(start)
+        self.gain = nn.Parameter(torch.empty(dims.dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gain, self.start)
 
     def forward(self, out: Tensor) -> Tensor:
         return out * self.gain

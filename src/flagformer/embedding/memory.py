@@ -50,7 +50,11 @@ class MemoryTokens(Memory):
     ) -> None:
         super().__init__()
         self.pattern = Pattern(count) if every is None else Pattern(count, every)
-        self.tokens = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
+        self.tokens = nn.Parameter(torch.empty(count, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.tokens, std=self.tokens.shape[1] ** -0.5)
 
     def vectors(self, like: Tensor) -> Tensor:
         return self.tokens.to(like.dtype)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from flagformer.norm.layernorm import LayerNorm
 
+STD = 0.02  # of what is learned beside patches, at the start
+
 
 class PatchEmbedding(nn.Module):
     """Images [B, C, height, width] -> [B, N, D]: patches row by row, each with a learned vector of its place.
@@ -34,7 +36,12 @@ class PatchEmbedding(nn.Module):
         self.in_norm = LayerNorm(pixels)
         self.project = nn.Linear(pixels, dim)
         self.out_norm = LayerNorm(dim)
-        self.places = nn.Parameter(0.02 * torch.randn(*grid, dim)) if placed else None
+        self.places = nn.Parameter(torch.empty(*grid, dim)) if placed else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.places is not None:
+            nn.init.normal_(self.places, std=STD)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.patch
@@ -78,7 +85,11 @@ class Registers(nn.Module):
 
     def __init__(self, count: int, dim: int) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(0.02 * torch.randn(count, dim))
+        self.tokens = nn.Parameter(torch.empty(count, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.tokens, std=STD)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)

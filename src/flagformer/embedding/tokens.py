@@ -13,13 +13,9 @@ class TokenEmbedding(nn.Embedding):
         std: None: E ** -0.5.
     """
 
-    std = 1.0
-
     def __init__(self, num_tokens: int, width: int, std: float | None = None) -> None:
+        self.std = width**-0.5 if std is None else std  # torch's constructor initialises
         super().__init__(num_tokens, width)
-        self.std = width**-0.5 if std is None else std
-        with torch.no_grad():
-            self.weight.mul_(self.std)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)

@@ -14,6 +14,7 @@ from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.chunks import in_chunks
 from flagformer.ops.identity import identity
+from flagformer.ops.linear import Linear
 
 Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", least=1e-3)]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", least=0, below=1)]
@@ -42,7 +43,7 @@ class _Projections(FeedForward):
         self.activation = activation
         self.norm = LayerNorm(width) if options.post_act_ln else identity
         self.dropout = nn.Dropout(options.dropout) if options.dropout else identity
-        self.outer = nn.Linear(width, dims.dim, bias=not options.no_bias)
+        self.outer = Linear(width, dims.dim, bias=not options.no_bias)
         self.chunks = options.chunks
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
@@ -83,7 +84,11 @@ class Gain(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.ones(width))
+        self.value = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.value)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.value

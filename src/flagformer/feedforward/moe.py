@@ -105,9 +105,14 @@ class Experts(nn.Module):
 
     def __init__(self, experts: int, width: int, out: int) -> None:
         super().__init__()
-        bound = width**-0.5
-        self.weight = nn.Parameter(torch.empty(experts, out, width).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(experts, out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(experts, out, width))
+        self.bias = nn.Parameter(torch.empty(experts, out))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.weight.shape[2] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, number: int, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight[number], self.bias[number])

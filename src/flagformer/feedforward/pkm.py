@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from product_key_memory import PKM
+import torch
+from product_key_memory.product_key_memory import PKM, init_
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
@@ -13,6 +14,7 @@ from flagformer.feedforward.dense import Dropout
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.reset import reset
 
 TOPK, HEADS, WIDTH = 32, 4, 128  # of the package: keys that count, lookups of a token, width of a half key
 LOOKED_UP = "its output is a sum of stored values, not a projection"
@@ -49,19 +51,41 @@ class ProductKeys(FeedForward):
         dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
-        self.memory = PKM(
-            dims.dim,
+        device = torch.get_default_device()
+        with torch.device("meta"):  # the package initialises its values twice
+            memory = Lookup(dims.dim, keys, dropout)
+        self.memory = memory.to_empty(device=device)
+        reset(self.memory)
+
+    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
+        # the package's sum of values takes no two dtypes
+        with no_autocast(x.device):
+            return self.memory(x.to(self.memory.keys.dtype)).to(x.dtype)
+
+
+class Lookup(PKM):
+    """The package's, whose parts know how they start."""
+
+    def __init__(self, dim: int, keys: int, dropout: float) -> None:
+        super().__init__(
+            dim,
             heads=HEADS,
             num_keys=keys,
             topk=min(TOPK, keys),
             dim_head=WIDTH,
             value_dropout=dropout,
         )
+        self.values = Values(self.num_memories, dim, mode="sum")
 
-    def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        # the package's sum of values takes no two dtypes
-        with no_autocast(x.device):
-            return self.memory(x.to(self.memory.keys.dtype)).to(x.dtype)
+    def reset_parameters(self) -> None:
+        init_(self.keys)
+
+
+class Values(nn.EmbeddingBag):
+    """The stored values, which start as the package's do."""
+
+    def reset_parameters(self) -> None:
+        init_(self.weight)
 
 
 def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:

@@ -20,9 +20,13 @@ class BMNWriter(Writer):
 
     def __init__(self, dim: int, count: int, heads: int, temperature: float) -> None:
         super().__init__()
-        self.bias = nn.Parameter(0.1 * dim**-0.5 * torch.randn(count, dim))
+        self.bias = nn.Parameter(torch.empty(count, dim))
         self.attention = SlotAttention(dim, heads, temperature, itself=True)
         self.size = dim**0.5
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.bias, std=0.1 / self.size)
 
     def start(self) -> Tensor:
         return unit_length(self.bias)

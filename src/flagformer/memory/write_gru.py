@@ -18,13 +18,17 @@ class GRUWriter(Writer):
 
     def __init__(self, dim: int, count: int, heads: int) -> None:
         super().__init__()
-        self.slots = nn.Parameter(torch.randn(count, dim))
+        self.slots = nn.Parameter(torch.empty(count, dim))
         self.attention = SlotAttention(dim, heads)
         self.to_out = nn.Linear(dim, dim)
         self.gru = nn.GRUCell(dim, dim)
         self.feedforward = nn.Sequential(
             LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
         )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.slots)
 
     def start(self) -> Tensor:
         return self.slots

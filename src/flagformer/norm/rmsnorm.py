@@ -34,7 +34,11 @@ class RMSNorm(Norm):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(dim))
+        self.gain = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (unit_rms(x) * self.gain)

@@ -17,7 +17,11 @@ class ScaleNorm(Norm):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.width = dim
-        self.gain = nn.Parameter(torch.tensor([dim**0.5]))
+        self.gain = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gain, self.width**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (unit_rms(x) * (self.gain * self.width**-0.5))

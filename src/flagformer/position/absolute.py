@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant
 from flagformer.ops.identity import identity
@@ -26,8 +27,7 @@ class Learned(AbsolutePosition):
             text = "`max_seq_len` must be at least 1 under `use_abs_pos_emb=True`, but is 0"
             raise FlagError([Finding("max_seq_len", text)])
         self.limit = max_seq_len
-        self.table = nn.Embedding(max_seq_len, dim)
-        nn.init.normal_(self.table.weight, std=1e-5 if unit else dim**-0.5)
+        self.table = TokenEmbedding(max_seq_len, dim, 1e-5 if unit else None)
         self.form = unit_length if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -50,7 +50,12 @@ class Sinusoidal(AbsolutePosition):
             raise FlagError([Finding("dim", text)])
         half = dim // 2
         self.frequencies = Constant([10000.0 ** (-i / half) for i in range(half)])
-        self.scale = nn.Parameter(torch.tensor([dim**-0.5]))
+        self.width = dim
+        self.scale = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.scale, self.width**-0.5)
 
     def forward(self, positions: Tensor) -> Tensor:
         turns = positions[..., None] * self.frequencies.on(positions.device)

@@ -40,7 +40,11 @@ class T5(DistanceBias):
         self.same_from = max_distance
         self.turns_at = (max_distance,)
         self.scale = dims.dim_head**0.5
-        self.table = nn.Parameter(torch.zeros(buckets, dims.heads))
+        self.table = nn.Parameter(torch.empty(buckets, dims.heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
 
     def values(self, distance: Tensor) -> Tensor:
         table = self.table.to(wide(self.table.dtype)) * self.scale  # a model in half precision rounds it once

@@ -59,7 +59,11 @@ class Scaled(OneStream):
     def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
         super().__init__()
         self.constant = constant
-        self.gains = nn.Parameter(torch.ones(modules, dims.dim))
+        self.gains = nn.Parameter(torch.empty(modules, dims.dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.gains)
 
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
         return torch.add(out, h * self.gains[module], alpha=self.constant)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims
 from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.linear import Linear
+from flagformer.ops.sharded import laid_out
 from flagformer.residual.additive import OneStream
 
 # What the paper calls b_g: the stream passes nearly unchanged at the start.
@@ -22,10 +25,8 @@ class GRUGate(OneStream):
 
     def __init__(self, dims: Dims, modules: int) -> None:
         super().__init__()
-        self.of_out = nn.ModuleList(nn.Linear(dims.dim, 3 * dims.dim) for _ in range(modules))
+        self.of_out = nn.ModuleList(Linear(dims.dim, 3 * dims.dim, init=_keeping) for _ in range(modules))
         self.of_stream = nn.ModuleList(nn.Linear(dims.dim, 3 * dims.dim) for _ in range(modules))
-        for linear in self.of_out:
-            nn.init.constant_(linear.bias[dims.dim : 2 * dims.dim], KEEP)  # type: ignore[index]
 
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
         # a sum keeps the stream's precision under autocast; gates in bf16 would round all of it every time
@@ -38,3 +39,10 @@ class GRUGate(OneStream):
         keep = (said_keep + held_keep).sigmoid()
         new = (said + (said_reset + held_reset).sigmoid() * held).tanh()
         return new + keep * (h - new)
+
+
+@torch.no_grad()
+def _keeping(linear: nn.Linear) -> None:
+    """The second third of the biases, those of the gate `keep`, are KEEP."""
+    keeps = laid_out(torch.arange(linear.out_features) * 3 // linear.out_features == 1, linear.bias)
+    linear.bias.masked_fill_(keeps, KEEP)

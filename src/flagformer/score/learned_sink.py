@@ -21,7 +21,11 @@ class LearnedSink(Weights):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.score = nn.Parameter(torch.zeros(dims.heads, 1, 1))
+        self.score = nn.Parameter(torch.empty(dims.heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.score)
 
     def forward(self, scores: Tensor) -> Tensor:
         sink = self.score.to(scores.dtype).expand(*scores.shape[:1], -1, scores.shape[2], 1)  # [B, H, T, 1]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims, Pairs
+from flagformer.ops.sharded import laid_out
 from flagformer.score import Mix, Score
 
 NAME, PAPER = "attn_talking_heads", "arXiv:2003.02436, section 3"
@@ -17,7 +18,12 @@ class Exchange(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(heads))
+        self.weight = nn.Parameter(torch.empty(heads, heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.weight.copy_(laid_out(torch.eye(len(self.weight)), self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("gh,bhts->bgts", self.weight.to(x.dtype), x)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from flagformer.attention.cores import Core
@@ -19,19 +20,20 @@ from flagformer.ops.full_precision import in_full
 from flagformer.ops.gathered import gathered
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
+from flagformer.ops.reset import Whole
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
 from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak, refuse_shared
 from flagformer.stack.session import open_session
 from flagformer.stack.standing import read_mask, stand
-from flagformer.stack.start import begin
+from flagformer.stack.start import begin, undo
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import own_terms, see_context, see_self
 from flagformer.stack.wishes import Wishes
 
 
-class AttentionLayers(nn.Module):
+class AttentionLayers(Whole):
     """A stack of attention and feedforward sublayers: [B, T, D] -> [B, T, D].
 
     Args:
@@ -44,30 +46,23 @@ class AttentionLayers(nn.Module):
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__()
-        resolved = resolve(flags, CATALOGUE)
-        self.resolved = resolved
+        self.resolved = resolved = resolve(flags, CATALOGUE)
         self.dims: Dims = self._one("dims").build()
         gathered = Gathered()
         self.rotation = gathered.attempt(lambda: self._one("rotation").build(self.dims))
         self.position_bias = gathered.attempt(lambda: self._one("position_bias").build(self.dims))
         self.executor = self._one("executor").build()
         self.residual = self.executor.over(self._one("residual").build(self.dims, len(resolved.modules)))
-        placement, norm = self._one("placement").build(), self._one("norm")
+        placement, norm = self._one("placement").build(), partial(self._one("norm").build, self.dims.dim)
         self.sublayers = build_sublayers(
-            resolved,
-            self.dims,
-            lambda: norm.build(self.dims.dim),
-            placement,
-            self.rotation,
-            self.residual,
-            gathered,
+            resolved, self.dims, norm, placement, self.rotation, self.residual, gathered
         )
-        begin([filler.build() for filler in resolved.stack["start"]], list(self.sublayers))
+        self.starts = [filler.build() for filler in resolved.stack["start"]]
+        begin(self.starts, list(self.sublayers))
         self.context_tokens = self._one("context_tokens").build()
         self.wishes: Wishes = self._one("wishes").build()
-        self.final_norm: Step = norm.build(self.dims.dim) if placement.final else identity
-        kinds = [sublayer.kind for sublayer in self.sublayers]
-        self.has_cross = "c" in kinds
+        self.final_norm: Step = norm() if placement.final else identity
+        self.has_cross = any(sublayer.kind == "c" for sublayer in self.sublayers)
         # how many seats self- and cross-attention put in front, each number once
         self.seat_counts = {
             kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
@@ -91,6 +86,11 @@ class AttentionLayers(nn.Module):
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
         self.leaks = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
+
+    def reset_parameters(self) -> None:
+        undo(self.starts, list(self.sublayers))
+        super().reset_parameters()
+        begin(self.starts, list(self.sublayers))
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from flagformer.flags import Finding, FlagError, Need, component
+from flagformer.ops.linear import Init, Linear
 
 WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
 SANDWICH = Need("sandwich_norm", None, "a norm of zeros has no direction, and its gradient no bound")
@@ -54,6 +56,22 @@ def _say(start: Start) -> str:
     return "start" if declared is None else str(declared.say())
 
 
+def undo(starts: Sequence[Any], sublayers: Sequence[Any]) -> None:
+    """Last projections start as torch's do, until `begin` is called."""
+    for start in (start for start in starts if isinstance(start, Start)):
+        for last in (_last(start, sublayer) for sublayer in sublayers if sublayer.kind in start.kinds):
+            if isinstance(last, Linear):
+                last.init = None
+
+
+def _begin_at(last: nn.Linear, init: Init) -> None:
+    """Now, and whenever it is reset."""
+    if isinstance(last, Linear):
+        last.init = init
+    with torch.no_grad():
+        init(last)
+
+
 @component("start", select="depth_scale_residual", paper="arXiv:2203.00555, section 3")
 class DepthScaled(Start):
     """The i-th sublayer's last projection starts with the standard deviation (i * its inputs) ** -0.5.
@@ -61,23 +79,17 @@ class DepthScaled(Start):
     The sum of all sublayers then grows with the logarithm of their number, as in the start of OLMo.
     """
 
-    @torch.no_grad()
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for index, sublayer in enumerate(sublayers, start=1):
-            last = _last(self, sublayer)
-            last.weight.normal_(std=(last.in_features * index) ** -0.5)
+            _begin_at(_last(self, sublayer), partial(_scaled, index=index))
 
 
 class _Zeros(Start):
     """The last projection of some kinds of sublayers is zero."""
 
-    @torch.no_grad()
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for sublayer in (sublayer for sublayer in sublayers if sublayer.kind in self.kinds):
-            last = _last(self, sublayer)
-            last.weight.zero_()
-            if last.bias is not None:
-                last.bias.zero_()
+            _begin_at(_last(self, sublayer), _zeroed)
 
 
 @component(
@@ -115,6 +127,16 @@ class ZeroFeedForward(_Zeros):
     """Feedforwards start by adding nothing."""
 
     kinds = frozenset("f")
+
+
+def _scaled(last: nn.Linear, index: int) -> None:
+    nn.init.normal_(last.weight, std=(last.in_features * index) ** -0.5)
+
+
+def _zeroed(last: nn.Linear) -> None:
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
 
 
 def _last(start: Start, sublayer: Any) -> nn.Linear:

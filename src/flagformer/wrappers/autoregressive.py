@@ -28,6 +28,7 @@ from flagformer.generation import (
 )
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful
+from flagformer.ops.reset import Whole
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import prefix_lengths
 from flagformer.wrappers.requests import (
@@ -45,7 +46,7 @@ from flagformer.wrappers.requests import (
 from flagformer.wrappers.z_loss import adds_z_loss
 
 
-class AutoregressiveWrapper(nn.Module):
+class AutoregressiveWrapper(Whole):
     """The loss of next tokens, and generation, for a causal `TransformerWrapper`.
 
     Args:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
+from flagformer.ops.reset import Whole
 from flagformer.stack.inputs import check_padding, check_size
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
@@ -39,7 +40,7 @@ class EncOnlyResults(NamedTuple):
     mem: Tensor
 
 
-class Memformer(nn.Module):
+class Memformer(Whole):
     """`model(src, tgt, mems=...)` reads one segment of a source, and writes a target where one is given.
 
     Encoder layers are self-attention, cross-attention to M slots, feedforward; behind the last of them the

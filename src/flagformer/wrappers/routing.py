@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
 from flagformer.flow import Outputs, Tape
 from flagformer.generation import LogitsFilter, PromptLike
+from flagformer.ops.reset import Whole
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.flat import build_flat
@@ -19,7 +20,7 @@ from flagformer.wrappers.routing_names import MODEL_ONLY, as_typed, translate
 from flagformer.wrappers.transformer import TransformerWrapper
 
 
-class RoutingTransformer(nn.Module):
+class RoutingTransformer(Whole):
     """Routing and local attention over vectors: `model(x)` is (vectors, auxiliary loss).
 
     Args:
@@ -74,7 +75,7 @@ class RoutingTransformer(nn.Module):
         update_kmeans(self)
 
 
-class RoutingTransformerLM(nn.Module):
+class RoutingTransformerLM(Whole):
     """A routing transformer over tokens: `model(ids)` is (logits, auxiliary loss).
 
     `model.net` is the `TransformerWrapper` of the same weights, for whatever takes one

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, Gathered, nearest, split_prefixes
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
+from flagformer.ops.reset import Whole
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.routing import build_language_model
 
@@ -32,7 +33,7 @@ DECIDED = {
 }
 
 
-class RoutingTransformerEncDec(nn.Module):
+class RoutingTransformerEncDec(Whole):
     """An encoder-decoder: `model(seq_in, seq_out, return_loss=True)` is (loss, 0).
 
     One `loss.backward()` trains both halves: it holds the auxiliary losses of both.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
@@ -18,6 +18,7 @@ from flagformer.flow import DecodeState, WovenState
 from flagformer.flow.memories import Memories
 from flagformer.head.heads import EMB_DIM
 from flagformer.ops.identity import identity
+from flagformer.ops.reset import Whole
 from flagformer.ops.unit import unit_length
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
@@ -34,7 +35,7 @@ MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_de
 
 
 @component("wrapper")
-class TransformerWrapper(nn.Module):
+class TransformerWrapper(Whole):
     """A language model: token embedding, positions, layers, logits.
 
     Absolute positions: learned ones when the layers know no relative scheme, none when they do; say
@@ -43,6 +44,8 @@ class TransformerWrapper(nn.Module):
     Raises:
         FlagError: for values that cannot be, all at once.
     """
+
+    first = ("attn_layers", "token_emb")
 
     def __init__(
         self,
@@ -86,9 +89,7 @@ class TransformerWrapper(nn.Module):
         """See the class and `docs/flags.md`."""
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
-            text = (
-                f"`attn_layers` must be AttentionLayers (Encoder, Decoder, ...), but is {type(attn_layers)}"
-            )
+            text = f"`attn_layers` must be AttentionLayers (Decoder, ...), but is {type(attn_layers)}"
             raise FlagError([Finding("attn_layers", text)])
         given: dict[str, Any] = {
             "num_tokens": num_tokens, "max_seq_len": max_seq_len, "emb_dropout": emb_dropout,

@@ -12,6 +12,7 @@ from flagformer.embedding.patches import PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.identity import identity
+from flagformer.ops.reset import Whole
 from flagformer.stack.layers import AttentionLayers, Encoder
 from flagformer.wrappers.own import Part, own_findings
 from flagformer.wrappers.storage import save_model
@@ -19,7 +20,7 @@ from flagformer.wrappers.storage import save_model
 Size = int | tuple[int, ...]
 
 
-class ViTransformerWrapper(nn.Module):
+class ViTransformerWrapper(Whole):
     """A vision transformer (arXiv:2010.11929) with register tokens (arXiv:2309.16588).
 
     Relative schemes count patches row by row; register tokens stand behind the last patch and are left out of
@@ -34,6 +35,7 @@ class ViTransformerWrapper(nn.Module):
     """
 
     parts = (Part("", LAYER_SCOPES, frozenset({"causal", "cross_attend", "only_cross"})),)
+    first = ("attn_layers",)
 
     def __init__(
         self,

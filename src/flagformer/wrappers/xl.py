@@ -17,13 +17,14 @@ from flagformer.generation import (
     read_prompts,
 )
 from flagformer.ops.cross_entropy import cross_entropy
+from flagformer.ops.reset import Whole
 from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
 from flagformer.wrappers.segments import check_reach
 
 Mems = Memories | Sequence[Tensor]
 
 
-class XLAutoregressiveWrapper(nn.Module):
+class XLAutoregressiveWrapper(Whole):
     """The loss of next tokens, and generation, over segments of `max_seq_len` that read memories.
 
     Args:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.borrow import borrow
+from flagformer.ops.reset import Whole
 from flagformer.stack.inputs import check_padding
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
@@ -23,7 +24,7 @@ from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
 
-class XTransformer(nn.Module):
+class XTransformer(Whole):
     """An encoder-decoder: `model(src, tgt)` is a loss, `model.generate` writes a target.
 
     Args:
@@ -86,6 +87,8 @@ class XTransformer(nn.Module):
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
+            # the one that is initialised last, as by `reset_parameters`
+            self.encoder.token_emb = self.decoder.net.token_emb
             del self.decoder.net.token_emb
             borrow(self.decoder.net, {"token_emb": self.encoder.token_emb})
 

@@ -22,8 +22,13 @@ class ClusterMemory(nn.Module):
 
     def __init__(self, dims: Dims, clusters: int, count: int) -> None:
         super().__init__()
-        self.k = nn.Parameter(torch.randn(dims.heads, clusters, count, dims.dim_head))
-        self.v = nn.Parameter(torch.randn(dims.heads, clusters, count, dims.dim_value))
+        self.k = nn.Parameter(torch.empty(dims.heads, clusters, count, dims.dim_head))
+        self.v = nn.Parameter(torch.empty(dims.heads, clusters, count, dims.dim_value))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.k)
+        nn.init.normal_(self.v)
 
     def of_all(self, times: int) -> Front | None:
         """[1, times * C, H, M, K] and V: every cluster's, again for each group that it picks from."""

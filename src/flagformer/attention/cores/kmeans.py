@@ -45,9 +45,17 @@ class KMeans(nn.Module):
     def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
         super().__init__()
         self.count, self.decay, self.commitment = count, decay, commitment
-        self.register_buffer("means", unit_length(torch.randn(heads, count, width, dtype=torch.float32)))
-        self.register_buffer("sums", torch.zeros(heads, count, width, dtype=torch.float32))
-        self.register_buffer("counts", torch.zeros(heads, count, dtype=torch.float32))
+        self.register_buffer("means", torch.empty(heads, count, width, dtype=torch.float32))
+        self.register_buffer("sums", torch.empty(heads, count, width, dtype=torch.float32))
+        self.register_buffer("counts", torch.empty(heads, count, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random directions, of which nothing has been seen."""
+        self.means.copy_(unit_length(nn.init.normal_(self.means)))
+        self.sums.zero_()
+        self.counts.zero_()
         # no buffer: not saved, and not what a distributed wrapper overwrites between two forwards
         self.pending: Seen | None = None
 

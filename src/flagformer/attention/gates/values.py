@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flagformer.attention.gates import Gate
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
+from flagformer.ops.linear import Linear
 
 # sigmoid(2) = 0.88: nearly open, where the gate still has a gradient in bf16 (at 10 it has none).
 OPEN = 2.0
@@ -27,9 +28,8 @@ class ValueGate(Gate):
         bias: Annotated[bool, Flag("attn_gate_values_bias", "with a bias, nearly open at the start")] = False,
     ) -> None:
         super().__init__()
-        self.to_gate = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=bias)
-        if bias:
-            nn.init.constant_(self.to_gate.bias, OPEN)
+        width = dims.heads * dims.dim_value
+        self.to_gate = Linear(dims.dim, width, bias=bias, init=_opened if bias else None)
         self.heads, self.activation = dims.heads, F.silu if swiglu else F.sigmoid
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
@@ -43,9 +43,17 @@ class HeadGate(Gate):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.to_gate = nn.Linear(dims.dim, dims.heads)
-        nn.init.zeros_(self.to_gate.weight)
-        nn.init.constant_(self.to_gate.bias, OPEN)
+        self.to_gate = Linear(dims.dim, dims.heads, init=_opened_alike)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         return out * self.to_gate(x).sigmoid().transpose(1, 2)[..., None]  # [B, H, T, 1]
+
+
+def _opened(gate: nn.Linear) -> None:
+    nn.init.constant_(gate.bias, OPEN)
+
+
+def _opened_alike(gate: nn.Linear) -> None:
+    """For every x."""
+    nn.init.zeros_(gate.weight)
+    _opened(gate)

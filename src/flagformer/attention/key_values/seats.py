@@ -26,8 +26,13 @@ class LearnedMemory(Seats):
     ) -> None:
         super().__init__()
         self.count = count
-        self.k = nn.Parameter(torch.randn(groups, count, dims.dim_head))
-        self.v = nn.Parameter(torch.randn(groups, count, dims.dim_value))
+        self.k = nn.Parameter(torch.empty(groups, count, dims.dim_head))
+        self.v = nn.Parameter(torch.empty(groups, count, dims.dim_value))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.k)
+        nn.init.normal_(self.v)
 
     def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:
         return kv.prepend(norm(self.k), self.v)

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from flagformer.attention.output import Output
 from flagformer.flags import component
 from flagformer.flow import Dims
+from flagformer.ops.linear import Linear
 
 
 @component("output", paper="arXiv:1706.03762, section 3.2.2")
-class Project(nn.Linear, Output):
+class Project(Linear, Output):
     """One projection of all heads, without bias."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims.heads * dims.dim_value, dims.dim, bias=False)
 
     @property
-    def last(self) -> nn.Linear:
+    def last(self) -> Linear:
         return self
 
 
@@ -34,11 +35,11 @@ class AttentionOnAttention(nn.Module, Output):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.project = nn.Linear(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
+        self.project = Linear(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
         self.register_load_state_dict_pre_hook(_rename_weight)
 
     @property
-    def last(self) -> nn.Linear:
+    def last(self) -> Linear:
         return self.project
 
     def forward(self, heads: Tensor) -> Tensor:

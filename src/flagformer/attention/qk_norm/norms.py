@@ -91,7 +91,11 @@ class Gain(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.full((heads, 1, width), width**0.25))
+        self.value = nn.Parameter(torch.empty(heads, 1, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.value, self.value.shape[2] ** 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.value
@@ -107,8 +111,13 @@ class RMS(QKNorm):
     def __init__(self, dims: Dims, groups: int) -> None:
         super().__init__()
         self.scale = dims.dim_head**-0.5
-        self.q_gain = nn.Parameter(torch.ones(dims.heads, 1, dims.dim_head))
-        self.k_gain = nn.Parameter(torch.ones(groups, 1, dims.dim_head))
+        self.q_gain = nn.Parameter(torch.empty(dims.heads, 1, dims.dim_head))
+        self.k_gain = nn.Parameter(torch.empty(groups, 1, dims.dim_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.q_gain)
+        nn.init.ones_(self.k_gain)
 
     def queries(self, q: Tensor) -> Tensor:
         return q * (unit_rms(q) * self.q_gain)
