@@ -38,7 +38,8 @@ def load_model(run_dir: Path) -> Any:
 
     folder = run_dir if (run_dir / "model.safetensors").exists() else run_dir / "model"
     if not run_dir.is_dir():
-        raise ValueError(f"`RUN_DIR` must be a run directory, but {run_dir} is not one")
+        what = "is a file" if run_dir.exists() else "does not exist"
+        raise ValueError(f"`RUN_DIR` must be a run directory, such as runs/NAME, but {run_dir} {what}")
     if (run_dir / "trials").is_dir():
         trials = sorted(path.name for path in (run_dir / "trials").iterdir())
         names = ", ".join(trials[:8]) + (", ..." if len(trials) > 8 else "")
@@ -99,10 +100,13 @@ def continue_text(
 
 
 def _why_no_model(run_dir: Path) -> str:
-    from flagformer.train.files import read_json
+    from flagformer.flags.others import recognise_directory
+    from flagformer.train.result import read_result
 
     if (run_dir / "result.json").exists():
-        return f"training {read_json(run_dir / 'result.json').get('status')}"
+        return f"training {read_result(run_dir / 'result.json')['status']}"
     if (run_dir / "trial.json").exists():
         return "training has not finished; run `flagformer train` again with the same file and directory"
+    if other := recognise_directory(run_dir):
+        return f"it is {other.what}; {other.advice}"
     return "nothing was trained there"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flagformer.train.config import Trial
 
 USUAL = {"num_tokens": 256, "max_seq_len": 256}  # bytes, where a file of flags says nothing
+AUDITED = "a file of flags, a training or study file, or the directory of a saved model"
 STUDY_KEYS = frozenset({"base", "compare", "data", "train"})
 
 
@@ -44,7 +45,7 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
     from flagformer.study.source import read_source
     from flagformer.wrappers.build import WHOLE
 
-    source = read_source(path)
+    source = read_source(path, AUDITED)
     apply_overrides(source, overrides)
     if {"compare", "grid"} & set(source.data):
         return _variants(path, overrides)

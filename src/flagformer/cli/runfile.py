@@ -12,7 +12,7 @@ from flagformer.study.file import plain_name
 from flagformer.study.flags import flag_mistakes
 from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
-from flagformer.study.source import Source, read_source
+from flagformer.study.source import TRAINING, Source, read_source
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.ranks import Parallel
 
@@ -61,7 +61,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
 
     What cannot be trained (flags that exclude each other, a text too short) is found here too.
     """
-    source = read_source(file)
+    source = read_source(file, TRAINING)
     apply_overrides(source, overrides)
     given = source.data
     study_keys = [key for key in ELSEWHERE if key in given]

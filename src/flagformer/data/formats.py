@@ -49,13 +49,9 @@ def refuse_binary(path: Path, content: Tensor) -> None:
     """
     head = content[:HEAD].numpy().tobytes()
     binary = _share_of_nul(content) > MOST_NUL
-    for magic, name, advice in MAGIC:
-        if head.startswith(magic) and (binary or magic not in PRINTABLE):
-            raise ValueError(f"`path` must be a file of text, but {path} is a {name} file; {advice}")
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < len(content):
-        raise ValueError(
-            f"`path` must be a file of text, but {path} is a safetensors file: a model's weights"
-        )
+    name, advice = binary_format(head, len(content), binary)
+    if name:
+        raise ValueError(f"`path` must be a file of text, but {path} is a {name} file{advice}")
     if b'"added_tokens"' in head and b'"model"' in head + _tail(content) and head.lstrip()[:1] == b"{":
         raise ValueError(
             f"`path` must be a file of text, but {path} is a tokenizer.json; name it in `tokenizer`"
@@ -65,6 +61,17 @@ def refuse_binary(path: Path, content: Tensor) -> None:
             f"`path` must be a file of text, but {path} is binary (many of its bytes are 0, as in arrays of "
             "token ids and in UTF-16); give UTF-8 text"
         )
+
+
+def binary_format(head: bytes, size: int, binary: bool) -> tuple[str, str]:
+    """The name of the format that the first bytes of a file of `size` bytes tell, and what to do; empty for
+    others. `binary`: whether it holds more bytes 0 than text does."""
+    for magic, name, advice in MAGIC:
+        if head.startswith(magic) and (binary or magic not in PRINTABLE):
+            return name, f"; {advice}"
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < size:
+        return "safetensors", ": a model's weights"
+    return "", ""
 
 
 def _share_of_nul(content: Tensor) -> float:

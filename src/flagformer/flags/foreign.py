@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 TALKING = "heads mix before and after the softmax together: say `attn_talking_heads`"
 FOREIGN = {
     # x-transformers 1.27
@@ -147,14 +144,6 @@ FOREIGN |= {
     for what, names in ABSENT.items()
     for name in names.split()
 }
-# Keys that tell whose dictionary of settings one is.
-OTHERS = {
-    "the `config.json` of a Hugging Face model": (
-        "model_type architectures transformers_version _name_or_path torch_dtype auto_map"
-    ),
-    "a configuration of litgpt": "hf_config padded_vocab_size norm_class_name rotary_percentage",
-    "a configuration of GPT-2": "n_embd n_ctx n_positions",
-}
 
 
 def answer(name: str) -> str:
@@ -164,18 +153,4 @@ def answer(name: str) -> str:
             return FOREIGN[form]
         if form in SAYS:
             return f"say `{SAYS[form]}`{NOTES.get(SAYS[form], '')}"
-    return ""
-
-
-def recognise(flags: Mapping[str, Any]) -> str:
-    """What a dictionary of another library is, and what its sizes are called here; empty for flags."""
-    keys = set(flags)
-    for whose, names in OTHERS.items():
-        if keys & set(names.split()) and len(keys & (set(SAYS) | set(names.split()))) > 2:
-            sizes = ("num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_kv_heads")
-            found = {SAYS[name]: value for name, value in flags.items() if SAYS.get(name) in sizes}
-            ours = ", ".join(f"{name}: {found[name]!r}" for name in sizes if name in found)
-            return (
-                f"these settings are {whose}, no flags of this library; its sizes are called here {{{ours}}}"
-            )
     return ""

@@ -5,6 +5,7 @@ YAML 1.2 scalars are used rather than PyYAML's 1.1: `1e-3` is a number and `no`,
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from dataclasses import dataclass, field
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import yaml
 
+from flagformer.data.formats import HEAD, binary_format
+from flagformer.flags.others import recognise, recognise_directory
 from flagformer.study.mistakes import Mistake, StudyFileError, shown
 
+# What commands take, in their messages.
+STUDY = "a study file (`name`, `base`, `data`, `train` and `compare`)"
+TRAINING = "a training file (`base`, and `data` and `train` where wanted)"
 LARGEST_FILE = 1 << 20
 MOST_NODES = 20_000
 Route = tuple[str, ...]
@@ -53,20 +59,22 @@ class Source:
         return Mistake(1, f"{self.name}:1", message)
 
 
-def read_source(path: Path) -> Source:
-    """Reads and parses one YAML mapping.
+def read_source(path: Path, takes: str = STUDY) -> Source:
+    """Reads and parses one YAML mapping; `takes` says in messages what it should be.
 
     Raises:
-        StudyFileError: the file is missing, unreadable, too large, not UTF-8, empty, no mapping or bad YAML.
+        StudyFileError: the file is missing, unreadable, too large, not UTF-8, empty, no mapping, bad YAML, or
+            a file of another library.
     """
-    return parse_source(_read_text(path), str(path))
+    return parse_source(_read_text(path, takes), str(path), takes)
 
 
-def parse_source(text: str, name: str) -> Source:
+def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
     """Parses the text of a YAML mapping; `name` stands for the file in messages."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
+        _refuse_other(_as_json(text), name, takes)  # JSON may be indented by tabs, YAML may not
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         detail = " ".join(part for part in (error.context, error.problem) if part)
@@ -74,10 +82,10 @@ def parse_source(text: str, name: str) -> Source:
     except yaml.YAMLError as error:
         raise StudyFileError([_at_start(name, f"is not valid YAML: {str(error).splitlines()[0]}")]) from None
     except RecursionError:
-        raise StudyFileError([_at_start(name, "is nested too deeply to be a study")]) from None
+        raise StudyFileError([_at_start(name, f"is nested too deeply; give {takes}")]) from None
     if node is None:
         raise StudyFileError(
-            [_at_start(name, "is empty; a study needs `name`, `base`, `data`, `train` and `compare`")]
+            [_at_start(name, f"is empty; give {takes}")]
         )
     source = Source(name)
     reader = _NodeReader(source)
@@ -85,6 +93,7 @@ def parse_source(text: str, name: str) -> Source:
     if not isinstance(data, dict):
         message = f"must hold a mapping of `key: value` lines, but holds {_kind(data)}"
         raise StudyFileError([_at_start(name, message)])
+    _refuse_other(data, name, takes)
     if reader.mistakes:
         raise StudyFileError(reader.mistakes)
     source.data = data
@@ -165,20 +174,24 @@ class _NodeReader:
         return Mistake(line, f"{self.source.name}:{line}", message)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, takes: str) -> str:
     name = str(path)
     try:
         if path.is_dir():
-            raise StudyFileError([Mistake(1, name, "is a directory; give the YAML file of a study")])
+            other = recognise_directory(path)
+            message = f"is {other.what}; {other.advice}" if other else "is a directory"
+            raise StudyFileError([Mistake(1, name, f"{message}; this command takes {takes}")])
         if not stat.S_ISREG(path.stat().st_mode):  # a device may never end, a pipe may never begin
             message = "cannot be read: it is a device, pipe or socket; give a regular YAML file"
             raise StudyFileError([Mistake(1, name, message)])
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
-        if len(raw) > LARGEST_FILE:
-            size = max(len(raw), path.stat().st_size)
+        size = max(len(raw), path.stat().st_size)
+        if kind := binary_format(raw[:HEAD], size, b"\0" in raw)[0]:
+            raise StudyFileError([Mistake(1, name, f"is a {kind} file; this command takes {takes}")])
+        if size > LARGEST_FILE:
             raise StudyFileError(
-                [Mistake(1, name, f"has {size:,} bytes; a study file has at most {LARGEST_FILE:,}")]
+                [Mistake(1, name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")]
             )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -189,6 +202,20 @@ def _read_text(path: Path) -> str:
         line = raw[: error.start].count(b"\n") + 1
         message = f"must be UTF-8 text, but byte {error.start} is 0x{raw[error.start]:02x}"
         raise StudyFileError([Mistake(line, f"{name}:{line}", message)]) from None
+
+
+def _refuse_other(data: object, name: str, takes: str) -> None:
+    """StudyFileError for the configuration of another library."""
+    if isinstance(data, dict) and (other := recognise(data)):
+        message = f"is {other.what}, but this command takes {takes}; {other.advice}"
+        raise StudyFileError([_at_start(name, message)])
+
+
+def _as_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _at_start(name: str, message: str) -> Mistake:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
-from flagformer.flags.foreign import recognise
+from flagformer.flags.others import recognise
 from flagformer.wrappers.flat import MODELS, build_flat
 from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.storage import load_model
@@ -39,7 +39,7 @@ def build(flags: Mapping[str, Any]) -> Any:
         FlagError: every mistake at once.
     """
     if foreign := recognise(flags):
-        text = f"{foreign}; build with these and the flags of `docs/flags.md`, as no weights are read"
+        text = f"these settings are {foreign.what}, no flags of this library; {foreign.advice}"
         raise FlagError([Finding("model", text)])
     rest = dict(flags)
     kind = rest.pop("model", "decoder")

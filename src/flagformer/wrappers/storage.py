@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.flags import FlagError
+from flagformer.flags.others import recognise_directory
 from flagformer.wrappers.faithful import refuse_changed, second_names
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     Raises:
         ValueError: naming the file that is missing, unreadable, of a newer schema or of another model.
     """
+    _refuse_other(directory)
     path = directory / WEIGHTS
     record = _read_record(directory / FLAGS, path)
     try:
@@ -165,6 +167,21 @@ def _refuse_other_flags(record: Mapping[str, Any], weights: Path, flags: Path) -
         f"interrupted, or a file was copied; save again, or delete {flags.name} to load the model of the "
         "weights, which hold their flags too"
     )
+
+
+def _refuse_other(directory: Path) -> None:
+    """ValueError, saying what is there, where no model of this library can be."""
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise ValueError(f"`directory` must be one that `model.save(directory)` wrote, but {directory} {what}")
+    if (directory / FLAGS).exists() or load_metadata(directory / WEIGHTS).get("flags"):
+        return
+    if (directory / "model" / FLAGS).exists():
+        raise ValueError(f"{directory} holds no model itself; load {directory / 'model'}")
+    if other := recognise_directory(directory):
+        raise ValueError(
+            f"{directory} is {other.what}, but `load` reads what `model.save(directory)` wrote; {other.advice}"
+        )
 
 
 def _read_record(path: Path, weights: Path) -> dict[str, Any]:
