@@ -148,11 +148,11 @@ def test_the_directory_of_another_library_is_named(command: str, fill, tmp_path:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"PK\x03\x04\0\0", "is a zip (or .npz, .pt, .docx) file"),
-        (b"\x80\x02}q\0.", "is a pickle file"),
-        (b"\x02\0\0\0\0\0\0\0{\"a\":1}", "is a safetensors file"),
-        (b"\x1f\x8b\x08\0" + bytes(2 << 20), "is a gzip file"),
-        (b"\xff\xfen\0a\0", "is a UTF-16 file"),
+        (b"PK\x03\x04\0\0", "it is a zip (or .npz, .pt, .docx) file"),
+        (b"\x80\x02}q\0.", "it is a pickle file"),
+        (b"\x02\0\0\0\0\0\0\0{\"a\":1}", "it is a safetensors file"),
+        (b"\x1f\x8b\x08\0" + bytes(2 << 20), "it is a gzip file"),
+        (b"\xff\xfen\0a\0", "it is a UTF-16 file"),
         (b"", "is empty"),
         (b"\n# nothing\n", "is empty"),
     ],

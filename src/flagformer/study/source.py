@@ -188,7 +188,7 @@ def _read_text(path: Path, takes: str) -> str:
             raw = file.read(LARGEST_FILE + 1)
         size = max(len(raw), path.stat().st_size)
         if kind := binary_format(raw[:HEAD], size, b"\0" in raw)[0]:
-            raise StudyFileError([Mistake(1, name, f"is a {kind} file; this command takes {takes}")])
+            raise StudyFileError([Mistake(1, name, f"cannot be read: it is a {kind} file; give {takes}")])
         if size > LARGEST_FILE:
             raise StudyFileError(
                 [Mistake(1, name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")]
