@@ -9,11 +9,11 @@ from flagformer.data.catalogue import DataConfig
 from flagformer.flags import FlagError
 from flagformer.study.blocks import check_block
 from flagformer.study.file import plain_name
-from flagformer.study.flags import flag_mistakes
+from flagformer.study.flags import flag_mistakes, message_of
 from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import TRAINING, Source, read_source
-from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig, Trial
 from flagformer.train.ranks import Parallel
 
 ELSEWHERE = (
@@ -43,7 +43,7 @@ class RunFile(BaseModel):
     data: Any = None
     train: Any = None
     evaluate: Any = None
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=SEED_LIMIT)
     threads: int | None = Field(default=None, ge=1, le=4096, description="Threads of each process.")
     parallel: Parallel = Field(
         default="ddp",
@@ -82,7 +82,9 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
     try:
         trial.check()
     except FlagError as error:
-        raise StudyFileError(source.mistake(("base", f.flag), f.message) for f in error.findings) from error
+        raise StudyFileError(
+            source.mistake(("base", f.flag), message_of(f)) for f in error.findings
+        ) from error
     except ValueError as error:
         raise StudyFileError([_placed(source, str(error))]) from error
     return run, trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Words that change nothing of what a name means.
@@ -64,7 +64,11 @@ def with_prefix(findings: Iterable[Finding], prefix: str, names: Collection[str]
         return f"`{prefix}{match[1]}" if match[1] in names else match[0]
 
     return [
-        Finding(prefix + f.flag if f.flag in names else f.flag, re.sub(r"`(\w+)", typed, f.message))
+        replace(
+            f,
+            flag=prefix + f.flag if f.flag in names else f.flag,
+            message=re.sub(r"`(\w+)", typed, f.message),
+        )
         for f in findings
     ]
 

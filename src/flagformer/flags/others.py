@@ -47,9 +47,7 @@ MODELS = (
         1,
         "model_type architectures transformers_version _name_or_path torch_dtype auto_map",
     ),
-    _Marks(
-        "a configuration of litgpt", 1, "hf_config padded_vocab_size norm_class_name rotary_percentage"
-    ),
+    _Marks("a configuration of litgpt", 1, "hf_config padded_vocab_size norm_class_name rotary_percentage"),
     _Marks("a configuration of GPT-2", 1, "n_embd n_ctx n_positions"),
 )
 RECORD = "give the directory that it is in"
@@ -98,7 +96,7 @@ FILES = (
     _Marks(
         "a configuration of accelerate",
         3,
-        "compute_environment distributed_type mixed_precision num_machines machine_rank main_training_function",
+        "compute_environment distributed_type mixed_precision num_machines machine_rank",
     ),
     _Marks("a configuration of Axolotl", 3, "base_model datasets sequence_len micro_batch_size adapter"),
     _Marks(
@@ -136,7 +134,10 @@ def recognise_directory(path: Path) -> Other | None:
         return Other("the directory of a saved model", "`flagformer audit` and `flagformer.load` read it")
     if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
         return Other("a model in the cache of Hugging Face", TO_AUDIT)
-    for name, what in (("adapter_config.json", "an adapter of PEFT"), ("config.json", "a Hugging Face model")):
+    for name, what in (
+        ("adapter_config.json", "an adapter of PEFT"),
+        ("config.json", "a Hugging Face model"),
+    ):
         config = _read(path / name)
         found = recognise(config) if config is not None else None
         if found is not None:

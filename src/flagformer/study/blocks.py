@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flagformer.study.mistakes import Mistake, nearest, shown
+from flagformer.study.mistakes import Mistake, shown
 from flagformer.study.source import Route, Source
+from flagformer.study.words import models_of, suggestion
 
 
 def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple[Any, list[Mistake]]:
@@ -48,7 +49,8 @@ def _sentence(route: Route, kind: Any, item: Any) -> str:
     if problem == "missing":
         return f"`{name}` is missing"
     if problem == "extra_forbidden":
-        return f"`{name}` is not known{nearest(last, _field_names(kind, item['loc']))}"
+        block = route[-2] if len(route) > 1 else ""
+        return f"`{name}` is not known{suggestion(block, last, _field_names(kind, item['loc']))}"
     if problem == "union_tag_not_found":
         return f"`{name}.{_tag_name(item)}` is missing; it must be one of {_tags(kind, _tag_name(item))}"
     if problem == "union_tag_invalid":
@@ -77,22 +79,16 @@ def _route_in(value: object, location: tuple[int | str, ...]) -> Route:
     return tuple(route)
 
 
-def _models(kind: Any) -> list[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return [kind]
-    return [model for part in get_args(kind) for model in _models(part)]
-
-
 def _field_names(kind: Any, location: tuple[int | str, ...]) -> set[str]:
     """The names known at the place of an unknown one; of a union's member where `location` starts with its
     tag."""
-    models = _models(kind)
+    models = models_of(kind)
     tagged = [model for model in models if len(models) > 1 and location[0] in _literals(model)]
     names: set[str] = set()
     for model in tagged or models:
         names |= set(model.model_fields)
     for part in location[:-1]:
-        inner = [inside for model in models for inside in _models(_annotation(model, part))]
+        inner = [inside for model in models for inside in models_of(_annotation(model, part))]
         if inner:
             return _field_names(inner[0], location[1:])
     return names
@@ -112,4 +108,4 @@ def _tag_name(item: Any) -> str:
 
 
 def _tags(kind: Any, name: str) -> str:
-    return ", ".join(str(tag) for model in _models(kind) for tag in get_args(_annotation(model, name)))
+    return ", ".join(str(tag) for model in models_of(kind) for tag in get_args(_annotation(model, name)))

@@ -21,7 +21,7 @@ from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
 from flagformer.study.variants import read_flags, read_settings, read_variants, tune_mistakes
-from flagformer.train.config import EvaluateConfig, TrainConfig
+from flagformer.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig
 
 __all__ = ["Run", "Study", "StudyFile", "load_study", "resolve_study"]
 
@@ -109,19 +109,28 @@ class StudyFile(BaseModel):
     def _whole_seeds(cls, seeds: object) -> tuple[int, ...]:
         if isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= MOST_SEEDS:
             return tuple(range(seeds))
-        whole = isinstance(seeds, list) and all(
-            isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds
-        )
-        if (
-            isinstance(seeds, list)
-            and whole
-            and seeds
-            and len(seeds) <= MOST_SEEDS
-            and len(set(seeds)) == len(seeds)
-        ):
+        fault = _seeds_fault(seeds)
+        if not fault and isinstance(seeds, list):
             return tuple(seeds)
-        wanted = f"a count from 1 to {MOST_SEEDS}, or a list of different whole numbers such as [0, 1, 2]"
-        raise ValueError(f"`seeds` must be {wanted}, but is {shown(seeds)}")
+        wanted = (
+            f"a count from 1 to {MOST_SEEDS}, or a list of different whole numbers from 0 to 2^63 - 1, such "
+            "as [0, 1, 2]"
+        )
+        raise ValueError(f"`seeds` must be {wanted}, but {fault}")
+
+
+def _seeds_fault(seeds: object) -> str:
+    """What of a list of seeds cannot be; empty for a good one."""
+    if not isinstance(seeds, list) or not seeds:
+        return f"is {shown(seeds)}"
+    if len(seeds) > MOST_SEEDS:
+        return f"holds {len(seeds):,} of them"
+    for place, seed in enumerate(seeds):
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
+            return f"holds {shown(seed)}"
+        if seed in seeds[:place]:
+            return f"holds {seed} twice"
+    return ""
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, Source]:

@@ -9,6 +9,7 @@ from flagformer.flags import FlagError
 from flagformer.study.design import own_flags
 from flagformer.study.mistakes import Mistake
 from flagformer.study.source import Source
+from flagformer.study.words import home
 
 # Stand in for what the data would say, where the data block itself is wrong.
 STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
@@ -37,7 +38,13 @@ def flag_mistake(source: Source, variant: str, finding: Any) -> Mistake:
     """At the flag's line in the variant, else in the base; else at the variant's."""
     own = ("compare", variant, finding.flag)
     if own in source.lines or own in source.overrides:
-        return source.mistake(own, f"variant `{variant}`: {finding.message}")
+        return source.mistake(own, f"variant `{variant}`: {message_of(finding)}")
     if finding.flag in source.data.get("base", {}):
-        return source.mistake(("base", finding.flag), finding.message)
-    return source.mistake(("compare", variant), f"variant `{variant}`: {finding.message}")
+        return source.mistake(("base", finding.flag), message_of(finding))
+    return source.mistake(("compare", variant), f"variant `{variant}`: {message_of(finding)}")
+
+
+def message_of(finding: Any) -> str:
+    """What is wrong with a flag; of a setting of another block that stands among flags, where it belongs."""
+    place = home(finding.flag, "base") if finding.is_unknown else ""
+    return f"`{finding.flag}` is not a flag; {place}" if place else str(finding.message)

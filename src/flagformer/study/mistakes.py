@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 SHOWN_MISTAKES = 16
 LONGEST_MESSAGE = 300
@@ -41,12 +40,3 @@ def shown(value: object) -> str:
     """The value as the user would recognise it, shortened."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:56] + " ..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` for a misspelt name, or the known names where none is near."""
-    names = sorted(set(known))
-    match = get_close_matches(name, [known for known in names if known != name], n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean `{match[0]}`?"
-    return f"; known here: {', '.join(names)}" if 0 < len(names) <= 16 else ""

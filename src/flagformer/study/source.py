@@ -49,7 +49,14 @@ class Source:
     overrides: dict[Route, str] = field(default_factory=dict)
 
     def mistake(self, route: Route, message: str) -> Mistake:
-        """A mistake at the nearest known place on the route: an override as typed, else `FILE:LINE`."""
+        """A mistake at the nearest known place on the route: an override as typed, else `FILE:LINE`.
+
+        What the file does not hold, an override below it has made.
+        """
+        if route and route not in self.lines:
+            made = next((typed for key, typed in self.overrides.items() if key[: len(route)] == route), None)
+            if made is not None:
+                return Mistake(1 << 30, f"override `{made}`", message)
         for end in range(len(route), -1, -1):
             if route[:end] in self.overrides:
                 return Mistake(1 << 30, f"override `{self.overrides[route[:end]]}`", message)
@@ -84,9 +91,7 @@ def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
     except RecursionError:
         raise StudyFileError([_at_start(name, f"is nested too deeply; give {takes}")]) from None
     if node is None:
-        raise StudyFileError(
-            [_at_start(name, f"is empty; give {takes}")]
-        )
+        raise StudyFileError([_at_start(name, f"is empty; give {takes}")])
     source = Source(name)
     reader = _NodeReader(source)
     data = reader.read(node, (), ())

@@ -8,8 +8,9 @@ from typing import Any
 
 from flagformer.study.blocks import check_block
 from flagformer.study.design import TRAIN, Own, Setting, flat, with_setting
-from flagformer.study.mistakes import Mistake, nearest, shown
+from flagformer.study.mistakes import Mistake, shown
 from flagformer.study.source import Route, Source
+from flagformer.study.words import suggestion
 from flagformer.train.config import TrainConfig
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+= -]{0,59}")
@@ -160,7 +161,7 @@ def _key(typed: str, block: str) -> tuple[str, str]:
     name = typed.removeprefix(TRAIN).removeprefix("base.")
     fields = TrainConfig.model_fields
     if typed.startswith(TRAIN) and name not in fields:
-        return "", f"`{block}.{typed}` is not known{nearest(name, fields)}"
+        return "", f"`{block}.{typed}` is not known{suggestion('train', name, fields)}"
     if name not in fields:
         return name, ""
     if block == "tune" and name in NOT_TUNED:

@@ -15,6 +15,7 @@ from flagformer.data.stdlib import StandardLibrary
 # What an audit would find too late: these models see the very tokens that they are asked to predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
 NOT_CAUSAL = ("encoder", "vit")
+SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
 
 
 class Block(BaseModel):
@@ -138,7 +139,12 @@ class Trial(Block):
     data: DataConfig = StandardLibrary()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    seed: int = Field(default=0, ge=0, description="Of the weights, of dropout and of the order of the data.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=SEED_LIMIT,
+        description="Of the weights, of dropout and of the order of the data.",
+    )
     copy_number: int = Field(
         default=0, ge=0, description="Of equal trials with one seed: the same data, other first weights."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, FlagError, resolve
@@ -35,4 +36,4 @@ def build_flat(kind: str, flags: Mapping[str, Any]) -> TransformerWrapper:
 def _by_model(finding: Finding, kind: str) -> Finding:
     """What `model` fixes, in the word that the user typed."""
     text = finding.message.replace("`causal=True` (it is False)", f"`model=decoder` (it is `model={kind}`)")
-    return Finding(finding.flag, text)
+    return replace(finding, message=text)

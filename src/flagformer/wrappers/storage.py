@@ -173,14 +173,14 @@ def _refuse_other(directory: Path) -> None:
     """ValueError, saying what is there, where no model of this library can be."""
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
-        raise ValueError(f"`directory` must be one that `model.save(directory)` wrote, but {directory} {what}")
+        raise ValueError(f"`directory` must be one that `model.save` wrote, but {directory} {what}")
     if (directory / FLAGS).exists() or load_metadata(directory / WEIGHTS).get("flags"):
         return
     if (directory / "model" / FLAGS).exists():
         raise ValueError(f"{directory} holds no model itself; load {directory / 'model'}")
     if other := recognise_directory(directory):
         raise ValueError(
-            f"{directory} is {other.what}, but `load` reads what `model.save(directory)` wrote; {other.advice}"
+            f"{directory} is {other.what}, but `load` reads what `model.save` wrote; {other.advice}"
         )
 
 
