@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,3 +90,87 @@ def test_wandb_keeps_its_files_here(run: Path) -> None:
     pytest.importorskip("wandb", exc_type=ImportError)
     track(run, "wandb")
     assert list((run / "track").glob("wandb/offline-run-*/*.wandb"))
+
+
+def grown(run: Path) -> None:
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 3, "loss": 2.0}) + "\n")
+
+
+def test_a_run_is_told_once_and_again_when_it_has_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+    killed = [True]
+
+    def tell(name: str, settings: Mapping[str, Any], lines: Iterable[Mapping[str, Any]], out: Path) -> None:
+        told.append((name, len(list(lines))))
+        if killed.pop() if killed else False:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(module.TRACKERS, "wandb", tell)
+    with pytest.raises(KeyboardInterrupt):
+        track(run, "wandb")
+    assert [track(run, "wandb"), track(run, "wandb")] == [1, 0]
+    grown(run)
+    assert [track(run, "wandb"), track(run, "wandb")] == [1, 0]
+    assert told == [("run", 3), ("run", 3), ("run", 4)]
+    assert track(run, "wandb", run / "elsewhere") == 1
+
+
+def test_new_trials_of_a_study_are_told_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setitem(module.TRACKERS, "wandb", lambda name, *rest: names.append(name))
+    study = tmp_path / "study"
+    for name in ("a", "b", "c"):
+        shutil.copytree(run, study / "trials" / name)
+        assert track(study, "wandb") == 1
+    assert names == ["a", "b", "c"]
+
+
+def test_two_runs_of_one_name_do_not_replace_each_other(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setitem(module.TRACKERS, "wandb", lambda name, *rest: names.append(name))
+    other = tmp_path / "other" / "run"
+    shutil.copytree(run, other)
+    (other / "trial.json").write_text(json.dumps({"id": "b", "train": {"lr": 0.2}}))
+    for _ in range(2):
+        for place in (run, other):
+            track(place, "wandb", tmp_path / "out")
+    assert names == ["run", "run-b"]
+
+
+def test_tensorboard_holds_nothing_twice(run: Path) -> None:
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
+    )
+    track(run, "tensorboard")
+    grown(run)
+    half = run / "track" / "tensorboard.partial" / "run"  # of a call that was killed
+    half.mkdir(parents=True)
+    (half / "events.out.tfevents.1").write_bytes(b"")
+    track(run, "tensorboard")
+    assert len(list((run / "track").glob("tensorboard/run/*"))) == 1
+    events = reader.EventAccumulator(str(run / "track" / "tensorboard" / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 3]
+
+
+def test_mlflow_holds_nothing_twice(run: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", exc_type=ImportError)
+    for _ in range(2):
+        track(run, "mlflow")
+        grown(run)
+    client = mlflow.MlflowClient(tracking_uri=(run / "track" / "mlflow").resolve().as_uri())
+    [found] = client.search_runs([client.get_experiment_by_name("flagformer").experiment_id])
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 3]
+
+
+def test_wandb_holds_nothing_twice(run: Path) -> None:
+    pytest.importorskip("wandb", exc_type=ImportError)
+    for _ in range(2):
+        track(run, "wandb")
+        grown(run)
+    assert len(list((run / "track").glob("wandb/offline-run-*/*.wandb"))) == 1

@@ -38,8 +38,10 @@ def load_model(run_dir: Path) -> Any:
 
     folder = run_dir if (run_dir / "model.safetensors").exists() else run_dir / "model"
     if not run_dir.is_dir():
-        what = "is a file" if run_dir.exists() else "does not exist"
-        raise ValueError(f"`RUN_DIR` must be a run directory, such as runs/NAME, but {run_dir} {what}")
+        why = "it is a file" if run_dir.exists() else "it does not exist"
+        raise ValueError(
+            f"`RUN_DIR` must be a run directory, such as runs/NAME, but {run_dir} is not one: {why}"
+        )
     if (run_dir / "trials").is_dir():
         trials = sorted(path.name for path in (run_dir / "trials").iterdir())
         names = ", ".join(trials[:8]) + (", ..." if len(trials) > 8 else "")

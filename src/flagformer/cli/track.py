@@ -22,4 +22,5 @@ def track(
         from flagformer.train.track import track as track_runs
 
         count = track_runs(run, to, out)
-        typer.echo(f"{count} runs told to {to}: {out or run / 'track'}")
+        told = "nothing is new" if not count else "1 run told" if count == 1 else f"{count} runs told"
+        typer.echo(f"{told} to {to}: {out or run / 'track'}")

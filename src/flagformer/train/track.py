@@ -6,22 +6,29 @@ The log itself is `log.jsonl`, written by every run; a tracker reads it, so that
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagformer.train.files import read_json
+from flagformer.train.files import read_record, write_json
 from flagformer.train.log import read_log
-from flagformer.train.result import read_result
+from flagformer.train.result import read_result, read_settings
 
 Line = Mapping[str, Any]
+TOLD = {"id": str, "digest": str}  # what is kept of a run that a tracker has been told
 Tracker = Callable[[str, Mapping[str, Any], Iterable[Line], Path], None]
 
 
 def track(run: Path, to: str, out: Path | None = None) -> int:
     """Tells a tracker the steps of the run in the directory `run`, or of every trial of a study there.
+
+    What it was told before is told no second time: a run that has not changed is passed over, one that has
+    (new steps, a result, a call that was killed) takes the place of what was told of it.
 
     Args:
         to: tensorboard, wandb or mlflow.
@@ -29,7 +36,7 @@ def track(run: Path, to: str, out: Path | None = None) -> int:
             tracker's own settings say so: wandb writes offline, mlflow to a file store.
 
     Returns:
-        how many runs were told.
+        how many runs were told now.
 
     Raises:
         ValueError: an unknown tracker, a package that is absent (it is named), a directory without a run.
@@ -43,10 +50,35 @@ def track(run: Path, to: str, out: Path | None = None) -> int:
     )
     if not runs:
         raise ValueError(f"{run} holds no run (trial.json is not in it) and no study with trials")
-    for place in runs:
-        settings = flattened(read_json(place / "trial.json"))
-        TRACKERS[to](place.name, settings, steps_of(place), out or run / "track")
-    return len(runs)
+    return sum(_tell(place, to, out or run / "track") for place in runs)
+
+
+def _tell(place: Path, to: str, out: Path) -> bool:
+    """Whether the tracker had to be told of the run in `place`."""
+    settings, lines = flattened(read_settings(place / "trial.json")), steps_of(place)
+    digest = hashlib.sha256(json.dumps([settings, lines]).encode()).hexdigest()
+    name = place.name
+    told = _told(out, to, name)
+    if told and told["id"] != settings["id"]:  # a run of the same name from elsewhere
+        name = f"{place.name}-{settings['id']}"
+        told = _told(out, to, name)
+    if told and told["digest"] == digest:
+        return False
+    path = _record(out, to, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"id": settings["id"], "digest": ""})  # the name is taken before anything is told
+    TRACKERS[to](name, settings, lines, out)
+    write_json(path, {"id": settings["id"], "digest": digest})
+    return True
+
+
+def _record(out: Path, to: str, name: str) -> Path:
+    return out / "told" / to / f"{name}.json"
+
+
+def _told(out: Path, to: str, name: str) -> dict[str, Any]:
+    path = _record(out, to, name)
+    return read_record(path, TOLD) if path.exists() else {}
 
 
 def steps_of(run: Path) -> list[Line]:
@@ -86,20 +118,31 @@ def _package(name: str, needs: str) -> Any:
 
 
 def _tensorboard(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
-    writer = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(out / "tensorboard" / name))
+    place, fresh = out / "tensorboard" / name, out / "tensorboard.partial" / name
+    module = _package("torch.utils.tensorboard", "tensorboard")
+    shutil.rmtree(fresh, ignore_errors=True)
+    writer = module.SummaryWriter(str(fresh))
     writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
     for line in lines:
         for key, value in line.items():
             if key != "step":
                 writer.add_scalar(key, value, line["step"])
     writer.close()
+    # whole, and in the place of what was told before: TensorBoard adds up the files of a directory
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh.replace(place)
 
 
 def _wandb(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
     wandb = _package("wandb", "wandb")
     out.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{settings['id']} {name}".encode()).hexdigest()[:16]
+    for before in out.glob(f"wandb/offline-run-*-{key}"):
+        shutil.rmtree(before)
     run = wandb.init(
         project="flagformer",
+        id=key,
         name=name,
         config=dict(settings),
         dir=str(out),
@@ -119,6 +162,9 @@ def _mlflow(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: 
     client = mlflow.MlflowClient(tracking_uri=(out / "mlflow").resolve().as_uri())
     found = client.get_experiment_by_name("flagformer")
     experiment = found.experiment_id if found else client.create_experiment("flagformer")
+    for before in client.search_runs([experiment]):
+        if before.info.run_name == name:
+            client.delete_run(before.info.run_id)
     run = client.create_run(experiment, run_name=name).info.run_id
     for key, value in settings.items():
         client.log_param(run, key, str(value)[:500])
