@@ -16,6 +16,9 @@ BY_LENGTH = {
         "local_attn_window_size": 4,
         "local_attn_fixed_windows": True,
     },
+    "recent past": {"attn_max_attend_past": 12},
+    "largest scores": {"attn_sparse_topk": 12},
+    "picks": {"model": "encoder", "num_clusters": 3, "window_size": 12, "routing_selection": "topk"},
 }
 ROWS = torch.arange(T)
 # flags; inputs that the program is made with; others of the same shapes.

@@ -361,26 +361,31 @@ def slots_over_segments(subject):
 
 
 def exports(subject):
-    """One program without the module's Python, for every length of the input, short and long, and the same
-    numbers.
+    """One program without the module's Python, for every number of rows and every length of the input, short
+    and long, and of a context; and the same numbers.
 
     Not strict: torch runs the Python code itself, which a check that looks at values would break; the strict
     form traces as `compiles` does.
     """
     side = subject.side(0, 1)
     # `attn_sparse_topk` asks for more keys than it keeps; DYNAMIC, as torch cannot prove all that holds of
-    # quotients of lengths (blocks, chunks): a length that the graph took as fixed is an error all the same
-    longest = subject.flags["max_seq_len"]
-    lengths = {"x": {1: torch.export.Dim.DYNAMIC(min=4, max=longest)}, **dict.fromkeys(side)}
+    # quotients of lengths (blocks, chunks): a size that the graph took as fixed is an error all the same
+    longest, rows = subject.flags["max_seq_len"], torch.export.Dim.DYNAMIC
+    sizes = {"x": {0: rows, 1: rows(min=4, max=longest)}, **{name: {0: rows, 1: rows} for name in side}}
     # what torch remembers of shapes costs more than it saves where a small program is traced once
     with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         exported = torch.export.export(
-            subject.model, (subject.ids,), side, dynamic_shapes=lengths, strict=False
+            subject.model, (subject.ids,), side, dynamic_shapes=sizes, strict=False
         )
         program = exported.module()
-        for length in (4, 9, 16, longest):
-            ids = (subject.ids.repeat(1, longest)[:, :length] + length) % subject.model.num_tokens
-            same(program(ids, **side), subject(ids), f"exported, of {length} tokens", TIGHT)
+        for batch, length in ((1, 9), (3, 4), (5, 16), (2, longest)):
+            ids = torch.randint(subject.model.num_tokens, (batch, length))
+            some = {
+                name: torch.randn(batch, 2 * batch - 1, *x.shape[2:], dtype=x.dtype)
+                for name, x in side.items()
+            }
+            want = subject.model(ids, **some)
+            same(program(ids, **some), want, f"exported, {batch} rows of {length} tokens", TIGHT)
 
 
 COMMON = (

@@ -35,9 +35,13 @@ def test_picks_have_every_property(beside):
     assert not failures(subject, checks_of(subject))
 
 
-@pytest.mark.parametrize("beside", ["nothing", "shared vectors"])
+@pytest.mark.parametrize("beside", ["nothing", "shared vectors", "context"])
 def test_picks_compile_and_export(beside):
-    assert not failures(Subject(for_graphs({**FLAGS, **BESIDE[beside], "depth": 1})), [compiles, exports])
+    """Of rows and contexts shorter and longer than what is picked of them."""
+    sizes = {"window_size": 6, "depth": 1}
+    if beside == "context":
+        sizes["context_window_size"] = 4
+    assert not failures(Subject(for_graphs({**FLAGS, **BESIDE[beside], **sizes})), [compiles, exports])
 
 
 @pytest.mark.parametrize("kind", ["decoder", "prefix_decoder"])

@@ -37,7 +37,7 @@ def nearest(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         [B, H, T] long, and the cosines [B, H, T].
     """
     best, found = cosines(vectors, means).max(dim=-1)
-    firsts = first_equal(means)[None].expand(len(found), -1, -1)  # [B, H, C]
+    firsts = first_equal(means)[None].expand(found.shape[0], -1, -1)  # [B, H, C]
     return firsts.gather(2, found), best
 
 

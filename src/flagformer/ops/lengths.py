@@ -25,6 +25,17 @@ def capped(size: int, length: int) -> int:
     return size if torch.compiler.is_exporting() else min(size, length)
 
 
+def spare(size: int) -> int:
+    """Empty places to add to a row of which `size` are taken: none, or as many in an exported program, whose
+    rows may be shorter."""
+    return size if torch.compiler.is_exporting() else 0
+
+
+def hides(window: int, length: int) -> bool:
+    """Whether some of `length` keys lie outside a window; in an exported program always."""
+    return torch.compiler.is_exporting() or window < length
+
+
 def count_of(least: int) -> int:
     """How many blocks there are, of which so many are needed: one more in an exported program, as torch takes
     a size of one for a constant."""

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from flagformer.ops.lengths import capped, spare
 
 NOBODY = -2.0  # below every cosine
 EQUAL = 1e-7  # cosines that differ by less are a tie, as equal tokens differ by their rounding
@@ -33,12 +36,15 @@ def picks(cosines: Tensor, window: int, groups: Sequence[Tensor | None]) -> Pick
         groups: who stands for election together, [1 or B, T] bool each; None: everybody.
     """
     numbers, real = [], []
-    size = min(window, cosines.shape[2])
+    length, size = cosines.shape[2], capped(window, cosines.shape[2])
     cosines = (cosines / EQUAL).round() * EQUAL
+    empty = spare(size)
     for group in groups:
         of_group = cosines if group is None else cosines.masked_fill(~group[:, None, :, None], NOBODY)
+        if empty:
+            of_group = F.pad(of_group, (0, 0, 0, empty), value=NOBODY)
         best = of_group.sort(dim=2, descending=True, stable=True)
-        numbers.append(best.indices[:, :, :size])  # [B, H, w, C]
+        numbers.append(best.indices[:, :, :size].clamp(max=length - 1))  # [B, H, w, C]
         real.append(best.values[:, :, :size] > NOBODY)
     return Picks(*(torch.cat(parts, dim=3).permute(0, 3, 1, 2) for parts in (numbers, real)))
 

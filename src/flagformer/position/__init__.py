@@ -80,15 +80,15 @@ class DistanceBias(PositionBias):
         return self.values(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()
 
     def _toeplitz(self, queries: Layout, keys: Layout) -> Tensor:
-        """Every distance once, then a strided view of them: T + S - 1 evaluations in place of T * S."""
+        """Every distance once, then all pairs read from them: T + S - 1 evaluations in place of T * S."""
         farthest = queries.end - 1 - keys.start
         nearest = queries.start - (keys.end - 1)
         distance = torch.arange(farthest, nearest - 1, -1, device=queries.positions.device)
         table = self.values(distance).t()  # [H, T + S - 1], from the farthest key of the last query on
-        if torch.compiler.is_compiling():  # the same view; `unfold` would bind a graph to one number of keys
-            heads, width = table.stride()
-            size = (table.shape[0], queries.length, keys.length)
-            return table.as_strided(size, (heads, width, width)).flip(1)[None]
+        if torch.compiler.is_compiling():  # `unfold` and gradients of strided views fix a graph's length
+            last = torch.arange(queries.length - 1, -1, -1, device=distance.device)
+            at = last[:, None] + torch.arange(keys.length, device=distance.device)  # [T, S]
+            return table.index_select(1, at.flatten()).view(1, -1, *at.shape)
         return table.unfold(1, keys.length, 1).flip(1)[None]
 
 

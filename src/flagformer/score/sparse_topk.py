@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
+from flagformer.ops.lengths import spare
 from flagformer.score import Weights
 
 # Roundings by which equal scores may differ: sums of products, taken in another order in another shape.
@@ -34,8 +36,10 @@ class SparseTopK(Weights):
         self.turns_at = (count,)
 
     def forward(self, scores: Tensor) -> Tensor:
-        if scores.shape[-1] <= self.count:
+        empty = spare(self.count)
+        if scores.shape[-1] + empty <= self.count:
             return scores.softmax(dim=-1)
-        least = scores.topk(self.count, dim=-1).values[..., -1:]
+        ranked = F.pad(scores, (0, empty), value=float("-inf")) if empty else scores
+        least = ranked.topk(self.count, dim=-1).values[..., -1:]
         least = least - TIE * torch.finfo(scores.dtype).eps * (1 + least.abs())
         return scores.masked_fill(scores < least, float("-inf")).softmax(dim=-1)

@@ -23,6 +23,7 @@ from flagformer.flow import (
     Window,
     narrowest,
 )
+from flagformer.ops.lengths import hides
 from flagformer.position import PositionBias
 from flagformer.position.none import NoBias
 from flagformer.stack.inputs import check_padding
@@ -108,7 +109,7 @@ def _own_keys(
         mask &= Padding()
     if keys.segments is not None:
         mask &= Segments()
-    if hidden is not None and hidden < keys.length:
+    if hidden is not None and hides(hidden, keys.length):
         mask &= Window(hidden)
     return mask, keys
 
