@@ -13,6 +13,7 @@ from flagformer.attention.scores import ScorePath
 from flagformer.flow import KeyValues, Layout, SideInputs, Spots, Terms
 from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import capped, count_of
+from flagformer.ops.zeros import with_zeros
 from flagformer.position import Rotation
 
 
@@ -62,7 +63,7 @@ class FixedWindows(Core):
         if not self.later:
             visible = visible & (of_k <= of_q + before)
         k, v = (self._around(x[:, :, kv.seats :], before, size, count, back) for x in (kv.k, kv.v))
-        blocks = F.pad(self._turned(q), (0, 0, 0, count * size - length)).unflatten(2, (count, size))
+        blocks = with_zeros(self._turned(q), 0, count * size - length).unflatten(2, (count, size))
         rows = of_q[..., 0].clamp(max=length)
         few = Few(blocks.transpose(1, 2), k, v, visible, spots, rows, not self.later, count * size > length)
         out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
@@ -80,7 +81,7 @@ class FixedWindows(Core):
         front = back if count == 1 else min(back, -(-before // size))  # blocks of keys before the first query
         first = before - front * size
         x = x[:, :, max(first, 0) :]
-        x = F.pad(x, (0, 0, max(-first, 0), (front + count) * size - max(-first, 0) - x.shape[2]))
+        x = with_zeros(x, max(-first, 0), (front + count) * size - max(-first, 0) - x.shape[2])
         if count == 1:
             return F.pad(x, (0, 0, 0, ahead * size))[:, None]
         blocks = x.unflatten(2, (front + count, size)).flatten(0, 1)  # [B * G, blocks, g, K]

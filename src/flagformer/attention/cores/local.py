@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.attention.cores import Core
@@ -17,6 +16,7 @@ from flagformer.flags import Finding, Flag, FlagError, Need, component
 from flagformer.flow import Dims, KeyValues, SideInputs, Spots
 from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import capped, count_of
+from flagformer.ops.zeros import with_zeros
 from flagformer.position import Rotation
 
 # Queries of a block, at least: smaller ones cost more for each pair.
@@ -55,7 +55,7 @@ class Local(Core):
         visible = (distance <= reach) & (distance >= -ahead) & (of_k >= 0) & (of_k < keys)
         spots = Spots(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
         k, v = (self._stretches(x[:, :, kv.seats :], before, reach, size, count, ahead) for x in (kv.k, kv.v))
-        blocks = F.pad(q, (0, 0, 0, count * size - length)).unflatten(2, (count, size)).transpose(1, 2)
+        blocks = with_zeros(q, 0, count * size - length).unflatten(2, (count, size)).transpose(1, 2)
         rows = of_q[..., 0].clamp(max=length)
         few = Few(blocks, k, v, visible, spots, rows, not ahead, hides=count * size > length)
         out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
@@ -66,7 +66,7 @@ class Local(Core):
         first = before - reach
         x = x[:, :, max(first, 0) :]
         wanted = reach + count * size + ahead
-        x = F.pad(x, (0, 0, max(-first, 0), wanted - max(-first, 0) - x.shape[2]))
+        x = with_zeros(x, max(-first, 0), wanted - max(-first, 0) - x.shape[2])
         return x.unfold(2, reach + size + ahead, size).permute(0, 2, 1, 4, 3)
 
 
