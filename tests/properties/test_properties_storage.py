@@ -91,3 +91,79 @@ def test_whole_models_come_back(kind, tmp_path):
     mine, theirs = model.state_dict(), back.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# every public wrapper: how it is built, and what it gives
+ROUTING = {"num_tokens": 11, "dim": 16, "depth": 2, "heads": 4, "max_seq_len": 16, "window_size": 4}
+HALVES = {
+    prefix + name: value for prefix in ("enc_", "dec_") for name, value in ROUTING.items() if name != "dim"
+}
+WRAPPERS = {
+    "TransformerWrapper": lambda: flagformer.build({**TINY, "depth": 1}),
+    "XTransformer": lambda: flagformer.build({"model": "xtransformer", **WHOLE["xtransformer"]}),
+    "Memformer": lambda: flagformer.build({"model": "memformer", **WHOLE["memformer"]}),
+    "ViTransformerWrapper": lambda: flagformer.build({"model": "vit", **WHOLE["vit"]}),
+    "RoutingTransformer": lambda: flagformer.RoutingTransformer(
+        **{name: value for name, value in ROUTING.items() if name != "num_tokens"}
+    ),
+    "RoutingTransformerLM": lambda: flagformer.RoutingTransformerLM(**ROUTING),
+    "RoutingTransformerEncDec": lambda: flagformer.RoutingTransformerEncDec(dim=16, **HALVES),
+    "AutoregressiveWrapper": lambda: flagformer.AutoregressiveWrapper(
+        flagformer.build({**TINY, "depth": 1})
+    ),
+    "XLAutoregressiveWrapper": lambda: flagformer.XLAutoregressiveWrapper(
+        flagformer.build({**TINY, "depth": 1, "max_mem_len": 16, "alibi_pos_bias": True})
+    ),
+}  # fmt: skip
+
+
+def calls_of(message):
+    """The calls that a refusal names, as they would be typed."""
+    return [part for part in message.split("`")[1::2] if "(" in part]
+
+
+def test_every_public_wrapper_is_asked():
+    layers = flagformer.AttentionLayers
+    public = {name: getattr(flagformer, name) for name in flagformer.__all__}
+    modules = {n for n, one in public.items() if isinstance(one, type) and issubclass(one, torch.nn.Module)}
+    assert set(WRAPPERS) == {name for name in modules if not issubclass(public[name], layers)}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_is_saved_or_says_what_to_call(name, tmp_path):
+    """The calls that a refusal names are run, and give the weights and flags back."""
+    model, again = WRAPPERS[name](), WRAPPERS[name]()
+    assert type(model).__name__ == name
+    want = model.state_dict()
+    assert any(not torch.equal(want[one], other) for one, other in again.state_dict().items())
+    try:
+        model.save(tmp_path / "model")
+        again = flagformer.load(tmp_path / "model")
+        assert again.flags == model.flags
+    except ValueError as error:
+        assert not any(tmp_path.iterdir())
+        where = {name: tmp_path / name for name in ("directory", "path", "first", "second")}
+        saving, reading = [], []
+        for call in calls_of(str(error)):
+            (saving if "save(" in call else reading).append(call)
+        for call in saving:
+            exec(call, {"torch": torch, "model": model, **where})
+        flags = {one: value for one, value in ROUTING.items() if one != "num_tokens"}
+        scope = {
+            **vars(flagformer),
+            "flagformer": flagformer,
+            "torch": torch,
+            "model": again,
+            "flags": flags,
+            **where,
+        }
+        for call in reading:
+            exec(call if " = " in call else f"made = {call}", scope)
+        again = scope.get("made", again)
+        if name == "RoutingTransformer":  # `load_state_dict` says that all names are there
+            assert not again.missing_keys
+            return
+    assert type(again) is type(model)
+    got = again.state_dict()
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[one], want[one]) for one in want)

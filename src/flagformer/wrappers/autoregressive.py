@@ -43,10 +43,11 @@ from flagformer.wrappers.requests import (
     reach,
     side_of,
 )
+from flagformer.wrappers.unsaved import Unsaved
 from flagformer.wrappers.z_loss import adds_z_loss
 
 
-class AutoregressiveWrapper(Whole):
+class AutoregressiveWrapper(Unsaved, Whole):
     """The loss of next tokens, and generation, for a causal `TransformerWrapper`.
 
     Args:
@@ -63,6 +64,10 @@ class AutoregressiveWrapper(Whole):
     """
 
     net: Any  # a TransformerWrapper, or what answers like one
+    saving = (
+        "`model.net.save(directory)` writes weights and flags, and "
+        "`AutoregressiveWrapper(flagformer.load(directory))` wraps them"
+    )
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ def build_halves(
     ]
     first, second = halves
     if first is not None and second is not None:
-        findings += _mismatches(first, second, own["tie_token_emb"])
+        findings += _mismatches(first, second, own["tie_token_emb"]) + loss_findings(second, own["pad_value"])
     if first is None or second is None or findings:
         raise FlagError(dict.fromkeys(findings))
     return first, second
@@ -99,7 +99,9 @@ def build_half(
     try:
         return build_flat("encoder" if prefix == ENC else "decoder", {**rest, **fixed})
     except FlagError as error:
-        findings += [_as_typed(finding, prefix, {*rest, *_known()} - bare) for finding in error.findings]
+        findings += [
+            _as_typed(finding, prefix, {*rest, *names_of_flags()} - bare) for finding in error.findings
+        ]
         return None
 
 
@@ -113,7 +115,7 @@ def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
     return Finding(flag, re.sub(r"`(\w+)", typed, finding.message))
 
 
-def _known() -> set[str]:
+def names_of_flags() -> set[str]:
     """Every name that may stand behind a prefix."""
     names = set(CATALOGUE.names(MODEL_SCOPES))
     crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
@@ -126,12 +128,26 @@ def strays(names: Iterable[str], own: Iterable[str], owner: str) -> list[Finding
 
 
 def _stray(name: str, own: Iterable[str], owner: str) -> str:
-    known = _known()
+    known = names_of_flags()
     if name in known:
         return f"`{name}` must say which half it is for: `{ENC}{name}`, `{DEC}{name}` or both"
     typed = (*own, *(prefix + word for prefix in (ENC, DEC) for word in known))
     hint = nearest(name, typed) or "; flags begin with `enc_` or `dec_`"
     return f"`{name}` is not a flag of {owner}{hint}"
+
+
+def loss_findings(decoder: TransformerWrapper, pad_value: Any) -> list[Finding]:
+    """What keeps a decoder from a loss: logits of other things than its tokens, padding that is no token."""
+    findings = []
+    count = decoder.num_tokens
+    if decoder.logits_dim != count:
+        text = f"`dec_logits_dim` must be `dec_num_tokens` = {count}, because the loss reads a logit for each"
+        text = f"{text} token, but is {decoder.logits_dim}; leave it out"
+        findings.append(Finding("dec_logits_dim", text))
+    if not isinstance(pad_value, int) or isinstance(pad_value, bool) or not 0 <= pad_value < count:
+        text = f"`pad_value` must be an id from 0 to {count - 1} (`dec_num_tokens` - 1), but is {pad_value!r}"
+        findings.append(Finding("pad_value", text))
+    return findings
 
 
 def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:

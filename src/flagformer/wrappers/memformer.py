@@ -15,6 +15,7 @@ from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
 from flagformer.ops.reset import Whole
 from flagformer.stack.inputs import check_padding, check_size
+from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
 from flagformer.wrappers.inputs import check_ids, check_integers
@@ -262,7 +263,8 @@ class Memformer(Whole):
         with torch.no_grad(), evaluating(self.encoder):
             encoded, _ = self._encode(src, mems, src_mask)
         how |= {"context": encoded.embeddings, "context_mask": src_mask}
-        return self.decoder.generate(start_tokens, seq_len, **how)
+        with named({"prompts": "start_tokens", "context_mask": "src_mask"}):
+            return self.decoder.generate(start_tokens, seq_len, **how)
 
     def _check(self, src: Tensor, tgt: Tensor | None, src_mask: Any, tgt_mask: Any) -> None:
         """Lengths and masks, under the names that they were given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ from flagformer.flow import Outputs, Tape
 from flagformer.generation import LogitsFilter, PromptLike
 from flagformer.ops.reset import Whole
 from flagformer.stack.layers import AttentionLayers
+from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.flat import build_flat
-from flagformer.wrappers.routing_names import MODEL_ONLY, as_typed, translate
+from flagformer.wrappers.routing_names import MODEL_ONLY, as_typed, is_size, translate
 from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.wrappers.unsaved import Unsaved
 
 
-class RoutingTransformer(Whole):
+class RoutingTransformer(Unsaved, Whole):
     """Routing and local attention over vectors: `model(x)` is (vectors, auxiliary loss).
 
     Args:
@@ -44,6 +46,10 @@ class RoutingTransformer(Whole):
     """
 
     layers: AttentionLayers
+    saving = (
+        "`torch.save(model.state_dict(), path)` writes the weights, and "
+        "`RoutingTransformer(**flags).load_state_dict(torch.load(path))` reads them"
+    )
 
     def __init__(self, **flags: Any) -> None:
         super().__init__()
@@ -51,7 +57,7 @@ class RoutingTransformer(Whole):
         if foreign:
             text = "is for RoutingTransformerLM: this model has no tokens"
             raise FlagError(Finding(name, f"`{name}` {text}") for name in foreign)
-        self.layers = build_language_model({**flags, "dim_head": _width(flags), "num_tokens": 1}).attn_layers
+        self.layers = build_language_model({**_width(flags), **flags, "num_tokens": 1}).attn_layers
         self.max_seq_len = flags["max_seq_len"]
 
     def forward(
@@ -67,7 +73,8 @@ class RoutingTransformer(Whole):
         The loss is zero in eval mode. Any length is taken, of whatever multiple.
         """
         tape = Tape()
-        out = self.layers(x, mask=input_mask, context=context, context_mask=context_mask, tape=tape)
+        with named({"mask": "input_mask"}):
+            out = self.layers(x, mask=input_mask, context=context, context_mask=context_mask, tape=tape)
         return out, _summed(Outputs(out, losses=tape.losses))
 
     def update_kmeans(self) -> None:
@@ -75,11 +82,12 @@ class RoutingTransformer(Whole):
         update_kmeans(self)
 
 
-class RoutingTransformerLM(Whole):
+class RoutingTransformerLM(Unsaved, Whole):
     """A routing transformer over tokens: `model(ids)` is (logits, auxiliary loss).
 
     `model.net` is the `TransformerWrapper` of the same weights, for whatever takes one
-    (`AutoregressiveWrapper`, `save`, `explain`).
+    (`AutoregressiveWrapper`, `save`, `explain`). After `model.net.save(directory)`,
+    `model.net = flagformer.load(directory)` gives weights and flags back.
 
     Args:
         **flags: those of `RoutingTransformer`, with `dim_head=64`; `num_tokens`, required; `emb_dim=dim,
@@ -88,6 +96,11 @@ class RoutingTransformerLM(Whole):
     Raises:
         FlagError: every mistake at once, with the names as typed.
     """
+
+    saving = (
+        "`model.net.save(directory)` writes weights and flags, and "
+        "`model.net = flagformer.load(directory)` reads them"
+    )
 
     def __init__(self, **flags: Any) -> None:
         super().__init__()
@@ -106,14 +119,15 @@ class RoutingTransformerLM(Whole):
 
         With `return_embeddings` vectors [B, T, D] in place of logits. The loss is zero in eval mode.
         """
-        logits, outputs = self.net(
-            x, mask=input_mask, context=context, context_mask=context_mask, return_losses=True
-        )
+        side = {"context": context, "context_mask": context_mask}
+        with named({"mask": "input_mask"}):
+            logits, outputs = self.net(x, mask=input_mask, return_losses=True, **side)
         return logits, _summed(outputs)
 
     def loss(self, x: Tensor, *, input_mask: Tensor | None = None, **how: Any) -> Tensor:
         """The loss of next tokens with the auxiliary ones: that of `AutoregressiveWrapper(model.net)`."""
-        return AutoregressiveWrapper(self.net)(x, mask=input_mask, **how)
+        with named({"mask": "input_mask"}):
+            return AutoregressiveWrapper(self.net)(x, mask=input_mask, **how)
 
     def generate(
         self,
@@ -129,51 +143,53 @@ class RoutingTransformerLM(Whole):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """New tokens [B, seq_len] after each prompt: see `AutoregressiveWrapper.generate`."""
-        return AutoregressiveWrapper(self.net).generate(
-            start_tokens,
-            seq_len,
-            eos_token,
-            temperature,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            cache_kv=cache_kv,
-            seed=seed,
-            context=context,
-            context_mask=context_mask,
-        )
+        with named({"prompts": "start_tokens"}):
+            return AutoregressiveWrapper(self.net).generate(
+                start_tokens,
+                seq_len,
+                eos_token,
+                temperature,
+                filter_logits_fn=filter_logits_fn,
+                filter_kwargs=filter_kwargs,
+                cache_kv=cache_kv,
+                seed=seed,
+                context=context,
+                context_mask=context_mask,
+            )
 
     def update_kmeans(self) -> None:
         """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""
         update_kmeans(self)
 
 
-def build_language_model(flags: Mapping[str, Any], prefix: str = "") -> TransformerWrapper:
-    """The TransformerWrapper that names of routing-transformer say."""
+def build_language_model(
+    flags: Mapping[str, Any], prefix: str = "", bare: Collection[str] = ()
+) -> TransformerWrapper:
+    """The TransformerWrapper of names of routing-transformer; `bare` ones are typed without `prefix`."""
     if "num_tokens" not in flags:
         text = f"`{prefix}num_tokens` is required: size V of the vocabulary"
         raise FlagError([Finding(prefix + "num_tokens", text)])
-    translated = translate(flags, prefix)
-    kind = translated.pop("model")
+    translated, findings = translate(flags, prefix)
+    known = {finding.flag for finding in findings}
     try:
-        return build_flat(kind, translated)
+        model = build_flat(translated.pop("model"), translated)
     except FlagError as error:
-        raise FlagError(as_typed(error.findings, prefix, flags)) from None
+        found = as_typed(error.findings, prefix, flags, bare)
+        raise FlagError([*findings, *(one for one in found if one.flag not in known)]) from None
+    if findings:
+        raise FlagError(dict.fromkeys(findings))
+    return model
 
 
-def _width(flags: Mapping[str, Any]) -> Any:
-    """What each head is wide: a share of `dim` unless said."""
+def _width(flags: Mapping[str, Any]) -> dict[str, int]:
+    """The width of a head where none is given: a share of `dim`; nothing where a size is wrong."""
     dim, heads = flags.get("dim"), flags.get("heads", 8)
-    if (
-        flags.get("dim_head") is not None
-        or not isinstance(dim, int)
-        or not isinstance(heads, int)
-        or heads < 1
-    ):
-        return 64 if flags.get("dim_head") is None else flags["dim_head"]
+    if {"dim_head", "attn_dim_head"} & set(flags) or not (is_size(dim) and is_size(heads)):
+        return {}
     if dim % heads:
         text = f"`dim` must be a multiple of `heads` = {heads}, but is {dim}; or say `dim_head`"
         raise FlagError([Finding("dim", text)])
-    return dim // heads
+    return {"dim_head": dim // heads}
 
 
 def _summed(outputs: Outputs) -> Tensor:

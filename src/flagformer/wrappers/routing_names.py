@@ -6,7 +6,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, FlagError, nearest
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest
+from flagformer.flags.values import LARGEST
+from flagformer.wrappers.halves import names_of_flags
 
 # Other words for the same flag.
 RENAMED = {
@@ -50,16 +52,15 @@ MODEL_ONLY = (
 )
 
 
-def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names of routing-transformer, or of any flag -> flags for `flagformer.build`, `model` among them.
+def translate(given: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[Finding]]:
+    """Names of routing-transformer, or of any flag -> flags for `flagformer.build`, `model` among them; and a
+    finding for every name or value that cannot be, in whose place the flags hold one that can.
 
     Args:
         prefix: what the user typed in front, so that messages show it.
-
-    Raises:
-        FlagError: every name or value that cannot be, at once.
     """
     findings = _unknown(given, prefix)
+    given = {name: value for name, value in given.items() if name in _known()}
     for name, (nothing, reason) in REFUSED.items():
         if given.get(name, nothing) != nothing:
             findings.append(Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {reason}"))
@@ -70,7 +71,9 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if name in flags and type(flags[name]) is type(quiet) and flags[name] == quiet:
             del flags[name]
     window = flags["window_size"]
-    if _any_local(flags["n_local_attn_heads"]):
+    if "n_local_attn_heads" not in given:
+        del flags["n_local_attn_heads"]
+    if _any_local(asked["n_local_attn_heads"]):
         if flags.get("local_attn_window_size") is None:
             flags["local_attn_window_size"] = window
     elif flags.get("local_attn_window_size") is None:
@@ -84,33 +87,45 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             text = "has no effect without a context; say `{0}receives_context=True` too, or leave it out"
             text = f"`{prefix}context_window_size` {text.format(prefix)}"
             findings.append(Finding(prefix + "context_window_size", text))
-        elif not findings:
-            flags.setdefault("context_num_clusters", clusters or max(asked["max_seq_len"] // window, 1))
+            del flags["context_window_size"]
+        else:
+            flags.setdefault("context_num_clusters", clusters or _share(asked))
     flags |= _feedforwards(asked, prefix, findings)
-    if findings:
-        raise FlagError(dict.fromkeys(findings))
-    kind = "decoder" if asked.get("causal") else "encoder"
-    return {"model": kind, "depth": asked["depth"], "max_seq_len": asked["max_seq_len"], **flags}
+    kind = "decoder" if asked.get("causal") is True else "encoder"
+    sizes: dict[str, Any] = {name: asked[name] for name in ("depth", "max_seq_len") if name in asked}
+    return {"model": kind, **sizes, **flags}, findings
 
 
 def as_typed(
-    findings: Iterable[Finding], prefix: str = "", given: Collection[str] = frozenset()
+    findings: Iterable[Finding],
+    prefix: str = "",
+    given: Collection[str] = frozenset(),
+    bare: Collection[str] = frozenset(),
 ) -> list[Finding]:
-    """Findings of a model in the words of routing-transformer, but for flags `given` as they are."""
+    """Findings of a model in the words of routing-transformer, but for flags `given` as they are.
+
+    Args:
+        bare: names that were typed without `prefix`.
+    """
     words = {flag: name for name, flag in (RENAMED | TRANSLATED).items() if flag not in given}
+    known = names_of_flags() - set(bare)
+
+    def name(flag: str) -> str:
+        return prefix + words.get(flag, flag) if flag in known else flag
 
     def typed(match: re.Match[str]) -> str:
-        return f"`{prefix}{words.get(match[1], match[1])}"
+        return f"`{name(match[1])}"
 
-    return [
-        Finding(prefix + words.get(finding.flag, finding.flag), re.sub(r"`(\w+)", typed, finding.message))
-        for finding in findings
-    ]
+    return [Finding(name(one.flag), re.sub(r"`(\w+)", typed, one.message)) for one in findings]
+
+
+def _known() -> set[str]:
+    crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
+    return {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *QUIET}
 
 
 def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
-    crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
-    known = {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *QUIET}
+    known = _known()
     findings = []
     for name in given:
         if name not in known:
@@ -130,12 +145,18 @@ def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
     return findings
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST
 
 
 def _any_local(heads: Any) -> bool:
     return any(heads) if isinstance(heads, (tuple, list)) else bool(heads)
+
+
+def _share(asked: Mapping[str, Any]) -> int:
+    """A cluster for each window, where both sizes are some."""
+    length, window = asked.get("max_seq_len"), asked["window_size"]
+    return max(length // window, 1) if is_size(length) and is_size(window) else 1
 
 
 def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> int | None:
@@ -147,8 +168,8 @@ def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) ->
     if asked.get("num_clusters") is not None:
         return asked["num_clusters"]
     for name, value in (("max_seq_len", length), ("window_size", window)):
-        if not _is_size(value):
-            text = f"`{prefix}{name}` must be a whole number of at least 1, but is {value!r}"
+        if not is_size(value):
+            text = f"`{prefix}{name}` must be a whole number of at least 1, below {LARGEST}, but is {value!r}"
             findings.append(Finding(prefix + name, text))
             return 1
     if length % window:
@@ -157,20 +178,21 @@ def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) ->
             f" cluster for each window, but is {length}; or say `{prefix}num_clusters`"
         )
         findings.append(Finding(prefix + "max_seq_len", text))
-    return max(length // window, 1)
+    return _share(asked)
 
 
 def _feedforwards(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> dict[str, Any]:
     """Which layers hold a memory or experts (counted from 1), the activation, and shifted tokens."""
     flags: dict[str, Any] = {}
-    depth: int = asked["depth"] if _is_size(asked.get("depth")) else 0
+    depth: int = asked["depth"] if is_size(asked.get("depth")) else 0
     for name, flag in (("pkm_layers", "ff_pkm"), ("moe_layers", "ff_moe")):
         layers = () if asked.get(name) is None else asked[name]
         layers = tuple(layers) if isinstance(layers, (tuple, list, range)) else (layers,)
-        wrong = [layer for layer in layers if not _is_size(layer) or layer > depth]
+        wrong = [layer for layer in layers if not is_size(layer) or layer > depth]
         if wrong:
             text = f"`{prefix}{name}` must hold layers from 1 to `{prefix}depth` = {depth}"
             findings.append(Finding(prefix + name, f"{text}, but holds {wrong[0]!r}"))
+            flags[flag] = True  # so that what tunes it is judged too
         elif layers:
             flags[flag] = tuple(layer in layers for layer in range(1, depth + 1))
     if asked.get("ff_activation") is not None:

@@ -13,27 +13,37 @@ from flagformer.flags import Finding, Gathered, nearest, split_prefixes
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.reset import Whole
+from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+from flagformer.wrappers.halves import loss_findings
 from flagformer.wrappers.routing import build_language_model
+from flagformer.wrappers.unsaved import Unsaved
 
 ENC, DEC = "enc_", "dec_"
+CONTEXT = ("receives_context", "cross_attend")  # two names of one flag
+EMBEDDINGS = ("return_embeddings", "return_only_embed")
 DECIDED = {
     ENC: {
         "dim": "both halves have one width: say `dim`",
         "causal": "an encoder sees all of its source",
-        "receives_context": "the encoder reads the source alone",
-        "return_embeddings": "the encoder gives embeddings to the decoder",
+        **dict.fromkeys(CONTEXT, "the encoder reads the source alone"),
+        **dict.fromkeys(EMBEDDINGS, "the encoder gives embeddings to the decoder"),
     },
     DEC: {
         "dim": "both halves have one width: say `dim`",
         "causal": "a decoder sees no later token",
-        "receives_context": "a decoder always reads the encoder",
-        "return_embeddings": "the loss is of the decoder's logits",
+        **dict.fromkeys(CONTEXT, "a decoder always reads the encoder"),
+        **dict.fromkeys(EMBEDDINGS, "the loss is of the decoder's logits"),
     },
 }
 
 
-class RoutingTransformerEncDec(Whole):
+# what an argument of a half is called here
+SOURCE = {"x": "seq_in", "mask": "enc_input_mask"}
+TARGET = {"x": "seq_out", "mask": "dec_input_mask", "context_mask": "enc_input_mask"}
+
+
+class RoutingTransformerEncDec(Unsaved, Whole):
     """An encoder-decoder: `model(seq_in, seq_out, return_loss=True)` is (loss, 0).
 
     One `loss.backward()` trains both halves: it holds the auxiliary losses of both.
@@ -49,6 +59,11 @@ class RoutingTransformerEncDec(Whole):
         FlagError: every mistake of both halves at once, with the names as typed.
     """
 
+    saving = (
+        "`model.enc.save(first)` and `model.dec.net.save(second)` write weights and flags, and "
+        "`model.enc = flagformer.load(first)` and `model.dec.net = flagformer.load(second)` read them"
+    )
+
     def __init__(
         self, *, dim: int, ignore_index: int | None = None, pad_value: int = 0, **flags: Any
     ) -> None:
@@ -63,8 +78,15 @@ class RoutingTransformerEncDec(Whole):
         shared = {"dim": dim, "window_size": 256}
         first = {**shared, **_without(encoder, DECIDED[ENC]), "return_embeddings": True}
         second = {**shared, **_without(decoder, DECIDED[DEC]), "causal": True, "receives_context": True}
-        enc = gathered.attempt(lambda: build_language_model(first, ENC))
-        dec = gathered.attempt(lambda: build_language_model(second, DEC))
+        enc = gathered.attempt(lambda: build_language_model(first, ENC, {"dim"}))
+        dec = gathered.attempt(lambda: build_language_model(second, DEC, {"dim"}))
+        if dec is not None:
+            gathered.findings += loss_findings(dec, pad_value)
+        if not isinstance(ignore_index, int | None) or isinstance(ignore_index, bool):
+            text = (
+                f"`ignore_index` must be int | None, but is {ignore_index!r} ({type(ignore_index).__name__})"
+            )
+            gathered.findings.append(Finding("ignore_index", text))
         gathered.raise_all()
         self.enc = enc
         self.dec = AutoregressiveWrapper(dec, pad_value if ignore_index is None else ignore_index, pad_value)
@@ -90,18 +112,21 @@ class RoutingTransformerEncDec(Whole):
         """
         if randomly_truncate_sequence and not return_loss:
             raise ValueError("`randomly_truncate_sequence` must come with `return_loss=True`, but came alone")
-        context, outputs = self.enc(seq_in, mask=enc_input_mask, return_losses=True)
+        with named(SOURCE):
+            context, outputs = self.enc(seq_in, mask=enc_input_mask, return_losses=True)
         side = {"context": context, "context_mask": enc_input_mask}
         zero = torch.zeros((), device=context.device, requires_grad=True)
         if not return_loss:
-            logits, found = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **side)
+            with named(TARGET):
+                logits, found = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **side)
             both = Outputs(context, losses={**found.losses, **_apart(outputs.losses)}).extra_loss
             return logits, zero if both is None else both
         if randomly_truncate_sequence:
             length = int(torch.randint(2, max(seq_out.shape[1], 2) + 1, ()))
             seq_out = seq_out[:, :length]
             dec_input_mask = None if dec_input_mask is None else dec_input_mask[:, :length]
-        loss = self.dec(seq_out, mask=dec_input_mask, **side)
+        with named(TARGET):
+            loss = self.dec(seq_out, mask=dec_input_mask, **side)
         return loss if outputs.extra_loss is None else loss + outputs.extra_loss, zero
 
     def generate(
@@ -123,21 +148,22 @@ class RoutingTransformerEncDec(Whole):
 
         The source is read once. Other arguments are those of `AutoregressiveWrapper.generate`.
         """
-        with torch.no_grad(), evaluating(self.enc):
+        with torch.no_grad(), evaluating(self.enc), named(SOURCE):
             context = self.enc(seq_in, mask=enc_input_mask)
-        return self.dec.generate(
-            seq_out_start,
-            self.dec.net.max_seq_len if max_seq_len is None else max_seq_len,
-            eos_token=eos_token,
-            temperature=temperature,
-            prompt_lens=prompt_lens,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            cache_kv=cache_kv,
-            seed=seed,
-            context=context,
-            context_mask=enc_input_mask,
-        )
+        with named({"prompts": "seq_out_start", "seq_len": "max_seq_len", "context_mask": "enc_input_mask"}):
+            return self.dec.generate(
+                seq_out_start,
+                self.dec.net.max_seq_len if max_seq_len is None else max_seq_len,
+                eos_token=eos_token,
+                temperature=temperature,
+                prompt_lens=prompt_lens,
+                filter_logits_fn=filter_logits_fn,
+                filter_kwargs=filter_kwargs,
+                cache_kv=cache_kv,
+                seed=seed,
+                context=context,
+                context_mask=enc_input_mask,
+            )
 
     def update_kmeans(self) -> None:
         """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""

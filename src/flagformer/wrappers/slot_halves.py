@@ -8,7 +8,16 @@ from typing import Any
 from flagformer.flags import Finding, FlagError, split_prefixes
 from flagformer.position.t5 import T5
 from flagformer.wrappers import halves
-from flagformer.wrappers.halves import DEC, ENC, SLOTS_OF_MEMORY, TOKENS, build_half, crossing_of, strays
+from flagformer.wrappers.halves import (
+    DEC,
+    ENC,
+    SLOTS_OF_MEMORY,
+    TOKENS,
+    build_half,
+    crossing_of,
+    loss_findings,
+    strays,
+)
 from flagformer.wrappers.transformer import TransformerWrapper
 
 # What is decided by there being slots and two halves, and why.
@@ -58,6 +67,8 @@ def build_slot_halves(
         if second is not None and not second.attn_layers.has_cross:
             text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
             findings.append(Finding("dec_custom_layers", text))
+        if second is not None:
+            findings += loss_findings(second, own["pad_value"])
     if own["compat_positions"] is not None:
         findings += _without_buckets({ENC: first, DEC: second})
     if first is None or findings:
@@ -76,7 +87,8 @@ def invert_buckets(built: Sequence[TransformerWrapper | None]) -> None:
 
 def _placed(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a half with T5's positions, where it says none and has self-attention to read them."""
-    reads = not flags.get("only_cross") and "a" in (flags.get("custom_layers") or "a")
+    order = flags.get("custom_layers")
+    reads = not flags.get("only_cross") and not (isinstance(order, (str, tuple, list)) and "a" not in order)
     return {"rel_pos_bias": True, **flags} if reads and not POSITIONS & set(flags) else dict(flags)
 
 

@@ -20,11 +20,12 @@ from flagformer.ops.cross_entropy import cross_entropy
 from flagformer.ops.reset import Whole
 from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
 from flagformer.wrappers.segments import check_reach
+from flagformer.wrappers.unsaved import Unsaved
 
 Mems = Memories | Sequence[Tensor]
 
 
-class XLAutoregressiveWrapper(Whole):
+class XLAutoregressiveWrapper(Unsaved, Whole):
     """The loss of next tokens, and generation, over segments of `max_seq_len` that read memories.
 
     Args:
@@ -35,6 +36,10 @@ class XLAutoregressiveWrapper(Whole):
     """
 
     net: Any  # a TransformerWrapper
+    saving = (
+        "`model.net.save(directory)` writes weights and flags, and "
+        "`XLAutoregressiveWrapper(flagformer.load(directory))` wraps them"
+    )
 
     def __init__(self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0) -> None:
         super().__init__()

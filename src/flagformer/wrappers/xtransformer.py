@@ -16,12 +16,16 @@ from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.borrow import borrow
 from flagformer.ops.reset import Whole
-from flagformer.stack.inputs import check_padding
+from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
 from flagformer.wrappers.own import Part, own_findings
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
+
+# what an argument of a half is called here
+SOURCE = {"x": "src", "prepend_embeds": "src_prepend_embeds", "prepend_mask": "src_prepend_mask"}
+TARGET = {"prompts": "seq_out_start", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}
 
 
 class XTransformer(Whole):
@@ -142,7 +146,8 @@ class XTransformer(Whole):
         """Source ids [B, S] -> what the decoder reads, [B, S, D]; [B, P + S, D] with prepended embeddings."""
         front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
         how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
-        return self.encoder(src, return_embeddings=True, **how)
+        with named(SOURCE):
+            return self.encoder(src, return_embeddings=True, **how)
 
     def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """What the decoder reads, and the auxiliary losses of the encoder that count in training."""
@@ -187,10 +192,12 @@ class XTransformer(Whole):
         """
         front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
         how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
-        encoded, losses = self._encode(src, how)
+        with named(SOURCE):
+            encoded, losses = self._encode(src, how)
         seen = seen_source(src, mask, src_prepend_embeds, src_prepend_mask)
         side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
-        loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
+        with named({"x": "tgt", "mask": "tgt_mask", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}):
+            loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
         found = Outputs(encoded, losses=losses)
         loss = loss if found.extra_loss is None else loss + found.extra_loss
         if not return_outputs:
@@ -239,21 +246,23 @@ class XTransformer(Whole):
         Every other argument is that of `AutoregressiveWrapper.generate`.
         """
         front = (src_prepend_embeds, src_prepend_mask)
-        return self.decoder.generate(
-            seq_out_start,
-            seq_len,
-            eos_token=eos_token,
-            temperature=temperature,
-            prompt_lens=prompt_lens,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            restrict_to_max_seq_len=restrict_to_max_seq_len,
-            cache_kv=cache_kv,
-            seed=seed,
-            context=self._read_source(seq_in, mask, attn_mask, embed_ids, *front),
-            context_mask=seen_source(seq_in, mask, *front),
-            embed_ids=tgt_embed_ids,
-        )
+        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front)
+        with named(TARGET):
+            return self.decoder.generate(
+                seq_out_start,
+                seq_len,
+                eos_token=eos_token,
+                temperature=temperature,
+                prompt_lens=prompt_lens,
+                filter_logits_fn=filter_logits_fn,
+                filter_kwargs=filter_kwargs,
+                restrict_to_max_seq_len=restrict_to_max_seq_len,
+                cache_kv=cache_kv,
+                seed=seed,
+                context=context,
+                context_mask=seen_source(seq_in, mask, *front),
+                embed_ids=tgt_embed_ids,
+            )
 
     def beam_search(
         self,
@@ -280,26 +289,26 @@ class XTransformer(Whole):
         Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
         """
         front = (src_prepend_embeds, src_prepend_mask)
-        return self.decoder.beam_search(
-            seq_out_start,
-            seq_len,
-            beams,
-            eos_token=eos_token,
-            length_penalty=length_penalty,
-            prompt_lens=prompt_lens,
-            restrict_to_max_seq_len=restrict_to_max_seq_len,
-            cache_kv=cache_kv,
-            return_beams=return_beams,
-            context=self._read_source(seq_in, mask, attn_mask, embed_ids, *front),
-            context_mask=seen_source(seq_in, mask, *front),
-            embed_ids=tgt_embed_ids,
-        )
+        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front)
+        with named(TARGET):
+            return self.decoder.beam_search(
+                seq_out_start,
+                seq_len,
+                beams,
+                eos_token=eos_token,
+                length_penalty=length_penalty,
+                prompt_lens=prompt_lens,
+                restrict_to_max_seq_len=restrict_to_max_seq_len,
+                cache_kv=cache_kv,
+                return_beams=return_beams,
+                context=context,
+                context_mask=seen_source(seq_in, mask, *front),
+                embed_ids=tgt_embed_ids,
+            )
 
     def _read_source(self, src: Tensor, mask: Tensor | None, *more: Any) -> Tensor:
         """`encode` without gradient, in eval mode."""
-        if mask is not None:
-            check_padding("mask", mask, *src.shape[:2])
-        with torch.no_grad(), evaluating(self.encoder):
+        with torch.no_grad(), evaluating(self.encoder), named({"src": "seq_in"}):
             return self.encode(src, mask, *more)
 
 
