@@ -177,7 +177,8 @@ def last_line(place: Path) -> dict[str, Any]:
         line = json.loads(lines[-1]) if lines else {}
     except ValueError:
         return {}
-    return line if isinstance(line, dict) else {}
+    whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if whole else {}
 
 
 def median(values: list[float]) -> float | None:

@@ -4,17 +4,22 @@ every moment. Those of several ranks are in `shards.py`.
 
 import hashlib
 import io
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flagformer.train.files import naming, sync_folder, write_atomic
+from flagformer.train.files import naming, record_fault, sync_folder, write_atomic
 
 CURRENT, PREVIOUS, FRESH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.new.pt"
 MARK = b"flagformer checkpoint 2\n"  # then 32 bytes of SHA-256, then what torch.save wrote
 LEADER = len(MARK) + 32
+SHAPE = {
+    "trial": str, "data": str, "step": int, "seconds": (int, float), "threads": int, "device": str,
+    "notes": [str], "model": {}, "optimizer": {}, "rng": [{}], "shards": {},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,4 +113,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path} is damaged: it is no checkpoint of this version")
     if hashlib.sha256(memoryview(content)[LEADER:]).digest() != content[len(MARK) : LEADER]:
         raise ValueError(f"{path} is damaged: its checksum is wrong")
-    return Checkpoint(**torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True))
+    try:
+        held = torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged: it is no checkpoint that torch reads ({reason})") from None
+    fault = record_fault(held, SHAPE)
+    if fault or len(held) > len(SHAPE):
+        raise ValueError(f"{path} is damaged: {fault or 'it holds more than a checkpoint'}")
+    return Checkpoint(**held)

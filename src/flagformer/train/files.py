@@ -62,12 +62,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ValueError names the file and the place if it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it and run again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it must hold a JSON object; delete it and run again")
     return content
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=repr)[:60]
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def read_record(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,37 +85,42 @@ def read_record(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     a key that ends in `?` may be missing. ValueError names the file, the entry and what it must be.
     """
     content = read_json(path)
-    fault = _fault(content, shape, "")
+    fault = record_fault(content, shape)
     if fault:
         raise ValueError(f"{path} is damaged: {fault}; delete it and run again")
     return content
 
 
-def _fault(value: Any, shape: Any, name: str) -> str | None:
-    """What is wrong with a value, None if nothing is."""
+def record_fault(value: Any, shape: Any, name: str = "") -> str | None:
+    """What is wrong with a value of a record, None if nothing is; a tuple may hold one list or mapping."""
+    if isinstance(shape, tuple):
+        inner = [kind for kind in shape if not isinstance(kind, type)]
+        if inner and not (value is None and type(None) in shape):
+            return record_fault(value, inner[0], name)
+        shape = tuple(kind for kind in shape if isinstance(kind, type))
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
-            return f"`{name}` must be an object, but is {json.dumps(value)[:60]}"
+            return f"{f'`{name}`' if name else 'it'} must be an object, but is {_short(value)}"
         for key, inner in shape.items():
             plain = key.removesuffix("?")
             place = f"{name}.{plain}" if name else plain
             if plain not in value:
                 fault = None if key.endswith("?") else f"`{place}` is missing"
             else:
-                fault = _fault(value[plain], inner, place)
+                fault = record_fault(value[plain], inner, place)
             if fault:
                 return fault
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"`{name}` must be a list, but is {json.dumps(value)[:60]}"
-        faults = (_fault(item, shape[0], f"{name}.{place}") for place, item in enumerate(value))
+            return f"`{name}` must be a list, but is {_short(value)}"
+        faults = (record_fault(item, shape[0], f"{name}.{place}") for place, item in enumerate(value))
         return next((fault for fault in faults if fault), None)
     kinds = shape if isinstance(shape, tuple) else (shape,)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
         return None
     words = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-    return f"`{name}` must be of type {words}, but is {json.dumps(value)[:60]}"
+    return f"`{name}` must be of type {words}, but is {_short(value)}"
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ _ENTRY = {
     "nats": _NUMBER_OR_NULL,
     "bits_per_byte": _NUMBER_OR_NULL,
     "accuracy": _NUMBER,
-    "by_position?": (list, type(None)),
+    "by_position?": ([_NUMBER_OR_NULL], type(None)),
 }
-_RESULT = {
+_RESULT: dict[str, Any] = {
     "status": str,
     "steps": int,
     "evaluation": [_ENTRY],
@@ -26,6 +26,15 @@ _RESULT = {
     "machine?": {},
     "notes?": [str],
 }
+_WHOLE = {
+    **_RESULT,
+    "params": int,
+    "metric": str,
+    "cost": {**_RESULT["cost"], "seconds": _NUMBER},
+    "evaluation": [{**_ENTRY, "chance": _NUMBER_OR_NULL}],
+    "notes": [str],
+}
+STATUSES = ("finished", "diverged")
 _SETTINGS = {"id": str, "flags?": {}, "data?": {}, "train": {"precision?": str}, "seed?": int}
 
 
@@ -34,8 +43,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return read_record(path, _SETTINGS)
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, *, whole: bool = False) -> dict[str, Any]:
     """Read a result.json; ValueError names the file, the entry that is missing or of a wrong type, and what
     to do.
+
+    `whole`: with the entries that reports of a study do without.
     """
-    return read_record(path, _RESULT)
+    result = read_record(path, _WHOLE if whole else _RESULT)
+    status, measured = result["status"], result["evaluation"]
+    if status not in STATUSES:
+        fault = f"`status` must be {' or '.join(STATUSES)}, but is {status!r}"
+    elif status == "finished" and not measured:
+        fault = "`evaluation` of a finished trial must not be empty"
+    else:
+        return result
+    raise ValueError(f"{path} is damaged: {fault}; delete it and run again")

@@ -1,5 +1,6 @@
 """What a trial's steps change: model, optimizer, step; saved and found again by one process or by several."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ class State:
         ranks.seed(trial.weights_seed, 0)
         found = ranks.by_first(lambda: newest(directory))
         if found is not None:
-            self._refuse_foreign(found[1])
+            self._refuse_foreign(found)
         try:
             self.model, self.optimizer = self._spread(plain, found)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"the checkpoint in {directory} does not fit the model that is built now: {error}"
+                f"the checkpoint {self._file(found)} does not fit the model that is built now: "
+                f"{' '.join(str(error).split())}; use another directory or delete this one"
             ) from error
         if found is not None:
             self._go_on(found[1], found[2])
@@ -86,14 +88,19 @@ class State:
                 )
         return found[0]
 
-    def _refuse_foreign(self, rest: Checkpoint) -> None:
+    def _file(self, found: Found | None) -> Path:
+        return self.directory / checkpoint.CURRENT if found is None or found[0] is None else found[0]
+
+    def _refuse_foreign(self, found: Found) -> None:
+        rest = found[1]
         for name, theirs, mine in (
             ("trial", rest.trial, self.trial.id),
             ("data", rest.data, self.fingerprint),
         ):
             if theirs != mine:
                 raise ValueError(
-                    f"{self.directory} was trained on another {name} ({theirs}, now {mine}); "
+                    f"{self.directory} was trained on another {name} ({theirs} in "
+                    f"{self._file(found).name}, now {mine}); "
                     "use another directory or delete this one"
                 )
 
@@ -103,6 +110,8 @@ class State:
         folder, rest = found[:2] if found is not None else (None, None)
         single = rest if folder is None else None
         if single is not None:
+            if misfit := _misfit(single.model, plain.state_dict()):
+                raise ValueError(misfit)
             plain.load_state_dict(single.model)
         if single is not None and self.ranks is not ALONE:
             whole = make_optimizer(plain, config)
@@ -116,6 +125,11 @@ class State:
             spread_moments(model, optimizer, moments)
         elif single is not None:
             optimizer.load_state_dict(single.optimizer)
+        for parameter, moments_ in optimizer.state.items():
+            for name, value in moments_.items():
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                    there, now = list(value.shape), list(parameter.shape)
+                    raise ValueError(f"`{name}` of a parameter of shape {now} is {there} there")
         return model, optimizer
 
     def _go_on(self, rest: Checkpoint, notes: list[str]) -> None:
@@ -136,6 +150,18 @@ class State:
                 f"resumed at step {rest.step} by {world} of what {len(rest.rng)} trained together: equal to "
                 "the uninterrupted run but for rounding and, with dropout, for what is dropped"
             )
+
+
+def _misfit(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How weights differ in names and shapes, the first few; empty where they do not."""
+    said = [f"`{name}` is there alone" for name in there if name not in now]
+    said += [f"`{name}` is missing there" for name in now if name not in there]
+    for name in now:
+        shape = list(getattr(there.get(name), "shape", ()))
+        if name in there and shape != list(now[name].shape):
+            said.append(f"`{name}` is {shape} there and {list(now[name].shape)} now")
+    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
+    return ", ".join(said[:3]) + more
 
 
 def newest(directory: Path) -> Found | None:

@@ -75,7 +75,7 @@ def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
     claim(trial, directory)
     if not (directory / "result.json").exists():
         return None
-    result = read_result(directory / "result.json")
+    result = read_result(directory / "result.json", whole=True)
     remove_all(directory)
     return result
 
