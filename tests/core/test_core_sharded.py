@@ -1,4 +1,6 @@
-"""Generation from a model that FSDP2 has sharded: parts are used outside a forward there."""
+"""Models that FSDP2 has sharded in any way train, decode and read texts as whole ones do."""
+
+import copy
 
 import pytest
 import torch
@@ -6,14 +8,51 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from flagformer import AutoregressiveWrapper, build
+from flagformer import AutoregressiveWrapper, build, train_segments
 
+BASE = {
+    "model": "decoder", "num_tokens": 23, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2,
+    "attn_dim_head": 8,
+}  # fmt: skip
+MODELS = {
+    "rotary": {"rotary_pos_emb": True},
+    "T5, tied": {"rel_pos_bias": True, "tie_embedding": True},
+    "dynamic, memory": {"dynamic_pos_bias": True, "num_memory_tokens": 2, "attn_num_mem_kv": 1},
+    "scores handed on": {"residual_attn": True, "depth": 3},
+    "checkpointed": {"checkpoint": "sublayer", "rel_pos_bias": True},
+    "checkpointed by choice": {"checkpoint": "selective", "shift_tokens": 1},
+    "reversible": {"reversible": True, "rel_pos_bias": True},
+    "routing": {"num_clusters": 2, "window_size": 4, "rotary_pos_emb": True},
+    "slots": {"num_memory_slots": 3, "cross_attend": True, "mem_update_attn_heads": 2},
+    "memories": {"max_mem_len": 8, "rotary_pos_emb": True},
+}  # fmt: skip
+IDS = torch.randint(23, (2, 12), generator=torch.Generator().manual_seed(1))
+LONG = torch.cat([IDS, IDS.flip(1)], dim=1)
+
+
+def holders(learner):
+    """Modules that hold parameters, the innermost first."""
+    return [part for part in reversed(list(learner.modules())) if part._parameters]
+
+
+# what `fully_shard` is applied to, in this order
 PARTS = {
-    "sublayers": lambda model: [*model.attn_layers.sublayers],
-    "sublayers and bias": lambda model: [*model.attn_layers.sublayers, model.attn_layers.position_bias],
-    "the whole": lambda model: [],
-    "head": lambda model: [model.head],
-}
+    "the wrapper": lambda learner: [learner],
+    "the model": lambda learner: [learner.net],
+    "sublayers": lambda learner: [*learner.net.attn_layers.sublayers, learner.net],
+    "sublayers alone": lambda learner: [*learner.net.attn_layers.sublayers],
+    "the stack": lambda learner: [learner.net.attn_layers, learner.net],
+    "embedding and head": lambda learner: [learner.net.token_emb, learner.net.head, learner.net],
+    "every floor": lambda learner: [
+        *learner.net.attn_layers.sublayers, learner.net.attn_layers, learner.net, learner,
+    ],
+    "all that holds parameters": lambda learner: [*holders(learner), learner],
+}  # fmt: skip
+
+
+PIECES = {"sublayers", "sublayers alone", "every floor", "all that holds parameters"}
+# `train_segments` takes the model: what gathers its parameters must not be a module around it
+AROUND = {"the wrapper", "every floor", "all that holds parameters"}
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +64,93 @@ def mesh(tmp_path_factory):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("apart", PARTS)
-@pytest.mark.parametrize("reshard", [True, False])
-@pytest.mark.parametrize(
-    "flags",
-    [{"rel_pos_bias": True}, {"dynamic_pos_bias": True}, {"rotary_pos_emb": True}, {"tie_embedding": True}],
-    ids=lambda flags: "-".join(flags),
-)
-def test_a_sharded_model_generates_as_a_whole_one(flags, reshard, apart, mesh):
-    base = {"num_tokens": 50, "max_seq_len": 16, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
+def make(flags, loss_chunks=1):
     torch.manual_seed(0)
-    model = build({**base, **flags}).eval()
-    prompt = torch.arange(8).view(2, 4)
-    want = AutoregressiveWrapper(model).generate(prompt, 4, temperature=0)
-    for part in PARTS[apart](model):
+    model = build({**BASE, **flags}).double()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return AutoregressiveWrapper(model, loss_chunks=loss_chunks)
+
+
+def shard(learner, parts, mesh, **how):
+    for part in PARTS[parts](learner):
         if any(True for _ in part.parameters()):
-            fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
-    for _ in range(2):  # FSDP2 gathers for a first time in training: it cannot do so in inference mode
-        model(prompt).sum().backward()
-        assert torch.equal(AutoregressiveWrapper(model).generate(prompt, 4, temperature=0), want)
+            fully_shard(part, mesh=mesh, **how)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def used(learner):
+    """Generation in its forms, the loss in eval mode, and a text of several segments as it comes."""
+    learner.eval()
+    prompt, model = IDS[:, :4], learner.net
+    found = {
+        "greedy": learner.generate(prompt, 5, temperature=0),
+        "without a state": learner.generate(prompt, 5, temperature=0, cache_kv=False),
+        "drawn": learner.generate([[1, 2, 3], [4]], 5, seed=3),
+        "contrasted": learner.generate(prompt, 3, temperature=0, amateur_model=learner),
+        "searched": learner.beam_search(prompt, 4, beams=2),
+    }
+    with torch.no_grad():
+        found["loss in eval mode"] = learner(IDS)
+    if model.max_mem_len or model.num_memory_slots:
+        stream = model.stream(2)
+        found["stream"] = torch.cat([stream(part) for part in LONG.split((3, 10, 11), dim=1)], dim=1)
+    return found
+
+
+def trained(learner, parameters, segments):
+    """The loss and the gradients of a step; with `segments` of memory replay too."""
+    learner.train()
+    steps = {"step": lambda: learner(IDS)}
+    if segments:
+        steps["segments"] = lambda: train_segments(learner.net, LONG)[0]
+    found = {}
+    for name, step in steps.items():
+        for parameter in parameters.values():
+            parameter.grad = None
+        loss = step()
+        if loss.requires_grad:
+            loss.backward()
+        found[name] = loss.detach()
+        found |= {f"{name}: {one}": whole(parameter.grad) for one, parameter in parameters.items()}
+    return found
+
+
+def assert_same(got, want, when, tolerance=1e-9):  # fp64 sums of a few hundred terms
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        if value is not None:
+            assert got[name] is not None, f"{name}, {when}: no gradient"
+            worst = (got[name] - value).abs().max().item()
+            assert worst <= tolerance, f"{name}, {when}: differs by {worst:.2g}"
+
+
+def pairs():
+    """Every model under half of the ways to shard, and every way for half of the models."""
+    for row, name in enumerate(MODELS):
+        for column, parts in enumerate(PARTS):
+            if (row + column) % 2 == 0:
+                yield name, parts
+
+
+@pytest.mark.parametrize(("name", "parts"), [*pairs()])
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
+def test_a_sharded_model_equals_the_whole_one(name, parts, mesh):
+    """Before any training and between steps; parameters are gathered for each use or left gathered."""
+    flags, number = MODELS[name], list(MODELS).index(name) + list(PARTS).index(parts) // 2
+    plain = make(flags, loss_chunks=(1, 3)[number % 2])
+    learner = copy.deepcopy(plain)
+    shard(learner, parts, mesh, reshard_after_forward=(None, True, False)[number % 3])
+    if name == "reversible" and parts in PIECES:
+        with pytest.raises(ValueError, match="call `fully_shard` on the stack"):
+            learner.train()(IDS)
+        return
+    parameters = dict(learner.named_parameters())
+    segments = "num_memory_slots" in flags and parts not in AROUND
+    want = used(plain), trained(plain, dict(plain.named_parameters()), segments)
+    for when in ("first", "again"):
+        assert_same(used(learner), want[0], when)
+        assert_same(trained(learner, parameters, segments), want[1], when)

@@ -44,7 +44,7 @@ class Shift(DistanceBias):
         super().__init__()
         self.heads = dims.heads
 
-    def values(self, distance):
+    def forward(self, distance):
         return (-0.3 * distance.float()[..., None]).expand(*distance.shape, self.heads)
 
 

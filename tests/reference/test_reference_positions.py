@@ -86,7 +86,7 @@ def test_base_rescale_stretches_the_slowest_pair_by_its_factor():
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 5, 6, 8, 12, 16, 20])
 def test_alibi_slopes(heads):
-    bias = ALiBi(Dims(dim=16, heads=heads, dim_head=WIDTH, causal=True)).values(torch.tensor([0, 1, 6]))
+    bias = ALiBi(Dims(dim=16, heads=heads, dim_head=WIDTH, causal=True))(torch.tensor([0, 1, 6]))
     want = torch.tensor([[-slope * distance for slope in paper.slopes(heads)] for distance in (0, 1, 6)])
     torch.testing.assert_close(bias.float(), want, **FP32)
 
@@ -102,7 +102,7 @@ def test_alibi_slopes_as_printed():
 def test_alibi_bias(given):
     """Minus slope times distance, for causal keys and later ones; heads without slope get none."""
     queries, keys = Layout.plain(2, CPU, start=3), Layout.plain(5, CPU)
-    bias = ALiBi(DIMS, heads=given)(queries, keys)
+    bias = ALiBi(DIMS, heads=given).between(queries, keys)
     for head in range(HEADS):
         slope = paper.slopes(given or HEADS)[head] if head < (given or HEADS) else 0.0
         for i in range(2):
@@ -139,7 +139,7 @@ def test_t5_bidirectional_buckets():
 def test_t5_bias(causal):
     module = T5(Dims(dim=16, heads=HEADS, dim_head=WIDTH, causal=causal))
     module.table.data = torch.randn(32, HEADS)
-    bias = module(Layout.plain(40, CPU), Layout.plain(40, CPU))
+    bias = module.between(Layout.plain(40, CPU), Layout.plain(40, CPU))
     for i, j in ((0, 0), (39, 0), (39, 20), (20, 39), (5, 3), (3, 5)):
         bucket = int(t5_bucket(torch.tensor(i - j), 32, 128, causal))
         want = module.table[bucket] * math.sqrt(WIDTH)
@@ -153,7 +153,7 @@ def test_dynamic_bias(log_distance, norm, depth):
     """arXiv:2108.00154, section 3.3: an MLP of the distance; 2111.09883, equation 4, for its logarithm."""
     module = Dynamic(DIMS, log_distance=log_distance, norm=norm, depth=depth).double()
     weights = module.state_dict()
-    bias = module(Layout.plain(3, CPU, start=4), Layout.plain(7, CPU))
+    bias = module.between(Layout.plain(3, CPU, start=4), Layout.plain(7, CPU))
     for i in range(3):
         for j in range(7):
             d = float(4 + i - j)
@@ -171,12 +171,12 @@ def test_dynamic_bias_tells_far_distances_apart_in_bf16(low):
     """bf16 holds no odd number from 257 on: the network must not read distances in it."""
     module = Dynamic(DIMS)
     distances = torch.arange(1000, 1004)
-    want = module.double().values(distances).diff(dim=0)
+    want = module.double()(distances).diff(dim=0)
     module = module.bfloat16() if low == "weights" else module.float()
     if low == "weights":
-        want = copy.deepcopy(module).double().values(distances).diff(dim=0)
+        want = copy.deepcopy(module).double()(distances).diff(dim=0)
     with torch.autocast("cpu", torch.bfloat16, enabled=low == "autocast"):
-        got = module.values(distances).diff(dim=0)
+        got = module(distances).diff(dim=0)
     torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-5)
 
 
@@ -188,9 +188,11 @@ def test_biases_follow_positions_of_ones_own(make):
         parameter.data = torch.randn_like(parameter)
     plain = Layout.plain(6, CPU)
     spread = Layout(torch.tensor([[0, 2, 4, 6, 8, 10]]), by_place=False)
-    torch.testing.assert_close(module(Layout(plain.positions, by_place=False), plain), module(plain, plain))
-    every_second = module(Layout.plain(11, CPU), Layout.plain(11, CPU))[..., ::2, ::2]
-    torch.testing.assert_close(module(spread, spread), every_second)
+    torch.testing.assert_close(
+        module.between(Layout(plain.positions, by_place=False), plain), module.between(plain, plain)
+    )
+    every_second = module.between(Layout.plain(11, CPU), Layout.plain(11, CPU))[..., ::2, ::2]
+    torch.testing.assert_close(module.between(spread, spread), every_second)
 
 
 @pytest.mark.parametrize("make", [ALiBi, T5, Dynamic])
@@ -198,7 +200,7 @@ def test_decoding_row_is_the_last_row_of_the_bias(make):
     module = make(DIMS)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter)
-    full = module(Layout.plain(7, CPU), Layout.plain(7, CPU))
+    full = module.between(Layout.plain(7, CPU), Layout.plain(7, CPU))
     torch.testing.assert_close(module.row(7, CPU), full[0, :, -1])
 
 

@@ -19,5 +19,5 @@ class Memory(nn.Module, ABC):
     pattern: Pattern
 
     @abstractmethod
-    def vectors(self, like: Tensor) -> Tensor:
+    def forward(self, like: Tensor) -> Tensor:
         """[M, D], of the device and dtype of the tokens' vectors."""

@@ -20,7 +20,7 @@ class NoMemory(Memory):
         super().__init__()
         self.pattern, self.dim = Pattern(), dim
 
-    def vectors(self, like: Tensor) -> Tensor:
+    def forward(self, like: Tensor) -> Tensor:
         return like.new_empty(0, self.dim)
 
 
@@ -56,5 +56,6 @@ class MemoryTokens(Memory):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.tokens.shape[1] ** -0.5)
 
-    def vectors(self, like: Tensor) -> Tensor:
-        return self.tokens.to(like.dtype)
+    def forward(self, like: Tensor) -> Tensor:
+        # a copy: FSDP2 frees a gathered parameter behind the forward
+        return self.tokens.to(like.dtype, copy=True)

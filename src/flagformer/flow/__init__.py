@@ -11,7 +11,7 @@ from flagformer.flow.mask import Causal, Explicit, Mask, Padding, Prefix, Rule, 
 from flagformer.flow.memories import Memories
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.pairs import Pairs
-from flagformer.flow.side import SideInputs
+from flagformer.flow.side import Carry, SideInputs
 from flagformer.flow.spots import Spots
 from flagformer.flow.tape import Tape
 from flagformer.flow.terms import BiasRow, Terms
@@ -19,7 +19,7 @@ from flagformer.flow.weave import Pattern, Weave, weave_packed, weave_plain, wea
 from flagformer.flow.woven_state import WovenState
 
 __all__ = [
-    "BiasRow", "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit",
+    "BiasRow", "Carry", "Causal", "Constant", "ContextCache", "DecodeState", "Dims", "Distances", "Explicit",
     "FeatureCache", "KVCache", "KeyValues", "Layout", "Mask", "Memories", "Outputs", "Padding", "Pairs",
     "Pattern", "Prefix", "Reach", "Rule", "Segments", "SessionState", "SideInputs", "Sight", "Spots", "Tape",
     "Terms", "Weave", "Window", "WovenState", "fill", "lift", "narrowest", "weave_packed", "weave_plain",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -106,7 +106,6 @@ class ContextCache:
         return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
 
 
-@dataclass
 class DecodeState:
     """The memory of a decoding session, built by `model.init_state(batch, length)`.
 
@@ -131,21 +130,28 @@ class DecodeState:
             stays. None: all.
     """
 
-    batch: int
-    capacity: int
-    window: int | None = None
-    first: Tensor | None = None
-    length: int = 0
-    prefix: Tensor | None = None
-    bias_row: Tensor | None = None
-    made_for: tuple[tuple[str, int, int, int], ...] = ()
-    steps: dict[int, SessionState] = field(default_factory=dict)
-    entries: dict[int, SessionState] = field(default_factory=dict)
-    cores: dict[int, SessionState] = field(default_factory=dict)
-    context_layout: Layout | None = None
-    pattern: Pattern | None = None
-    prepended: Tensor | int = 0
-    fresh: Tensor | None = None
+    # no dataclass: FSDP2 gives a sharded module copies of those, and a session is written to
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        window: int | None = None,
+        first: Tensor | None = None,
+        made_for: tuple[tuple[str, int, int, int], ...] = (),
+    ) -> None:
+        self.batch, self.capacity, self.window, self.first = batch, capacity, window, first
+        self.made_for = made_for
+        self.length = 0
+        self.prefix: Tensor | None = None
+        self.bias_row: Tensor | None = None
+        self.steps: dict[int, SessionState] = {}
+        self.entries: dict[int, SessionState] = {}
+        self.cores: dict[int, SessionState] = {}
+        self.context_layout: Layout | None = None
+        self.pattern: Pattern | None = None
+        self.prepended: Tensor | int = 0
+        self.fresh: Tensor | None = None
 
     @property
     def memories(self) -> tuple[SessionState, ...]:

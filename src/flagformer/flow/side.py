@@ -14,6 +14,29 @@ from flagformer.flow.tape import Tape
 from flagformer.flow.terms import Terms
 
 
+class Carry:
+    """What sublayers hand on to later ones: tensors by name.
+
+    Neither a dict nor a dataclass: FSDP2 gives a sharded module copies of those, and what one sublayer wrote
+    into its copy no later one would read.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._held[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self._held[name] = value
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._held)
+
+
 @dataclass
 class SideInputs:
     """Made once a forward, before the first sublayer runs.
@@ -47,7 +70,8 @@ class SideInputs:
     tape: Tape
     layout: Layout
     later: bool
-    carry: dict[str, Tensor] = field(default_factory=dict)
+    # a function, as a compiler does not trace a class here
+    carry: Carry = field(default_factory=lambda: Carry())
     step: int = 0
     memories: dict[int, Tensor] = field(default_factory=dict)
     keys: Layout | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from flagformer.flow.layout import Layout
 from flagformer.flow.weave import Pattern, Weave, weave_plain
 
 
-@dataclass
 class WovenState:
     """What `init_state` gives where memory tokens or prepended embeddings stand between tokens.
 
@@ -30,26 +27,30 @@ class WovenState:
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
     """
 
-    inner: DecodeState
-    pattern: Pattern
-    capacity: int
-    room: int = 0
-    starts: Tensor | None = None
-    length: int = 0
-    prepended: int = 0
-    prefix: Tensor | None = None
-    # tokens and prepended embeddings of each row that are left out and real; where it begins in `inner`
-    _skipped: list[int] = field(init=False)
-    _real: list[int] = field(init=False)
-    _fronts: list[int] = field(init=False)
-    # [B, P] long, the prepended embeddings of each row, real ones first; None: in order
-    _order: Tensor | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.inner.pattern = self.pattern
+    def __init__(
+        self,
+        inner: DecodeState,
+        pattern: Pattern,
+        capacity: int,
+        room: int = 0,
+        starts: Tensor | None = None,
+    ) -> None:
+        self.inner, self.pattern, self.capacity, self.room, self.starts = (
+            inner,
+            pattern,
+            capacity,
+            room,
+            starts,
+        )
+        self.length = self.prepended = 0
+        self.prefix: Tensor | None = None
+        self.inner.pattern = pattern
+        # tokens and prepended embeddings of each row that are left out and real; where it begins in `inner`
         self._fronts = [0] * self.batch
         self._real = [0] * self.batch
-        self._skipped = self._fronts if self.starts is None else self.starts.tolist()
+        self._skipped: list[int] = self._fronts if starts is None else starts.tolist()
+        # [B, P] long, the prepended embeddings of each row, real ones first; None: in order
+        self._order: Tensor | None = None
 
     @property
     def batch(self) -> int:

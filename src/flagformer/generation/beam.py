@@ -14,6 +14,7 @@ from flagformer.generation.loop import Ending
 from flagformer.generation.prompts import Prompts
 from flagformer.generation.reader import Reader
 from flagformer.generation.sampling import check_largest
+from flagformer.ops.sharded import without_gradient
 
 
 @dataclass
@@ -58,7 +59,7 @@ def search(
     total = length + ending.seq_len
     ids = torch.full((batch * beams, total), ending.pad_value, dtype=torch.long, device=rows.ids.device)
     ids[:, :length] = rows.ids
-    with torch.inference_mode():
+    with without_gradient(model):
         wide = {name: _widen(value, batch, beams) for name, value in side.items()}
         beside = {name: _widen(value, batch, beams) for name, value in embed_ids.items()}
         reader = Reader(model, rows, total - 1 if cached else 0, window, wide, beside)

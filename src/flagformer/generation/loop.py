@@ -12,6 +12,7 @@ from flagformer.generation.contrast import Against, contrasted
 from flagformer.generation.prompts import Prompts
 from flagformer.generation.reader import Reader
 from flagformer.generation.sampling import Sampler
+from flagformer.ops.sharded import without_gradient
 
 
 class CausalModel(Protocol):
@@ -60,7 +61,8 @@ def decode(
     # Made outside inference mode: what is returned may serve as training data.
     tokens = torch.full((batch, total), pad_value, dtype=torch.long, device=prompts.ids.device)
     tokens[:, :prompt_len] = prompts.ids
-    with torch.inference_mode():
+    rivals = () if against is None else [amateur.model for amateur in against.amateurs]
+    with without_gradient(model, *rivals):
 
         def reader(model: Any, window: int | None, cached: bool) -> Reader:
             return Reader(model, prompts, total - 1 if cached else 0, window, side or {}, embed_ids or {})

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.generation.prompts import Prompts
-from flagformer.ops.gathered import gathered
 
 
 class Reader:
@@ -34,8 +33,6 @@ class Reader:
     ) -> None:
         self.model, self.starts, self.window = model, prompts.starts, window
         self.side, self.embed_ids = dict(side), embed_ids
-        held = (getattr(model, name, None) for name in ("head", "token_emb"))
-        self.parts = [part for part in held if isinstance(part, nn.Module) and not hasattr(part, "unshard")]
         self.state = self._session(len(prompts.ids), room) if room else None
 
     def _session(self, rows: int, room: int) -> Any:
@@ -55,8 +52,8 @@ class Reader:
         else:
             how["state"] = state
         embeddings = self.model(tokens[:, first:], return_embeddings=True, **how)
-        with gathered(*self.parts):
-            return self.model.to_logits(embeddings[:, -1:])[:, 0]
+        logits: Tensor = self.model.to_logits(embeddings[:, -1:])
+        return logits[:, 0]
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was; both must belong to one prompt."""

@@ -57,14 +57,16 @@ class SlotMemory(nn.Module, ABC):
 class Writer(nn.Module, ABC):
     """What a segment makes of slots, once; and what they are before the first one."""
 
-    @abstractmethod
     def start(self) -> Tensor:
         """[M, D]."""
+        found: Tensor = self(None, None, None)  # FSDP2 gathers parameters in `forward` alone
+        return found
 
     @abstractmethod
     def seen(self, slots: Tensor) -> Tensor:
         """[B, M, D], of the size of tokens."""
 
     @abstractmethod
-    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """slots [B, M, D], tokens [B, T, D], real [1 or B, T] bool or None for all -> [B, M, D]."""
+    def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
+        """slots [B, M, D], tokens [B, T, D], real [1 or B, T] bool or None for all -> [B, M, D]; without
+        slots, what they are at the start, [M, D]."""

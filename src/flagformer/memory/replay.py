@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import uncounted
 from flagformer.flow import Memories
+from flagformer.ops.sharded import refuse_sharded_above
 from flagformer.stack.executor.replay import Surroundings, same_draws
 
 # (number of the segment, what it reads) -> (its loss or None, what it leaves)
-Segment = Callable[[int, Memories], tuple[Tensor | None, Memories]]
+Segment = Callable[[int, Memories | None], tuple[Tensor | None, Memories]]
 
 
 def replay(
-    model: nn.Module, read: Segment, start: Memories, count: int
+    model: nn.Module, read: Segment, start: Memories | None, count: int
 ) -> tuple[list[Tensor | None], Memories]:
     """Adds to every parameter's gradient that of the sum of all losses; exact, in the memory of one segment.
 
@@ -29,13 +30,15 @@ def replay(
     Args:
         model: what segments are read by; its k-means count the tokens of the second run alone.
         read: runs a segment; slots carry the only gradient between two of them.
-        start: what the first one reads; gradients flow into its slots.
+        start: what the first one reads; gradients flow into its slots. None: the slots that the model starts
+            with.
 
     Returns:
         losses without graph, None for segments that gave none; and what the last segment leaves.
     """
-    around = Surroundings(_slots(start).device)
-    held: list[Memories] = [start.detach()]
+    refuse_sharded_above(model)
+    around = Surroundings(next(model.parameters()).device)
+    held: list[Memories | None] = [None if start is None else start.detach()]
     draws: list[tuple[Tensor, ...] | None] = []
     with torch.no_grad(), uncounted(model):
         for number in range(count - 1):
@@ -47,15 +50,16 @@ def replay(
     last, grad = None, None
     for number in reversed(range(count)):
         here = held.pop()
-        slots = _slots(here).detach().requires_grad_()
+        here = None if here is None else replace(here, slots=_slots(here).detach().requires_grad_())
         with around.drawing(draws.pop()):
-            loss, left = read(number, replace(here, slots=slots))
+            loss, left = read(number, here)
         last = left.detach() if last is None else last
         _backward([(loss, None)] + ([(_slots(left), grad)] if grad is not None else []))
         losses.append(None if loss is None else loss.detach())
-        grad = slots.grad
+        grad = None if here is None else _slots(here).grad
         del loss, left  # what no gradient asked for has a graph still
-    _backward([(_slots(start), grad)] if grad is not None else [])
+    if start is not None and grad is not None:
+        _backward([(_slots(start), grad)])
     assert last is not None
     return losses[::-1], last
 

@@ -28,12 +28,11 @@ class BMNWriter(Writer):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.bias, std=0.1 / self.size)
 
-    def start(self) -> Tensor:
-        return unit_length(self.bias)
-
     def seen(self, slots: Tensor) -> Tensor:
         return slots * self.size
 
-    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
+        if slots is None or tokens is None:
+            return unit_length(self.bias)
         read = self.attention(self.seen(slots), tokens, real) / self.size
         return unit_length(read + self.bias)

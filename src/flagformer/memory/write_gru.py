@@ -30,13 +30,12 @@ class GRUWriter(Writer):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.slots)
 
-    def start(self) -> Tensor:
-        return self.slots
-
     def seen(self, slots: Tensor) -> Tensor:
         return slots
 
-    def forward(self, slots: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
+        if slots is None or tokens is None:
+            return self.slots.clone()  # FSDP2 frees a gathered parameter behind the forward
         read = self.to_out(self.attention(slots, tokens, real))
         new = self.gru(read.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * M, D] -> [B, M, D]
         return new + self.feedforward(new)

@@ -42,10 +42,13 @@ class Rotation(nn.Module, ABC):
 
 
 class PositionBias(nn.Module, ABC):
-    """Contract of the slot `position_bias`."""
+    """Contract of the slot `position_bias`.
+
+    Methods call the module for what its parameters say: FSDP2 gathers them in `forward` alone.
+    """
 
     @abstractmethod
-    def forward(self, queries: Layout, keys: Layout) -> Tensor | None:
+    def between(self, queries: Layout, keys: Layout) -> Tensor | None:
         """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
 
     # Biases of distances from here on are equal, those of later keys aside; None: not known.
@@ -64,27 +67,27 @@ class DistanceBias(PositionBias):
     """A bias that is one formula of the distance q - k, with a number per head."""
 
     @abstractmethod
-    def values(self, distance: Tensor) -> Tensor:
+    def forward(self, distance: Tensor) -> Tensor:
         """Distances [...] long, positive for earlier keys -> biases [..., H]."""
 
-    def forward(self, queries: Layout, keys: Layout) -> Tensor:
+    def between(self, queries: Layout, keys: Layout) -> Tensor:
         if queries.by_place and keys.by_place:
             return self._toeplitz(queries, keys)
         distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
-        return self.values(distance).permute(0, 3, 1, 2)
+        return self(distance).permute(0, 3, 1, 2)
 
     def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
-        return self.values(torch.arange(nearest, farthest + 1, device=device)).t()
+        return self(torch.arange(nearest, farthest + 1, device=device)).t()
 
     def row(self, length: int, device: torch.device) -> Tensor:
-        return self.values(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()
+        return self(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()
 
     def _toeplitz(self, queries: Layout, keys: Layout) -> Tensor:
         """Every distance once, then all pairs read from them: T + S - 1 evaluations in place of T * S."""
         farthest = queries.end - 1 - keys.start
         nearest = queries.start - (keys.end - 1)
         distance = torch.arange(farthest, nearest - 1, -1, device=queries.positions.device)
-        table = self.values(distance).t()  # [H, T + S - 1], from the farthest key of the last query on
+        table = self(distance).t()  # [H, T + S - 1], from the farthest key of the last query on
         if torch.compiler.is_compiling():  # `unfold` and gradients of strided views fix a graph's length
             last = torch.arange(queries.length - 1, -1, -1, device=distance.device)
             at = last[:, None] + torch.arange(keys.length, device=distance.device)  # [T, S]

@@ -42,5 +42,5 @@ class ALiBi(DistanceBias):
             raise FlagError([Finding("alibi_num_heads", text)])
         self.slopes = Constant(slopes(sloped) + [0.0] * (dims.heads - sloped))
 
-    def values(self, distance: Tensor) -> Tensor:
+    def forward(self, distance: Tensor) -> Tensor:
         return -distance.abs()[..., None] * self.slopes.on(distance.device)

@@ -43,7 +43,7 @@ class Dynamic(DistanceBias):
         self.hidden, self.out = nn.Sequential(*layers), WideLinear(hidden, dims.heads)
         self.log_distance = log_distance
 
-    def values(self, distance: Tensor) -> Tensor:
+    def forward(self, distance: Tensor) -> Tensor:
         seen = distance.to(wide(next(self.parameters()).dtype))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()

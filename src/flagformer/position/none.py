@@ -37,7 +37,7 @@ class NoBias(PositionBias):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
-    def forward(self, queries: Layout, keys: Layout) -> None:
+    def between(self, queries: Layout, keys: Layout) -> None:
         return None
 
     def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:

@@ -46,6 +46,6 @@ class T5(DistanceBias):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.table)
 
-    def values(self, distance: Tensor) -> Tensor:
+    def forward(self, distance: Tensor) -> Tensor:
         table = self.table.to(wide(self.table.dtype)) * self.scale  # a model in half precision rounds it once
         return table[t5_bucket(distance, self.buckets, self.max_distance, self.causal)]

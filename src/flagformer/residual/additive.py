@@ -65,5 +65,9 @@ class Scaled(OneStream):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.gains)
 
+    def forward(self, h: Tensor, module: int) -> Tensor:
+        """[B, T, D], the stream as the sublayer keeps it."""
+        return h * self.gains[module]
+
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
-        return torch.add(out, h * self.gains[module], alpha=self.constant)
+        return torch.add(out, self(h, module), alpha=self.constant)

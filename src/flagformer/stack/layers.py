@@ -17,10 +17,10 @@ from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.full_precision import in_full
-from flagformer.ops.gathered import gathered
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
@@ -280,6 +280,7 @@ class AttentionLayers(Whole):
             )
         return x.shape[0], x.shape[1]
 
+    @as_forward
     def init_state(
         self,
         batch: int,
@@ -299,7 +300,7 @@ class AttentionLayers(Whole):
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
-        with torch.no_grad(), gathered(self.position_bias):
+        with torch.no_grad():
             state.bias_row = self.position_bias.row(length + 1, device)
         open_session(state, self.steps, dtype, device)
         return state

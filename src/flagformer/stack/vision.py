@@ -91,7 +91,9 @@ def _look(
     of = None if state is None else width
     if of not in biases:
         newest = state if queries.length == 1 else None
-        biases[of] = position_bias(queries, keys) if newest is None else newest.newest_bias(keys.length)
+        biases[of] = (
+            position_bias.between(queries, keys) if newest is None else newest.newest_bias(keys.length)
+        )
     return _Look(mask, queries, keys, biases[of])
 
 
@@ -149,7 +151,7 @@ def _terms(
         farthest = queries.end - 1 - keys.start
         row = position_bias.by_distance(nearest, farthest, queries.positions.device)
     if row is None:
-        bias = position_bias(queries, keys)
+        bias = position_bias.between(queries, keys)
         return Terms(mask, queries, keys, bias=bias, learned=bias is not None and bias.requires_grad)
     return Terms(mask, queries, keys, BiasRow(row, -nearest), learned=row.requires_grad)
 

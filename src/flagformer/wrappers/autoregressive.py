@@ -29,6 +29,7 @@ from flagformer.generation import (
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_session
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import prefix_lengths
 from flagformer.wrappers.requests import (
@@ -182,6 +183,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
         update_kmeans(self)
 
+    @as_session
     def generate(
         self,
         prompts: PromptLike,
@@ -259,6 +261,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
             new = decode(self.net, aligned, ending, sample, window, cached, side, beside, rival)
         return new if aligned.batched else new[0]
 
+    @as_session
     def beam_search(
         self,
         prompts: PromptLike,

@@ -14,6 +14,7 @@ from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.inputs import check_padding, check_size
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
@@ -169,10 +170,11 @@ class Memformer(Whole):
             stream.restore(directory)
         return stream
 
+    @as_forward
     def get_initial_mem(self, batch_size: int) -> Tensor:
         """[B, M, D], what the first segment reads."""
         check_size("batch_size", batch_size)
-        slots, _ = self.encoder.slots.read(None, batch_size)
+        slots = self.encoder.initial_slots(batch_size)
         assert slots is not None
         return slots
 
@@ -236,6 +238,7 @@ class Memformer(Whole):
         """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
         update_kmeans(self)
 
+    @as_session
     def generate(
         self,
         src: Tensor,

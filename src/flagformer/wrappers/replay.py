@@ -55,22 +55,24 @@ def memory_replay_backprop(
         ValueError: naming the argument, what it was and what it must be.
     """
     _check_source(model, src, src_mask, tgt, loss_fn)
-    start, _ = model.encoder.slots.read(mems, len(src))
+    start = None if mems is None else Memories.of_slots(model.encoder.slots.read(mems, len(src))[0])
     sources = src.split(model.max_seq_len, dim=1)
     count = len(sources)
     masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
     targets, target_masks = _for_segments("tgt", tgt, count), _for_segments("tgt_mask", tgt_mask, count)
 
-    def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
-        part = (sources[number], targets[number], held.slots, masks[number], target_masks[number])
+    def read(number: int, held: Memories | None) -> tuple[Tensor | None, Memories]:
+        slots = None if held is None else held.slots
+        part = (sources[number], targets[number], slots, masks[number], target_masks[number])
         results, outputs = model(*part, return_outputs=True)
         loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, number))
         if model.decoder is None and outputs.extra_loss is not None:
             loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
         return loss, Memories.of_slots(results.mem)
 
-    losses, _ = replay(model, read, Memories.of_slots(start), count)
-    return torch.stack([start.new_zeros(()) if loss is None else loss for loss in losses])
+    losses, left = replay(model, read, start, count)
+    assert left.slots is not None
+    return torch.stack([left.slots.new_zeros(()) if loss is None else loss for loss in losses])
 
 
 def train_segments(
@@ -110,7 +112,7 @@ def train_segments(
     counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
     totals: dict[int, Tensor] = {}
 
-    def read(number: int, held: Memories) -> tuple[Tensor | None, Memories]:
+    def read(number: int, held: Memories | None) -> tuple[Tensor | None, Memories]:
         part = parts[number]
         out, left, extra = _read(model, ids[:, part], held, None if mask is None else mask[:, part])
         if not torch.is_grad_enabled():
@@ -123,13 +125,15 @@ def train_segments(
     return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
 
 
-def _start(model: TransformerWrapper, mems: Memories | Tensor | None, batch: int) -> Memories:
+def _start(model: TransformerWrapper, mems: Memories | Tensor | None, batch: int) -> Memories | None:
+    if mems is None:
+        return None
     slots, _ = model.slots.read(mems, batch)
     return mems if isinstance(mems, Memories) else Memories.of_slots(slots)
 
 
 def _read(
-    model: TransformerWrapper, ids: Tensor, mems: Memories, mask: Tensor | None
+    model: TransformerWrapper, ids: Tensor, mems: Memories | None, mask: Tensor | None
 ) -> tuple[Tensor, Memories, Tensor | float]:
     """Embeddings of a segment, what it leaves, and the sum of its auxiliary losses in training."""
     how: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}

@@ -72,7 +72,7 @@ def keeps_state(net: Any, asked: bool) -> bool:
     if asked and not net.can_cache:
         warnings.warn(
             "`cache_kv` has no effect: this model has no decode state, every step reads the whole row",
-            stacklevel=4,
+            stacklevel=6,
         )
     return asked and net.can_cache
 

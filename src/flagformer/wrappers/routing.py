@@ -13,6 +13,7 @@ from flagformer.flags import Finding, FlagError
 from flagformer.flow import Outputs, Tape
 from flagformer.generation import LogitsFilter, PromptLike
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
@@ -124,11 +125,13 @@ class RoutingTransformerLM(Unsaved, Whole):
             logits, outputs = self.net(x, mask=input_mask, return_losses=True, **side)
         return logits, _summed(outputs)
 
+    @as_forward
     def loss(self, x: Tensor, *, input_mask: Tensor | None = None, **how: Any) -> Tensor:
         """The loss of next tokens with the auxiliary ones: that of `AutoregressiveWrapper(model.net)`."""
         with named({"mask": "input_mask"}):
             return AutoregressiveWrapper(self.net)(x, mask=input_mask, **how)
 
+    @as_session
     def generate(
         self,
         start_tokens: PromptLike,

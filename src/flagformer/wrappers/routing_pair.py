@@ -13,6 +13,7 @@ from flagformer.flags import Finding, Gathered, nearest, split_prefixes
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_session
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import loss_findings
@@ -129,6 +130,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
             loss = self.dec(seq_out, mask=dec_input_mask, **side)
         return loss if outputs.extra_loss is None else loss + outputs.extra_loss, zero
 
+    @as_session
     def generate(
         self,
         seq_in: Tensor,

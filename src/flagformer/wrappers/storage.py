@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flagformer.flags import FlagError
 from flagformer.flags.others import recognise_directory
+from flagformer.ops.sharded import is_sharded
 from flagformer.wrappers.faithful import refuse_changed, second_names
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def save_model(
     from flagformer.wrappers.build import build  # which makes models of this module's callers
 
     _need_safetensors()
+    if is_sharded(model):
+        raise ValueError(
+            "a model that is saved must hold whole parameters, but `fully_shard` has sharded these: gather "
+            "them on all ranks by `get_model_state_dict` of torch.distributed.checkpoint.state_dict with "
+            "`full_state_dict=True`, load them into `flagformer.build(model.flags)` and save that model"
+        )
     flags = model.flags
     try:
         text = json.dumps(flags)

@@ -12,7 +12,7 @@ from flagformer.flow import Layout, Memories
 from flagformer.generation import evaluating
 from flagformer.stack.inputs import check_size
 from flagformer.wrappers.inputs import check_ids, home_of
-from flagformer.wrappers.segments import Past, check_reach, leave
+from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 
 FILE = "stream.safetensors"
@@ -76,9 +76,7 @@ class Stream:
         out = self.model(part, state=self._state, mems=mems, return_embeddings=True)
         self._read.append(out)
         if self._ids.shape[1] == most:
-            slots, _ = self.model.slots.read(self.mems, self.batch)
-            layout = Layout.plain(most, out.device)
-            self.mems = leave(self.model, Past(slots, None), torch.cat(self._read, dim=1), {}, layout, True)
+            self.mems = self.model.end_segment(self.mems, torch.cat(self._read, dim=1))
             self._begin()
         return out
 

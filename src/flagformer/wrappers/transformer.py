@@ -14,18 +14,19 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, WovenState
+from flagformer.flow import DecodeState, Layout, WovenState
 from flagformer.flow.memories import Memories
 from flagformer.head.heads import EMB_DIM
 from flagformer.ops.identity import identity
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.ops.unit import unit_length
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.forms import Forms
 from flagformer.wrappers.inputs import check_ids, check_positions, home_of, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
-from flagformer.wrappers.segments import check_session, leave, read_past, refuse_slots, seen_context
+from flagformer.wrappers.segments import Past, check_session, leave, read_past, refuse_slots, seen_context
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.stream import Stream
 from flagformer.wrappers.weaving import open_session, read_front, refuse_unread, weaving_of
@@ -199,14 +200,32 @@ class TransformerWrapper(Whole):
             stream.restore(directory)
         return stream
 
+    @as_forward
     def to_logits(self, embeddings: Tensor) -> Tensor:
         """[B, T, D] of the last layer -> [B, T, V]."""
-        return self.head(embeddings, self._vectors)
+        return self._logits(embeddings)
+
+    def _logits(self, embeddings: Tensor) -> Tensor:
+        found: Tensor = self.head(embeddings, self._vectors)
+        return found
 
     def _vectors(self, device: torch.device) -> Tensor:
         """[V, E], the vector of each token as the layers read it."""
         return self.form(vectors_of(self.token_emb, self.num_tokens, device))
 
+    @as_forward
+    def initial_slots(self, batch: int) -> Tensor | None:
+        """[B, M, D], the memory slots that the first segment reads; None for a model without slots."""
+        slots, _ = self.slots.read(None, batch)
+        return slots
+
+    @as_forward
+    def end_segment(self, mems: Memories | None, out: Tensor) -> Memories:
+        """What a segment of tokens alone leaves, of what it read and the layers' `out` [B, T, D] for it."""
+        slots, _ = self.slots.read(mems, len(out))
+        return leave(self, Past(slots, None), out, {}, Layout.plain(out.shape[1], out.device), True)
+
+    @as_forward
     def init_state(
         self,
         batch: int,
@@ -226,6 +245,8 @@ class TransformerWrapper(Whole):
         """
         check_session(self, length)
         device, dtype = home_of(self)
+        if is_sharded(self):  # FSDP2's policy of mixed precision says what forwards compute in
+            dtype = self.token_emb(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
@@ -333,7 +354,7 @@ class TransformerWrapper(Whole):
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
         weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(
-            weaving.forth(self.memory.vectors(embedded), embedded),
+            weaving.forth(self.memory(embedded), embedded),
             attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
             context=seen_context(self, past, context, context_mask, state),
             context_mask=context_mask,
@@ -347,4 +368,4 @@ class TransformerWrapper(Whole):
         weaving.done(prefix)
         out = weaving.back(out)
         left = leave(self, past, out, tape.streams, layout, detach_mems) if return_mems else None
-        return forms.answer(out, self.to_logits, tape, left)
+        return forms.answer(out, self._logits, tape, left)

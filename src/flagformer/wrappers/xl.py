@@ -18,6 +18,7 @@ from flagformer.generation import (
 )
 from flagformer.ops.cross_entropy import cross_entropy
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_session
 from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
 from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.unsaved import Unsaved
@@ -117,6 +118,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         logits, mems = self.net(ids, return_mems=True, **side)
         return logits, mems, None
 
+    @as_session
     def generate(
         self,
         start_tokens: PromptLike,
@@ -156,13 +158,14 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         return new if aligned.batched else new[0]
 
 
-class _Segments:
+class _Segments(nn.Module):
     """A model that is asked for ever longer rows, and reads each full segment once."""
 
     def __init__(self, net: Any, mems: Mems | None) -> None:
+        super().__init__()
         self.net, self.mems, self.done = net, mems, 0
 
-    def __call__(
+    def forward(
         self,
         ids: Tensor,
         *,
@@ -179,7 +182,9 @@ class _Segments:
             part = ids[:, self.done : self.done + longest]
             _, self.mems = self.net(part, mems=self.mems, return_mems=True, **how)
             self.done += longest
-        return self.net(ids[:, self.done :], mems=self.mems, **how)
+        out: Tensor = self.net(ids[:, self.done :], mems=self.mems, **how)
+        return out
 
     def to_logits(self, embeddings: Tensor) -> Tensor:
-        return self.net.to_logits(embeddings)
+        logits: Tensor = self.net.to_logits(embeddings)
+        return logits

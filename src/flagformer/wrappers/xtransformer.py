@@ -16,6 +16,7 @@ from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.borrow import borrow
 from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward, as_session
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
@@ -134,6 +135,7 @@ class XTransformer(Whole):
         """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
         save_model(self, Path(directory))
 
+    @as_forward
     def encode(
         self,
         src: Tensor,
@@ -144,10 +146,15 @@ class XTransformer(Whole):
         src_prepend_mask: Tensor | None = None,
     ) -> Tensor:
         """Source ids [B, S] -> what the decoder reads, [B, S, D]; [B, P + S, D] with prepended embeddings."""
-        front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
-        how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
+        return self._embeddings(src, mask, attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask)
+
+    def _embeddings(
+        self, src: Tensor, mask: Any, attn_mask: Any, embed_ids: Any, front: Any, front_mask: Any
+    ) -> Tensor:
+        side = {"prepend_embeds": front, "prepend_mask": front_mask, "embed_ids": embed_ids}
         with named(SOURCE):
-            return self.encoder(src, return_embeddings=True, **how)
+            found: Tensor = self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True, **side)
+        return found
 
     def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """What the decoder reads, and the auxiliary losses of the encoder that count in training."""
@@ -210,6 +217,7 @@ class XTransformer(Whole):
         """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
         update_kmeans(self)
 
+    @as_session
     def generate(
         self,
         seq_in: Tensor,
@@ -264,6 +272,7 @@ class XTransformer(Whole):
                 embed_ids=tgt_embed_ids,
             )
 
+    @as_session
     def beam_search(
         self,
         seq_in: Tensor,
@@ -309,7 +318,7 @@ class XTransformer(Whole):
     def _read_source(self, src: Tensor, mask: Tensor | None, *more: Any) -> Tensor:
         """`encode` without gradient, in eval mode."""
         with torch.no_grad(), evaluating(self.encoder), named({"src": "seq_in"}):
-            return self.encode(src, mask, *more)
+            return self._embeddings(src, mask, *more)
 
 
 def seen_source(

@@ -30,15 +30,21 @@ class ClusterMemory(nn.Module):
         nn.init.normal_(self.k)
         nn.init.normal_(self.v)
 
-    def of_all(self, times: int) -> Front | None:
-        """[1, times * C, H, M, K] and V: every cluster's, again for each group that it picks from."""
+    def forward(self, times: int = 1, clusters: Tensor | None = None) -> Front:
+        """`of_all(times)`, or `of_blocks(clusters)` where these are given."""
+        if clusters is not None:
+            heads = torch.arange(clusters.shape[2], device=clusters.device)
+            return self.k[heads, clusters], self.v[heads, clusters]
         k, v = (x.transpose(0, 1).repeat(times, 1, 1, 1)[None] for x in (self.k, self.v))
         return k, v
 
+    def of_all(self, times: int) -> Front | None:
+        """[1, times * C, H, M, K] and V: every cluster's, again for each group that it picks from."""
+        return self(times)
+
     def of_blocks(self, clusters: Tensor) -> Front | None:
         """[B, N, H] -> [B, N, H, M, K] and V."""
-        heads = torch.arange(clusters.shape[2], device=clusters.device)
-        return self.k[heads, clusters], self.v[heads, clusters]
+        return self(clusters=clusters)
 
 
 class NoClusterMemory(nn.Module):

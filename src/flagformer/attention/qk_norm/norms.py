@@ -119,8 +119,11 @@ class RMS(QKNorm):
         nn.init.ones_(self.q_gain)
         nn.init.ones_(self.k_gain)
 
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        return x * (unit_rms(x) * (self.q_gain if is_query else self.k_gain))
+
     def queries(self, q: Tensor) -> Tensor:
-        return q * (unit_rms(q) * self.q_gain)
+        return self(q, True)
 
     def keys(self, k: Tensor) -> Tensor:
-        return k * (unit_rms(k) * self.k_gain)
+        return self(k, False)

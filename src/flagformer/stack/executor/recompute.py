@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flagformer.flow import SideInputs, fill
+from flagformer.flow import Carry, SideInputs, fill
 from flagformer.ops.unhooked import unhooked
 from flagformer.residual.two_streams import Streams
 from flagformer.stack.executor.replay import Surroundings, same_draws
@@ -93,11 +93,11 @@ class Step:
     def _compute(
         self, read: Tensor, write: Tensor, tensors: Iterator[Tensor], replay: bool
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        side = replace(fill(self.record, tensors), tape=self.record.tape.part(), carry={}, replay=replay)
+        side = replace(fill(self.record, tensors), tape=self.record.tape.part(), carry=Carry(), replay=replay)
         # the written stream is the next one to be read
         out = self.sublayer(Streams(read, write, self.dtype), side).read
-        if side.carry:
-            handed_on = ", ".join(f"`{name}`" for name in side.carry)
+        if names := side.carry.names():
+            handed_on = ", ".join(f"`{name}`" for name in names)
             raise ValueError(
                 f"`reversible` computes each sublayer again alone, but one of yours hands on {handed_on} "
                 'to later ones: declare `needs={"carry"}` on its component, and use another executor'
