@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+import flagformer
 from flagformer import AutoregressiveWrapper, build, train_segments
 
 BASE = {
@@ -154,3 +156,51 @@ def test_a_sharded_model_equals_the_whole_one(name, parts, mesh):
     for when in ("first", "again"):
         assert_same(used(learner), want[0], when)
         assert_same(trained(learner, parameters, segments), want[1], when)
+
+
+@pytest.mark.parametrize(
+    "parts", ["the wrapper", "sublayers", "embedding and head", "all that holds parameters"]
+)
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
+def test_mixed_precision_of_the_policy(parts, mesh):
+    """A session keeps what forwards compute in; the loss is that of fp32 within the roundings of bf16."""
+    plain = make({"rotary_pos_emb": True}).float()
+    learner = copy.deepcopy(plain)
+    shard(learner, parts, mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    kept, read_again = (
+        learner.generate(IDS[:, :4], 5, temperature=0, cache_kv=cached) for cached in (True, False)
+    )
+    assert torch.equal(kept, read_again)
+    loss = learner.train()(IDS)
+    loss.backward()
+    assert abs(loss.item() - plain(IDS).item()) < 0.05 * plain(IDS).item()
+
+
+def test_what_gathers_around_a_model_is_named(mesh):
+    learner = make({"num_memory_slots": 3, "cross_attend": True, "mem_update_attn_heads": 2})
+    outer = fully_shard(torch.nn.Sequential(learner), mesh=mesh)
+    for call in (lambda: learner.beam_search(IDS[:, :4], 2), lambda: train_segments(learner.net, LONG)):
+        with pytest.raises(ValueError, match=r"is a shard of a module around the model.*call `unshard"):
+            call()
+    outer.unshard()
+    assert learner.generate(IDS[:, :4], 2).shape == (2, 2)
+
+
+def test_weights_are_gathered_to_be_saved(mesh, tmp_path):
+    """`save` refuses shards and says how; a refused call of generation leaves a model that trains."""
+    learner = make({"rotary_pos_emb": True})
+    plain = copy.deepcopy(learner)
+    shard(learner, "sublayers", mesh)
+    with pytest.raises(ValueError, match="`get_model_state_dict`"):
+        learner.net.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(ValueError, match="`seq_len`"):
+        learner.generate(IDS, 0)
+    learner.generate(IDS[:, :4], 2)
+    options = StateDictOptions(full_state_dict=True)
+    weights = get_model_state_dict(learner, options=options)
+    fresh = AutoregressiveWrapper(flagformer.build(learner.net.flags).double())
+    fresh.load_state_dict(weights)
+    want = trained(plain, dict(plain.named_parameters()), False)
+    assert_same(trained(fresh, dict(fresh.named_parameters()), False), want, "loaded")
+    assert_same(trained(learner, dict(learner.named_parameters()), False), want, "after refusals")
