@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,29 +13,29 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, Layout, WovenState
+from flagformer.flow import DecodeState, WovenState
 from flagformer.flow.memories import Memories
 from flagformer.head.heads import EMB_DIM
 from flagformer.ops.identity import identity
-from flagformer.ops.reset import Whole
-from flagformer.ops.sharded import as_forward, is_sharded
+from flagformer.ops.sharded import as_forward
 from flagformer.ops.unit import unit_length
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.forms import Forms
-from flagformer.wrappers.inputs import check_ids, check_positions, home_of, layout_of, prefix_lengths
+from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
 from flagformer.wrappers.positions import with_positions
-from flagformer.wrappers.segments import Past, check_session, leave, read_past, refuse_slots, seen_context
+from flagformer.wrappers.segments import leave, read_past, refuse_slots, seen_context
+from flagformer.wrappers.sessions import Sessions
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.stream import Stream
-from flagformer.wrappers.weaving import open_session, read_front, refuse_unread, weaving_of
+from flagformer.wrappers.weaving import read_front, refuse_unread, weaving_of
 from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
 
 
 @component("wrapper")
-class TransformerWrapper(Whole):
+class TransformerWrapper(Sessions):
     """A language model: token embedding, positions, layers, logits.
 
     Absolute positions: learned ones when the layers know no relative scheme, none when they do; say
@@ -212,45 +211,6 @@ class TransformerWrapper(Whole):
     def _vectors(self, device: torch.device) -> Tensor:
         """[V, E], the vector of each token as the layers read it."""
         return self.form(vectors_of(self.token_emb, self.num_tokens, device))
-
-    @as_forward
-    def initial_slots(self, batch: int) -> Tensor | None:
-        """[B, M, D], the memory slots that the first segment reads; None for a model without slots."""
-        slots, _ = self.slots.read(None, batch)
-        return slots
-
-    @as_forward
-    def end_segment(self, mems: Memories | None, out: Tensor) -> Memories:
-        """What a segment of tokens alone leaves, of what it read and the layers' `out` [B, T, D] for it."""
-        slots, _ = self.slots.read(mems, len(out))
-        return leave(self, Past(slots, None), out, {}, Layout.plain(out.shape[1], out.device), True)
-
-    @as_forward
-    def init_state(
-        self,
-        batch: int,
-        length: int,
-        *,
-        window: int | None = None,
-        seq_start_pos: Tensor | None = None,
-        num_prepend_embeds: int = 0,
-    ) -> DecodeState | WovenState:
-        """A preallocated decoding session for `batch` rows of at most `length` tokens.
-
-        Args:
-            window: every query sees at most this many of the last tokens; None: all. Memory tokens and
-                prepended embeddings stay in sight and do not count.
-            seq_start_pos: [B] the place of each left-padded row's first real token.
-            num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
-        """
-        check_session(self, length)
-        device, dtype = home_of(self)
-        if is_sharded(self):  # FSDP2's policy of mixed precision says what forwards compute in
-            dtype = self.token_emb(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
-        return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
 
     def forward(
         self,

@@ -1,0 +1,68 @@
+"""What decoding sessions, streams and segments ask of a model, beside its forward."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flagformer.embedding import Memory
+from flagformer.embedding.tokens import TokenEmbedding
+from flagformer.flow import DecodeState, Layout, WovenState
+from flagformer.flow.memories import Memories
+from flagformer.ops.reset import Whole
+from flagformer.ops.sharded import as_forward, is_sharded
+from flagformer.stack.layers import AttentionLayers
+from flagformer.wrappers.inputs import home_of
+from flagformer.wrappers.segments import Past, check_session, leave
+from flagformer.wrappers.weaving import open_session
+
+
+class Sessions(Whole):
+    """The part of a `TransformerWrapper` that opens sessions and ends segments."""
+
+    attn_layers: AttentionLayers
+    memory: Memory
+    slots: Any  # a SlotMemory
+    token_emb: TokenEmbedding
+
+    @as_forward
+    def initial_slots(self, batch: int) -> Tensor | None:
+        """[B, M, D], the memory slots that the first segment reads; None for a model without slots."""
+        slots, _ = self.slots.read(None, batch)
+        return slots
+
+    @as_forward
+    def end_segment(self, mems: Memories | None, out: Tensor) -> Memories:
+        """What a segment of tokens alone leaves, of what it read and the layers' `out` [B, T, D] for it."""
+        slots, _ = self.slots.read(mems, len(out))
+        return leave(self, Past(slots, None), out, {}, Layout.plain(out.shape[1], out.device), True)
+
+    @as_forward
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        *,
+        window: int | None = None,
+        seq_start_pos: Tensor | None = None,
+        num_prepend_embeds: int = 0,
+    ) -> DecodeState | WovenState:
+        """A preallocated decoding session for `batch` rows of at most `length` tokens.
+
+        Args:
+            window: every query sees at most this many of the last tokens; None: all. Memory tokens and
+                prepended embeddings stay in sight and do not count.
+            seq_start_pos: [B] the place of each left-padded row's first real token.
+            num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
+        """
+        check_session(self, length)
+        device, dtype = home_of(self)
+        if is_sharded(self):  # FSDP2's policy of mixed precision says what forwards compute in
+            dtype = self.token_emb(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
+        return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
