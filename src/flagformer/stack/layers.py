@@ -235,8 +235,7 @@ class AttentionLayers(Whole):
     ) -> Tensor | None:
         """Which tokens of the context are seen, once both are checked."""
         held = state is not None and state.context_layout is not None
-        width = self.dims.dim_context or self.dims.dim
-        check_context(context, mask, self.has_cross, held, width, batch)
+        check_context(context, mask, self.has_cross, held, self.dims.dim_context or self.dim, batch)
         return mask if context is None or state is not None else self.context_tokens(context, mask)
 
     def _mask(
