@@ -55,7 +55,6 @@ def memory_replay_backprop(
         ValueError: naming the argument, what it was and what it must be.
     """
     _check_source(model, src, src_mask, tgt, loss_fn)
-    start = None if mems is None else Memories.of_slots(model.encoder.slots.read(mems, len(src))[0])
     sources = src.split(model.max_seq_len, dim=1)
     count = len(sources)
     masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
@@ -70,7 +69,7 @@ def memory_replay_backprop(
             loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
         return loss, Memories.of_slots(results.mem)
 
-    losses, left = replay(model, read, start, count)
+    losses, left = replay(model, read, _start(model.encoder, mems, len(src)), count)
     assert left.slots is not None
     return torch.stack([left.slots.new_zeros(()) if loss is None else loss for loss in losses])
 
