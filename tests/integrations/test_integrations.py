@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration_models import MODELS, Learner, batch, loss_of, same_weights
+from integration_models import MODELS, TEXT, Learner, batch, loss_of, pair, same_weights
 from torch import nn
 
 import flagformer
@@ -72,6 +72,49 @@ def test_peft(learner, tmp_path, by):
     merged = model.merge_and_unload()
     assert linears(merged) == targets
     torch.testing.assert_close(loss_of(Learner(kind, merged)), want, rtol=0, atol=1e-5)
+
+
+TIED = {
+    "decoder": ({"model": "decoder", **TEXT, "tie_embedding": True}, MODELS["decoder"][1]),
+    "xtransformer": (
+        {"model": "xtransformer", **pair(TEXT), "tie_token_emb": True, "dec_tie_embedding": True},
+        MODELS["xtransformer"][1],
+    ),
+}
+ADAPTERS = {
+    "low rank": {"target_modules": ["token_emb"]},
+    "low rank and direction": {"target_modules": ["token_emb"], "use_dora": True},
+    "tokens": {"target_modules": "all-linear", "trainable_token_indices": {"token_emb": [1, 2, 5]}},
+    "a copy": {"target_modules": "all-linear", "modules_to_save": ["token_emb"]},
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("kind", TIED)
+def test_peft_of_a_tied_embedding(kind, adapter, tmp_path):
+    """All that read the embedding, the head too, read its adapter; it merges into one table."""
+    peft = of("peft")
+    flags, loss_of_batch = TIED[kind]
+    torch.manual_seed(0)
+    base = flagformer.build(flags).eval()
+    plain = copy.deepcopy(base)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, **ADAPTERS[adapter]))
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and "token_emb" in name]
+    before = loss_of_batch(model, batch())
+    optimizer = torch.optim.AdamW(trained, lr=10 * RATE)
+    for _ in range(5):
+        loss_of_batch(model, batch()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    want = loss_of_batch(model, batch())
+    assert want < before - 0.05
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loss_of_batch(loaded, batch()), want, rtol=0, atol=1e-6)
+    merged = model.merge_and_unload()
+    merged.save(tmp_path / "merged")
+    merged = flagformer.load(tmp_path / "merged").eval()
+    torch.testing.assert_close(loss_of_batch(merged, batch()), want, rtol=0, atol=1e-5)
 
 
 def test_accelerate(learner, tmp_path):

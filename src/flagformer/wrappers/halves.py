@@ -159,7 +159,7 @@ def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: 
     if not decoder.attn_layers.has_cross:
         text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
         findings.append(Finding("dec_custom_layers", text))
-    widths = [half.token_emb.weight.shape[1] for half in (encoder, decoder)]
+    widths = [half.embedding.width for half in (encoder, decoder)]
     unit = [half.resolved.flags["l2norm_embed"] for half in (encoder, decoder)]
     if tied and (widths[0] != widths[1] or unit[0] != unit[1]):
         text = "`tie_token_emb` needs the same `emb_dim` and `l2norm_embed` in both halves"

@@ -9,24 +9,22 @@ import torch
 from torch import Tensor
 
 from flagformer.embedding import Memory
-from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flow import DecodeState, Layout, WovenState
 from flagformer.flow.memories import Memories
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.inputs import home_of
 from flagformer.wrappers.segments import Past, check_session, leave
+from flagformer.wrappers.token_reader import TokenReader
 from flagformer.wrappers.weaving import open_session
 
 
-class Sessions(Whole):
+class Sessions(TokenReader):
     """The part of a `TransformerWrapper` that opens sessions and ends segments."""
 
     attn_layers: AttentionLayers
     memory: Memory
     slots: Any  # a SlotMemory
-    token_emb: TokenEmbedding
 
     @as_forward
     def initial_slots(self, batch: int) -> Tensor | None:

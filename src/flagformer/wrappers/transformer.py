@@ -119,7 +119,7 @@ class TransformerWrapper(Sessions):
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         self.attn_z_loss_weight = float(attn_z_loss_weight)
         # vectors of length 1 start small, so that small steps turn them quickly
-        self.token_emb = TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None)
+        self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
         self.form = unit_length if l2norm_embed else identity
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)

@@ -14,7 +14,6 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
-from flagformer.ops.borrow import borrow
 from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.wrappers.argument_names import named
@@ -92,10 +91,8 @@ class XTransformer(Whole):
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
-            # the one that is initialised last, as by `reset_parameters`
-            self.encoder.token_emb = self.decoder.net.token_emb
-            del self.decoder.net.token_emb
-            borrow(self.decoder.net, {"token_emb": self.encoder.token_emb})
+            # the decoder's, which is initialised last, as by `reset_parameters`
+            self.encoder.share_token_emb(self.decoder.net)
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> XTransformer:
