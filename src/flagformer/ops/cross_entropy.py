@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
+from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.leaf_sums import LeafSums
 from flagformer.ops.unhooked import unhooked
 
 
@@ -26,7 +29,9 @@ def chunked_cross_entropy(
     """The mean cross entropy, in nats, of `to_logits(x)`, which is never whole.
 
     Gradients are made in the forward, while a chunk's logits are there: nothing is computed twice, and only
-    they are kept, in the sizes of what they are of. Traced, all parts are one graph and the tracer decides.
+    they are kept, in the sizes of what they are of. At the peak there are, for a linear head, one gradient of
+    its weight and two tensors of a chunk's logits. Traced, or under transforms of torch.func, all parts are
+    one graph, whose logits torch keeps.
 
     Args:
         to_logits: [1, n, D] -> [1, n, V], each token by itself.
@@ -53,34 +58,41 @@ def _with_gradients(
 ) -> Tensor:
     """The mean, connected with what it depends on by gradients that are known already."""
     of_x: list[Tensor] = []
-    learned: dict[int, tuple[Tensor, Tensor]] = {}  # each leaf and its gradient so far, in fp32 at least
     totals = []
-    for piece, target in pieces:
-        piece = piece.detach().requires_grad_(x.requires_grad)
-        logits = to_logits(piece[None])
-        total, grad = _sum_and_gradient(logits.detach(), target, ignore_index)
-        totals.append(total)
-        leaves = [leaf for leaf in _leaves(logits) if leaf is not piece]
-        wanted = [piece, *leaves] if x.requires_grad else leaves
-        if not wanted:
-            continue
-        with unhooked(leaves):
-            # retained: what leaves pass on their way here may belong to every part (casts, parametrizations)
-            grads = list(torch.autograd.grad(logits, wanted, grad, retain_graph=True))
-        del logits, grad  # not two parts at a time
-        if x.requires_grad:
-            of_x.append(grads.pop(0))
-        for leaf, one in zip(leaves, grads):
-            if id(leaf) in learned:
-                learned[id(leaf)][1].add_(one)
-            else:
-                wide = torch.promote_types(one.dtype, torch.float32)
-                learned[id(leaf)] = leaf, one.to(wide, copy=True)  # two leaves may be given one tensor
+    with LeafSums() as sums:
+        for piece, target in pieces:
+            piece = piece.detach().requires_grad_(x.requires_grad)
+            total, grad = _through(to_logits, piece, target, ignore_index, sums)
+            totals.append(total)
+            if x.requires_grad:
+                of_x.append(torch.zeros_like(piece) if grad is None else grad)
     found = [(x, torch.cat(of_x).view_as(x))] if of_x else []
-    found += learned.values()
+    found += sums.pairs()
     known = [one.div_(count.clamp(min=1)) for _, one in found]  # of no target: 0, while the mean is NaN
     mean: Tensor = _Known.apply(torch.stack(totals).sum() / count, known, *[tensor for tensor, _ in found])
     return mean
+
+
+def _through(
+    to_logits: Callable[[Tensor], Tensor], piece: Tensor, target: Tensor, ignore_index: int, sums: LeafSums
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the cross entropy of a piece [n, D], and its gradient with respect to the piece; those with
+    respect to leaves go to `sums`."""
+    logits = to_logits(piece[None])
+    total, grad = _sum_and_gradient(logits.detach(), target, ignore_index)
+    if not logits.requires_grad:
+        return total, None
+    leaves = [leaf for leaf in _leaves(logits) if leaf is not piece]
+    wanted = [*leaves, piece] if piece.requires_grad else leaves
+    edge = get_gradient_edge(logits)
+    del logits  # most heads do not need them for their gradients
+    with no_autocast(piece.device), unhooked(leaves):
+        # retained: what leaves pass on their way here may belong to every piece (casts, parametrizations)
+        grads = torch.autograd.grad([edge], wanted, [grad], retain_graph=True, allow_unused=True)
+    for leaf, one in zip(leaves, grads):
+        if one is not None:
+            sums.add(leaf, one)
+    return total, grads[-1] if piece.requires_grad else None
 
 
 @torch.no_grad()
@@ -90,8 +102,9 @@ def _sum_and_gradient(logits: Tensor, target: Tensor, ignore_index: int) -> tupl
     counts = target != ignore_index
     place = target.where(counts, 0)[:, None]
     most, picked = exact.amax(dim=-1, keepdim=True), exact.gather(1, place)
-    # in place from here on: a third tensor of this size would be the peak
-    grad = (exact - most).exp_()
+    # in place in one copy: the head's gradient may need its logits, and a third tensor would be the peak
+    grad = (exact - most if exact.dtype == logits.dtype else exact.sub_(most)).exp_()
+    del exact
     sums = grad.sum(dim=-1, keepdim=True)
     total = (most - picked + sums.log())[:, 0].where(counts, 0.0).sum()
     # probabilities, less one at the target
