@@ -42,7 +42,8 @@ class Cost:
         dense_flops_per_token: the same, if every head computed its scores with all keys of the row.
         saved_bytes: what a micro-batch of training keeps for its backward pass, in fp32; the same storage
             counts once, parameters do not.
-        memory_bytes: `saved_bytes`, weights, gradients and AdamW's moments: a lower bound of training.
+        memory_bytes: `saved_bytes`, what a backward computes again at once, weights, gradients and AdamW's
+            moments: a lower bound of training.
     """
 
     params: int
@@ -100,6 +101,7 @@ def cost(trial: Trial, model: Any = None) -> Cost:
         segment = trial.train.segment
         flops, dense = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
         saved = saved_bytes(model.train(), micro_batch(trial), segment)
+        again = recomputed_bytes(model, micro_batch(trial), segment)
     params = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
@@ -109,7 +111,7 @@ def cost(trial: Trial, model: Any = None) -> Cost:
         round(flops / seq_len),
         round(dense / seq_len),
         saved,
-        ADAMW * size + saved,
+        ADAMW * size + saved + again,
     )
 
 
@@ -151,19 +153,55 @@ def _active(model: Any, params: int) -> int:
 
 def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
     """Bytes that autograd keeps of one micro-batch and its loss, as its hooks see them; not parameters."""
-    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor: a freed one's address is given out again
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FusedOnMeta():
+    kept = Kept(model)
+    with kept, FusedOnMeta():
         logits = read_rows(model, inputs, segment, losses=True).logits
         token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
-    return sum(size for size, _ in kept.values())
+    return kept.size
+
+
+def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
+    """Bytes that a backward keeps of one sublayer while it computes this again: the most of any; 0 where the
+    executor computes nothing again."""
+    again = [part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")]
+    kept, before, most = Kept(model), [0], [0]
+    hooks: list[Any] = []
+    for part in again:
+        for sublayer in part.sublayers:
+            hooks += [
+                sublayer.register_forward_pre_hook(lambda *given: before.append(kept.size)),
+                sublayer.register_forward_hook(lambda *given: most.append(kept.size - before.pop())),
+            ]
+    found = [part.executor for part in again]
+    try:
+        for part in again:
+            part.executor = part.executor.plain
+        if again:
+            with kept, FusedOnMeta():
+                read_rows(model, inputs, segment, losses=True)
+    finally:
+        for part, executor in zip(again, found, strict=True):
+            part.executor = executor
+        for hook in hooks:
+            hook.remove()
+    return max(most)
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Inside, `size` counts the bytes of the storages that autograd saves, but for a model's parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.tensors: dict[int, Tensor] = {}  # held: the address of a freed one is given out again
+        self.size = 0
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.parameters and storage._cdata not in self.tensors:
+            self.tensors[storage._cdata] = tensor
+            self.size += storage.nbytes()
+        return tensor
 
 
 def _other_mistake(source: Source, variant: str, message: str) -> Mistake:
