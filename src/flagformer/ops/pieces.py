@@ -13,6 +13,11 @@ from flagformer.ops.traced import traced
 NUMBERS = 1 << 19  # of a piece, for each thread
 
 
+def longest_piece(heads: int, width: int) -> int:
+    """Tokens of one row that a piece holds on one thread; of more rows it holds fewer of each."""
+    return max(NUMBERS // (heads * width), 1)
+
+
 def pieces(x: Tensor) -> list[slice]:
     """Of the T tokens of x [B, H, T, K], as many at a time as stay in a core's cache.
 

@@ -47,6 +47,7 @@ class FixedWindows(Core):
         self.kernel, self.window, self.radius, self.later = kernel, window, radius, later
         borrow(self, {"path": path, "rotation": rotation})
         self.reach = window * (radius + 1) - 1
+        self.turns_at = (window, self.reach)  # one block or several; more than a query sees
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flagformer.attention.cores.reminder import moved
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
-from flagformer.ops.pieces import pieces
+from flagformer.ops.pieces import longest_piece, pieces
 from flagformer.ops.traced import lasting
 from flagformer.ops.unit import unit_and_length, unit_length
 
@@ -45,6 +45,7 @@ class KMeans(nn.Module):
     def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
         super().__init__()
         self.count, self.decay, self.commitment = count, decay, commitment
+        self.turns_at = (longest_piece(heads, width),)
         self.register_buffer("means", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("sums", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("counts", torch.empty(heads, count, dtype=torch.float32))

@@ -39,7 +39,7 @@ class Local(Core):
         super().__init__()
         self.kernel, self.reach, self.later = kernel, reach, later
         borrow(self, {"path": path})
-        self.turns_at = (reach,)
+        self.turns_at = (max(reach, BLOCK),)  # one block or several
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.seats

@@ -80,6 +80,7 @@ class RoutedContext(Core):
         super().__init__()
         assert count is not None
         self.kernel, self.window = kernel, window
+        self.turns_at = (window,)
         borrow(self, {"path": path})
         self.makes_losses, self.leaks = commitment > 0, selection != "nearest"
         self.meet = RoutedContext.nearest if selection == "nearest" else RoutedContext.picked
