@@ -3,7 +3,6 @@ named."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flagformer.data import SPLITS, encoded
+from flagformer.data import SPLITS, encoded, windows
 from flagformer.data.tokens import TokenFile, _tokenizer
 from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.train.trial import run_trial
@@ -69,16 +68,17 @@ def test_every_byte_belongs_to_one_token(source: TokenFile, tmp_path: Path) -> N
     assert back == text
 
 
-def test_pieces_end_where_words_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoded, "PIECE", 64)
-    lines = "one two three;\nfour\n\n  five = 6\n" * 9 + "\u20ac" * 90
-    content = torch.tensor(list(lines.encode()), dtype=torch.uint8)
-    found = list(encoded.pieces(content, 0, len(content)))
-    assert b"".join(found) == lines.encode()
-    for before, after in itertools.pairwise(found):
-        before.decode(), after.decode()  # no character is cut
-        wordy = before[-1:].isalnum() and after[:1] in b" \n"
-        assert wordy or "\u20ac" in before.decode()
+def test_no_character_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a byte that is no UTF-8 read in another way where a chunk ends at it."""
+    monkeypatch.setattr(windows, "OVERLAP", 0)
+    for text in (b"one two;\n" * 9 + "\u20ac".encode() * 90, b"\xf0\x9f\x98\x80\x80" * 50, b"\xe2\x82" * 90):
+        content = torch.tensor(list(text), dtype=torch.uint8)
+        for size in (61, 62, 63, 64):
+            monkeypatch.setattr(windows, "WINDOW", size)
+            places: list[int] = []
+            found = list(encoded.read_chunks(content, 0, len(text), places.append))
+            assert "".join(found) == text.decode(errors="replace")
+            assert min(places, default=None) == {0xE2: 0, 0xF0: 4}.get(text[0])
 
 
 @pytest.mark.parametrize("stored", ["truncation", "padding"])

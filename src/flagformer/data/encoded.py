@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import mmap
 import os
-import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flagformer.data import windows
 from flagformer.data.download import CACHE, cache_directory
+from flagformer.data.lock import exclusive
 
-VERSION = 1  # of the files; another number makes them again
-PIECE = 1 << 18  # bytes that are encoded at once
-TAIL = 1 << 16  # of a piece, where its end is looked for
-# Where pre-tokenizers cut in any case: between a letter or digit and a line end.
-BORDER = re.compile(rb"[0-9A-Za-z](?=\n)")
-WORD = re.compile(rb"[0-9A-Za-z](?=[ \r\n])")
+VERSION = 2  # of the files; another number makes them again
+PAIR = 8  # bytes of an id and a size
+CONTEXT = 16  # tokens that a part is decoded with on either side: decoders change the edges of a text
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,19 @@ class Encoded:
     Attributes:
         ids: int32 [N].
         sizes: int32 [N], the bytes of text that each token stands for; their sum is the span's.
-        lossless: whether the tokens decode to the text they were made of.
+        lossless: whether the tokens decode to the text they were made of. One space in front, which
+            tokenizers add to a text or take from it, does not count.
+        invalid: the first byte of the text that is no UTF-8; None where all are.
     """
 
     ids: Tensor
     sizes: Tensor
     lossless: bool
+    invalid: int | None
 
 
-def load_encoded(text: Tensor, spans: tuple[tuple[int, int], ...], tokenizer: Any, key: str) -> list[Encoded]:
-    """Every span of the bytes `text` in tokens, encoded on first use.
+def load_encoded(text: Tensor, spans: Spans, tokenizer: Any, key: str) -> list[Encoded]:
+    """Every span of the bytes `text` in tokens, encoded on first use by one process while others wait.
 
     Args:
         key: names the files; it must change with the text, the spans or the tokenizer.
@@ -52,8 +56,14 @@ def load_encoded(text: Tensor, spans: tuple[tuple[int, int], ...], tokenizer: An
     """
     base = cache_directory() / "tokens" / f"{key}-{VERSION}"
     try:
-        if not base.with_suffix(".json").exists():
-            _write(base, text, spans, tokenizer)
+        if _record(base) is None:
+            base.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(base.with_suffix(".lock")) as alone:
+                if alone:
+                    for left in base.parent.glob(f"{base.name}.*.partial"):  # of a process that was killed
+                        left.unlink()
+                if _record(base) is None:  # another process may have been first
+                    _write(base, text, spans, tokenizer)
         return _read(base, base.with_suffix(".bin").stat().st_mtime_ns)
     except OSError as error:
         raise ValueError(
@@ -62,90 +72,124 @@ def load_encoded(text: Tensor, spans: tuple[tuple[int, int], ...], tokenizer: An
         ) from error
 
 
-def _write(base: Path, text: Tensor, spans: tuple[tuple[int, int], ...], tokenizer: Any) -> None:
-    """The .bin first, the .json last, each under its name only when it is whole: processes may meet here."""
-    base.parent.mkdir(parents=True, exist_ok=True)
-    partial = base.with_suffix(f".{os.getpid()}.partial")
-    counts, lossless = [], []
+def _record(base: Path) -> list[dict[str, Any]] | None:
+    """What the .json says of each span; None unless both files are there and whole."""
     try:
-        with partial.open("wb") as file:
-            for low, high in spans:
-                count, whole = _encode_span(text, low, high, tokenizer, file)
-                counts.append(count)
-                lossless.append(whole)
-        partial.replace(base.with_suffix(".bin"))
-        partial.write_text(json.dumps({"counts": counts, "lossless": lossless}))
-        partial.replace(base.with_suffix(".json"))
+        said = json.loads(base.with_suffix(".json").read_bytes())
+        size = sum(span["count"] for span in said) * PAIR
+        return said if base.with_suffix(".bin").stat().st_size == size else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(base: Path, text: Tensor, spans: Spans, tokenizer: Any) -> None:
+    with _whole(base.with_suffix(".bin")) as file:
+        said = [_encode_span(text, low, high, tokenizer, file) for low, high in spans]
+    with _whole(base.with_suffix(".json")) as file:
+        file.write(json.dumps(said).encode())
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Any]:
+    """A file that takes its name when all of it is on disk, and is removed otherwise."""
+    partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _encode_span(text: Tensor, low: int, high: int, tokenizer: Any, file: Any) -> tuple[int, bool]:
-    """Appends ids and sizes, interleaved as int32 pairs; returns how many, and whether nothing was lost."""
+def _encode_span(text: Tensor, low: int, high: int, tokenizer: Any, file: Any) -> dict[str, Any]:
+    """Appends ids and sizes, interleaved as int32 pairs; returns the span's entry of the .json."""
+    faults: list[int] = []
+    chunks = read_chunks(text, low, high, faults.append)
     count, lossless = 0, True
-    for piece in pieces(text, low, high):
-        shown = piece.decode("utf-8", errors="replace")
-        found = tokenizer.encode(shown, add_special_tokens=False)
-        pairs = np.empty((len(found.ids), 2), dtype="<i4")
-        pairs[:, 0], pairs[:, 1] = found.ids, _sizes(shown, [start for start, _ in found.offsets], len(piece))
+    for before, part, after in _neighbours(windows.encode_parts(chunks, tokenizer)):
+        pairs = np.empty((len(part.ids), 2), dtype="<i4")
+        pairs[:, 0], pairs[:, 1] = part.ids, _sizes(part)
         file.write(pairs.tobytes())
         count += len(pairs)
-        lossless = lossless and _is_lossless(tokenizer, found, piece)
-    return count, lossless
+        lossless = lossless and not faults and _is_lossless(tokenizer, before, part, after)
+    invalid = faults[0] if faults else None
+    return {"count": count, "lossless": lossless and not faults, "invalid": invalid}
 
 
-def pieces(text: Tensor, low: int, high: int) -> Iterator[bytes]:
-    """Bytes `low` to `high` in parts of at most `PIECE`, each ending where a tokenizer cuts in any case: at a
-    line end if there is one, else at a word's, else at a character's."""
+def read_chunks(text: Tensor, low: int, high: int, report: Callable[[int], None]) -> Iterator[str]:
+    """Bytes `low` to `high` as text, each chunk and the overlap with the one before it within a window's
+    size; no character is cut. `report` is called with the place of a byte that is no UTF-8."""
     while low < high:
-        piece = text[low : min(low + PIECE, high)].numpy().tobytes()
-        if low + len(piece) < high:
-            piece = piece[: _last_border(piece)]
-        yield piece
-        low += len(piece)
+        end = character_border(text, min(low + windows.WINDOW - windows.OVERLAP, high), high)
+        piece = text[low:end].numpy().tobytes()
+        try:
+            yield piece.decode()
+        except UnicodeDecodeError as error:
+            report(low + error.start)
+            yield piece.decode(errors="replace")
+        low = end
 
 
-def _last_border(piece: bytes) -> int:
-    start = max(0, len(piece) - TAIL)
-    for border in (BORDER, WORD):
-        ends = [match.end() for match in border.finditer(piece, start)]
-        if ends:
-            return ends[-1]
-    return character_border(piece, len(piece) - 4) or len(piece)
+def character_border(content: Tensor, at: int, end: int) -> int:
+    """The first byte from `at` on, at most `end`, that begins a character of UTF-8; after three bytes that
+    go on with one, no character goes on."""
+    last = min(at + 3, end)
+    return next((i for i in range(at, last) if int(content[i]) & 0xC0 != 0x80), last)
 
 
-def character_border(content: bytes | Tensor, at: int) -> int:
-    """The first byte from `at` on, at most three further, that begins a character of UTF-8."""
-    return next((i for i in range(at, min(at + 4, len(content))) if int(content[i]) & 0xC0 != 0x80), at)
+def _neighbours(
+    parts: Iterator[windows.Part],
+) -> Iterator[tuple[windows.Part | None, windows.Part, windows.Part | None]]:
+    """Each part with the one before and the one after it."""
+    before, now = None, next(parts, None)
+    while now is not None:
+        after = next(parts, None)
+        yield before, now, after
+        before, now = now, after
 
 
-def _sizes(text: str, starts: list[int], total: int) -> Any:
+def _sizes(part: windows.Part) -> Any:
     """Bytes from each token's first character to the next one's; what no token covers counts for the token
     before it. Tokens that share a character leave it to the last of them."""
-    if not starts:
+    if not len(part.ids):
         return []
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    points = np.frombuffer(part.text.encode("utf-32-le"), dtype="<u4")
     width = 1 + (points > 0x7F).astype("<i4") + (points > 0x7FF) + (points > 0xFFFF)
-    ends = np.minimum(np.concatenate([[0], np.cumsum(width)]), total)
-    edges = ends[np.maximum.accumulate([0, *starts[1:], len(text)])]
-    edges[-1] = total
-    return np.diff(edges)
+    ends = np.concatenate([[0], np.cumsum(width)])
+    return np.diff(ends[np.maximum.accumulate([0, *part.starts[1:], len(part.text)])])
 
 
-def _is_lossless(tokenizer: Any, found: Any, piece: bytes) -> bool:
-    """A space that a decoder adds or drops in front is no loss."""
-    back = tokenizer.decode(found.ids, skip_special_tokens=False)
-    return back.encode().lstrip(b" ") == piece.lstrip(b" ")
+def _is_lossless(
+    tokenizer: Any, before: windows.Part | None, part: windows.Part, after: windows.Part | None
+) -> bool:
+    """Whether the tokens of a part, decoded amid their neighbours, give its text and a character of each
+    neighbour."""
+    ids = part.ids.tolist()
+    wanted = part.text
+    if before is not None:
+        ids, wanted = before.ids[-CONTEXT:].tolist() + ids, before.text[-1:] + wanted
+    if after is not None:
+        ids, wanted = ids + after.ids[:CONTEXT].tolist(), wanted + after.text[:1]
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    fronts = {back, f" {back}", back.removeprefix(" ")} if before is None else {back}
+    if before is None:
+        return any(shown == wanted if after is None else shown.startswith(wanted) for shown in fronts)
+    return back.endswith(wanted) if after is None else wanted in back
 
 
 @functools.lru_cache(maxsize=4)
 def _read(base: Path, modified: int) -> list[Encoded]:
     """`modified` is there so that a changed file is mapped again."""
-    said = json.loads(base.with_suffix(".json").read_text())
-    if not sum(said["counts"]):
+    said = json.loads(base.with_suffix(".json").read_bytes())
+    counts = [span["count"] for span in said]
+    if not sum(counts):
         raise ValueError("`tokenizer` must give tokens, but it gives none for the whole text")
     with base.with_suffix(".bin").open("rb") as file:
         held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # never written to
     pairs = torch.frombuffer(held, dtype=torch.int32).view(-1, 2)
-    parts = pairs.split(said["counts"])
-    return [Encoded(part[:, 0], part[:, 1], whole) for part, whole in zip(parts, said["lossless"])]
+    return [
+        Encoded(part[:, 0], part[:, 1], span["lossless"], span["invalid"])
+        for part, span in zip(pairs.split(counts), said)
+    ]

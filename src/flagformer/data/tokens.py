@@ -18,12 +18,14 @@ class TokenFile(Text):
     """The text at `path`, UTF-8, in the tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
     (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, moved to the next character.
 
-    The text is encoded once, without special tokens, truncation or padding, and kept in
-    `FLAGFORMER_CACHE/tokens` (by default `~/.cache/flagformer/tokens`), which every process maps.
+    The text is encoded once, without special tokens, truncation, padding or BPE dropout, and kept in
+    `FLAGFORMER_CACHE/tokens` (by default `~/.cache/flagformer/tokens`), which every process maps. The tokens
+    of a split are those of one call for the whole split.
 
     Bits per byte count the bytes that the scored tokens stand for, so that tokenizers and bytes compare. A
-    tokenizer whose tokens do not decode to the text (unknown words, lower case) has none: accuracy and nats
-    a token are compared instead, and a warning says so.
+    tokenizer whose tokens do not decode to the text (unknown words, lower case, stripped spaces) has none:
+    accuracy and nats a token are compared instead, and a warning says so. One space in front of a split,
+    which tokenizers add or take, does not count.
     """
 
     metric: ClassVar[str] = "every token given those before it in its row; accuracy: the share guessed right"
@@ -52,7 +54,9 @@ class TokenFile(Text):
     def check(self, split: Split, seq_len: int) -> None:
         super().check(split, seq_len)
         if not self.is_bytes:
-            warnings.warn(_LOSSY.format(self.tokenizer, self.path), stacklevel=2)
+            invalid = next((part.invalid for part in self._encoded() if part.invalid is not None), None)
+            message = _LOSSY if invalid is None else _NOT_UTF8
+            warnings.warn(message.format(self.tokenizer, self.path, invalid), stacklevel=2)
 
     def bytes_per_token(self, split: Split) -> float | None:
         """Of the whole split, on average; None where the tokens do not stand for the text."""
@@ -83,11 +87,16 @@ _LOSSY = (
     "the tokens of {} do not decode to the text of {} (unknown words, or a normalizer that changes it), so "
     "bits per byte are left out"
 )
+_NOT_UTF8 = (
+    "the text of {1} is not UTF-8 (first at byte {2}), so the tokens of {0} do not decode to it and bits per "
+    "byte are left out; convert it (for Latin-1: iconv -f ISO-8859-1 -t UTF-8 FILE)"
+)
 
 
 def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
     """Bytes of each split; no character lies in two."""
-    ends = [character_border(text, int(EDGES[split][1] * len(text))) for split in SPLITS[:-1]]
+    size = len(text)
+    ends = [character_border(text, int(EDGES[split][1] * size), size) for split in SPLITS[:-1]]
     return tuple(zip((0, *ends), (*ends, len(text))))
 
 
@@ -113,4 +122,8 @@ def _tokenizer(path: Path) -> Any:
         raise ValueError(f"`tokenizer` must be a tokenizer.json, but {path} is none: {error}") from None
     tokenizer.no_truncation()  # both are stored with a tokenizer, for batches of sentences
     tokenizer.no_padding()
+    tokenizer.post_processor = None  # adds special tokens, or moves the places of tokens past their spaces
+    for sampling in ("dropout", "alpha", "nbest_size"):  # of BPE and Unigram, for training on several cuts
+        if getattr(tokenizer.model, sampling, None) is not None:
+            setattr(tokenizer.model, sampling, None)
     return tokenizer

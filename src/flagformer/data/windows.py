@@ -1,0 +1,112 @@
+"""Token ids of a long text, encoded in windows that overlap; they are those of one call for the whole text.
+
+A tokenizer treats the edges of what it is given in a special way: it strips spaces there, puts a prefix in
+front, cuts a run of spaces, digits or letters that goes on. So two windows share `OVERLAP` characters, and
+the first is left for the second in the middle of a run of tokens on which both agree. Where there is none
+the first window grows, up to the whole text.
+
+A cut lies between two words of the pre-tokenizer, which are encoded apart. BPE may be cut within a word: a
+boundary that no merge crosses in either window is crossed by none in the whole, because up to the first
+merge that crosses it both sides were merged as in the windows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WINDOW = 1 << 18  # characters that are encoded at once
+OVERLAP = 1 << 12  # characters that two windows share
+AGREE = 8  # tokens before and after a cut that must be equal in both windows
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a text and its tokens.
+
+    Attributes:
+        ids: int32 [N].
+        starts: int64 [N], the first character of each token in `text`.
+    """
+
+    text: str
+    ids: Any
+    starts: Any
+
+
+@dataclass(frozen=True)
+class _Window:
+    """`text` begins at character `origin` of the whole. `tokens` has rows of first character, last and one,
+    id, and whether a word begins: int64 [N, 4]."""
+
+    text: str
+    origin: int
+    tokens: Any
+
+    @property
+    def end(self) -> int:
+        return self.origin + len(self.text)
+
+
+def encode_parts(chunks: Iterator[str], tokenizer: Any) -> Iterator[Part]:
+    """Parts that make up the text of all `chunks`, in order, without special tokens."""
+    within_words = json.loads(tokenizer.to_str())["model"].get("type") == "BPE"
+    window = _encode(tokenizer, next(chunks, ""), 0)
+    begin, first = 0, 0  # character and token of the window that the next part begins with
+    for chunk in chunks:
+        shared = window.text[-OVERLAP:]
+        later = _encode(tokenizer, shared + chunk, window.end - len(shared))
+        cut = _cut(window, later, within_words)
+        if cut is None:
+            doubled = itertools.islice(
+                chunks, max(0, len(window.text) // WINDOW - 1)
+            )  # keeps the cost linear
+            window = _encode(tokenizer, "".join([window.text, chunk, *doubled]), window.origin)
+            continue
+        last, following = cut
+        end = int(later.tokens[following, 0])
+        yield _part(window, slice(first, last), begin, end)
+        window, begin, first = later, end, following
+    yield _part(window, slice(first, None), begin, window.end)
+
+
+def _encode(tokenizer: Any, text: str, origin: int) -> _Window:
+    found = tokenizer.encode(text, add_special_tokens=False)
+    tokens = np.empty((len(found.ids), 4), dtype=np.int64)
+    if found.ids:
+        tokens[:, :2], tokens[:, 2] = found.offsets, found.ids
+        words = np.array([-1 if word is None else word for word in found.word_ids])
+        tokens[:, 3] = np.diff(words, prepend=-2) != 0
+    tokens[:, :2] += origin
+    return _Window(text, origin, tokens)
+
+
+def _part(window: _Window, which: slice, begin: int, end: int) -> Part:
+    tokens = window.tokens[which]
+    text = window.text[begin - window.origin : end - window.origin]
+    return Part(text, tokens[:, 2].astype(np.int32), tokens[:, 0] - begin)
+
+
+def _cut(window: _Window, later: _Window, within_words: bool) -> tuple[int, int] | None:
+    """The token of each window that the later one goes on with: amid 2 * AGREE equal ones, as near as can be
+    to the middle of the overlap."""
+    before = [tuple(token) for token in window.tokens[window.tokens[:, 0] >= later.origin].tolist()]
+    after = [tuple(token) for token in later.tokens[later.tokens[:, 0] < window.end].tolist()]
+    skipped = len(window.tokens) - len(before)
+    place = {token: index for index, token in enumerate(after)}
+    middle = (later.origin + window.end) // 2
+    near = range(max(1, AGREE), len(before) - AGREE)
+    for i in sorted(near, key=lambda index: abs(before[index][0] - middle)):
+        start, _, _, is_word = before[i]
+        _, last_end, _, _ = before[i - 1]
+        j = place.get(before[i], -1)
+        if j <= AGREE or not (is_word or within_words) or start < last_end or start <= before[i - 1][0]:
+            continue
+        if before[i - AGREE : i + AGREE] == after[j - AGREE : j + AGREE]:
+            return skipped + i, j
+    return None
