@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -46,7 +47,7 @@ def fields_of(path: Path) -> list[str]:
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and record of each."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with _utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() in TABLES:
             csv.field_size_limit(LONGEST_CELL)
             table = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()])
@@ -68,6 +69,23 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     f"{path}:{number} must be an object with the field, but is {line.strip()[:40]}"
                 )
             yield number, record
+
+
+@contextlib.contextmanager
+def _utf8(path: Path) -> Iterator[None]:
+    """Names the line that is in another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        content = path.read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            line = 1 + content.count(b"\n", 0, error.start)
+            raise ValueError(
+                f"{path}:{line} is not UTF-8 (byte {content[error.start]:#04x}); convert it (for Latin-1: "
+                "iconv -f ISO-8859-1 -t UTF-8 FILE)"
+            ) from None
 
 
 def _text_of(path: Path, line: int, record: dict[str, object], field: str) -> str:

@@ -1,0 +1,68 @@
+"""Bytes that are no text, told from text by what text does not hold."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+
+from torch import Tensor
+
+SAMPLE = 1 << 16  # bytes that are looked at in each of a few places
+PLACES = 5
+STRAY = 3  # zeros, control characters or bytes that are no UTF-8 that a text of any length may hold
+# What text uses of the control characters: backspace, white space, escape, the separators of records.
+TEXTUAL = b"\b\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"
+CONTROL = bytes(byte for byte in range(1, 32) if byte not in TEXTUAL)
+CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of a character of UTF-8 after its first
+SPACES = " \n\u3000\u3001\u3002"  # and the comma and full stop of scripts without spaces
+WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+
+
+def is_binary(content: Tensor) -> bool:
+    """Whether uint8 [N] is no text in an encoding that holds one byte for an ASCII character.
+
+    Up to a fifth of any text may be control characters, and of UTF-8 zeros too, between records. Other bytes
+    may hold a zero in 1,024, and none where one byte in 50 is a control character: compressed bytes have one
+    zero in 256 and one control character in 12, ids of tokens and other numbers have more.
+    """
+    samples = samples_of(content)
+    size = sum(map(len, samples))
+    zeros = sum(sample.count(0) for sample in samples)
+    odd = zeros + size - sum(len(sample.translate(None, CONTROL)) for sample in samples)
+    if odd > max(STRAY, size // 5):
+        return True
+    if sum(map(_count_invalid, samples)) <= _stray(size):
+        return False
+    return zeros > _stray(size) or (zeros > 0 and odd > max(STRAY, size // 50))
+
+
+def wide_encoding(content: Tensor) -> str | None:
+    """The encoding of two or four bytes a character in which binary content is text; None where it is in
+    none."""
+    return next((name for name in WIDE if all(_reads(sample, name) for sample in samples_of(content))), None)
+
+
+def samples_of(content: Tensor) -> list[bytes]:
+    """Of the whole content, evenly spread, each from a multiple of four on."""
+    last = max(0, len(content) - SAMPLE)
+    places = sorted({last * number // (PLACES - 1) // 4 * 4 for number in range(PLACES)})
+    return [content[at : at + SAMPLE].numpy().tobytes() for at in places]
+
+
+def _stray(size: int) -> int:
+    return max(STRAY, size >> 10)
+
+
+def _count_invalid(sample: bytes) -> int:
+    """Bytes that are no UTF-8; characters that a sample's ends cut are left out."""
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    shown = reader.decode(sample.lstrip(CONTINUATION) if len(sample) == SAMPLE else sample)
+    return shown.count("\ufffd") - sample.count("\ufffd".encode())
+
+
+def _reads(sample: bytes, encoding: str) -> bool:
+    """As text: hardly any character that none is assigned to, and spaces or full stops."""
+    shown = sample[: len(sample) // 4 * 4].decode(encoding, errors="replace")
+    strange = sum(unicodedata.category(letter) in ("Cn", "Co", "Cs", "Cc") for letter in shown)
+    strange += shown.count("\ufffd") - sum(map(shown.count, "\t\r\n\f"))
+    return strange * 100 <= len(shown) <= sum(map(shown.count, SPACES)) * 200
