@@ -26,10 +26,12 @@ class BiasRow:
 
     def at(self, distances: Tensor, heads: slice) -> Tensor:
         """[1 or B, N, 1 or h, g, s] long -> biases [1 or B, N, h, g, s]; beyond the row its ends."""
-        row = self.row[heads] if len(self.row) > 1 else self.row
+        row = self.row[heads] if self.row.shape[0] > 1 else self.row
         places = (self.origin + self.slope * distances).clamp(0, row.shape[1] - 1)
-        ways = torch.arange(len(row), device=row.device).view(1, 1, -1, 1, 1)
-        return row[ways, places]
+        ways = torch.arange(row.shape[0], device=row.device).view(1, 1, -1, 1, 1)
+        at = ways * row.shape[1] + places
+        # not `row[ways, places]`, whose strides differ between a run and its trace
+        return row.flatten().index_select(0, at.flatten()).view(at.shape)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) ->
 def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
     """Bytes that a backward keeps of one sublayer while it computes this again: the most of any; 0 where the
     executor computes nothing again."""
-    again = [part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")]
+    again: list[Any] = [part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")]
     kept, before, most = Kept(model), [0], [0]
     hooks: list[Any] = []
     for part in again:

@@ -143,7 +143,7 @@ def _blocks(x: Tensor, batch: int) -> Tensor:
 
 def _joined(x: Tensor) -> Tensor:
     """[B, N, ...] -> [B * N, ...]. By way of all axes: torch 2.13 joins the wrong two symbolic ones."""
-    return x.contiguous().view(-1).view(x.shape[0] * x.shape[1], *x.shape[2:])
+    return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _seated(x: Tensor, front: Tensor) -> Tensor:

@@ -67,7 +67,14 @@ class Local(Core):
         x = x[:, :, max(first, 0) :]
         wanted = reach + count * size + ahead
         x = with_zeros(x, max(-first, 0), wanted - max(-first, 0) - x.shape[2])
-        return x.unfold(2, reach + size + ahead, size).permute(0, 2, 1, 4, 3)
+        width = reach + size + ahead
+        if torch.compiler.is_compiling():  # the step of `unfold` fixes a graph's length
+            places = torch.arange(count, device=x.device)[:, None] * size + torch.arange(
+                width, device=x.device
+            )
+            found = x.index_select(2, places.flatten())
+            return found.view(*x.shape[:2], *places.shape, -1).transpose(1, 2)
+        return x.unfold(2, width, size).permute(0, 2, 1, 4, 3)
 
 
 class HeadShare:
