@@ -54,7 +54,9 @@ class MemorySlots(SlotMemory):
             str,
             Flag("memory_update", "a recurrent unit, or biased memory normalisation", choices=("gru", "bmn")),
         ] = "gru",
-        rounds: Annotated[int, Flag("num_mem_updates", "how often each segment writes", least=1)] = 1,
+        rounds: Annotated[
+            int, Flag("num_mem_updates", "how often each segment writes", least=1, below=1000)
+        ] = 1,
         heads: Annotated[int, Flag("mem_update_attn_heads", "heads with which slots read", least=1)] = 8,
         temperature: Annotated[
             float | None,

@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 
 from torch import nn
-
-
-class Whole(nn.Module):
-    """A model or a stack, whose `reset_parameters` initialises everything that it contains.
-
-    Attributes:
-        first: names of the parts that constructors initialise before the other children, in this order; a
-            part may belong to another module, as a tied embedding does.
-    """
-
-    first: Sequence[str] = ()
-
-    def reset_parameters(self) -> None:
-        """Initialises every parameter and buffer as the constructor did; the same seed gives the same values.
-
-        Raises:
-            TypeError: for a module of your own with tensors and without `reset_parameters`.
-        """
-        _refuse_unknown(self)
-        for name in self.first:
-            reset(getattr(self, name))
-        for name, child in self.named_children():
-            if name not in self.first:
-                reset(child)
 
 
 def reset(module: nn.Module) -> None:
@@ -50,7 +25,8 @@ def _has_tensors(module: nn.Module) -> bool:
     return any(tensor is not None for tensor in tensors)
 
 
-def _refuse_unknown(model: nn.Module) -> None:
+def refuse_unknown(model: nn.Module) -> None:
+    """TypeError for a module inside that cannot be initialised again."""
     for name, module in model.named_modules():
         if _has_tensors(module) and not hasattr(module, "reset_parameters"):
             raise TypeError(

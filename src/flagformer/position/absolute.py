@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flagformer.embedding.tokens import TokenEmbedding
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant
+from flagformer.ops.counter import counted
 from flagformer.ops.identity import identity
 from flagformer.ops.unit import unit_length
 from flagformer.position import AbsolutePosition
@@ -49,7 +50,7 @@ class Sinusoidal(AbsolutePosition):
             text = f"`dim` (`emb_dim` where it is set) must be even under `scaled_sinu_pos_emb`, but is {dim}"
             raise FlagError([Finding("dim", text)])
         half = dim // 2
-        self.frequencies = Constant([10000.0 ** (-i / half) for i in range(half)])
+        self.frequencies = Constant(counted((10000.0 ** (-i / half) for i in range(half)), half))
         self.width = dim
         self.scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()

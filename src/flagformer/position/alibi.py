@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Annotated
 
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant, Dims
+from flagformer.ops.counter import counted
 from flagformer.position import DistanceBias
 
 
-def slopes(heads: int) -> list[float]:
+def slopes(heads: int) -> Iterator[float]:
     """Geometric slopes; for counts that are no power of two, every second one of the next power is added."""
     power = 2 ** math.floor(math.log2(heads))
-    main = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    between = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2)]
-    return main + between
+    yield from (2 ** (-8 * (i + 1) / power) for i in range(power))
+    yield from (2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2))
 
 
 @component("position_bias", select="alibi_pos_bias", paper="arXiv:2108.12409")
@@ -40,7 +42,8 @@ class ALiBi(DistanceBias):
         if sloped > dims.heads:
             text = f"`alibi_num_heads` must be at most `heads` = {dims.heads}, but is {sloped}"
             raise FlagError([Finding("alibi_num_heads", text)])
-        self.slopes = Constant(slopes(sloped) + [0.0] * (dims.heads - sloped))
+        every = chain(slopes(sloped), repeat(0.0, dims.heads - sloped))
+        self.slopes = Constant(counted(every, dims.heads))
 
     def forward(self, distance: Tensor) -> Tensor:
         return -distance.abs()[..., None] * self.slopes.on(distance.device)

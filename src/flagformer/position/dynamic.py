@@ -30,7 +30,7 @@ class Dynamic(DistanceBias):
         log_distance: Annotated[
             bool, Flag("dynamic_pos_bias_log_distance", "the network sees sign(d) * log(|d| + 1)")
         ] = False,
-        depth: Annotated[int, Flag("dynamic_pos_bias_mlp_depth", "hidden layers", least=1)] = 2,
+        depth: Annotated[int, Flag("dynamic_pos_bias_mlp_depth", "hidden layers", least=1, below=1000)] = 2,
         norm: Annotated[bool, Flag("dynamic_pos_bias_norm", "LayerNorm in each hidden layer")] = False,
     ) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant, Dims, Layout
+from flagformer.ops.counter import counted
 from flagformer.ops.rotate import rotate_half_pairs
 from flagformer.position import Angles, Rotation
 
@@ -51,8 +52,8 @@ class Rotary(Rotation):
         # at R = 2 there is one frequency, 1, whatever the base
         base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
         # twice, as `rotate_half_pairs` wants its sines
-        rates = [base ** (-i / width) / interpolation for i in range(0, width, 2)]
-        self.frequencies = Constant([-rate for rate in rates] + rates)
+        rates = (sign * base ** (-i / width) / interpolation for sign in (-1, 1) for i in range(0, width, 2))
+        self.frequencies = Constant(counted(rates, width))
 
     def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
         turns = layout.positions[:, None, :, None] * self.frequencies.on(

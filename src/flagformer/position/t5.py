@@ -26,7 +26,7 @@ class T5(DistanceBias):
         self,
         dims: Dims,
         *,
-        buckets: Annotated[int, Flag("rel_pos_num_buckets", "how many buckets", least=4)] = 32,
+        buckets: Annotated[int, Flag("rel_pos_num_buckets", "how many buckets", least=4, below=2**20)] = 32,
         max_distance: Annotated[
             int, Flag("rel_pos_max_distance", "distances from here on share the last bucket", least=2)
         ] = 128,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flagformer.flags import Flag, Need, component
 from flagformer.flow import Constant, Dims, Layout
+from flagformer.ops.counter import counted
 from flagformer.ops.full_precision import lowered
 from flagformer.ops.rotate import rotate_half_pairs
 from flagformer.position import Angles, Rotation
@@ -44,9 +45,9 @@ class XPos(Rotation):
         super().__init__()
         self.rotary = Rotary(dims, rotated=rotated, interpolation=interpolation, rescale=rescale)
         self.width = width = self.rotary.width
-        zeta = [(i + 0.4 * width) / (1.4 * width) for i in range(0, width, 2)]
-        self.base, self.strongest = base, zeta[0]
-        self.exponents = Constant([math.log(value) / base for value in zeta])
+        self.base, self.strongest = base, _zeta(0, width)
+        exponents = (math.log(_zeta(i, width)) / base for i in range(0, width, 2))
+        self.exponents = Constant(counted(exponents, width // 2))
 
     def limit(self, dtype: torch.dtype) -> int:
         """Positions from here on would not fit: q and k each get half of the dtype's powers of two."""
@@ -74,3 +75,8 @@ class XPos(Rotation):
     def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(k, *angles[2:])
+
+
+def _zeta(i: int, width: int) -> float:
+    """What the product of the pair (i, i + R/2) is multiplied by over `base` positions."""
+    return (i + 0.4 * width) / (1.4 * width)

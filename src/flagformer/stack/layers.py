@@ -19,7 +19,6 @@ from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.full_precision import in_full
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_forward
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
@@ -30,6 +29,7 @@ from flagformer.stack.standing import read_mask, stand
 from flagformer.stack.start import begin, undo
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.vision import own_terms, see_context, see_self
+from flagformer.stack.whole import Whole
 from flagformer.stack.wishes import Wishes
 
 

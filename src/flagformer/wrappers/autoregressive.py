@@ -28,9 +28,9 @@ from flagformer.generation import (
 )
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_session
 from flagformer.stack.inputs import check_size
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.inputs import prefix_lengths
 from flagformer.wrappers.requests import (
     SeqLens,

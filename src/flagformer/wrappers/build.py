@@ -11,6 +11,7 @@ from torch import nn
 
 from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
 from flagformer.flags.others import recognise
+from flagformer.stack.sizes import within_memory
 from flagformer.wrappers.flat import MODELS, build_flat
 from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.storage import load_model
@@ -48,14 +49,11 @@ def build(flags: Mapping[str, Any]) -> Any:
         known = ", ".join(f"'{name}'" for name in kinds)
         text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), kinds)}"
         raise FlagError([Finding("model", text)])
-    try:
+
+    def make() -> Any:
         return WHOLE[kind].from_flags(rest) if kind in WHOLE else build_flat(kind, rest)
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        if not isinstance(error, MemoryError) and not any(word in reason for word in ("memory", "overflow")):
-            raise
-        text = f"there is no memory for a model of these sizes; make `dim` or another size smaller ({reason})"
-        raise FlagError([Finding("dim", text)]) from None
+
+    return within_memory(flags, make, make)
 
 
 def check(flags: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.inputs import check_padding, check_size
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import DEC, ENC
@@ -80,7 +80,7 @@ class Memformer(Whole):
         dim: Annotated[int, Flag("dim", "width D of both halves and of slots", least=1)],
         num_memory_slots: Annotated[int, Flag("num_memory_slots", "slots M of a row", least=1)],
         num_mem_updates: Annotated[
-            int, Flag("num_mem_updates", "how often each segment writes the slots", least=1)
+            int, Flag("num_mem_updates", "how often each segment writes the slots", least=1, below=1000)
         ] = 1,
         encoder_only: Annotated[bool, Flag("encoder_only", "no decoder")] = False,
         mem_update_attn_heads: Annotated[

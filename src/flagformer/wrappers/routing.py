@@ -12,9 +12,9 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
 from flagformer.flow import Outputs, Tape
 from flagformer.generation import LogitsFilter, PromptLike
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.layers import AttentionLayers
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.flat import build_flat

@@ -12,8 +12,8 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, Gathered, nearest, split_prefixes
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_session
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.halves import loss_findings

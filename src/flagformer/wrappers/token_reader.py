@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.nn import Module
 
 from flagformer.ops.borrow import borrow
-from flagformer.ops.reset import Whole
+from flagformer.stack.whole import Whole
 
 
 class TokenReader(Whole):

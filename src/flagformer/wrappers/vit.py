@@ -12,8 +12,8 @@ from flagformer.embedding.patches import PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.identity import identity
-from flagformer.ops.reset import Whole
 from flagformer.stack.layers import AttentionLayers, Encoder
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.own import Part, own_findings
 from flagformer.wrappers.storage import save_model
 

@@ -17,8 +17,8 @@ from flagformer.generation import (
     read_prompts,
 )
 from flagformer.ops.cross_entropy import cross_entropy
-from flagformer.ops.reset import Whole
 from flagformer.ops.sharded import as_session
+from flagformer.stack.whole import Whole
 from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
 from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.unsaved import Unsaved

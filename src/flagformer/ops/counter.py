@@ -1,0 +1,104 @@
+"""What constructors are about to make, counted first: bytes of tensors, and numbers computed in Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# torch counts the bytes of a tensor in 64 bits with a sign
+MOST_BYTES = 2**63 - 1
+# numbers of formulas (slopes, frequencies) of one model: about two seconds of Python
+MOST_NUMBERS = 2**22
+NUMBER = 32  # bytes of a float in a tuple: 24, and 8 of the reference
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
+
+_open: ContextVar[Counter | None] = ContextVar("counter", default=None)
+
+
+class TooLarge(Exception):
+    """Counting ended early: the rest cannot be made."""
+
+
+class Counter(TorchFunctionMode):
+    """Counts what is made under it, before it is made.
+
+    Args:
+        dry: numbers are counted and not computed; tensors are on the meta device.
+        bound: bytes up to which nothing happens.
+        passed: called once, before the tensor that passes `bound` is made.
+
+    Attributes:
+        bytes: of tensors and numbers so far.
+        tensors: how many so far.
+        numbers: how many so far.
+        largest: bytes and shape of the largest tensor.
+    """
+
+    def __init__(self, dry: bool, bound: float = math.inf, passed: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.dry, self.bound, self.passed = dry, bound, passed
+        self.bytes = self.tensors = self.numbers = 0
+        self.largest: tuple[int, tuple[int, ...]] = (0, ())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # those on the meta device too: `to_empty` makes them real
+        if func in FACTORIES:
+            self.tensors += 1
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self._add(_shape(kwargs.get("size", args)), dtype.itemsize)
+        return func(*args, **kwargs)
+
+    def add_numbers(self, count: int) -> None:
+        self.numbers += count
+        self._add((count,), NUMBER)
+        if not self.dry and self.numbers > MOST_NUMBERS:
+            raise TooLarge
+
+    def _add(self, shape: tuple[int, ...], size: int) -> None:
+        size *= math.prod(shape)
+        self.bytes += size
+        self.largest = max(self.largest, (size, shape))
+        if size > MOST_BYTES:
+            raise TooLarge
+        if self.bytes > self.bound and self.passed is not None:
+            self.bound = math.inf
+            self.passed()
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    """The sizes of a factory's first arguments: `(2, 3)` or `((2, 3), ...)`."""
+    if given and isinstance(given[0], (tuple, list)):
+        given = given[0]
+    return tuple(size for size in given if isinstance(size, int))
+
+
+@contextmanager
+def counting(counter: Counter) -> Iterator[Counter]:
+    """Everything made inside is counted."""
+    before = _open.set(counter)
+    try:
+        with counter:
+            yield counter
+    finally:
+        _open.reset(before)
+
+
+def is_counting() -> bool:
+    return _open.get() is not None
+
+
+def counted(numbers: Iterable[float], count: int) -> tuple[float, ...]:
+    """The `count` numbers of a formula, computed when they are known not to be too many."""
+    counter = _open.get()
+    if counter is not None:
+        counter.add_numbers(count)
+        if counter.dry:
+            return ()
+    return tuple(numbers)
