@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.traced import transformed
@@ -66,9 +65,11 @@ class _Apart(torch.autograd.Function):
         return (2 - 2 * cosines).clamp(min=0).masked_fill(~real, 0.0).sum() / count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, lengths, clusters, cosines, means, count = ctx.saved_tensors
+        if torch.is_grad_enabled():  # `create_graph=True`: by the formula, which can be differentiated again
+            (back,) = torch.autograd.grad(_square_apart(x, clusters, means), x, grad, create_graph=True)
+            return back, None, None, None, None
         ends = F.pad(means, (0, 0, 0, 1))  # [H, C + 1, K]: padded tokens have none
         # token by token, as the vectors lie in memory
         numbers = clusters.transpose(1, 2) + torch.arange(len(ends), device=x.device) * ends.shape[1]
@@ -94,7 +95,7 @@ def mean_square_apart(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Ten
 
 
 def _square_apart(x: Tensor, clusters: Tensor, means: Tensor) -> Tensor:
-    """The formula as it is written, for transforms of `torch.func`."""
+    """The formula as it is written, for transforms of `torch.func` and second derivatives."""
     real = clusters < means.shape[1]
     every = cosines(unit_length(x), means)
     near = every.gather(3, clusters.clamp(max=means.shape[1] - 1)[..., None])[..., 0]

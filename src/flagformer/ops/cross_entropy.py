@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
+from flagformer.ops.first_gradients import refuse_second_gradients
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.leaf_sums import LeafSums
 from flagformer.ops.unhooked import unhooked
@@ -135,8 +135,8 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_gradients("a loss of `loss_chunks`", "leave `loss_chunks` out, or use `torch.func`")
         if ctx.grads is None:
             raise RuntimeError(
                 "the first backward of a loss of `loss_chunks` has used up its gradients; for a second one "

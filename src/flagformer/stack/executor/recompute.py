@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flagformer.flow import Carry, SideInputs, fill
+from flagformer.ops.first_gradients import refuse_second_gradients
 from flagformer.ops.unhooked import unhooked
 from flagformer.residual.two_streams import Streams
 from flagformer.stack.executor.replay import Surroundings, same_draws
@@ -123,7 +123,6 @@ class Again(torch.autograd.Function):
         return out, *losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *of_losses: Tensor | None) -> tuple[Tensor | None, ...]:
         step, (_, of_write, of_read, *of_rest) = ctx.step, ctx.needs_input_grad
         beside, parameters = ctx.saved_tensors[: step.beside], step.parameters
@@ -153,8 +152,8 @@ class Seed(torch.autograd.Function):
         return tuple(one.view_as(one) for one in (read, write, *rest))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_gradients("`reversible`", "build without it, or use `torch.func`")
         ctx.handed.streams = tuple(ctx.saved_tensors)
         return None, *grads
 
