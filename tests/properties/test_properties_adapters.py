@@ -8,6 +8,7 @@ from test_properties_linears import CHANGES, LAYERS, Adapter
 
 import flagformer
 from flagformer import AutoregressiveWrapper, XLAutoregressiveWrapper
+from flagformer.ops.home import home_of
 
 DEPTH = {"depth": 1}
 IDS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -51,7 +52,7 @@ def pair(model):
 
 
 def images(model):
-    out = model(IMAGES)
+    out = model(IMAGES.to(home_of(model)[1]))
     return {"loss": weighed(out), "logits": out}
 
 
@@ -84,7 +85,7 @@ def routing_pair(model):
 
 def layers(model):
     """Routing layers without tokens, of vectors."""
-    out, extra = model(CONTEXT)
+    out, extra = model(CONTEXT.to(home_of(model)[1]))
     return {"loss": weighed(out) + extra, "output": out}
 
 
@@ -181,14 +182,21 @@ def model_of(name, dtype=torch.float64):
     return stir(model.to(dtype).eval())
 
 
+def answers(name, model):
+    """What a model gives, wherever it is used."""
+    _, ask, side = SUBJECTS[name]
+    if "context" in side:
+        side = {"context": CONTEXT.to(home_of(model)[1])}
+    return ask(model, **side)
+
+
 def found(name, model):
     """What a model gives in eval mode; its loss in training mode; gradients of all that no layer holds."""
-    _, ask, side = SUBJECTS[name]
     with torch.no_grad():
-        got = ask(model, **side)
+        got = answers(name, model)
     model.train().zero_grad()
     torch.manual_seed(3)
-    loss = ask(model, **side)["loss"]
+    loss = answers(name, model)["loss"]
     loss.backward()
     model.eval()
     held = {id(p) for one in model.modules() if isinstance(one, (*LAYERS, Adapter)) for p in one.parameters()}
@@ -200,9 +208,8 @@ def found(name, model):
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_every_layer_of_every_kind_of_model_is_called(name, change):
     model = model_of(name)
-    _, ask, side = SUBJECTS[name]
     with torch.no_grad():
-        before = ask(model, **side)["loss"]
+        before = answers(name, model)["loss"]
     merged = CHANGES[change](model)
     got, want = found(name, model), found(name, merged)
     differ(got["loss"], before, "the loss of the changed model")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import uncounted
 from flagformer.flow import Memories
+from flagformer.ops.home import home_of
 from flagformer.ops.sharded import refuse_sharded_above
 from flagformer.stack.executor.replay import Surroundings, same_draws
 
@@ -37,7 +38,7 @@ def replay(
         losses without graph, None for segments that gave none; and what the last segment leaves.
     """
     refuse_sharded_above(model)
-    around = Surroundings(next(model.parameters()).device)
+    around = Surroundings(home_of(model)[0])
     held: list[Memories | None] = [None if start is None else start.detach()]
     draws: list[tuple[Tensor, ...] | None] = []
     with torch.no_grad(), uncounted(model):

@@ -8,6 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from flagformer.ops.home import home_of
+
 
 def _kind(device: torch.device) -> str:
     """The meta device knows no autocast of its own."""
@@ -47,7 +49,7 @@ def in_full(x: Tensor, module: nn.Module) -> Tensor:
     that, and a stream in half precision would round every sum."""
     if lowered(x.device) is None:
         return x
-    return x.to(torch.promote_types(x.dtype, next(module.parameters()).dtype))
+    return x.to(torch.promote_types(x.dtype, home_of(module)[1]))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,7 @@ from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.full_precision import no_autocast, wide
+from flagformer.ops.home import home_of
 from flagformer.position import DistanceBias
 
 
@@ -44,7 +45,7 @@ class Dynamic(DistanceBias):
         self.log_distance = log_distance
 
     def forward(self, distance: Tensor) -> Tensor:
-        seen = distance.to(wide(next(self.parameters()).dtype))
+        seen = distance.to(wide(home_of(self)[1]))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
         return self.out(self.hidden(seen[..., None]))

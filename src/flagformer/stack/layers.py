@@ -17,6 +17,7 @@ from flagformer.flags.typed import Flags
 from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
 from flagformer.flow.memories import Memories, check_alone, read_memories
 from flagformer.ops.full_precision import in_full
+from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
 from flagformer.ops.lengths import is_long
 from flagformer.ops.sharded import as_forward
@@ -296,8 +297,7 @@ class AttentionLayers(Whole):
         for name, size in (("batch", batch), ("length", length), ("window", 1 if window is None else window)):
             check_size(name, size)
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
-        weight = next(self.parameters())
-        device, dtype = device or weight.device, dtype or weight.dtype
+        device, dtype = device or home_of(self)[0], dtype or home_of(self)[1]
         state = DecodeState(batch, length, window, first, made_for=self.session_shape)
         with torch.no_grad():
             state.bias_row = self.position_bias.row(length + 1, device)

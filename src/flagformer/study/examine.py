@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import flagformer
+from flagformer.ops.home import home_of
 from flagformer.study.design import Study
 from flagformer.study.pool import Pool
 from flagformer.train.config import Trial
@@ -93,7 +94,7 @@ def decode_speed(model: Any) -> float:
     import torch
 
     trainer = flagformer.AutoregressiveWrapper(model.eval())
-    prompt = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    prompt = torch.zeros(1, 1, dtype=torch.long, device=home_of(model)[0])
     new = max(1, min(NEW_TOKENS, model.max_seq_len - 1))
     for _ in range(2):
         began = time.perf_counter()

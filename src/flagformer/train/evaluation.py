@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.data import IGNORE, Source, Split
+from flagformer.ops.home import home_of
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
 from flagformer.train.ranks import ALONE, Ranks, inner
@@ -25,7 +26,7 @@ def evaluate(
     A batch has as many tokens as a training step, at least one row. Ranks take batches in turn. The
     generators and the model's mode are left as they were.
     """
-    source, device = trial.source, next(model.parameters()).device
+    source, device = trial.source, home_of(model)[0]
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
     model, training = inner(model), model.training
     model.eval()

@@ -28,6 +28,7 @@ from flagformer.generation import (
 )
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful
+from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_session
 from flagformer.stack.inputs import check_size
 from flagformer.stack.whole import Whole
@@ -240,7 +241,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         Raises ValueError for anything that cannot be used. Every module is left in the mode it had.
         """
         check_request(self.net.num_tokens, seq_len, eos_token)
-        device = next(self.net.parameters()).device
+        device = home_of(self.net)[0]
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
         side = side_of(aligned, context, context_mask, prefix_attn_len)
@@ -298,7 +299,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
             raise ValueError(f"`beams` must be a whole number of at least 1, but is {beams!r}")
         if not is_number(length_penalty) or length_penalty < 0:
             raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
-        device = next(self.net.parameters()).device
+        device = home_of(self.net)[0]
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
         side = side_of(aligned, context, context_mask, prefix_attn_len)
         side |= front_of(prepend_embeds, prepend_mask)

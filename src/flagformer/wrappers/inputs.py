@@ -6,7 +6,7 @@ from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.flow import DecodeState, Layout, Pattern, WovenState
 from flagformer.ops.traced import readable
@@ -38,12 +38,6 @@ def check_integers(name: str, x: Tensor) -> None:
             f"`{name}` must be token ids [B, T] of int64 or int32, but is {x.dtype} of shape "
             f"{list(x.shape)}; `.long()` makes int64 of other integers"
         )
-
-
-def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of a model: those of its first floating-point parameter."""
-    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    return first.device, first.dtype
 
 
 def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from flagformer.embedding import Memory
 from flagformer.flow import DecodeState, Layout, WovenState
 from flagformer.flow.memories import Memories
+from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.stack.layers import AttentionLayers
-from flagformer.wrappers.inputs import home_of
 from flagformer.wrappers.segments import Past, check_session, leave
 from flagformer.wrappers.token_reader import TokenReader
 from flagformer.wrappers.weaving import open_session

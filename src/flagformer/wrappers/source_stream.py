@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flagformer.generation import PromptLike, evaluating
+from flagformer.ops.home import home_of
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids, home_of
+from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 from flagformer.wrappers.stream import FILE
 

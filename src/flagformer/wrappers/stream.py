@@ -10,8 +10,9 @@ from torch import Tensor
 
 from flagformer.flow import Layout, Memories
 from flagformer.generation import evaluating
+from flagformer.ops.home import home_of
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids, home_of
+from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
 

@@ -17,6 +17,7 @@ from flagformer.generation import (
     read_prompts,
 )
 from flagformer.ops.cross_entropy import cross_entropy
+from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
 from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
@@ -145,7 +146,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         Every other argument and the errors are those of `AutoregressiveWrapper.generate`.
         """
         check_request(self.net.num_tokens, seq_len, eos_token)
-        device = next(self.net.parameters()).device
+        device = home_of(self.net)[0]
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(start_tokens, None, self.net.num_tokens, self.pad_value, device)
         if aligned.starts is not None:

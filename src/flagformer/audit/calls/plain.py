@@ -24,6 +24,7 @@ from flagformer.audit.calls import (
     logits_in,
     only_given,
 )
+from flagformer.ops.home import home_of
 from flagformer.stack.layers import AttentionLayers
 from flagformer.stack.long_rows import long_rows
 
@@ -91,9 +92,8 @@ class PlainCalls(Calls):
         if not getattr(self.layers, "has_cross", False) or getattr(self.model, "num_memory_slots", False):
             return None
         width = self.layers.dims.dim_context or self.layers.dims.dim
-        like = next(self.layers.parameters())
         rows = torch.randn(1, CONTEXT_LENGTH, width, generator=torch.Generator().manual_seed(0))
-        return rows.to(like).expand(ids.shape[0], -1, -1)
+        return rows.to(*home_of(self.layers)).expand(ids.shape[0], -1, -1)
 
     def learn(self, ids: Tensor) -> Tensor:
         if not getattr(self.model, "num_memory_slots", False):
