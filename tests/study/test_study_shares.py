@@ -22,7 +22,7 @@ from flagformer.train.loop import token_losses
 def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     """The tiny study of two variants on a machine of 8 cores and 64 GiB, with what is asked for."""
     monkeypatch.setattr(shares, "count_cores", lambda: 8)
-    monkeypatch.setattr(shares, "free_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(shares, "free_memory", lambda swap: 64 * GIB)
 
     def changed(*overrides: str) -> Study:
         return load_study(tiny, ["concurrency=null", "threads=null", "seeds=20", *overrides])[0]
@@ -49,7 +49,7 @@ def test_cores_and_memory_are_shared_out(study, overrides, at_once, threads, why
 
 
 def test_a_system_that_does_not_tell_its_memory_is_shared_by_cores(study, monkeypatch):
-    monkeypatch.setattr(shares, "free_memory", lambda: None)
+    monkeypatch.setattr(shares, "free_memory", lambda swap: None)
     assert share_out(study("memory=200")).at_once == 8
 
 

@@ -103,7 +103,8 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flagformer.study.shares import GIB, share_out
+    from flagformer.ops.memory import GIB
+    from flagformer.study.shares import share_out
     from flagformer.study.table import WIDTH
     from flagformer.study.wording import count, flags_text, plural, short, size
 

@@ -28,14 +28,21 @@ def free_on(device: torch.device) -> int | None:
     return free_memory() if device.type == "cpu" else None
 
 
-def free_memory() -> int | None:
-    """Bytes that can be had, cached files and swap included, within the limit of a container; None where the
-    system does not say."""
-    free, swap = of_machine("MemAvailable"), of_machine("SwapFree")
-    found = [None if free is None else free + (swap or 0)]
+def free_memory(swap: bool = True) -> int | None:
+    """Bytes that can be had, cached files included, within the limit of a container; None where the system
+    does not say. `swap`: whether those on disk count."""
+    free, more = of_machine("MemAvailable"), of_machine("SwapFree") if swap else 0
+    found = [None if free is None else free + (more or 0)]
     found += [_of_container(Path(limit), Path(used), cached) for limit, used, cached in LIMITS]
     known = [size for size in found if size is not None]
     return min(known) if known else _physical()
+
+
+def whole_memory() -> int | None:
+    """Bytes of this machine, or the limit of a container; None where the system does not say."""
+    found = [of_machine("MemTotal") or _physical(), *(_read(Path(limit)) for limit, _, _ in LIMITS)]
+    known = [size for size in found if size is not None]
+    return min(known) if known else None
 
 
 def of_machine(name: str) -> int | None:
@@ -48,12 +55,22 @@ def of_machine(name: str) -> int | None:
 
 
 def _of_container(limit: Path, used: Path, cached: str) -> int | None:
-    try:
-        free = int(limit.read_text()) - int(used.read_text())
-        lines = (used.parent / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):  # there is none, or it says "max"
+    most, taken = _read(limit), _read(used)
+    if most is None or taken is None:
         return None
+    try:
+        lines = (used.parent / "memory.stat").read_text().splitlines()
+    except OSError:
+        lines = []
+    free = most - taken
     return max(0, free + sum(int(line.split()[1]) for line in lines if line.startswith(f"{cached} ")))
+
+
+def _read(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # there is no container, or it says "max"
+        return None
 
 
 def _physical() -> int | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
+from flagformer.ops.memory import GIB, whole_memory
 from flagformer.study.costs import Cost
 from flagformer.study.design import Study
 from flagformer.study.footprint import PROCESS, bytes_by_variant, bytes_of
 from flagformer.study.mistakes import Mistake, StudyFileError
-from flagformer.study.shares import GIB, whole_memory
 from flagformer.study.source import Source
 from flagformer.train.config import TrainConfig, Trial
 from flagformer.train.device import device_of

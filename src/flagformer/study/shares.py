@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from flagformer.ops.memory import GIB, free_memory
 from flagformer.study.costs import Cost
 from flagformer.study.design import Study
 from flagformer.study.footprint import trial_bytes
 
-GIB = 2**30
 USED = 0.8  # of the free memory: estimates are estimates, and the system wants some too
-MEMINFO = Path("/proc/meminfo")
-LIMITS = (  # what a container may use, and uses
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ def share_out(study: Study, costs: dict[str, Cost] | None = None) -> Shares:
     as before. A Ray cluster is asked for one core a trial, and shares itself out. What a trial needs is the
     file's `memory`, or estimated by `footprint.trial_bytes`, which reads `costs` where they are known.
     """
-    cores, free, total = count_cores(), free_memory(), len(study.runs)
+    cores, free, total = count_cores(), free_memory(swap=False), len(study.runs)
     need = round(study.memory * GIB) if study.memory else trial_bytes(study, costs)
     if study.executor == "ray":
         return Shares(
@@ -68,34 +62,3 @@ def uses_gpu(study: Study, present: bool) -> bool:
 def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_memory() -> int | None:
-    """Bytes that can be had without swapping, within the limit of a container; None where the system does not
-    say."""
-    found = [_of_machine("MemAvailable"), *(_of_container(Path(limit), Path(used)) for limit, used in LIMITS)]
-    known = [size for size in found if size is not None]
-    return min(known) if known else None
-
-
-def whole_memory() -> int | None:
-    """Bytes of this machine, or the limit of a container; None where the system does not say."""
-    found = [_of_machine("MemTotal"), *(_of_container(Path(limit)) for limit, _ in LIMITS)]
-    known = [size for size in found if size is not None]
-    return min(known) if known else None
-
-
-def _of_machine(name: str) -> int | None:
-    """A line of /proc/meminfo, in bytes."""
-    try:
-        lines = MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
-
-
-def _of_container(limit: Path, used: Path | None = None) -> int | None:
-    try:
-        return max(0, int(limit.read_text()) - (int(used.read_text()) if used else 0))
-    except (OSError, ValueError):  # there is none, or it says "max"
-        return None
