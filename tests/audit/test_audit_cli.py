@@ -58,12 +58,12 @@ def study_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def wrong_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """A T5 bias whose distances are counted from the middle of the input."""
-    values = T5.values
+    values = T5.forward
 
     def centred(bias: T5, distance: torch.Tensor) -> torch.Tensor:
         return values(bias, distance - distance.max() // 2)
 
-    monkeypatch.setattr(T5, "values", centred)
+    monkeypatch.setattr(T5, "forward", centred)
 
 
 def test_a_model_that_passes_exits_with_0(flags_file: Path) -> None:

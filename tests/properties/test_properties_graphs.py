@@ -10,9 +10,8 @@ import flagformer
 from flagformer.reference import settings
 
 LENGTHS = (9, 12, 17)
-# What reads a bias: all pairs, windows, and blocks of local and routing heads.
+# What reads a bias in blocks of local and routing heads.
 SETTINGS = {
-    "learned bias in a window": {"rel_pos_bias": True, "attn_max_attend_past": 3},
     "local heads": {"rel_pos_bias": True, "n_local_attn_heads": 2, "local_attn_window_size": 4},
     "routing heads": {"dynamic_pos_bias": True, "num_clusters": 3, "window_size": 2},
 }

@@ -148,7 +148,7 @@ def test_the_directory_of_another_library_is_named(command: str, fill, tmp_path:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"PK\x03\x04\0\0", "it is a zip (or .npz, .pt, .docx) file"),
+        (b"PK\x03\x04\0\0", "it is a zip file"),
         (b"\x80\x02}q\0.", "it is a pickle file"),
         (b"\x02\0\0\0\0\0\0\0{\"a\":1}", "it is a safetensors file"),
         (b"\x1f\x8b\x08\0" + bytes(2 << 20), "it is a gzip file"),
