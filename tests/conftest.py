@@ -27,3 +27,15 @@ def pytest_addoption(parser):
 def _seeded():
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    """A process group of this process: parameters sharded over it are DTensors too."""
+    import torch.distributed as dist  # seconds, that most tests do without
+    from torch.distributed.device_mesh import init_device_mesh
+
+    place = tmp_path_factory.mktemp("sharded") / "store"
+    dist.init_process_group("gloo", store=dist.FileStore(str(place), 1), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()

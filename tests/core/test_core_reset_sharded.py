@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from flagformer import build
@@ -22,15 +20,6 @@ SETTINGS = {
     "starts": {"depth_scale_residual": True, "ff_zero_init_output": True},
     "looked-up values": {"ff_pkm": True, "pkm_num_keys": 6},
 }
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """One process is enough: its parameters are DTensors too."""
-    place = tmp_path_factory.mktemp("sharded") / "store"
-    dist.init_process_group("gloo", store=dist.FileStore(str(place), 1), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def whole(model):

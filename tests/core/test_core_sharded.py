@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import flagformer
@@ -55,15 +53,6 @@ PARTS = {
 PIECES = {"sublayers", "sublayers alone", "every floor", "all that holds parameters"}
 # `train_segments` takes the model: what gathers its parameters must not be a module around it
 AROUND = {"the wrapper", "every floor", "all that holds parameters"}
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """One process is enough: its parameters are DTensors too."""
-    place = tmp_path_factory.mktemp("sharded") / "store"
-    dist.init_process_group("gloo", store=dist.FileStore(str(place), 1), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def make(flags, loss_chunks=1):

@@ -8,12 +8,10 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from property_settings import TINY
 from property_subject import TIGHT, Subject, same
 from test_properties_linears import subject_of, used
 from test_properties_singles import SINGLES, together
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from flagformer import AutoregressiveWrapper
@@ -36,15 +34,6 @@ FURTHER = {
         "local_attn_window_size": 3,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """One process is enough: its parameters are DTensors too."""
-    place = tmp_path_factory.mktemp("sharded") / "store"
-    dist.init_process_group("gloo", store=dist.FileStore(str(place), 1), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def shard_apart(model, mesh):

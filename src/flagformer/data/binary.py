@@ -1,4 +1,4 @@
-"""Bytes that are no text, told from text by what text does not hold."""
+"""Bytes that are no text, distinguished from text by what text does not hold."""
 
 from __future__ import annotations
 

@@ -173,8 +173,8 @@ def _is_lossless(
     if after is not None:
         ids, wanted = ids + after.ids[:CONTEXT].tolist(), wanted + after.text[:1]
     back = tokenizer.decode(ids, skip_special_tokens=False)
-    fronts = {back, f" {back}", back.removeprefix(" ")} if before is None else {back}
     if before is None:
+        fronts = (back, f" {back}", back.removeprefix(" "))
         return any(shown == wanted if after is None else shown.startswith(wanted) for shown in fronts)
     return back.endswith(wanted) if after is None else wanted in back
 

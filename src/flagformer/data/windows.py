@@ -63,9 +63,8 @@ def encode_parts(chunks: Iterator[str], tokenizer: Any) -> Iterator[Part]:
         later = _encode(tokenizer, shared + chunk, window.end - len(shared))
         cut = _cut(window, later, within_words)
         if cut is None:
-            doubled = itertools.islice(
-                chunks, max(0, len(window.text) // WINDOW - 1)
-            )  # keeps the cost linear
+            # twice as long, which keeps the cost linear
+            doubled = itertools.islice(chunks, max(0, len(window.text) // WINDOW - 1))
             window = _encode(tokenizer, "".join([window.text, chunk, *doubled]), window.origin)
             continue
         last, following = cut
@@ -100,7 +99,7 @@ def _cut(window: _Window, later: _Window, within_words: bool) -> tuple[int, int]
     skipped = len(window.tokens) - len(before)
     place = {token: index for index, token in enumerate(after)}
     middle = (later.origin + window.end) // 2
-    near = range(max(1, AGREE), len(before) - AGREE)
+    near = range(AGREE, len(before) - AGREE)
     for i in sorted(near, key=lambda index: abs(before[index][0] - middle)):
         start, _, _, is_word = before[i]
         _, last_end, _, _ = before[i - 1]

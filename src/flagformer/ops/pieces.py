@@ -13,9 +13,9 @@ from flagformer.ops.traced import traced
 NUMBERS = 1 << 19  # of a piece, for each thread
 
 
-def longest_piece(heads: int, width: int) -> int:
-    """Tokens of one row that a piece holds on one thread; of more rows it holds fewer of each."""
-    return max(NUMBERS // (heads * width), 1)
+def longest_piece(heads: int, width: int, threads: int = 1) -> int:
+    """Tokens that a piece holds, each of so many heads (of all rows) of a width."""
+    return max(NUMBERS * threads // (heads * width), 1)
 
 
 def pieces(x: Tensor) -> list[slice]:
@@ -26,7 +26,7 @@ def pieces(x: Tensor) -> list[slice]:
     if traced() or x.device.type != "cpu":
         return [slice(None)]
     batch, heads, length, width = x.shape
-    size = max(NUMBERS * torch.get_num_threads() // (batch * heads * width), 1)
+    size = longest_piece(batch * heads, width, torch.get_num_threads())
     return [slice(start, start + size) for start in range(0, max(length, 1), size)]
 
 

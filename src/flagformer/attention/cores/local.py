@@ -69,9 +69,8 @@ class Local(Core):
         x = with_zeros(x, max(-first, 0), wanted - max(-first, 0) - x.shape[2])
         width = reach + size + ahead
         if torch.compiler.is_compiling():  # the step of `unfold` fixes a graph's length
-            places = torch.arange(count, device=x.device)[:, None] * size + torch.arange(
-                width, device=x.device
-            )
+            starts = torch.arange(count, device=x.device) * size
+            places = starts[:, None] + torch.arange(width, device=x.device)  # [N, reach + size + ahead]
             found = x.index_select(2, places.flatten())
             return found.view(*x.shape[:2], *places.shape, -1).transpose(1, 2)
         return x.unfold(2, width, size).permute(0, 2, 1, 4, 3)

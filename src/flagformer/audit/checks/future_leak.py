@@ -14,6 +14,8 @@ from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Settings, Subject
 from flagformer.audit.worst import Worst
 
+Edits = list[tuple[slice, int]]  # rows, and the position at which these are changed
+
 
 def future_leak(subject: Subject) -> CheckResult:
     """Changes each token, and all tokens from it on, to several values, in eval and in train mode.
@@ -40,18 +42,15 @@ def _compare(subject: Subject, worst: Worst, prefix: int, mode: str) -> None:
     base = subject.logits(subject.ids, given)
     if not torch.equal(subject.logits(subject.ids, given), base):
         raise NotImplementedError(f"{mode} the same random state does not give the same logits")
-    for spots in spots_of(subject.settings, max(1, prefix)):
-        for changed in changes(subject, spots):
+    for edits in edits_of(subject.settings, max(1, prefix)):
+        for changed in changes(subject, edits):
             got = subject.logits(changed, given)
-            for rows, place in spots:
+            for rows, place in edits:
                 words = f"{mode} these logits change when token {place} or later ones change"
                 worst.compare(got[rows, :place], base[rows, :place], words)
 
 
-Spots = list[tuple[slice, int]]  # rows, and the position at which these are changed
-
-
-def spots_of(settings: Settings, first: int) -> Iterator[Spots]:
+def edits_of(settings: Settings, first: int) -> Iterator[Edits]:
     """For each forward: one position in all rows; in brief, another one in every row."""
     every = places(first, settings.seq_len, settings.most_places)
     if not settings.brief:
@@ -62,13 +61,13 @@ def spots_of(settings: Settings, first: int) -> Iterator[Spots]:
         yield [(slice(row, row + 1), place) for row, place in enumerate(some)]
 
 
-def changes(subject: Subject, spots: Spots) -> Iterator[Tensor]:
+def changes(subject: Subject, edits: Edits) -> Iterator[Tensor]:
     """The ids with one token changed (a different value in every row), then with all from there on."""
     one, others = subject.ids.clone(), subject.other_ids(subject.ids)
-    for rows, place in spots:
+    for rows, place in edits:
         one[rows, place] = others[rows, place]
     yield one
     rest, others = subject.ids.clone(), subject.other_ids(subject.ids)
-    for rows, place in spots:
+    for rows, place in edits:
         rest[rows, place:] = others[rows, -1:] if place % 2 else others[rows, place:]
     yield rest
