@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import flagformer
-from flagformer.flow import Tape
+from flagformer.flow import OutputCollector
 from report import machine
 from timing import interleave
 
@@ -84,13 +84,13 @@ def _layer(family: str, size: Size) -> flagformer.Decoder:
 
 
 def _whole(layer: flagformer.Decoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    tape = Tape()
-    return layer(x, tape=tape), _auxiliary(tape)
+    collector = OutputCollector()
+    return layer(x, collector=collector), _auxiliary(collector)
 
 
-def _auxiliary(tape: Tape) -> Tensor:
+def _auxiliary(collector: OutputCollector) -> Tensor:
     none = torch.zeros((), requires_grad=True)
-    return sum((loss for losses in tape.losses.values() for loss in losses), none)
+    return sum((loss for losses in collector.losses.values() for loss in losses), none)
 
 
 def _theirs(parts: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,15 +104,15 @@ def alone(size: Size, peer: bool) -> dict[str, Work]:
     layer = _layer("routing", size)
     core, given = layer.sublayers[0].fn.core, []
     hook = core.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
-    layer(torch.randn(1, size.length, DIM), tape=Tape())
+    layer(torch.randn(1, size.length, DIM), collector=OutputCollector())
     hook.remove()
     _, kv, side = given[0]
 
     def ours(*given: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = map(_heads, given)
-        own = replace(side, tape=Tape())
+        own = replace(side, collector=OutputCollector())
         out = core(q, kv._replace(k=k, v=v, content=(q, k)), own)
-        return out, _auxiliary(own.tape)
+        return out, _auxiliary(own.collector)
 
     found = {"routing": ours}
     if peer:

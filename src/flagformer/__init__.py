@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flagformer.flags import CATALOGUE, Finding, FlagError, Ready, Spec, component
+from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Spec, component
 
 if TYPE_CHECKING:
     from flagformer.attention.cores.kmeans import update_kmeans
@@ -29,11 +29,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttentionLayers", "AutoregressiveWrapper", "CrossAttender", "Decoder", "Encoder", "Finding", "FlagError",
-    "Memformer", "PrefixDecoder", "Ready", "RoutingTransformer", "RoutingTransformerEncDec",
-    "RoutingTransformerLM", "Spec", "TransformerWrapper", "ViTransformerWrapper", "XLAutoregressiveWrapper",
-    "XTransformer", "audit", "build", "check", "component", "load", "memory_replay_backprop", "preset",
-    "train_segments", "update_kmeans",
+    "AttentionLayers",
+    "AutoregressiveWrapper",
+    "CrossAttender",
+    "Decoder",
+    "Encoder",
+    "Finding",
+    "FlagError",
+    "Instance",
+    "Memformer",
+    "PrefixDecoder",
+    "RoutingTransformer",
+    "RoutingTransformerEncDec",
+    "RoutingTransformerLM",
+    "Spec",
+    "TransformerWrapper",
+    "ViTransformerWrapper",
+    "XLAutoregressiveWrapper",
+    "XTransformer",
+    "audit",
+    "build",
+    "check",
+    "component",
+    "load",
+    "memory_replay_backprop",
+    "preset",
+    "train_segments",
+    "update_kmeans",
 ]  # fmt: skip
 
 HOMES = {

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from flagformer.attention.cores.carried import CarriedCrossScores, CarriedScores
 from flagformer.attention.cores.dense import Dense as DenseCore
 from flagformer.attention.cores.local import LocalHeads, NoLocal
+from flagformer.attention.cores.residual_attention import ResidualCrossScores, ResidualScores
 from flagformer.attention.cores.routed_context import RoutedContext
 from flagformer.attention.cores.routing import Routing
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.tensor_product import TensorProduct
 from flagformer.attention.gates.values import HeadGate, ValueGate
-from flagformer.attention.kernels.einsum import Einsum
-from flagformer.attention.kernels.sdpa import SDPA, FusedBias
-from flagformer.attention.key_values.seats import LearnedMemory, NullKV
+from flagformer.attention.kernels.eager import Eager
+from flagformer.attention.kernels.sdpa import SDPA, SDPATrainableBias
 from flagformer.attention.output.project import AttentionOnAttention, Project
-from flagformer.attention.past.recent import RecentPast, WholePast
-from flagformer.attention.projection.heads import ContextSharedQK, Grouped, MultiHead, MultiQuery, SharedQK
-from flagformer.attention.qk_norm.norms import RMS, Cosine, Plain
+from flagformer.attention.prefix_kv.learned import LearnedMemory, NullKV
+from flagformer.attention.projection.heads import (
+    ContextSharedQK,
+    GroupedQuery,
+    MultiHead,
+    MultiQuery,
+    SharedQK,
+)
+from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
+from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
-from flagformer.attention.values.turned import TurnedValues
 from flagformer.attention.values.width import ValueWidth
+from flagformer.attention.window.sliding_window import FullContext, SlidingWindow
 from flagformer.branch.scale import LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.embedding.memory import MemoryTokens, NoMemory
-from flagformer.entry.shift import ShiftTokens
-from flagformer.entry.straight import Straight
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.feedforward.moe import MixtureOfExperts
@@ -32,6 +36,8 @@ from flagformer.feedforward.pkm import ProductKeys
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
+from flagformer.input_mixer.identity import Identity
+from flagformer.input_mixer.token_shift import TokenShift
 from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
 from flagformer.memory.slots import MemorySlots, NoSlots
 from flagformer.norm.layernorm import LayerNorm
@@ -41,7 +47,7 @@ from flagformer.norm.simple_rmsnorm import SimpleRMSNorm
 from flagformer.position.absolute import Learned, NoAbsolute, Sinusoidal
 from flagformer.position.alibi import ALiBi
 from flagformer.position.dynamic import Dynamic
-from flagformer.position.none import NoBias, NoRotation
+from flagformer.position.none import NoPositionBias, NoRotation
 from flagformer.position.rotary import Rotary
 from flagformer.position.t5 import T5
 from flagformer.position.xpos import XPos
@@ -53,51 +59,51 @@ from flagformer.score.softclamp import SoftClamp
 from flagformer.score.softmax import Softmax
 from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
-from flagformer.stack.context_tokens import AllTokens, SomeTokens
+from flagformer.stack.context_dropout import NoContextDropout, RandomContextDropout
 from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.reversible import Reversible
 from flagformer.stack.executor.sequential import Sequential
+from flagformer.stack.hints import WrapperHints
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
-from flagformer.stack.start import (
-    DepthScaled,
-    ZeroAttention,
-    ZeroBranches,
-    ZeroCrossAttention,
-    ZeroFeedForward,
+from flagformer.stack.weight_init import (
+    DepthScaledInit,
+    ZeroAttentionInit,
+    ZeroBranchesInit,
+    ZeroCrossAttentionInit,
+    ZeroFeedForwardInit,
 )
-from flagformer.stack.wishes import Wishes
 from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
         TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
-        Dims, Plan, Wishes,
+        Dims, Plan, WrapperHints,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
-        DepthScaled, ZeroBranches, ZeroAttention, ZeroCrossAttention, ZeroFeedForward,
-        AllTokens, SomeTokens,
+        DepthScaledInit, ZeroBranchesInit, ZeroAttentionInit, ZeroCrossAttentionInit, ZeroFeedForwardInit,
+        NoContextDropout, RandomContextDropout,
         Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos,
-        NoBias, ALiBi, T5, Dynamic,
-        ValueWidth, SharedKV, TurnedValues,
-        MultiHead, Grouped, MultiQuery, SharedQK, ContextSharedQK,
-        Plain, Cosine, RMS,
-        WholePast, RecentPast,
+        NoPositionBias, ALiBi, T5, Dynamic,
+        ValueWidth, SharedKV, RotaryValues,
+        MultiHead, GroupedQuery, MultiQuery, SharedQK, ContextSharedQK,
+        NoQKNorm, L2QKNorm, RMSQKNorm,
+        FullContext, SlidingWindow,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
         Softmax, SparseTopK, LearnedSink,
         TalkingWeights,
         TensorProduct, HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,
-        DenseCore, CarriedScores, CarriedCrossScores, Routing, RoutedContext,
+        DenseCore, ResidualScores, ResidualCrossScores, Routing, RoutedContext,
         NoLocal, LocalHeads,
         # the fastest kernel first: the first that serves every filled slot is taken
-        SDPA, FusedBias, Einsum,
+        SDPA, SDPATrainableBias, Eager,
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared,
-        Straight, ShiftTokens,
+        Identity, TokenShift,
         LayerScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,
         NoRecurrence, SegmentRecurrence, NoSlots, MemorySlots,

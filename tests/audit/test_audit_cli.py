@@ -18,7 +18,7 @@ from flagformer.flags import CATALOGUE
 from flagformer.position.t5 import T5
 from flagformer.study.run import prepare
 from flagformer.train.config import TrainConfig, Trial
-from flagformer.train.trial import claim
+from flagformer.train.trial import lock_directory
 
 FLAGS = "dim: 16\ndepth: 1\nheads: 2\nattn_dim_head: 8\nnum_tokens: 17\nmax_seq_len: 40\n"
 STUDY = """
@@ -130,7 +130,7 @@ def test_a_grid_without_compare_is_a_study(tmp_path: Path) -> None:
 
 def test_a_trial_is_audited_in_its_precision(tmp_path: Path) -> None:
     trial = Trial(flags={"dim": 16, "depth": 1, "heads": 2}, train=TrainConfig(precision="bf16"))
-    claim(trial, tmp_path)
+    lock_directory(trial, tmp_path)
     flagformer.build(trial.model_flags).save(tmp_path / "model")
     [(name, model)] = named_models(tmp_path, []).items()
     assert (name, model.precision) == (tmp_path.name, "bf16")

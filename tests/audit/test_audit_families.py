@@ -62,7 +62,7 @@ def test_a_leak_behind_the_prefix_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_cache_that_loses_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def layout(state: DecodeState, start: int, length: int, device: torch.device) -> Layout:
-        return Layout.plain(length, device, start + (start > 4))
+        return Layout.arange(length, device, start + (start > 4))
 
     monkeypatch.setattr(DecodeState, "layout", layout)
     report = audit(flagformer.build({**SMALL, "rel_pos_bias": True}))

@@ -11,10 +11,10 @@ from audit_models import Bigram, TinyLM
 from faulty_models import CacheForgetsPositions, Constant, NotANumberFromSevenOn
 
 from flagformer.audit import AuditFailed, AuditReport, CheckResult, audit
+from flagformer.audit.max_error import MaxError
 from flagformer.audit.report import NOT_APPLICABLE, PASSED
 from flagformer.audit.table import WIDTH
 from flagformer.audit.tolerance import other_shape, same_shape
-from flagformer.audit.worst import Worst
 
 
 def test_a_report_without_a_passed_check_is_not_passed() -> None:
@@ -26,9 +26,9 @@ def test_a_report_without_a_passed_check_is_not_passed() -> None:
 
 
 def test_a_model_that_ignores_its_input_does_not_pass() -> None:
-    """Every comparison holds for it: `responds` is what keeps the audit from passing vacuously."""
+    """Every comparison holds for it: `sensitivity` is what keeps the audit from passing vacuously."""
     report = audit(Constant())
-    assert [r.check for r in report.failures] == ["responds"]
+    assert [r.check for r in report.failures] == ["sensitivity"]
     assert not report.passed
 
 
@@ -72,7 +72,7 @@ def test_an_unknown_check_is_a_key_error_that_lists_the_known_ones() -> None:
 
 def test_the_earliest_fault_and_the_largest_deviation_are_kept() -> None:
     wanted = torch.zeros(2, 6, 3)
-    worst = Worst(other_shape(torch.float32), scale=2.0)
+    worst = MaxError(other_shape(torch.float32), scale=2.0)
     late, early = wanted.clone(), wanted.clone()
     late[0, 4, 1], early[1, 2, 0] = 1.0, 0.5
     worst.compare(late, wanted, "late")
@@ -83,7 +83,7 @@ def test_the_earliest_fault_and_the_largest_deviation_are_kept() -> None:
 
 def test_not_a_number_is_an_infinite_deviation_and_equal_infinities_are_none() -> None:
     wanted = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])
-    worst = Worst(same_shape(torch.float32), scale=1.0)
+    worst = MaxError(same_shape(torch.float32), scale=1.0)
     worst.compare(wanted.clone(), wanted, "equal")
     assert (worst.deviation, worst.failed) == (0.0, False)
     worst.compare(torch.tensor([[0.0, -math.inf], [math.nan, 0.0]]), wanted, "not a number")

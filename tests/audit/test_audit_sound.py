@@ -178,7 +178,7 @@ def test_ambient_autocast_does_not_blur_the_comparison() -> None:
         ({"model": 3}, "`model` must be a callable"),
         ({"seq_len": 4}, "`seq_len` must be at least 8"),
         ({"seq_len": 41}, "longest input, 40"),
-        ({"checks": ["leak"]}, "`checks` must be names among responds, determinism"),
+        ({"checks": ["leak"]}, "`checks` must be names among sensitivity, determinism"),
         ({"num_tokens": 1}, "`num_tokens` must be at least 2"),
         ({"model": lambda ids: ids.float().mean()}, r"returned torch.float32 of shape \[\]"),
         ({"model": lambda ids: ids.no_such_name}, "it raised AttributeError"),

@@ -5,7 +5,7 @@ import torch
 from core_models import SMALL, B, S, T, context, ids, make, shared
 
 import flagformer
-from flagformer.flow import Outputs, Tape
+from flagformer.flow import OutputCollector, Outputs
 
 CAUSAL = torch.ones(T, T, dtype=torch.bool).tril()
 RULES = torch.rand(B, 4, T, T, generator=torch.Generator().manual_seed(0)) > 0.3
@@ -197,14 +197,18 @@ def test_attention_maps_of_padded_rows():
 
 
 def test_tape_keeps_what_is_wanted_and_nothing_else():
-    tape = Tape(["wanted"])
-    tape.keep("wanted", torch.ones(1))
-    tape.keep("wanted", torch.zeros(1))
-    tape.keep("other", torch.ones(1))
-    tape.add_loss("balance", torch.ones(()))
-    assert (list(tape.kept), len(tape.kept["wanted"]), list(tape.losses)) == (["wanted"], 2, ["balance"])
-    assert tape.wants("wanted")
-    assert not tape.wants("other")
+    collector = OutputCollector(["wanted"])
+    collector.record("wanted", torch.ones(1))
+    collector.record("wanted", torch.zeros(1))
+    collector.record("other", torch.ones(1))
+    collector.add_loss("balance", torch.ones(()))
+    assert (list(collector.recorded), len(collector.recorded["wanted"]), list(collector.losses)) == (
+        ["wanted"],
+        2,
+        ["balance"],
+    )
+    assert collector.is_requested("wanted")
+    assert not collector.is_requested("other")
 
 
 def test_losses_of_the_tape_reach_the_outputs():
@@ -215,7 +219,7 @@ def test_losses_of_the_tape_reach_the_outputs():
 
         def forward(self, x, side):
             out = self.inner(x)
-            side.tape.add_loss("price", out.square().mean())
+            side.collector.add_loss("price", out.square().mean())
             return out
 
     model = flagformer.build({**SMALL, "feedforward": Priced})
@@ -241,7 +245,7 @@ def test_parameters_are_counted():
 
 def test_explain_says_what_was_built():
     text = make(rotary_pos_emb=True, use_rmsnorm=True, attn_kv_heads=2, cross_attend=True).explain()
-    parts = ["Decoder", "order: a c f a c f", "Rotary", "RMSNorm", "Grouped(groups=2)", "LinearHead"]
+    parts = ["Decoder", "order: a c f a c f", "Rotary", "RMSNorm", "GroupedQuery(groups=2)", "LinearHead"]
     parts += ["SDPA in self-attention", "SDPA in cross-attention", "step-by-step decoding: yes"]
     for part in parts:
         assert part in text, part

@@ -111,7 +111,7 @@ def test_tokens_are_counted_once_and_losses_have_gradients(executor):
     loss.backward()
     for kmeans in (module for module in model.modules() if isinstance(module, KMeans)):
         # of 2 rows, 12 tokens: their queries and their keys
-        assert kmeans.pending.counts.sum(dim=1).tolist() == [48.0] * 4
+        assert kmeans.pending_stats.counts.sum(dim=1).tolist() == [48.0] * 4
     routers = [value.grad for name, value in model.named_parameters() if "router" in name]
     assert routers
     assert all(grad.abs().sum() > 0 for grad in routers)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
-from flagformer.ops import pieces
-from flagformer.ops.clusters import DEAD, REBORN, Centroids, Seen, kmeans_step, nearest
+from flagformer.ops import tiling
+from flagformer.ops.clusters import DEAD, REBORN, Centroids, ClusterStats, kmeans_step, nearest
 
 FLAGS = {
     "num_tokens": 23, "max_seq_len": 32, "dim": 16, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -63,11 +63,11 @@ def test_rows_read_in_pieces_say_what_whole_rows_say(monkeypatch):
     mask = torch.arange(12) < torch.tensor([12, 12, 9, 12, 5, 12, 12, 12])[:, None]
     found = []
     for numbers in (1 << 18, 1):  # a token at a time
-        monkeypatch.setattr(pieces, "NUMBERS", numbers)
+        monkeypatch.setattr(tiling, "TILE_ELEMENTS", numbers)
         model = model_of(commitment_factor=0.5).double().train()
         logits, outputs = model(batch(), mask=mask, return_losses=True)
         (logits.cos().sum() + outputs.extra_loss).backward()
-        pending = [part for kmeans in kmeans_of(model) for part in kmeans.pending]
+        pending = [part for kmeans in kmeans_of(model) for part in kmeans.pending_stats]
         found.append([logits.detach(), *pending, *(p.grad for p in model.parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # sums of fp32 in another order
@@ -94,7 +94,7 @@ def test_every_token_is_counted_once(kind):
     runs = 2 if kind == "tied layers" else 1
     vectors = 1 if kind == "one vector" else 2
     for kmeans in kmeans_of(model):
-        assert kmeans.pending.counts.sum(dim=1).tolist() == [runs * vectors * (6 * 12 + 5)] * 3
+        assert kmeans.pending_stats.counts.sum(dim=1).tolist() == [runs * vectors * (6 * 12 + 5)] * 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16 autocast"])
@@ -135,7 +135,7 @@ def rank_of_two(rank, path, dtype):
     model.update_kmeans()
     torch.save(centroids(model), f"{path}/{rank}.pt")
     for kmeans in kmeans_of(model):  # a rank that saw nothing must not keep the others waiting
-        kmeans.pending = None
+        kmeans.pending_stats = None
     if rank:
         model(batch(2))
     model.update_kmeans()
@@ -164,7 +164,7 @@ def test_the_step_is_that_of_the_formula():
     means = F.normalize(torch.randn(3, 4, 5), dim=-1)
     now = Centroids(means, torch.randn(3, 4, 5), torch.full((3, 4), 9.0))
     clusters, cosines = nearest(vectors, means)
-    got = kmeans_step(now, Seen.of(vectors, clusters, cosines, 4), 0.75)
+    got = kmeans_step(now, ClusterStats.of(vectors, clusters, cosines, 4), 0.75)
     for head in range(3):
         for cluster in range(4):
             members = vectors[:, head][clusters[:, head] == cluster]
@@ -182,7 +182,7 @@ def test_a_dead_cluster_begins_anew_where_its_tokens_lie_farthest():
     clusters, cosines = nearest(vectors, means)
     assert clusters.tolist() == [[[0, 0, 0, 1]]]
     now = Centroids(means, means * 5, torch.tensor([[100.0, 100.0, 0.1]]))
-    got = kmeans_step(now, Seen.of(vectors, clusters, cosines, 3), 0.9)
+    got = kmeans_step(now, ClusterStats.of(vectors, clusters, cosines, 3), 0.9)
     assert torch.allclose(got.means[0, 2], vectors[0, 0, 1])
     counts = torch.tensor([90.3, 90.1, 0.09])
     share = counts.mean()
@@ -201,7 +201,7 @@ def test_dead_clusters_come_to_life_in_training():
         model(batch())
         model.update_kmeans()
     model(batch())
-    assert (kmeans.pending.counts > 0).all()
+    assert (kmeans.pending_stats.counts > 0).all()
 
 
 def test_commitment_is_the_mean_square_to_the_centroid_and_draws_there():
@@ -266,4 +266,4 @@ def test_decoding_in_training_mode_counts_nothing():
     state = model.init_state(8, 12)
     with torch.no_grad():
         model(batch(), state=state)
-    assert all(kmeans.pending is None for kmeans in kmeans_of(model))
+    assert all(kmeans.pending_stats is None for kmeans in kmeans_of(model))

@@ -9,7 +9,7 @@ from core_models import SMALL, B, T, context, ids, make
 from torch._dynamo.testing import CompileCounter
 
 import flagformer
-from flagformer.flow import Memories
+from flagformer.flow import RecurrentState
 
 ROTARY = {"rotary_pos_emb": True, "max_mem_len": 6}
 CUTS = (0, 4, 7, T)
@@ -37,7 +37,7 @@ def test_forms_agree():
     model = make(**ROTARY)
     first, rest = parts()[0], ids()[:, 4:]
     _, mems = model(first, return_mems=True)
-    assert isinstance(mems, Memories)
+    assert isinstance(mems, RecurrentState)
     assert [tuple(one.shape) for one in mems] == [(B, 4, 16)] * 2
     assert torch.equal(mems[1], list(mems)[1])
     logits, left = model(rest, mems=mems, return_mems=True)
@@ -296,9 +296,9 @@ def test_cross_attention_reads_its_context_in_every_segment():
 def test_layers_alone_take_memories():
     layers = make(rel_pos_bias=True).attn_layers
     x = torch.randn(B, T, 16)
-    tape = flagformer.flow.Tape(remembered=layers.memory_steps)
-    first = layers(x[:, :4], tape=tape)
-    mems = [tape.streams[step] for step in layers.memory_steps]
+    collector = flagformer.flow.OutputCollector(hidden_steps=layers.recurrent_steps)
+    first = layers(x[:, :4], collector=collector)
+    mems = [collector.hiddens[step] for step in layers.recurrent_steps]
     close(torch.cat([first, layers(x[:, 4:], mems=mems)], dim=1), layers(x))
     with pytest.raises(ValueError, match="`mems` and `seq_start_pos` cannot be combined"):
         layers(x, mems=mems, seq_start_pos=torch.tensor([0, 1]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.stack.sublayer import Plain, Sublayer
+from flagformer.stack.sublayer import PreNormAdditive, Sublayer
 from stirred_models import stirred
 
 FLAGS = {"model": "decoder", "num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2}
@@ -31,9 +31,9 @@ def kinds(model):
 @pytest.mark.parametrize("flags", [{}, {"use_rmsnorm": True, "rotary_pos_emb": True}])
 def test_the_shorter_way_gives_the_same_bits(flags, monkeypatch):
     model = stirred(FLAGS | flags).eval()
-    assert set(kinds(model)) == {Plain}
+    assert set(kinds(model)) == {PreNormAdditive}
     short = model(IDS)
-    monkeypatch.setattr(Plain, "forward", Sublayer.forward)
+    monkeypatch.setattr(PreNormAdditive, "forward", Sublayer.forward)
     assert torch.equal(short, model(IDS))
 
 

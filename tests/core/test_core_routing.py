@@ -78,8 +78,8 @@ def test_a_session_is_the_whole_forward_over_many_windows(kind):
 
 def test_a_session_picks_of_its_context_once_and_its_rows_may_trade_places(monkeypatch):
     asked = []
-    pick = routed_context.picks
-    monkeypatch.setattr(routed_context, "picks", lambda *words: asked.append(1) or pick(*words))
+    pick = routed_context.cluster_topk
+    monkeypatch.setattr(routed_context, "cluster_topk", lambda *words: asked.append(1) or pick(*words))
     model = model_of(**CAUSAL["context"]).eval()
     traded = torch.tensor([1, 1])
     context = side(model)["context"]

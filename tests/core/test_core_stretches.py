@@ -5,7 +5,7 @@ import torch
 
 import flagformer
 from flagformer.attention.cores import routing
-from flagformer.ops import blocks, lengths, pieces
+from flagformer.ops import blocks, lengths, tiling
 from flagformer.ops.attend_sorted import attend
 from flagformer.ops.routing import Tokens, stretches_of
 
@@ -43,7 +43,7 @@ def trained(model, call):
 
 @pytest.mark.parametrize("beside", BESIDE)
 def test_stretches_give_what_chunks_give(monkeypatch, beside):
-    monkeypatch.setattr(pieces, "NUMBERS", 1 << 12)  # 64 tokens or fewer, one or two heads
+    monkeypatch.setattr(tiling, "TILE_ELEMENTS", 1 << 12)  # 64 tokens or fewer, one or two heads
     monkeypatch.setattr(blocks, "SCORES", 1 << 13)  # several batches of blocks
     found = []
     for least in (CHUNKS, STRETCHES):

@@ -15,10 +15,10 @@ import flagformer
 from flagformer.ops.lengths import LONG
 from flagformer.reference import choices, settings
 from flagformer.stack import long_rows
-from flagformer.stack.long_rows import turning_lengths
+from flagformer.stack.long_rows import path_change_lengths
 
 SOURCES = Path(flagformer.__file__).parent
-BY_LENGTH = {"capped", "pieces"}  # functions that compare a length with a size
+BY_LENGTH = {"clamp_to_length", "sequence_tiles"}  # functions that compare a length with a size
 BLOCK = 32  # rows of whole blocks: the last block of others is filled up, and what fills it is hidden
 LONGEST = 1280
 # text models that read one row
@@ -52,7 +52,7 @@ def undeclared(choice: Any) -> set[str]:
     """Operators that the shortest or the longest row between two declared lengths calls, and not both."""
     with torch.device("meta"):
         model = flagformer.build({**settings(choice), "max_seq_len": LONGEST}).eval()
-    turns = long_rows.turning_lengths(model.attn_layers)
+    turns = long_rows.path_change_lengths(model.attn_layers)
     found: set[str] = set()
     for low, high in itertools.pairwise([0, *(n for n in turns if n < LONGEST), LONGEST]):
         first, last = low // BLOCK * BLOCK + BLOCK, (high - 1) // BLOCK * BLOCK
@@ -68,9 +68,9 @@ def test_rows_between_two_declared_lengths_call_the_same_operators(choice: Any) 
 
 def test_a_length_that_is_not_declared_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_but_long(layers: Any) -> list[int]:
-        return [length for length in turning_lengths(layers) if length != LONG]
+        return [length for length in path_change_lengths(layers) if length != LONG]
 
-    monkeypatch.setattr(long_rows, "turning_lengths", all_but_long)
+    monkeypatch.setattr(long_rows, "path_change_lengths", all_but_long)
     assert any(undeclared(choice) for choice in CHOICES if choice.name == "alibi_pos_bias")
 
 
@@ -91,7 +91,7 @@ def calls_by_length() -> list[tuple[str, ast.ClassDef]]:
 def test_whoever_cuts_rows_by_a_size_declares_it(found: tuple[str, ast.ClassDef]) -> None:
     """Sizes of blocks and pieces change shapes, and no operator."""
     declared = [node for node in ast.walk(found[1]) if isinstance(node, ast.Attribute)]
-    assert any(node.attr == "turns_at" and isinstance(node.ctx, ast.Store) for node in declared)
+    assert any(node.attr == "path_changes_at" and isinstance(node.ctx, ast.Store) for node in declared)
 
 
 def test_every_kind_of_core_that_cuts_rows_is_known() -> None:

@@ -5,7 +5,7 @@ from torch import nn
 
 from flagformer import AttentionLayers, Decoder
 from flagformer.flags import Spec
-from flagformer.flow import Tape
+from flagformer.flow import OutputCollector
 from flagformer.stack.executor.sequential import Sequential
 
 SIZES = {"dim": 16, "depth": 3, "heads": 2, "attn_dim_head": 8}
@@ -27,11 +27,11 @@ class Busy(nn.Module):
         hidden = self.inner(x)
         if self.training:
             hidden = hidden + 0.3 * torch.randn_like(hidden)
-            if not side.replay:
+            if not side.recomputing:
                 self.counted += 1
                 self.seen += hidden.detach().mean(dim=(0, 1)).to(self.seen.dtype)
-        side.tape.add_loss("busy.balance", hidden.softmax(dim=-1).square().mean())
-        side.tape.add_loss("busy.size", hidden.square().mean() + x.square().mean())
+        side.collector.add_loss("busy.balance", hidden.softmax(dim=-1).square().mean())
+        side.collector.add_loss("busy.size", hidden.square().mean() + x.square().mean())
         return self.outer(self.activation(hidden))
 
 
@@ -62,10 +62,10 @@ def trained(layers, dtype, autocast=False, length=7, weigh=0.7, cache=True):
     given = inputs(layers, dtype, length)
     layers.zero_grad()
     torch.manual_seed(7)
-    tape = Tape()
+    collector = OutputCollector()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=cache):
-        out = layers(given[0], tape=tape, **({"context": given[1]} if len(given) > 1 else {}))
-        losses = [value for values in tape.losses.values() for value in values]
+        out = layers(given[0], collector=collector, **({"context": given[1]} if len(given) > 1 else {}))
+        losses = [value for values in collector.losses.values() for value in values]
         loss = (out * out.detach().cos()).sum() + weigh * sum(losses)
     loss.backward()
     return out.detach(), [one.grad for one in (*given, *layers.parameters())], torch.get_rng_state()

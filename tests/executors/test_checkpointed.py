@@ -5,7 +5,7 @@ import torch
 from executor_models import DROPS, SIZES, busy_decoder, inputs, trained
 
 from flagformer import Decoder
-from flagformer.flow import Tape
+from flagformer.flow import OutputCollector
 
 UNITS = ("sublayer", "selective")
 
@@ -29,9 +29,9 @@ def test_losses_and_statistics_count_once(unit, autocast):
     busy = [s.fn for s in layers.sublayers if s.kind == "f"]
     assert [one.counted for one in busy] == [1] * len(busy)
     assert all(torch.equal(one.seen, two.fn.seen) for one, two in zip(busy, twin.sublayers[1::2]))
-    tape = Tape()
-    layers(*inputs(layers, torch.float32), tape=tape).sum().backward()
-    assert [len(values) for values in tape.losses.values()] == [3, 3]
+    collector = OutputCollector()
+    layers(*inputs(layers, torch.float32), collector=collector).sum().backward()
+    assert [len(values) for values in collector.losses.values()] == [3, 3]
 
 
 def kept(layers, length):

@@ -8,7 +8,7 @@ from torch import nn
 import flagformer
 from flagformer import Decoder, Encoder
 from flagformer.attention.cores.kmeans import KMeans, update_kmeans
-from flagformer.flow import Tape
+from flagformer.flow import OutputCollector
 
 BIASES = {"rel_pos_bias": True, "attn_num_mem_kv": 2, "cross_attend": True}
 MIXES = {
@@ -78,8 +78,8 @@ def test_clusters_and_experts_learn_as_by_plain_autograd(learner, executor):
         assert torch.equal(draws, wanted_draws)
         for part, other in zip(layers.modules(), wanted_layers.modules(), strict=True):
             if isinstance(part, KMeans):
-                assert torch.equal(part.pending.counts, other.pending.counts)
-                assert torch.equal(part.pending.sums, other.pending.sums)
+                assert torch.equal(part.pending_stats.counts, other.pending_stats.counts)
+                assert torch.equal(part.pending_stats.sums, other.pending_stats.sums)
         for one in (layers, wanted_layers):
             update_kmeans(one)
     for name, buffer in layers.named_buffers():
@@ -155,7 +155,7 @@ def test_two_streams_are_the_formula():
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16 autocast"])
 def test_losses_and_draws_inside_a_sublayer(autocast):
-    """Tape losses are outputs: their gradients arrive, they are on the tape once and counted once."""
+    """Collected losses are outputs: their gradients arrive; each is collected once and counted once."""
     layers = busy_decoder()
     out, grads, draws = trained(layers, torch.float32, autocast)
     twin = plain(busy_decoder())
@@ -167,9 +167,12 @@ def test_losses_and_draws_inside_a_sublayer(autocast):
         if isinstance(one, Busy):
             assert one.counted == other.counted == 1, "a repetition is no forward"
             assert torch.equal(one.seen, other.seen)
-    tape = Tape()
-    layers(*inputs(layers, torch.float32), tape=tape)
-    assert {name: len(values) for name, values in tape.losses.items()} == {"busy.balance": 3, "busy.size": 3}
+    collector = OutputCollector()
+    layers(*inputs(layers, torch.float32), collector=collector)
+    assert {name: len(values) for name, values in collector.losses.items()} == {
+        "busy.balance": 3,
+        "busy.size": 3,
+    }
 
 
 def test_losses_alone_have_gradients():
@@ -178,9 +181,9 @@ def test_losses_alone_have_gradients():
     for layers in (busy_decoder().double(), plain(busy_decoder().double())):
         (x,) = inputs(layers, torch.float64)
         torch.manual_seed(1)
-        tape = Tape()
-        layers(x, tape=tape)
-        tape.losses["busy.size"][1].backward()
+        collector = OutputCollector()
+        layers(x, collector=collector)
+        collector.losses["busy.size"][1].backward()
         found.append([x.grad, *(p.grad for p in layers.parameters())])
     assert sum(one is None for one in found[1]) > 0
     whole = [[torch.zeros(()) if one is None else one for one in many] for many in found]
@@ -223,7 +226,7 @@ def test_exact_streams_that_grow_too_large_are_refused():
 
 
 def test_gradcheck():
-    """Input, context, the bias of all layers, a loss on the tape, and every parameter."""
+    """Input, context, the bias of all layers, a loss on the collector, and every parameter."""
     torch.manual_seed(0)
     layers = Decoder(
         dim=4,
@@ -243,15 +246,15 @@ def test_gradcheck():
     context = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
 
     def function(x, context, *parameters):
-        tape = Tape()
-        out = layers(x, context=context, tape=tape)
-        return out, tape.losses["test"][0]
+        collector = OutputCollector()
+        out = layers(x, context=context, collector=collector)
+        return out, collector.losses["test"][0]
 
     assert torch.autograd.gradcheck(function, (x, context, *layers.parameters()))
 
 
 def _leave_loss(module, given, out):
-    given[1].tape.add_loss("test", out.square().mean())
+    given[1].collector.add_loss("test", out.square().mean())
 
 
 def test_encoder_and_decoder_in_one_backward():
@@ -265,9 +268,11 @@ def test_encoder_and_decoder_in_one_backward():
         for sublayer in encoder.sublayers:
             sublayer.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         torch.manual_seed(3)
-        tapes = Tape(), Tape()
-        out = decoder(x, context=encoder(source, tape=tapes[0]), tape=tapes[1])
-        losses = [value for tape in tapes for values in tape.losses.values() for value in values]
+        collectors = OutputCollector(), OutputCollector()
+        out = decoder(x, context=encoder(source, collector=collectors[0]), collector=collectors[1])
+        losses = [
+            value for collector in collectors for values in collector.losses.values() for value in values
+        ]
         (out.sin().sum() + 0.5 * sum(losses)).backward()
         found.append([one.grad for one in (source, x, *encoder.parameters(), *decoder.parameters())])
         if prepare is not plain:

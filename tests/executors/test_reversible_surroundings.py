@@ -10,7 +10,7 @@ from torch import nn
 import flagformer
 from flagformer import Decoder
 from flagformer.flags import Spec
-from flagformer.flow import Tape, fill, lift
+from flagformer.flow import OutputCollector, flatten, unflatten
 from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
 from flagformer.residual.additive import Additive
@@ -74,7 +74,7 @@ def test_a_parameter_changed_before_the_backward_is_an_error():
     layers = decoder()
     loss = layers(torch.randn(2, 7, 16)).sum()
     with torch.no_grad():
-        layers.sublayers[1].fn.inner.weight.mul_(2)
+        layers.sublayers[1].fn.w_in.weight.mul_(2)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
 
@@ -107,7 +107,7 @@ def test_sequential_layers_see_gradients_behind_reversible_ones():
     (x,) = inputs(layers, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         layers(x)
-        layers(x, tape=Tape({"attn.weights"})).float().square().sum().backward()
+        layers(x, collector=OutputCollector({"attn.weights"})).float().square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layers.parameters())
 
 
@@ -235,12 +235,15 @@ def test_what_hands_on_without_saying_so_is_found_out():
 
 def test_records_come_apart_and_together():
     layout = Layout(torch.arange(3)[None])
-    record = {0: Pairs(bias=torch.ones(2), visible=None, seats=3), 1: (layout, [torch.zeros(1)], "word")}
-    empty, tensors = lift(record)
+    record = {
+        0: Pairs(bias=torch.ones(2), allowed=None, num_prefix_kv=3),
+        1: (layout, [torch.zeros(1)], "word"),
+    }
+    empty, tensors = flatten(record)
     assert [len(one) for one in tensors] == [2, 1, 1]
-    again = fill(empty, iter([one + 1 for one in tensors]))
+    again = unflatten(empty, iter([one + 1 for one in tensors]))
     assert again[0].bias.tolist() == [2.0, 2.0]
-    assert again[0].seats == 3
+    assert again[0].num_prefix_kv == 3
     assert again[1][0].positions.tolist() == [[1, 2, 3]]
     assert again[1][1][0].item() == 1.0
     assert again[1][2] == "word"

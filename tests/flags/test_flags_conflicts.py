@@ -8,9 +8,19 @@ from torch import nn
 
 import flagformer
 from flagformer.attention.cores.dense import Dense
-from flagformer.attention.kernels.einsum import Einsum
+from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.kernels.sdpa import SDPA
-from flagformer.flags import CATALOGUE, Finding, FlagError, Need, Ready, Registry, Spec, component, resolve
+from flagformer.flags import (
+    CATALOGUE,
+    Finding,
+    FlagError,
+    Instance,
+    Registry,
+    Requirement,
+    Spec,
+    component,
+    resolve,
+)
 from flagformer.flow import Dims
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.position import DistanceBias, PositionBias
@@ -71,7 +81,7 @@ def same_function(model, other):
 def crowds():
     """Slots with one place, and two flags that fill it."""
     found = []
-    for slot in ("norm", "placement", "position_bias", "projection", "qk_norm", "activation", "absolute"):
+    for slot in ("norm", "norm_position", "position_bias", "projection", "qk_norm", "activation", "absolute"):
         chosen = [item for item in CATALOGUE.in_slot(slot) if item.select is not None]
         for i, one in enumerate(chosen):
             found += [(slot, one, other) for other in chosen[i + 1 :] if meet(one, other)]
@@ -102,22 +112,22 @@ def test_three_fillers_for_one_place():
 
 def test_many_fillers_for_a_slot_that_takes_many():
     model = flagformer.build({**SMALL, "attn_num_mem_kv": 2, "attn_add_zero_kv": True})
-    assert model.attn_layers.sublayers[0].fn.seat_count == 3
+    assert model.attn_layers.sublayers[0].fn.num_prefix_kv == 3
 
 
 def test_kernel_is_the_fastest_that_serves():
     assert kernels(flagformer.build(SMALL)) == {"SDPA"}
     assert kernels(flagformer.build({**SMALL, "alibi_pos_bias": True})) == {"SDPA"}
-    assert kernels(flagformer.build({**SMALL, "rel_pos_bias": True})) == {"FusedBias"}
-    assert kernels(flagformer.build({**SMALL, "attn_flash": False})) == {"Einsum"}
+    assert kernels(flagformer.build({**SMALL, "rel_pos_bias": True})) == {"SDPATrainableBias"}
+    assert kernels(flagformer.build({**SMALL, "attn_flash": False})) == {"Eager"}
     mixed = flagformer.build({**SMALL, "attn_flash": (True, False)})
-    assert kernels(mixed) == {"SDPA", "Einsum"}
-    assert "Einsum in self-attention: written out" in mixed.explain()
+    assert kernels(mixed) == {"SDPA", "Eager"}
+    assert "Eager in self-attention: written out" in mixed.explain()
 
 
 def test_modifier_that_reads_scores_takes_the_written_out_kernel():
     model = flagformer.build({**SMALL, "score": SoftClamp})
-    assert kernels(model) == {"Einsum"}
+    assert kernels(model) == {"Eager"}
     plain = flagformer.build(SMALL)
     assert not same_function(model, plain)
     wide = flagformer.build({**SMALL, "score": Spec(SoftClamp, {"limit": 1e4})})
@@ -138,8 +148,8 @@ def test_learned_bias_refuses_the_fused_kernel(flags):
 
 
 def test_kernel_given_as_a_class_that_serves():
-    model = flagformer.build({**SMALL, "kernel": Einsum, "score": SoftClamp})
-    assert kernels(model) == {"Einsum"}
+    model = flagformer.build({**SMALL, "kernel": Eager, "score": SoftClamp})
+    assert kernels(model) == {"Eager"}
     assert same_function(model, flagformer.build({**SMALL, "score": SoftClamp}))
 
 
@@ -152,8 +162,8 @@ def test_weights_given_read_scores_too():
             seen = scores.isfinite().to(scores.dtype)
             return seen / seen.sum(-1, keepdim=True)
 
-    assert kernels(flagformer.build({**SMALL, "weights": Even})) == {"Einsum"}
-    assert "`weights`" in refused(weights=Even, attn_flash=True)
+    assert kernels(flagformer.build({**SMALL, "normalizer": Even})) == {"Eager"}
+    assert "`normalizer`" in refused(normalizer=Even, attn_flash=True)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,7 @@ def test_position_bias_of_ones_own(given):
     assert not model.absolute_positions
     own = type(model.attn_layers.position_bias)
     assert own is getattr(given, "cls", given)
-    assert kernels(model) == ({"SDPA"} if own is ALiBi else {"FusedBias"})
+    assert kernels(model) == ({"SDPA"} if own is ALiBi else {"SDPATrainableBias"})
     shifted = model.eval()(IDS, pos=torch.arange(9) * 2)
     assert not torch.allclose(shifted, model(IDS), atol=1e-4)
     assert "`position_bias`" in refused(position_bias=Shift, attn_flash=True)
@@ -221,7 +231,7 @@ def test_plan_conflicts_name_both():
 
 
 def test_declared_requirement_says_its_reason():
-    @component("norm", select="use_decay", requires=[Need("causal", True, "the decay is one-sided")])
+    @component("norm", select="use_decay", requires=[Requirement("causal", True, "the decay is one-sided")])
     class Decay(RMSNorm):
         """Needs an order of time."""
 
@@ -304,4 +314,4 @@ def test_the_catalogue_declares_sound_components():
             assert not param.flag.doc.endswith(".")
     assert Dense.component.slot == "core"
     assert issubclass(ALiBi, PositionBias)
-    assert Ready(nn.Identity()).build() is not None
+    assert Instance(nn.Identity()).build() is not None

@@ -153,7 +153,7 @@ def test_settings_of_other_libraries_are_recognised(settings, whose):
     [
         ("position_biass", "did you mean `position_bias`?"),
         ("n_layer", "say `depth`"),
-        ("attn_hard", "give a class to `weights`"),
+        ("attn_hard", "give a class to `normalizer`"),
         ("attn_laser", "give a class to `projection`"),
         ("enc_depth", "is a flag of `model: xtransformer`"),
         ("rotary_emb", "did you mean `rotary_pos_emb`?"),
@@ -217,10 +217,10 @@ def test_an_activation_of_ones_own(given, gated):
     model = flagformer.build({**SMALL, "activation": given, **({"ff_glu": True} if gated else {})}).double()
     layer = model.attn_layers.sublayers[1].fn
     x = torch.randn(2, 3, 16, dtype=torch.float64)
-    inner = layer.inner(x)
+    inner = layer.w_in(x)
     factor = 2.0 if given is Doubled else 1.0
     hidden = inner[..., :64] * inner[..., 64:].relu() if gated else inner.relu()
-    torch.testing.assert_close(layer(x, None), layer.outer(factor * hidden))
+    torch.testing.assert_close(layer(x, None), layer.w_out(factor * hidden))
     again = flagformer.build(model.flags).double()
     assert {name for name, _ in again.named_parameters()} == {name for name, _ in model.named_parameters()}
     assert "`ff_swish` has no effect here" in message("ff_swish", activation=given)

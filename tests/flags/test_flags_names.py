@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import flagformer
-from flagformer.attention.kernels.einsum import Einsum
+from flagformer.attention.kernels.eager import Eager
 from flagformer.flags import CATALOGUE, FlagError, resolve, split_prefixes
 
 BASE = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
@@ -168,12 +168,12 @@ def test_cross_form_is_for_cross_attention_and_the_plain_one_for_both():
     )
     own, cross = (sublayer.fn for sublayer in built.sublayers[:2])
     assert (own.source.projection.groups, cross.source.projection.groups) == (2, 1)
-    assert (own.seat_count, cross.seat_count) == (3, 3)
+    assert (own.num_prefix_kv, cross.num_prefix_kv) == (3, 3)
 
 
 def test_cross_form_alone_leaves_self_attention_as_it_is():
     built = flagformer.Decoder(dim=16, depth=1, heads=4, cross_attend=True, cross_attn_num_mem_kv=3)
-    assert [sublayer.fn.seat_count for sublayer in built.sublayers[:2]] == [0, 3]
+    assert [sublayer.fn.num_prefix_kv for sublayer in built.sublayers[:2]] == [0, 3]
 
 
 def test_tuples_are_per_layer():
@@ -182,7 +182,7 @@ def test_tuples_are_per_layer():
     )
     first, ff_first, second, ff_second = (sublayer.fn for sublayer in built.sublayers)
     assert (first.source.projection.groups, second.source.projection.groups) == (2, 4)
-    assert (first.seat_count, second.seat_count) == (0, 5)
+    assert (first.num_prefix_kv, second.num_prefix_kv) == (0, 5)
     assert (type(ff_first).__name__, type(ff_second).__name__) == ("GLU", "Dense")
 
 
@@ -234,7 +234,7 @@ def test_tuples_where_one_filler_serves_the_whole_stack():
         ({"custom_layers": "aa", "depth": None, "ff_glu": True}, "ff_glu", "no feedforward"),
         ({"custom_layers": "aa", "depth": None, "ff_mult": 2.0}, "ff_mult", "no feedforward"),
         ({"custom_layers": "ff", "depth": None, "attn_dropout": 0.2}, "attn_dropout", "no attention"),
-        ({"kernel": Einsum, "attn_dropout": 0.2}, "attn_dropout", "something else was given for `kernel`"),
+        ({"kernel": Eager, "attn_dropout": 0.2}, "attn_dropout", "something else was given for `kernel`"),
     ],
 )
 def test_settings_without_effect_are_refused(flags, dead, why):

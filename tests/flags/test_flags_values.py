@@ -24,7 +24,7 @@ def refused(**flags):
 def shapes(**flags):
     """Key/value heads, K and V of each attention."""
     model = flagformer.build({**SMALL, **flags})
-    return [shape[1:] for shape in model.attn_layers.session_shape if shape[0] != "f"]
+    return [shape[1:] for shape in model.attn_layers.cache_signature if shape[0] != "f"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ class Signs(Rotation):
         super().__init__()
         self.width = dims.dim_head
 
-    def angles(self, layout, dtype):
+    def cos_sin(self, layout, dtype):
         return ((1 - 2 * (layout.positions % 2))[:, None, :, None].to(dtype),)
 
     def queries(self, q, angles):

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from flagformer.generation import Ending, Prompts, Sampler, decode, evaluating, read_prompts, top_k
+from flagformer.generation import Prompts, Sampler, StoppingCriteria, decode, evaluating, read_prompts, top_k
 
 GREEDY = Sampler(temperature=0)
 
 
 def run(model, prompts, seq_len, sample=GREEDY, eos=None, pad=0, **how):
     with evaluating(model):
-        return decode(model, read_prompts(prompts, None, 11, 0), Ending(seq_len, eos, pad), sample, **how)
+        return decode(
+            model, read_prompts(prompts, None, 11, 0), StoppingCriteria(seq_len, eos, pad), sample, **how
+        )
 
 
 def test_greedy_equals_a_plain_loop_of_full_forwards(stand_in):
@@ -177,5 +179,5 @@ def test_context_is_brought_once_to_a_state_and_to_every_forward_without(stand_i
 
 def test_prompts_are_not_written(stand_in):
     prompts = Prompts(torch.tensor([[1, 2]]), None, True)
-    decode(stand_in, prompts, Ending(3), GREEDY)
+    decode(stand_in, prompts, StoppingCriteria(3), GREEDY)
     assert prompts.ids.tolist() == [[1, 2]]

@@ -102,18 +102,18 @@ class Attention:
 
     def _norm_qk(self, x, side):
         if self.of("attn_qk_rmsnorm"):
-            return unit(x) * sqrt(self.width) * self.weight(f"source.qk_norm.{side}_gain")
+            return unit(x) * sqrt(self.width) * self.weight(f"source.qk_norm.{side}_weight")
         groups = self.of("attn_qk_norm_groups")
         parts = x.reshape(*x.shape[:-1], groups, self.width // groups)
         x = unit(parts).reshape(x.shape)
-        gain = f"source.qk_norm.{side}_gain.value"
+        gain = f"source.qk_norm.{side}_gain.weight"
         return x * self.weight(gain) if self.of("attn_qk_norm_dim_scale") else x
 
     def _seats(self, groups):
         wide = self.of("attn_value_dim_head") or self.width
         k, v = np.zeros((groups, 0, self.width)), np.zeros((groups, 0, wide))
         if self.of("attn_num_mem_kv"):
-            k, v = self.weight("seats.0.k"), self.weight("seats.0.v")
+            k, v = self.weight("prefix_kv.0.k"), self.weight("prefix_kv.0.v")
         if self.of("attn_add_zero_kv"):
             k = np.concatenate([np.zeros((groups, 1, self.width)), k], 1)
             v = np.concatenate([np.zeros((groups, 1, wide)), v], 1)
@@ -216,7 +216,7 @@ class Attention:
 
     def _modified(self, scores, number):
         if self.of("attn_talking_heads"):
-            scores = np.einsum("gh,hts->gts", self._exchange("mods", number), scores)
+            scores = np.einsum("gh,hts->gts", self._exchange("score_mods", number), scores)
         if self.of("attn_softclamp_logits"):
             cap = self.of("attn_logit_softclamp_value")
             scores = cap * np.tanh(scores / cap)
@@ -227,7 +227,7 @@ class Attention:
 
     def _mixed(self, weights, number):
         if self.of("attn_talking_heads"):
-            return np.einsum("gh,hts->gts", self._exchange("mixes", number), weights)
+            return np.einsum("gh,hts->gts", self._exchange("weight_mods", number), weights)
         return weights
 
     def _weights(self, scores, group):
@@ -238,7 +238,7 @@ class Attention:
     def _sink(self, group):
         if not self.of("attn_head_learned_sink"):
             return None
-        return self.weight(f"{self._core(int(group.stop == self.heads))}.kernel.path.weights.score")
+        return self.weight(f"{self._core(int(group.stop == self.heads))}.kernel.path.normalizer.score")
 
     def _picked(self, q, scores, seats_v, values, unturned, group):
         q_r, k_r = unturned[0][group], self._spread(unturned[1])[group]
@@ -268,7 +268,7 @@ class Attention:
             out = out * (1 + _heads(linear(x, self.all, f"{self.prefix}.gates.{number}.to_role"), self.heads))
             number += 1
         if self.of("attn_head_scale"):
-            out = out * self.weight(f"gates.{number}.gain")
+            out = out * self.weight(f"gates.{number}.weight")
             number += 1
         if self.of("attn_gate_value_heads"):
             out = out * sigmoid(linear(x, self.all, f"{self.prefix}.gates.{number}.to_gate")).T[..., None]

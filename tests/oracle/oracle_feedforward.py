@@ -13,15 +13,15 @@ def feedforward(settings, module, weights, prefix, x):
         return _experts(act, weights, prefix, x)
     if settings.of("ff_pkm", module):
         return _product_keys(weights, f"{prefix}.memory", x)
-    inner = linear(x, weights, f"{prefix}.inner")
+    inner = linear(x, weights, f"{prefix}.w_in")
     if settings.of("ff_glu", module):
         values, gates = np.split(inner, 2, -1)
-        inner = values * act(gates) * weights.get(f"{prefix}.gain.value", 1.0)
+        inner = values * act(gates) * weights.get(f"{prefix}.gain.weight", 1.0)
     else:
         inner = act(inner)
     if settings.of("ff_post_act_ln", module):
-        inner = layer_norm(inner, weights[f"{prefix}.norm.gain"])
-    return linear(inner, weights, f"{prefix}.outer")
+        inner = layer_norm(inner, weights[f"{prefix}.norm.weight"])
+    return linear(inner, weights, f"{prefix}.w_out")
 
 
 def _activation(settings, module):
@@ -37,9 +37,9 @@ def _experts(act, weights, prefix, x):
     for t, row in enumerate(chances):
         chosen = np.argsort(-row, kind="stable")[:2]
         for e in chosen:
-            inner = weights[f"{prefix}.inner.weight"][e] @ x[t]
-            inner = act(inner + _part(weights, f"{prefix}.inner.bias", e))
-            found = weights[f"{prefix}.outer.weight"][e] @ inner + _part(weights, f"{prefix}.outer.bias", e)
+            inner = weights[f"{prefix}.w_in.weight"][e] @ x[t]
+            inner = act(inner + _part(weights, f"{prefix}.w_in.bias", e))
+            found = weights[f"{prefix}.w_out.weight"][e] @ inner + _part(weights, f"{prefix}.w_out.bias", e)
             out[t] += row[e] / row[chosen].sum() * found
     return out
 

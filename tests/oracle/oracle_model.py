@@ -63,7 +63,7 @@ def _embedded(settings, weights, ids, first, kinds):
     for name, values in kinds.items():
         x = x + weights[f"embedding.kinds.{name}_embed.weight"][values]
     if settings["post_emb_norm"]:
-        x = layer_norm(x, weights["embedding.norm.gain"])
+        x = layer_norm(x, weights["embedding.norm.weight"])
     return linear(x, weights, "embedding.project") if "embedding.project.weight" in weights else x
 
 
@@ -92,7 +92,7 @@ def _sublayer(settings, module, weights, carried, given):
 
 def _layer_scale(settings, module, weights, prefix):
     """arXiv:2103.17239."""
-    names = [f"{prefix}.branch.gain", f"{prefix}.branch.0.gain", f"{prefix}.branch.1.gain"]
+    names = [f"{prefix}.branch.weight", f"{prefix}.branch.0.weight", f"{prefix}.branch.1.weight"]
     found = next((weights[name] for name in names if name in weights), 1.0)
     return found if settings.of("use_layerscale", module) else 1.0
 

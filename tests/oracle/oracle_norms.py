@@ -20,7 +20,7 @@ def unit(x):
 
 def norm(settings, weights, prefix, x):
     """The norm that the flags name, with the gain found under the prefix."""
-    gain = weights.get(f"{prefix}.gain", 1.0)
+    gain = weights.get(f"{prefix}.weight", 1.0)
     width = x.shape[-1]
     if settings["use_rmsnorm"] or settings["use_simple_rmsnorm"]:
         return sqrt(width) * unit(x) * gain

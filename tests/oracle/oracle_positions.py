@@ -88,6 +88,6 @@ def _perceptron(settings, weights, distances):
     for i in range(settings["dynamic_pos_bias_mlp_depth"] or 2):
         x = linear(x, weights, f"{prefix}.hidden.{i}.0")
         if settings["dynamic_pos_bias_norm"]:
-            x = layer_norm(x, weights[f"{prefix}.hidden.{i}.1.gain"])
+            x = layer_norm(x, weights[f"{prefix}.hidden.{i}.1.weight"])
         x = silu(x)
     return linear(x, weights, f"{prefix}.out")

@@ -43,5 +43,5 @@ def _joined(settings, weights, index, x, out):
         (reset, keep, new), (reset_h, keep_h, new_h) = np.split(read, 3, -1), np.split(kept, 3, -1)
         keep = sigmoid(keep + keep_h)
         return keep * x + (1 - keep) * np.tanh(new + sigmoid(reset + reset_h) * new_h)
-    gain = weights[f"{prefix}.gains"][index] if settings["scale_residual"] else 1.0
+    gain = weights[f"{prefix}.weight"][index] if settings["scale_residual"] else 1.0
     return settings["scale_residual_constant"] * gain * x + out

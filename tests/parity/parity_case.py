@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.interop.words import flags_of_x_transformers
+from flagformer.interop.flag_translator import flags_of_x_transformers
 
 OLD, NEW = "1.27", "2.31"
 SIZES = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16}

@@ -97,20 +97,20 @@ def test_a_routing_transformer_of_local_heads_is_that_of_the_package(peer, causa
     ).eval()
     found = {
         "token_emb.weight": theirs.token_emb.weight,
-        "attn_layers.final_norm.gain": theirs.norm.weight,
+        "attn_layers.final_norm.weight": theirs.norm.weight,
         "head.project.weight": theirs.out.weight,
     }
     for index, (attention, feedforward) in enumerate(theirs.routing_transformer.layers.layers):
         own, dense, here = attention.fn, feedforward.fn.fn, f"attn_layers.sublayers.{2 * index}"
         own.local_to_qkv.bias.data.zero_()
         found |= {
-            f"{here}.in_norm.gain": attention.norm.weight,
+            f"{here}.in_norm.weight": attention.norm.weight,
             f"{here}.fn.source.projection.to_qkv.weight": own.local_to_qkv.weight,
             f"{here}.fn.to_out.weight": own.to_out.weight,
         }
         here = f"attn_layers.sublayers.{2 * index + 1}"
-        found[f"{here}.in_norm.gain"] = feedforward.norm.weight
-        for name, part in (("inner", dense.w1), ("outer", dense.w2)):
+        found[f"{here}.in_norm.weight"] = feedforward.norm.weight
+        for name, part in (("w_in", dense.w1), ("w_out", dense.w2)):
             found |= {f"{here}.fn.{name}.{kind}": value for kind, value in part.named_parameters()}
     ours.load_state_dict(copy.deepcopy(found))
     ids = torch.randint(64, (2, 32))

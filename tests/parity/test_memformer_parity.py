@@ -71,9 +71,9 @@ def half(theirs, ours):
     bias.table.copy_(blocks.rel_pos_emb.relative_attention_bias.weight / bias.scale)
     sublayers = [residual.fn for block in blocks.layers for residual in block]
     for place, (one, other) in enumerate(zip(sublayers, layers.sublayers)):
-        other.in_norm.gain.copy_(one.norm.weight)
+        other.in_norm.weight.copy_(one.norm.weight)
         if other.kind == "f":
-            feedforward(one.fn, one.norm, other.fn.inner, other.fn.outer)
+            feedforward(one.fn, one.norm, other.fn.w_in, other.fn.w_out)
         else:
             attention(one.fn, one.norm, other.fn, place % 3 == 1)
     layers.final_norm = theirs.norm
@@ -99,7 +99,7 @@ def copied(theirs, **flags):
     writer.gru.load_state_dict(theirs.gru.state_dict())
     ff = theirs.mem_ff.fn
     norm, inner, _, outer = writer.feedforward
-    norm.gain.copy_(ff.norm.weight)
+    norm.weight.copy_(ff.norm.weight)
     feedforward(ff.fn, ff.norm, inner, outer)
     return ours.eval()
 
@@ -138,7 +138,7 @@ def test_buckets_are_right_where_nothing_else_is_said(peer):
     got, want = ours(parts[0], tgt), theirs(parts[0], tgt)
     assert (got.enc_out - want.enc_out).abs().max() > 1e-3
     biases = [half.attn_layers.position_bias for half in (ours.encoder, ours.decoder.net)]
-    ahead = [len(bias.by_distance(-30, -1, torch.device("cpu")).unique()) for bias in biases]
+    ahead = [len(bias.relative_table(-30, -1, torch.device("cpu")).unique()) for bias in biases]
     assert ahead[0] > 4 * 8
     assert ahead[1] == 4  # one number a head: a causal half meets no later key
 

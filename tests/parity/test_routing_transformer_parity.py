@@ -66,7 +66,7 @@ def carried(theirs, ours):
     state = theirs.state_dict()
     found = {
         "token_emb.weight": state["token_emb.weight"],
-        "attn_layers.final_norm.gain": state["norm.weight"],
+        "attn_layers.final_norm.weight": state["norm.weight"],
     }
     if "out.weight" in state:
         found["head.project.weight"] = state["out.weight"]
@@ -75,7 +75,7 @@ def carried(theirs, ours):
         here = f"attn_layers.sublayers.{2 * index}"
         own = attention.fn
         found |= {
-            f"{here}.in_norm.gain": attention.norm.weight,
+            f"{here}.in_norm.weight": attention.norm.weight,
             f"{here}.fn.core.kmeans.means": own.global_attn.kmeans.means,
             f"{here}.fn.to_out.weight": own.to_out.weight,
         } | {f"{here}.fn.source.projection.{name}.weight": part for name, part in projected(own).items()}
@@ -84,10 +84,10 @@ def carried(theirs, ours):
             found |= {f"{here}.fn.core.memory.v": own.global_attn.mem_value}
         here = f"attn_layers.sublayers.{2 * index + 1}"
         dense = feedforward.fn.fn
-        found |= {f"{here}.in_norm.gain": feedforward.norm.weight}
+        found |= {f"{here}.in_norm.weight": feedforward.norm.weight}
         found |= {
             f"{here}.fn.{ours_}.{part}": getattr(getattr(dense, theirs_), part)
-            for ours_, theirs_ in (("inner", "w1"), ("outer", "w2"))
+            for ours_, theirs_ in (("w_in", "w1"), ("w_out", "w2"))
             for part in ("weight", "bias")
         }
     missing = ours.load_state_dict(found, strict=False)

@@ -13,7 +13,7 @@ import flagformer
 from flagformer.flags import CATALOGUE
 from flagformer.interop import load_x_transformers
 from flagformer.interop.dialect import Dialect, version_of
-from flagformer.interop.x_transformers import carry_x_transformers
+from flagformer.interop.x_transformers import convert_x_transformers
 
 # fp32: logits are about 1, so one rounding is 1e-7, and two layers summed in another order come to 2e-6. A
 # wrong formula (a factor, an order of heads) shows by 1e-3 and more, as weights are far from their start.
@@ -37,7 +37,7 @@ def compare(ours: torch.nn.Module, theirs: dict[str, Any], case: Case, version: 
     """
     stored = theirs["weights"].items()
     weights = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in stored}
-    carried = carry_x_transformers(weights, ours, Dialect(version, said=case.peer_flags(version)))
+    carried = convert_x_transformers(weights, ours, Dialect(version, said=case.peer_flags(version)))
     carried.write()
     said = run(ours, case)
     said[-1].backward()

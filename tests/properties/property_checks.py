@@ -27,8 +27,12 @@ def undone_gains(model):
     kinds = {"c", "a"} if flags.get("sandwich_norm") else {"c"}
     sublayers = enumerate(model.attn_layers.sublayers)
     if flags.get("pre_norm") is False:
-        return {f"attn_layers.sublayers.{i - 1}.out_norm.gain" for i, after in sublayers if after.kind == "a"}
-    return {f"attn_layers.sublayers.{i}.in_norm.gain" for i, sublayer in sublayers if sublayer.kind in kinds}
+        return {
+            f"attn_layers.sublayers.{i - 1}.out_norm.weight" for i, after in sublayers if after.kind == "a"
+        }
+    return {
+        f"attn_layers.sublayers.{i}.in_norm.weight" for i, sublayer in sublayers if sublayer.kind in kinds
+    }
 
 
 def trains(subject):
@@ -36,7 +40,7 @@ def trains(subject):
     model = subject.model
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
-    seated = any(subject.model.attn_layers.seat_counts["a"])
+    seated = any(subject.model.attn_layers.num_prefix_kv["a"])
     undone = undone_gains(model)
     dead = [name for name in none if (name != CANCELLED or seated) and name not in undone]
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
@@ -155,7 +159,7 @@ def prefix_is_seen_by_all(subject):
     lengths = torch.tensor([4, 2])
     how = {"prefix_attn_len": lengths}
     full = subject(subject.ids, **how)
-    if subject.model.attn_layers.seat_counts["a"]:
+    if subject.model.attn_layers.num_prefix_kv["a"]:
         differ(full[:, 0], subject(subject.ids)[:, 0], "the first token sees the prefix")
     for row, length in enumerate((4, 2)):
         changed = subject.ids.clone()

@@ -136,4 +136,4 @@ def _value(param):
     if param.flag.name in VALUES:
         return VALUES[param.flag.name]
     assert param.type in (bool, bool | None), f"add a value for `{param.flag.name}` to VALUES in {__file__}"
-    return not param.standard
+    return not param.default

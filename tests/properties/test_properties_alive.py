@@ -131,7 +131,7 @@ class Seen:
     def z_loss(self):
         """The z-loss of attention, as it is when it is asked for; other cores than the dense make none."""
         attention = [s.fn.core for s in self.model.attn_layers.sublayers if s.kind != "f"]
-        if not attention or not all(core.makes_z_loss for core in attention):
+        if not attention or not all(core.has_z_loss for core in attention):
             return []
         with torch.no_grad():
             return [self.model(self.ids, return_attn_z_loss=True, **self.side)[1].attn_z_loss]

@@ -5,14 +5,14 @@ import torch
 from property_subject import differ, same, stir
 
 import flagformer
-from flagformer.attention.kernels.einsum import Einsum
-from flagformer.attention.kernels.sdpa import SDPA, FusedBias
-from flagformer.attention.scores import ScorePath
+from flagformer.attention.kernels.eager import Eager
+from flagformer.attention.kernels.sdpa import SDPA, SDPATrainableBias
+from flagformer.attention.scores import ScorePipeline
 from flagformer.flow import (
     Causal,
+    DenseMask,
     Dims,
     Distances,
-    Explicit,
     Layout,
     Mask,
     Padding,
@@ -24,7 +24,7 @@ from flagformer.flow import (
 )
 from flagformer.ops import lengths
 from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.by_distance import CHUNKS, LONG_TABLE, Span, strips_of
+from flagformer.ops.bias_table import CHUNKS, LONG_TABLE, RelativeRange, head_groups
 from flagformer.ops.lengths import LONG
 from flagformer.ops.tried import has_sums
 from flagformer.score.softmax import Softmax
@@ -33,8 +33,8 @@ CHUNK = CHUNKS[1]
 B, H, K, T = 2, 4, 8, 2 * CHUNK + 22  # two whole chunks and a part of one
 CPU = torch.device("cpu")
 PLACES = torch.arange(T)
-PLAIN = Layout.plain(T, CPU)
-RIGHT = PLAIN.hide(torch.tensor([[T], [T - 40]]) > PLACES)
+PLAIN = Layout.arange(T, CPU)
+RIGHT = PLAIN.masked_by(torch.tensor([[T], [T - 40]]) > PLACES)
 LEFT = Layout.left_padded(torch.tensor([0, CHUNK + 6]), T)
 PACKED = Layout.packed(torch.tensor([[70, 60, 20], [30, 90, 0]]), T)
 
@@ -42,7 +42,7 @@ PACKED = Layout.packed(torch.tensor([[70, 60, 20], [30, 90, 0]]), T)
 STANDINGS = {
     "every pair": (Mask(), PLAIN, PLAIN),
     "causal": (Mask((Causal(),)), PLAIN, PLAIN),
-    "a chunk of queries": (Mask((Causal(),)), Layout.plain(T - 55, CPU, 55), PLAIN),
+    "a chunk of queries": (Mask((Causal(),)), Layout.arange(T - 55, CPU, 55), PLAIN),
     "window": (Mask((Causal(), Window(30))), PLAIN, PLAIN),
     "window over all that follow": (Mask((Window(30),)), PLAIN, PLAIN),
     "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
@@ -73,7 +73,7 @@ def both(standing, table, same_from):
 
     reach = Reach.of(mask, queries, keys)
     biases = bias(torch.arange(reach.nearest, reach.farthest + 1)).t()
-    dense = bias(queries.places()[:, None] - keys.places()).permute(2, 0, 1)[None]
+    dense = bias(queries.cache_positions()[:, None] - keys.cache_positions()).permute(2, 0, 1)[None]
     return (
         Pairs(distances=Distances.of(biases, same_from, reach)),
         Pairs.of(mask, queries, keys, dense),
@@ -81,7 +81,7 @@ def both(standing, table, same_from):
 
 
 def path():
-    return ScorePath(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
+    return ScorePipeline(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
 
 
 def gradients(kernel, tensors, pairs):
@@ -96,8 +96,8 @@ def gradients(kernel, tensors, pairs):
 def test_a_learned_table_equals_the_dense_form(standing, same_from, groups):
     tensors = inputs(standing, groups, same_from, torch.float64)
     by_distance, dense = both(standing, tensors[3], same_from)
-    got = gradients(FusedBias(path()), tensors, by_distance)
-    want = gradients(Einsum(path()), tensors, dense)
+    got = gradients(SDPATrainableBias(path()), tensors, by_distance)
+    want = gradients(Eager(path()), tensors, dense)
     for name, one, other in zip(("out", "dq", "dk", "dv", "dtable"), got, want):
         same(one, other, name, tolerance=1e-11)  # fp64: sums of up to B * T * T numbers near 1
     differ(want[4], torch.zeros_like(want[4]), "the table's gradient")
@@ -109,15 +109,17 @@ def test_a_fixed_table_equals_the_dense_form(standing, dtype, tolerance):
     tensors = inputs(standing, 1, None, dtype)
     by_distance, dense = both(standing, tensors[3].detach(), None)
     got = gradients(SDPA(path()), tensors[:3], by_distance)
-    want = gradients(Einsum(path()), tensors[:3], dense)
+    want = gradients(Eager(path()), tensors[:3], dense)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
         same(one, other, name, tolerance)
 
 
 def test_queries_without_keys_give_zeros_and_take_no_gradient():
     tensors = inputs("left padding", H, 20, torch.float64)
-    out, dq, dk, dv, dtable = gradients(FusedBias(path()), tensors, both("left padding", tensors[3], 20)[0])
-    blind = ~LEFT.padding[1]
+    out, dq, dk, dv, dtable = gradients(
+        SDPATrainableBias(path()), tensors, both("left padding", tensors[3], 20)[0]
+    )
+    blind = ~LEFT.valid[1]
     for tensor in (out, dq, dk, dv):
         assert (tensor[1][:, blind] == 0).all()
         assert (tensor[1][:, ~blind] != 0).any()
@@ -137,7 +139,7 @@ def test_gradcheck(same_from):
 
     def run(q, k, v, near):
         biases = torch.cat([near[:, :2], near[:, 2:].expand(1, long - 2)], dim=1)
-        return attend(q, k, v, biases, None, Span(0, 0, same_from), 0.7)[0]
+        return attend(q, k, v, biases, None, RelativeRange(0, 0, same_from), 0.7)[0]
 
     assert torch.autograd.gradcheck(run, (q, k, v, near))
 
@@ -147,15 +149,15 @@ def test_torch_finds_no_fault_in_the_operators(learned):
     """Shapes said before, gradients, no input changed."""
     q, k, v, _ = inputs("a chunk of queries", H, None, torch.float64)
     biases = torch.linspace(0, -2, 2 * T, dtype=torch.float64).expand(H, -1).clone().requires_grad_(learned)
-    torch.library.opcheck(attend, (q, k, v, biases, None, list(Span(55, 0, -1)), 0.7))
+    torch.library.opcheck(attend, (q, k, v, biases, None, list(RelativeRange(55, 0, -1)), 0.7))
 
 
 @pytest.mark.parametrize(
     ("mask", "queries"),
     [
-        (Mask((Causal(), Explicit(torch.ones(1, 1, T, T, dtype=torch.bool)))), PLAIN),
+        (Mask((Causal(), DenseMask(torch.ones(1, 1, T, T, dtype=torch.bool)))), PLAIN),
         (Mask((Prefix(torch.tensor([3])),)), PLAIN),
-        (Mask((Causal(),)), Layout(PLAIN.positions * 2, by_place=False)),
+        (Mask((Causal(),)), Layout(PLAIN.positions * 2, contiguous_positions=False)),
     ],
 )
 def test_what_distances_do_not_tell_is_left_dense(mask, queries):
@@ -353,7 +355,7 @@ def test_long_models_under_bf16_autocast(bias):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("bias", "kernel"), [("alibi", "SDPA"), ("t5", "FusedBias")])
+@pytest.mark.parametrize(("bias", "kernel"), [("alibi", "SDPA"), ("t5", "SDPATrainableBias")])
 def test_explain_says_when_the_table_is_taken(bias, kernel):
     text = model_of(BIASES[bias]).explain()
     line = next(line for line in text.splitlines() if line.strip().startswith("kernel:"))
@@ -363,8 +365,8 @@ def test_explain_says_when_the_table_is_taken(bias, kernel):
 
 STEEP = torch.tensor([0.5, 0.25, 2.0**-5, 2.0**-8, 0.25])  # one head out of order
 LENGTH = LONG_TABLE + 70
-LAYOUT = Layout.plain(LENGTH, CPU)
-SHORT = LAYOUT.hide(torch.tensor([[LENGTH], [LENGTH - 300]]) > torch.arange(LENGTH))
+LAYOUT = Layout.arange(LENGTH, CPU)
+SHORT = LAYOUT.masked_by(torch.tensor([[LENGTH], [LENGTH - 300]]) > torch.arange(LENGTH))
 FAR = {
     "causal": (Mask((Causal(),)), LAYOUT),
     "every pair": (Mask(), LAYOUT),
@@ -384,7 +386,9 @@ def steep(standing, dtype):
         return -STEEP.to(dtype)[:, None] * distance.abs().flatten()
 
     biases = bias(torch.arange(reach.nearest, reach.farthest + 1))
-    dense = bias(layout.places()[:, None] - layout.places()).view(1, len(STEEP), LENGTH, LENGTH)
+    dense = bias(layout.cache_positions()[:, None] - layout.cache_positions()).view(
+        1, len(STEEP), LENGTH, LENGTH
+    )
     pairs = Pairs(distances=Distances.of(biases, None, reach)), Pairs.of(mask, layout, layout, dense)
     return [x.requires_grad_() for x in qkv], pairs
 
@@ -393,10 +397,10 @@ def steep(standing, dtype):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_weights_lost_in_rounding_are_not_missed(standing, dtype, tolerance):
     qkv, (by_distance, dense) = steep(standing, dtype)
-    path = ScorePath(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))
-    real = FAR[standing][1].padding
+    path = ScorePipeline(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))
+    real = FAR[standing][1].valid
     found = []
-    for kernel, pairs in ((SDPA(path), by_distance), (Einsum(path), dense)):
+    for kernel, pairs in ((SDPA(path), by_distance), (Eager(path), dense)):
         out = kernel(*qkv, pairs)
         if real is not None:  # what padding gives has no meaning
             out = out * real[:, None, :, None]
@@ -410,7 +414,7 @@ def test_weights_lost_in_rounding_are_not_missed(standing, dtype, tolerance):
 def test_a_steep_head_meets_its_neighbourhood_only(standing):
     (q, k, _), (by_distance, _) = steep(standing, torch.float32)
     table = by_distance.distances
-    strips = list(strips_of(q, k, table.biases, table.groups, table.span, 0.4))
+    strips = list(head_groups(q, k, table.biases, table.groups, table.span, 0.4))
     assert [number for strip in strips for number in range(len(STEEP))[strip.heads]] == list(
         range(len(STEEP))
     )
@@ -424,7 +428,7 @@ def test_a_bias_that_is_a_wall_of_the_products_is_kept():
     """Long queries and keys can outweigh a bias: then it stays."""
     (q, k, _), (by_distance, _) = steep("causal", torch.float32)
     table = by_distance.distances
-    strips = list(strips_of(100 * q, k, table.biases, table.groups, table.span, 0.4))
+    strips = list(head_groups(100 * q, k, table.biases, table.groups, table.span, 0.4))
     assert [strip.distances for strip in strips] == [slice(0, LENGTH)]
 
 

@@ -129,7 +129,7 @@ def first(*inputs):
     return 2.0 * inputs[0].nan_to_num(neginf=0.0)
 
 
-CALLED = {"norm", "feedforward", "activation", "branch", "score", "weights", "mix", "gate"}
+CALLED = {"norm", "feedforward", "activation", "branch", "score", "normalizer", "weight_mod", "gate"}
 
 
 @pytest.mark.parametrize("slot", sorted(CALLED))

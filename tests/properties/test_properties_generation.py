@@ -9,7 +9,7 @@ from test_properties_singles import SINGLES
 
 import flagformer
 from flagformer import AutoregressiveWrapper
-from flagformer.wrappers.halves import DEC, DECIDED, ENC
+from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL
 
 NEW = 64
 # Rows of different lengths are padded on the left.
@@ -52,7 +52,7 @@ def generates(name, kind):
 
 def encoder_decoder(name):
     """The setting in the decoder of an XTransformer."""
-    own = {"model", *DECIDED[DEC]}
+    own = {"model", *FIXED_BY_MODEL[DEC]}
     chosen = {key: value for key, value in {**SINGLES[name], **TINY}.items() if key not in own}
     chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
     torch.manual_seed(1)

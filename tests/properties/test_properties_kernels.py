@@ -5,27 +5,27 @@ import torch
 from property_subject import same
 
 import flagformer
-from flagformer.attention.kernels.einsum import Einsum
-from flagformer.attention.scores import ScorePath
+from flagformer.attention.kernels.eager import Eager
+from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import CATALOGUE
-from flagformer.flow import Causal, Dims, Explicit, Layout, Mask, Padding, Pairs, Segments, Window
+from flagformer.flow import Causal, DenseMask, Dims, Layout, Mask, Padding, Pairs, Segments, Window
 from flagformer.score.softmax import Softmax
 
 B, H, T, K = 2, 4, 6, 8
-KERNELS = {item.name: item for item in CATALOGUE.in_slot("kernel") if item.cls is not Einsum}
-PLAIN = Layout.plain(T, torch.device("cpu"))
-RIGHT = PLAIN.hide(torch.arange(T) < torch.tensor([[T], [4]]))
+KERNELS = {item.name: item for item in CATALOGUE.in_slot("kernel") if item.cls is not Eager}
+PLAIN = Layout.arange(T, torch.device("cpu"))
+RIGHT = PLAIN.masked_by(torch.arange(T) < torch.tensor([[T], [4]]))
 LEFT = Layout.left_padded(torch.tensor([0, 3]), T)
 PACKED = Layout.packed(torch.tensor([[2, 4, 0], [1, 2, 2]]), T)
-SOME = Explicit(torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(0)) > 0.6)
-ONE_ROW_BLIND = Explicit(torch.arange(T)[:, None] != torch.tensor(2).expand(1, T))
+SOME = DenseMask(torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(0)) > 0.6)
+ONE_ROW_BLIND = DenseMask(torch.arange(T)[:, None] != torch.tensor(2).expand(1, T))
 
 # name -> (mask, queries, keys)
 STANDINGS = {
     "every pair": (Mask(), PLAIN, PLAIN),
     "causal": (Mask((Causal(),)), PLAIN, PLAIN),
-    "one new query": (Mask((Causal(),)), Layout.plain(1, torch.device("cpu"), 5), PLAIN),
-    "a chunk of queries": (Mask((Causal(),)), Layout.plain(3, torch.device("cpu"), 3), PLAIN),
+    "one new query": (Mask((Causal(),)), Layout.arange(1, torch.device("cpu"), 5), PLAIN),
+    "a chunk of queries": (Mask((Causal(),)), Layout.arange(3, torch.device("cpu"), 3), PLAIN),
     "window": (Mask((Causal(), Window(2))), PLAIN, PLAIN),
     "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
     "left padding": (Mask((Causal(), Padding())), LEFT, LEFT),
@@ -46,7 +46,7 @@ def inputs(groups, standing, seats, width=K):
 
 
 def path():
-    return ScorePath(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
+    return ScorePipeline(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
 
 
 def output_and_gradients(kernel, qkv, pairs, *more):
@@ -65,7 +65,7 @@ def test_kernel_equals_einsum(kernel, standing, biased, seats, groups):
     qkv, bias = inputs(groups, standing, seats)
     pairs = Pairs.of(mask, queries, keys, bias if biased else None, seats)
     got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
-    want = output_and_gradients(Einsum(path()), qkv, pairs)
+    want = output_and_gradients(Eager(path()), qkv, pairs)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
         same(one, other, name, tolerance=1e-12)  # fp64: a few roundings of numbers near 1
 
@@ -80,19 +80,19 @@ def test_kernel_equals_einsum_with_values_of_another_width(kernel, standing, gro
     for added in (None, bias):
         pairs = Pairs.of(mask, queries, keys, added, 1)
         got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
-        want = output_and_gradients(Einsum(path()), qkv, pairs)
+        want = output_and_gradients(Eager(path()), qkv, pairs)
         assert got[0].shape == (B, H, queries.length, width)
         for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
             same(one, other, name, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS, "Einsum"])
+@pytest.mark.parametrize("kernel", [*KERNELS, "Eager"])
 @pytest.mark.parametrize("biased", [False, True])
 def test_query_without_keys_gives_zeros_and_takes_no_gradient(kernel, biased):
     mask, queries, keys = STANDINGS["a query without keys"]
     qkv, bias = inputs(H, "a query without keys", 0)
     pairs = Pairs.of(mask, queries, keys, bias if biased else None)
-    made = (KERNELS[kernel].cls if kernel in KERNELS else Einsum)(path())
+    made = (KERNELS[kernel].cls if kernel in KERNELS else Eager)(path())
     out, dq, dk, dv = output_and_gradients(made, qkv, pairs)
     assert (out[:, :, 2] == 0).all(), "a query that sees no key must give zeros"
     assert (dq[:, :, 2] == 0).all(), "a query that sees no key must get no gradient"
@@ -101,7 +101,7 @@ def test_query_without_keys_gives_zeros_and_takes_no_gradient(kernel, biased):
         assert gradient.isfinite().all()
 
 
-LEARNING = [name for name, item in KERNELS.items() if "learned_bias" in item.honours]
+LEARNING = [name for name, item in KERNELS.items() if "learned_bias" in item.supports]
 
 
 @pytest.mark.parametrize("kernel", LEARNING)
@@ -112,17 +112,17 @@ def test_kernel_that_honours_a_learned_bias_trains_it(kernel, standing):
     bias.requires_grad_()
     pairs = Pairs.of(mask, queries, keys, bias, 1)
     got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs, bias)
-    want = output_and_gradients(Einsum(path()), qkv, Pairs.of(mask, queries, keys, bias, 1), bias)
+    want = output_and_gradients(Eager(path()), qkv, Pairs.of(mask, queries, keys, bias, 1), bias)
     for one, other in zip(got, want):
         same(one, other, "learned bias", tolerance=1e-12)
     assert got[-1].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS, "Einsum"])
+@pytest.mark.parametrize("kernel", [*KERNELS, "Eager"])
 def test_dropout_is_for_training_and_keeps_the_mean(kernel):
     qkv, _ = inputs(H, "every pair", 0)
-    cls = KERNELS[kernel].cls if kernel in KERNELS else Einsum
-    pairs, plain = Pairs(), Einsum(path())
+    cls = KERNELS[kernel].cls if kernel in KERNELS else Eager
+    pairs, plain = Pairs(), Eager(path())
     dropping = cls(path(), dropout=0.5)
     with torch.no_grad():
         same(dropping.eval()(*qkv, pairs), plain(*qkv, pairs), "eval mode", tolerance=1e-12)
@@ -154,10 +154,10 @@ def test_gradcheck_of_the_written_out_path():
     short = [tensor[:1, :, :, :2].detach().requires_grad_() for tensor in qkv]
 
     def attend(q, k, v, bias):
-        return Einsum(path())(q, k, v, Pairs.of(mask, _first(queries), _first(keys), bias, 1))
+        return Eager(path())(q, k, v, Pairs.of(mask, _first(queries), _first(keys), bias, 1))
 
     assert torch.autograd.gradcheck(attend, (*short, bias))
 
 
 def _first(layout):
-    return Layout(layout.positions[1:], layout.padding[1:])
+    return Layout(layout.positions[1:], layout.valid[1:])

@@ -7,7 +7,7 @@ from property_settings import TINY
 from property_subject import Subject
 
 import flagformer
-from flagformer.flow.memories import Memories
+from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.reference import choices, settings
 
 # Stacks without self-attention have nothing that reads memories; memory tokens stand in front of a whole row.
@@ -30,26 +30,28 @@ def test_only_what_is_listed_refuses_memories(name):
 
 @pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias", "shift_tokens"])
 def test_memories_that_forget_padding_are_found(scheme, monkeypatch):
-    honest = Memories.of
+    honest = RecurrentState.updated
 
     def careless(streams, layout, held, most):
         left = honest(streams, layout, held, most)
         whole = torch.ones(1, left.length, dtype=torch.bool)
-        return Memories(left.streams, type(layout)(left.layout.positions, whole, start=left.layout.start))
+        return RecurrentState(
+            left.hiddens, type(layout)(left.layout.positions, whole, start=left.layout.start)
+        )
 
     subject = Subject({**settings(), **TINY, scheme: True if scheme != "shift_tokens" else 1})
     assert not failures(subject, [memories_equal_one_long_pass])
-    monkeypatch.setattr(Memories, "of", staticmethod(careless))
+    monkeypatch.setattr(RecurrentState, "updated", staticmethod(careless))
     assert failures(subject, [memories_equal_one_long_pass])
 
 
 @pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias"])
 def test_positions_that_begin_anew_are_found(scheme, monkeypatch):
     def anew(self, layout):
-        return type(layout)(layout.positions, layout.padding, start=self.layout.end, by_place=False)
+        return type(layout)(layout.positions, layout.valid, start=self.layout.end, contiguous_positions=False)
 
     subject = Subject({**settings(), **TINY, scheme: True})
-    monkeypatch.setattr(Memories, "before", anew)
+    monkeypatch.setattr(RecurrentState, "shift_layout", anew)
     assert failures(subject, [memories_equal_one_long_pass])
 
 

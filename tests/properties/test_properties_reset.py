@@ -129,7 +129,7 @@ def test_a_start_of_ones_own_is_applied_again():
     def ones(sublayers):
         for sublayer in sublayers:
             torch.nn.init.ones_(
-                sublayer.fn.to_out.weight if sublayer.kind == "a" else sublayer.fn.outer.weight
+                sublayer.fn.to_out.weight if sublayer.kind == "a" else sublayer.fn.w_out.weight
             )
 
     with torch.device("meta"):
@@ -137,7 +137,7 @@ def test_a_start_of_ones_own_is_applied_again():
     layers.to_empty(device="cpu").reset_parameters()
     assert all(p.isfinite().all() for p in layers.parameters())
     assert all(s.fn.to_out.weight.eq(1).all() for s in layers.sublayers if s.kind == "a")
-    assert all(s.fn.outer.weight.eq(1).all() for s in layers.sublayers if s.kind == "f")
+    assert all(s.fn.w_out.weight.eq(1).all() for s in layers.sublayers if s.kind == "f")
 
 
 def test_a_module_that_cannot_be_reset_is_named():

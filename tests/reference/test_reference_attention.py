@@ -87,7 +87,7 @@ def test_cosine_attention_in_parts_with_gains():
         attn_qk_norm=True, attn_qk_norm_groups=2, attn_qk_norm_dim_scale=True, attn_kv_heads=2
     )
     norm = fn.source.qk_norm
-    gains = {"q": norm.q_gain.value.detach(), "k": norm.k_gain.value.detach()}
+    gains = {"q": norm.q_gain.weight.detach(), "k": norm.k_gain.weight.detach()}
     check(fn, run, groups=2, norm=lambda x, h, which: in_parts(x) * gains[which][h, 0])
 
 
@@ -98,7 +98,7 @@ def in_parts(x):
 def test_rms_normed_queries_and_keys():
     """arXiv:2302.05442, section 2, with RMS norm and a gain per head."""
     fn, run = attention_of(attn_qk_rmsnorm=True, attn_kv_heads=2)
-    gains = {"q": fn.source.qk_norm.q_gain.detach(), "k": fn.source.qk_norm.k_gain.detach()}
+    gains = {"q": fn.source.qk_norm.q_weight.detach(), "k": fn.source.qk_norm.k_weight.detach()}
     check(fn, run, groups=2, norm=lambda x, h, which: paper.rms_norm(x, gains[which][h, 0]))
 
 
@@ -108,7 +108,7 @@ def test_seats(groups, flash):
     """arXiv:1907.01470, equation 5: learned keys and values that every query sees; and a key of zeros."""
     shared = {} if groups == H else {"attn_kv_heads": groups}
     fn, run = attention_of(attn_num_mem_kv=2, attn_add_zero_kv=True, attn_flash=flash, **shared)
-    memory = fn.seats[0]
+    memory = fn.prefix_kv[0]
     zero = [(torch.zeros(groups, K).double(), torch.zeros(groups, K).double())]
     learned = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
     check(fn, run, groups=groups, seats=zero + learned)
@@ -116,7 +116,7 @@ def test_seats(groups, flash):
 
 def test_seats_are_normed_like_other_keys():
     fn, run = attention_of(attn_num_mem_kv=2, attn_qk_norm=True)
-    memory = fn.seats[0]
+    memory = fn.prefix_kv[0]
     learned = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
     check(fn, run, seats=learned, norm=lambda x, h, which: paper.cosine(x), scale=10.0)
 
@@ -125,7 +125,7 @@ def test_seats_are_normed_like_other_keys():
 def test_bias_is_added_to_scaled_scores_and_not_to_seats(seats):
     fn, run = attention_of(alibi_pos_bias=True, **seats)
     slopes = paper.slopes(H)
-    learned = [(s.k.detach()[:, m], s.v.detach()[:, m]) for s in fn.seats for m in range(2)]
+    learned = [(s.k.detach()[:, m], s.v.detach()[:, m]) for s in fn.prefix_kv for m in range(2)]
     check(fn, run, seats=learned, bias=lambda h, i, j: -slopes[h] * abs(i - j))
 
 

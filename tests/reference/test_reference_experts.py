@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.feedforward.pkm import ProductKeys, parameter_groups
-from flagformer.ops.experts import Gates, balance_loss, router_z_loss
+from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
 
 FLAGS = {
     "num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 2, "attn_dim_head": 8, "depth": 1,
@@ -31,8 +31,8 @@ class Heard:
 
 
 def expert(forward, number, x, activation):
-    hidden = activation(F.linear(x, forward.inner.weight[number], forward.inner.bias[number]))
-    return F.linear(hidden, forward.outer.weight[number], forward.outer.bias[number])
+    hidden = activation(F.linear(x, forward.w_in.weight[number], forward.w_in.bias[number]))
+    return F.linear(hidden, forward.w_out.weight[number], forward.w_out.bias[number])
 
 
 @pytest.mark.parametrize("experts", [1, 2, 5])
@@ -55,7 +55,7 @@ def test_a_token_goes_to_its_two_likeliest_experts(experts, swish):
 def test_what_a_graph_computes_is_the_same():
     _, forward = feedforward_of(ff_moe=True)
     tokens = torch.randn(9, 16, dtype=torch.double, requires_grad=True)
-    gates = Gates.of(forward.router(tokens))
+    gates = RouterOutput.of(forward.router(tokens))
     found = []
     for way in (forward._chosen, forward._every):
         out = way(tokens, gates)
@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_formulas():
     balance = sum(3 * (first == e).double().mean() * probabilities[:, e].mean() for e in range(3))
     z = logits[:8].exp().sum(dim=-1).log().square().mean()
     for tokens, mask in ((logits, real), (logits[:8], None)):
-        assert torch.allclose(balance_loss(Gates.of(tokens), mask), balance)
+        assert torch.allclose(balance_loss(RouterOutput.of(tokens), mask), balance)
         assert torch.allclose(router_z_loss(tokens, mask), z)
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.flow import Layout, Pattern, weave_packed, weave_plain, weave_rows
+from flagformer.flow import (
+    InsertionPattern,
+    Layout,
+    interleave_packed,
+    interleave_padded,
+    interleave_unpadded,
+)
 
 T = 8
 PATTERNS = [(2, None), (1, 3), (3, 2), (2, 1), (2, 50), (0, None)]
@@ -12,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def pattern_of(memory, every):
-    return Pattern(memory) if every is None else Pattern(memory, every)
+    return InsertionPattern(memory) if every is None else InsertionPattern(memory, every)
 
 
 def row_by_hand(entries, memory, every):
@@ -27,8 +33,8 @@ def row_by_hand(entries, memory, every):
 
 def labels(weave, row, memory):
     """What the weave puts at each real place of a row, and the positions there."""
-    numbers = weave.index[row if len(weave.index) > 1 else 0].tolist()
-    real = [True] * len(numbers) if weave.layout.padding is None else weave.layout.padding[row].tolist()
+    numbers = weave.source_index[row if len(weave.source_index) > 1 else 0].tolist()
+    real = [True] * len(numbers) if weave.layout.valid is None else weave.layout.valid[row].tolist()
     found = [("m", n) if n < memory else n - memory for n in numbers]
     places = weave.layout.positions[row if len(weave.layout.positions) > 1 else 0].tolist()
     return [(label, place) for label, place, is_real in zip(found, places, real) if is_real]
@@ -40,19 +46,21 @@ def labels(weave, row, memory):
 def test_left_padded_rows(memory, every, hidden, prepended):
     real = torch.arange(T) >= torch.tensor(hidden)[:, None]
     front = torch.tensor([[True, True], [True, False]])[:, :prepended]
-    weave = weave_rows(pattern_of(memory, every), torch.cat([front, real], dim=1), prepended)
+    weave = interleave_padded(pattern_of(memory, every), torch.cat([front, real], dim=1), prepended)
     for row in (0, 1):
         entries = torch.cat([front, real], dim=1)[row].nonzero()[:, 0].tolist()
         want = row_by_hand(entries, memory, every)
         assert labels(weave, row, memory) == [(label, place) for place, label in enumerate(want)]
         start = weave.layout.length - len(want)  # rows end at the last place
-        assert [weave.places[row, entry] for entry in entries] == [start + want.index(e) for e in entries]
+        assert [weave.cache_positions[row, entry] for entry in entries] == [
+            start + want.index(e) for e in entries
+        ]
 
 
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
 def test_tokens_that_hide_behind_the_first_keep_their_places(memory, every):
     real = torch.tensor([[False, True, False, True, True, False, False, False]])
-    weave = weave_rows(pattern_of(memory, every), real, 0)
+    weave = interleave_padded(pattern_of(memory, every), real, 0)
     row = row_by_hand(list(range(1, T)), memory, every)
     # memory in front of a block is real as long as a real token follows
     last = row.index(4)
@@ -67,7 +75,7 @@ def test_tokens_that_hide_behind_the_first_keep_their_places(memory, every):
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
 @pytest.mark.parametrize("lengths", [[[3, 5], [1, 2]], [[8, 0], [4, 0]], [[0, 3], [2, 6]], [[0, 0], [1, 1]]])
 def test_packed_rows(memory, every, lengths):
-    weave = weave_packed(pattern_of(memory, every), Layout.packed(torch.tensor(lengths), T))
+    weave = interleave_packed(pattern_of(memory, every), Layout.packed(torch.tensor(lengths), T))
     for row in (0, 1):
         want, at = [], 0
         for length in lengths[row]:
@@ -75,7 +83,7 @@ def test_packed_rows(memory, every, lengths):
             want += [(label, place) for place, label in enumerate(part)]
             at += length
         assert labels(weave, row, memory) == want
-        segments = weave.layout.segments[row][weave.layout.padding[row]].tolist()
+        segments = weave.layout.segment_ids[row][weave.layout.valid[row]].tolist()
         held = [n for n, length in enumerate(lengths[row]) for _ in row_by_hand(range(length), memory, every)]
         assert segments == held
 
@@ -83,7 +91,7 @@ def test_packed_rows(memory, every, lengths):
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
 @pytest.mark.parametrize("held", [0, 1, 3, 6])
 def test_plain_rows_behind_others(memory, every, held):
-    weave = weave_plain(pattern_of(memory, every), held, T, 0, CPU)
+    weave = interleave_unpadded(pattern_of(memory, every), held, T, 0, CPU)
     before = len(row_by_hand(range(held), memory, every))
     want = row_by_hand(range(held + T), memory, every)[before:]
     assert weave.layout.start == before
@@ -91,10 +99,10 @@ def test_plain_rows_behind_others(memory, every, held):
         torch.arange(memory)[:, None] - 100.0,
         torch.arange(held, held + T)[None, :, None] + 0.0,
     )
-    made = weave.forth(memories, stream)[0, :, 0].tolist()
+    made = weave.merge(memories, stream)[0, :, 0].tolist()
     assert made == [label[1] - 100 if isinstance(label, tuple) else label for label in want]
-    assert torch.equal(weave.back(weave.forth(memories, stream)), stream)
-    assert weave.layout.lasting[0].tolist() == [isinstance(label, tuple) for label in want]
+    assert torch.equal(weave.unmerge(weave.merge(memories, stream)), stream)
+    assert weave.layout.always_visible[0].tolist() == [isinstance(label, tuple) for label in want]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])

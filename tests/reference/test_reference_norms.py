@@ -4,7 +4,7 @@ import pytest
 import reference_formulas as paper
 import torch
 
-from flagformer.branch.scale import Half, LayerScale
+from flagformer.branch.scale import HalfStep, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
@@ -29,9 +29,9 @@ def double(shape):
 @pytest.mark.parametrize(("cls", "formula"), [(LayerNorm, paper.layer_norm), (RMSNorm, paper.rms_norm)])
 def test_norms(cls, formula):
     norm = cls(6).double()
-    norm.gain.data = double(6)
+    norm.weight.data = double(6)
     x = double((2, 3, 6)) * 5 + 2
-    torch.testing.assert_close(norm(x), each(formula, x, norm.gain.detach()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(norm(x), each(formula, x, norm.weight.detach()), rtol=1e-10, atol=1e-10)
 
 
 def test_scale_norm():
@@ -39,8 +39,10 @@ def test_scale_norm():
     x = double((2, 3, 6)) * 5 + 2
     lengths = norm(x).norm(dim=-1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, 6**0.5), rtol=1e-6, atol=0)  # fp32 start
-    norm.gain.data = double(1)
-    torch.testing.assert_close(norm(x), each(paper.scale_norm, x, norm.gain.detach()), rtol=1e-10, atol=1e-10)
+    norm.weight.data = double(1)
+    torch.testing.assert_close(
+        norm(x), each(paper.scale_norm, x, norm.weight.detach()), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_simple_rms_norm():
@@ -84,13 +86,13 @@ def test_dense_feedforward(cls, formula, no_bias, post_act_ln):
     layer = Dense(DIMS, cls(), mult=1.5, no_bias=no_bias, post_act_ln=post_act_ln).double()
     weights = layer.state_dict()
     x = double((1, 2, 6))
-    inner = x @ weights["inner.weight"].T + weights.get("inner.bias", 0)
+    inner = x @ weights["w_in.weight"].T + weights.get("w_in.bias", 0)
     inner = each(formula, inner)
     if post_act_ln:
-        inner = each(paper.layer_norm, inner, weights["norm.gain"])
-    want = inner @ weights["outer.weight"].T + weights.get("outer.bias", 0)
+        inner = each(paper.layer_norm, inner, weights["norm.weight"])
+    want = inner @ weights["w_out.weight"].T + weights.get("w_out.bias", 0)
     assert inner.shape[-1] == 9, "F = int(D * mult)"
-    assert {"inner.bias", "outer.bias"} & set(weights) == (set() if no_bias else {"inner.bias", "outer.bias"})
+    assert {"w_in.bias", "w_out.bias"} & set(weights) == (set() if no_bias else {"w_in.bias", "w_out.bias"})
     torch.testing.assert_close(layer(x, None), want)
 
 
@@ -100,9 +102,9 @@ def test_gated_feedforward(cls, formula):
     layer = GLU(DIMS, cls(), mult=2.0).double()
     weights = layer.state_dict()
     x = double((1, 2, 6))
-    both = x @ weights["inner.weight"].T + weights["inner.bias"]
+    both = x @ weights["w_in.weight"].T + weights["w_in.bias"]
     values, gates = both[..., :12], both[..., 12:]
-    want = (values * each(formula, gates)) @ weights["outer.weight"].T + weights["outer.bias"]
+    want = (values * each(formula, gates)) @ weights["w_out.weight"].T + weights["w_out.bias"]
     torch.testing.assert_close(layer(x, None), want)
 
 
@@ -121,15 +123,15 @@ def test_feedforward_dropout_keeps_the_mean(cls):
 def test_layer_scale_multiplies_each_dimension():
     """arXiv:2103.17239, equation 2."""
     branch = LayerScale(DIMS, start=0.25)
-    assert (branch.gain == 0.25).all()
-    branch.gain.data = torch.randn(6)
+    assert (branch.weight == 0.25).all()
+    branch.weight.data = torch.randn(6)
     x = torch.randn(2, 3, 6)
-    assert torch.equal(branch(x), torch.stack([x[..., d] * branch.gain[d] for d in range(6)], dim=-1))
+    assert torch.equal(branch(x), torch.stack([x[..., d] * branch.weight[d] for d in range(6)], dim=-1))
 
 
 def test_macaron_half():
     x = torch.randn(2, 3, 6)
-    assert torch.equal(Half()(x), x / 2)
+    assert torch.equal(HalfStep()(x), x / 2)
 
 
 def test_stochastic_depth_drops_rows_and_keeps_the_mean():
@@ -163,8 +165,8 @@ def test_gain_behind_the_gate():
     plain.load_state_dict(layer.state_dict(), strict=False)
     x = double((1, 2, 6))
     assert torch.equal(layer(x, None), plain(x, None))
-    layer.gain.value.data = torch.linspace(-1, 2, 12, dtype=torch.float64)
+    layer.gain.weight.data = torch.linspace(-1, 2, 12, dtype=torch.float64)
     weights = layer.state_dict()
-    values, gates = (x @ weights["inner.weight"].T + weights["inner.bias"]).chunk(2, dim=-1)
-    gained = values * each(paper.gelu, gates) * weights["gain.value"]
-    torch.testing.assert_close(layer(x, None), gained @ weights["outer.weight"].T + weights["outer.bias"])
+    values, gates = (x @ weights["w_in.weight"].T + weights["w_in.bias"]).chunk(2, dim=-1)
+    gained = values * each(paper.gelu, gates) * weights["gain.weight"]
+    torch.testing.assert_close(layer(x, None), gained @ weights["w_out.weight"].T + weights["w_out.bias"])

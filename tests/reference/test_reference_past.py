@@ -61,7 +61,7 @@ def test_a_prefix_is_seen_as_far_as_the_window_reaches():
 def test_seats_are_always_seen():
     layers, x = stirred(attn_max_attend_past=1, attn_num_mem_kv=2)
     fn = layers.sublayers[0].fn
-    seats = [(fn.seats[0].k[:, m], fn.seats[0].v[:, m]) for m in range(2)]
+    seats = [(fn.prefix_kv[0].k[:, m], fn.prefix_kv[0].v[:, m]) for m in range(2)]
     torch.testing.assert_close(layers(x)[0], by_hand(fn, x[0], lambda i, j: 0 <= i - j <= 1, seats))
 
 
@@ -111,7 +111,7 @@ def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
     )
     layers(x[:, -1:], state=state)
     assert [keys for keys, _ in read] == [seats + 2, seats + 4]
-    assert all(pairs.visible is None and pairs.bias is None for _, pairs in read), "nothing is to be masked"
+    assert all(pairs.allowed is None and pairs.bias is None for _, pairs in read), "nothing is to be masked"
 
 
 MODEL = {"num_tokens": 11, "max_seq_len": 600, "dim": 16, "depth": 3, "heads": 4, "attn_dim_head": 8}
@@ -146,8 +146,8 @@ def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
 
 def test_a_table_is_made_once_for_each_distinct_window(monkeypatch):
     made = []
-    of = stack.see_self
-    monkeypatch.setattr(stack, "see_self", lambda *how: made.append(of(*how)) or made[-1])
+    of = stack.self_attention_pairs
+    monkeypatch.setattr(stack, "self_attention_pairs", lambda *how: made.append(of(*how)) or made[-1])
     model = flagformer.build(
         {**MODEL, "depth": 4, "rotary_pos_emb": True, "attn_max_attend_past": (20, 70, 20, 70)}
     )

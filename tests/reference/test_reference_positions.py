@@ -27,8 +27,8 @@ def double(*shape):
 
 
 def turn(rotary, q, k, positions):
-    layout = Layout(positions[None], by_place=False)
-    angles = rotary.angles(layout, q.dtype)
+    layout = Layout(positions[None], contiguous_positions=False)
+    angles = rotary.cos_sin(layout, q.dtype)
     return rotary.queries(q, angles), rotary.keys(k, angles)
 
 
@@ -101,7 +101,7 @@ def test_alibi_slopes_as_printed():
 @pytest.mark.parametrize("given", [None, 1])
 def test_alibi_bias(given):
     """Minus slope times distance, for causal keys and later ones; heads without slope get none."""
-    queries, keys = Layout.plain(2, CPU, start=3), Layout.plain(5, CPU)
+    queries, keys = Layout.arange(2, CPU, start=3), Layout.arange(5, CPU)
     bias = ALiBi(DIMS, heads=given).between(queries, keys)
     for head in range(HEADS):
         slope = paper.slopes(given or HEADS)[head] if head < (given or HEADS) else 0.0
@@ -139,7 +139,7 @@ def test_t5_bidirectional_buckets():
 def test_t5_bias(causal):
     module = T5(Dims(dim=16, heads=HEADS, dim_head=WIDTH, causal=causal))
     module.table.data = torch.randn(32, HEADS)
-    bias = module.between(Layout.plain(40, CPU), Layout.plain(40, CPU))
+    bias = module.between(Layout.arange(40, CPU), Layout.arange(40, CPU))
     for i, j in ((0, 0), (39, 0), (39, 20), (20, 39), (5, 3), (3, 5)):
         bucket = int(t5_bucket(torch.tensor(i - j), 32, 128, causal))
         want = module.table[bucket] * math.sqrt(WIDTH)
@@ -153,14 +153,14 @@ def test_dynamic_bias(log_distance, norm, depth):
     """arXiv:2108.00154, section 3.3: an MLP of the distance; 2111.09883, equation 4, for its logarithm."""
     module = Dynamic(DIMS, log_distance=log_distance, norm=norm, depth=depth).double()
     weights = module.state_dict()
-    bias = module.between(Layout.plain(3, CPU, start=4), Layout.plain(7, CPU))
+    bias = module.between(Layout.arange(3, CPU, start=4), Layout.arange(7, CPU))
     for i in range(3):
         for j in range(7):
             d = float(4 + i - j)
             x = torch.tensor([math.copysign(math.log(abs(d) + 1), d) if log_distance else d]).double()
             for layer in range(depth):
                 x = weights[f"hidden.{layer}.0.weight"] @ x + weights[f"hidden.{layer}.0.bias"]
-                x = paper.layer_norm(x, weights[f"hidden.{layer}.1.gain"]) if norm else x
+                x = paper.layer_norm(x, weights[f"hidden.{layer}.1.weight"]) if norm else x
                 x = paper.swish(x)
             want = weights["out.weight"] @ x + weights["out.bias"]
             torch.testing.assert_close(bias[0, :, i, j], want, **FP32)
@@ -186,12 +186,13 @@ def test_biases_follow_positions_of_ones_own(make):
     module = make(DIMS)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter)
-    plain = Layout.plain(6, CPU)
-    spread = Layout(torch.tensor([[0, 2, 4, 6, 8, 10]]), by_place=False)
+    plain = Layout.arange(6, CPU)
+    spread = Layout(torch.tensor([[0, 2, 4, 6, 8, 10]]), contiguous_positions=False)
     torch.testing.assert_close(
-        module.between(Layout(plain.positions, by_place=False), plain), module.between(plain, plain)
+        module.between(Layout(plain.positions, contiguous_positions=False), plain),
+        module.between(plain, plain),
     )
-    every_second = module.between(Layout.plain(11, CPU), Layout.plain(11, CPU))[..., ::2, ::2]
+    every_second = module.between(Layout.arange(11, CPU), Layout.arange(11, CPU))[..., ::2, ::2]
     torch.testing.assert_close(module.between(spread, spread), every_second)
 
 
@@ -200,8 +201,8 @@ def test_decoding_row_is_the_last_row_of_the_bias(make):
     module = make(DIMS)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter)
-    full = module.between(Layout.plain(7, CPU), Layout.plain(7, CPU))
-    torch.testing.assert_close(module.row(7, CPU), full[0, :, -1])
+    full = module.between(Layout.arange(7, CPU), Layout.arange(7, CPU))
+    torch.testing.assert_close(module.decode_table(7, CPU), full[0, :, -1])
 
 
 def test_learned_positions_look_up():

@@ -37,7 +37,7 @@ def expected(model, ids, most, shift):
         for number, layer in enumerate(layers.sublayers):
             read.append(list(zip(stream, places)))
             held = memory[(number + shift) % len(memory)][-most:]
-            seen = [(paper.layer_norm(h, layer.in_norm.gain), at) for h, at in held + read[-1]]
+            seen = [(paper.layer_norm(h, layer.in_norm.weight), at) for h, at in held + read[-1]]
             weights = dict(layer.fn.named_parameters())
             queries = seen[len(held) :]
             stream = [
@@ -45,7 +45,7 @@ def expected(model, ids, most, shift):
                 for t, (h, (x, at)) in enumerate(zip(stream, queries))
             ]
         memory = [old + new for old, new in zip(memory, read)]
-        found += [paper.layer_norm(h, layers.final_norm.gain) for h in stream]
+        found += [paper.layer_norm(h, layers.final_norm.weight) for h in stream]
         start += length
     return torch.stack(found)
 

@@ -32,12 +32,12 @@ def norm(gain, x):
 def test_scaled_residual(learned):
     """arXiv:2110.09456, section 2.1 (learned), and 2203.00555, equation 1 (the constant)."""
     layers, x, w = stack(scale_residual_constant=1.5, **({"scale_residual": True} if learned else {}))
-    gains = w["residual.gains"] if learned else torch.ones(2, D)
+    gains = w["residual.weight"] if learned else torch.ones(2, D)
     h = x
     for i in range(2):
-        out = said(layers, i, norm(w[f"sublayers.{i}.in_norm.gain"], h))
+        out = said(layers, i, norm(w[f"sublayers.{i}.in_norm.weight"], h))
         h = torch.stack([1.5 * gains[i, d] * h[..., d] + out[..., d] for d in range(D)], dim=-1)
-    torch.testing.assert_close(layers(x).detach(), norm(w["final_norm.gain"], h))
+    torch.testing.assert_close(layers(x).detach(), norm(w["final_norm.weight"], h))
 
 
 def test_gru_gate():
@@ -49,14 +49,14 @@ def test_gru_gate():
 
     h = x
     for i in range(2):
-        y = said(layers, i, norm(w[f"sublayers.{i}.in_norm.gain"], h))
+        y = said(layers, i, norm(w[f"sublayers.{i}.in_norm.weight"], h))
         of_y = y @ w[f"residual.of_out.{i}.weight"].T + w[f"residual.of_out.{i}.bias"]
         of_h = h @ w[f"residual.of_stream.{i}.weight"].T + w[f"residual.of_stream.{i}.bias"]
         r = sigmoid(of_y[..., :D] + of_h[..., :D])
         z = sigmoid(of_y[..., D : 2 * D] + of_h[..., D : 2 * D])
         n = torch.tanh(of_y[..., 2 * D :] + r * of_h[..., 2 * D :])
         h = z * h + (1 - z) * n
-    torch.testing.assert_close(layers(x).detach(), norm(w["final_norm.gain"], h))
+    torch.testing.assert_close(layers(x).detach(), norm(w["final_norm.weight"], h))
 
 
 def test_gru_gate_starts_near_the_stream():
@@ -73,8 +73,8 @@ def test_resi_dual(scale):
     h, dual = x, scale * x
     for i in range(2):
         out = said(layers, i, h)
-        h, dual = norm(w[f"sublayers.{i}.out_norm.gain"], h + out), dual + scale * out
-    torch.testing.assert_close(layers(x).detach(), h + norm(w["final_norm.gain"], dual))
+        h, dual = norm(w[f"sublayers.{i}.out_norm.weight"], h + out), dual + scale * out
+    torch.testing.assert_close(layers(x).detach(), h + norm(w["final_norm.weight"], dual))
 
 
 @pytest.mark.parametrize("flags", [{}, {"ff_glu": True}])
@@ -85,7 +85,7 @@ def test_zero_branches_say_nothing_and_still_learn(flags):
     out = layers(x)
     torch.testing.assert_close(out, layers.final_norm(x))
     (out * torch.randn_like(out)).sum().backward()
-    lasts = [s.fn.outer if s.kind == "f" else s.fn.to_out for s in layers.sublayers]
+    lasts = [s.fn.w_out if s.kind == "f" else s.fn.to_out for s in layers.sublayers]
     assert all(last.weight.grad.abs().max() > 0 for last in lasts)
 
 
@@ -93,7 +93,7 @@ def test_start_scaled_by_depth():
     torch.manual_seed(0)
     layers = flagformer.Decoder(dim=128, depth=2, heads=2, depth_scale_residual=True)
     for index, sublayer in enumerate(layers.sublayers, start=1):
-        last = sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out
+        last = sublayer.fn.w_out if sublayer.kind == "f" else sublayer.fn.to_out
         want = 1 / math.sqrt(index * last.in_features)
         # 16 thousand draws and more: the standard deviation is known to 0.6 %
         assert last.weight.detach().std().item() == pytest.approx(want, rel=0.03)

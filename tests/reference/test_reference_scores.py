@@ -87,8 +87,8 @@ def test_soft_clamp_leaves_the_bias_alone():
 def test_talking_heads():
     """arXiv:2003.02436, section 3: P before the softmax, Q behind it."""
     fn, got, _, heads = attention_of(attn_talking_heads=True)
-    before = fn.core.path.mods[0].exchange.weight.detach()
-    behind = fn.core.path.mixes[0].exchange.weight.detach()
+    before = fn.core.path.score_mods[0].exchange.weight.detach()
+    behind = fn.core.path.weight_mods[0].exchange.weight.detach()
     table = torch.zeros(H, T, T, dtype=torch.float64)
     for i in range(T):
         raw = [[float(heads[i, 0, h] @ heads[j, 1, h]) * K**-0.5 for j in range(i + 1)] for h in range(H)]
@@ -125,7 +125,7 @@ def test_sparse_topk_keeps_the_largest_visible(k):
 def test_learned_sink():
     """arXiv:2309.17453, section 3.3: one more term in the denominator."""
     fn, got, _, heads = attention_of(attn_head_learned_sink=True)
-    sink = [value.item() for value in fn.core.path.weights.score]
+    sink = [value.item() for value in fn.core.path.normalizer.score]
     weights = weights_of(heads, sink=sink)
     assert (weights.sum(-1) < 1).all()
     torch.testing.assert_close(got, projected(fn, gathered(weights, heads)))
@@ -138,7 +138,7 @@ def sigmoid(x):
 def test_head_scale():
     """arXiv:2110.09456, equation 1."""
     fn, got, _, heads = attention_of(attn_head_scale=True)
-    gains = fn.gates[0].gain.detach().view(H, 1)
+    gains = fn.gates[0].weight.detach().view(H, 1)
     torch.testing.assert_close(got, projected(fn, gathered(weights_of(heads), heads) * gains))
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.entry.shift import ShiftTokens
-from flagformer.flow import Dims, Layout, SideInputs, Tape
+from flagformer.flow import Dims, Layout, OutputCollector, SideInputs
+from flagformer.input_mixer.token_shift import TokenShift
 
 D, T = 7, 6
 
 
 def shifted(x, shifts, layout, later):
-    side = SideInputs({}, {}, None, None, None, Tape(), layout, later)
-    return ShiftTokens(Dims(dim=D, causal=not later), shifts=shifts)(x, side)
+    side = SideInputs({}, {}, None, None, None, OutputCollector(), layout, later)
+    return TokenShift(Dims(dim=D, causal=not later), shifts=shifts)(x, side)
 
 
 def expected(x, shifts, later, meets):
@@ -34,7 +34,7 @@ def test_shift(shifts, later):
     if later and 2 * shifts + 1 > D:
         return
     x = torch.randn(1, T, D)
-    layout = Layout.plain(T, x.device)
+    layout = Layout.arange(T, x.device)
     assert torch.equal(shifted(x, shifts, layout, later)[0], expected(x[0], shifts, later, lambda t, s: True))
 
 
@@ -53,7 +53,7 @@ def test_nothing_crosses_a_segment_or_comes_from_padding(later):
 
 def test_each_sublayer_can_shift_by_its_own_number():
     layers = flagformer.Decoder(dim=8, heads=2, depth=2, shift_tokens=(0, 3, 0, 1))
-    assert [getattr(s.entry, "shifts", 0) for s in layers.sublayers] == [0, 3, 0, 1]
+    assert [getattr(s.input_mixer, "shifts", 0) for s in layers.sublayers] == [0, 3, 0, 1]
 
 
 def test_more_parts_than_dimensions_are_refused():

@@ -44,7 +44,7 @@ def written_gru(weights, slot, tokens):
     (s_reset, s_keep, s_new), (h_reset, h_keep, h_new) = said.chunk(3), held.chunk(3)
     keep = torch.sigmoid(s_keep + h_keep)
     new = keep * slot + (1 - keep) * torch.tanh(s_new + torch.sigmoid(s_reset + h_reset) * h_new)
-    normed = (new - new.mean()) / torch.sqrt(new.var(correction=0) + 1e-5) * weights["feedforward.0.gain"]
+    normed = (new - new.mean()) / torch.sqrt(new.var(correction=0) + 1e-5) * weights["feedforward.0.weight"]
     inner = weights["feedforward.1.weight"] @ normed + weights["feedforward.1.bias"]
     inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
     return new + weights["feedforward.3.weight"] @ inner + weights["feedforward.3.bias"]

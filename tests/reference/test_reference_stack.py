@@ -79,7 +79,11 @@ def test_placement_of_norms(placement):
         parameter.data += 0.3 * torch.randn_like(parameter)
     layers.eval()
     state = layers.state_dict()
-    gains = {name.removesuffix(".gain"): value for name, value in state.items() if name.endswith(".gain")}
+    gains = {
+        name.removesuffix(".weight"): value
+        for name, value in state.items()
+        if name.endswith(".weight") and value.dim() == 1
+    }
     x = torch.randn(1, 4, 8, dtype=torch.float64)
     h = x
     for i, fn in enumerate((run_attention(layers), lambda x: layers.sublayers[1].fn(x, None))):
@@ -161,13 +165,13 @@ def test_gpt_like_decoder_by_hand():
     for block in range(2):
         a, f = f"attn_layers.sublayers.{2 * block}", f"attn_layers.sublayers.{2 * block + 1}"
         qkv, out = w[f"{a}.fn.source.projection.to_qkv.weight"], w[f"{a}.fn.to_out.weight"]
-        x = x + by_hand(norm(w[f"{a}.in_norm.gain"], x), qkv, out, heads=4, width=4)
-        seen = norm(w[f"{f}.in_norm.gain"], x)
+        x = x + by_hand(norm(w[f"{a}.in_norm.weight"], x), qkv, out, heads=4, width=4)
+        seen = norm(w[f"{f}.in_norm.weight"], x)
         inner = torch.stack(
-            [paper.gelu(row) for row in seen @ w[f"{f}.fn.inner.weight"].T + w[f"{f}.fn.inner.bias"]]
+            [paper.gelu(row) for row in seen @ w[f"{f}.fn.w_in.weight"].T + w[f"{f}.fn.w_in.bias"]]
         )
-        x = x + inner @ w[f"{f}.fn.outer.weight"].T + w[f"{f}.fn.outer.bias"]
-    want = norm(w["attn_layers.final_norm.gain"], x) @ w["head.project.weight"].T
+        x = x + inner @ w[f"{f}.fn.w_out.weight"].T + w[f"{f}.fn.w_out.bias"]
+    want = norm(w["attn_layers.final_norm.weight"], x) @ w["head.project.weight"].T
     assert sum(value.numel() for value in w.values()) == model.num_params()
     torch.testing.assert_close(model(ids[None]).detach()[0], want)
 
@@ -187,11 +191,11 @@ def test_llama_like_decoder_by_hand():
     for block in range(2):
         a, f = f"attn_layers.sublayers.{2 * block}", f"attn_layers.sublayers.{2 * block + 1}"
         qkv, out = w[f"{a}.fn.source.projection.to_qkv.weight"], w[f"{a}.fn.to_out.weight"]
-        seen = rms(w[f"{a}.in_norm.gain"], x)
+        seen = rms(w[f"{a}.in_norm.weight"], x)
         x = x + by_hand(seen, qkv, out, heads=4, width=4, groups=2, turn=paper.rotate)
-        value, gate = (rms(w[f"{f}.in_norm.gain"], x) @ w[f"{f}.fn.inner.weight"].T).chunk(2, dim=-1)
-        x = x + (value * torch.stack([paper.swish(row) for row in gate])) @ w[f"{f}.fn.outer.weight"].T
-    want = rms(w["attn_layers.final_norm.gain"], x) @ w["token_emb.weight"].T / 12**0.5
+        value, gate = (rms(w[f"{f}.in_norm.weight"], x) @ w[f"{f}.fn.w_in.weight"].T).chunk(2, dim=-1)
+        x = x + (value * torch.stack([paper.swish(row) for row in gate])) @ w[f"{f}.fn.w_out.weight"].T
+    want = rms(w["attn_layers.final_norm.weight"], x) @ w["token_emb.weight"].T / 12**0.5
     assert not [name for name in w if "bias" in name or "pos_emb" in name or "head" in name]
     got = model(ids[None]).detach()[0]
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)  # fp32 angles

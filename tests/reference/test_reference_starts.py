@@ -17,7 +17,7 @@ PARTS = {
 
 
 def last(sublayer):
-    return sublayer.fn.outer if sublayer.kind == "f" else sublayer.fn.to_out.last
+    return sublayer.fn.w_out if sublayer.kind == "f" else sublayer.fn.to_out.last
 
 
 def zeros(layers):
@@ -103,5 +103,5 @@ def test_a_start_of_ones_own():
         for sublayer in sublayers:
             torch.nn.init.ones_(last(sublayer).weight)
 
-    layers = flagformer.Decoder(**SIZES, start=ones)
+    layers = flagformer.Decoder(**SIZES, init=ones)
     assert all(last(sublayer).weight.eq(1).all() for sublayer in layers.sublayers)

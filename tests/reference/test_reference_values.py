@@ -85,7 +85,7 @@ def test_shared_values_are_neither_normed_nor_turned():
 
 def test_shared_values_beside_learned_memory_that_has_its_own():
     fn, run = attention_of(attn_shared_kv=True, attn_num_mem_kv=2, attn_kv_heads=2)
-    memory = fn.seats[0]
+    memory = fn.prefix_kv[0]
     seats = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
 
     def formula(x):
@@ -129,7 +129,7 @@ def test_value_heads_of_another_width(width, heads, groups, flash):
 def test_seats_and_gates_know_the_width_of_values():
     flags = {"attn_num_mem_kv": 2, "attn_add_zero_kv": True, "attn_gate_values": True, "attn_on_attn": True}
     fn, run = attention_of(attn_value_dim_head=6, attn_kv_heads=2, **flags)
-    memory = next(s for s in fn.seats if s.count == 2)
+    memory = next(s for s in fn.prefix_kv if s.count == 2)
     zero = (torch.zeros(2, K).double(), torch.zeros(2, 6).double())
     seats = [zero] + [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
     x = torch.randn(1, 5, D, dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_roles_multiply_what_is_gathered(more):
         out = gathered(by_head(q, H), by_head(k, groups), by_head(v, groups))
         role = x @ fn.gates[0].to_role.weight.detach().T
         bound = torch.stack([o * r + o for o, r in zip(out, role)])
-        gain = fn.gates[1].gain.detach().flatten().repeat_interleave(width) if more else 1.0
+        gain = fn.gates[1].weight.detach().flatten().repeat_interleave(width) if more else 1.0
         return bound * gain
 
     check(fn, run, formula)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flagformer.study.config_errors import StudyFileError
 from flagformer.study.directory import read_setting
 from flagformer.study.examine import _read
-from flagformer.study.mistakes import StudyFileError
 from flagformer.study.source import LARGEST_FILE, parse_source, read_source
 from flagformer.study.variants import MOST_VARIANTS, read_variants
 from flagformer.train.result import read_result

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from flagformer.study.config_errors import StudyFileError
 from flagformer.study.directory import read_study, write_study
 from flagformer.study.file import load_study
-from flagformer.study.mistakes import StudyFileError
 from flagformer.study.run import prepare
 
 Command = Callable[..., Result]

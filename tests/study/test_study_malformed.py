@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flagformer.cli.errors import MOST_LINES
 from flagformer.cli.main import app
 from flagformer.cli.runfile import load_run
-from flagformer.study.mistakes import StudyFileError
+from flagformer.study.config_errors import StudyFileError
 from flagformer.study.run import prepare
 
 FILES = list(malformed())

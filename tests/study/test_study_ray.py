@@ -21,7 +21,15 @@ import torch
 from rich.console import Console
 from tiny_study import TINY, StudyProcess, descendants, finished, logged, table, trainer, until
 
-from flagformer.study.cluster import Needs, Order, _unpack, knock, package, run_here, versions
+from flagformer.study.cluster import (
+    Resources,
+    TaskSpec,
+    _unpack,
+    check_reachable,
+    import_ray,
+    run_here,
+    versions,
+)
 from flagformer.study.run import prepare, run_study
 from flagformer.train.trial import run_trial
 
@@ -121,14 +129,14 @@ def trained_by(trials: list[Path], raylet: int) -> int | None:
     return None
 
 
-def order_of(tiny: Path, out: Path, **changes: Any) -> Order:
+def order_of(tiny: Path, out: Path, **changes: Any) -> TaskSpec:
     trial = prepare(tiny, ["train.steps=6"]).study.runs[0].trial
     place = out / "trials" / trial.id
     plain = {"threads": 1, "versions": versions(), "data": trial.source.fingerprint(), "token": "mine"}
-    return Order(run_trial, trial, place, Path.cwd(), **{**plain, **changes})
+    return TaskSpec(run_trial, trial, place, Path.cwd(), **{**plain, **changes})
 
 
-def elsewhere(order: Order) -> Any:
+def elsewhere(order: TaskSpec) -> Any:
     """What a node answers: a process of its own, as it changes its folder and its output."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(run_here, (order,))
@@ -174,22 +182,22 @@ def test_a_node_that_differs_is_refused(tiny: Path, tmp_path: Path, changes, wor
 
 
 def test_trials_that_fit_are_counted_by_what_is_short() -> None:
-    needs = Needs(cpus=2, gpus=0.5, memory=4)
+    needs = Resources(cpus=2, gpus=0.5, memory=4)
     assert needs.times({"CPU": 16, "GPU": 2, "memory": 100}) == 4
     assert needs.times({"CPU": 16, "GPU": 8, "memory": 9}) == 2
     assert needs.times({"CPU": 16, "memory": 100}) == 0
-    assert Needs(cpus=1, gpus=0, memory=4).times({"CPU": 3, "memory": 100}) == 3
+    assert Resources(cpus=1, gpus=0, memory=4).times({"CPU": 3, "memory": 100}) == 3
 
 
 def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        knock(address)
-        knock(f"ray://{address}")
+        check_reachable(address)
+        check_reachable(f"ray://{address}")
     for silent in (address, f"ray://{address}"):
         with pytest.raises(ConnectionRefusedError):
-            knock(silent)
-    knock("auto")
+            check_reachable(silent)
+    check_reachable("auto")
 
 
 def test_an_unreachable_cluster_is_told_of_before_any_audit(
@@ -211,4 +219,4 @@ def test_a_machine_without_ray_says_what_to_install(tiny: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"needs the package ray.*pip install 'flagformer\[ray\]'"):
         prepare(tiny, ["executor=ray"])
     with pytest.raises(ValueError, match="needs the package ray"):
-        package()
+        import_ray()

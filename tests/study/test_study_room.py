@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from flagformer.cli.main import app
 from flagformer.study import room
-from flagformer.study.mistakes import StudyFileError
+from flagformer.study.config_errors import StudyFileError
+from flagformer.study.resources import GIB
 from flagformer.study.run import prepare
-from flagformer.study.shares import GIB
 
 TRAIN = """
 base: {dim: 16, depth: 1, heads: 2}

@@ -13,7 +13,7 @@ from click.testing import Result
 from rich.console import Console
 from tiny_study import dies, dies_once, ends_in_every_way, fails, fills_the_disk, finished, table
 
-from flagformer.study import endings
+from flagformer.study import failures
 from flagformer.study.results import Results
 from flagformer.study.run import prepare, run_study
 from flagformer.study.table import legend
@@ -92,12 +92,12 @@ def test_candidates_that_are_lost_are_started_again(tiny: Path, tmp_path: Path) 
 def test_a_kill_for_want_of_memory_is_told_from_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(endings, "COUNTERS", tmp_path / "vmstat")
-    assert endings.count_oom_kills() == 0, "a system that does not count"
+    monkeypatch.setattr(failures, "COUNTERS", tmp_path / "vmstat")
+    assert failures.count_oom_kills() == 0, "a system that does not count"
     (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 3\n")
-    assert endings.killed(-9, oom_kills=3).kind == "killed"
-    assert endings.killed(-9, oom_kills=2).kind == "memory"
-    assert endings.killed(-15, oom_kills=2).message == "the process was killed by SIGTERM"
+    assert failures.killed(-9, oom_kills=3).kind == "killed"
+    assert failures.killed(-9, oom_kills=2).kind == "memory"
+    assert failures.killed(-15, oom_kills=2).message == "the process was killed by SIGTERM"
 
 
 def test_a_full_disk_stops_the_study_and_keeps_what_is_finished(tiny: Path, tmp_path: Path) -> None:

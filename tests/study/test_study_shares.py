@@ -8,21 +8,21 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.study import run, shares
+from flagformer.study import resources, run
+from flagformer.study.config_errors import StudyFileError
 from flagformer.study.costs import saved_bytes
 from flagformer.study.design import Study
 from flagformer.study.file import load_study
 from flagformer.study.footprint import trial_bytes
-from flagformer.study.mistakes import StudyFileError
-from flagformer.study.shares import GIB, share_out
+from flagformer.study.resources import GIB, share_out
 from flagformer.train.loop import token_losses
 
 
 @pytest.fixture
 def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     """The tiny study of two variants on a machine of 8 cores and 64 GiB, with what is asked for."""
-    monkeypatch.setattr(shares, "count_cores", lambda: 8)
-    monkeypatch.setattr(shares, "free_memory", lambda swap: 64 * GIB)
+    monkeypatch.setattr(resources, "count_cores", lambda: 8)
+    monkeypatch.setattr(resources, "free_memory", lambda swap: 64 * GIB)
 
     def changed(*overrides: str) -> Study:
         return load_study(tiny, ["concurrency=null", "threads=null", "seeds=20", *overrides])[0]
@@ -49,7 +49,7 @@ def test_cores_and_memory_are_shared_out(study, overrides, at_once, threads, why
 
 
 def test_a_system_that_does_not_tell_its_memory_is_shared_by_cores(study, monkeypatch):
-    monkeypatch.setattr(shares, "free_memory", lambda swap: None)
+    monkeypatch.setattr(resources, "free_memory", lambda swap: None)
     assert share_out(study("memory=200")).at_once == 8
 
 

@@ -15,7 +15,7 @@ from tiny_trial import Killed, killer, losses, outcome, tiny
 from two_ranks import LONG
 
 from flagformer.train.checkpoint import read_checkpoint
-from flagformer.train.ranks import ALONE, Alone
+from flagformer.train.process_group import ALONE, SingleProcess
 from flagformer.train.trial import run_trial
 
 HERE = Path(__file__).parent
@@ -232,7 +232,7 @@ def rank_of(parent: int, rank: int) -> int:
 def test_one_process_has_every_row():
     rows = torch.arange(12).view(6, 2)
     assert torch.equal(ALONE.share(rows), rows)
-    one = Alone()
+    one = SingleProcess()
     one.world = 3
     shares = []
     for one.rank in range(3):

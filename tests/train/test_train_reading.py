@@ -6,7 +6,7 @@ from tiny_trial import tiny
 
 import flagformer
 from flagformer.train.loop import token_losses
-from flagformer.train.reading import read_rows
+from flagformer.train.segment_reader import read_rows
 from flagformer.train.trial import run_trial
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}

@@ -13,7 +13,7 @@ from tiny_trial import Killed, tiny
 
 from flagformer.train import trial as trial_module
 from flagformer.train.loop import train_step
-from flagformer.train.ranks import Together, joined, leave
+from flagformer.train.process_group import Distributed, joined, leave
 
 LONG = {"steps": 12, "batch_size": 8, "checkpoint_every": 3, "eval_every": 4}
 
@@ -29,7 +29,7 @@ def run(changes: dict[str, Any], directory: str, parallel: Any, die_at: int | No
 
     trial_module.train_step = mortal
     try:
-        trial_module.run_trial(tiny(**changes), Path(directory), ranks=Together(parallel))
+        trial_module.run_trial(tiny(**changes), Path(directory), ranks=Distributed(parallel))
     except Killed:
         assert die_at is not None
 

@@ -26,7 +26,7 @@ def seen(model, ids, **how):
         if sublayer.kind == "c":
             hooks.append(
                 sublayer.fn.core.kernel.register_forward_pre_hook(
-                    lambda _, given: masks.append(given[3].visible)
+                    lambda _, given: masks.append(given[3].allowed)
                 )
             )
     model(ids, **how)
@@ -94,7 +94,7 @@ def test_an_encoder_decoder_says_it_without_prefix(half):
         f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
     }
     whole = flagformer.XTransformer(dim=16, **sizes, cross_attn_tokens_dropout=0.5)
-    assert whole.decoder.net.attn_layers.context_tokens.share == 0.5
+    assert whole.decoder.net.attn_layers.context_dropout.share == 0.5
     assert flagformer.build(whole.flags).flags == whole.flags
     with pytest.raises(flagformer.FlagError, match=f"`{half}cross_attn_tokens_dropout` cannot be given"):
         flagformer.XTransformer(dim=16, **sizes, **{f"{half}cross_attn_tokens_dropout": 0.5})

@@ -73,6 +73,6 @@ def test_patches_of_an_image(disabled):
     with torch.no_grad():
         moved = (model(turned) - model(image).roll(2, dims=1)).abs().max()
     assert bool(moved < 1e-5) is (disabled is True)
-    assert ("patches.places" in model.state_dict()) is (disabled is not True)
+    assert ("patches.pos_emb" in model.state_dict()) is (disabled is not True)
     assert model(torch.randn(1, 3, 12, 8)).shape == (1, 6, 16)
     assert "2 x 2 patches" in model.explain()

@@ -5,7 +5,7 @@ import torch
 
 import flagformer
 from flagformer import AutoregressiveWrapper
-from flagformer.ops.drop import forgetful
+from flagformer.ops.drop import forgetful_causal_mask
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
 
@@ -23,7 +23,7 @@ def ids():
 def test_a_share_of_each_row_is_hidden_but_first_tokens():
     real = torch.stack([torch.ones(12, dtype=torch.bool), torch.arange(12) >= 5])
     places = torch.arange(12)[None]
-    seen = torch.stack([forgetful(real, places, 0.25)[:, 0, 0] for _ in range(200)])
+    seen = torch.stack([forgetful_causal_mask(real, places, 0.25)[:, 0, 0] for _ in range(200)])
     hidden = real & ~seen
     assert not hidden[:, 0, 0].any()
     assert not hidden[:, 1, 5].any()
@@ -31,7 +31,7 @@ def test_a_share_of_each_row_is_hidden_but_first_tokens():
     share = hidden[:, 0, 1:].float().mean(0)
     assert (share - 3 / 11).abs().max() < 0.16  # 200 draws: five standard errors
     packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    firsts = torch.stack([forgetful(real[:1], packed, 0.9)[0, 0, 0] for _ in range(20)])
+    firsts = torch.stack([forgetful_causal_mask(real[:1], packed, 0.9)[0, 0, 0] for _ in range(20)])
     assert firsts[:, packed[0] == 0].all()
 
 
@@ -48,7 +48,7 @@ def test_hidden_tokens_are_keys_for_nobody(ids):
     torch.manual_seed(4)
     got = wrapper(ids)
     torch.manual_seed(4)
-    mask = forgetful(torch.ones(2, 10, dtype=torch.bool), torch.arange(10)[None], 0.5)
+    mask = forgetful_causal_mask(torch.ones(2, 10, dtype=torch.bool), torch.arange(10)[None], 0.5)
     assert not mask.all()
     logits = wrapper.net(ids[:, :-1], attn_mask=mask)
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())

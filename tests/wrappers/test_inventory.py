@@ -49,7 +49,7 @@ def test_all_of_it_by_the_formula(ids):
         x = x + torch.stack([state[f"embedding.kinds.{name}_embed.weight"][row] for row in kinds[name]])
     x = x + more
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
-    x = x * state["embedding.norm.gain"]
+    x = x * state["embedding.norm.weight"]
     x = x @ state["embedding.project.weight"].T + state["embedding.project.bias"]
     torch.testing.assert_close(into_layers(model, ids, embed_ids=kinds, sum_embeds=more), x, **CLOSE)
 

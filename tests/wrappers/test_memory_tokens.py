@@ -199,7 +199,7 @@ def test_a_state_forgets_and_reorders(memory, scheme, ids):
         got = torch.cat([model(mixed[:, at : at + 1], state=state) for at in range(8, 14)], dim=1)
         want = model(mixed, seq_start_pos=begin[order])
     torch.testing.assert_close(got, want[:, 8:], **TIGHT)
-    assert state.starts.tolist() == [5, 5, 0, 6]
+    assert state.row_starts.tolist() == [5, 5, 0, 6]
     assert state.size_bytes() > 0
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from flagformer import Memformer, XLAutoregressiveWrapper, build, memory_replay_backprop, train_segments
 from flagformer.attention.cores.kmeans import KMeans
-from flagformer.flow import Layout, Memories
+from flagformer.flow import Layout, RecurrentState
 
 HALF = {"num_tokens": 11, "max_seq_len": 5, "depth": 2, "heads": 2, "attn_dim_head": 8}
 ENC = {f"enc_{name}": value for name, value in HALF.items()}
@@ -221,7 +221,7 @@ def test_centroids_count_each_token_of_a_stream_once(more):
         else:
             XLAutoregressiveWrapper(model)(x).backward()
         grads = gradients(model)
-        counts = [one.pending.counts.sum().item() for one in model.modules() if isinstance(one, KMeans)]
+        counts = [one.pending_stats.counts.sum().item() for one in model.modules() if isinstance(one, KMeans)]
         assert counts == [2 * 2 * 2 * 5 * SEGMENTS] * 2, "heads, queries and keys, rows"
         found.append((grads, centroids(model)))
     agree(found[1][0], found[0][0], CROSS_ENTROPY)
@@ -258,11 +258,11 @@ def test_a_failed_first_run_leaves_no_counts():
 
     with pytest.raises(RuntimeError, match="as asked"):
         memory_replay_backprop(model, source()[0], loss_fn=fails)
-    assert all(one.pending is None for one in model.modules() if isinstance(one, KMeans))
+    assert all(one.pending_stats is None for one in model.modules() if isinstance(one, KMeans))
 
 
 # what a model without slots leaves
-XL = Memories((torch.zeros(2, 3, 16),), Layout.plain(3, torch.device("cpu")))
+XL = RecurrentState((torch.zeros(2, 3, 16),), Layout.arange(3, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ XL = Memories((torch.zeros(2, 3, 16),), Layout.plain(3, torch.device("cpu")))
         (lambda m, s: memory_replay_backprop(memformer(True), s), "`loss_fn` must be given"),
         (lambda m, s: memory_replay_backprop(memformer(True), s, s), "no decoder"),
         (lambda m, s: train_segments(stream_model(num_memory_slots=0), s), "`num_memory_slots`"),
-        (lambda m, s: train_segments(stream_model(), s, mems=XL), "but is Memories"),
+        (lambda m, s: train_segments(stream_model(), s, mems=XL), "but is RecurrentState"),
         (lambda m, s: train_segments(m, s), "`model` must be a TransformerWrapper, but is Memformer"),
         (lambda m, s: train_segments(stream_model(model="encoder"), s), "`model` must be causal"),
         (lambda m, s: train_segments(stream_model(max_mem_len=4), s), "`model` has learned positions"),

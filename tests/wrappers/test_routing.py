@@ -114,7 +114,7 @@ def test_experts_and_keys_are_counted_as_said():
     model = lm(pkm_layers=(1,), pkm_num_keys=5, moe_layers=(2,), moe_num_experts=3, moe_loss_coef=0.5)
     first, second = (s.fn for s in model.net.attn_layers.sublayers if s.kind == "f")
     assert first.memory.num_keys == 5
-    assert (len(second.inner.weight), second.balance) == (3, 0.5)
+    assert (len(second.w_in.weight), second.balance) == (3, 0.5)
 
 
 def test_any_other_flag_may_join():
@@ -180,8 +180,8 @@ def test_no_width_of_heads_is_not_taken_for_the_standard_one():
 
 def test_tokens_are_shifted_layer_by_layer():
     for given in ((1, 0, 1, 0), [True, False, True, False]):
-        model = lm(shift_tokens=given).net
-        shifts = [type(sublayer.entry).__name__ == "ShiftTokens" for sublayer in model.attn_layers.sublayers]
+        sublayers = lm(shift_tokens=given).net.attn_layers.sublayers
+        shifts = [type(sublayer.input_mixer).__name__ == "TokenShift" for sublayer in sublayers]
         assert shifts == [True, False, True, False]
 
 

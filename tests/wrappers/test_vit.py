@@ -42,10 +42,10 @@ def test_patches_are_read_row_by_row():
                 normed = (x - x.mean(-1, keepdim=True)) / (
                     x.var(-1, keepdim=True, correction=0) + 1e-5
                 ).sqrt()
-                pixels = normed * norm.gain
+                pixels = normed * norm.weight
             x = pixels @ patches.project.weight.T + patches.project.bias
             x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
-            wanted.append(x * patches.out_norm.gain + patches.places[row, column])
+            wanted.append(x * patches.out_norm.weight + patches.pos_emb[row, column])
     torch.testing.assert_close(patches(img), torch.stack(wanted, dim=1), **CLOSE)
 
 
@@ -88,35 +88,35 @@ def test_every_parameter_is_trained(flags):
 
 def test_images_of_another_size():
     model = build()
-    places = model.patches.places.detach()
-    assert torch.equal(model.patches.places_for(2, 3), model.patches.places)
+    places = model.patches.pos_emb.detach()
+    assert torch.equal(model.patches.pos_emb_for(2, 3), model.patches.pos_emb)
     wanted = torch.nn.functional.interpolate(
         places.permute(2, 0, 1)[None], (4, 2), mode="bicubic", antialias=True
     )[0].permute(1, 2, 0)
-    torch.testing.assert_close(model.patches.places_for(4, 2), wanted, **CLOSE)
+    torch.testing.assert_close(model.patches.pos_emb_for(4, 2), wanted, **CLOSE)
     assert model(images(16, 8)).shape == (2, 5)
     assert model(images(16, 8), return_embeddings=True).shape == (2, 8, 16)
     model(images(16, 8)).sum().backward()
-    assert model.patches.places.grad.any()
+    assert model.patches.pos_emb.grad.any()
     assert model.bfloat16()(images(16, 8).bfloat16()).isfinite().all()
 
 
 def test_a_constant_table_stays_constant_at_any_size():
     model = build()
     with torch.no_grad():
-        model.patches.places.fill_(0.5)
-    torch.testing.assert_close(model.patches.places_for(5, 7), torch.full((5, 7, 16), 0.5), **CLOSE)
+        model.patches.pos_emb.fill_(0.5)
+    torch.testing.assert_close(model.patches.pos_emb_for(5, 7), torch.full((5, 7, 16), 0.5), **CLOSE)
 
 
 def test_a_transposed_image_with_transposed_weights_gives_transposed_patches():
     """What tells rows from columns: a non-square image is not read as if it were square."""
     wide, img = build(), images()
     tall = build(image_size=(12, 8))
-    tall.load_state_dict({**wide.state_dict(), "patches.places": wide.patches.places.transpose(0, 1)})
+    tall.load_state_dict({**wide.state_dict(), "patches.pos_emb": wide.patches.pos_emb.transpose(0, 1)})
     with torch.no_grad():
         for model in (wide, tall):  # one pixel position only, so that a patch is its own transpose
             model.patches.project.weight.view(16, 4, 4, 3)[:] = 0.1
-            model.patches.in_norm.gain.fill_(1.0)
+            model.patches.in_norm.weight.fill_(1.0)
     got = tall(img.transpose(2, 3), return_embeddings=True).view(2, 3, 2, 16)
     want = wide(img, return_embeddings=True).view(2, 2, 3, 16).transpose(1, 2)
     torch.testing.assert_close(got, want, **CLOSE)

@@ -47,7 +47,7 @@ def scores_of(model, ids, **how):
     seen, hooks = [], []
     for sublayer in model.attn_layers.sublayers:
         if sublayer.kind != "f":
-            path = sublayer.fn.core.path.weights
+            path = sublayer.fn.core.path.normalizer
             hooks.append(path.register_forward_pre_hook(lambda _, given: seen.append(given[0])))
     with torch.no_grad():
         model(ids, return_attn=True, **context_of(model), **how)

@@ -10,37 +10,37 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.fixed_windows import FixedWindows
+from flagformer.attention.cores.head_split import HeadSplit
 from flagformer.attention.cores.kmeans import KMeans
 from flagformer.attention.cores.local import HeadShare, Local
-from flagformer.attention.cores.mixed import Mixed
 from flagformer.attention.cores.reminder import watch
 from flagformer.attention.gates import Gate
-from flagformer.attention.key_values import Seats
 from flagformer.attention.output import Output
-from flagformer.attention.scores import ScorePath
-from flagformer.attention.source import ContextTokens, OwnTokens, Source
+from flagformer.attention.prefix_kv import PrefixKV
+from flagformer.attention.scores import ScorePipeline
+from flagformer.attention.source import CrossAttentionInputs, QKVSource, SelfAttentionInputs
 from flagformer.attention.values import Values
-from flagformer.flags import Finding, FlagError, Ready, Spec
+from flagformer.flags import Finding, FlagError, Instance, Spec
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.identity import as_module
 from flagformer.position import Rotation
 from flagformer.position.none import NoRotation
 
-Slots = Mapping[str, tuple[Spec | Ready, ...]]
+Slots = Mapping[str, tuple[Spec | Instance, ...]]
 
 
 class Attention(nn.Module):
     """[B, T, D] -> [B, T, D]: every token gathers from those it may see."""
 
-    seats: Sequence[Seats]  # module lists, typed by what they hold
+    prefix_kv: Sequence[PrefixKV]  # module lists, typed by what they hold
     gates: Sequence[Gate]
 
     def __init__(
-        self, source: Source, seats: Sequence[Seats], core: Core, gates: Sequence[Gate], output: Output
+        self, source: QKVSource, seats: Sequence[PrefixKV], core: Core, gates: Sequence[Gate], output: Output
     ) -> None:
         super().__init__()
         self.source = source
-        self.seats = nn.ModuleList(seats)  # type: ignore[assignment]
+        self.prefix_kv = nn.ModuleList(seats)  # type: ignore[assignment]
         self.core = core
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
@@ -55,9 +55,9 @@ class Attention(nn.Module):
         self._watch()
 
     @property
-    def seat_count(self) -> int:
+    def num_prefix_kv(self) -> int:
         """Keys in front that have no position."""
-        return sum(seats.count for seats in self.seats)
+        return sum(prefix.count for prefix in self.prefix_kv)
 
     @property
     def window(self) -> int | None:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
-        for seats in self.seats:
+        for seats in self.prefix_kv:
             kv = seats(kv, self.source.qk_norm.keys)
         out = self.core(q, kv, side)
         for gate in self.gates:
@@ -80,12 +80,12 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
     dims = replace(dims, value_width=values.width)
     projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
-    source: Source = ContextTokens(projection, qk_norm, dims)
+    source: QKVSource = CrossAttentionInputs(projection, qk_norm, dims)
     if not cross:
-        of_values = rotation if values.turned else NoRotation(dims)
-        past = slots["past"][0].build()
-        source = OwnTokens(projection, qk_norm, dims, rotation, of_values, past.width)
-    seats = [filler.build(dims, projection.groups) for filler in slots["key_values"]]
+        value_rotation = rotation if values.rotated else NoRotation(dims)
+        past = slots["window"][0].build()
+        source = SelfAttentionInputs(projection, qk_norm, dims, rotation, value_rotation, past.width)
+    seats = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]
     _refuse_idle_past(source.window, core)
@@ -111,20 +111,20 @@ def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: R
         if count:
             of_part = replace(dims, heads=count)
             mods = [filler.build(of_part) for filler in slots["score"]]
-            mixes = [filler.build(of_part) for filler in slots["mix"]]
-            path = ScorePath(scale, mods, slots["weights"][0].build(of_part), mixes)
+            mixes = [filler.build(of_part) for filler in slots["weight_mod"]]
+            path = ScorePipeline(scale, mods, slots["normalizer"][0].build(of_part), mixes)
             kernel = slots["kernel"][0].build(path)
             if not parts and local.heads:
                 core = local.core(kernel, path, of_part, rotation)
             else:
                 core = slots["core"][0].build(kernel, path, cross, of_part)
             parts.append((core, count))
-    return parts[0][0] if len(parts) == 1 else Mixed(parts)
+    return parts[0][0] if len(parts) == 1 else HeadSplit(parts)
 
 
 def _refuse_idle_past(window: int | None, core: Core) -> None:
     """A window that is wider than what all heads see anyway."""
-    if window is not None and isinstance(core, (Local, FixedWindows)) and core.reach < window:
+    if window is not None and isinstance(core, (Local, FixedWindows)) and core.lookaround < window:
         text = "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads"
-        text = f"{text} are local and see {core.reach} tokens back at most; lower the first, or leave it out"
+        text = f"{text} are local and see {core.lookaround} tokens back at most; lower the first, or drop it"
         raise FlagError([Finding("attn_max_attend_past", text)])

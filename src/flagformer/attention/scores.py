@@ -7,51 +7,55 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from flagformer.flow import Pairs
-from flagformer.ops.attend import causal_pairs, repeat_groups
+from flagformer.ops.attend import causal_pairs, repeat_kv
 from flagformer.ops.identity import as_module
-from flagformer.score import Mix, Score, Weights
+from flagformer.score import AttentionNormalizer, Score, WeightMod
 
 
-class ScorePath(nn.Module):
+class ScorePipeline(nn.Module):
     """mixes(weights(mods(scale * q k^T) + bias)), over the pairs that may meet."""
 
     def __init__(
-        self, scale: float, mods: Sequence[Score], weights: Weights, mixes: Sequence[Mix] = ()
+        self,
+        scale: float,
+        mods: Sequence[Score],
+        weights: AttentionNormalizer,
+        mixes: Sequence[WeightMod] = (),
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.mods = nn.ModuleList(map(as_module, mods))
-        self.weights = weights
-        self.mixes = nn.ModuleList(map(as_module, mixes))
+        self.score_mods = nn.ModuleList(map(as_module, mods))
+        self.normalizer = weights
+        self.weight_mods = nn.ModuleList(map(as_module, mixes))
 
     def forward(self, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         """q [B, H, T, K], k [B, G, seats + S, K] -> [B, H, T, seats + S]; queries without keys get zeros."""
-        return self.weigh(self.scores(self.products(q, k), q, k, pairs), pairs)
+        return self.probs(self.scores(self.qk_logits(q, k), q, k, pairs), pairs)
 
-    def products(self, q: Tensor, k: Tensor) -> Tensor:
+    def qk_logits(self, q: Tensor, k: Tensor) -> Tensor:
         """The scaled products, before anything else."""
-        return (q * self.scale) @ repeat_groups(k, q.shape[1]).mT
+        return (q * self.scale) @ repeat_kv(k, q.shape[1]).mT
 
     def scores(self, products: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         """Products -> scores, minus infinity where a pair may not meet."""
         scores = products
-        for mod in self.mods:
+        for mod in self.score_mods:
             scores = mod(scores, q, k, pairs)
         if pairs.bias is not None:
             return scores + pairs.bias  # a bias in fp32 is not rounded to half precision: the sum is fp32
         if pairs.causal:
             seen = causal_pairs(scores.shape[-2], scores.shape[-1], scores.device)
             return scores.masked_fill(~seen, float("-inf"))
-        return scores if pairs.visible is None else scores.masked_fill(~pairs.visible, float("-inf"))
+        return scores if pairs.allowed is None else scores.masked_fill(~pairs.allowed, float("-inf"))
 
-    def weigh(self, scores: Tensor, pairs: Pairs) -> Tensor:
+    def probs(self, scores: Tensor, pairs: Pairs) -> Tensor:
         """Scores -> weights."""
-        weights = self._weigh(scores, pairs.hidden)
-        for mix in self.mixes:
+        weights = self._weigh(scores, pairs.fully_masked_rows)
+        for mix in self.weight_mods:
             weights = mix(weights)
         return weights
 
     def _weigh(self, scores: Tensor, hidden: Tensor | None) -> Tensor:
         if hidden is None:
-            return self.weights(scores)
-        return self.weights(scores.masked_fill(hidden, 0.0)).masked_fill(hidden, 0.0)
+            return self.normalizer(scores)
+        return self.normalizer(scores.masked_fill(hidden, 0.0)).masked_fill(hidden, 0.0)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
-from flagformer.flow import ContextCache, DecodeState, Dims, KeyValues, KVCache, SessionState, SideInputs
+from flagformer.flow import CrossAttentionCache, DecodeState, Dims, KeyValues, KVCache, LayerCache, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.position import Rotation
 
 
-class Source(nn.Module, ABC):
+class QKVSource(nn.Module, ABC):
     """(x, side) -> q and the keys and values it may meet, normed, turned and remembered."""
 
     projection: Projection
@@ -28,21 +28,21 @@ class Source(nn.Module, ABC):
         super().__init__()
         self.projection, self.qk_norm = projection, qk_norm
         # key/value heads G, and the widths K and V of what a token leaves in each
-        self.entry_shape = (projection.groups, dims.dim_head, dims.dim_value)
+        self.cache_shape = (projection.groups, dims.dim_head, dims.dim_value)
 
     @abstractmethod
-    def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> SessionState:
+    def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """What one execution step remembers while decoding."""
 
 
-class OwnTokens(Source):
+class SelfAttentionInputs(QKVSource):
     """Self-attention: all three from x; keys and values join those of earlier tokens.
 
     While decoding these are in the state; memories of segments before are projected anew.
     """
 
     rotation: Rotation  # the stack's own, both
-    of_values: Rotation
+    value_rotation: Rotation
 
     def __init__(
         self,
@@ -50,52 +50,52 @@ class OwnTokens(Source):
         qk_norm: QKNorm,
         dims: Dims,
         rotation: Rotation,
-        of_values: Rotation,
+        value_rotation: Rotation,
         window: int | None,
     ) -> None:
         super().__init__(projection, qk_norm, dims)
         self.window = window
-        borrow(self, {"rotation": rotation, "of_values": of_values})
-        self.turns_at = () if window is None else (window,)
+        borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
+        self.path_changes_at = () if window is None else (window,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
         content = self.qk_norm.queries(q), self.qk_norm.keys(k)
-        q, k = self.rotation.both(*content, side.angles)
-        v = self.of_values.keys(v, side.angles)
-        if side.earlier is not None:
-            earlier, earlier_k, earlier_v = self._recalled(side.earlier, side)
+        q, k = self.rotation.both(*content, side.cos_sin)
+        v = self.value_rotation.keys(v, side.cos_sin)
+        if side.mem is not None:
+            earlier, earlier_k, earlier_v = self._project_memory(side.mem, side)
             k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
             content = content[0], torch.cat([earlier, content[1]], dim=2)
         state = side.state
         if state is not None:
-            cache = state.steps[side.step]
+            cache = state.attention_caches[side.step]
             assert isinstance(cache, KVCache)
-            k, v = cache.extend(k, v, state.length, state.oldest(self.window), state.fresh)
-        return q, KeyValues(k, v, 0, self.window, content, self.projection.tied)
+            k, v = cache.extend(k, v, state.length, state.window_start(self.window), state.write_mask)
+        return q, KeyValues(k, v, 0, self.window, content, self.projection.shared_qk)
 
-    def _recalled(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_memory(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""
         _, k, v = self.projection(earlier)
         content = self.qk_norm.keys(k)
-        keys = self.rotation.keys(content, side.memory_angles)
-        return content, keys, self.of_values.keys(v, side.memory_angles)
+        keys = self.rotation.keys(content, side.mem_cos_sin)
+        return content, keys, self.value_rotation.keys(v, side.mem_cos_sin)
 
-    def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
-        groups, *widths = self.entry_shape
+    def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
+        groups, *widths = self.cache_shape
         shapes = [(state.batch, groups, state.capacity, width) for width in widths]
         return KVCache(*[torch.empty(shape, dtype=dtype, device=device) for shape in shapes])
 
 
-class ContextTokens(Source):
+class CrossAttentionInputs(QKVSource):
     """Cross-attention: queries from x, the rest from the context, once a decoding session."""
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q = self.qk_norm.queries(self.projection.queries(x))
         if side.state is None:
             return q, self._entries(side)
-        cache = side.state.steps[side.step]
-        assert isinstance(cache, ContextCache)
+        cache = side.state.attention_caches[side.step]
+        assert isinstance(cache, CrossAttentionCache)
         if cache.entries is None:
             cache.entries = self._entries(side)
         return q, cache.entries
@@ -105,5 +105,5 @@ class ContextTokens(Source):
         k, v = self.projection.keys(side.context)
         return KeyValues(self.qk_norm.keys(k), v)
 
-    def session(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> ContextCache:
-        return ContextCache()
+    def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> CrossAttentionCache:
+        return CrossAttentionCache()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from flagformer.flow import Pairs, SideInputs
-from flagformer.ops.full_precision import wide
+from flagformer.ops.full_precision import accum_dtype
 
-NAME = "attn.z"  # of the loss on the tape
+NAME = "attn.z"  # of the loss on the collector
 
 
 def add_z_loss(scores: Tensor, pairs: Pairs, side: SideInputs) -> None:
-    """Puts one attention's loss on the tape: `weight * mean(sum_heads(logsumexp(scores) ** 2))`.
+    """Puts one attention's loss on the collector: `weight * mean(sum_heads(logsumexp(scores) ** 2))`.
 
     The mean is over the rows' real queries; a query that sees no key adds nothing. The paper's loss is that
     of a router. Departure from x-transformers: it adds up the logarithms of all layers before it squares, so
@@ -20,17 +20,17 @@ def add_z_loss(scores: Tensor, pairs: Pairs, side: SideInputs) -> None:
     Args:
         scores: [B, H, T, seats + S], minus infinity where a pair may not meet.
     """
-    exact = scores.to(wide(scores.dtype))
-    if pairs.hidden is None:
+    exact = scores.to(accum_dtype(scores.dtype))
+    if pairs.fully_masked_rows is None:
         logs = exact.logsumexp(dim=-1)  # [B, H, T]
     else:
-        logs = exact.masked_fill(pairs.hidden, 0.0).logsumexp(dim=-1)
-        logs = logs.masked_fill(pairs.hidden[..., 0], 0.0)
+        logs = exact.masked_fill(pairs.fully_masked_rows, 0.0).logsumexp(dim=-1)
+        logs = logs.masked_fill(pairs.fully_masked_rows[..., 0], 0.0)
     squares = logs.square().sum(dim=1)  # [B, T]
-    real = side.layout.padding
+    real = side.layout.valid
     if real is None:
         mean = squares.mean()
     else:
         counts = real.expand_as(squares)
         mean = squares.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
-    side.tape.add_loss(NAME, mean * side.tape.weights[NAME])
+    side.collector.add_loss(NAME, mean * side.collector.weights[NAME])

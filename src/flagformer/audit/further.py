@@ -15,7 +15,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Runs of one shape, which nothing but an order of sums may tell apart. Other shapes are rounded otherwise,
 # and in half precision a rounding decides which expert, cluster or key is chosen.
 OF_ONE_SHAPE = ("determinism", "future_leak")
-ONCE = ("responds", "gradients")  # say nothing more of a longer row
+ONCE = ("sensitivity", "gradients")  # say nothing more of a longer row
 
 
 def further(settings: Settings, calls: Calls, wanted: set[str]) -> Iterator[tuple[Settings, set[str]]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flagformer.audit.refusal import Tries
-from flagformer.audit.worst import Worst
+from flagformer.audit.attempts import Attempts
+from flagformer.audit.max_error import MaxError
 
 SHOWN = 2
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
@@ -62,7 +62,7 @@ class CheckResult:
         return values
 
 
-def judged(check: str, worst: Worst, words: str, tries: Tries | None = None) -> CheckResult:
+def judged(check: str, worst: MaxError, words: str, tries: Attempts | None = None) -> CheckResult:
     """A result from comparisons: `words` and what was refused if all is well, else every fault."""
     notes, crashes = (_few(tries.notes), _few(tries.crashes)) if tries is not None else ([], [])
     if worst.compared == 0 and not crashes:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.audit.blame import Blame, Build
+from flagformer.audit.attempts import one_line
 from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.checks import run
 from flagformer.audit.checks.every import AS_IT_IS, COMPARING, NAMES
 from flagformer.audit.further import PRECISIONS, further, worse
-from flagformer.audit.keep import left_untouched, threads_for
-from flagformer.audit.refusal import one_line
+from flagformer.audit.locate import Build, FaultLocator
+from flagformer.audit.perturb import perturbed_parameters
+from flagformer.audit.preserve import preserve_module, threads_for
 from flagformer.audit.report import AuditReport, CheckResult
-from flagformer.audit.stir import stirred
 from flagformer.audit.subject import Settings, Subject, checked, device_of, module_of
 from flagformer.flags import CATALOGUE
 
@@ -53,7 +53,7 @@ def audit(
         num_tokens: the size of the vocabulary; default: what the model says, or the width of its logits.
         seq_len: tokens per row, at least 8; default 32, or the model's longest input if that is shorter.
         causal: False for a model that may see the future; default: what the model says, else True.
-        checks: names of the checks to run, default all: responds, determinism, future_leak, length,
+        checks: names of the checks to run, default all: sensitivity, determinism, future_leak, length,
             right_padding, left_padding, packing, batch, cache, gradients, finite.
         seed: of the ids and of every forward.
         rebuild: flags -> model, to find the flag at fault in a model that has `flags`; default
@@ -69,7 +69,7 @@ def audit(
     names = _names(checks)
     if not callable(model):
         raise ValueError(f"`model` must be a callable ids -> logits, but is {type(model).__name__}")
-    with left_untouched(module_of(model)), threads_for(module_of(model)):
+    with preserve_module(module_of(model)), threads_for(module_of(model)):
         settings = _settings(model, num_tokens, seq_len, causal, seed)
         settings = replace(settings, precision=_precision(precision))
         results = examine(model, settings, names)
@@ -93,7 +93,7 @@ def examine(model: Callable[..., Any], settings: Settings, names: Iterable[str] 
 
 def _examined(model: Callable[..., Any], settings: Settings, wanted: set[str]) -> list[CheckResult]:
     module = module_of(model)
-    with stirred(module, settings.seed):
+    with perturbed_parameters(module, settings.seed):
         subject = Subject(model, settings)
         results = [run(check, subject) for check in COMPARING if check.__name__ in wanted]
     subject = Subject(model, settings)
@@ -175,7 +175,7 @@ def _blamed(
             other.to(device_of(module_of(model)))
         return examine(other, settings, [check])[0]
 
-    blame = Blame(flags, rebuild, rerun, settings.seed)
+    blame = FaultLocator(flags, rebuild, rerun, settings.seed)
     return [blame(result) if result.failed else result for result in results]
 
 
@@ -186,4 +186,4 @@ def _is_ours(model: Callable[..., Any]) -> bool:
 def _not_standard(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that say something: those at their standard value change nothing when they are left out."""
     known = set(CATALOGUE.names())
-    return {name: v for name, v in flags.items() if name not in known or v != CATALOGUE.standard_value(name)}
+    return {name: v for name, v in flags.items() if name not in known or v != CATALOGUE.default_value(name)}

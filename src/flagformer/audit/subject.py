@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.audit.calls import FIRST, NOTHING, Given
+from flagformer.audit.calls import FIRST, NOTHING, CallInputs
 from flagformer.audit.calls.choose import calls_of
-from flagformer.audit.keep import Buffers
+from flagformer.audit.max_error import MaxError
+from flagformer.audit.preserve import Buffers
 from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
-from flagformer.audit.worst import Worst
 
 
 class NotApplicable(Exception):
@@ -96,7 +96,9 @@ class Subject:
         step = torch.randint(1, self.settings.num_tokens, ids.shape, generator=self._generator)
         return (ids + step.to(ids.device)) % self.settings.num_tokens
 
-    def logits(self, ids: Tensor, given: Given = NOTHING, *, seed: int = 0, remember: bool = False) -> Tensor:
+    def logits(
+        self, ids: Tensor, given: CallInputs = NOTHING, *, seed: int = 0, remember: bool = False
+    ) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`, from the same random state and buffers every time.
 
         Args:
@@ -104,7 +106,7 @@ class Subject:
             remember: leave the buffers as the forward before left them.
         """
         if not remember:
-            self._buffers.put_back()
+            self._buffers.restore()
         with self.comparing(seed):
             return checked(self.calls.forward(ids, given), ids)
 
@@ -139,7 +141,7 @@ class Subject:
         return logits
 
     @cached_property
-    def wobble(self) -> Worst:
+    def wobble(self) -> MaxError:
         """How far eval logits move with the random state, and with what was computed before."""
         worst = self.same_shape()
         again = self.logits(self.ids, seed=1)
@@ -149,20 +151,20 @@ class Subject:
         worst.compare(again, self.reference, "the same input gives other logits after another input was run")
         return worst
 
-    def same_shape(self) -> Worst:
+    def same_shape(self) -> MaxError:
         return self._worst(same_shape)
 
-    def other_shape(self) -> Worst:
+    def other_shape(self) -> MaxError:
         """For comparisons of runs of different shapes, which say nothing if the outputs are random."""
         if self.wobble.failed:
             raise NotApplicable("outputs are random in eval mode: nothing to compare")
         return self._worst(other_shape)
 
-    def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> Worst:
+    def _worst(self, tolerance: Callable[[torch.dtype], Tolerance]) -> MaxError:
         largest = self.reference.abs().max().item()
         dtypes = [self.reference.dtype, self.coarsest] + [self.settings.low] * self.settings.cast
         dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        return Worst(tolerance(dtype), largest or 1.0)
+        return MaxError(tolerance(dtype), largest or 1.0)
 
     @property
     def coarsest(self) -> torch.dtype:
@@ -177,12 +179,12 @@ class Subject:
             return self.calls.why_not_causal()
         return "" if self.settings.causal else "not causal, as `causal=False` says"
 
-    def across(self) -> list[Given]:
+    def across(self) -> list[CallInputs]:
         """For each of the model's turning points, positions of which the first half stands before it."""
         if self.calls.missing(FIRST):
             return []
         half = self.settings.seq_len // 2
-        return [Given(first=point - half) for point in self.calls.turning_points() if point >= half]
+        return [CallInputs(first=point - half) for point in self.calls.turning_points() if point >= half]
 
     def needs(self, what: str) -> None:
         """Leaves the check where the model cannot be given `what`; from here on the model may refuse."""

@@ -24,17 +24,17 @@ class LayerScale(Branch):
     ) -> None:
         super().__init__()
         self.start = float(start)
-        self.gain = nn.Parameter(torch.empty(dims.dim))
+        self.weight = nn.Parameter(torch.empty(dims.dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.gain, self.start)
+        nn.init.constant_(self.weight, self.start)
 
     def forward(self, out: Tensor) -> Tensor:
-        return out * self.gain
+        return out * self.weight
 
 
-class Half(Branch):
+class HalfStep(Branch):
     """Half of the output, for the two feedforwards of a macaron block (1906.02762)."""
 
     def forward(self, out: Tensor) -> Tensor:

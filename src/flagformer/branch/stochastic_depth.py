@@ -26,7 +26,7 @@ class StochasticDepth(Branch):
         dims: Dims,
         *,
         rate: Annotated[
-            float, Flag("layer_dropout", "probability that a row skips the sublayer", least=0, below=1)
+            float, Flag("layer_dropout", "probability that a row skips the sublayer", ge=0, lt=1)
         ],
     ) -> None:
         super().__init__()

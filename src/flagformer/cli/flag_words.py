@@ -117,7 +117,7 @@ def _unserved(item: Component) -> Iterable[str]:
     for slot, reasons in (("kernel", REASONS), ("executor", EXECUTION)):
         for one in (one for one in CATALOGUE.in_slot(slot) if one.select):
             for other in (other for other in CATALOGUE if item in (one, other)):
-                for reads in sorted((other.needs & reasons.keys()) - one.honours):
+                for reads in sorted((other.needs & reasons.keys()) - one.supports):
                     apart = other if item is one else one
                     yield f"`{item.say()}` cannot be combined with `{apart.say()}`, because {reasons[reads]}"
 
@@ -128,10 +128,10 @@ def _kind(name: str) -> str:
     said = type_name(param.type)
     if flag.choices:
         said = " | ".join(map(repr, flag.choices))
-    if flag.least is not None:
-        said += f", at least {flag.least:g}"
-    if flag.below is not None:
-        said += f", below {flag.below:g}"
+    if flag.ge is not None:
+        said += f", at least {flag.ge:g}"
+    if flag.lt is not None:
+        said += f", below {flag.lt:g}"
     return said
 
 
@@ -150,7 +150,7 @@ def _standard(name: str) -> str:
     if any(param.required and item.select != name for item, param in declared):
         return "required"
     if declared:
-        return repr(CATALOGUE.standard_value(name))
+        return repr(CATALOGUE.default_value(name))
     whens = [item.when for item in CATALOGUE.selected_by(name)]
     if len(whens) > 1:
         return "by need"

@@ -102,7 +102,7 @@ def _of_trial(trial: Trial) -> Named:
 def _check(source: Source, route: Route, flags: dict[str, Any]) -> None:
     """Refuses flags that cannot be built, at their lines, without building anything."""
     import flagformer
-    from flagformer.study.mistakes import StudyFileError
+    from flagformer.study.config_errors import StudyFileError
 
     try:
         flagformer.check(flags)

@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from flagformer.data.catalogue import DataConfig
 from flagformer.flags import FlagError
 from flagformer.study.blocks import check_block
+from flagformer.study.config_errors import ConfigError, StudyFileError
 from flagformer.study.file import plain_name
 from flagformer.study.flags import flag_mistakes, message_of
-from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import TRAINING, Source, read_source
 from flagformer.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig, Trial
-from flagformer.train.ranks import Parallel
+from flagformer.train.process_group import Parallel
 
 ELSEWHERE = (
     "compare",
@@ -90,7 +90,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
     return run, trial
 
 
-def _placed(source: Source, message: str) -> Mistake:
+def _placed(source: Source, message: str) -> ConfigError:
     """At the key that the message starts with, where the file has it; otherwise at the data."""
     name = message.removeprefix("`").partition("`")[0]
     for block in ("base", "data", "evaluate"):

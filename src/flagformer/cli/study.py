@@ -36,7 +36,7 @@ def run(
     """Run a study, or go on with one: finished trials are kept, the others go on from their checkpoints."""
     with clear_errors():
         from flagformer.study.run import prepare, run_study
-        from flagformer.train.ranks import by_torchrun
+        from flagformer.train.process_group import by_torchrun
 
         if by_torchrun():
             raise ValueError("a study starts its own processes: leave `torchrun` to `flagformer train`")
@@ -104,9 +104,9 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     from rich.table import Table
 
     from flagformer.ops.memory import GIB
-    from flagformer.study.shares import share_out
+    from flagformer.study.formatting import count, flags_text, plural, short, size
+    from flagformer.study.resources import share_out
     from flagformer.study.table import WIDTH
-    from flagformer.study.wording import count, flags_text, plural, short, size
 
     study = prepared.study
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -11,7 +11,7 @@ from flagformer.cli.errors import clear_errors, leave
 if TYPE_CHECKING:
     from flagformer.cli.runfile import RunFile
     from flagformer.train.config import Trial
-    from flagformer.train.ranks import Ranks
+    from flagformer.train.process_group import ProcessGroup
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
     On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
     """
     with clear_errors():
-        from flagformer.train.ranks import Elsewhere, by_torchrun, joined, leave
+        from flagformer.train.process_group import RemoteRankError, by_torchrun, joined, leave
 
         if not by_torchrun():
             _train(file, overrides or [], out)
@@ -37,7 +37,7 @@ def train(
         try:
             with joined():
                 _train(file, overrides or [], out)
-        except Elsewhere:
+        except RemoteRankError:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             if int(os.environ["RANK"]):  # rank 0 says it
@@ -52,10 +52,10 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
 
     from flagformer.cli.runfile import load_run
     from flagformer.study.room import check_machine
-    from flagformer.train.ranks import ALONE, Ranks, Together, by_torchrun
+    from flagformer.train.process_group import ALONE, Distributed, ProcessGroup, by_torchrun
 
-    together = Together("ddp") if by_torchrun() else None
-    reader: Ranks = together or ALONE
+    together = Distributed("ddp") if by_torchrun() else None
+    reader: ProcessGroup = together or ALONE
 
     def read() -> "tuple[RunFile, Trial, Path]":
         run, trial = load_run(file, overrides)
@@ -68,7 +68,7 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
     run, trial, directory = reader.by_first(read)
     if run.threads:
         torch.set_num_threads(run.threads)
-    ranks = Together(run.parallel) if together else ALONE
+    ranks = Distributed(run.parallel) if together else ALONE
     result = run_with_progress(trial, directory, ranks)
     if not ranks.is_first:
         return
@@ -96,7 +96,7 @@ def refuse_foreign(directory: Path) -> None:
             )
 
 
-def run_with_progress(trial: "Trial", directory: Path, ranks: "Ranks") -> dict[str, Any]:
+def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") -> dict[str, Any]:
     """`run_trial` with a progress line on standard error, where rank 0 draws it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from flagformer.flow import Pattern
+from flagformer.flow import InsertionPattern
 
 
 class Memory(nn.Module, ABC):
@@ -16,7 +16,7 @@ class Memory(nn.Module, ABC):
         pattern: where they stand.
     """
 
-    pattern: Pattern
+    pattern: InsertionPattern
 
     @abstractmethod
     def forward(self, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flagformer.embedding import Memory
 from flagformer.flags import Flag, component
-from flagformer.flow import Pattern
+from flagformer.flow import InsertionPattern
 
 
 @component("memory")
@@ -18,7 +18,7 @@ class NoMemory(Memory):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.pattern, self.dim = Pattern(), dim
+        self.pattern, self.dim = InsertionPattern(), dim
 
     def forward(self, like: Tensor) -> Tensor:
         return like.new_empty(0, self.dim)
@@ -37,19 +37,19 @@ class MemoryTokens(Memory):
         dim: int,
         *,
         count: Annotated[
-            int, Flag("num_memory_tokens", "learned tokens M beside those of a row (2006.11527)", least=0)
+            int, Flag("num_memory_tokens", "learned tokens M beside those of a row (2006.11527)", ge=0)
         ],
         every: Annotated[
             int | None,
             Flag(
                 "memory_tokens_interspersed_every",
                 "they stand in front of every block of so many tokens; None: once, in front",
-                least=1,
+                ge=1,
             ),
         ] = None,
     ) -> None:
         super().__init__()
-        self.pattern = Pattern(count) if every is None else Pattern(count, every)
+        self.pattern = InsertionPattern(count) if every is None else InsertionPattern(count, every)
         self.tokens = nn.Parameter(torch.empty(count, dim))
         self.reset_parameters()
 

@@ -25,7 +25,7 @@ class PatchEmbedding(nn.Module):
         placed: whether patches have such a vector.
     """
 
-    places: Tensor | None
+    pos_emb: Tensor | None
 
     def __init__(
         self, grid: tuple[int, int], patch: tuple[int, int], channels: int, dim: int, placed: bool = True
@@ -36,19 +36,19 @@ class PatchEmbedding(nn.Module):
         self.in_norm = LayerNorm(pixels)
         self.project = nn.Linear(pixels, dim)
         self.out_norm = LayerNorm(dim)
-        self.places = nn.Parameter(torch.empty(*grid, dim)) if placed else None
+        self.pos_emb = nn.Parameter(torch.empty(*grid, dim)) if placed else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.places is not None:
-            nn.init.normal_(self.places, std=STD)
+        if self.pos_emb is not None:
+            nn.init.normal_(self.pos_emb, std=STD)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.patch
         rows, columns = self.grid_of(images)
         x = rearrange(images, "b c (r h) (k w) -> b (r k) (h w c)", h=height, w=width)
         x = self.out_norm(self.project(self.in_norm(x)))
-        places = self.places_for(rows, columns)
+        places = self.pos_emb_for(rows, columns)
         return x if places is None else x + places.flatten(0, 1)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
@@ -67,11 +67,11 @@ class PatchEmbedding(nn.Module):
             )
         return y // height, x // width
 
-    def places_for(self, rows: int, columns: int) -> Tensor | None:
+    def pos_emb_for(self, rows: int, columns: int) -> Tensor | None:
         """The learned places of a grid, [rows, columns, D]; None where patches have none."""
-        if self.places is None or (rows, columns) == self.grid:
-            return self.places
-        table = self.places.permute(2, 0, 1)[None]
+        if self.pos_emb is None or (rows, columns) == self.grid:
+            return self.pos_emb
+        table = self.pos_emb.permute(2, 0, 1)[None]
         exact = table.float() if table.dtype in (torch.bfloat16, torch.float16) else table
         resized = F.interpolate(exact, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
         return resized[0].permute(1, 2, 0).to(table.dtype)

@@ -13,7 +13,7 @@ class FeedForward(nn.Module, ABC):
     """Contract of the slot `feedforward`, built as `(dims, activation)`: [B, T, D] -> [B, T, D]."""
 
     reads_activation = True  # whether the activation acts
-    makes_losses = False  # whether it puts losses on the tape in training
+    has_aux_loss = False  # whether it puts losses on the collector in training
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> Tensor: ...

@@ -12,15 +12,15 @@ from flagformer.feedforward import Activation, FeedForward
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
-from flagformer.ops.chunks import in_chunks
+from flagformer.ops.checkpointed_chunks import checkpointed_chunks
 from flagformer.ops.identity import identity
 from flagformer.ops.linear import Linear
 
-Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", least=1e-3)]
-Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", least=0, below=1)]
+Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", ge=1e-3)]
+Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", ge=0, lt=1)]
 NoBias = Annotated[bool, Flag("ff_no_bias", "no biases at all (PaLM, 2204.02311)")]
 Chunks = Annotated[
-    int, Flag("ff_chunks", "so many parts of the tokens, one after the other, each computed again", least=1)
+    int, Flag("ff_chunks", "so many parts of the tokens, one after the other, each computed again", ge=1)
 ]
 PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
 
@@ -39,19 +39,19 @@ class _Projections(FeedForward):
     def __init__(self, dims: Dims, activation: Activation, halves: int, options: _Options) -> None:
         super().__init__()
         width = max(int(dims.dim * options.mult), 1)
-        self.inner = nn.Linear(dims.dim, halves * width, bias=not options.no_bias)
+        self.w_in = nn.Linear(dims.dim, halves * width, bias=not options.no_bias)
         self.activation = activation
         self.norm = LayerNorm(width) if options.post_act_ln else identity
         self.dropout = nn.Dropout(options.dropout) if options.dropout else identity
-        self.outer = Linear(width, dims.dim, bias=not options.no_bias)
+        self.w_out = Linear(width, dims.dim, bias=not options.no_bias)
         self.chunks = options.chunks
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        return self.of_tokens(x) if self.chunks == 1 else in_chunks(self.of_tokens, x, self.chunks)
+        return self.of_tokens(x) if self.chunks == 1 else checkpointed_chunks(self.of_tokens, x, self.chunks)
 
     def of_tokens(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.outer(self.dropout(self.norm(self.hidden(x))))
+        return self.w_out(self.dropout(self.norm(self.hidden(x))))
 
     @abstractmethod
     def hidden(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Dense(_Projections):
         super().__init__(dims, activation, 1, _Options(mult, dropout, no_bias, post_act_ln, chunks))
 
     def hidden(self, x: Tensor) -> Tensor:
-        return self.activation(self.inner(x))
+        return self.activation(self.w_in(x))
 
 
 class Gain(nn.Module):
@@ -84,14 +84,14 @@ class Gain(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.value)
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.value
+        return x * self.weight
 
 
 @component("feedforward", select="ff_glu", paper="arXiv:2002.05202")
@@ -117,8 +117,8 @@ class GLU(_Projections):
         chunks: Chunks = 1,
     ) -> None:
         super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln, chunks))
-        self.gain = Gain(self.outer.in_features) if mult_bias else identity
+        self.gain = Gain(self.w_out.in_features) if mult_bias else identity
 
     def hidden(self, x: Tensor) -> Tensor:
-        value, gate = self.inner(x).chunk(2, dim=-1)
+        value, gate = self.w_in(x).chunk(2, dim=-1)
         return self.gain(value * self.activation(gate))

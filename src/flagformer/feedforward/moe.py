@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout, Mult
-from flagformer.flags import Flag, Need, component
+from flagformer.flags import Flag, Requirement, component
 from flagformer.flow import Dims, SideInputs
-from flagformer.ops.experts import Gates, balance_loss, router_z_loss
-from flagformer.ops.full_precision import wide
+from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
+from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.traced import traced
 
-BALANCE, Z = "moe.balance", "moe.z"  # names on the tape
+BALANCE, Z = "moe.balance", "moe.z"  # names on the collector
 SEVERAL = "experts have no one last projection"
 
 
@@ -24,9 +24,9 @@ SEVERAL = "experts have no one last projection"
     select="ff_moe",
     paper="arXiv:2006.16668, section 2.2",
     requires=[
-        Need("zero_init_branch_output", None, SEVERAL),
-        Need("ff_zero_init_output", None, SEVERAL),
-        Need("depth_scale_residual", None, SEVERAL),
+        Requirement("zero_init_branch_output", None, SEVERAL),
+        Requirement("ff_zero_init_output", None, SEVERAL),
+        Requirement("depth_scale_residual", None, SEVERAL),
     ],
 )
 class MixtureOfExperts(FeedForward):
@@ -43,12 +43,12 @@ class MixtureOfExperts(FeedForward):
         dims: Dims,
         activation: Activation,
         *,
-        experts: Annotated[int, Flag("moe_num_experts", "experts E of a mixture", least=1)] = 4,
+        experts: Annotated[int, Flag("moe_num_experts", "experts E of a mixture", ge=1)] = 4,
         balance: Annotated[
-            float, Flag("moe_loss_coef", "weight of the loss that spreads tokens over experts", least=0)
+            float, Flag("moe_loss_coef", "weight of the loss that spreads tokens over experts", ge=0)
         ] = 1e-2,
         z: Annotated[
-            float, Flag("moe_z_loss_coef", "weight of the router's z-loss (2202.08906)", least=0)
+            float, Flag("moe_z_loss_coef", "weight of the router's z-loss (2202.08906)", ge=0)
         ] = 1e-3,
         mult: Mult = 4.0,
         dropout: Dropout = 0.0,
@@ -57,34 +57,34 @@ class MixtureOfExperts(FeedForward):
         width = max(int(dims.dim * mult), 1)
         self.experts = experts
         self.router = nn.Linear(dims.dim, experts, bias=False)
-        self.inner = Experts(experts, dims.dim, width)
+        self.w_in = Experts(experts, dims.dim, width)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
-        self.outer = Experts(experts, width, dims.dim)
-        self.balance, self.z, self.makes_losses = balance, z, balance > 0 or z > 0
+        self.w_out = Experts(experts, width, dims.dim)
+        self.balance, self.z, self.has_aux_loss = balance, z, balance > 0 or z > 0
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         tokens = x.flatten(0, 1)  # [B * T, D]
         logits = self.router(tokens)
-        logits = logits.to(wide(logits.dtype))
-        gates = Gates.of(logits)
+        logits = logits.to(accum_dtype(logits.dtype))
+        gates = RouterOutput.of(logits)
         if self.training:
             self._add_losses(logits, gates, x.shape, side)
         of_each = self._every if traced() else self._chosen
         return of_each(tokens, gates).view_as(x)
 
-    def _add_losses(self, logits: Tensor, gates: Gates, shape: torch.Size, side: SideInputs) -> None:
-        padding = side.layout.padding
+    def _add_losses(self, logits: Tensor, gates: RouterOutput, shape: torch.Size, side: SideInputs) -> None:
+        padding = side.layout.valid
         real = None if padding is None else padding.expand(shape[:2]).flatten()
         if self.balance:
-            side.tape.add_loss(BALANCE, self.balance * balance_loss(gates, real))
+            side.collector.add_loss(BALANCE, self.balance * balance_loss(gates, real))
         if self.z:
-            side.tape.add_loss(Z, self.z * router_z_loss(logits, real))
+            side.collector.add_loss(Z, self.z * router_z_loss(logits, real))
 
     def _expert(self, number: int, tokens: Tensor) -> Tensor:
-        return self.outer(number, self.dropout(self.activation(self.inner(number, tokens))))
+        return self.w_out(number, self.dropout(self.activation(self.w_in(number, tokens))))
 
-    def _chosen(self, tokens: Tensor, gates: Gates) -> Tensor:
+    def _chosen(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
         """Every expert on the tokens that chose it."""
         out = torch.zeros_like(tokens)
         for number in range(self.experts):
@@ -93,7 +93,7 @@ class MixtureOfExperts(FeedForward):
             out = out.index_add(0, rows, weighed.to(out.dtype))
         return out
 
-    def _every(self, tokens: Tensor, gates: Gates) -> Tensor:
+    def _every(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
         """Every expert on every token: a graph cannot hold sizes that only the data tell."""
         weights = torch.zeros_like(gates.probabilities).scatter(1, gates.experts, gates.weights)
         parts = [self._expert(n, tokens) * weights[:, n, None] for n in range(self.experts)]

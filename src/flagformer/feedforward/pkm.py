@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout
-from flagformer.flags import Flag, Need, component
+from flagformer.flags import Flag, Requirement, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.reset import reset
@@ -25,9 +25,9 @@ LOOKED_UP = "its output is a sum of stored values, not a projection"
     select="ff_pkm",
     paper="arXiv:1907.05242, section 3",
     requires=[
-        Need("zero_init_branch_output", None, LOOKED_UP),
-        Need("ff_zero_init_output", None, LOOKED_UP),
-        Need("depth_scale_residual", None, LOOKED_UP),
+        Requirement("zero_init_branch_output", None, LOOKED_UP),
+        Requirement("ff_zero_init_output", None, LOOKED_UP),
+        Requirement("depth_scale_residual", None, LOOKED_UP),
     ],
 )
 class ProductKeys(FeedForward):
@@ -46,7 +46,7 @@ class ProductKeys(FeedForward):
         *,
         keys: Annotated[
             int,
-            Flag("pkm_num_keys", "half keys N of a product-key memory, which holds N ** 2 values", least=2),
+            Flag("pkm_num_keys", "half keys N of a product-key memory, which holds N ** 2 values", ge=2),
         ] = 128,
         dropout: Dropout = 0.0,
     ) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from flagformer.flags.errors import Finding
-from flagformer.flags.flag import Component, Need
+from flagformer.flags.flag import Component, Requirement
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import SLOTS
-from flagformer.flags.spec import Ready, Spec
+from flagformer.flags.spec import Instance, Spec
 
 # What a filler may ask of the kernel, with the sentence that says why a kernel without it cannot serve.
 REASONS = {
@@ -26,14 +26,14 @@ EXECUTION = {
 UNDECLARED = {
     "position_bias": {"learned_bias"},
     "score": {"scores"},
-    "weights": {"scores"},
-    "mix": {"scores"},
+    "normalizer": {"scores"},
+    "weight_mod": {"scores"},
     "residual": {"stream"},
-    "placement": {"stream"},
+    "norm_position": {"stream"},
 }
 
 
-def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
+def multiple_fillers(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
     """Two fillers for a slot with one place."""
     names = [f"`{prefix}{item.say()}`" for item in chosen]
     they = "both" if len(names) == 2 else "all"
@@ -41,7 +41,7 @@ def crowded(slot: str, chosen: Sequence[Component], prefix: str) -> Finding:
     return Finding(prefix + (chosen[0].select or slot), text)
 
 
-def unmet(
+def unmet_requirements(
     items: Iterable[Component],
     values: Mapping[str, Any],
     registry: Registry,
@@ -52,7 +52,7 @@ def unmet(
     findings = []
     for item in items:
         for need in (_of_kind(need, item, values) for need in item.requires if need.flag not in faulty):
-            value = values.get(need.flag, registry.standard_value(need.flag))
+            value = values.get(need.flag, registry.default_value(need.flag))
             if value != need.value and bool(value or need.value):
                 asked = need.say(prefix)
                 text = f"`{prefix}{item.say()}` needs {asked} (it is {value!r}), because {need.reason}"
@@ -60,15 +60,15 @@ def unmet(
     return findings
 
 
-def _of_kind(need: Need, item: Component, values: Mapping[str, Any]) -> Need:
+def _of_kind(need: Requirement, item: Component, values: Mapping[str, Any]) -> Requirement:
     """The need of a filler of cross-attention is one of the flag's `cross_` form, where that is said."""
     cross = f"cross_{need.flag}"
     crossed = item.kind == "c" and cross in values and cross != item.select
     return replace(need, flag=cross) if crossed else need
 
 
-def unread(
-    stack: Mapping[str, Sequence[Spec | Ready]], kinds: Sequence[str], registry: Registry, prefix: str
+def unread_components(
+    stack: Mapping[str, Sequence[Spec | Instance]], kinds: Sequence[str], registry: Registry, prefix: str
 ) -> list[Finding]:
     """Fillers that only a kind of sublayer reads which the plan leaves out."""
     findings = []
@@ -76,14 +76,16 @@ def unread(
     order = "custom_layers" if plan.get("custom_layers") else "only_cross"
     for slot in (s.name for s in SLOTS.values() if s.read_by and s.read_by not in kinds):
         for filler in stack.get(slot, ()):
-            if filler.cls is not getattr(registry.standard(slot), "cls", None):
+            if filler.cls is not getattr(registry.default(slot), "cls", None):
                 name = prefix + declared(slot, filler).say()
                 text = f"`{name}` and `{prefix}{order}` cannot be combined, because only self-attention"
                 findings.append(Finding(name, f"{text} reads it, and there is none; leave `{name}` out"))
     return findings
 
 
-def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: str) -> list[Finding]:
+def missing_components(
+    plan: Any, values: Mapping[str, Any], registry: Registry, prefix: str
+) -> list[Finding]:
     """Fillers for a kind of attention that the plan leaves out."""
     findings = []
     for item in (item for item in registry if item.kind and item.kind not in plan.kinds):
@@ -98,15 +100,15 @@ def missing(plan: Any, values: Mapping[str, Any], registry: Registry, prefix: st
     return findings
 
 
-def unrunnable(
-    stack: Mapping[str, Sequence[Spec | Ready]], modules: Iterable[Any], prefix: str
+def unsupported_kernels(
+    stack: Mapping[str, Sequence[Spec | Instance]], modules: Iterable[Any], prefix: str
 ) -> list[Finding]:
     """Fillers that ask what the executor does not honour; one that declares nothing is trusted."""
     executor = getattr(stack["executor"][0].cls, "component", None)
     if executor is None:
         return []
     distinct = {id(module): module for module in modules}.values()
-    slots = [{name: stack[name] for name in ("residual", "placement")}, *(one.slots for one in distinct)]
+    slots = [{name: stack[name] for name in ("residual", "norm_position")}, *(one.slots for one in distinct)]
     fillers = dict.fromkeys(
         declared(name, one) for slot in slots for name, many in slot.items() for one in many
     )
@@ -117,11 +119,11 @@ def unrunnable(
             f"{EXECUTION[need]}; leave one of them out",
         )
         for filler in fillers
-        for need in sorted((filler.needs & EXECUTION.keys()) - executor.honours)
+        for need in sorted((filler.needs & EXECUTION.keys()) - executor.supports)
     ]
 
 
-def declared(slot: str, filler: Spec | Ready) -> Component:
+def declared(slot: str, filler: Spec | Instance) -> Component:
     """What a filler says of itself; one that says nothing is taken to ask what its slot may ask."""
     known = getattr(filler.cls, "component", None)
     return known or Component(filler.cls, slot, slot, needs=frozenset(UNDECLARED.get(slot, ())))
@@ -134,10 +136,10 @@ def choose_kernel(
     readers = tuple(readers)
     needs = frozenset[str]().union(*(item.needs for item in readers)) - EXECUTION.keys()
     if asked is None:
-        return next(item for item in registry.in_slot("kernel") if needs <= item.honours), []
+        return next(item for item in registry.in_slot("kernel") if needs <= item.supports), []
     findings = []
     for reader in readers:
-        for need in sorted(reader.needs - asked.honours - EXECUTION.keys()):
+        for need in sorted(reader.needs - asked.supports - EXECUTION.keys()):
             text = (
                 f"`{prefix}{asked.say()}` and `{prefix}{reader.say()}` cannot be combined, because "
                 f"{REASONS[need]}; leave `{prefix}{asked.select}` out for the fastest that serves both"

@@ -10,7 +10,7 @@ from typing import Any
 
 from flagformer.flags.errors import Finding, FlagError
 from flagformer.flags.registry import Registry
-from flagformer.flags.spec import Ready, Spec
+from flagformer.flags.spec import Instance, Spec
 
 MANUAL = "`Fillers of your own` in docs/flags.md"
 
@@ -60,9 +60,9 @@ def contract_of(registry: Registry, slot: str) -> Contract:
     return Contract(base, _module_class(base), built, methods, frozenset(names))
 
 
-def filler_fault(contract: Contract, filler: Spec | Ready) -> str:
+def filler_fault(contract: Contract, filler: Spec | Instance) -> str:
     """Why a filler cannot be what fills the slot; empty where none is known before it is built."""
-    if isinstance(filler, Ready):
+    if isinstance(filler, Instance):
         return object_fault(contract, filler.module)
     if not isinstance(filler.params, Mapping) or not all(isinstance(name, str) for name in filler.params):
         return f"Spec has the params {filler.params!r}: give a dictionary of names"

@@ -60,7 +60,7 @@ class Dead:
 
     def _texts(self, name: str, value: Any, values: Mapping[str, Any], used: Used) -> Iterator[str]:
         bare = canonical(name, self.registry)
-        standard = None if name in SLOTS else self.registry.standard_value(bare)
+        standard = None if name in SLOTS else self.registry.default_value(bare)
         if name not in used.names:
             if (name != bare or value != standard or name in SLOTS) and self._is_known(bare, values):
                 yield f"has no effect here, because {self._why(name, bare, values)}"

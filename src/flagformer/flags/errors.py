@@ -38,13 +38,13 @@ class FlagError(ValueError):
         return type(self), (self.findings,)
 
 
-class Gathered:
+class ErrorCollector:
     """The findings of several attempts, raised together."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
-    def attempt(self, make: Callable[[], Any]) -> Any:
+    def collect(self, make: Callable[[], Any]) -> Any:
         """What `make` gives; None where it raised FlagError, whose findings are kept."""
         try:
             return make()

@@ -29,8 +29,8 @@ class Flag:
     name: str
     doc: str
     choices: tuple[Any, ...] = ()
-    least: float | None = None
-    below: float | None = None
+    ge: float | None = None
+    lt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Param:
     argument: str
     flag: Flag
     type: Any
-    standard: Any
+    default: Any
     required: bool
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     """A declared constraint: `flag` must have `value`, because `reason`."""
 
     flag: str
@@ -67,7 +67,7 @@ class Component:
         when: the value of `select` that selects it; `...` means any value but None, False and 0.
         needs: what it asks of the attention kernel ("learned_bias", "scores") or the executor ("carry",
             "stream").
-        honours: kernels and executors only: the needs this one can serve.
+        supports: kernels and executors only: the needs this one can serve.
         requires: constraints that no rule can derive, each with its reason.
         kind: the only kind of attention that it fills ("a" or "c"); empty: both.
     """
@@ -79,8 +79,8 @@ class Component:
     doc: str = ""
     paper: str = ""
     needs: frozenset[str] = frozenset()
-    honours: frozenset[str] = frozenset()
-    requires: tuple[Need, ...] = ()
+    supports: frozenset[str] = frozenset()
+    requires: tuple[Requirement, ...] = ()
     kind: str = ""
     params: tuple[Param, ...] = field(default=(), compare=False)
 
@@ -122,8 +122,8 @@ def component(
     when: Any = ...,
     paper: str = "",
     needs: Iterable[str] = (),
-    honours: Iterable[str] = (),
-    requires: Iterable[Need] = (),
+    supports: Iterable[str] = (),
+    requires: Iterable[Requirement] = (),
     kind: str = "",
 ) -> Callable[[T], T]:
     """Class decorator: declares that the class fills `slot`. The catalogue decides whether it is known."""
@@ -131,7 +131,7 @@ def component(
     def declare(cls: T) -> T:
         doc = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
         cls.component = Component(  # type: ignore[attr-defined]
-            cls, slot, select, when, doc, paper, frozenset(needs), frozenset(honours), tuple(requires),
+            cls, slot, select, when, doc, paper, frozenset(needs), frozenset(supports), tuple(requires),
             kind, read_params(cls),
         )  # fmt: skip
         return cls

@@ -18,7 +18,7 @@ FOREIGN = {
     "attn_pre_talking_heads": TALKING,
     "attn_post_talking_heads": TALKING,
     "attn_pre_scale_post_talking_heads": TALKING,
-    "attn_custom_attn_fn": "give what turns scores into weights to the slot: `weights=MyWeights`",
+    "attn_custom_attn_fn": "give the class that turns scores into weights: `normalizer=MyNormalizer`",
     "ff_custom_activation": "give the function, class or module to the slot: `activation=torch.tanh`",
     "norm_add_unit_offset": "gains are kept as they are; `load_x_transformers` takes it for weights",
     "verbose": "nothing is printed; leave it out",
@@ -69,7 +69,7 @@ ABSENT = {
         "attn_output_gate_headwise attn_low_rank_silu_gates"
     ),
     "other ways from scores to weights (hard, sigmoid, Gumbel, straight-through, selective, signed, "
-    "distances, inverted); give a class to `weights` or `score`": (
+    "distances, inverted); give a class to `normalizer` or `score`": (
         "attn_sparse_topk_straight_through attn_hard attn_l2_distance attn_sigmoid attn_gumbel_softmax "
         "attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_selective attn_cog_signed "
         "attn_inverted_attention"
@@ -146,7 +146,7 @@ FOREIGN |= {
 }
 
 
-def answer(name: str) -> str:
+def hint_for_unknown(name: str) -> str:
     """What to do about a foreign name, cross-attention forms included; empty for others."""
     for form in (name, name.removeprefix("cross_")):
         if form in FOREIGN:

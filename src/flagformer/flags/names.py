@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flagformer.flags.errors import Finding, closest, nearest
-from flagformer.flags.foreign import answer
+from flagformer.flags.foreign import hint_for_unknown
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import LAYER_SCOPES, SLOTS
-from flagformer.flags.values import fault, freeze
+from flagformer.flags.values import normalize, validation_error
 
 CROSS = "cross_"
 PER_LAYER = frozenset({"attention", "feedforward", "branch"})
@@ -61,17 +61,17 @@ def read_names(flags: Mapping[str, Any], registry: Registry, scopes: Iterable[st
             findings.append(Finding(prefix + name, _unknown(name, known | slots, prefix), is_unknown=True))
             faulty |= {name, closest(name, known | slots)}
             continue
-        text = _slot_fault(name, value) if name in slots else _value_fault(name, freeze(value), registry)
+        text = _slot_fault(name, value) if name in slots else _value_fault(name, normalize(value), registry)
         if text:
             findings.append(Finding(prefix + name, f"`{prefix}{name}` {text}"))
             faulty.add(name)
         else:
-            values[name] = value if name in slots and not is_list_of_layers(name, value) else freeze(value)
+            values[name] = value if name in slots and not is_list_of_layers(name, value) else normalize(value)
     return Read(values, findings, frozenset(faulty - values.keys()))
 
 
 def _unknown(name: str, known: Collection[str], prefix: str) -> str:
-    told = answer(name)
+    told = hint_for_unknown(name)
     if told:
         typed = re.sub(
             r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", told
@@ -100,7 +100,7 @@ def is_per_layer(name: str, value: Any, registry: Registry) -> bool:
     bare = canonical(name, registry)
     if not isinstance(value, tuple) or registry.scope(bare) not in PER_LAYER:
         return False
-    return bool(fault(registry.param(bare), value))
+    return bool(validation_error(registry.param(bare), value))
 
 
 def is_list_of_layers(slot: str, value: Any) -> bool:
@@ -119,12 +119,12 @@ def _value_fault(name: str, value: Any, registry: Registry) -> str:
     param = registry.param(canonical(name, registry))
     if is_per_layer(name, value, registry):
         faults = (
-            f"at layer {i} {fault(param, item)}"
+            f"at layer {i} {validation_error(param, item)}"
             for i, item in enumerate(value)
-            if item is not None and fault(param, item)
+            if item is not None and validation_error(param, item)
         )
         return next(faults, "")
-    return fault(param, value)
+    return validation_error(param, value)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _reaches(
 
 def _said(item: Any, bare: str, registry: Registry) -> Any:
     """One layer's item; None says nothing where it is no value of the flag."""
-    if item is None and bare not in SLOTS and fault(registry.param(bare), None):
+    if item is None and bare not in SLOTS and validation_error(registry.param(bare), None):
         return UNSAID
     return item
 

@@ -72,7 +72,7 @@ class Registry:
     def in_slot(self, slot: str) -> tuple[Component, ...]:
         return tuple(self._found.by_slot[slot])
 
-    def standard(self, slot: str) -> Component | None:
+    def default(self, slot: str) -> Component | None:
         """The filler taken when no flag selects one."""
         return next((item for item in self._found.by_slot[slot] if item.select is None), None)
 
@@ -120,8 +120,8 @@ class Registry:
         """The flags of attention that have a form for cross-attention only."""
         return self._found.crossed.keys()
 
-    def standard_value(self, name: str) -> Any:
-        return self.param(name).standard
+    def default_value(self, name: str) -> Any:
+        return self.param(name).default
 
 
 # What the library knows; filled from `flagformer.catalogue`, which stands above every component.

@@ -15,14 +15,14 @@ from flagformer.flags.flag import Component
 from flagformer.flags.names import Reaching, reaching, read_names
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import LAYER_SCOPES, SLOTS
-from flagformer.flags.spec import Ready, Spec
+from flagformer.flags.spec import Instance, Spec
 
-Filler = Spec | Ready
+Filler = Spec | Instance
 SCOPE_OF = {"a": "attention", "c": "attention", "f": "feedforward"}
 
 
 @dataclass(frozen=True)
-class Module:
+class SublayerSpec:
     """One sublayer to be built: its kind ("a", "c" or "f") and the fillers of its slots."""
 
     kind: str
@@ -36,7 +36,7 @@ class Resolved:
     flags: Mapping[str, Any]
     stack: Mapping[str, tuple[Filler, ...]]
     plan: Any
-    modules: tuple[Module, ...]
+    modules: tuple[SublayerSpec, ...]
 
     def one(self, slot: str) -> Filler | None:
         """The filler of a one-place slot of the stack; None when it is empty."""
@@ -65,10 +65,10 @@ class _Resolution:
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)
         if len(chosen) > 1 and not SLOTS[slot].many:
-            self.findings.append(conflicts.crowded(slot, chosen, self.prefix))
+            self.findings.append(conflicts.multiple_fillers(slot, chosen, self.prefix))
             self.used.names |= {param.flag.name for item in chosen for param in item.params}
             chosen = chosen[:1]
-        standard = self.registry.standard(slot)
+        standard = self.registry.default(slot)
         return chosen or ([standard] if standard is not None and not SLOTS[slot].many else [])
 
     def spec(self, item: Component, values: Mapping[str, Any]) -> Spec:
@@ -96,10 +96,10 @@ class _Resolution:
         place = Place(self.prefix + slot, contract_of(self.registry, slot))
         filler = (
             value
-            if isinstance(value, (Spec, Ready))
+            if isinstance(value, (Spec, Instance))
             else Spec(value)
             if isinstance(value, type)
-            else Ready(value)
+            else Instance(value)
         )
         fault = filler_fault(place.contract, filler)
         if not fault:
@@ -132,12 +132,12 @@ class _Resolution:
 
     def modules(
         self, kinds: tuple[str, ...], values: Mapping[str, Any], bias: tuple[Filler, ...]
-    ) -> tuple[Module, ...]:
+    ) -> tuple[SublayerSpec, ...]:
         """The sublayers of a plan; those of one kind with the same flags are resolved once."""
         counts, seen = Counter(kinds), Counter[str]()
         flags = {kind: self._reaching(values, SCOPE_OF[kind], kind, count) for kind, count in counts.items()}
         branch = self._reaching(values, "branch", "", len(kinds))
-        made: dict[Any, tuple[Module, set[str]]] = {}
+        made: dict[Any, tuple[SublayerSpec, set[str]]] = {}
         modules = []
         for place, kind in enumerate(kinds):
             ordinal, own = seen[kind], flags[kind]
@@ -159,7 +159,7 @@ class _Resolution:
 
     def _module(
         self, kind: str, own: Mapping[str, Any], branch: Mapping[str, Any], bias: tuple[Filler, ...]
-    ) -> tuple[Module, set[str]]:
+    ) -> tuple[SublayerSpec, set[str]]:
         """One sublayer, and the flags it has read, without `cross_`."""
         of_stack, self.used.names = self.used.names, set()
         if kind == "f":
@@ -168,7 +168,7 @@ class _Resolution:
             slots = self.attention(own, bias if kind == "a" else (), kind)
         slots |= {s.name: self.fill(s.name, branch) for s in SLOTS.values() if s.scope == "branch"}
         read, self.used.names = self.used.names, of_stack
-        return Module(kind, slots), read
+        return SublayerSpec(kind, slots), read
 
 
 def resolve(
@@ -194,23 +194,25 @@ def resolve(
     stack = {slot: work.fill(slot, values) for slot in stack_slots}
     order = {param.flag.name for item in registry.in_slot("plan") for param in item.params} | {"plan"}
     plan: Any = None
-    modules: tuple[Module, ...] = ()
+    modules: tuple[SublayerSpec, ...] = ()
     if "plan" in stack and not order & faulty and "plan" not in work.refused:
         try:
             plan = stack["plan"][0].build()
         except FlagError as error:
             work.findings += with_prefix(error.findings, prefix, registry.names(scopes))
         else:
-            work.findings += conflicts.unread(stack, plan.kinds, registry, prefix)
-            work.findings += conflicts.missing(plan, values, registry, prefix)
+            work.findings += conflicts.unread_components(stack, plan.kinds, registry, prefix)
+            work.findings += conflicts.missing_components(plan, values, registry, prefix)
             modules = work.modules(plan.kinds, values, stack["position_bias"])
-            work.findings += conflicts.unrunnable(stack, modules, prefix)
+            work.findings += conflicts.unsupported_kernels(stack, modules, prefix)
     planned = plan is not None or "plan" not in stack
     # what is refused for another reason needs no second one, nor does what it would have selected
     refused = {finding.flag.removeprefix(prefix).split("=")[0] for finding in work.findings}
     dead = Dead(registry, prefix, faulty | refused, work.chosen, planned)
     work.findings += dead.findings(values, work.used)
-    work.findings += conflicts.unmet(dict.fromkeys(work.chosen), values, registry, prefix, faulty)
+    work.findings += conflicts.unmet_requirements(
+        dict.fromkeys(work.chosen), values, registry, prefix, faulty
+    )
     if findings or work.findings:
         raise FlagError(dict.fromkeys(findings + work.findings))
     given = {name: values[name] if name not in SLOTS else value for name, value in flags.items()}

@@ -37,7 +37,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Ready:
+class Instance:
     """A module that exists already, given by the user to fill a slot."""
 
     module: Any

@@ -315,22 +315,22 @@ class Flags(TypedDict, total=False):
     dims: Any
     plan: Any
     norm: Any
-    placement: Any
+    norm_position: Any
     residual: Any
-    start: Any
-    wishes: Any
-    context_tokens: Any
+    init: Any
+    hints: Any
+    context_dropout: Any
     executor: Any
     rotation: Any
     position_bias: Any
     values: Any
     projection: Any
     qk_norm: Any
-    past: Any
-    key_values: Any
+    window: Any
+    prefix_kv: Any
     score: Any
-    weights: Any
-    mix: Any
+    normalizer: Any
+    weight_mod: Any
     gate: Any
     output: Any
     core: Any
@@ -338,5 +338,5 @@ class Flags(TypedDict, total=False):
     kernel: Any
     feedforward: Any
     activation: Any
-    entry: Any
+    input_mixer: Any
     branch: Any

@@ -44,7 +44,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def fault(param: Param, value: Any) -> str:
+def validation_error(param: Param, value: Any) -> str:
     """What is wrong with `value`, as the rest of a sentence that starts with the flag; empty if nothing."""
     flag = param.flag
     if not _fits(value, param.type):
@@ -52,22 +52,22 @@ def fault(param: Param, value: Any) -> str:
     if flag.choices and value not in flag.choices:
         return f"must be one of {', '.join(map(repr, flag.choices))}, but is {value!r}"
     if isinstance(value, dict):
-        small = [name for name, item in value.items() if flag.least is not None and item < flag.least]
+        small = [name for name, item in value.items() if flag.ge is not None and item < flag.ge]
         return (
-            f"must hold numbers of at least {flag.least}, but holds {small[0]!r}: {value[small[0]]}"
+            f"must hold numbers of at least {flag.ge}, but holds {small[0]!r}: {value[small[0]]}"
             if small
             else ""
         )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if flag.least is not None and value < flag.least:
-            return f"must be at least {flag.least}, but is {value!r}"
-        if flag.below is not None and value >= flag.below:
-            return f"must be below {flag.below}, but is {value!r}"
+        if flag.ge is not None and value < flag.ge:
+            return f"must be at least {flag.ge}, but is {value!r}"
+        if flag.lt is not None and value >= flag.lt:
+            return f"must be below {flag.lt}, but is {value!r}"
         if abs(value) >= LARGEST:
             return f"must be below {LARGEST}, but is {value!r}"
     return ""
 
 
-def freeze(value: Any) -> Any:
+def normalize(value: Any) -> Any:
     """Lists become tuples, as files and command lines cannot write tuples."""
-    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+    return tuple(normalize(item) for item in value) if isinstance(value, (list, tuple)) else value

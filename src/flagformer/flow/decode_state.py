@@ -8,19 +8,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flagformer.flow.interleave import InsertionPattern
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import narrowest
-from flagformer.flow.weave import Pattern
 
 
-class SessionState(Protocol):
+class LayerCache(Protocol):
     """What one component remembers between blocks of tokens."""
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search)."""
 
-    def move(self, source: Tensor) -> None:
+    def gather_positions(self, source: Tensor) -> None:
         """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
 
     def size_bytes(self) -> int:
@@ -48,7 +48,7 @@ class KVCache:
         self.k.copy_(self.k.index_select(0, index))
         self.v.copy_(self.v.index_select(0, index))
 
-    def move(self, source: Tensor) -> None:
+    def gather_positions(self, source: Tensor) -> None:
         for held in (self.k, self.v):
             wide = source.clamp(min=0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
             held[:, :, : source.shape[1]] = held.gather(2, wide)  # no query sees an empty place
@@ -57,38 +57,38 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
 
-class FeatureCache:
+class TokenShiftCache:
     """What tokens were at the entry of one step: [B, room + capacity, D], with `room` zeros in front.
 
     All of them are kept, so that `truncate` needs no care.
     """
 
     def __init__(self, x: Tensor, room: int) -> None:
-        self.x, self.room = x, room
+        self.x, self.num_zeros = x, room
 
     def extend(self, x: Tensor, start: int, fresh: Tensor | None = None) -> None:
         """Writes T new tokens at `start`, only those that are True in `fresh` [B, T]."""
-        held = self.x[:, self.room + start : self.room + start + x.shape[1]]
+        held = self.x[:, self.num_zeros + start : self.num_zeros + start + x.shape[1]]
         held.copy_(x if fresh is None else torch.where(fresh[..., None], x, held))
 
-    def before(self, steps: int, dims: slice, layout: Layout) -> Tensor:
+    def shifted(self, steps: int, dims: slice, layout: Layout) -> Tensor:
         """These dimensions of the tokens that stand so many places before those of the layout."""
-        first = self.room + layout.start - steps
+        first = self.num_zeros + layout.start - steps
         return self.x[:, first : first + layout.length, dims]
 
     def reorder(self, index: Tensor) -> None:
         self.x.copy_(self.x.index_select(0, index))
 
-    def move(self, source: Tensor) -> None:
+    def gather_positions(self, source: Tensor) -> None:
         wide = source[..., None].expand(-1, -1, self.x.shape[2])
-        held = self.x[:, self.room :]
+        held = self.x[:, self.num_zeros :]
         held[:, : source.shape[1]] = held.gather(1, wide.clamp(min=0)).masked_fill(wide < 0, 0.0)
 
     def size_bytes(self) -> int:
         return self.x.nbytes
 
 
-class ContextCache:
+class CrossAttentionCache:
     """Keys and values of one cross-attention step, projected once."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class ContextCache:
             k, v = self.entries.k.index_select(0, index), self.entries.v.index_select(0, index)
             self.entries = KeyValues(k, v)
 
-    def move(self, source: Tensor) -> None:
+    def gather_positions(self, source: Tensor) -> None:
         """A context does not move with the tokens that read it."""
 
     def size_bytes(self) -> int:
@@ -117,7 +117,7 @@ class DecodeState:
         first: [B] long, the place of each row's first real token; None without left padding.
         bias_row: [H, capacity + 1], the position biases of the distances capacity ... 0; None for no bias.
             The first is never read: a slice that is never the whole row is one case for a compiled graph.
-        made_for: kind, key/value heads G and their widths K and V at each execution step of the stack that
+        signature: kind, key/value heads G and their widths K and V at each execution step of the stack that
             made it.
         prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
         steps: what attention remembers, by execution step (tied modules run at several).
@@ -138,48 +138,56 @@ class DecodeState:
         capacity: int,
         window: int | None = None,
         first: Tensor | None = None,
-        made_for: tuple[tuple[str, int, int, int], ...] = (),
+        signature: tuple[tuple[str, int, int, int], ...] = (),
     ) -> None:
-        self.batch, self.capacity, self.window, self.first = batch, capacity, window, first
-        self.made_for = made_for
+        self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, first
+        self.signature = signature
         self.length = 0
         self.prefix: Tensor | None = None
-        self.bias_row: Tensor | None = None
-        self.steps: dict[int, SessionState] = {}
-        self.entries: dict[int, SessionState] = {}
-        self.cores: dict[int, SessionState] = {}
+        self.relative_bias: Tensor | None = None
+        self.attention_caches: dict[int, LayerCache] = {}
+        self.input_mixer_caches: dict[int, LayerCache] = {}
+        self.core_caches: dict[int, LayerCache] = {}
         self.context_layout: Layout | None = None
-        self.pattern: Pattern | None = None
+        self.pattern: InsertionPattern | None = None
         self.prepended: Tensor | int = 0
-        self.fresh: Tensor | None = None
+        self.write_mask: Tensor | None = None
 
     @property
-    def memories(self) -> tuple[SessionState, ...]:
+    def layer_caches(self) -> tuple[LayerCache, ...]:
         """All that is remembered."""
-        return (*self.steps.values(), *self.entries.values(), *self.cores.values())
+        return (
+            *self.attention_caches.values(),
+            *self.input_mixer_caches.values(),
+            *self.core_caches.values(),
+        )
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
         """The standing of tokens start ... start + length."""
-        if self.first is None:
-            layout = Layout.plain(length, device, start)
+        if self.row_starts is None:
+            layout = Layout.arange(length, device, start)
         else:
-            layout = Layout.left_padded(self.first, length, start)
+            layout = Layout.left_padded(self.row_starts, length, start)
         if self.pattern is None:
             return layout
-        return replace(layout, lasting=self.pattern.lasting(layout.positions, self.prepended))
+        return replace(layout, always_visible=self.pattern.always_visible(layout.positions, self.prepended))
 
-    def newest_bias(self, keys: int) -> Tensor | None:
+    def last_query_bias(self, keys: int) -> Tensor | None:
         """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
-        return None if self.bias_row is None else self.bias_row[None, :, None, self.capacity + 1 - keys :]
+        return (
+            None
+            if self.relative_bias is None
+            else self.relative_bias[None, :, None, self.capacity + 1 - keys :]
+        )
 
-    def oldest(self, window: int | None = None) -> int:
+    def window_start(self, window: int | None = None) -> int:
         """The first place that the next query may still see, by the session's window and a sublayer's own."""
         width = narrowest(self.window, window)
         return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 
     def read_prefix(self, prefix: Tensor, block: int) -> None:
         """Remembers the prefix that the first block of tokens brings, whole."""
-        check_prefix(prefix, self.first, self.length, block)
+        check_prefix(prefix, self.row_starts, self.length, block)
         self.prefix = prefix
 
     def reorder(self, index: Tensor) -> None:
@@ -189,26 +197,26 @@ class DecodeState:
             self.prefix = self.prefix.index_select(0, index)
         if isinstance(self.prepended, Tensor):
             self.prepended = self.prepended.index_select(0, index)
-        for step in self.memories:
+        for step in self.layer_caches:
             step.reorder(index)
-        if self.first is not None:
-            self.first = self.first.index_select(0, index)
-        if self.context_layout is not None and self.context_layout.padding is not None:
-            padding = self.context_layout.padding.index_select(0, index)
+        if self.row_starts is not None:
+            self.row_starts = self.row_starts.index_select(0, index)
+        if self.context_layout is not None and self.context_layout.valid is not None:
+            padding = self.context_layout.valid.index_select(0, index)
             self.context_layout = Layout(self.context_layout.positions, padding)
 
-    def move(self, source: Tensor) -> None:
+    def gather_positions(self, source: Tensor) -> None:
         """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
-        for step in self.memories:
-            step.move(source)
+        for step in self.layer_caches:
+            step.gather_positions(source)
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens from `length` on (a rejected speculation)."""
-        check_kept(length, self.length, self.prefix, self.first)
+        check_kept(length, self.length, self.prefix, self.row_starts)
         self.length = length
 
     def size_bytes(self) -> int:
-        return sum(step.size_bytes() for step in self.memories)
+        return sum(step.size_bytes() for step in self.layer_caches)
 
 
 def check_prefix(prefix: Tensor, first: Tensor | None, held: int, block: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Causal, Mask, Padding, Segments, Window
-from flagformer.ops.by_distance import Span
+from flagformer.ops.bias_table import RelativeRange
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Reach:
     def of(mask: Mask, queries: Layout, keys: Layout) -> Reach | None:
         """None where distances do not tell: a prefix, a window around what lasts, a mask or positions of the
         user's own."""
-        if not (queries.by_place and keys.by_place):
+        if not (queries.contiguous_positions and keys.contiguous_positions):
             return None
         nearest, farthest = queries.start - (keys.end - 1), queries.end - 1 - keys.start
         causal = window = False
@@ -41,12 +41,12 @@ class Reach:
         for rule in mask.rules:
             if isinstance(rule, Causal):
                 nearest, causal = max(nearest, 0), True
-            elif isinstance(rule, Window) and keys.lasting is None:
+            elif isinstance(rule, Window) and keys.always_visible is None:
                 farthest, window = min(farthest, rule.width - 1), True
             elif isinstance(rule, Padding):
-                padding = keys.padding
+                padding = keys.valid
             elif isinstance(rule, Segments):
-                segments = keys.segments
+                segments = keys.segment_ids
             else:
                 return None
         return Reach(
@@ -67,14 +67,14 @@ class Distances:
 
     biases: Tensor
     groups: Tensor | None
-    span: Span
+    span: RelativeRange
 
     @staticmethod
     def of(biases: Tensor, same_from: int | None, reach: Reach) -> Distances:
         """`same_from`: biases of distances from here on are equal."""
         # what a window cuts off is not the same as what it leaves
         same = -1 if same_from is None or reach.window else max(same_from, reach.nearest)
-        return Distances(biases, reach.groups, Span(reach.offset, reach.nearest, same))
+        return Distances(biases, reach.groups, RelativeRange(reach.offset, reach.nearest, same))
 
     def of_heads(self, heads: slice) -> Distances:
         """The same for some of the heads."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.attend import repeat_groups
+from flagformer.ops.attend import repeat_kv
 
 # How many seats stand in front, and how many tokens a query sees (None: all): what pairs are found by.
 Sight = tuple[int, int | None]
@@ -28,15 +28,15 @@ class KeyValues(NamedTuple):
 
     k: Tensor
     v: Tensor
-    seats: int = 0
+    num_prefix_kv: int = 0
     window: int | None = None
-    content: tuple[Tensor, Tensor] | None = None
-    tied: bool = False
+    unrotated_qk: tuple[Tensor, Tensor] | None = None
+    shared_qk: bool = False
 
     @property
     def sight(self) -> Sight:
         """What the pairs of these keys are found by."""
-        return self.seats, self.window
+        return self.num_prefix_kv, self.window
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
         """Seats [G, M, K] and [G, M, V] in front, the same for every row."""
@@ -45,15 +45,15 @@ class KeyValues(NamedTuple):
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)
         keys = torch.cat([front_k, self.k], dim=2)
         values = torch.cat([front_v, self.v], dim=2)
-        return self._replace(k=keys, v=values, seats=self.seats + k.shape[1])
+        return self._replace(k=keys, v=values, num_prefix_kv=self.num_prefix_kv + k.shape[1])
 
     def of_heads(self, heads: slice, total: int) -> KeyValues:
         """The keys and values that some of the `total` query heads read."""
-        content = self.content
+        content = self.unrotated_qk
         if content is not None:
             content = content[0][:, heads], _of_heads(content[1], heads, total)
         return self._replace(
-            k=_of_heads(self.k, heads, total), v=_of_heads(self.v, heads, total), content=content
+            k=_of_heads(self.k, heads, total), v=_of_heads(self.v, heads, total), unrotated_qk=content
         )
 
 
@@ -64,5 +64,5 @@ def _of_heads(x: Tensor, heads: slice, total: int) -> Tensor:
         return x
     each = total // groups
     if heads.start % each or heads.stop % each:
-        return repeat_groups(x, total)[:, heads]
+        return repeat_kv(x, total)[:, heads]
     return x[:, heads.start // each : heads.stop // each]

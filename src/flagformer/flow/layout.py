@@ -24,12 +24,12 @@ class Layout:
     """
 
     positions: Tensor
-    padding: Tensor | None = None
-    segments: Tensor | None = None
+    valid: Tensor | None = None
+    segment_ids: Tensor | None = None
     start: int = 0
-    by_place: bool = True
-    sequences: int = 1
-    lasting: Tensor | None = None
+    contiguous_positions: bool = True
+    num_segments: int = 1
+    always_visible: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -39,34 +39,39 @@ class Layout:
     def end(self) -> int:
         return self.start + self.length
 
-    def places(self) -> Tensor:
+    def cache_positions(self) -> Tensor:
         """[T] long, the place of each token in storage: the order of time."""
         return torch.arange(self.start, self.end, device=self.positions.device)
 
-    def hide(self, padding: Tensor) -> Layout:
+    def masked_by(self, padding: Tensor) -> Layout:
         """The same standing, with only those tokens real that are also True in `padding` [B, T]."""
-        both = padding if self.padding is None else self.padding & padding
-        return replace(self, padding=both)
+        both = padding if self.valid is None else self.valid & padding
+        return replace(self, valid=both)
 
-    def then(self, other: Layout) -> Layout:
+    def concat(self, other: Layout) -> Layout:
         """These tokens and, directly behind them, those of `other`; neither has segments."""
         assert self.end == other.start
-        assert self.segments is None
-        assert other.segments is None
+        assert self.segment_ids is None
+        assert other.segment_ids is None
         padding = None
-        if self.padding is not None or other.padding is not None:
+        if self.valid is not None or other.valid is not None:
             padding = _joined(
-                *(one.padding if one.padding is not None else one.real() for one in (self, other))
+                *(one.valid if one.valid is not None else one.all_valid() for one in (self, other))
             )
         positions = _joined(self.positions, other.positions)
-        return Layout(positions, padding, start=self.start, by_place=self.by_place and other.by_place)
+        return Layout(
+            positions,
+            padding,
+            start=self.start,
+            contiguous_positions=self.contiguous_positions and other.contiguous_positions,
+        )
 
-    def real(self) -> Tensor:
+    def all_valid(self) -> Tensor:
         """[1, T] bool: all tokens are real."""
         return torch.ones(1, self.length, dtype=torch.bool, device=self.positions.device)
 
     @staticmethod
-    def plain(length: int, device: torch.device, start: int = 0) -> Layout:
+    def arange(length: int, device: torch.device, start: int = 0) -> Layout:
         """T tokens in a row without padding."""
         places = torch.arange(start, start + length, device=device)
         return Layout(places[None], start=start)
@@ -76,7 +81,7 @@ class Layout:
         """Rows whose first real token stands at place `first` [B]; it has position 0."""
         places = torch.arange(start, start + length, device=first.device)
         offset = places - first[:, None]  # [B, T]
-        return Layout(offset.clamp(min=0), padding=offset >= 0, start=start)
+        return Layout(offset.clamp(min=0), valid=offset >= 0, start=start)
 
     @staticmethod
     def packed(lengths: Tensor, length: int) -> Layout:
@@ -89,7 +94,7 @@ class Layout:
         segments = torch.searchsorted(ends, places, right=True)  # [B, T]
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
         padding = places < ends[:, -1:]
-        return Layout(places - starts.gather(1, segments), padding, segments, sequences=lengths.shape[1])
+        return Layout(places - starts.gather(1, segments), padding, segments, num_segments=lengths.shape[1])
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:

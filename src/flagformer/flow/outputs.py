@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flagformer.flow.memories import Memories
-from flagformer.ops.full_precision import wide
+from flagformer.flow.recurrent_state import RecurrentState
+from flagformer.ops.full_precision import accum_dtype
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outputs:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: tuple[Tensor, ...] = ()
     hiddens: tuple[Tensor, ...] = ()
-    mems: Memories | None = None
+    mems: RecurrentState | None = None
 
     @property
     def attn_z_loss(self) -> Tensor | None:
@@ -41,5 +41,5 @@ class Outputs:
     def extra_loss(self) -> Tensor | None:
         """The sum of all auxiliary losses; None where there are none."""
         parts = [value for values in self.losses.values() for value in values]
-        wider = [part.to(wide(part.dtype)) for part in parts]
+        wider = [part.to(accum_dtype(part.dtype)) for part in parts]
         return sum(wider[1:], wider[0]) if wider else None

@@ -31,10 +31,10 @@ class Pairs:
     """
 
     causal: bool = False
-    visible: Tensor | None = None
+    allowed: Tensor | None = None
     bias: Tensor | None = None
-    hidden: Tensor | None = None
-    seats: int = 0
+    fully_masked_rows: Tensor | None = None
+    num_prefix_kv: int = 0
     distances: Distances | None = None
     learned: bool = False
 
@@ -42,13 +42,13 @@ class Pairs:
     def of(mask: Mask, queries: Layout, keys: Layout, bias: Tensor | None = None, seats: int = 0) -> Pairs:
         """The pairs of two layouts under a mask; `bias` is [1 or B, H, T, S] without the seats."""
         aligned = queries.start == keys.start and queries.length == keys.length
-        if mask.only_causal and bias is None and aligned and queries.length > 1:
-            return Pairs(causal=True, seats=seats)
-        newest = mask.only_causal and queries.length == 1 and queries.end == keys.end
-        visible = None if newest else mask.tensor(queries, keys)
+        if mask.is_plain_causal and bias is None and aligned and queries.length > 1:
+            return Pairs(causal=True, num_prefix_kv=seats)
+        newest = mask.is_plain_causal and queries.length == 1 and queries.end == keys.end
+        visible = None if newest else mask.dense(queries, keys)
         hidden = None
         if visible is not None:
-            if mask.hides_rows and not seats:
+            if mask.may_mask_all and not seats:
                 hidden = ~visible.any(dim=-1, keepdim=True)
             visible = F.pad(visible, (seats, 0), value=True) if seats else visible
         learned = bias is not None and bias.requires_grad
@@ -73,21 +73,23 @@ class Pairs:
         """The same where keys are queries: each sees itself only where it sees nothing else."""
         assert self.distances is None
         own = torch.arange(queries, device=device)[:, None] + keys - queries
-        numbers = torch.arange(self.seats + keys, device=device) - self.seats
-        seen = self.visible
+        numbers = torch.arange(self.num_prefix_kv + keys, device=device) - self.num_prefix_kv
+        seen = self.allowed
         if seen is None:
             seen = (numbers <= own)[None, None] if self.causal else torch.ones_like(own, dtype=torch.bool)
         itself = numbers == own
         others = seen & ~itself
-        visible = others if self.seats else others | (seen & itself & ~others.any(dim=-1, keepdim=True))
+        visible = (
+            others if self.num_prefix_kv else others | (seen & itself & ~others.any(dim=-1, keepdim=True))
+        )
         visible = visible.expand(1, 1, -1, -1) if visible.dim() == 2 else visible
         bias = None if self.bias is None else self.bias.masked_fill(~visible, float("-inf"))
-        return replace(self, causal=False, visible=visible, bias=bias)
+        return replace(self, causal=False, allowed=visible, bias=bias)
 
     def of_heads(self, heads: slice) -> Pairs:
         """The same for some of the heads."""
         if self.distances is not None:
             return replace(self, distances=self.distances.of_heads(heads))
-        parts = (self.visible, self.bias, self.hidden)
+        parts = (self.allowed, self.bias, self.fully_masked_rows)
         visible, bias, hidden = (x[:, heads] if x is not None and x.shape[1] > 1 else x for x in parts)
-        return replace(self, visible=visible, bias=bias, hidden=hidden)
+        return replace(self, allowed=visible, bias=bias, fully_masked_rows=hidden)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flagformer.flow.collector import OutputCollector
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.key_values import Sight
 from flagformer.flow.layout import Layout
 from flagformer.flow.pairs import Pairs
-from flagformer.flow.tape import Tape
 from flagformer.flow.terms import Terms
 
 
@@ -47,7 +47,7 @@ class SideInputs:
         angles: each [1 or B, 1, T, R], what the rotation turns by; None for none.
         context: [B, S, D_context], what cross-attention reads; None when a state holds it.
         state: the decoding session; None in a plain forward.
-        tape: auxiliary losses and kept tensors.
+        collector: auxiliary losses and kept tensors.
         layout: the standing of the tokens.
         later: whether tokens may see later ones.
         carry: what sublayers hand on to later ones, by name.
@@ -64,19 +64,19 @@ class SideInputs:
 
     pairs: dict[Sight, Pairs]
     context_pairs: dict[Sight, Pairs]
-    angles: tuple[Tensor, ...] | None
+    cos_sin: tuple[Tensor, ...] | None
     context: Tensor | None
     state: DecodeState | None
-    tape: Tape
+    collector: OutputCollector
     layout: Layout
-    later: bool
+    bidirectional: bool
     # a function, as a compiler does not trace a class here
     carry: Carry = field(default_factory=lambda: Carry())
     step: int = 0
-    memories: dict[int, Tensor] = field(default_factory=dict)
-    keys: Layout | None = None
-    memory_angles: tuple[Tensor, ...] | None = None
-    earlier: Tensor | None = None
-    replay: bool = False
+    mems: dict[int, Tensor] = field(default_factory=dict)
+    kv_layout: Layout | None = None
+    mem_cos_sin: tuple[Tensor, ...] | None = None
+    mem: Tensor | None = None
+    recomputing: bool = False
     terms: dict[int | None, Terms] = field(default_factory=dict)
     heads: slice = field(default_factory=lambda: slice(None))

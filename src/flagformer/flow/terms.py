@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask import Causal, Mask
-from flagformer.flow.spots import Spots
+from flagformer.flow.qk_indices import QKIndices
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,21 @@ class Terms:
     learned: bool = False
 
     @property
-    def before(self) -> int:
+    def row_starts(self) -> int:
         """How many keys are older than the first query."""
         return self.queries.start - self.keys.start
 
-    def visible(self, spots: Spots, only_earlier: bool) -> Tensor | None:
+    def allowed(self, spots: QKIndices, only_earlier: bool) -> Tensor | None:
         """[1 or B, N, 1 or h, g, s] bool; None when all of them may meet.
 
         Args:
             only_earlier: no key of the spots is later than its query, whatever the mask says.
         """
         rules = tuple(rule for rule in self.mask.rules if not (only_earlier and isinstance(rule, Causal)))
-        return Mask(rules).at(self.queries, self.keys, spots)
+        return Mask(rules).gather(self.queries, self.keys, spots)
 
-    def bias_at(self, spots: Spots) -> Tensor | None:
+    def bias_at(self, spots: QKIndices) -> Tensor | None:
         """[1 or B, N, h, g, s]; None where there is no bias."""
         if self.row is not None:
-            return self.row.at(self.before + spots.q - spots.k, spots.heads)
+            return self.row.at(self.row_starts + spots.q_idx - spots.kv_idx, spots.heads)
         return None if self.bias is None else spots.of_pairs(self.bias)

@@ -4,9 +4,9 @@ Prompts are lined up (`prompts`), tokens follow one by one (`loop`), each drawn 
 logits (`filters`). Nothing here knows how a model is built.
 """
 
-from flagformer.generation.along import line_up
+from flagformer.generation.align import align_token_ids
 from flagformer.generation.beam import search
-from flagformer.generation.contrast import Against, Amateur, contrast, read_settings
+from flagformer.generation.contrast import Amateur, ContrastiveDecoding, contrast, read_settings
 from flagformer.generation.filters import (
     FILTERS,
     LogitsFilter,
@@ -18,27 +18,27 @@ from flagformer.generation.filters import (
     top_k,
     top_p,
 )
-from flagformer.generation.loop import CausalModel, Ending, decode, evaluating
+from flagformer.generation.loop import CausalModel, StoppingCriteria, decode, evaluating
 from flagformer.generation.prompts import PromptLike, Prompts, read_prompts
 from flagformer.generation.sampling import Sampler
 
 __all__ = [
     "FILTERS",
-    "Against",
     "Amateur",
     "CausalModel",
-    "Ending",
+    "ContrastiveDecoding",
     "LogitsFilter",
     "PromptLike",
     "Prompts",
     "Sampler",
+    "StoppingCriteria",
+    "align_token_ids",
     "bind_filter",
     "contrast",
     "decode",
     "evaluating",
     "find_filter",
     "is_number",
-    "line_up",
     "min_p",
     "read_prompts",
     "read_settings",

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.generation.loop import Ending
+from flagformer.generation.loop import StoppingCriteria
+from flagformer.generation.next_token import NextTokenLogits
 from flagformer.generation.prompts import Prompts
-from flagformer.generation.reader import Reader
 from flagformer.generation.sampling import check_largest
 from flagformer.ops.sharded import without_gradient
 
 
 @dataclass
-class Pool:
+class BeamHypotheses:
     """Ended continuations, the best K of each row.
 
     Attributes:
@@ -40,14 +40,14 @@ class Pool:
 def search(
     model: Any,
     prompts: Prompts,
-    ending: Ending,
+    ending: StoppingCriteria,
     beams: int,
     penalty: float,
     window: int | None,
     cached: bool,
     side: Mapping[str, Any],
     embed_ids: Mapping[str, Tensor],
-) -> Pool:
+) -> BeamHypotheses:
     """The best `beams` continuations of every prompt, best first. Inputs are taken as checked.
 
     A continuation ends with `eos_token` or after `seq_len` tokens. At each step all K live ones may end, and
@@ -62,19 +62,25 @@ def search(
     with without_gradient(model):
         wide = {name: _widen(value, batch, beams) for name, value in side.items()}
         beside = {name: _widen(value, batch, beams) for name, value in embed_ids.items()}
-        reader = Reader(model, rows, total - 1 if cached else 0, window, wide, beside)
+        reader = NextTokenLogits(model, rows, total - 1 if cached else 0, window, wide, beside)
         pool = _run(reader, ids, length, ending, batch, beams, penalty)
-    return Pool(pool.tokens.clone(), pool.scores.clone())
+    return BeamHypotheses(pool.tokens.clone(), pool.scores.clone())
 
 
 def _run(
-    reader: Reader, ids: Tensor, length: int, ending: Ending, batch: int, beams: int, penalty: float
-) -> Pool:
+    reader: NextTokenLogits,
+    ids: Tensor,
+    length: int,
+    ending: StoppingCriteria,
+    batch: int,
+    beams: int,
+    penalty: float,
+) -> BeamHypotheses:
     total, device = ids.shape[1], ids.device
     live = torch.full((batch, beams), -math.inf, device=device)
     live[:, 0] = 0.0  # all beams of a row are one to begin with
     empty = torch.full((batch, beams, ending.seq_len), ending.pad_value, dtype=torch.long, device=device)
-    pool = Pool(empty, torch.full_like(live, -math.inf))
+    pool = BeamHypotheses(empty, torch.full_like(live, -math.inf))
     offsets = beams * torch.arange(batch, device=device)[:, None]
     for place in range(length, total):
         made = place + 1 - length
@@ -97,7 +103,7 @@ def _run(
     return pool
 
 
-def _settled(pool: Pool, live: Tensor, longest: int, penalty: float) -> bool:
+def _settled(pool: BeamHypotheses, live: Tensor, longest: int, penalty: float) -> bool:
     """Whether no live continuation can still enter the pool: sums only fall, and the longest divides most."""
     return bool((pool.scores[:, -1] >= live[:, 0] / longest**penalty).all())
 

@@ -20,7 +20,7 @@ class Amateur(NamedTuple):
     cached: bool
 
 
-class Against(NamedTuple):
+class ContrastiveDecoding(NamedTuple):
     """The models that a decoding is contrasted with, and how."""
 
     amateurs: tuple[Amateur, ...]

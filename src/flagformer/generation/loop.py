@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flagformer.generation.contrast import Against, contrasted
+from flagformer.generation.contrast import ContrastiveDecoding, contrasted
+from flagformer.generation.next_token import NextTokenLogits
 from flagformer.generation.prompts import Prompts
-from flagformer.generation.reader import Reader
 from flagformer.generation.sampling import Sampler
 from flagformer.ops.sharded import without_gradient
 
@@ -29,7 +29,7 @@ class CausalModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Ending:
+class StoppingCriteria:
     """After `seq_len` new tokens; a row also after `eos_token`, with `pad_value` from there on."""
 
     seq_len: int
@@ -40,13 +40,13 @@ class Ending:
 def decode(
     model: CausalModel,
     prompts: Prompts,
-    ending: Ending,
+    ending: StoppingCriteria,
     sample: Sampler,
     window: int | None = None,
     cached: bool = True,
     side: Mapping[str, Any] | None = None,
     embed_ids: Mapping[str, Tensor] | None = None,
-    against: Against | None = None,
+    against: ContrastiveDecoding | None = None,
 ) -> Tensor:
     """Draw new tokens after every prompt: long [B, seq_len].
 
@@ -64,8 +64,10 @@ def decode(
     rivals = () if against is None else [amateur.model for amateur in against.amateurs]
     with without_gradient(model, *rivals):
 
-        def reader(model: Any, window: int | None, cached: bool) -> Reader:
-            return Reader(model, prompts, total - 1 if cached else 0, window, side or {}, embed_ids or {})
+        def reader(model: Any, window: int | None, cached: bool) -> NextTokenLogits:
+            return NextTokenLogits(
+                model, prompts, total - 1 if cached else 0, window, side or {}, embed_ids or {}
+            )
 
         next_logits: Callable[[Tensor], Tensor] = reader(model, window, cached)
         if against is not None:

@@ -11,7 +11,7 @@ from flagformer.flags import Flag, component
 from flagformer.head import Head, Vectors
 from flagformer.ops.identity import identity
 
-EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", least=1)
+EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", ge=1)
 
 
 @component("head")
@@ -24,7 +24,7 @@ class LinearHead(Head):
         num_tokens: int,
         *,
         logits: Annotated[
-            int | None, Flag("logits_dim", "logits of a token; None: `num_tokens`", least=1)
+            int | None, Flag("logits_dim", "logits of a token; None: `num_tokens`", ge=1)
         ] = None,
     ) -> None:
         super().__init__()

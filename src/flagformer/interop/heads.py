@@ -10,19 +10,21 @@ from torch import Tensor
 from flagformer.attention.attention import Attention
 from flagformer.attention.gates.head_scale import HeadScale
 from flagformer.attention.gates.values import HeadGate, ValueGate
-from flagformer.attention.key_values.seats import LearnedMemory
+from flagformer.attention.prefix_kv.learned import LearnedMemory
 from flagformer.interop.permute import rows_by_head
-from flagformer.interop.source import Carried, Source
+from flagformer.interop.source import ConvertedWeights, SourceWeights
 from flagformer.position.xpos import XPos
 from flagformer.score.learned_sink import LearnedSink
 from flagformer.score.softclamp import SoftClamp
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 
 
-def carry_path(source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None) -> None:
+def convert_scores(
+    source: SourceWeights, carried: ConvertedWeights, prefix: str, fn: Attention, heads: Tensor | None
+) -> None:
     """Talking heads and the sink."""
     path: Any = fn.core.path
-    for mod in (*path.mods, *path.mixes):
+    for mod in (*path.score_mods, *path.weight_mods):
         if isinstance(mod, TalkingScores):
             mixed = source.take(f"{prefix}.attend.pre_softmax_talking_heads.weight")
             if mixed is not None and not source.dialect.replaces_scores:
@@ -31,17 +33,19 @@ def carry_path(source: Source, carried: Carried, prefix: str, fn: Attention, hea
         elif isinstance(mod, TalkingWeights):
             mixed = source.take(f"{prefix}.attend.post_softmax_talking_heads.weight")
             carried.put(mod.exchange.weight, None if mixed is None else _square(mixed, heads))
-    if isinstance(path.weights, LearnedSink):
+    if isinstance(path.normalizer, LearnedSink):
         sink = source.take(f"{prefix}.attend.head_attn_sink")
-        carried.put(path.weights.score, None if sink is None else _ordered(sink, heads)[:, None, None])
+        carried.put(path.normalizer.score, None if sink is None else _ordered(sink, heads)[:, None, None])
 
 
-def carry_gates(source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None) -> None:
+def convert_gates(
+    source: SourceWeights, carried: ConvertedWeights, prefix: str, fn: Attention, heads: Tensor | None
+) -> None:
     """Gains and gates of heads."""
     for gate in fn.gates:
         if isinstance(gate, HeadScale):
             gain = source.take(f"{prefix}.head_scale_params")
-            carried.put(gate.gain, None if gain is None else _ordered(gain[0], heads))
+            carried.put(gate.weight, None if gain is None else _ordered(gain[0], heads))
         elif isinstance(gate, HeadGate):
             for name in ("weight", "bias"):
                 value = source.take(f"{prefix}.to_v_head_gate.{name}")
@@ -58,7 +62,7 @@ def carry_gates(source: Source, carried: Carried, prefix: str, fn: Attention, he
 
 
 def _carry_gate_bias(
-    source: Source, carried: Carried, key: str, gate: ValueGate, heads: Tensor | None
+    source: SourceWeights, carried: ConvertedWeights, key: str, gate: ValueGate, heads: Tensor | None
 ) -> None:
     """1.27 has one, which starts at 10."""
     if gate.to_gate.bias is not None:
@@ -73,7 +77,9 @@ def _carry_gate_bias(
         source.refuse("is not zero: build this model with `attn_gate_values_bias`", key)
 
 
-def _carry_roles(source: Source, carried: Carried, key: str, gate: Any, fn: Attention) -> None:
+def _carry_roles(
+    source: SourceWeights, carried: ConvertedWeights, key: str, gate: Any, fn: Attention
+) -> None:
     """1.27 has a role for each key/value head, and multiplies where there is one or as many as queries."""
     projection: Any = fn.source.projection
     roles = source.take(key)
@@ -95,15 +101,15 @@ def _square(weight: Tensor, heads: Tensor | None) -> Tensor:
     return square if heads is None else square[heads][:, heads]
 
 
-def check_scores(source: Source, prefix: str, fn: Attention, biased: bool) -> None:
+def check_scores(source: SourceWeights, prefix: str, fn: Attention, biased: bool) -> None:
     """What acts on scores in another order there, so that equal weights would be another function.
 
     Args:
         biased: whether a position bias reaches this attention.
     """
     path: Any = fn.core.path
-    talks = any(isinstance(mod, TalkingScores) for mod in path.mods)
-    clamps = any(isinstance(mod, SoftClamp) for mod in path.mods)
+    talks = any(isinstance(mod, TalkingScores) for mod in path.score_mods)
+    clamps = any(isinstance(mod, SoftClamp) for mod in path.score_mods)
     if fn.core.carries and (biased or talks or clamps):
         source.refuse(
             "x-transformers hands on scores behind bias, talking heads and clamp, so that they count once a "
@@ -112,7 +118,7 @@ def check_scores(source: Source, prefix: str, fn: Attention, biased: bool) -> No
         )
     if clamps and biased:
         source.refuse("x-transformers clamps behind the position bias, this library in front of it", prefix)
-    if not any(isinstance(seats, LearnedMemory) for seats in fn.seats):
+    if not any(isinstance(seats, LearnedMemory) for seats in fn.prefix_kv):
         return
     if isinstance(getattr(fn.source, "rotation", None), XPos):
         source.refuse(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flagformer.interop.dialect import Dialect
 
 
-class Source:
+class SourceWeights:
     """The weights to be carried; `refused` gathers reasons, `rest` what was never taken.
 
     Args:
@@ -24,9 +24,9 @@ class Source:
         self._taken: set[str] = set()
         self.refused: list[str] = []
 
-    def under(self, prefix: str, dialect: Dialect | None = None) -> Source:
+    def under(self, prefix: str, dialect: Dialect | None = None) -> SourceWeights:
         """The same weights, read by keys without `prefix`; what is taken and refused is shared."""
-        part = Source({}, dialect or self.dialect)
+        part = SourceWeights({}, dialect or self.dialect)
         part._tensors, part._taken, part.refused = self._tensors, self._taken, self.refused
         part._prefix = self._prefix + prefix
         return part
@@ -54,7 +54,7 @@ class Source:
         return [key for key in self._tensors if key not in self._taken]
 
 
-class Carried:
+class ConvertedWeights:
     """Which tensor goes to which parameter; nothing is written before everything fits."""
 
     def __init__(self, model: nn.Module) -> None:

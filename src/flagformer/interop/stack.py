@@ -9,46 +9,48 @@ from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
 from flagformer.interop.heads import check_scores
-from flagformer.interop.source import Carried, Source
+from flagformer.interop.source import ConvertedWeights, SourceWeights
 from flagformer.interop.sublayers import (
-    carry_attention,
-    carry_branch,
-    carry_feedforward,
-    carry_norm,
+    convert_attention,
+    convert_branch,
+    convert_feedforward,
+    convert_norm,
     head_order,
     rotary_of,
 )
 from flagformer.position.alibi import ALiBi
 from flagformer.position.dynamic import Dynamic
-from flagformer.position.none import NoBias
+from flagformer.position.none import NoPositionBias
 from flagformer.position.t5 import T5
 from flagformer.position.xpos import XPos
 from flagformer.residual.additive import Scaled
 from flagformer.residual.gru import GRUGate
 
 
-def carry_layers(source: Source, carried: Carried, layers: Any) -> None:
+def convert_layers(source: SourceWeights, carried: ConvertedWeights, layers: Any) -> None:
     """A stack; keys as an AttentionLayers of x-transformers has them."""
     offset = source.dialect.offset
     for index, sublayer in enumerate(layers.sublayers):
         for place, norm in enumerate((sublayer.in_norm, sublayer.branch_norm, sublayer.out_norm)):
-            carry_norm(source, carried, f"layers.{index}.0.{place}", norm, offset)
-        prefix = carry_branch(source, carried, f"layers.{index}.1", sublayer)
+            convert_norm(source, carried, f"layers.{index}.0.{place}", norm, offset)
+        prefix = convert_branch(source, carried, f"layers.{index}.1", sublayer)
         if isinstance(sublayer.fn, Attention):
-            carry_attention(source, carried, prefix, sublayer.fn)
-            biased = sublayer.kind == "a" and not isinstance(layers.position_bias, NoBias)
+            convert_attention(source, carried, prefix, sublayer.fn)
+            biased = sublayer.kind == "a" and not isinstance(layers.position_bias, NoPositionBias)
             check_scores(source, prefix, sublayer.fn, biased)
         else:
-            carry_feedforward(source, carried, prefix, sublayer.fn)
+            convert_feedforward(source, carried, prefix, sublayer.fn)
         _carry_residual(source, carried, f"layers.{index}.2", layers.residual, index)
-    carry_norm(source, carried, "final_norm", layers.final_norm, offset)
+    convert_norm(source, carried, "final_norm", layers.final_norm, offset)
     _carry_bias(source, carried, layers)
     _check_rotation(source, layers.rotation)
 
 
-def _carry_residual(source: Source, carried: Carried, prefix: str, residual: nn.Module, index: int) -> None:
+def _carry_residual(
+    source: SourceWeights, carried: ConvertedWeights, prefix: str, residual: nn.Module, index: int
+) -> None:
     if isinstance(residual, Scaled):
-        carried.put_row(residual.gains, index, source.take(f"{prefix}.residual_scale"))
+        carried.put_row(residual.weight, index, source.take(f"{prefix}.residual_scale"))
     elif isinstance(residual, GRUGate):
         linear: Any
         for linear, name in ((residual.of_out[index], "ih"), (residual.of_stream[index], "hh")):
@@ -56,7 +58,7 @@ def _carry_residual(source: Source, carried: Carried, prefix: str, residual: nn.
             carried.put(linear.bias, source.take(f"{prefix}.gru.bias_{name}"))
 
 
-def _bias_heads(source: Source, layers: Any) -> Tensor:
+def _bias_heads(source: SourceWeights, layers: Any) -> Tensor:
     """The order of heads in a bias that all self-attention shares."""
     heads = torch.arange(layers.dims.heads)
     orders = [head_order(s.fn) for s in layers.sublayers if s.kind == "a"]
@@ -68,7 +70,7 @@ def _bias_heads(source: Source, layers: Any) -> Tensor:
     return found[0]
 
 
-def _carry_bias(source: Source, carried: Carried, layers: Any) -> None:
+def _carry_bias(source: SourceWeights, carried: ConvertedWeights, layers: Any) -> None:
     bias, prefix = layers.position_bias, "rel_pos"
     if isinstance(bias, ALiBi):
         if not torch.equal(_bias_heads(source, layers), torch.arange(layers.dims.heads)):
@@ -82,18 +84,18 @@ def _carry_bias(source: Source, carried: Carried, layers: Any) -> None:
         _carry_dynamic(source, carried, bias, _bias_heads(source, layers))
 
 
-def _carry_dynamic(source: Source, carried: Carried, bias: Any, heads: Tensor) -> None:
+def _carry_dynamic(source: SourceWeights, carried: ConvertedWeights, bias: Any, heads: Tensor) -> None:
     for index, (linear, norm, _) in enumerate(bias.hidden):
         prefix = f"rel_pos.mlp.{index}"
         carried.put(linear.weight, source.take(f"{prefix}.0.weight"))
         carried.put(linear.bias, source.take(f"{prefix}.0.bias"))
-        carry_norm(source, carried, f"{prefix}.1", norm)
+        convert_norm(source, carried, f"{prefix}.1", norm)
     for name in ("weight", "bias"):
         value = source.take(f"rel_pos.mlp.{len(bias.hidden)}.{name}")
         carried.put(getattr(bias.out, name), None if value is None else value[heads])
 
 
-def _check_rotation(source: Source, rotation: nn.Module) -> None:
+def _check_rotation(source: SourceWeights, rotation: nn.Module) -> None:
     """Frequencies are not learned, but tell how many dimensions were turned, and by which base."""
     if isinstance(rotation, XPos):
         source.peek("rotary_pos_emb.scale")  # a constant

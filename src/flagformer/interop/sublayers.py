@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
-from flagformer.attention.key_values.seats import LearnedMemory
 from flagformer.attention.output.project import AttentionOnAttention
-from flagformer.attention.qk_norm.norms import RMS, Cosine, Gain
-from flagformer.attention.source import ContextTokens
-from flagformer.branch.scale import Half, LayerScale
-from flagformer.entry.shift import ShiftTokens
+from flagformer.attention.prefix_kv.learned import LearnedMemory
+from flagformer.attention.qk_norm.norms import Gain, L2QKNorm, RMSQKNorm
+from flagformer.attention.source import CrossAttentionInputs
+from flagformer.branch.scale import HalfStep, LayerScale
 from flagformer.feedforward.dense import GLU
 from flagformer.feedforward.dense import Gain as InnerGain
+from flagformer.input_mixer.token_shift import TokenShift
 from flagformer.interop.dialect import OLD
-from flagformer.interop.heads import carry_gates, carry_path
+from flagformer.interop.heads import convert_gates, convert_scores
 from flagformer.interop.permute import columns_by_head, grouped_heads, half_split, per_head, rows_by_head
-from flagformer.interop.source import Carried, Source
+from flagformer.interop.source import ConvertedWeights, SourceWeights
 from flagformer.norm import Norm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -28,7 +28,9 @@ from flagformer.position.rotary import Rotary
 from flagformer.position.xpos import XPos
 
 
-def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offset: float = 0.0) -> None:
+def convert_norm(
+    source: SourceWeights, carried: ConvertedWeights, prefix: str, norm: object, offset: float = 0.0
+) -> None:
     """The gain of a norm; `offset` is what x-transformers adds to what is stored."""
     if not isinstance(norm, Norm) or isinstance(norm, SimpleRMSNorm):
         return
@@ -39,10 +41,10 @@ def carry_norm(source: Source, carried: Carried, prefix: str, norm: object, offs
     factor = 1.0
     if isinstance(norm, ScaleNorm) and not source.dialect.whole_lengths:
         factor = norm.width**0.5
-    carried.put(norm.gain, None if gain is None else (gain + offset) * factor)
+    carried.put(norm.weight, None if gain is None else (gain + offset) * factor)
 
 
-def _layer_norm_gain(source: Source, prefix: str) -> Tensor | None:
+def _layer_norm_gain(source: SourceWeights, prefix: str) -> Tensor | None:
     """`gamma` in 2.31 and under an old torch, `weight` in 1.27; a bias only where it is zero."""
     for name in ("beta", "bias"):
         extra = source.peek(f"{prefix}.{name}")
@@ -52,40 +54,40 @@ def _layer_norm_gain(source: Source, prefix: str) -> Tensor | None:
     return source.take(f"{prefix}.gamma") if plain is None else plain
 
 
-def carry_branch(source: Source, carried: Carried, prefix: str, sublayer: Any) -> str:
+def convert_branch(source: SourceWeights, carried: ConvertedWeights, prefix: str, sublayer: Any) -> str:
     """Takes LayerScale; returns the prefix of the sublayer's function, which it and macaron wrap."""
     branch = sublayer.branch
     parts = list(branch) if isinstance(branch, nn.Sequential) else [branch]
     for part in reversed(parts):
         if isinstance(part, LayerScale):
             gain = source.take(f"{prefix}.gamma")
-            carried.put(part.gain, None if gain is None else gain + source.dialect.offset)
+            carried.put(part.weight, None if gain is None else gain + source.dialect.offset)
             prefix += ".fn"
-        elif isinstance(part, Half):
+        elif isinstance(part, HalfStep):
             prefix += ".fn"
-        if isinstance(part, LayerScale | Half) and isinstance(sublayer.branch_norm, Norm):
+        if isinstance(part, LayerScale | HalfStep) and isinstance(sublayer.branch_norm, Norm):
             source.refuse(
                 "x-transformers scales a branch before the sandwich norm, this library behind it", prefix
             )
-    return prefix + ".fn" if isinstance(sublayer.entry, ShiftTokens) else prefix
+    return prefix + ".fn" if isinstance(sublayer.input_mixer, TokenShift) else prefix
 
 
-def carry_feedforward(source: Source, carried: Carried, prefix: str, fn: Any) -> None:
+def convert_feedforward(source: SourceWeights, carried: ConvertedWeights, prefix: str, fn: Any) -> None:
     gated = isinstance(fn, GLU)
     first = f"{prefix}.ff.0.proj" if gated else f"{prefix}.ff.0.0"
-    norm, last = fn.norm, fn.outer
-    carried.put(fn.inner.weight, source.take(f"{first}.weight"))
+    norm, last = fn.norm, fn.w_out
+    carried.put(fn.w_in.weight, source.take(f"{first}.weight"))
     bias = source.peek(f"{first}.bias")
-    if fn.inner.bias is not None:
-        carried.put(fn.inner.bias, bias)
+    if fn.w_in.bias is not None:
+        carried.put(fn.w_in.bias, bias)
     elif bias is not None and bias.count_nonzero():
         source.refuse(
             "is not zero: x-transformers keeps this bias under `ff_no_bias`; build this model without that",
             f"{first}.bias",
         )
     if gated and isinstance(fn.gain, InnerGain):
-        carried.put(fn.gain.value, source.take(f"{prefix}.ff.0.mult_bias"))
-    carry_norm(source, carried, f"{prefix}.ff.1", norm)
+        carried.put(fn.gain.weight, source.take(f"{prefix}.ff.0.mult_bias"))
+    convert_norm(source, carried, f"{prefix}.ff.1", norm)
     out = f"{prefix}.ff.{3 if isinstance(norm, Norm) else 2}"
     carried.put(last.weight, source.take(f"{out}.weight"))
     if last.bias is not None:
@@ -103,7 +105,7 @@ def head_order(fn: Attention) -> Tensor | None:
     return grouped_heads(projection.heads, projection.groups)
 
 
-def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention) -> None:
+def convert_attention(source: SourceWeights, carried: ConvertedWeights, prefix: str, fn: Attention) -> None:
     """Queries, keys and values (one weight here), their norms, memory, and the output projection."""
     projection: Any = fn.source.projection
     last = fn.to_out.last
@@ -119,11 +121,11 @@ def carry_attention(source: Source, carried: Carried, prefix: str, fn: Attention
             parts += [] if v is None else [v]
         _carry_projection(carried, projection, parts)
     _carry_qk_norm(source, carried, prefix, fn, heads, dims)
-    for seats in fn.seats:
+    for seats in fn.prefix_kv:
         if isinstance(seats, LearnedMemory):
             _carry_memory(source, carried, prefix, fn, seats, dims)
-    carry_path(source, carried, prefix, fn, heads)
-    carry_gates(source, carried, prefix, fn, heads)
+    convert_scores(source, carried, prefix, fn, heads)
+    convert_gates(source, carried, prefix, fn, heads)
     gated = isinstance(fn.to_out, AttentionOnAttention)
     out = source.peek(f"{prefix}.to_out.0.weight" if gated else f"{prefix}.to_out.weight")
     if out is None and projection.heads == 1:
@@ -145,7 +147,7 @@ def _rows(projection: Any) -> int:
     return sum(getattr(projection, part).out_features for part in parts)
 
 
-def _carry_projection(carried: Carried, projection: Any, parts: list[Tensor]) -> None:
+def _carry_projection(carried: ConvertedWeights, projection: Any, parts: list[Tensor]) -> None:
     """Queries, keys and values, each [heads * width, D]."""
     if hasattr(projection, "to_qkv"):
         carried.put(projection.to_qkv.weight, torch.cat(parts))
@@ -155,33 +157,43 @@ def _carry_projection(carried: Carried, projection: Any, parts: list[Tensor]) ->
 
 
 def _carry_qk_norm(
-    source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None, dims: Tensor | None
+    source: SourceWeights,
+    carried: ConvertedWeights,
+    prefix: str,
+    fn: Attention,
+    heads: Tensor | None,
+    dims: Tensor | None,
 ) -> None:
     norm: Any = fn.source.qk_norm
-    if isinstance(norm, Cosine):
+    if isinstance(norm, L2QKNorm):
         _carry_cosine(source, carried, prefix, fn, heads, dims)
-    if not isinstance(norm, RMS):
+    if not isinstance(norm, RMSQKNorm):
         return
-    for target, name, order in ((norm.q_gain, "q_rmsnorm", heads), (norm.k_gain, "k_rmsnorm", None)):
+    for target, name, order in ((norm.q_weight, "q_rmsnorm", heads), (norm.k_weight, "k_rmsnorm", None)):
         gain = source.take(f"{prefix}.{name}.gamma")
         carried.put(target, None if gain is None else per_head(gain + 1, order, dims))
 
 
 def _carry_cosine(
-    source: Source, carried: Carried, prefix: str, fn: Attention, heads: Tensor | None, dims: Tensor | None
+    source: SourceWeights,
+    carried: ConvertedWeights,
+    prefix: str,
+    fn: Attention,
+    heads: Tensor | None,
+    dims: Tensor | None,
 ) -> None:
     norm: Any = fn.source.qk_norm
-    cross = isinstance(fn.source, ContextTokens)
-    if norm.parts > 1 and dims is not None:
+    cross = isinstance(fn.source, CrossAttentionInputs)
+    if norm.groups > 1 and dims is not None:
         source.refuse("`attn_qk_norm_groups` with rotated heads: pairs stand in other parts of a head there")
     for gain, name, order in ((norm.q_gain, "q", heads), (norm.k_gain, "k", None)):
         if isinstance(gain, Gain):
             value = source.take(f"{prefix}.qk_norm_{name}_scale")
             factor = _cosine_share(source, f"{prefix}.qk_norm_{name}_scale", value, cross)
-            carried.put(gain.value, None if value is None else per_head(value * factor, order, dims))
+            carried.put(gain.weight, None if value is None else per_head(value * factor, order, dims))
 
 
-def _cosine_share(source: Source, key: str, gain: Tensor | None, cross: bool) -> float:
+def _cosine_share(source: SourceWeights, key: str, gain: Tensor | None, cross: bool) -> float:
     """What a gain takes over of the factor that 1.27 keeps beside it; in this library it is K ** -0.5."""
     if source.dialect.version != OLD or gain is None:
         return 1.0
@@ -193,17 +205,22 @@ def _cosine_share(source: Source, key: str, gain: Tensor | None, cross: bool) ->
 
 
 def _carry_memory(
-    source: Source, carried: Carried, prefix: str, fn: Attention, seats: LearnedMemory, dims: Tensor | None
+    source: SourceWeights,
+    carried: ConvertedWeights,
+    prefix: str,
+    fn: Attention,
+    seats: LearnedMemory,
+    dims: Tensor | None,
 ) -> None:
     keys, values = source.take(f"{prefix}.mem_k"), source.take(f"{prefix}.mem_v")
     carried.put(seats.k, None if keys is None else per_head(keys, None, dims))
     carried.put(seats.v, values)
     norm = fn.source.qk_norm
-    if isinstance(norm, RMS):
+    if isinstance(norm, RMSQKNorm):
         source.refuse(
             "x-transformers leaves memory keys as they are under `attn_qk_rmsnorm`", f"{prefix}.mem_k"
         )
-    if isinstance(norm, Cosine) and norm.parts > 1:
+    if isinstance(norm, L2QKNorm) and norm.groups > 1:
         source.refuse(
             "x-transformers norms memory keys whole under `attn_qk_norm_groups`, tokens' keys in parts",
             f"{prefix}.mem_k",

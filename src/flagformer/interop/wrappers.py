@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from flagformer.embedding.memory import MemoryTokens
 from flagformer.embedding.patches import Registers
 from flagformer.head.heads import LinearHead, TiedHead
-from flagformer.interop.source import Carried, Source
-from flagformer.interop.stack import carry_layers
-from flagformer.interop.sublayers import carry_norm
+from flagformer.interop.source import ConvertedWeights, SourceWeights
+from flagformer.interop.stack import convert_layers
+from flagformer.interop.sublayers import convert_norm
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -23,26 +23,26 @@ from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 
-def carry_transformer(source: Source, carried: Carried, model: TransformerWrapper) -> None:
+def convert_transformer(source: SourceWeights, carried: ConvertedWeights, model: TransformerWrapper) -> None:
     """A TransformerWrapper."""
     carried.put(model.token_emb.weight, source.take("token_emb.emb.weight"))
     _carry_positions(source, carried, model)
     for name, kind in model.embedding.kinds.items():
         carried.put(kind.weight, source.take(f"embeds.{name}.weight"))
-    carry_norm(source, carried, "post_emb_norm", model.embedding.norm)
+    convert_norm(source, carried, "post_emb_norm", model.embedding.norm)
     if isinstance(model.embedding.project, nn.Linear):
         carried.put(model.embedding.project.weight, source.take("project_emb.weight"))
         carried.put(model.embedding.project.bias, source.take("project_emb.bias"))
     if isinstance(model.memory, MemoryTokens):
         carried.put(model.memory.tokens, source.take("memory_tokens"))
-    carry_layers(source.under("attn_layers."), carried, model.attn_layers)
+    convert_layers(source.under("attn_layers."), carried, model.attn_layers)
     if isinstance(model.head, LinearHead):
         carried.put(model.head.project.weight, source.take("to_logits.weight"))
     elif isinstance(model.head, TiedHead) and source.dialect.plain_tied_logits:
         _restore_tied_scale(source, carried, model)
 
 
-def _carry_positions(source: Source, carried: Carried, model: Any) -> None:
+def _carry_positions(source: SourceWeights, carried: ConvertedWeights, model: Any) -> None:
     if isinstance(model.pos_emb, Learned):
         table = source.take("pos_emb.emb.weight")
         factor = 1.0 if model.resolved.flags["l2norm_embed"] else model.embedding.width**-0.5  # at use
@@ -51,12 +51,12 @@ def _carry_positions(source: Source, carried: Carried, model: Any) -> None:
         carried.put(model.pos_emb.scale, source.take("pos_emb.scale"))
 
 
-def _restore_tied_scale(source: Source, carried: Carried, model: Any) -> None:
+def _restore_tied_scale(source: SourceWeights, carried: ConvertedWeights, model: Any) -> None:
     """Logits of 1.27 are products without a factor: the gain of the last norm takes over sqrt(D)."""
     layers = model.attn_layers
-    placement = layers.resolved.one("placement").name
+    placement = layers.resolved.one("norm_position").name
     if isinstance(layers.final_norm, LayerNorm | RMSNorm | ScaleNorm) and placement != "DualNorm":
-        carried.multiply(layers.final_norm.gain, model.head.scale**-1)
+        carried.multiply(layers.final_norm.weight, model.head.scale**-1)
     else:
         source.refuse(
             "`tie_embedding` of x-transformers 1.27 does not divide logits by sqrt(D) as this library does, "
@@ -64,26 +64,26 @@ def _restore_tied_scale(source: Source, carried: Carried, model: Any) -> None:
         )
 
 
-def carry_vision(source: Source, carried: Carried, model: ViTransformerWrapper) -> None:
+def convert_vision(source: SourceWeights, carried: ConvertedWeights, model: ViTransformerWrapper) -> None:
     """A ViTransformerWrapper, whose own norms store their gain as it is."""
-    grid: Any = model.patches.places
+    grid: Any = model.patches.pos_emb
     places = None if grid is None else source.take("pos_embedding")
     if places is not None:
         carried.put(grid, places.view_as(grid) if places.numel() == grid.numel() else places)
     if isinstance(model.registers, Registers):
         carried.put(model.registers.tokens, source.take("register_tokens"))
-    carry_norm(source, carried, "patch_to_embedding.0", model.patches.in_norm)
+    convert_norm(source, carried, "patch_to_embedding.0", model.patches.in_norm)
     carried.put(model.patches.project.weight, source.take("patch_to_embedding.1.weight"))
     carried.put(model.patches.project.bias, source.take("patch_to_embedding.1.bias"))
-    carry_norm(source, carried, "patch_to_embedding.2", model.patches.out_norm)
-    carry_norm(source, carried, "post_emb_norm", model.post_emb_norm)
-    carry_layers(source.under("attn_layers."), carried, model.attn_layers)
+    convert_norm(source, carried, "patch_to_embedding.2", model.patches.out_norm)
+    convert_norm(source, carried, "post_emb_norm", model.post_emb_norm)
+    convert_layers(source.under("attn_layers."), carried, model.attn_layers)
     if isinstance(model.head, nn.Linear):
         carried.put(model.head.weight, source.take("mlp_head.weight"))
         carried.put(model.head.bias, source.take("mlp_head.bias"))
 
 
-def carry_halves(source: Source, carried: Carried, model: XTransformer) -> None:
+def convert_encoder_decoder(source: SourceWeights, carried: ConvertedWeights, model: XTransformer) -> None:
     """An XTransformer; its encoder's logits, which nothing reads there, are left out with a warning."""
     encoder = source.under("encoder.", source.dialect.half("enc_"))
     decoder = source.under("decoder.net.", source.dialect.half("dec_"))
@@ -93,8 +93,8 @@ def carry_halves(source: Source, carried: Carried, model: XTransformer) -> None:
             decoder.refuse(
                 "differs from the encoder's: build without `tie_token_emb`", "token_emb.emb.weight"
             )
-    carry_transformer(encoder, carried, model.encoder)
-    carry_transformer(decoder, carried, model.decoder.net)
+    convert_transformer(encoder, carried, model.encoder)
+    convert_transformer(decoder, carried, model.decoder.net)
     if encoder.peek("to_logits.weight") is not None:
         text = "`encoder.to_logits.weight` is left out: the XTransformer of x-transformers never reads it"
         warnings.warn(text, stacklevel=2)

@@ -14,10 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from flagformer.interop.dialect import Dialect, check_version, version_of
-from flagformer.interop.source import Carried, Source
-from flagformer.interop.stack import carry_layers
-from flagformer.interop.words import flags_of_x_transformers
-from flagformer.interop.wrappers import carry_halves, carry_transformer, carry_vision, without_net
+from flagformer.interop.flag_translator import flags_of_x_transformers
+from flagformer.interop.source import ConvertedWeights, SourceWeights
+from flagformer.interop.stack import convert_layers
+from flagformer.interop.wrappers import (
+    convert_encoder_decoder,
+    convert_transformer,
+    convert_vision,
+    without_net,
+)
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.build import build
@@ -28,10 +33,10 @@ from flagformer.wrappers.xtransformer import XTransformer
 Weights = Mapping[str, Tensor] | nn.Module
 # What carries each kind of model.
 KINDS: dict[type[nn.Module], Any] = {
-    TransformerWrapper: carry_transformer,
-    XTransformer: carry_halves,
-    ViTransformerWrapper: carry_vision,
-    AttentionLayers: carry_layers,
+    TransformerWrapper: convert_transformer,
+    XTransformer: convert_encoder_decoder,
+    ViTransformerWrapper: convert_vision,
+    AttentionLayers: convert_layers,
 }
 
 
@@ -76,11 +81,11 @@ def load_x_transformers(
     version = version or version_of(weights)
     if model is None:
         model = build(flags_of_x_transformers(flags or {}, version)).eval()
-    carry_x_transformers(weights, model, Dialect(version, norm_add_unit_offset, flags)).write()
+    convert_x_transformers(weights, model, Dialect(version, norm_add_unit_offset, flags)).write()
     return model
 
 
-def carry_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -> Carried:
+def convert_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -> ConvertedWeights:
     """Which tensor belongs to which parameter, each a differentiable function of the weights; writes nothing.
 
     Raises:
@@ -92,7 +97,7 @@ def carry_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -
         known = ", ".join(kind.__name__ for kind in KINDS)
         raise ValueError(f"`model` must be one of {known}, but is {type(model).__name__}")
     tensors = dict(weights.state_dict() if isinstance(weights, nn.Module) else weights)
-    source, carried = Source(without_net(tensors), dialect), Carried(inner)
+    source, carried = SourceWeights(without_net(tensors), dialect), ConvertedWeights(inner)
     KINDS[kinds[0]](source, carried, inner)
     reasons = source.refused + [f"`{key}` has no place in this model" for key in source.rest()]
     reasons += carried.problems()

@@ -8,22 +8,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flagformer.flow import Layout, Memories
+from flagformer.flow import Layout, RecurrentState
 
 
 class Recurrence(ABC):
     """Contract of the slot `recurrence`, built as `(dim, kinds)`: the kind of each step that remembers."""
 
     @abstractmethod
-    def read(self, mems: Any, masks: Any, batch: int, leaves: bool) -> Memories | None:
+    def read(self, mems: Any, masks: Any, batch: int, leaves: bool) -> RecurrentState | None:
         """What a user hands over, checked; None where it is nothing. `leaves`: new ones are asked for."""
 
     @abstractmethod
-    def lowered(self, held: Memories | None) -> Memories | None:
+    def lowered(self, held: RecurrentState | None) -> RecurrentState | None:
         """The same as the steps read them: each its own, or those of a step above."""
 
     @abstractmethod
-    def write(self, held: Memories | None, streams: Mapping[int, Tensor], layout: Layout) -> Memories:
+    def write(
+        self, held: RecurrentState | None, streams: Mapping[int, Tensor], layout: Layout
+    ) -> RecurrentState:
         """What is left: of what was held, and of what the steps read of a segment with this layout."""
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from flagformer.flags import Finding, Flag, FlagError, Need, component
+from flagformer.flags import Finding, Flag, FlagError, Requirement, component
 from flagformer.flow import Layout
-from flagformer.flow.memories import Memories, read_memories
+from flagformer.flow.recurrent_state import RecurrentState, read_memories
 from flagformer.memory import Recurrence
 
-TOKENS = Need(
+TOKENS = Requirement(
     "num_memory_tokens", None, "memory tokens stand in front of each segment, between it and what came before"
 )
 
@@ -30,10 +30,12 @@ class NoRecurrence(Recurrence):
             name = "mems" if mems is not None else "return_mems"
             raise ValueError(f"`{name}` needs a model with memories: build it with `max_mem_len`")
 
-    def lowered(self, held: Memories | None) -> Memories | None:
+    def lowered(self, held: RecurrentState | None) -> RecurrentState | None:
         return held
 
-    def write(self, held: Memories | None, streams: Mapping[int, Tensor], layout: Layout) -> Memories:
+    def write(
+        self, held: RecurrentState | None, streams: Mapping[int, Tensor], layout: Layout
+    ) -> RecurrentState:
         raise AssertionError("`read` refuses whoever asks for memories")
 
 
@@ -53,11 +55,11 @@ class SegmentRecurrence(Recurrence):
         kinds: Sequence[str],
         *,
         most: Annotated[
-            int, Flag("max_mem_len", "tokens M of earlier segments that `return_mems` keeps", least=0)
+            int, Flag("max_mem_len", "tokens M of earlier segments that `return_mems` keeps", ge=0)
         ],
         shift: Annotated[
             int,
-            Flag("shift_mem_down", "layers read the memories of so many layers above (2012.15688)", least=0),
+            Flag("shift_mem_down", "layers read the memories of so many layers above (2012.15688)", ge=0),
         ] = 0,
     ) -> None:
         own = [place for place, kind in enumerate(kinds) if kind == "a"]
@@ -78,15 +80,17 @@ class SegmentRecurrence(Recurrence):
         for place, source in zip(own, own[shift:] + own[:shift]):
             self.reads[place] = source
 
-    def read(self, mems: Any, masks: Any, batch: int, leaves: bool) -> Memories | None:
+    def read(self, mems: Any, masks: Any, batch: int, leaves: bool) -> RecurrentState | None:
         return None if mems is None else read_memories(mems, masks, self.count, batch, self.dim)
 
-    def lowered(self, held: Memories | None) -> Memories | None:
+    def lowered(self, held: RecurrentState | None) -> RecurrentState | None:
         return (
             None
             if held is None
-            else replace(held, streams=tuple(held.streams[place] for place in self.reads))
+            else replace(held, hiddens=tuple(held.hiddens[place] for place in self.reads))
         )
 
-    def write(self, held: Memories | None, streams: Mapping[int, Tensor], layout: Layout) -> Memories:
-        return Memories.of([streams[step] for step in sorted(streams)], layout, held, self.most)
+    def write(
+        self, held: RecurrentState | None, streams: Mapping[int, Tensor], layout: Layout
+    ) -> RecurrentState:
+        return RecurrentState.updated([streams[step] for step in sorted(streams)], layout, held, self.most)

@@ -8,19 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.cores.kmeans import uncounted
-from flagformer.flow import Memories
+from flagformer.attention.cores.kmeans import frozen_statistics
+from flagformer.flow import RecurrentState
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import refuse_sharded_above
-from flagformer.stack.executor.replay import Surroundings, same_draws
+from flagformer.stack.executor.forward_context import ForwardContext, same_rng
 
 # (number of the segment, what it reads) -> (its loss or None, what it leaves)
-Segment = Callable[[int, Memories | None], tuple[Tensor | None, Memories]]
+Segment = Callable[[int, RecurrentState | None], tuple[Tensor | None, RecurrentState]]
 
 
 def replay(
-    model: nn.Module, read: Segment, start: Memories | None, count: int
-) -> tuple[list[Tensor | None], Memories]:
+    model: nn.Module, read: Segment, start: RecurrentState | None, count: int
+) -> tuple[list[Tensor | None], RecurrentState]:
     """Adds to every parameter's gradient that of the sum of all losses; exact, in the memory of one segment.
 
     All segments but the last run once without a graph, and what they leave is kept; then, from the last to
@@ -38,21 +38,21 @@ def replay(
         losses without graph, None for segments that gave none; and what the last segment leaves.
     """
     refuse_sharded_above(model)
-    around = Surroundings(home_of(model)[0])
-    held: list[Memories | None] = [None if start is None else start.detach()]
+    around = ForwardContext(home_of(model)[0])
+    held: list[RecurrentState | None] = [None if start is None else start.detach()]
     draws: list[tuple[Tensor, ...] | None] = []
-    with torch.no_grad(), uncounted(model):
+    with torch.no_grad(), frozen_statistics(model):
         for number in range(count - 1):
-            before = around.draws()
+            before = around.rng_state()
             held.append(read(number, held[-1])[1])
-            draws.append(None if same_draws(before, around.draws()) else before)
+            draws.append(None if same_rng(before, around.rng_state()) else before)
     draws.append(None)  # the last runs once
     losses: list[Tensor | None] = []
     last, grad = None, None
     for number in reversed(range(count)):
         here = held.pop()
         here = None if here is None else replace(here, slots=_slots(here).detach().requires_grad_())
-        with around.drawing(draws.pop()):
+        with around.with_rng_state(draws.pop()):
             loss, left = read(number, here)
         last = left.detach() if last is None else last
         _backward([(loss, None)] + ([(_slots(left), grad)] if grad is not None else []))
@@ -72,6 +72,6 @@ def _backward(ends: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
         torch.autograd.backward([end for end, _ in found], [grad for _, grad in found])
 
 
-def _slots(memories: Memories) -> Tensor:
+def _slots(memories: RecurrentState) -> Tensor:
     assert memories.slots is not None
     return memories.slots

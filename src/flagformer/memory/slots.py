@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError, component
-from flagformer.flow import Memories
+from flagformer.flow import RecurrentState
 from flagformer.memory import SlotMemory, Writer
 from flagformer.memory.write_bmn import BMNWriter
 from flagformer.memory.write_gru import GRUWriter
@@ -26,7 +26,7 @@ class NoSlots(SlotMemory):
         self.count = 0
 
     def read(self, mems: Any, batch: int) -> tuple[None, Any]:
-        if isinstance(mems, Memories) and mems.slots is not None:
+        if isinstance(mems, RecurrentState) and mems.slots is not None:
             raise ValueError("`mems` holds slots, but this model has none: build it with `num_memory_slots`")
         return None, mems
 
@@ -49,18 +49,16 @@ class MemorySlots(SlotMemory):
         self,
         dim: int,
         *,
-        count: Annotated[int, Flag("num_memory_slots", "slots M that segments write (2010.06891)", least=0)],
+        count: Annotated[int, Flag("num_memory_slots", "slots M that segments write (2010.06891)", ge=0)],
         update: Annotated[
             str,
             Flag("memory_update", "a recurrent unit, or biased memory normalisation", choices=("gru", "bmn")),
         ] = "gru",
-        rounds: Annotated[
-            int, Flag("num_mem_updates", "how often each segment writes", least=1, below=1000)
-        ] = 1,
-        heads: Annotated[int, Flag("mem_update_attn_heads", "heads with which slots read", least=1)] = 8,
+        rounds: Annotated[int, Flag("num_mem_updates", "how often each segment writes", ge=1, lt=1000)] = 1,
+        heads: Annotated[int, Flag("mem_update_attn_heads", "heads with which slots read", ge=1)] = 8,
         temperature: Annotated[
             float | None,
-            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", least=1e-3),
+            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", ge=1e-3),
         ] = None,
     ) -> None:
         super().__init__()
@@ -85,8 +83,8 @@ class MemorySlots(SlotMemory):
     def read(self, mems: Any, batch: int) -> tuple[Tensor, Any]:
         if mems is None:
             return self.writer.start().expand(batch, -1, -1), None
-        rest = mems if isinstance(mems, Memories) and mems.streams else None
-        slots = mems.slots if isinstance(mems, Memories) else mems
+        rest = mems if isinstance(mems, RecurrentState) and mems.hiddens else None
+        slots = mems.slots if isinstance(mems, RecurrentState) else mems
         shape = [batch, self.count, self.dim]
         if not isinstance(slots, Tensor) or list(slots.shape) != shape or not slots.is_floating_point():
             found = list(slots.shape) if isinstance(slots, Tensor) else type(mems).__name__

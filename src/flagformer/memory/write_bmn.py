@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flagformer.memory import Writer
 from flagformer.memory.slot_attention import SlotAttention
-from flagformer.ops.unit import unit_length
+from flagformer.ops.l2_normalize import l2_normalize
 
 
 class BMNWriter(Writer):
@@ -33,6 +33,6 @@ class BMNWriter(Writer):
 
     def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
         if slots is None or tokens is None:
-            return unit_length(self.bias)
+            return l2_normalize(self.bias)
         read = self.attention(self.seen(slots), tokens, real) / self.size
-        return unit_length(read + self.bias)
+        return l2_normalize(read + self.bias)

@@ -19,11 +19,11 @@ class LayerNorm(Norm):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.gain)
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gain.shape, self.gain)
+        return F.layer_norm(x, self.weight.shape, self.weight)

@@ -9,23 +9,23 @@ from flagformer.flags import component
 from flagformer.norm import Norm
 
 # Only guards the zero vector: the paper has none, and a larger one would shrink small activations.
-SHORTEST = 1e-12
+MIN_NORM = 1e-12
 # Dtypes that hold it.
 WIDE = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def shortest(x: Tensor) -> float:
+def min_norm(x: Tensor) -> float:
     """The length below which a vector counts as zero; in fp16 it is one of root mean square 6e-5."""
-    return SHORTEST if x.dtype in WIDE else torch.finfo(x.dtype).tiny * x.shape[-1] ** 0.5
+    return MIN_NORM if x.dtype in WIDE else torch.finfo(x.dtype).tiny * x.shape[-1] ** 0.5
 
 
-def unit_rms(x: Tensor) -> Tensor:
+def rsqrt_ms(x: Tensor) -> Tensor:
     """What x is multiplied by to get a root mean square of one: [..., D] -> [..., 1].
 
     By the vector's length, whose backward on a CPU takes 0.6 of the time of `F.rms_norm`.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.clamp(min=shortest(x)).reciprocal() * x.shape[-1] ** 0.5
+    return length.clamp(min=min_norm(x)).reciprocal() * x.shape[-1] ** 0.5
 
 
 @component("norm", select="use_rmsnorm", paper="arXiv:1910.07467")
@@ -34,11 +34,11 @@ class RMSNorm(Norm):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.gain)
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (unit_rms(x) * self.gain)
+        return x * (rsqrt_ms(x) * self.weight)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.norm import Norm
-from flagformer.norm.rmsnorm import unit_rms
+from flagformer.norm.rmsnorm import rsqrt_ms
 
 
 @component("norm", select="use_scalenorm", paper="arXiv:1910.05895, section 2.2")
@@ -17,11 +17,11 @@ class ScaleNorm(Norm):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.width = dim
-        self.gain = nn.Parameter(torch.empty(1))
+        self.weight = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.gain, self.width**0.5)
+        nn.init.constant_(self.weight, self.width**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (unit_rms(x) * (self.gain * self.width**-0.5))
+        return x * (rsqrt_ms(x) * (self.weight * self.width**-0.5))

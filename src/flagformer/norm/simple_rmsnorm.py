@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flagformer.flags import component
 from flagformer.norm import Norm
-from flagformer.norm.rmsnorm import unit_rms
+from flagformer.norm.rmsnorm import rsqrt_ms
 
 
 @component("norm", select="use_simple_rmsnorm", paper="arXiv:2307.14995, section 2.4")
@@ -17,4 +17,4 @@ class SimpleRMSNorm(Norm):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * unit_rms(x)
+        return x * rsqrt_ms(x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def splitter(heads: Sequence[int], widths: Sequence[int]) -> Callable[[Tensor], list[Tensor]]:
+def split_heads(heads: Sequence[int], widths: Sequence[int]) -> Callable[[Tensor], list[Tensor]]:
     """What turns [B, T, sum of heads * width] into [B, heads, T, width] for each of them.
 
     Heads of one width take a single view: one token 5.3 us in place of 6.7 (three parts, 1 thread).
@@ -33,7 +33,7 @@ def _split_uneven(x: Tensor, heads: Sequence[int], widths: Sequence[int]) -> lis
     return [part.unflatten(-1, (count, width)).transpose(1, 2) for part, count, width in parts]
 
 
-def repeat_groups(x: Tensor, heads: int) -> Tensor:
+def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """[B, G, S, K] -> [B, H, S, K]: each group serves H / G consecutive heads."""
     groups = x.shape[1]
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.ops.by_distance import EDGE, Span, Table, Tile, by_heads, strips_of
-from flagformer.ops.full_precision import wide, without_casts
+from flagformer.ops.bias_table import PAD, BiasTable, RelativeRange, Tile, by_heads, head_groups
+from flagformer.ops.full_precision import accum_dtype, without_casts
 from flagformer.ops.tried import private
 
 fused = private("_scaled_dot_product_flash_attention_for_cpu")
@@ -54,8 +54,8 @@ def attend(
     keys = k.shape[2]
     q, turned_k, turned_v = dense_rows(q), k.flip(2), v.flip(2)
     out = by_heads(q, q.shape[3], q.dtype)
-    lse = by_heads(q, 1, wide(q.dtype))[..., 0]
-    for heads, table, _ in strips_of(q, k, biases, groups, Span(*span), scale):
+    lse = by_heads(q, 1, accum_dtype(q.dtype))[..., 0]
+    for heads, table, _ in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
         for tile in table.tiles(q.shape[2], keys):
             part, rows = tile.keys(keys), slice(tile.start, tile.stop)
             out[:, heads, rows], lse[:, heads, rows] = fused(
@@ -72,7 +72,7 @@ def attend(
 def _(
     q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Tensor | None, span: Any, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return by_heads(q, q.shape[3], q.dtype), by_heads(q, 1, wide(q.dtype))[..., 0]
+    return by_heads(q, q.shape[3], q.dtype), by_heads(q, 1, accum_dtype(q.dtype))[..., 0]
 
 
 class _Gradients:
@@ -81,7 +81,7 @@ class _Gradients:
     def __init__(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         self.grad, self.q, self.out, self.lse = dense_rows(grad), dense_rows(q), out, lse
         self.k, self.v, self.keys = k.flip(2), v.flip(2), k.shape[2]
-        dtype, width = wide(q.dtype), q.shape[3]
+        dtype, width = accum_dtype(q.dtype), q.shape[3]
         self.dq, self.dk, self.dv = (by_heads(like, width, dtype) for like in (q, k, v))
 
     def of(self, heads: slice) -> _Gradients:
@@ -138,7 +138,7 @@ def fixed_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k and v."""
     found = _Gradients(grad, q, k, v, out, lse)
-    for heads, table, _ in strips_of(q, k, biases, groups, Span(*span), scale):
+    for heads, table, _ in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
         strip = found.of(heads)
         for tile in table.tiles(q.shape[2], found.keys):
             part = tile.keys(found.keys)
@@ -177,23 +177,23 @@ def learned_backward(
     found = _Gradients(grad, q, k, v, out, lse)
     delta = (out.to(lse.dtype) * grad).sum(dim=-1, keepdim=True)
     dbiases = torch.zeros_like(biases, dtype=lse.dtype)
-    for heads, table, distances in strips_of(q, k, biases, groups, Span(*span), scale):
+    for heads, table, distances in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
         strip, sums = found.of(heads), torch.zeros_like(table.biases)
         for tile in table.tiles(q.shape[2], found.keys):
             _add_learned(strip, sums, tile, table, delta[:, heads], scale)
-        dbiases[heads, distances] = sums[:, EDGE : EDGE + table.length]
+        dbiases[heads, distances] = sums[:, PAD : PAD + table.length]
     return *found.result(), dbiases.to(biases.dtype)
 
 
 def _add_learned(
-    found: _Gradients, dbiases: Tensor, tile: Tile, table: Table, delta: Tensor, scale: float
+    found: _Gradients, dbiases: Tensor, tile: Tile, table: BiasTable, delta: Tensor, scale: float
 ) -> None:
     """Adds the gradients of a tile, those of the table to `dbiases`."""
     sums = _add_written_out(found, tile, table, delta, scale)
     begin = table.place(tile)
     dbiases[:, begin : begin + sums.shape[1]] += sums
-    if tile.far > tile.first:
-        at = table.same + EDGE
+    if tile.saturated > tile.first:
+        at = table.same + PAD
         dbiases[:, at] -= sums.sum(dim=1)
         part = tile.far_keys(found.keys)
         # the fused kernel adds no bias here: it is taken out of the sums instead
@@ -208,7 +208,7 @@ def _(
     return dq, dk, dv, torch.empty_like(biases)
 
 
-def _add_written_out(found: _Gradients, tile: Tile, table: Table, delta: Tensor, scale: float) -> Tensor:
+def _add_written_out(found: _Gradients, tile: Tile, table: BiasTable, delta: Tensor, scale: float) -> Tensor:
     """Adds the gradients of a tile's near keys; returns those of the biases, [H, queries + near keys - 1]."""
     part, rows = tile.near_keys(found.keys), slice(tile.start, tile.stop)
     q, k, v, grad = (

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.ops.attend_blocks import Given, Vectors, attend_backward
+from flagformer.ops.attend_blocks import QKV, ForwardResult, attend_backward
 from flagformer.ops.attend_blocks import attend as attend_part
 from flagformer.ops.full_precision import without_casts
-from flagformer.ops.pieces import parts
-from flagformer.ops.stretches import Stretches
+from flagformer.ops.key_ranges import KeyRanges
+from flagformer.ops.tiling import head_tiles
 
 PLACES = "Tensor by_query, Tensor by_key, Tensor low, Tensor high, int own, bool alone, float scale"
 
@@ -39,10 +39,10 @@ def _beside(like: Tensor, width: int) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, *places: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`Given` of all queries."""
     *whom, scale = places
-    stretches, sums = Stretches(*whom), q.new_empty(q.shape[:3])
-    found = Given(_beside(q, v.shape[3]), sums, torch.empty_like(sums))
-    for rows, heads, groups in parts(q, k.shape[1]):
-        to = Given(*(x[rows, heads] for x in found))
+    stretches, sums = KeyRanges(*whom), q.new_empty(q.shape[:3])
+    found = ForwardResult(_beside(q, v.shape[3]), sums, torch.empty_like(sums))
+    for rows, heads, groups in head_tiles(q, k.shape[1]):
+        to = ForwardResult(*(x[rows, heads] for x in found))
         part = stretches.of(rows, heads)
         attend_part(q[rows, heads], k[rows, groups], v[rows, groups], part, scale, to)
     return tuple(found)  # type: ignore[return-value]
@@ -68,11 +68,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k and v."""
     *whom, scale = places
-    stretches, found = Stretches(*whom), Vectors(*(_beside(x, x.shape[3]) for x in (q, k, v)))
-    for rows, heads, groups in parts(q, k.shape[1]):
-        given = Given(*(x[rows, heads] for x in (out, sums, shares)))
+    stretches, found = KeyRanges(*whom), QKV(*(_beside(x, x.shape[3]) for x in (q, k, v)))
+    for rows, heads, groups in head_tiles(q, k.shape[1]):
+        given = ForwardResult(*(x[rows, heads] for x in (out, sums, shares)))
         vectors, to = (
-            Vectors(x.q[rows, heads], x.k[rows, groups], x.v[rows, groups]) for x in (Vectors(q, k, v), found)
+            QKV(x.q[rows, heads], x.k[rows, groups], x.v[rows, groups]) for x in (QKV(q, k, v), found)
         )
         attend_backward(grad[rows, heads], vectors, given, stretches.of(rows, heads), scale, to)
     return tuple(found)  # type: ignore[return-value]
@@ -100,7 +100,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 attend.register_autograd(_backward, setup_context=_keep)
 
 
-def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: Stretches) -> Tensor:
+def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, stretches: KeyRanges) -> Tensor:
     """softmax(scale q k^T) v over each query's stretch and its own key.
 
     Args:

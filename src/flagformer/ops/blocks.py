@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.stretches import Stretches
+from flagformer.ops.key_ranges import KeyRanges
 
 BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
 SCORES = 1 << 18  # for each thread, of the blocks served together: they stay in a core's cache
 FAR = 1e30  # taken off a score for each key beyond a query's stretch
 
 
-class Batch(NamedTuple):
+class BlockBatch(NamedTuple):
     """I blocks of g queries, each against a stretch of s keys.
 
     Attributes:
@@ -29,34 +29,34 @@ class Batch(NamedTuple):
 
     queries: Tensor
     keys: Tensor
-    middle: Tensor
-    half: Tensor
+    center: Tensor
+    half_width: Tensor
     of_queries: slice
     of_keys: slice
 
-    def of(self, x: Tensor) -> Tensor:
+    def gather_rows(self, x: Tensor) -> Tensor:
         """What the queries have in x [B, H, T], [I, g, 1]."""
-        return x.view(-1).index_select(0, self.queries.flatten()).view_as(self.half)
+        return x.view(-1).index_select(0, self.queries.flatten()).view_as(self.half_width)
 
-    def asking(self, x: Tensor) -> Tensor:
+    def gather_queries(self, x: Tensor) -> Tensor:
         """The queries' places in x [places, K], [I, g, K]."""
         return x[self.of_queries].view(*self.queries.shape, -1)
 
-    def asked(self, x: Tensor) -> Tensor:
+    def gather_keys(self, x: Tensor) -> Tensor:
         """The keys' places in x [places, K], [I, s, K]."""
         return x[self.of_keys].view(*self.keys.shape, -1)
 
-    def inside(self, most: Tensor) -> Tensor:
+    def range_mask(self, most: Tensor) -> Tensor:
         """[I, g, s]: `most` [I, g, 1] of a query's stretch, less than -FAR / 4 beyond.
 
         Made of numbers: comparing and filling take several times as long.
         """
         numbers = torch.arange(self.keys.shape[1], device=most.device, dtype=most.dtype).mul_(FAR)
-        apart = (numbers - self.middle).abs_()
-        return torch.minimum(torch.sub(self.half, apart, out=apart), most, out=apart)
+        apart = (numbers - self.center).abs_()
+        return torch.minimum(torch.sub(self.half_width, apart, out=apart), most, out=apart)
 
 
-class Blocks(NamedTuple):
+class KeyRangeBlocks(NamedTuple):
     """N blocks of g queries, the longest stretches first.
 
     Attributes:
@@ -69,15 +69,15 @@ class Blocks(NamedTuple):
     """
 
     queries: Tensor
-    low: Tensor
-    high: Tensor
+    start: Tensor
+    end: Tensor
     keys: Tensor
     rank: Tensor
     where: Tensor
-    cuts: list[tuple[int, int, int]]
+    splits: list[tuple[int, int, int]]
 
     @staticmethod
-    def of(stretches: Stretches) -> Blocks:
+    def of(stretches: KeyRanges) -> KeyRangeBlocks:
         asking = _flat(stretches.by_query, stretches.by_query)
         keys, low, high = (
             _flat(x, stretches.by_key) for x in (stretches.by_key, stretches.low, stretches.high)
@@ -94,22 +94,22 @@ class Blocks(NamedTuple):
         places = places[:, : asking.shape[1]].flatten()
         where = torch.empty_like(places).scatter_(0, asking.flatten(), places)
         queries, low, high = (x.index_select(0, order) for x in (queries, low, high))
-        return Blocks(queries, low, high, keys.flatten(), rank, where, _cuts(spans.tolist()))
+        return KeyRangeBlocks(queries, low, high, keys.flatten(), rank, where, _cuts(spans.tolist()))
 
-    def batches(self, kind: torch.dtype) -> Iterator[Batch]:
+    def batches(self, kind: torch.dtype) -> Iterator[BlockBatch]:
         places = self.places()
-        for first, last, longest in self.cuts:
-            start = self.low[first:last, :1]
+        for first, last, longest in self.splits:
+            start = self.start[first:last, :1]
             stretch = torch.arange(longest, device=start.device)
             keys = self.keys[(start + stretch).clamp_(max=len(self.keys) - 1)]
-            begins, ends = ((x[first:last] - start)[..., None].to(kind) for x in (self.low, self.high))
+            begins, ends = ((x[first:last] - start)[..., None].to(kind) for x in (self.start, self.end))
             middle, half = (begins + ends - 1) * (FAR / 2), (ends - begins - 0.5) * (FAR / 2)
             of_queries, of_keys = slice(first * BLOCK, last * BLOCK), slice(places[first], places[last])
-            yield Batch(self.queries[first:last], keys, middle, half, of_queries, of_keys)
+            yield BlockBatch(self.queries[first:last], keys, middle, half, of_queries, of_keys)
 
     def places(self) -> list[int]:
         """Where each block's keys begin, those of all batches one behind the other; and where all end."""
-        sizes = (longest for first, last, longest in self.cuts for _ in range(first, last))
+        sizes = (longest for first, last, longest in self.splits for _ in range(first, last))
         return list(accumulate(sizes, initial=0))
 
     def to_queries(self, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.ops.full_precision import no_autocast
+from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.traced import transformed
-from flagformer.ops.unit import unit_length
 
 FARTHEST = 2.0  # beyond any cosine: nothing was seen
 
@@ -51,7 +51,7 @@ def first_equal(means: Tensor) -> Tensor:
     return (checksums[:, :, None] == checksums[:, None]).long().argmax(dim=2)
 
 
-class _Apart(torch.autograd.Function):
+class CommitmentLoss(torch.autograd.Function):
     """`_square_apart`: nothing of [B, H, T, K] is made before the backward."""
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Apart(torch.autograd.Function):
         return back, None, None, None, None
 
 
-def mean_square_apart(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor) -> Tensor:
+def commitment_loss(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor, means: Tensor) -> Tensor:
     """The mean square of what parts the directions of x from their centroids; over real tokens and numbers.
 
     Args:
@@ -90,19 +90,19 @@ def mean_square_apart(x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Ten
     """
     if transformed():
         return _square_apart(x, clusters, means)
-    loss: Tensor = _Apart.apply(x, lengths, clusters, cosines, means)
+    loss: Tensor = CommitmentLoss.apply(x, lengths, clusters, cosines, means)
     return loss
 
 
 def _square_apart(x: Tensor, clusters: Tensor, means: Tensor) -> Tensor:
     """The formula as it is written, for transforms of `torch.func` and second derivatives."""
     real = clusters < means.shape[1]
-    every = cosines(unit_length(x), means)
+    every = cosines(l2_normalize(x), means)
     near = every.gather(3, clusters.clamp(max=means.shape[1] - 1)[..., None])[..., 0]
     return (2 - 2 * near).masked_fill(~real, 0.0).sum() / (real.sum().clamp(min=1) * x.shape[3])
 
 
-class Seen(NamedTuple):
+class ClusterStats(NamedTuple):
     """What tokens say of their centroids.
 
     Attributes:
@@ -118,15 +118,15 @@ class Seen(NamedTuple):
     farthest: Tensor
 
     @staticmethod
-    def nothing(means: Tensor) -> Seen:
+    def zeros(means: Tensor) -> ClusterStats:
         zeros = torch.zeros_like(means)
         none = zeros[..., 0].clone()
-        return Seen(none, zeros, torch.full_like(none, FARTHEST), zeros.clone())
+        return ClusterStats(none, zeros, torch.full_like(none, FARTHEST), zeros.clone())
 
-    def join(self, other: Seen) -> Seen:
+    def merge(self, other: ClusterStats) -> ClusterStats:
         """Both; the order does not matter."""
         nearer = (other.cosines < self.cosines)[..., None]
-        return Seen(
+        return ClusterStats(
             self.counts + other.counts,
             self.sums + other.sums,
             torch.minimum(self.cosines, other.cosines),
@@ -135,7 +135,7 @@ class Seen(NamedTuple):
 
     @staticmethod
     @torch.no_grad()
-    def of(vectors: Tensor, clusters: Tensor, cosines: Tensor, count: int) -> Seen:
+    def of(vectors: Tensor, clusters: Tensor, cosines: Tensor, count: int) -> ClusterStats:
         """Of vectors [B, H, T, K]; a cluster number of `count` is nobody's."""
         batch, heads, length, width = vectors.shape
         rows = vectors.transpose(0, 1).flatten(1, 2)  # [H, B * T, K]
@@ -151,7 +151,7 @@ class Seen(NamedTuple):
         tokens = torch.where(near == least.gather(1, of), tokens, -1)
         last = torch.full_like(counts, -1, dtype=torch.long).scatter_reduce_(1, of, tokens, "amax")
         farthest = rows.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, width))
-        return Seen(*(part[:, :count] for part in (counts, sums, least, farthest)))
+        return ClusterStats(*(part[:, :count] for part in (counts, sums, least, farthest)))
 
 
 class Centroids(NamedTuple):
@@ -174,7 +174,7 @@ DEAD, REBORN = 0.01, 0.1
 
 
 @torch.no_grad()
-def kmeans_step(now: Centroids, seen: Seen, decay: float) -> Centroids:
+def kmeans_step(now: Centroids, seen: ClusterStats, decay: float) -> Centroids:
     """Sums and counts move towards what was seen; heads that saw nothing stay.
 
     A dead cluster is begun anew at the token that lies farthest from its own centroid, of the cluster where
@@ -183,7 +183,7 @@ def kmeans_step(now: Centroids, seen: Seen, decay: float) -> Centroids:
     any_seen = (seen.counts.sum(dim=1) > 0)[:, None]  # [H, 1]
     counts = torch.where(any_seen, torch.lerp(seen.counts, now.counts, decay), now.counts)
     sums = torch.where(any_seen[..., None], torch.lerp(seen.sums, now.sums, decay), now.sums)
-    means = torch.where((counts > 0)[..., None], unit_length(sums), now.means)
+    means = torch.where((counts > 0)[..., None], l2_normalize(sums), now.means)
 
     share = counts.mean(dim=1, keepdim=True)
     dead = (counts < DEAD * share) & any_seen

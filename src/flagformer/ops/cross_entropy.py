@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from flagformer.ops.first_gradients import refuse_second_gradients
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.leaf_sums import LeafSums
-from flagformer.ops.unhooked import unhooked
+from flagformer.ops.tensor_hooks import suspend_tensor_hooks
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
@@ -86,7 +86,7 @@ def _through(
     wanted = [*leaves, piece] if piece.requires_grad else leaves
     edge = get_gradient_edge(logits)
     del logits  # most heads do not need them for their gradients
-    with no_autocast(piece.device), unhooked(leaves):
+    with no_autocast(piece.device), suspend_tensor_hooks(leaves):
         # retained: what leaves pass on their way here may belong to every piece (casts, parametrizations)
         grads = torch.autograd.grad([edge], wanted, [grad], retain_graph=True, allow_unused=True)
     for leaf, one in zip(leaves, grads):

@@ -14,7 +14,7 @@ def keep_some(real: Tensor, share: float) -> Tensor:
     return real & (rank < wanted)
 
 
-def forgetful(real: Tensor, places: Tensor, hidden: float) -> Tensor:
+def forgetful_causal_mask(real: Tensor, places: Tensor, hidden: float) -> Tensor:
     """[B, 1, T, T] bool, which keys may be seen: each row hides a share of its tokens but first ones.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 CHOICES = 2
 
 
-class Gates(NamedTuple):
+class RouterOutput(NamedTuple):
     """The choice of T tokens among E experts.
 
     Attributes:
@@ -24,11 +24,11 @@ class Gates(NamedTuple):
     probabilities: Tensor
 
     @staticmethod
-    def of(logits: Tensor) -> Gates:
+    def of(logits: Tensor) -> RouterOutput:
         """Logits [T, E] of a router -> its two likeliest experts, or one where there is one."""
         probabilities = logits.softmax(dim=-1)
         best, experts = probabilities.topk(min(CHOICES, logits.shape[1]), dim=-1)
-        return Gates(experts, best / best.sum(dim=-1, keepdim=True), probabilities)
+        return RouterOutput(experts, best / best.sum(dim=-1, keepdim=True), probabilities)
 
     def of_expert(self, number: int) -> tuple[Tensor, Tensor]:
         """The tokens that chose an expert, and as which of their choices.
@@ -42,7 +42,7 @@ class Gates(NamedTuple):
         return rows, choice
 
 
-def balance_loss(gates: Gates, real: Tensor | None) -> Tensor:
+def balance_loss(gates: RouterOutput, real: Tensor | None) -> Tensor:
     """E * sum_e (share of tokens whose first choice is e) * (mean probability of e), over real tokens [T].
 
     One where all experts are chosen alike, E where one is chosen always.

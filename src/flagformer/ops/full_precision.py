@@ -52,6 +52,6 @@ def in_full(x: Tensor, module: nn.Module) -> Tensor:
     return x.to(torch.promote_types(x.dtype, home_of(module)[1]))
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accum_dtype(dtype: torch.dtype) -> torch.dtype:
     """What scores, biases and sums are kept in: fp32, or fp64 of a model in fp64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

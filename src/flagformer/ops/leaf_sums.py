@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from flagformer.ops.full_precision import lowered, wide
+from flagformer.ops.full_precision import accum_dtype, lowered
 
 PLAIN = (Tensor, nn.Parameter)
 BLOCKS = 8
@@ -36,12 +36,12 @@ class LeafSums(TorchFunctionMode):
             self._sums[id(leaf)][1].add_(grad)
         else:
             # a copy: autograd may give one tensor to two leaves
-            self._sums[id(leaf)] = leaf, grad.to(wide(grad.dtype), copy=True)
+            self._sums[id(leaf)] = leaf, grad.to(accum_dtype(grad.dtype), copy=True)
 
     def add_product(self, leaf: Tensor, left: Tensor, right: Tensor) -> None:
         """Adds left [V, n] @ right [n, E] to the sum of `leaf` [V, E]."""
         if id(leaf) not in self._sums:
-            self._sums[id(leaf)] = leaf, torch.zeros_like(leaf, dtype=wide(leaf.dtype))
+            self._sums[id(leaf)] = leaf, torch.zeros_like(leaf, dtype=accum_dtype(leaf.dtype))
         into = self._sums[id(leaf)][1]
         if into.dtype == left.dtype:
             into.addmm_(left, right)

@@ -14,13 +14,13 @@ LONG_TABLE = 1024  # distances in a table from which on larger chunks of queries
 LENGTHS = (LONG, LONG_TABLE)  # of rows, from which on they may be computed in another way
 
 
-def is_long(length: int) -> bool:
+def use_long_path(length: int) -> bool:
     """Whether forms for long rows pay: from `LONG` tokens on. An exported program would be bound to one side,
     and transforms of `torch.func` find rules for torch's own operators only: both take the form of those."""
     return not torch.compiler.is_exporting() and not transformed() and length >= LONG
 
 
-def capped(size: int, length: int) -> int:
+def clamp_to_length(size: int, length: int) -> int:
     """`size`, or the length of a shorter row; in an exported program always `size`."""
     return size if torch.compiler.is_exporting() else min(size, length)
 
@@ -36,7 +36,7 @@ def hides(window: int, length: int) -> bool:
     return torch.compiler.is_exporting() or window < length
 
 
-def count_of(least: int) -> int:
+def num_blocks(least: int) -> int:
     """How many blocks there are, of which so many are needed: one more in an exported program, as torch takes
     a size of one for a constant."""
     return least + int(torch.compiler.is_exporting())

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.lengths import capped, count_of
-from flagformer.ops.stretches import Stretches
+from flagformer.ops.key_ranges import KeyRanges
+from flagformer.ops.lengths import clamp_to_length, num_blocks
 
 
 class Tokens(NamedTuple):
@@ -43,7 +43,7 @@ class Chunks(NamedTuple):
     slots: Tensor
 
 
-def stretches_of(queries: Tokens, keys: Tokens, span: int, window: int, own: int, alone: bool) -> Stretches:
+def stretches_of(queries: Tokens, keys: Tokens, span: int, window: int, own: int, alone: bool) -> KeyRanges:
     """The `window` most recent earlier keys of each query's cluster, as stretches of the sorted keys.
 
     Args:
@@ -53,7 +53,7 @@ def stretches_of(queries: Tokens, keys: Tokens, span: int, window: int, own: int
     (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
     first = torch.searchsorted(ordered, code)
     begin = torch.searchsorted(ordered, code - code % span)
-    return Stretches(by_query, by_key, torch.maximum(first - window, begin), first, own, alone)
+    return KeyRanges(by_query, by_key, torch.maximum(first - window, begin), first, own, alone)
 
 
 def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, later: bool) -> Chunks:
@@ -75,7 +75,7 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
         end = torch.searchsorted(ordered, code - code % span + span)
         high = torch.minimum(behind + window, end)
     tile = first // window
-    slots, count = _chunked(tile, count_of(keys.places.shape[0] // window + 1), size)
+    slots, count = _chunked(tile, num_blocks(keys.places.shape[0] // window + 1), size)
 
     total = queries.places.shape[0]
     shape = (*code.shape[:2], count * size)
@@ -133,7 +133,7 @@ def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
     starts, bases = members.cumsum(dim=2) - members, chunks.cumsum(dim=2) - chunks
     within = torch.arange(length, device=tile.device) - starts.gather(2, tile)
     slots = bases.gather(2, tile) * size + within  # chunks of a tile follow each other
-    return slots, capped(count_of((length + tiles * (size - 1)) // size), length)
+    return slots, clamp_to_length(num_blocks((length + tiles * (size - 1)) // size), length)
 
 
 def latest_members(keys: Tokens, count: int, window: int) -> tuple[Tensor, Tensor]:

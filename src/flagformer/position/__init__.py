@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flagformer.flow import Layout
 
-Angles = tuple[Tensor, ...]
+CosSin = tuple[Tensor, ...]
 
 
 class Rotation(nn.Module, ABC):
@@ -25,18 +25,18 @@ class Rotation(nn.Module, ABC):
     width: int = 0
 
     @abstractmethod
-    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
+    def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin | None:
         """What every layer turns by, computed once a forward."""
 
     @abstractmethod
-    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+    def queries(self, q: Tensor, angles: CosSin | None) -> Tensor:
         """[B, H, T, K] -> the same shape."""
 
     @abstractmethod
-    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+    def keys(self, k: Tensor, angles: CosSin | None) -> Tensor:
         """[B, G, T, K] -> the same shape."""
 
-    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> Sequence[Tensor]:
+    def both(self, q: Tensor, k: Tensor, angles: CosSin | None) -> Sequence[Tensor]:
         """`queries` and `keys` of the same tokens."""
         return self.queries(q, angles), self.keys(k, angles)
 
@@ -52,14 +52,14 @@ class PositionBias(nn.Module, ABC):
         """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
 
     # Biases of distances from here on are equal, those of later keys aside; None: not known.
-    same_from: int | None = None
+    saturation_distance: int | None = None
 
-    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None:
+    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None:
         """[1 or H, L], the biases of the distances nearest ... farthest; None where these do not say it."""
         return None
 
     @abstractmethod
-    def row(self, length: int, device: torch.device) -> Tensor | None:
+    def decode_table(self, length: int, device: torch.device) -> Tensor | None:
         """[H, length], the biases of the distances length - 1 ... 0: what a decoding session keeps."""
 
 
@@ -71,15 +71,15 @@ class DistanceBias(PositionBias):
         """Distances [...] long, positive for earlier keys -> biases [..., H]."""
 
     def between(self, queries: Layout, keys: Layout) -> Tensor:
-        if queries.by_place and keys.by_place:
+        if queries.contiguous_positions and keys.contiguous_positions:
             return self._toeplitz(queries, keys)
         distance = queries.positions[:, :, None] - keys.positions[:, None]  # [1 or B, T, S]
         return self(distance).permute(0, 3, 1, 2)
 
-    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
+    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
         return self(torch.arange(nearest, farthest + 1, device=device)).t()
 
-    def row(self, length: int, device: torch.device) -> Tensor:
+    def decode_table(self, length: int, device: torch.device) -> Tensor:
         return self(torch.arange(length - 1, -1, -1, device=device)).t().contiguous()
 
     def _toeplitz(self, queries: Layout, keys: Layout) -> Tensor:

@@ -12,7 +12,7 @@ from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant
 from flagformer.ops.counter import counted
 from flagformer.ops.identity import identity
-from flagformer.ops.unit import unit_length
+from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.position import AbsolutePosition
 
 UNIT = Flag("l2norm_embed", "token and learned position vectors have length 1 and start small")
@@ -29,7 +29,7 @@ class Learned(AbsolutePosition):
             raise FlagError([Finding("max_seq_len", text)])
         self.limit = max_seq_len
         self.table = TokenEmbedding(max_seq_len, dim, 1e-5 if unit else None)
-        self.form = unit_length if unit else identity
+        self.form = l2_normalize if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
         return self.form(self.table(positions))

@@ -34,7 +34,7 @@ class ALiBi(DistanceBias):
         dims: Dims,
         *,
         heads: Annotated[
-            int | None, Flag("alibi_num_heads", "heads with a slope, the others get none; None: all", least=1)
+            int | None, Flag("alibi_num_heads", "heads with a slope, the others get none; None: all", ge=1)
         ] = None,
     ) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
-from flagformer.ops.full_precision import no_autocast, wide
+from flagformer.ops.full_precision import accum_dtype, no_autocast
 from flagformer.ops.home import home_of
 from flagformer.position import DistanceBias
 
@@ -31,7 +31,7 @@ class Dynamic(DistanceBias):
         log_distance: Annotated[
             bool, Flag("dynamic_pos_bias_log_distance", "the network sees sign(d) * log(|d| + 1)")
         ] = False,
-        depth: Annotated[int, Flag("dynamic_pos_bias_mlp_depth", "hidden layers", least=1, below=1000)] = 2,
+        depth: Annotated[int, Flag("dynamic_pos_bias_mlp_depth", "hidden layers", ge=1, lt=1000)] = 2,
         norm: Annotated[bool, Flag("dynamic_pos_bias_norm", "LayerNorm in each hidden layer")] = False,
     ) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Dynamic(DistanceBias):
         self.log_distance = log_distance
 
     def forward(self, distance: Tensor) -> Tensor:
-        seen = distance.to(wide(home_of(self)[1]))
+        seen = distance.to(accum_dtype(home_of(self)[1]))
         if self.log_distance:
             seen = seen.sign() * (seen.abs() + 1).log()
         return self.out(self.hidden(seen[..., None]))
@@ -64,4 +64,4 @@ class WideNorm(LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x.device):
-            return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype))
+            return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype))

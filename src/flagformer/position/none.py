@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flagformer.flags import component
 from flagformer.flow import Dims, Layout
-from flagformer.position import Angles, PositionBias, Rotation
+from flagformer.position import CosSin, PositionBias, Rotation
 
 
 @component("rotation")
@@ -17,21 +17,21 @@ class NoRotation(Rotation):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
-    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles | None:
+    def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin | None:
         return None
 
-    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+    def queries(self, q: Tensor, angles: CosSin | None) -> Tensor:
         return q
 
-    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+    def keys(self, k: Tensor, angles: CosSin | None) -> Tensor:
         return k
 
-    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+    def both(self, q: Tensor, k: Tensor, angles: CosSin | None) -> tuple[Tensor, Tensor]:
         return q, k
 
 
 @component("position_bias")
-class NoBias(PositionBias):
+class NoPositionBias(PositionBias):
     """Scores stay as they are."""
 
     def __init__(self, dims: Dims) -> None:
@@ -40,8 +40,8 @@ class NoBias(PositionBias):
     def between(self, queries: Layout, keys: Layout) -> None:
         return None
 
-    def by_distance(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
+    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
         return torch.zeros(1, farthest - nearest + 1, device=device)
 
-    def row(self, length: int, device: torch.device) -> None:
+    def decode_table(self, length: int, device: torch.device) -> None:
         return None

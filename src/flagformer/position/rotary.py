@@ -12,15 +12,15 @@ from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant, Dims, Layout
 from flagformer.ops.counter import counted
 from flagformer.ops.rotate import rotate_half_pairs
-from flagformer.position import Angles, Rotation
+from flagformer.position import CosSin, Rotation
 
 BASE = 10000.0
-Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", least=2)]
+Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", ge=2)]
 Interpolation = Annotated[
-    float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", least=1e-6)
+    float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", ge=1e-6)
 ]
 Rescale = Annotated[
-    float, Flag("rotary_base_rescale_factor", "multiplies the base by factor ** (R / (R - 2))", least=1e-6)
+    float, Flag("rotary_base_rescale_factor", "multiplies the base by factor ** (R / (R - 2))", ge=1e-6)
 ]
 
 
@@ -55,21 +55,21 @@ class Rotary(Rotation):
         rates = (sign * base ** (-i / width) / interpolation for sign in (-1, 1) for i in range(0, width, 2))
         self.frequencies = Constant(counted(rates, width))
 
-    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
+    def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin:
         turns = layout.positions[:, None, :, None] * self.frequencies.on(
             layout.positions.device
         )  # [1 or B, 1, T, R]
         return turns.cos().to(dtype), turns.sin().to(dtype)
 
-    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+    def queries(self, q: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(q, *angles)
 
-    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+    def keys(self, k: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(k, *angles)
 
-    def both(self, q: Tensor, k: Tensor, angles: Angles | None) -> Sequence[Tensor]:
+    def both(self, q: Tensor, k: Tensor, angles: CosSin | None) -> Sequence[Tensor]:
         if q.shape[2] > 1:
             return super().both(q, k, angles)
         assert angles is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.ops.buckets import t5_bucket
-from flagformer.ops.full_precision import wide
+from flagformer.ops.full_precision import accum_dtype
 from flagformer.position import DistanceBias
 
 
@@ -26,9 +26,9 @@ class T5(DistanceBias):
         self,
         dims: Dims,
         *,
-        buckets: Annotated[int, Flag("rel_pos_num_buckets", "how many buckets", least=4, below=2**20)] = 32,
+        buckets: Annotated[int, Flag("rel_pos_num_buckets", "how many buckets", ge=4, lt=2**20)] = 32,
         max_distance: Annotated[
-            int, Flag("rel_pos_max_distance", "distances from here on share the last bucket", least=2)
+            int, Flag("rel_pos_max_distance", "distances from here on share the last bucket", ge=2)
         ] = 128,
     ) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class T5(DistanceBias):
             text = f"`rel_pos_max_distance` must exceed the {exact} distances with a bucket of their own"
             raise FlagError([Finding("rel_pos_max_distance", f"{text}, but is {max_distance}")])
         self.buckets, self.max_distance, self.causal = buckets, max_distance, dims.causal
-        self.same_from = max_distance
-        self.turns_at = (max_distance,)
+        self.saturation_distance = max_distance
+        self.path_changes_at = (max_distance,)
         self.scale = dims.dim_head**0.5
         self.table = nn.Parameter(torch.empty(buckets, dims.heads))
         self.reset_parameters()
@@ -47,5 +47,7 @@ class T5(DistanceBias):
         nn.init.zeros_(self.table)
 
     def forward(self, distance: Tensor) -> Tensor:
-        table = self.table.to(wide(self.table.dtype)) * self.scale  # a model in half precision rounds it once
+        table = (
+            self.table.to(accum_dtype(self.table.dtype)) * self.scale
+        )  # a model in half precision rounds it once
         return table[t5_bucket(distance, self.buckets, self.max_distance, self.causal)]

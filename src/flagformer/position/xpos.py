@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flagformer.flags import Flag, Need, component
+from flagformer.flags import Flag, Requirement, component
 from flagformer.flow import Constant, Dims, Layout
 from flagformer.ops.counter import counted
 from flagformer.ops.full_precision import lowered
 from flagformer.ops.rotate import rotate_half_pairs
-from flagformer.position import Angles, Rotation
+from flagformer.position import CosSin, Rotation
 from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
 
 
@@ -21,7 +21,7 @@ from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
     "rotation",
     select="rotary_xpos",
     paper="arXiv:2212.10554, section 3.1",
-    requires=[Need("causal", True, "scores grow with the distance to later keys")],
+    requires=[Requirement("causal", True, "scores grow with the distance to later keys")],
 )
 class XPos(Rotation):
     """Rotation in which a pair's product fades with the distance, fast turning pairs first.
@@ -39,7 +39,7 @@ class XPos(Rotation):
         interpolation: Interpolation = 1.0,
         rescale: Rescale = 1.0,
         base: Annotated[
-            int, Flag("rotary_xpos_scale_base", "positions over which the decay is zeta", least=1)
+            int, Flag("rotary_xpos_scale_base", "positions over which the decay is zeta", ge=1)
         ] = 512,
     ) -> None:
         super().__init__()
@@ -54,25 +54,25 @@ class XPos(Rotation):
         powers = math.log2(torch.finfo(dtype).max) / 2
         return int(powers * self.base / -math.log2(self.strongest))
 
-    def angles(self, layout: Layout, dtype: torch.dtype) -> Angles:
+    def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin:
         # queries and keys are multiplied in autocast's dtype, where it is on
         low = lowered(layout.positions.device) or dtype
         # padding in front only makes positions smaller than places, so `end` is a bound without a look
-        if layout.by_place and layout.end > self.limit(low):
+        if layout.contiguous_positions and layout.end > self.limit(low):
             text = f"`rotary_xpos` holds {self.limit(low)} positions in {low}, but there are {layout.end}"
             raise ValueError(f"{text}: raise `rotary_xpos_scale_base` (it is {self.base})")
-        cos, sin = self.rotary.angles(layout, torch.float32)
+        cos, sin = self.rotary.cos_sin(layout, torch.float32)
         half = (
             layout.positions[:, None, :, None] * self.exponents.on(layout.positions.device)
         ).exp()  # [1 or B, 1, T, R/2]
         decay = torch.cat([half, half], dim=-1)
         return tuple(part.to(dtype) for part in (cos * decay, sin * decay, cos / decay, sin / decay))
 
-    def queries(self, q: Tensor, angles: Angles | None) -> Tensor:
+    def queries(self, q: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(q, *angles[:2])
 
-    def keys(self, k: Tensor, angles: Angles | None) -> Tensor:
+    def keys(self, k: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
         return rotate_half_pairs(k, *angles[2:])
 

@@ -62,7 +62,7 @@ def _needs(slot: str, reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for item in CATALOGUE:
         for need in sorted(item.needs & reasons.keys()):
-            honoured = ", ".join(one.name for one in serving if need in one.honours)
+            honoured = ", ".join(one.name for one in serving if need in one.supports)
             rows.append((code(item.say()), code(need), honoured, reasons[need]))
     return rows
 

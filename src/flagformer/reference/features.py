@@ -95,7 +95,7 @@ def _values(param: Param) -> list[Any]:
     found: list[Any] = [value for value in param.flag.choices if value is not None]
     for kind in kinds_of(param.type):
         found += SMALL.get(kind, ())
-    return [value for value in found if value != param.standard]
+    return [value for value in found if value != param.default]
 
 
 def _refused(flags: Mapping[str, Any]) -> bool:

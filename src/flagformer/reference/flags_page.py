@@ -49,17 +49,17 @@ from flagformer.norm import Norm
 class MeanNorm(Norm):
     def __init__(self, dim, *, eps=1e-6):
         super().__init__()
-        self.gain, self.eps = torch.nn.Parameter(torch.ones(dim)), eps
+        self.weight, self.eps = torch.nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x):
-        return self.gain * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
 
 
 layers = Decoder(dim=64, depth=2, norm=Spec(MeanNorm, {"eps": 1e-5}))
 ```
 
 A class that declares nothing is taken to need what its slot may need: for example, fused kernels do not run a
-score of your own. `@component(slot, needs=..., honours=...)` says it more exactly. A module with parameters
+score of your own. `@component(slot, needs=..., supports=...)` says it more exactly. A module with parameters
 that you give ready-made fills one place only. Where a slot asks for one call alone, a plain function serves
 too. What does not meet the contract is a `FlagError` at construction.
 """
@@ -174,7 +174,7 @@ def _type(kind: Any) -> str:
 def _standard(entry: Entry) -> str:
     if entry.param.required and entry.name not in {item.select for item in entry.owners}:
         return "required"
-    return code(entry.param.standard) if entry.param.standard is not None else ""
+    return code(entry.param.default) if entry.param.default is not None else ""
 
 
 def _meaning(entry: Entry) -> str:
@@ -185,8 +185,8 @@ def _meaning(entry: Entry) -> str:
             f"{item.name} ({code(item.when)})" if item.when is not ... else item.name for item in selected
         ]
         return f"selects {' or '.join(values)}"
-    limits = [f"at least {flag.least:g}"] if flag.least is not None else []
-    limits += [f"below {flag.below:g}"] if flag.below is not None else []
+    limits = [f"at least {flag.ge:g}"] if flag.ge is not None else []
+    limits += [f"below {flag.lt:g}"] if flag.lt is not None else []
     tuned = [item.name for item in entry.owners if item.select not in (None, entry.name)]
     limits += [f"of {' and '.join(tuned)}"] if tuned and len(tuned) == len(entry.owners) else []
     return linked(flag.doc.rstrip(".")) + (f" ({'; '.join(limits)})" if limits else "")

@@ -71,8 +71,8 @@ def _property(entry: Entry) -> dict[str, Any]:
         options.append({"type": "array", **each, "description": "one for each layer, null for none"})
     found = dict(_any_of(options))
     found["description"] = entry.param.flag.doc
-    if not entry.param.required and entry.param.standard is not None:
-        found["default"] = entry.param.standard
+    if not entry.param.required and entry.param.default is not None:
+        found["default"] = entry.param.default
     return found
 
 
@@ -89,8 +89,8 @@ def _kind(kind: Any, entry: Entry) -> dict[str, Any]:
         return {"type": "array", "items": _kind(get_args(kind)[0], entry)}
     found: dict[str, Any] = {"type": TYPES[kind]}
     if kind in (int, float):
-        if entry.param.flag.least is not None:
-            found["minimum"] = entry.param.flag.least
-        if entry.param.flag.below is not None:
-            found["exclusiveMaximum"] = entry.param.flag.below
+        if entry.param.flag.ge is not None:
+            found["minimum"] = entry.param.flag.ge
+        if entry.param.flag.lt is not None:
+            found["exclusiveMaximum"] = entry.param.flag.lt
     return found

@@ -123,15 +123,15 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
 def _value(param: Param) -> Any:
     """A small value that is not the one taken when nothing is said."""
     for kind in kinds_of(param.type):
-        options = [value for value in param.flag.choices if value not in (None, param.standard)]
+        options = [value for value in param.flag.choices if value not in (None, param.default)]
         if options:
             return options[0]
         if kind is bool:
-            return not param.standard
+            return not param.default
         if kind is int:
-            return max(2, int(param.flag.least or 0))
+            return max(2, int(param.flag.ge or 0))
         if kind is float:
-            return max(0.25, float(param.flag.least or 0))
+            return max(0.25, float(param.flag.ge or 0))
     raise TypeError(f"no example value for `{param.flag.name}`: add one to VALUES")
 
 

@@ -28,7 +28,7 @@ class Residual(nn.Module, ABC):
         """The stream after the sublayer said `out`."""
 
     @abstractmethod
-    def change(self, h: Any, norm: Callable[[Tensor], Tensor]) -> Any:
+    def apply_norm(self, h: Any, norm: Callable[[Tensor], Tensor]) -> Any:
         """The stream with a norm over what the next sublayer reads (post-norm)."""
 
     @abstractmethod

@@ -15,13 +15,11 @@ from flagformer.residual import Residual
 
 Constant = Annotated[
     float,
-    Flag(
-        "scale_residual_constant", "the stream is multiplied by it at each sublayer (2203.00555)", least=1e-3
-    ),
+    Flag("scale_residual_constant", "the stream is multiplied by it at each sublayer (2203.00555)", ge=1e-3),
 ]
 
 
-class OneStream(Residual):
+class SingleStream(Residual):
     """A stream that is one tensor [B, T, D]: fillers say how it is written."""
 
     def open(self, x: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ class OneStream(Residual):
     @abstractmethod
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor: ...
 
-    def change(self, h: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    def apply_norm(self, h: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         return norm(h)
 
     def close(self, h: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -41,7 +39,7 @@ class OneStream(Residual):
 
 
 @component("residual", paper="arXiv:1512.03385")
-class Additive(OneStream):
+class Additive(SingleStream):
     """Each sublayer adds to the stream."""
 
     def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
@@ -53,21 +51,21 @@ class Additive(OneStream):
 
 
 @component("residual", select="scale_residual", paper="arXiv:2110.09456, section 2.1", needs={"stream"})
-class Scaled(OneStream):
+class Scaled(SingleStream):
     """Each sublayer adds to the stream times a learned gain per dimension."""
 
     def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
         super().__init__()
         self.constant = constant
-        self.gains = nn.Parameter(torch.empty(modules, dims.dim))
+        self.weight = nn.Parameter(torch.empty(modules, dims.dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.gains)
+        nn.init.ones_(self.weight)
 
     def forward(self, h: Tensor, module: int) -> Tensor:
         """[B, T, D], the stream as the sublayer keeps it."""
-        return h * self.gains[module]
+        return h * self.weight[module]
 
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:
         return torch.add(out, self(h, module), alpha=self.constant)

@@ -10,14 +10,14 @@ from flagformer.flow import Dims
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.linear import Linear
 from flagformer.ops.sharded import laid_out
-from flagformer.residual.additive import OneStream
+from flagformer.residual.additive import SingleStream
 
 # What the paper calls b_g: the stream passes nearly unchanged at the start.
 KEEP = 2.0
 
 
 @component("residual", select="gate_residual", paper="arXiv:1910.06764, section 3.2", needs={"stream"})
-class GRUGate(OneStream):
+class GRUGate(SingleStream):
     """A gated recurrent unit per sublayer reads what it said, and the stream is its hidden state.
 
     Departure: the reset gate acts on the projected stream, as in torch's GRU, and not before the projection.

@@ -26,7 +26,7 @@ class ResiDual(Residual):
         *,
         scale: Annotated[
             float,
-            Flag("resi_dual_scale", "of what the second stream sums, against overflow in fp16", least=1e-6),
+            Flag("resi_dual_scale", "of what the second stream sums, against overflow in fp16", ge=1e-6),
         ] = 1.0,
     ) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ResiDual(Residual):
     def write(self, h: Streams, out: Tensor, module: int) -> Streams:
         return h[0] + out, torch.add(h[1], out, alpha=self.scale)
 
-    def change(self, h: Streams, norm: Callable[[Tensor], Tensor]) -> Streams:
+    def apply_norm(self, h: Streams, norm: Callable[[Tensor], Tensor]) -> Streams:
         return norm(h[0]), h[1]
 
     def close(self, h: Streams, norm: Callable[[Tensor], Tensor]) -> Tensor:

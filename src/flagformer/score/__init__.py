@@ -17,7 +17,7 @@ class Score(nn.Module, ABC):
         """scores [B, H, T, seats + S] -> the same shape."""
 
 
-class Weights(nn.Module, ABC):
+class AttentionNormalizer(nn.Module, ABC):
     """Contract of the slot `weights`, built as `(dims)`."""
 
     @abstractmethod
@@ -25,7 +25,7 @@ class Weights(nn.Module, ABC):
         """scores [B, H, T, S], minus infinity where a pair may not meet -> weights."""
 
 
-class Mix(nn.Module, ABC):
+class WeightMod(nn.Module, ABC):
     """Contract of the slot `mix`, built as `(dims)`: changes the weights before values are gathered."""
 
     @abstractmethod

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims
-from flagformer.score import Weights
+from flagformer.score import AttentionNormalizer
 
 
 @component(
-    "weights", select="attn_head_learned_sink", paper="arXiv:2309.17453, section 3.3", needs={"scores"}
+    "normalizer", select="attn_head_learned_sink", paper="arXiv:2309.17453, section 3.3", needs={"scores"}
 )
-class LearnedSink(Weights):
+class LearnedSink(AttentionNormalizer):
     """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than one.
 
     Departure: the paper's sink is a learned token; a score of its own is what later models made of it.

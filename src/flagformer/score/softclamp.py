@@ -19,7 +19,7 @@ class SoftClamp(Score):
         self,
         dims: Dims,
         *,
-        cap: Annotated[float, Flag("attn_logit_softclamp_value", "the largest score", least=1e-3)] = 50.0,
+        cap: Annotated[float, Flag("attn_logit_softclamp_value", "the largest score", ge=1e-3)] = 50.0,
     ) -> None:
         super().__init__()
         self.cap = float(cap)

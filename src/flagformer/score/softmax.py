@@ -6,11 +6,11 @@ from torch import Tensor
 
 from flagformer.flags import component
 from flagformer.flow import Dims
-from flagformer.score import Weights
+from flagformer.score import AttentionNormalizer
 
 
-@component("weights", paper="arXiv:1706.03762, section 3.2.1")
-class Softmax(Weights):
+@component("normalizer", paper="arXiv:1706.03762, section 3.2.1")
+class Softmax(AttentionNormalizer):
     """Weights are positive and sum to one."""
 
     def __init__(self, dims: Dims) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.ops.lengths import spare
-from flagformer.score import Weights
+from flagformer.score import AttentionNormalizer
 
 # Roundings by which equal scores may differ: sums of products, taken in another order in another shape.
 TIE = 32
 
 
-@component("weights", select="attn_sparse_topk", paper="arXiv:1912.11637, section 3", needs={"scores"})
-class SparseTopK(Weights):
+@component("normalizer", select="attn_sparse_topk", paper="arXiv:1912.11637, section 3", needs={"scores"})
+class SparseTopK(AttentionNormalizer):
     """Softmax over the k largest scores of each query, chosen among the keys that it sees.
 
     Keys that share the k-th score, to rounding, are all kept: equal tokens are, in whatever order they come.
@@ -28,12 +28,12 @@ class SparseTopK(Weights):
         self,
         dims: Dims,
         *,
-        count: Annotated[int | None, Flag("attn_sparse_topk", "keys k that a query attends to", least=1)],
+        count: Annotated[int | None, Flag("attn_sparse_topk", "keys k that a query attends to", ge=1)],
     ) -> None:
         super().__init__()
         assert count is not None
         self.count = count
-        self.turns_at = (count,)
+        self.path_changes_at = (count,)
 
     def forward(self, scores: Tensor) -> Tensor:
         empty = spare(self.count)

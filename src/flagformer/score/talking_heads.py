@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from flagformer.flags import component
 from flagformer.flow import Dims, Pairs
 from flagformer.ops.sharded import laid_out
-from flagformer.score import Mix, Score
+from flagformer.score import Score, WeightMod
 
 NAME, PAPER = "attn_talking_heads", "arXiv:2003.02436, section 3"
 
 
-class Exchange(nn.Module):
+class HeadMixing(nn.Module):
     """[B, H, T, S] -> the same: each head becomes a learned sum of all; at the start, itself."""
 
     def __init__(self, heads: int) -> None:
@@ -35,19 +35,19 @@ class TalkingScores(Score):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.exchange = Exchange(dims.heads)
+        self.exchange = HeadMixing(dims.heads)
 
     def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
         return self.exchange(scores)
 
 
-@component("mix", select=NAME, paper=PAPER, needs={"scores"})
-class TalkingWeights(Mix):
+@component("weight_mod", select=NAME, paper=PAPER, needs={"scores"})
+class TalkingWeights(WeightMod):
     """Every head's attention weights are a learned sum of all heads' weights."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.exchange = Exchange(dims.heads)
+        self.exchange = HeadMixing(dims.heads)
 
     def forward(self, weights: Tensor) -> Tensor:
         return self.exchange(weights)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from flagformer.attention.attention import build_attention
-from flagformer.branch.scale import Half
-from flagformer.flags import Finding, FlagError, Gathered, Module, Resolved, with_prefix
+from flagformer.branch.scale import HalfStep
+from flagformer.flags import ErrorCollector, Finding, FlagError, Resolved, SublayerSpec, with_prefix
 from flagformer.flags.conflicts import declared
 from flagformer.flow import Dims
 from flagformer.norm import Norm
@@ -30,7 +30,7 @@ def build_sublayers(
     placement: Placement,
     rotation: Rotation,
     residual: Residual,
-    gathered: Gathered,
+    gathered: ErrorCollector,
 ) -> Sequence[Sublayer]:
     """The modules of the plan, in the plan's order of modules; raises what was gathered, here and before."""
 
@@ -38,24 +38,24 @@ def build_sublayers(
         return norm() if filled else identity
 
     functions = [
-        gathered.attempt(partial(_function, module, dims, rotation, resolved.flags))
+        gathered.collect(partial(_function, module, dims, rotation, resolved.flags))
         for module in resolved.modules
     ]
     gathered.findings += _idle_core(resolved, functions) + _idle_activation(resolved)
     gathered.raise_all()
 
-    def sublayer(index: int, module: Module, function: nn.Module | None) -> Sublayer:
-        entry = module.slots["entry"][0].build(dims)
+    def sublayer(index: int, module: SublayerSpec, function: nn.Module | None) -> Sublayer:
+        input_mixer = module.slots["input_mixer"][0].build(dims)
         before, behind, over = map(place, (placement.before, placement.branch, placement.after))
         branch = _branch(module, dims, resolved.plan.halves)
-        form = sublayer_class(entry, (behind, over, branch), residual)
-        return form(index, module.kind, entry, function, before, behind, over, branch, residual)
+        form = sublayer_class(input_mixer, (behind, over, branch), residual)
+        return form(index, module.kind, input_mixer, function, before, behind, over, branch, residual)
 
     built = [sublayer(index, *each) for index, each in enumerate(zip(resolved.modules, functions))]
     return nn.ModuleList(built)  # type: ignore[return-value]
 
 
-def _function(module: Module, dims: Dims, rotation: Rotation, flags: Mapping[str, Any]) -> nn.Module:
+def _function(module: SublayerSpec, dims: Dims, rotation: Rotation, flags: Mapping[str, Any]) -> nn.Module:
     if module.kind == "a":
         return build_attention(module.slots, dims, rotation, cross=False)
     if module.kind == "c":
@@ -87,8 +87,8 @@ def _idle_activation(resolved: Resolved) -> list[Finding]:
     ]
 
 
-def _branch(module: Module, dims: Dims, halves: bool) -> Step:
-    parts: list[nn.Module] = [Half()] if halves and module.kind == "f" else []
+def _branch(module: SublayerSpec, dims: Dims, halves: bool) -> Step:
+    parts: list[nn.Module] = [HalfStep()] if halves and module.kind == "f" else []
     parts += [as_module(filler.build(dims)) for filler in module.slots["branch"]]
     if not parts:
         return identity

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flagformer.flags import Module
+    from flagformer.flags import SublayerSpec
     from flagformer.stack.layers import AttentionLayers
 
 NAMES = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
@@ -17,7 +17,7 @@ def explain_stack(layers: AttentionLayers) -> str:
     resolved = layers.resolved
     lines = [f"{type(layers).__name__}: {len(resolved.modules)} sublayers, {len(resolved.plan.order)} steps"]
     lines.append("  order: " + " ".join(resolved.modules[index].kind for index in resolved.plan.order))
-    for slot in ("norm", "placement", "residual", "start", "context_tokens", "rotation", "position_bias"):
+    for slot in ("norm", "norm_position", "residual", "init", "context_dropout", "rotation", "position_bias"):
         lines += [f"  {slot}: {filler.describe()}" for filler in resolved.stack[slot]]
     described = [
         (f"{NAMES[module.kind]} ({_slots(module)})", str(index))
@@ -32,7 +32,7 @@ def explain_stack(layers: AttentionLayers) -> str:
     return "\n".join([*lines, f"  step-by-step decoding: {caching}"])
 
 
-def _slots(module: Module) -> str:
+def _slots(module: SublayerSpec) -> str:
     return ", ".join(filler.describe() for fillers in module.slots.values() for filler in fillers)
 
 

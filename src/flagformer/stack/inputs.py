@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagformer.flow import DecodeState
 from flagformer.ops.traced import readable
 
 
@@ -96,3 +97,21 @@ def check_context(
     check_tensor("context", context)
     if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width:
         raise ValueError(f"`context` must have shape [{batch}, S, {width}], but has {list(context.shape)}")
+
+
+def check_stack_input(
+    x: Tensor, dim: int, state: DecodeState | None, signature: tuple[tuple[str | int, ...], ...]
+) -> tuple[int, int]:
+    """Batch and length of x [B, T, `dim`], which must fit the decoding session `state` of these layers."""
+    check_tensor("x", x)
+    if x.dim() != 3 or x.shape[2] != dim:
+        raise ValueError(f"`x` must have shape [B, T, {dim}], but has {list(x.shape)}")
+    if state is not None and state.signature != signature:
+        raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
+        raise ValueError(
+            f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
+            f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
+            "init_state(batch, length) sizes it"
+        )
+    return x.shape[0], x.shape[1]

@@ -12,26 +12,42 @@ from typing_extensions import Unpack
 
 from flagformer.attention.cores import Core
 from flagformer.attention.z_loss import NAME as Z_LOSS
-from flagformer.flags import CATALOGUE, Finding, FlagError, Gathered, resolve
+from flagformer.flags import CATALOGUE, ErrorCollector, Finding, FlagError, resolve
 from flagformer.flags.typed import Flags
-from flagformer.flow import Causal, DecodeState, Dims, Layout, Mask, Prefix, Rule, SideInputs, Tape
-from flagformer.flow.memories import Memories, check_alone, read_memories
+from flagformer.flow import (
+    Causal,
+    DecodeState,
+    Dims,
+    Layout,
+    Mask,
+    MaskRule,
+    OutputCollector,
+    Prefix,
+    SideInputs,
+)
+from flagformer.flow.recurrent_state import RecurrentState, check_alone, read_memories
 from flagformer.ops.full_precision import in_full
 from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
-from flagformer.ops.lengths import is_long
+from flagformer.ops.lengths import use_long_path
 from flagformer.ops.sharded import as_forward
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
-from flagformer.stack.inputs import check_context, check_size, check_starts, check_tensor, check_window
+from flagformer.stack.hints import WrapperHints
+from flagformer.stack.inputs import (
+    check_context,
+    check_size,
+    check_stack_input,
+    check_starts,
+    check_window,
+)
+from flagformer.stack.layouts import make_layout, read_mask
+from flagformer.stack.masks import cross_attention_pairs, self_attention_pairs, self_attention_terms
 from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak, refuse_shared
-from flagformer.stack.session import open_session
-from flagformer.stack.standing import read_mask, stand
-from flagformer.stack.start import begin, undo
+from flagformer.stack.session import init_caches
 from flagformer.stack.sublayer import Step, Sublayer
-from flagformer.stack.vision import own_terms, see_context, see_self
+from flagformer.stack.weight_init import apply_init, undo
 from flagformer.stack.whole import Whole
-from flagformer.stack.wishes import Wishes
 
 
 class AttentionLayers(Whole):
@@ -49,49 +65,50 @@ class AttentionLayers(Whole):
         super().__init__()
         self.resolved = resolved = resolve(flags, CATALOGUE)
         self.dims: Dims = self._one("dims").build()
-        gathered = Gathered()
-        self.rotation = gathered.attempt(lambda: self._one("rotation").build(self.dims))
-        self.position_bias = gathered.attempt(lambda: self._one("position_bias").build(self.dims))
+        gathered = ErrorCollector()
+        self.rotation = gathered.collect(lambda: self._one("rotation").build(self.dims))
+        self.position_bias = gathered.collect(lambda: self._one("position_bias").build(self.dims))
         self.executor = self._one("executor").build()
-        self.residual = self.executor.over(self._one("residual").build(self.dims, len(resolved.modules)))
-        placement, norm = self._one("placement").build(), partial(self._one("norm").build, self.dims.dim)
+        self.residual = self.executor.wrap_residual(
+            self._one("residual").build(self.dims, len(resolved.modules))
+        )
+        placement, norm = self._one("norm_position").build(), partial(self._one("norm").build, self.dims.dim)
         self.sublayers = build_sublayers(
             resolved, self.dims, norm, placement, self.rotation, self.residual, gathered
         )
-        self.starts = [filler.build() for filler in resolved.stack["start"]]
-        begin(self.starts, list(self.sublayers))
-        self.context_tokens = self._one("context_tokens").build()
-        self.wishes: Wishes = self._one("wishes").build()
+        self.starts = [filler.build() for filler in resolved.stack["init"]]
+        apply_init(self.starts, list(self.sublayers))
+        self.context_dropout = self._one("context_dropout").build()
+        self.hints: WrapperHints = self._one("hints").build()
         self.final_norm: Step = norm() if placement.final else identity
         self.has_cross = any(sublayer.kind == "c" for sublayer in self.sublayers)
         # how many seats self- and cross-attention put in front, each number once
-        self.seat_counts = {
-            kind: sorted({s.fn.seat_count for s in self.sublayers if s.kind == kind}) for kind in ("a", "c")
+        self.num_prefix_kv = {
+            kind: sorted({s.fn.num_prefix_kv for s in self.sublayers if s.kind == kind})
+            for kind in ("a", "c")
         }
         own = [s.fn for s in self.sublayers if s.kind == "a"]
         # cores that read no pairs need none to be made
-        self.sights = tuple(
-            dict.fromkeys((f.seat_count, f.window) for f in own if getattr(f.core, "reads_pairs", True))
+        self.pair_keys = tuple(
+            dict.fromkeys((f.num_prefix_kv, f.window) for f in own if getattr(f.core, "reads_pairs", True))
         )
-        self.term_windows = tuple(
-            dict.fromkeys(f.window for f in own if getattr(f.core, "reads_terms", False))
-        )
-        self.session_shape = tuple(
-            ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.entry_shape) for s in self.steps
+        self.windows = tuple(dict.fromkeys(f.window for f in own if getattr(f.core, "reads_terms", False)))
+        self.cache_signature = tuple(
+            ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.cache_shape) for s in self.steps
         )
         # what the next segment's forward reads: `mems` holds a tensor for each
-        self.memory_steps = tuple(
-            step for step, s in enumerate(self.steps) if s.kind == "a" or s.entry.looks_back
+        self.recurrent_steps = tuple(
+            step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
         refuse_shared(resolved, self)
         refuse_idle_context(self.dims, self.has_cross)
         refuse_carry(self.steps, resolved.flags)
-        self.leaks = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
+        self.is_acausal = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
 
     def reset_parameters(self) -> None:
         undo(self.starts, list(self.sublayers))
         super().reset_parameters()
-        begin(self.starts, list(self.sublayers))
+        apply_init(self.starts, list(self.sublayers))
 
     def _one(self, slot: str) -> Any:
         return self.resolved.one(slot)
@@ -113,7 +130,8 @@ class AttentionLayers(Whole):
     def is_relative(self) -> bool:
         """Whether a rotation or a position bias tells positions apart."""
         return any(
-            self._one(slot).name not in ("NoRotation", "NoBias") for slot in ("rotation", "position_bias")
+            self._one(slot).name not in ("NoRotation", "NoPositionBias")
+            for slot in ("rotation", "position_bias")
         )
 
     @property
@@ -122,7 +140,7 @@ class AttentionLayers(Whole):
 
         A PrefixDecoder can, with its prefix in the first block.
         """
-        return self.time_rule(None) is not None and not self.leaks
+        return self.time_rule(None) is not None and not self.is_acausal
 
     @property
     def steps(self) -> list[Sublayer]:
@@ -134,7 +152,7 @@ class AttentionLayers(Whole):
         """Slots, fillers, the kernel of each attention with its reason, and what the executor keeps."""
         return explain_stack(self)
 
-    def time_rule(self, prefix: Tensor | None) -> Rule | None:
+    def time_rule(self, prefix: Tensor | None) -> MaskRule | None:
         """Which keys the order of time allows; None: all of them."""
         if prefix is not None:
             raise ValueError(
@@ -155,9 +173,9 @@ class AttentionLayers(Whole):
         layout: Layout | None = None,
         window: int | None = None,
         state: DecodeState | None = None,
-        mems: Memories | Sequence[Tensor] | None = None,
+        mems: RecurrentState | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
-        tape: Tape | None = None,
+        collector: OutputCollector | None = None,
     ) -> Tensor:
         """Runs the stack.
 
@@ -177,7 +195,7 @@ class AttentionLayers(Whole):
             mems: what the steps of `memory_steps` read of earlier tokens, `Memories` or tensors [B, M, D]:
                 x stands behind them.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            tape: collects auxiliary losses and the tensors it asks for; new streams for `Memories`.
+            collector: collects auxiliary losses and the tensors it asks for; new streams for `Memories`.
 
         Returns:
             [B, T, D], after the final norm.
@@ -185,46 +203,46 @@ class AttentionLayers(Whole):
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        batch, length = self._check_x(x, state)
+        batch, length = check_stack_input(x, self.dim, state, self.cache_signature)
         x = in_full(x, self)
         held = None
         if mems is not None or mem_masks is not None:
             others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
             check_alone(mems, mem_masks, False, others)
-            held = read_memories(mems, mem_masks, len(self.memory_steps), batch, self.dim)
+            held = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim)
         if layout is None:
-            layout = stand(x, mask, seq_start_pos, state, held)
-        keys = layout if held is None else held.layout.then(layout)
+            layout = make_layout(x, mask, seq_start_pos, state, held)
+        keys = layout if held is None else held.layout.concat(layout)
         if window is not None:
             check_window(window, self.time_rule(None) is not None, state is not None)
         context_mask = self._context_mask(context, context_mask, batch, state)
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
-        tape = Tape() if tape is None else tape
+        collector = OutputCollector() if collector is None else collector
         rules = self._mask(prefix_attn_len, attn_mask, batch, length, state, held)
         side = SideInputs(
-            see_self(
+            self_attention_pairs(
                 self.position_bias,
-                self.sights,
+                self.pair_keys,
                 rules,
                 layout,
                 window,
                 state,
-                self._reads_distances(x, tape),
+                self._reads_distances(x, collector),
                 keys,
             ),
-            see_context(context, self.seat_counts["c"], layout, context_mask, state),
-            self.rotation.angles(layout, x.dtype),
+            cross_attention_pairs(context, self.num_prefix_kv["c"], layout, context_mask, state),
+            self.rotation.cos_sin(layout, x.dtype),
             context,
             state,
-            tape,
+            collector,
             layout,
             self.time_rule(prefix_attn_len) is None,
-            terms=own_terms(self.position_bias, self.term_windows, rules, layout, window, state, keys),
+            terms=self_attention_terms(self.position_bias, self.windows, rules, layout, window, state, keys),
         )
         if held is not None:
-            side.memories, side.keys = dict(zip(self.memory_steps, held.streams)), keys
-            side.memory_angles = self.rotation.angles(held.layout, x.dtype)
+            side.mems, side.kv_layout = dict(zip(self.recurrent_steps, held.hiddens)), keys
+            side.mem_cos_sin = self.rotation.cos_sin(held.layout, x.dtype)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, self.final_norm)
         if state is not None:
@@ -237,7 +255,7 @@ class AttentionLayers(Whole):
         """Which tokens of the context are seen, once both are checked."""
         held = state is not None and state.context_layout is not None
         check_context(context, mask, self.has_cross, held, self.dims.dim_context or self.dim, batch)
-        return mask if context is None or state is not None else self.context_tokens(context, mask)
+        return mask if context is None or state is not None else self.context_dropout(context, mask)
 
     def _mask(
         self,
@@ -246,39 +264,29 @@ class AttentionLayers(Whole):
         batch: int,
         length: int,
         state: DecodeState | None,
-        held: Memories | None,
+        held: RecurrentState | None,
     ) -> Mask:
         """What the order of time and the user's own mask allow."""
         rule = self.time_rule(prefix)
         rules = Mask() if rule is None else Mask((rule,))
         if attn_mask is None:
             return rules
-        if not self.seat_counts["a"]:
+        if not self.num_prefix_kv["a"]:
             raise ValueError("`attn_mask` is for self-attention, but these layers have none")
         return rules & read_mask(attn_mask, batch, self.dims.heads, length, state, held)
 
-    def _reads_distances(self, x: Tensor, tape: Tape) -> bool:
+    def _reads_distances(self, x: Tensor, collector: OutputCollector) -> bool:
         """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
-        if not is_long(x.shape[1]) or tape.wants("attn.weights") or tape.asks(Z_LOSS):
+        if (
+            not use_long_path(x.shape[1])
+            or collector.is_requested("attn.weights")
+            or collector.is_loss_requested(Z_LOSS)
+        ):
             return False
         own = [sublayer.fn for sublayer in self.sublayers if sublayer.kind == "a"]
-        if any(fn.source.projection.tied for fn in own):
+        if any(fn.source.projection.shared_qk for fn in own):
             return False
         return all(isinstance(fn.core, Core) and fn.core.reads_distances(x.device) for fn in own)
-
-    def _check_x(self, x: Tensor, state: DecodeState | None) -> tuple[int, int]:
-        check_tensor("x", x)
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"`x` must have shape [B, T, {self.dim}], but has {list(x.shape)}")
-        if state is not None and state.made_for != self.session_shape:
-            raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
-        if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
-            raise ValueError(
-                f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
-                f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
-                "init_state(batch, length) sizes it"
-            )
-        return x.shape[0], x.shape[1]
 
     @as_forward
     def init_state(
@@ -298,10 +306,10 @@ class AttentionLayers(Whole):
             check_size(name, size)
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
         device, dtype = device or home_of(self)[0], dtype or home_of(self)[1]
-        state = DecodeState(batch, length, window, first, made_for=self.session_shape)
+        state = DecodeState(batch, length, window, first, signature=self.cache_signature)
         with torch.no_grad():
-            state.bias_row = self.position_bias.row(length + 1, device)
-        open_session(state, self.steps, dtype, device)
+            state.relative_bias = self.position_bias.decode_table(length + 1, device)
+        init_caches(state, self.steps, dtype, device)
         return state
 
 
@@ -328,7 +336,7 @@ class PrefixDecoder(AttentionLayers):
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**_fixed(flags, "PrefixDecoder", causal=False))
 
-    def time_rule(self, prefix: Tensor | None) -> Rule | None:
+    def time_rule(self, prefix: Tensor | None) -> MaskRule | None:
         return Causal() if prefix is None else Prefix(prefix)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from flagformer.ops.lengths import LENGTHS
 
 
-def turning_lengths(layers: nn.Module) -> list[int]:
-    """Where another form begins: for long rows in general, and beyond what a part says in `turns_at`."""
-    own = (length for part in layers.modules() for length in getattr(part, "turns_at", ()))
+def path_change_lengths(layers: nn.Module) -> list[int]:
+    """Lengths at which a module computes in another way: its `path_changes_at`, and that of long rows."""
+    own = (length for part in layers.modules() for length in getattr(part, "path_changes_at", ()))
     return sorted({*LENGTHS, *own})
 
 
@@ -22,7 +22,9 @@ def long_rows(layers: nn.Module, longest: int) -> tuple[int, ...]:
     """
     found = []
     for low, high in pairwise((0, *LENGTHS, longest + 1)):
-        turns = [length for length in turning_lengths(layers) if low <= length < high and length <= longest]
+        turns = [
+            length for length in path_change_lengths(layers) if low <= length < high and length <= longest
+        ]
         if turns:
             found.append(min(turns[-1] + turns[-1] // 4, longest))
     return tuple(dict.fromkeys(found))

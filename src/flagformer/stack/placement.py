@@ -27,7 +27,7 @@ class Placement:
     final: bool = True
 
 
-@component("placement", paper="arXiv:2002.04745")
+@component("norm_position", paper="arXiv:2002.04745")
 class PreNorm(Placement):
     """Norm before each sublayer and after the last."""
 
@@ -35,7 +35,7 @@ class PreNorm(Placement):
         super().__init__(final=final)
 
 
-@component("placement", select="pre_norm", when=False, paper="arXiv:1706.03762", needs={"stream"})
+@component("norm_position", select="pre_norm", when=False, paper="arXiv:1706.03762", needs={"stream"})
 class PostNorm(Placement):
     """Norm of the stream after each sublayer, as in the first transformer."""
 
@@ -43,7 +43,7 @@ class PostNorm(Placement):
         super().__init__(before=False, after=True, final=False)
 
 
-@component("placement", select="sandwich_norm", paper="arXiv:2105.13290, section 2.3")
+@component("norm_position", select="sandwich_norm", paper="arXiv:2105.13290, section 2.3")
 class SandwichNorm(Placement):
     """Norm before each sublayer and of what it adds (CogView)."""
 
@@ -51,7 +51,7 @@ class SandwichNorm(Placement):
         super().__init__(branch=True, final=final)
 
 
-@component("placement", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
+@component("norm_position", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
 class DualNorm(Placement):
     """Norm of the stream after each sublayer, and once of the sum that the second stream keeps."""
 

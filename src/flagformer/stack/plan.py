@@ -32,7 +32,7 @@ class Plan:
     def __init__(
         self,
         *,
-        depth: Annotated[int | None, Flag("depth", "number of blocks", least=1)] = None,
+        depth: Annotated[int | None, Flag("depth", "number of blocks", ge=1)] = None,
         cross_attend: Annotated[
             bool, Flag("cross_attend", "blocks are a-c-f: cross-attention to a context")
         ] = False,
@@ -42,11 +42,11 @@ class Plan:
             tuple[str, ...] | str | None, Flag("custom_layers", "the sublayers one by one, of 'a', 'c', 'f'")
         ] = None,
         sandwich_coef: Annotated[
-            int | None, Flag("sandwich_coef", "so many a first and f last (1911.03864)", least=1)
+            int | None, Flag("sandwich_coef", "so many a first and f last (1911.03864)", ge=1)
         ] = None,
         par_ratio: Annotated[
             int | None,
-            Flag("par_ratio", "every so many sublayers one attention, f last (2009.04534)", least=2),
+            Flag("par_ratio", "every so many sublayers one attention, f last (2009.04534)", ge=2),
         ] = None,
         tied: Annotated[
             bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")

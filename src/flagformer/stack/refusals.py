@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from flagformer.flags import Finding, FlagError, Ready, Resolved
+from flagformer.flags import Finding, FlagError, Instance, Resolved
 from flagformer.flow import Dims
 
 # Flags that say which sublayers there are.
@@ -36,7 +36,9 @@ def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
     given = {
         id(filler.module): slot
         for slot, filler in fillers
-        if isinstance(filler, Ready) and isinstance(filler.module, nn.Module) and filler.module.state_dict()
+        if isinstance(filler, Instance)
+        and isinstance(filler.module, nn.Module)
+        and filler.module.state_dict()
     }
     children = (child for module in layers.modules() for child in module._modules.values()) if given else ()
     counts = Counter(id(child) for child in children if id(child) in given)
@@ -64,7 +66,7 @@ def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
             text = f"`{flag}` has no effect here, because scores pass from one {words} to the next, and"
             findings.append(Finding(flag, f"{text} {_under(flags)}only one carries them; leave it out"))
         for other, counts in (
-            ("attn_num_mem_kv", {fn.seat_count for fn in carrying}),
+            ("attn_num_mem_kv", {fn.num_prefix_kv for fn in carrying}),
             ("attn_max_attend_past", {fn.window for fn in carrying}),
         ):
             if len(counts) > 1:
@@ -79,7 +81,7 @@ def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) ->
     leaking = dict.fromkeys(
         SELECTIONS[step.kind]
         for step in steps
-        if step.kind in SELECTIONS and getattr(step.fn.core, "leaks", False)
+        if step.kind in SELECTIONS and getattr(step.fn.core, "is_acausal", False)
     )
     if not causal or not leaking:
         return False

@@ -11,18 +11,18 @@ from flagformer.flow import DecodeState
 from flagformer.stack.sublayer import Sublayer
 
 
-def open_session(
+def init_caches(
     state: DecodeState, steps: Sequence[Sublayer], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Asks every sublayer, at each step at which it runs, for its memory."""
     for step, sublayer in enumerate(steps):
-        entry = sublayer.entry.session(state, dtype, device)
-        if entry is not None:
-            state.entries[step] = entry
+        cache = sublayer.input_mixer.init_cache(state, dtype, device)
+        if cache is not None:
+            state.input_mixer_caches[step] = cache
         if sublayer.kind == "f":
             continue
-        state.steps[step] = sublayer.fn.source.session(state, dtype, device)
+        state.attention_caches[step] = sublayer.fn.source.init_cache(state, dtype, device)
         core = sublayer.fn.core
-        session = core.session(state, device) if isinstance(core, Core) else None
+        session = core.init_cache(state, device) if isinstance(core, Core) else None
         if session is not None:
-            state.cores[step] = session
+            state.core_caches[step] = session

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.entry import Entry
-from flagformer.entry.straight import Straight
 from flagformer.flow import SideInputs
+from flagformer.input_mixer import InputMixer
+from flagformer.input_mixer.identity import Identity
 from flagformer.ops.borrow import borrow
 from flagformer.ops.identity import identity
 from flagformer.residual import Residual
@@ -26,7 +26,7 @@ class Sublayer(nn.Module):
     Args:
         index: which of the stack's modules it is.
         kind: "a", "c" or "f".
-        entry: `(x, side) -> x`, before the function and behind the norm.
+        input_mixer: `(x, side) -> x`, before the function and behind the norm.
         fn: attention or feedforward, `(x, side) -> x`.
         in_norm, branch_norm, out_norm: of what is read, of what is added, of the stream.
         branch: what happens to the output before it joins the stream.
@@ -38,7 +38,7 @@ class Sublayer(nn.Module):
         self,
         index: int,
         kind: str,
-        entry: Entry,
+        input_mixer: InputMixer,
         fn: Any,
         in_norm: Step,
         branch_norm: Step,
@@ -47,40 +47,40 @@ class Sublayer(nn.Module):
         residual: Residual,
     ) -> None:
         super().__init__()
-        self.entry = entry
+        self.input_mixer = input_mixer
         self.index, self.kind, self.fn, self.branch = index, kind, fn, branch
         borrow(self, {"residual": residual})
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
 
     def forward(self, h: Any, side: SideInputs) -> Any:
         x = self.in_norm(self.residual.read(h, self.index))
-        if side.step in side.memories:
-            x, side = self._behind(side.memories[side.step], x, side)
+        if side.step in side.mems:
+            x, side = self._with_memory(side.mems[side.step], x, side)
         else:
-            x = self.entry(x, side)
+            x = self.input_mixer(x, side)
         out = self.branch(self.branch_norm(self.fn(x, side)))
-        return self.residual.change(self.residual.write(h, out, self.index), self.out_norm)
+        return self.residual.apply_norm(self.residual.write(h, out, self.index), self.out_norm)
 
-    def _behind(self, memory: Tensor, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
-        """Tokens that stand behind memories [B, M, D]: both pass the norm and the entry, in a row."""
-        assert side.keys is not None
+    def _with_memory(self, memory: Tensor, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
+        """Tokens that stand behind memories [B, M, D]: both pass the norm and the input mixer, in a row."""
+        assert side.kv_layout is not None
         both = torch.cat([self.in_norm(memory.to(x.dtype)), x], dim=1)
-        both = self.entry(both, replace(side, layout=side.keys))
+        both = self.input_mixer(both, replace(side, layout=side.kv_layout))
         count = memory.shape[1]
-        return both[:, count:], replace(side, earlier=both[:, :count])
+        return both[:, count:], replace(side, mem=both[:, :count])
 
 
-class Plain(Sublayer):
+class PreNormAdditive(Sublayer):
     """What most models are made of, h + fn(norm(h)), without the calls of places where nothing stands."""
 
     def forward(self, h: Tensor, side: SideInputs) -> Tensor:
-        if side.memories:
+        if side.mems:
             return super().forward(h, side)
         return h + self.fn(self.in_norm(h), side)
 
 
-def sublayer_class(entry: Entry, steps: Sequence[Step], residual: Residual) -> type[Sublayer]:
+def sublayer_class(input_mixer: InputMixer, steps: Sequence[Step], residual: Residual) -> type[Sublayer]:
     """`Plain` where nothing but the norm in front is filled; `steps` are the branch and the norms behind."""
     adds = type(residual) is Additive and residual.constant == 1.0
-    straight = type(entry) is Straight and all(step is identity for step in steps)
-    return Plain if adds and straight else Sublayer
+    straight = type(input_mixer) is Identity and all(step is identity for step in steps)
+    return PreNormAdditive if adds and straight else Sublayer

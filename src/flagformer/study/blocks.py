@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flagformer.study.mistakes import Mistake, shown
+from flagformer.study.config_errors import ConfigError, repr_short
 from flagformer.study.source import Route, Source
 from flagformer.study.words import models_of, suggestion
 
 
-def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple[Any, list[Mistake]]:
+def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple[Any, list[ConfigError]]:
     """Validates `value`, which stands at `route` of the file, as `kind`: a model or a union of models.
 
     YAML already knows numbers from words, so types are strict as in JSON: `steps: "50"` and `steps: true`
@@ -24,7 +24,9 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
     if not isinstance(value, dict):
         name = ".".join(route)
         return None, [
-            source.mistake(route, f"`{name}` must be a mapping of `key: value` lines, but is {shown(value)}")
+            source.mistake(
+                route, f"`{name}` must be a mapping of `key: value` lines, but is {repr_short(value)}"
+            )
         ]
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value), strict=True), []
@@ -32,7 +34,7 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
         return None, [_mistake(source, route, kind, value, item) for item in error.errors(include_url=False)]
 
 
-def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> Mistake:
+def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> ConfigError:
     full = (*route, *_route_in(value, item["loc"]))
     sentence = _sentence(full, kind, item)
     # a fault of several keys together is told of the block; its sentence begins with the key that is to
@@ -55,14 +57,14 @@ def _sentence(route: Route, kind: Any, item: Any) -> str:
         return f"`{name}.{_tag_name(item)}` is missing; it must be one of {_tags(kind, _tag_name(item))}"
     if problem == "union_tag_invalid":
         tag = _tag_name(item)
-        return f"`{name}.{tag}` must be one of {_tags(kind, tag)}, but is {shown(item['ctx']['tag'])}"
+        return f"`{name}.{tag}` must be one of {_tags(kind, tag)}, but is {repr_short(item['ctx']['tag'])}"
     if problem in ("value_error", "assertion_error"):
         text = text.partition(", ")[2]
         return text if f"`{last}`" in text or f"`{name}`" in text else f"`{name}`: {text}"
     if text.startswith("Input should be "):
         wanted = text.removeprefix("Input should be ").partition(", unable")[0]
-        return f"`{name}` must be {wanted}, but is {shown(item['input'])}"
-    return f"`{name}`: {text[0].lower()}{text[1:]}, but is {shown(item['input'])}"
+        return f"`{name}` must be {wanted}, but is {repr_short(item['input'])}"
+    return f"`{name}`: {text[0].lower()}{text[1:]}, but is {repr_short(item['input'])}"
 
 
 def _route_in(value: object, location: tuple[int | str, ...]) -> Route:

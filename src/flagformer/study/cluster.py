@@ -25,8 +25,8 @@ import torch
 
 import flagformer
 from flagformer.study.directory import OUTPUT, RESULT
-from flagformer.study.endings import describe
 from flagformer.study.executor import Ended, Executor, Failure, Job
+from flagformer.study.failures import describe
 from flagformer.study.worker import offer_for_memory, redirect_output, wait_until_free
 from flagformer.train.files import write_atomic
 
@@ -37,7 +37,7 @@ Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
-class Needs:
+class Resources:
     """What a trial reserves on a node."""
 
     cpus: int
@@ -55,7 +55,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Order:
+class TaskSpec:
     """All that a node must know to run a trial."""
 
     function: Callable[[Any, Path], object]
@@ -94,7 +94,7 @@ class Cluster(Executor[Job]):
         self.ray, self.most = connect(), most
         if gpus is None:
             gpus = float(any(node["Resources"].get("GPU") for node in self._nodes()))
-        self.needs = Needs(threads, gpus, memory)
+        self.needs = Resources(threads, gpus, memory)
         if not self._room():
             self.ray.shutdown()
             raise ValueError(
@@ -121,7 +121,7 @@ class Cluster(Executor[Job]):
 
     def start(self, job: Job, trial: Any, directory: Path) -> None:
         place = directory.absolute()
-        order = Order(
+        order = TaskSpec(
             self.function, trial, place, Path.cwd(), self.needs.cpus, versions(), self.data, self.token
         )
         self.running[self.task.remote(order)] = Running(job, place)
@@ -181,9 +181,9 @@ class Running(Generic[Job]):
 
 def connect() -> Any:
     """The package ray, connected to the cluster; ValueError where there is none of either."""
-    ray, address = package(), os.environ.get("RAY_ADDRESS") or "auto"
+    ray, address = import_ray(), os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        knock(address)
+        check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
@@ -194,14 +194,14 @@ def connect() -> Any:
     return ray
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """OSError if nobody listens at `HOST:PORT`; Ray itself would go on trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
-def package() -> Any:
+def import_ray() -> Any:
     """The package ray; ValueError with the command that installs it."""
     try:
         import ray
@@ -217,7 +217,7 @@ def versions() -> dict[str, str]:
     return {"flagformer": flagformer.__version__, "torch": torch.__version__, "numpy": version("numpy")}
 
 
-def run_here(order: Order) -> tuple[Files, Failure | None]:
+def run_here(order: TaskSpec) -> tuple[Files, Failure | None]:
     """The body of a task, on its node: runs the trial and returns the files that the study cannot see."""
     offer_for_memory()
     if order.folder.is_dir():
@@ -232,7 +232,7 @@ def run_here(order: Order) -> tuple[Files, Failure | None]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _run(order: Order, place: Path) -> Failure | None:
+def _run(order: TaskSpec, place: Path) -> Failure | None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         redirect_output(place / OUTPUT)
@@ -245,7 +245,7 @@ def _run(order: Order, place: Path) -> Failure | None:
     return None
 
 
-def refuse_differences(order: Order) -> None:
+def refuse_differences(order: TaskSpec) -> None:
     """ValueError if this node would train on other data or by other packages than the study."""
     mine, name = versions(), os.uname().nodename
     for package_, wanted in order.versions.items():
@@ -261,7 +261,7 @@ def refuse_differences(order: Order) -> None:
         )
 
 
-def _sees(order: Order) -> bool:
+def _sees(order: TaskSpec) -> bool:
     try:
         return (order.directory.parents[1] / TOKEN).read_text() == order.token
     except OSError:

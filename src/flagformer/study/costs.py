@@ -19,14 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.study.config_errors import ConfigError, StudyFileError
 from flagformer.study.counting import AttentionFlops, FusedOnMeta
 from flagformer.study.design import Study
 from flagformer.study.flags import flag_mistake
-from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.source import Source
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
-from flagformer.train.reading import read_rows
+from flagformer.train.segment_reader import read_rows
 
 ADAMW = 4  # fp32 copies of a weight: itself, its gradient and AdamW's two moments
 
@@ -65,7 +65,7 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
         StudyFileError: every variant that cannot be trained or tested, with the line of the flag or of the
             variant.
     """
-    mistakes: list[Mistake] = []
+    mistakes: list[ConfigError] = []
     costs: dict[str, Cost] = {}
     for variant in study.compare:
         flags: list[dict[str, Any]] = []
@@ -204,7 +204,7 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-def _other_mistake(source: Source, variant: str, message: str) -> Mistake:
+def _other_mistake(source: Source, variant: str, message: str) -> ConfigError:
     """At the key whose name the message starts with; the variant is named only where the key is its own."""
     name = message.removeprefix("`").partition("`")[0]
     for route in (("compare", variant, name), ("base", name), ("data", name), ("evaluate", name)):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flagformer.attention.cores import Core
 from flagformer.attention.kernels.sdpa import one_width
 from flagformer.ops import attend_by_distance, attend_sorted  # noqa: F401  # they register operators
-from flagformer.ops.by_distance import Span
+from flagformer.ops.bias_table import RelativeRange
 from flagformer.ops.tried import HAS_SUMS
 
 
@@ -21,7 +21,7 @@ def _by_distance_flops(
     q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Any, span: Any, scale: float, out_val: Any = None
 ) -> int:
     """Scores and weighted values of the keys within the table, of all keys where it has no far end."""
-    seen = k.shape[2] if Span(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
+    seen = k.shape[2] if RelativeRange(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
     return _attention_flops(q, v, seen)
 
 

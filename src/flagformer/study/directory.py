@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flagformer.study.config_errors import StudyFileError, repr_short
 from flagformer.study.design import Study
 from flagformer.study.file import resolve_study
-from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.provenance import annotated
 from flagformer.study.source import parse_source
 from flagformer.train.files import read_record, write_atomic, write_json
@@ -34,7 +34,7 @@ COMMON = ("base", "data", "train", "evaluate", "match")  # what every trial of a
 OWN_FILES = {"training.lock", "trials", "variants", STUDY + ".tmp"}
 
 
-class Foreign(ValueError):
+class ForeignDirectory(ValueError):
     """A run directory that belongs to something else."""
 
 
@@ -55,23 +55,27 @@ def refuse_foreign(directory: Path, study: Study) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise Foreign(f"{directory} is a file; choose another directory with --out")
+        raise ForeignDirectory(f"{directory} is a file; choose another directory with --out")
     if not (directory / STUDY).exists():
         others = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
         if others:
             held = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
-            raise Foreign(
+            raise ForeignDirectory(
                 f"{directory} is not empty and holds no study ({held}); choose another directory with --out"
             )
         return
     theirs, mine = read_study(directory).resolved(), study.resolved()
     what = "choose another directory with --out, or delete that one"
     if theirs["name"] != mine["name"]:
-        raise Foreign(f"{directory} holds the study `{theirs['name']}`, not `{mine['name']}`; {what}")
+        raise ForeignDirectory(
+            f"{directory} holds the study `{theirs['name']}`, not `{mine['name']}`; {what}"
+        )
     changed = [line for key in COMMON for line in _changes(key, theirs[key], mine[key])]
     if changed:
         listed = "\n".join(f"  {line}" for line in changed[:8]) + ("\n  ..." if len(changed) > 8 else "")
-        raise Foreign(f"{directory} holds the study `{mine['name']}` with other settings:\n{listed}\n{what}")
+        raise ForeignDirectory(
+            f"{directory} holds the study `{mine['name']}` with other settings:\n{listed}\n{what}"
+        )
 
 
 def read_study(directory: Path) -> Study:
@@ -84,15 +88,17 @@ def read_study(directory: Path) -> Study:
     path = directory / STUDY
     if not path.is_file():
         where = "is not there" if not directory.exists() else f"holds no study ({STUDY} is not in it)"
-        raise Foreign(f"{directory} {where}; give the directory of a study, such as runs/NAME")
+        raise ForeignDirectory(f"{directory} {where}; give the directory of a study, such as runs/NAME")
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
-        raise Foreign(f"{path} is damaged: it is not UTF-8 text; delete it and run the study again") from None
+        raise ForeignDirectory(
+            f"{path} is damaged: it is not UTF-8 text; delete it and run the study again"
+        ) from None
     try:
         return resolve_study(parse_source(text, str(path)))
     except StudyFileError as error:
-        raise Foreign(f"{error}\n{path} is damaged; delete it and run the study again") from None
+        raise ForeignDirectory(f"{error}\n{path} is damaged; delete it and run the study again") from None
 
 
 def write_study(directory: Path, study: Study, origins: Mapping[str, str] | None = None) -> None:
@@ -121,4 +127,4 @@ def _changes(key: str, theirs: object, mine: object) -> list[str]:
         ]
     if theirs == mine:
         return []
-    return [f"`{key}`: {shown(theirs)} there, {shown(mine)} here"]
+    return [f"`{key}`: {repr_short(theirs)} there, {repr_short(mine)} here"]

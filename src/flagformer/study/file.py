@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from flagformer.data.catalogue import DataConfig
 from flagformer.study.blocks import check_block
+from flagformer.study.config_errors import StudyFileError, repr_short
 from flagformer.study.design import EXECUTION, MatchConfig, Run, Study
 from flagformer.study.flags import flag_mistakes
-from flagformer.study.mistakes import StudyFileError, shown
 from flagformer.study.overrides import apply_overrides
 from flagformer.study.source import Source, read_source
 from flagformer.study.variants import read_flags, read_settings, read_variants, tune_mistakes
@@ -38,7 +38,7 @@ def plain_name(name: str) -> str:
     """The name itself; ValueError unless it can name a directory everywhere."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"`name` must be letters, digits and `_.+-`, as it names a directory, but is {shown(name)}"
+            f"`name` must be letters, digits and `_.+-`, as it names a directory, but is {repr_short(name)}"
         )
     return name
 
@@ -122,12 +122,12 @@ class StudyFile(BaseModel):
 def _seeds_fault(seeds: object) -> str:
     """What of a list of seeds cannot be; empty for a good one."""
     if not isinstance(seeds, list) or not seeds:
-        return f"is {shown(seeds)}"
+        return f"is {repr_short(seeds)}"
     if len(seeds) > MOST_SEEDS:
         return f"holds {len(seeds):,} of them"
     for place, seed in enumerate(seeds):
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
-            return f"holds {shown(seed)}"
+            return f"holds {repr_short(seed)}"
         if seed in seeds[:place]:
             return f"holds {seed} twice"
     return ""

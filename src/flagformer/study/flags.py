@@ -6,8 +6,8 @@ from typing import Any
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.study.config_errors import ConfigError
 from flagformer.study.design import own_flags
-from flagformer.study.mistakes import Mistake
 from flagformer.study.source import Source
 from flagformer.study.words import home
 
@@ -16,7 +16,7 @@ STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
 STAND_IN_IMAGES = {"image_size": 8, "channels": 1, "num_classes": 10}
 
 
-def flag_mistakes(source: Source) -> list[Mistake]:
+def flag_mistakes(source: Source) -> list[ConfigError]:
     """Every flag that cannot be, in a study or training file whose other blocks are wrong already; no data is
     read."""
     base, compare = source.data.get("base"), source.data.get("compare", {"": {}})
@@ -34,7 +34,7 @@ def flag_mistakes(source: Source) -> list[Mistake]:
     return list(dict.fromkeys(mistakes))
 
 
-def flag_mistake(source: Source, variant: str, finding: Any) -> Mistake:
+def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:
     """At the flag's line in the variant, else in the base; else at the variant's."""
     own = ("compare", variant, finding.flag)
     if own in source.lines or own in source.overrides:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flagformer.flags import FlagError
+from flagformer.study.config_errors import ConfigError, StudyFileError
 from flagformer.study.costs import Cost, cost
 from flagformer.study.design import Study, flat, with_setting
-from flagformer.study.mistakes import Mistake, StudyFileError
+from flagformer.study.formatting import count
 from flagformer.study.source import Source
-from flagformer.study.wording import count
 
 KNOBS = {"ff_mult": (1 / 64, 64.0), "dim": (8, 8192), "depth": (1, 256), "steps": (1, 10_000_000)}
 USUAL = {"ff_mult": 4.0, "depth": 6}  # where neither the base nor the variant says it
@@ -69,7 +69,7 @@ def amount(study: Study, variant: str, price: Cost) -> int:
     return price.flops_per_token
 
 
-def _token_mistakes(study: Study, source: Source) -> list[Mistake]:
+def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
     match = study.match
     if match.what == "params" and match.by == "steps":
         text = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from flagformer.study.mistakes import Mistake, StudyFileError, shown
+from flagformer.study.config_errors import ConfigError, StudyFileError, repr_short
 from flagformer.study.source import Route, Source, parse_value
 
 OUTSIDE = re.compile(r"""(?:[^,\[\]{}"']|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""")
@@ -25,11 +25,11 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
         StudyFileError: an override without `=`, with an empty key, a value that is no YAML, or a key below a
             plain value.
     """
-    mistakes: list[Mistake] = []
+    mistakes: list[ConfigError] = []
     for typed in overrides:
         message = _apply(source, typed)
         if message:
-            mistakes.append(Mistake(1 << 30, f"override `{typed}`", message))
+            mistakes.append(ConfigError(1 << 30, f"override `{typed}`", message))
     if mistakes:
         raise StudyFileError(mistakes)
 
@@ -46,7 +46,7 @@ def _apply(source: Source, typed: str) -> str:
     try:
         values = [parse_value(part) for part in parts]
     except (yaml.YAMLError, StudyFileError, RecursionError):
-        return f"has a value that is not valid YAML: {shown(text)}"
+        return f"has a value that is not valid YAML: {repr_short(text)}"
     if len(values) == 1:
         return _write(source, route, values[0], typed)
     return _sweep(source, route, list(zip(parts, values)), typed)
@@ -65,7 +65,7 @@ def _write(source: Source, route: Route, value: object, typed: str) -> str:
         if below is None:
             below = place[part] = {}
         if not isinstance(below, dict):
-            return f"`{'.'.join(route[:depth])}` is {shown(below)}, which has no key `{route[depth]}`"
+            return f"`{'.'.join(route[:depth])}` is {repr_short(below)}, which has no key `{route[depth]}`"
         place = below
     place[route[-1]] = value
     source.overrides[route] = typed

@@ -10,8 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Generic
 
-from flagformer.study.endings import count_oom_kills, killed
 from flagformer.study.executor import Ended, Executor, Failure, Job
+from flagformer.study.failures import count_oom_kills, killed
 from flagformer.study.worker import work
 
 GRACE = 5.0  # seconds a worker has between the request to end and the kill

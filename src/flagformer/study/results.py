@@ -46,7 +46,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class AuditSummary:
     """What the audit says of a variant: property -> "passed", "failed" or "not applicable"; empty before it,
     and without it."""
 
@@ -61,7 +61,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantResult:
     """One variant. Quality is exact and repeatable; speed is measured and is not.
 
     `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
@@ -84,7 +84,7 @@ class Row:
     decode_tokens_per_second: float | None
     peak_memory_bytes: int | None
     state_bytes_per_token: int | None
-    stamp: Stamp
+    stamp: AuditSummary
     loss: Estimate
     validation: Estimate
     quality: dict[int, Estimate]
@@ -109,7 +109,7 @@ class Results:
     study: Study
     setting: dict[str, Any]
     trials: list[TrialState]
-    rows: list[Row]
+    rows: list[VariantResult]
     metric: str
     chance: float | None
     loss_length: int
@@ -118,7 +118,7 @@ class Results:
         """How many trials are in one of the states."""
         return sum(trial.state in states for trial in self.trials)
 
-    def row(self, variant: str) -> Row:
+    def row(self, variant: str) -> VariantResult:
         """The row of a variant."""
         return next(row for row in self.rows if row.variant == variant)
 
@@ -215,6 +215,6 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: VariantResult) -> dict[str, Any]:
     plain = asdict(row)
     return {key: value for key, value in plain.items() if key not in MEASURED}

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 
 from flagformer.ops.memory import GIB, whole_memory
+from flagformer.study.config_errors import ConfigError, StudyFileError
 from flagformer.study.costs import Cost
 from flagformer.study.design import Study
 from flagformer.study.footprint import PROCESS, bytes_by_variant, bytes_of
-from flagformer.study.mistakes import Mistake, StudyFileError
 from flagformer.study.source import Source
 from flagformer.train.config import TrainConfig, Trial
 from flagformer.train.device import device_of
@@ -78,7 +78,7 @@ def shortage(train: TrainConfig, need: int) -> str:
     return f"about {need / GIB:.1f} GiB of memory, but {where} has {has / GIB:.1f} GiB"
 
 
-def _crowded(study: Study, source: Source, need: int) -> list[Mistake]:
+def _crowded(study: Study, source: Source, need: int) -> list[ConfigError]:
     assert study.concurrency is not None
     at_once = min(study.concurrency, len(study.runs))
     short = shortage(study.train_of(study.baseline), at_once * need)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from flagformer.study.design import Setting, Study
-from flagformer.study.results import Candidate, Row, Stamp, TrialState, median
+from flagformer.study.results import AuditSummary, Candidate, TrialState, VariantResult, median
 from flagformer.study.statistics import Difference, mean_interval, paired_differences
 
 Values = dict[str, dict[int, float]]  # variant -> seed -> value
@@ -20,7 +20,7 @@ def make_rows(
     examined: Mapping[str, Mapping[str, Any]],
     trials: Sequence[TrialState],
     loss_length: int,
-) -> list[Row]:
+) -> list[VariantResult]:
     """One row a variant, the baseline first.
 
     Args:
@@ -43,7 +43,7 @@ def make_rows(
         for n, values in quality.items()
     }
     return [
-        Row(
+        VariantResult(
             variant=name, flags=own, tuned=best[name], at_edge=_at_edge(study, best[name]),
             candidates=tuple(candidates[name]) if study.tune else (),
             runs=sum(t.state in ("finished", "diverged") for t in trials if t.run.variant == name),
@@ -107,16 +107,16 @@ def _at_edge(study: Study, best: Setting) -> tuple[str, ...]:
     return tuple(edges)
 
 
-def _stamp(study: Study, found: Mapping[str, Any]) -> Stamp:
+def _stamp(study: Study, found: Mapping[str, Any]) -> AuditSummary:
     if not study.audit:
-        return Stamp({}, remark="not audited")
+        return AuditSummary({}, remark="not audited")
     if "stamps" not in found:
-        return Stamp({}, remark=f"audit failed: {found['failure']}" if "failure" in found else "")
-    return Stamp(found["stamps"], tuple(found["failures"]))
+        return AuditSummary({}, remark=f"audit failed: {found['failure']}" if "failure" in found else "")
+    return AuditSummary(found["stamps"], tuple(found["failures"]))
 
 
 def _judged(
-    differences: dict[str, Difference], stamps: Mapping[str, Stamp], study: Study
+    differences: dict[str, Difference], stamps: Mapping[str, AuditSummary], study: Study
 ) -> dict[str, Difference]:
     """An invalid variant is never better, and nothing is better or worse than an invalid baseline."""
     broken = stamps[study.baseline].invalid

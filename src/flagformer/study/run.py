@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flagformer.study.cluster import Cluster, package
+from flagformer.study.cluster import Cluster, import_ray
 from flagformer.study.costs import Cost, check_variants
 from flagformer.study.design import Run, Study
 from flagformer.study.directory import (
@@ -31,12 +31,12 @@ from flagformer.study.file import load_study
 from flagformer.study.match import Matched, as_plain, match_budget
 from flagformer.study.pool import Pool
 from flagformer.study.provenance import provenance
+from flagformer.study.resources import count_cores
 from flagformer.study.results import Results, as_json, read_results
 from flagformer.study.room import refuse_missing_devices, refuse_without_room
 from flagformer.study.setting import describe_setting
-from flagformer.study.shares import count_cores
 from flagformer.study.trials import run_trials
-from flagformer.train.files import naming, only_process, write_atomic, write_json
+from flagformer.train.files import only_process, os_error_context, write_atomic, write_json
 from flagformer.train.stopping import Stopping
 
 # torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
@@ -70,7 +70,7 @@ def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     """
     study, source = load_study(file, overrides)
     if study.executor == "ray":
-        package()
+        import_ray()
     refuse_missing_devices(study, source)
     study, costs, matched = match_budget(study, source, check_variants(study, source))
     refuse_without_room(study, source, costs)
@@ -104,7 +104,7 @@ def run_study(
     study = prepared.study
     directory = Path(out) if out is not None else Path("runs") / study.name
     refuse_foreign(directory, study)
-    with naming(directory):
+    with os_error_context(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with Stopping().heard(), only_process(directory):
         refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours

@@ -12,8 +12,8 @@ from typing import Any
 import flagformer
 from flagformer.study.costs import Cost
 from flagformer.study.design import Study
-from flagformer.study.directory import Foreign
-from flagformer.study.shares import count_cores, share_out
+from flagformer.study.directory import ForeignDirectory
+from flagformer.study.resources import count_cores, share_out
 
 PACKAGES = ("torch", "numpy", "scipy")
 
@@ -30,7 +30,7 @@ def describe_setting(
     """
     data = study.data.fingerprint()
     if earlier.get("data", data) != data:
-        raise Foreign(
+        raise ForeignDirectory(
             f"{directory} was begun with other data (fingerprint {earlier['data']}, now {data}): the file "
             "or the Python version "
             "has changed since; choose another directory with --out"

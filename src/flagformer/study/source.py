@@ -15,7 +15,7 @@ import yaml
 
 from flagformer.data.formats import HEAD, binary_format
 from flagformer.flags.others import recognise, recognise_directory
-from flagformer.study.mistakes import Mistake, StudyFileError, shown
+from flagformer.study.config_errors import ConfigError, StudyFileError, repr_short
 
 # What commands take, in their messages.
 STUDY = "a study file (`name`, `base`, `data`, `train` and `compare`)"
@@ -48,7 +48,7 @@ class Source:
     lines: dict[Route, int] = field(default_factory=dict)
     overrides: dict[Route, str] = field(default_factory=dict)
 
-    def mistake(self, route: Route, message: str) -> Mistake:
+    def mistake(self, route: Route, message: str) -> ConfigError:
         """A mistake at the nearest known place on the route: an override as typed, else `FILE:LINE`.
 
         What the file does not hold, an override below it has made.
@@ -56,14 +56,14 @@ class Source:
         if route and route not in self.lines:
             made = next((typed for key, typed in self.overrides.items() if key[: len(route)] == route), None)
             if made is not None:
-                return Mistake(1 << 30, f"override `{made}`", message)
+                return ConfigError(1 << 30, f"override `{made}`", message)
         for end in range(len(route), -1, -1):
             if route[:end] in self.overrides:
-                return Mistake(1 << 30, f"override `{self.overrides[route[:end]]}`", message)
+                return ConfigError(1 << 30, f"override `{self.overrides[route[:end]]}`", message)
             if route[:end] in self.lines:
                 line = self.lines[route[:end]]
-                return Mistake(line, f"{self.name}:{line}", message)
-        return Mistake(1, f"{self.name}:1", message)
+                return ConfigError(line, f"{self.name}:{line}", message)
+        return ConfigError(1, f"{self.name}:1", message)
 
 
 def read_source(path: Path, takes: str = STUDY) -> Source:
@@ -85,7 +85,7 @@ def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         detail = " ".join(part for part in (error.context, error.problem) if part)
-        raise StudyFileError([Mistake(line, f"{name}:{line}", f"is not valid YAML: {detail}")]) from None
+        raise StudyFileError([ConfigError(line, f"{name}:{line}", f"is not valid YAML: {detail}")]) from None
     except yaml.YAMLError as error:
         raise StudyFileError([_at_start(name, f"is not valid YAML: {str(error).splitlines()[0]}")]) from None
     except RecursionError:
@@ -122,7 +122,7 @@ class _NodeReader:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[ConfigError] = []
         self.count = 0
 
     def read(self, node: yaml.Node, route: Route, above: tuple[int, ...]) -> object:
@@ -168,15 +168,15 @@ class _NodeReader:
             if tag == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            self.mistakes.append(self._at(node, f"{shown(text)} is no number that can be read"))
+            self.mistakes.append(self._at(node, f"{repr_short(text)} is no number that can be read"))
             return None
         if tag != "str":
             self.mistakes.append(self._at(node, f"the tag `{node.tag}` is not allowed; write a plain value"))
         return text
 
-    def _at(self, node: yaml.Node, message: str) -> Mistake:
+    def _at(self, node: yaml.Node, message: str) -> ConfigError:
         line = node.start_mark.line + 1
-        return Mistake(line, f"{self.source.name}:{line}", message)
+        return ConfigError(line, f"{self.source.name}:{line}", message)
 
 
 def _read_text(path: Path, takes: str) -> str:
@@ -185,28 +185,28 @@ def _read_text(path: Path, takes: str) -> str:
         if path.is_dir():
             other = recognise_directory(path)
             message = f"is {other.what}; {other.advice}" if other else "is a directory"
-            raise StudyFileError([Mistake(1, name, f"{message}; this command takes {takes}")])
+            raise StudyFileError([ConfigError(1, name, f"{message}; this command takes {takes}")])
         if not stat.S_ISREG(path.stat().st_mode):  # a device may never end, a pipe may never begin
             message = "cannot be read: it is a device, pipe or socket; give a regular YAML file"
-            raise StudyFileError([Mistake(1, name, message)])
+            raise StudyFileError([ConfigError(1, name, message)])
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
         size = max(len(raw), path.stat().st_size)
         if kind := binary_format(raw[:HEAD], size, b"\0" in raw)[0]:
-            raise StudyFileError([Mistake(1, name, f"cannot be read: it is a {kind} file; give {takes}")])
+            raise StudyFileError([ConfigError(1, name, f"cannot be read: it is a {kind} file; give {takes}")])
         if size > LARGEST_FILE:
             raise StudyFileError(
-                [Mistake(1, name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")]
+                [ConfigError(1, name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")]
             )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise StudyFileError([Mistake(1, name, f"cannot be read: {reason}")]) from None
+        raise StudyFileError([ConfigError(1, name, f"cannot be read: {reason}")]) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         message = f"must be UTF-8 text, but byte {error.start} is 0x{raw[error.start]:02x}"
-        raise StudyFileError([Mistake(line, f"{name}:{line}", message)]) from None
+        raise StudyFileError([ConfigError(line, f"{name}:{line}", message)]) from None
 
 
 def _refuse_other(data: object, name: str, takes: str) -> None:
@@ -223,9 +223,9 @@ def _as_json(text: str) -> object:
         return None
 
 
-def _at_start(name: str, message: str) -> Mistake:
-    return Mistake(1, f"{name}:1", message)
+def _at_start(name: str, message: str) -> ConfigError:
+    return ConfigError(1, f"{name}:1", message)
 
 
 def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else f"the single value {shown(value)}"
+    return "a list" if isinstance(value, list) else f"the single value {repr_short(value)}"

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flagformer.study.formatting import NOTHING, count, difference, estimate, listed, plural, short
 from flagformer.study.report.columns import best_setting
 from flagformer.study.report.findings import invalid_line, power_line, tuning_finding
-from flagformer.study.results import BITS, Results, Row
-from flagformer.study.wording import NOTHING, count, difference, estimate, listed, plural, short
+from flagformer.study.results import BITS, Results, VariantResult
 
 WIDTH = 132  # where there is no terminal to ask
 
@@ -65,13 +65,13 @@ def legend(results: Results) -> list[str]:
     return lines
 
 
-def _audit(row: Row) -> str:
+def _audit(row: VariantResult) -> str:
     if not row.stamp.found:
         return row.stamp.remark or NOTHING
     return "INVALID" if row.stamp.invalid else "valid"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: VariantResult) -> list[str]:
     mean = [NOTHING if quality.mean is None else f"{quality.mean:.3f}" for quality in row.quality.values()]
     cells = [
         row.variant,

@@ -7,8 +7,8 @@ from itertools import product
 from typing import Any
 
 from flagformer.study.blocks import check_block
+from flagformer.study.config_errors import ConfigError, repr_short
 from flagformer.study.design import TRAIN, Own, Setting, flat, with_setting
-from flagformer.study.mistakes import Mistake, shown
 from flagformer.study.source import Route, Source
 from flagformer.study.words import suggestion
 from flagformer.train.config import TrainConfig
@@ -19,7 +19,7 @@ MOST_VARIANTS = 500
 NOT_TUNED = {"steps", "batch_size", "accumulate", "device", "eval_every", "checkpoint_every"}
 
 
-def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[Mistake]]:
+def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[ConfigError]]:
     """What every variant changes: those of `compare`, each once for every point of `grid`.
 
     Args:
@@ -52,22 +52,22 @@ def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, 
     return spread, list(dict.fromkeys(mistakes))
 
 
-def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], list[Mistake]]:
+def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], list[ConfigError]]:
     """`grid` or `tune`: a list of values for each flag or training setting, the latter as `train.NAME`."""
     given = source.data.get(block)
     if given is None:
         return {}, []
     if not isinstance(given, dict):
         wanted = "must map flags or training settings to lists, such as `{lr: [3e-4, 1e-3]}`"
-        return {}, [source.mistake((block,), f"`{block}` {wanted}, but is {shown(given)}")]
+        return {}, [source.mistake((block,), f"`{block}` {wanted}, but is {repr_short(given)}")]
     settings: dict[str, list[Any]] = {}
     mistakes = []
     for typed, values in given.items():
         key, trouble = _key(typed, block)
         if not trouble and (not isinstance(values, list) or not values):
-            trouble = f"`{block}.{typed}` must be a list of values to try, but is {shown(values)}"
+            trouble = f"`{block}.{typed}` must be a list of values to try, but is {repr_short(values)}"
         if not trouble and any(value in values[:place] for place, value in enumerate(values)):
-            trouble = f"`{block}.{typed}` must name each value once, but is {shown(values)}"
+            trouble = f"`{block}.{typed}` must name each value once, but is {repr_short(values)}"
         if not trouble and key in settings:
             trouble = f"`{block}.{typed}` stands here a second time"
         if trouble:
@@ -79,7 +79,7 @@ def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], lis
 
 def tune_mistakes(
     source: Source, tune: dict[str, list[Any]], compare: dict[str, Own], train: TrainConfig | None
-) -> list[Mistake]:
+) -> list[ConfigError]:
     """Candidates that cannot be, and settings that a variant fixes and `tune` tries."""
     mistakes = []
     for key, values in tune.items():
@@ -110,7 +110,7 @@ def _word(value: object) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
 
 
-def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[Mistake]]:
+def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[ConfigError]]:
     value = source.data.get("compare")
     if value is None and source.data.get("grid"):
         return {"": {}}, []
@@ -118,15 +118,14 @@ def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own],
         return {}, []  # said to be missing elsewhere
     if not isinstance(value, dict) or not value:
         wanted = "must name at least one variant, the baseline first, as `learned: {}`"
-        return {}, [source.mistake(("compare",), f"`compare` {wanted}, but is {shown(value)}")]
+        return {}, [source.mistake(("compare",), f"`compare` {wanted}, but is {repr_short(value)}")]
     compare: dict[str, Own] = {}
     mistakes = []
     for name, own in value.items():
         route = ("compare", name)
         if not VARIANT.fullmatch(name):
-            text = (
-                f"a variant's name must be up to 60 letters, digits, spaces and `_.+=-`, but is {shown(name)}"
-            )
+            wanted = "must be up to 60 letters, digits, spaces and `_.+=-`"
+            text = f"a variant's name {wanted}, but is {repr_short(name)}"
             mistakes.append(source.mistake(route, text))
         compare[name], found = read_flags(source, route, {} if own is None else own)
         mistakes += found or _train_mistakes(source, name, compare[name], train)
@@ -135,16 +134,18 @@ def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own],
     return compare, mistakes
 
 
-def read_flags(source: Source, route: tuple[str, ...], value: object) -> tuple[dict[str, Any], list[Mistake]]:
+def read_flags(
+    source: Source, route: tuple[str, ...], value: object
+) -> tuple[dict[str, Any], list[ConfigError]]:
     """A mapping of flags; what is in it is checked when a model is built of it."""
     if isinstance(value, dict):
         return dict(value), []
     wanted = "must be a mapping of flags, such as `{rotary_pos_emb: true}`"
-    text = f"`{'.'.join(route)}` {wanted}, but is {shown(value)}"
+    text = f"`{'.'.join(route)}` {wanted}, but is {repr_short(value)}"
     return {}, [source.mistake(route, text)]
 
 
-def _train_mistakes(source: Source, variant: str, own: Own, train: TrainConfig | None) -> list[Mistake]:
+def _train_mistakes(source: Source, variant: str, own: Own, train: TrainConfig | None) -> list[ConfigError]:
     """What is wrong with the training settings of one variant, in the frame of those of the study."""
     if "train" not in own or train is None:
         return []

@@ -15,7 +15,7 @@ from multiprocessing.process import parent_process
 from pathlib import Path
 
 from flagformer.study.directory import OUTPUT
-from flagformer.study.endings import describe
+from flagformer.study.failures import describe
 from flagformer.train.files import only_process
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>

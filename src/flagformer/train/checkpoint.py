@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flagformer.train.files import naming, record_fault, sync_folder, write_atomic
+from flagformer.train.files import os_error_context, record_fault, sync_folder, write_atomic
 
 CURRENT, PREVIOUS, FRESH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.new.pt"
 MARK = b"flagformer checkpoint 2\n"  # then 32 bytes of SHA-256, then what torch.save wrote
@@ -60,7 +60,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """
     fresh = directory / FRESH
     write_checkpoint(fresh, checkpoint)
-    with naming(directory / CURRENT):
+    with os_error_context(directory / CURRENT):
         if (directory / CURRENT).exists():
             (directory / CURRENT).replace(directory / PREVIOUS)
         fresh.replace(directory / CURRENT)

@@ -10,15 +10,15 @@ from flagformer.data import IGNORE, Source, Split
 from flagformer.ops.home import home_of
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
-from flagformer.train.ranks import ALONE, Ranks, inner
-from flagformer.train.reading import read_rows
+from flagformer.train.process_group import ALONE, ProcessGroup, inner
+from flagformer.train.segment_reader import read_rows
 
 PARTS = 16  # of a row, whose losses are told apart
 SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
 
 
 def evaluate(
-    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: Ranks = ALONE
+    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: ProcessGroup = ALONE
 ) -> dict[str, Any]:
     """Mean loss in nats (for bytes also in bits per byte) and accuracy over `evaluate.batches` batches at one
     length.

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def os_error_context(path: Path) -> Iterator[None]:
     """Give an OSError that has lost its file (a full disk under `write`) the path and a word of what it
     costs.
     """
@@ -31,7 +31,7 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     is then as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with naming(path):
+    with os_error_context(path):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -134,7 +134,7 @@ def only_process(directory: Path) -> Iterator[None]:
         yield
         return
     path = directory / "training.lock"
-    with naming(path):
+    with os_error_context(path):
         file = path.open("ab")
     with file:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from flagformer.train.files import naming
+from flagformer.train.files import os_error_context
 
 
 class Log:
@@ -19,14 +19,14 @@ class Log:
     def __init__(self, path: Path, lines: int = 0) -> None:
         self.path = path
         kept = _end_of_line(path, lines) if lines else 0
-        with naming(path):
+        with os_error_context(path):
             self.file = path.open("ab", buffering=0)
             if os.fstat(self.file.fileno()).st_size > kept:
                 self.file.truncate(kept)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one step. NaN and infinity, which are no JSON, are refused."""
-        with naming(self.path):
+        with os_error_context(self.path):
             left = json.dumps(line, allow_nan=False).encode() + b"\n"
             # the last room of a disk takes a part of a line; only the next write says that it is full
             while left:
@@ -34,7 +34,7 @@ class Log:
 
     def sync(self) -> None:
         """Return when every line is on the disk."""
-        with naming(self.path):
+        with os_error_context(self.path):
             os.fsync(self.file.fileno())
 
     def __enter__(self) -> "Log":

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
-from flagformer.train.ranks import ALONE, Ranks
-from flagformer.train.reading import read_rows
+from flagformer.train.process_group import ALONE, ProcessGroup
+from flagformer.train.segment_reader import read_rows
 
 
 class Step(NamedTuple):
@@ -47,7 +47,7 @@ def train_step(
     batch: tuple[Tensor, Tensor],
     lr: float,
     config: TrainConfig,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
 ) -> Step:
     """Update the weights from one batch, the same on all ranks, each of which takes its rows in `accumulate`
     micro-batches. A loss or norm that is not finite updates nothing.

@@ -17,13 +17,15 @@ from typing import Any
 from torch import nn
 
 from flagformer.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from flagformer.train.files import naming, sync_folder
-from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.files import os_error_context, sync_folder
+from flagformer.train.process_group import ALONE, ProcessGroup
 
 CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "rest.pt"
 
 
-def save_shards(directory: Path, rest: Checkpoint, model: nn.Module, optimizer: Any, ranks: Ranks) -> None:
+def save_shards(
+    directory: Path, rest: Checkpoint, model: nn.Module, optimizer: Any, ranks: ProcessGroup
+) -> None:
     """Write `shards/` from all ranks; the folder before becomes `shards.previous/`."""
     import torch.distributed.checkpoint as dcp  # 0.7 s, which one process should not wait for
     from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -31,7 +33,7 @@ def save_shards(directory: Path, rest: Checkpoint, model: nn.Module, optimizer: 
     fresh = directory / FRESH
     ranks.by_first(lambda: shutil.rmtree(fresh, ignore_errors=True))
     weights, moments = get_state_dict(model, optimizer)
-    with naming(fresh):
+    with os_error_context(fresh):
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=fresh)
     mine = sorted(fresh.glob(f"__{ranks.rank}_*")) + [fresh / ".metadata"] * ranks.is_first
     sums = ranks.gather({path.name: _sum(path) for path in mine})
@@ -42,7 +44,7 @@ def save_shards(directory: Path, rest: Checkpoint, model: nn.Module, optimizer: 
             rest, rng=states, shards={name: value for part in sums for name, value in part.items()}
         )
         write_checkpoint(fresh / REST, whole)
-        with naming(directory / CURRENT):
+        with os_error_context(directory / CURRENT):
             if (directory / CURRENT).exists():
                 shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
                 (directory / CURRENT).replace(directory / PREVIOUS)
@@ -73,7 +75,7 @@ def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[s
     return None, None, []
 
 
-def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: Ranks) -> None:
+def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGroup) -> None:
     """Fill model and optimizer, however they are spread, from what any number of ranks wrote."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict

@@ -12,7 +12,7 @@ from flagformer.train import checkpoint, shards
 from flagformer.train.checkpoint import Checkpoint, load_checkpoint, restore_rng, rng_state, save_checkpoint
 from flagformer.train.config import Trial
 from flagformer.train.loop import make_optimizer
-from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.process_group import ALONE, ProcessGroup
 from flagformer.train.shards import find_shards, load_shards, named_moments, save_shards, spread_moments
 
 Found = tuple[Path | None, Checkpoint, list[str]]
@@ -25,7 +25,7 @@ class State:
         ValueError: the directory was trained on another trial or data, or its checkpoints are damaged.
     """
 
-    def __init__(self, trial: Trial, directory: Path, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, trial: Trial, directory: Path, device: torch.device, ranks: ProcessGroup) -> None:
         self.trial, self.directory, self.device, self.ranks = trial, directory, device, ranks
         self.fingerprint = self._fingerprint()
         self.step, self.seconds = 0, 0.0

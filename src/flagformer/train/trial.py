@@ -13,11 +13,11 @@ import torch
 from flagformer.train.config import TrainConfig, Trial
 from flagformer.train.device import device_of
 from flagformer.train.evaluation import evaluate
-from flagformer.train.files import naming, only_process, read_json, sync_folder, write_json
+from flagformer.train.files import only_process, os_error_context, read_json, sync_folder, write_json
 from flagformer.train.log import Log, read_log
 from flagformer.train.loop import train_step
 from flagformer.train.memory import MemoryRise
-from flagformer.train.ranks import ALONE, Ranks
+from flagformer.train.process_group import ALONE, ProcessGroup
 from flagformer.train.result import read_result
 from flagformer.train.schedule import learning_rate
 from flagformer.train.state import State, remove_all
@@ -30,7 +30,7 @@ def run_trial(
     trial: Trial,
     directory: Path,
     report: Report | None = None,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
     stopping: Stopping | None = None,
 ) -> dict[str, Any]:
     """Build, train, evaluate and save one trial in `directory`; return what result.json then holds.
@@ -57,7 +57,7 @@ def run_trial(
         ranks.check(trial.train.batch_size, trial.train.accumulate)
         if not (directory / "result.json").exists():
             trial.check()  # before anything is written
-        with naming(directory):
+        with os_error_context(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
     ranks.by_first(prepare)
@@ -72,7 +72,7 @@ def run_trial(
 
 def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
     """The result that is there already; the directory is this trial's from here on."""
-    claim(trial, directory)
+    lock_directory(trial, directory)
     if not (directory / "result.json").exists():
         return None
     result = read_result(directory / "result.json", whole=True)
@@ -80,7 +80,7 @@ def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
     return result
 
 
-def claim(trial: Trial, directory: Path) -> None:
+def lock_directory(trial: Trial, directory: Path) -> None:
     """Mark `directory` as this trial's; ValueError names it and what differs if it is another's."""
     path = directory / "trial.json"
     mine = trial.model_dump(mode="json")
@@ -100,7 +100,7 @@ class _Run:
     """One trial under way."""
 
     def __init__(
-        self, trial: Trial, directory: Path, report: Report, ranks: Ranks, stopping: Stopping
+        self, trial: Trial, directory: Path, report: Report, ranks: ProcessGroup, stopping: Stopping
     ) -> None:
         self.trial, self.directory, self.report, self.ranks = trial, directory, report, ranks
         self.stopping = stopping
@@ -204,7 +204,7 @@ class _Run:
 
     def _save_model(self, model: Any) -> None:
         fresh, final = self.directory / "model.tmp", self.directory / "model"
-        with naming(final):
+        with os_error_context(final):
             for folder in (fresh, final):
                 if folder.exists():
                     shutil.rmtree(folder)

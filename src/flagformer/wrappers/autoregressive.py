@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flow import Outputs
 from flagformer.generation import (
-    Against,
     Amateur,
-    Ending,
+    ContrastiveDecoding,
     LogitsFilter,
     PromptLike,
     Sampler,
+    StoppingCriteria,
+    align_token_ids,
     bind_filter,
     decode,
     evaluating,
     is_number,
-    line_up,
     read_prompts,
     read_settings,
     search,
 )
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
-from flagformer.ops.drop import forgetful
+from flagformer.ops.drop import forgetful_causal_mask
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_session
 from flagformer.stack.inputs import check_size
@@ -38,12 +38,12 @@ from flagformer.wrappers.requests import (
     check_net,
     check_pad,
     check_request,
-    front_of,
+    first_step_kwargs,
+    generation_window,
     ids_and_targets,
-    keeps_state,
     packed_targets,
-    reach,
-    side_of,
+    prepend_kwargs,
+    use_cache,
 )
 from flagformer.wrappers.unsaved import Unsaved
 from flagformer.wrappers.z_loss import adds_z_loss
@@ -143,10 +143,10 @@ class AutoregressiveWrapper(Unsaved, Whole):
             side |= {"context": context, "context_mask": context_mask}
         if self.training and self.mask_prob:
             real = side.get("mask", torch.ones_like(ids[:, :-1], dtype=torch.bool))
-            side["attn_mask"] = forgetful(real, places[:, :-1], self.mask_prob)
+            side["attn_mask"] = forgetful_causal_mask(real, places[:, :-1], self.mask_prob)
         if embed_ids is not None:
             side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        side |= front_of(prepend_embeds, prepend_mask)
+        side |= prepend_kwargs(prepend_embeds, prepend_mask)
         front = 0 if prepend_embeds is None else prepend_embeds.shape[1]
         if "attn_mask" in side:
             side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
@@ -244,18 +244,18 @@ class AutoregressiveWrapper(Unsaved, Whole):
         device = home_of(self.net)[0]
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = side_of(aligned, context, context_mask, prefix_attn_len)
-        side |= front_of(prepend_embeds, prepend_mask)
-        ending = Ending(seq_len, eos_token, self.pad_value)
+        side = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
+        side |= prepend_kwargs(prepend_embeds, prepend_mask)
+        ending = StoppingCriteria(seq_len, eos_token, self.pad_value)
         length = aligned.ids.shape[1]
-        beside = line_up(embed_ids or {}, aligned, length + seq_len)
+        beside = align_token_ids(embed_ids or {}, aligned, length + seq_len)
 
         def ready(net: Any) -> Amateur:
-            window = reach(net, length, seq_len, restrict_to_max_seq_len)
-            return Amateur(net, window, keeps_state(net, cache_kv))
+            window = generation_window(net, length, seq_len, restrict_to_max_seq_len)
+            return Amateur(net, window, use_cache(net, cache_kv))
 
         rivals = amateurs_of(amateur_model, self.net)
-        against = Against(tuple(map(ready, rivals)), *read_settings(contrastive_decode_kwargs))
+        against = ContrastiveDecoding(tuple(map(ready, rivals)), *read_settings(contrastive_decode_kwargs))
         with evaluating(nn.ModuleList([self.net, *rivals])):
             _, window, cached = ready(self.net)
             rival = against if rivals else None
@@ -301,12 +301,12 @@ class AutoregressiveWrapper(Unsaved, Whole):
             raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
         device = home_of(self.net)[0]
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = side_of(aligned, context, context_mask, prefix_attn_len)
-        side |= front_of(prepend_embeds, prepend_mask)
+        side = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
+        side |= prepend_kwargs(prepend_embeds, prepend_mask)
         length = aligned.ids.shape[1]
-        beside = line_up(embed_ids or {}, aligned, length + seq_len)
-        window = reach(self.net, length, seq_len, restrict_to_max_seq_len)
-        ending, cached = Ending(seq_len, eos_token, self.pad_value), keeps_state(self.net, cache_kv)
+        beside = align_token_ids(embed_ids or {}, aligned, length + seq_len)
+        window = generation_window(self.net, length, seq_len, restrict_to_max_seq_len)
+        ending, cached = StoppingCriteria(seq_len, eos_token, self.pad_value), use_cache(self.net, cache_kv)
         with evaluating(self.net):
             pool = search(self.net, aligned, ending, beams, length_penalty, window, cached, side, beside)
         if return_beams:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import DecodeState, Layout, Pattern, WovenState
+from flagformer.flow import DecodeState, InsertionPattern, InterleavedDecodeState, Layout
 from flagformer.ops.traced import readable
 from flagformer.stack.inputs import check_padding, check_starts, check_tensor
 
@@ -44,7 +44,7 @@ def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None
     """Positions that a learned table holds; rows without padding are checked without reading the tensor."""
     if limit is None:
         return
-    if layout.by_place and layout.padding is None:
+    if layout.contiguous_positions and layout.valid is None:
         last = layout.end - 1
     elif not readable(layout.positions):
         return
@@ -63,7 +63,7 @@ def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None
 
 def layout_of(
     x: Tensor,
-    state: DecodeState | WovenState | None,
+    state: DecodeState | InterleavedDecodeState | None,
     *,
     mask: Tensor | None,
     seq_start_pos: Tensor | None,
@@ -75,13 +75,15 @@ def layout_of(
     given = {"mask": mask, "seq_start_pos": seq_start_pos, "seq_lens": seq_lens, "pos": pos}
     named = [f"`{name}`" for name, value in given.items() if value is not None]
     if state is not None:
-        if not isinstance(state, (DecodeState, WovenState)):
+        if not isinstance(state, (DecodeState, InterleavedDecodeState)):
             raise ValueError(f"`state` must come from `init_state`, but is {type(state).__name__}")
         if named:
             raise ValueError(
                 f"{', '.join(named)} cannot be given with `state`: say left padding to `init_state`"
             )
-        if isinstance(state, WovenState) and (batch != state.batch or state.length + length > state.capacity):
+        if isinstance(state, InterleavedDecodeState) and (
+            batch != state.batch or state.length + length > state.capacity
+        ):
             raise ValueError(
                 f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
                 f"`x` with {length} more of {batch} rows does not fit: init_state(batch, length) sizes it"
@@ -96,18 +98,20 @@ def layout_of(
     if seq_start_pos is not None:
         layout = Layout.left_padded(check_starts("seq_start_pos", seq_start_pos, batch), length)
     else:
-        layout = Layout.plain(length, x.device)
+        layout = Layout.arange(length, x.device)
     if mask is not None:
-        layout = layout.hide(check_padding("mask", mask, batch, length))
+        layout = layout.masked_by(check_padding("mask", mask, batch, length))
     if pos is not None:
-        layout = Layout(_positions(pos, batch, length), layout.padding, by_place=False)
+        layout = Layout(_positions(pos, batch, length), layout.valid, contiguous_positions=False)
     return layout
 
 
-def check_state(state: DecodeState | WovenState, pattern: Pattern, prepended: int) -> WovenState:
+def check_state(
+    state: DecodeState | InterleavedDecodeState, pattern: InsertionPattern, prepended: int
+) -> InterleavedDecodeState:
     """A session that has room for what stands beside the tokens: memory, and `prepended` embeddings."""
-    room = state.room if isinstance(state, WovenState) else 0
-    other = pattern != (state.pattern if isinstance(state, WovenState) else Pattern())
+    room = state.num_prepended_capacity if isinstance(state, InterleavedDecodeState) else 0
+    other = pattern != (state.pattern if isinstance(state, InterleavedDecodeState) else InsertionPattern())
     if other:
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
     if prepended > room:
@@ -115,8 +119,8 @@ def check_state(state: DecodeState | WovenState, pattern: Pattern, prepended: in
             f"`state` has room for {room} prepended embeddings, but `prepend_embeds` holds {prepended}: "
             f"say init_state(..., num_prepend_embeds={prepended})"
         )
-    assert isinstance(state, WovenState)
-    if prepended and state.held:
+    assert isinstance(state, InterleavedDecodeState)
+    if prepended and state.num_entries:
         raise ValueError(
             "`prepend_embeds` belongs to the first block of a decoding session, but `state` holds "
             f"{state.length} tokens already: leave it out, the state remembers it"

@@ -18,10 +18,10 @@ from flagformer.stack.inputs import check_padding, check_size
 from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.halves import DEC, ENC
+from flagformer.wrappers.encoder_decoder import DEC, ENC
+from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
 from flagformer.wrappers.inputs import check_ids, check_integers
-from flagformer.wrappers.own import Part, own_findings
-from flagformer.wrappers.slot_halves import DECIDED, build_slot_halves, invert_buckets
+from flagformer.wrappers.slot_encoder_decoder import DECIDED, build_slot_halves, invert_buckets
 from flagformer.wrappers.source_stream import SourceStream
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
@@ -70,21 +70,21 @@ class Memformer(Whole):
     """
 
     parts = (
-        Part(ENC, MODEL_SCOPES, frozenset(DECIDED[ENC])),
-        Part(DEC, MODEL_SCOPES, frozenset(DECIDED[DEC])),
+        FlagGroup(ENC, MODEL_SCOPES, frozenset(DECIDED[ENC])),
+        FlagGroup(DEC, MODEL_SCOPES, frozenset(DECIDED[DEC])),
     )
 
     def __init__(
         self,
         *,
-        dim: Annotated[int, Flag("dim", "width D of both halves and of slots", least=1)],
-        num_memory_slots: Annotated[int, Flag("num_memory_slots", "slots M of a row", least=1)],
+        dim: Annotated[int, Flag("dim", "width D of both halves and of slots", ge=1)],
+        num_memory_slots: Annotated[int, Flag("num_memory_slots", "slots M of a row", ge=1)],
         num_mem_updates: Annotated[
-            int, Flag("num_mem_updates", "how often each segment writes the slots", least=1, below=1000)
+            int, Flag("num_mem_updates", "how often each segment writes the slots", ge=1, lt=1000)
         ] = 1,
         encoder_only: Annotated[bool, Flag("encoder_only", "no decoder")] = False,
         mem_update_attn_heads: Annotated[
-            int, Flag("mem_update_attn_heads", "heads with which slots read", least=1)
+            int, Flag("mem_update_attn_heads", "heads with which slots read", ge=1)
         ] = 8,
         memory_update: Annotated[
             str,
@@ -92,7 +92,7 @@ class Memformer(Whole):
         ] = "gru",
         memory_temperature: Annotated[
             float | None,
-            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", least=1e-3),
+            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", ge=1e-3),
         ] = None,
         compat_positions: Annotated[
             str | None,
@@ -102,7 +102,7 @@ class Memformer(Whole):
         ] = None,
         ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written behind an ended row", least=0)
+            int, Flag("pad_value", "the id read in its place, and written behind an ended row", ge=0)
         ] = 0,
         **flags: Any,
     ) -> None:
@@ -113,7 +113,7 @@ class Memformer(Whole):
             "memory_update": memory_update, "memory_temperature": memory_temperature,
             "compat_positions": compat_positions, "ignore_index": ignore_index, "pad_value": pad_value,
         }  # fmt: skip
-        halves = build_slot_halves(flags, own, own_findings(Memformer, own))
+        halves = build_slot_halves(flags, own, own_flag_errors(Memformer, own))
         self.encoder: TransformerWrapper = halves[0]
         self.decoder = (
             None if halves[1] is None else AutoregressiveWrapper(halves[1], ignore_index, pad_value)

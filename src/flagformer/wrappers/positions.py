@@ -10,7 +10,7 @@ from flagformer.stack.layers import AttentionLayers
 
 def with_positions(given: dict[str, Any], layers: AttentionLayers) -> dict[str, Any]:
     """The wrapper's flags with `use_abs_pos_emb` decided; FlagError where they contradict the layers'."""
-    disabled = layers.wishes.disable_abs_pos_emb
+    disabled = layers.hints.disable_abs_pos_emb
     own = given.get("use_abs_pos_emb")
     sinusoids = given["scaled_sinu_pos_emb"]
     findings = []

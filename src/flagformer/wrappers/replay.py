@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import Memories
+from flagformer.flow import RecurrentState
 from flagformer.memory.replay import replay
 from flagformer.ops.cross_entropy import cross_entropy
 from flagformer.stack.inputs import check_padding
@@ -60,14 +60,14 @@ def memory_replay_backprop(
     masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
     targets, target_masks = _for_segments("tgt", tgt, count), _for_segments("tgt_mask", tgt_mask, count)
 
-    def read(number: int, held: Memories | None) -> tuple[Tensor | None, Memories]:
+    def read(number: int, held: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
         slots = None if held is None else held.slots
         part = (sources[number], targets[number], slots, masks[number], target_masks[number])
         results, outputs = model(*part, return_outputs=True)
         loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, number))
         if model.decoder is None and outputs.extra_loss is not None:
             loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
-        return loss, Memories.of_slots(results.mem)
+        return loss, RecurrentState.of_slots(results.mem)
 
     losses, left = replay(model, read, _start(model.encoder, mems, len(src)), count)
     assert left.slots is not None
@@ -79,9 +79,9 @@ def train_segments(
     x: Tensor,
     mask: Tensor | None = None,
     *,
-    mems: Memories | Tensor | None = None,
+    mems: RecurrentState | Tensor | None = None,
     ignore_index: int = -100,
-) -> tuple[Tensor, Memories]:
+) -> tuple[Tensor, RecurrentState]:
     """Reads a stream of tokens segment by segment, and adds the gradients of the cross entropy of x[:, 1:].
 
     They are exactly those of back-propagation of the mean through all segments, and only one segment's
@@ -111,7 +111,7 @@ def train_segments(
     counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
     totals: dict[int, Tensor] = {}
 
-    def read(number: int, held: Memories | None) -> tuple[Tensor | None, Memories]:
+    def read(number: int, held: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
         part = parts[number]
         out, left, extra = _read(model, ids[:, part], held, None if mask is None else mask[:, part])
         if not torch.is_grad_enabled():
@@ -124,16 +124,18 @@ def train_segments(
     return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
 
 
-def _start(model: TransformerWrapper, mems: Memories | Tensor | None, batch: int) -> Memories | None:
+def _start(
+    model: TransformerWrapper, mems: RecurrentState | Tensor | None, batch: int
+) -> RecurrentState | None:
     if mems is None:
         return None
     slots, _ = model.slots.read(mems, batch)
-    return mems if isinstance(mems, Memories) else Memories.of_slots(slots)
+    return mems if isinstance(mems, RecurrentState) else RecurrentState.of_slots(slots)
 
 
 def _read(
-    model: TransformerWrapper, ids: Tensor, mems: Memories | None, mask: Tensor | None
-) -> tuple[Tensor, Memories, Tensor | float]:
+    model: TransformerWrapper, ids: Tensor, mems: RecurrentState | None, mask: Tensor | None
+) -> tuple[Tensor, RecurrentState, Tensor | float]:
     """Embeddings of a segment, what it leaves, and the sum of its auxiliary losses in training."""
     how: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}
     if not (model.training and model.has_losses):

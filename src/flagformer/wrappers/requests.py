@@ -45,7 +45,7 @@ def ids_and_targets(
     return ids, targets
 
 
-def reach(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
+def generation_window(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
     """How far a token sees, None where nothing limits it. The last new token is not read back."""
     longest = net.max_seq_len
     if prompt_len + seq_len - 1 <= longest:
@@ -67,7 +67,7 @@ def reach(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None
     return longest if restrict and longest else None
 
 
-def keeps_state(net: Any, asked: bool) -> bool:
+def use_cache(net: Any, asked: bool) -> bool:
     """Whether a decode state is used; a warning where it is asked for and there is none."""
     if asked and not net.can_cache:
         warnings.warn(
@@ -117,7 +117,7 @@ def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
     return lengths
 
 
-def side_of(
+def first_step_kwargs(
     prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
 ) -> dict[str, Any]:
     """What the first forward of a decoding reads beside tokens."""
@@ -129,7 +129,7 @@ def side_of(
     return side
 
 
-def front_of(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+def prepend_kwargs(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
     """What stands in front of the tokens, as keywords of a forward, which checks the rest."""
     if embeds is not None:
         check_tensor("prepend_embeds", embeds)
@@ -143,7 +143,7 @@ def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tens
     """Of sequences packed in `ids` [B, T]: their lengths without the last column; which of the targets
     ids[:, 1:] follow a token of their own sequence, bool [B, T - 1]; each token's place in its sequence."""
     layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
-    real, segments = layout.padding, layout.segments
+    real, segments = layout.valid, layout.segment_ids
     assert real is not None
     assert segments is not None
     lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)

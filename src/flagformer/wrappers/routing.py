@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
-from flagformer.flow import Outputs, Tape
+from flagformer.flow import OutputCollector, Outputs
 from flagformer.generation import LogitsFilter, PromptLike
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.layers import AttentionLayers
@@ -73,10 +73,12 @@ class RoutingTransformer(Unsaved, Whole):
 
         The loss is zero in eval mode. Any length is taken, of whatever multiple.
         """
-        tape = Tape()
+        collector = OutputCollector()
         with named({"mask": "input_mask"}):
-            out = self.layers(x, mask=input_mask, context=context, context_mask=context_mask, tape=tape)
-        return out, _summed(Outputs(out, losses=tape.losses))
+            out = self.layers(
+                x, mask=input_mask, context=context, context_mask=context_mask, collector=collector
+            )
+        return out, _summed(Outputs(out, losses=collector.losses))
 
     def update_kmeans(self) -> None:
         """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest
 from flagformer.flags.values import LARGEST
-from flagformer.wrappers.halves import names_of_flags
+from flagformer.wrappers.encoder_decoder import names_of_flags
 
 # Other words for the same flag.
 RENAMED = {

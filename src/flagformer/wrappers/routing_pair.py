@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
-from flagformer.flags import Finding, Gathered, nearest, split_prefixes
+from flagformer.flags import ErrorCollector, Finding, nearest, split_prefixes
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.halves import loss_findings
+from flagformer.wrappers.encoder_decoder import loss_findings
 from flagformer.wrappers.routing import build_language_model
 from flagformer.wrappers.unsaved import Unsaved
 
@@ -70,7 +70,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
     ) -> None:
         super().__init__()
         encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
-        gathered = Gathered()
+        gathered = ErrorCollector()
         gathered.findings += [Finding(name, _stray(name)) for name in rest]
         for prefix, half in ((ENC, encoder), (DEC, decoder)):
             for name in (name for name in half if name in DECIDED[prefix]):
@@ -79,8 +79,8 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         shared = {"dim": dim, "window_size": 256}
         first = {**shared, **_without(encoder, DECIDED[ENC]), "return_embeddings": True}
         second = {**shared, **_without(decoder, DECIDED[DEC]), "causal": True, "receives_context": True}
-        enc = gathered.attempt(lambda: build_language_model(first, ENC, {"dim"}))
-        dec = gathered.attempt(lambda: build_language_model(second, DEC, {"dim"}))
+        enc = gathered.collect(lambda: build_language_model(first, ENC, {"dim"}))
+        dec = gathered.collect(lambda: build_language_model(second, DEC, {"dim"}))
         if dec is not None:
             gathered.findings += loss_findings(dec, pad_value)
         if not isinstance(ignore_index, int | None) or isinstance(ignore_index, bool):

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from flagformer.flags import Finding, FlagError
-from flagformer.flow import Layout, Memories
-from flagformer.flow.memories import check_alone
+from flagformer.flow import Layout, RecurrentState
+from flagformer.flow.recurrent_state import check_alone
 from flagformer.stack.layers import AttentionLayers
 
 
-class Past(NamedTuple):
+class IncomingMemory(NamedTuple):
     """Slots [B, M, D] that the layers read, and memories of earlier tokens; None: there are none."""
 
     slots: Tensor | None
-    tokens: Memories | None
+    tokens: RecurrentState | None
 
 
 def refuse_slots(count: int, layers: AttentionLayers, max_seq_len: int) -> None:
@@ -57,13 +57,15 @@ def check_session(model: Any, length: Any) -> None:
         )
 
 
-def read_past(model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others: Mapping[str, Any]) -> Past:
+def read_incoming_memory(
+    model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others: Mapping[str, Any]
+) -> IncomingMemory:
     """What `mems` and `mem_masks` say to a TransformerWrapper, checked; `leaves`: new ones are asked for."""
     slots, tokens = model.slots.read(mems, x.shape[0])
     if slots is not None:
         _check_segment(x.shape[1], model.max_seq_len)
     if mems is None and masks is None and not leaves:
-        return Past(slots, None)
+        return IncomingMemory(slots, None)
     if slots is not None and not model.max_mem_len:
         if masks is not None:
             raise ValueError(
@@ -71,10 +73,12 @@ def read_past(model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others
             )
         others = _beside_slots(others)
     check_alone(mems, masks, leaves, others)
-    return Past(slots, model.recurrence.read(tokens, masks, x.shape[0], leaves and slots is None))
+    return IncomingMemory(slots, model.recurrence.read(tokens, masks, x.shape[0], leaves and slots is None))
 
 
-def seen_context(model: Any, past: Past, context: Tensor | None, mask: Tensor | None, state: Any) -> Any:
+def cross_attention_context(
+    model: Any, past: IncomingMemory, context: Tensor | None, mask: Tensor | None, state: Any
+) -> Any:
     """What cross-attention reads: slots where there are any, else what the caller gives."""
     if past.slots is None:
         return context
@@ -87,9 +91,14 @@ def seen_context(model: Any, past: Past, context: Tensor | None, mask: Tensor | 
     return model.slots.seen(past.slots) if state is None or not state.length else None
 
 
-def leave(
-    model: Any, past: Past, out: Tensor, streams: Mapping[int, Tensor], layout: Layout, detach: bool | None
-) -> Memories:
+def next_memory(
+    model: Any,
+    past: IncomingMemory,
+    out: Tensor,
+    streams: Mapping[int, Tensor],
+    layout: Layout,
+    detach: bool | None,
+) -> RecurrentState:
     """What the next segment reads, of the layers' `out` [B, T, D] and what their steps read.
 
     `detach`: whether without gradient; None: that of the slots stays.
@@ -97,8 +106,8 @@ def leave(
     if past.slots is None:
         left = model.recurrence.write(past.tokens, streams, layout)
     else:
-        slots = model.slots.write(past.slots, out, layout.padding)
-        left = Memories.of_slots(slots)
+        slots = model.slots.write(past.slots, out, layout.valid)
+        left = RecurrentState.of_slots(slots)
         if model.max_mem_len:
             left = replace(model.recurrence.write(past.tokens, streams, layout), slots=slots)
     return left if detach is False else left.detach(slots=detach is True)

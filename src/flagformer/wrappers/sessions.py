@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from flagformer.embedding import Memory
-from flagformer.flow import DecodeState, Layout, WovenState
-from flagformer.flow.memories import Memories
+from flagformer.flow import DecodeState, InterleavedDecodeState, Layout
+from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.stack.layers import AttentionLayers
-from flagformer.wrappers.segments import Past, check_session, leave
+from flagformer.wrappers.interleaving import open_session
+from flagformer.wrappers.segments import IncomingMemory, check_session, next_memory
 from flagformer.wrappers.token_reader import TokenReader
-from flagformer.wrappers.weaving import open_session
 
 
 class Sessions(TokenReader):
@@ -33,10 +33,12 @@ class Sessions(TokenReader):
         return slots
 
     @as_forward
-    def end_segment(self, mems: Memories | None, out: Tensor) -> Memories:
+    def end_segment(self, mems: RecurrentState | None, out: Tensor) -> RecurrentState:
         """What a segment of tokens alone leaves, of what it read and the layers' `out` [B, T, D] for it."""
         slots, _ = self.slots.read(mems, len(out))
-        return leave(self, Past(slots, None), out, {}, Layout.plain(out.shape[1], out.device), True)
+        return next_memory(
+            self, IncomingMemory(slots, None), out, {}, Layout.arange(out.shape[1], out.device), True
+        )
 
     @as_forward
     def init_state(
@@ -47,7 +49,7 @@ class Sessions(TokenReader):
         window: int | None = None,
         seq_start_pos: Tensor | None = None,
         num_prepend_embeds: int = 0,
-    ) -> DecodeState | WovenState:
+    ) -> DecodeState | InterleavedDecodeState:
         """A preallocated decoding session for `batch` rows of at most `length` tokens.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import Layout, Memories
+from flagformer.flow import Layout, RecurrentState
 from flagformer.generation import evaluating
 from flagformer.ops.home import home_of
 from flagformer.stack.inputs import check_size
@@ -40,7 +40,7 @@ class Stream:
         check_size("batch_size", batch)
         _check_model(model)
         self.model, self.batch, self.length = model, batch, 0
-        self.mems: Memories | None = None
+        self.mems: RecurrentState | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -94,7 +94,7 @@ class Stream:
         """What it holds: the same after any number of segments."""
         held = [self._ids, *self._read]
         if self.mems is not None:
-            held += [*self.mems.streams, *([] if self.mems.slots is None else [self.mems.slots])]
+            held += [*self.mems.hiddens, *([] if self.mems.slots is None else [self.mems.slots])]
         own = sum(tensor.numel() * tensor.element_size() for tensor in held)
         return own + (0 if self._state is None else self._state.size_bytes())
 
@@ -104,11 +104,14 @@ class Stream:
         held = {"ids": self._ids, "length": torch.tensor(self.length)}
         if self.mems is not None:
             layout = self.mems.layout
-            held |= {f"stream {place}": one for place, one in enumerate(self.mems.streams)}
-            held |= {"positions": layout.positions, "start": torch.tensor([layout.start, layout.by_place])}
+            held |= {f"stream {place}": one for place, one in enumerate(self.mems.hiddens)}
+            held |= {
+                "positions": layout.positions,
+                "start": torch.tensor([layout.start, layout.contiguous_positions]),
+            }
             held |= {
                 name: value
-                for name, value in (("padding", layout.padding), ("slots", self.mems.slots))
+                for name, value in (("padding", layout.valid), ("slots", self.mems.slots))
                 if value is not None
             }
         save_tensors(held, Path(directory) / FILE, {"of weights": weights_digest(directory)})
@@ -133,14 +136,14 @@ class Stream:
         self.length = int(held["length"])
 
 
-def _memories(held: dict[str, Tensor]) -> Memories | None:
+def _memories(held: dict[str, Tensor]) -> RecurrentState | None:
     if "positions" not in held:
         return None
     start, by_place = held["start"].tolist()
-    layout = Layout(held["positions"], held.get("padding"), start=start, by_place=bool(by_place))
+    layout = Layout(held["positions"], held.get("padding"), start=start, contiguous_positions=bool(by_place))
     count = sum(name.startswith("stream ") for name in held)
     streams = tuple(held[f"stream {place}"] for place in range(count))
-    return Memories(streams, layout, held.get("slots"))
+    return RecurrentState(streams, layout, held.get("slots"))
 
 
 def _check_model(model: Any) -> None:

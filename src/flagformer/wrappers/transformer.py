@@ -13,22 +13,27 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
-from flagformer.flow import DecodeState, WovenState
-from flagformer.flow.memories import Memories
+from flagformer.flow import DecodeState, InterleavedDecodeState
+from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
 from flagformer.ops.identity import identity
+from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.sharded import as_forward
-from flagformer.ops.unit import unit_length
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.wrappers.forms import Forms
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
+from flagformer.wrappers.interleaving import make_interleaving, read_front, refuse_unread
 from flagformer.wrappers.positions import with_positions
-from flagformer.wrappers.segments import leave, read_past, refuse_slots, seen_context
+from flagformer.wrappers.return_options import ReturnOptions
+from flagformer.wrappers.segments import (
+    cross_attention_context,
+    next_memory,
+    read_incoming_memory,
+    refuse_slots,
+)
 from flagformer.wrappers.sessions import Sessions
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.stream import Stream
-from flagformer.wrappers.weaving import read_front, refuse_unread, weaving_of
 from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
@@ -50,31 +55,31 @@ class TransformerWrapper(Sessions):
     def __init__(
         self,
         *,
-        num_tokens: Annotated[int, Flag("num_tokens", "size V of the vocabulary", least=1)],
+        num_tokens: Annotated[int, Flag("num_tokens", "size V of the vocabulary", ge=1)],
         max_seq_len: Annotated[
-            int, Flag("max_seq_len", "positions a learned table holds; others may go beyond", least=0)
+            int, Flag("max_seq_len", "positions a learned table holds; others may go beyond", ge=0)
         ],
         attn_layers: AttentionLayers,
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
         tie_embedding: bool = False,
         return_only_embed: bool = False,
-        emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", least=0, below=1)] = 0.0,
+        emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
         emb_dim: Annotated[int | None, EMB_DIM] = None,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embeddings' sum")] = False,
         l2norm_embed: Annotated[bool, UNIT] = False,
         emb_frac_gradient: Annotated[
             float,
-            Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", least=0.001),
+            Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", ge=0.001),
         ] = 1.0,
         embed_num_tokens: Annotated[
             dict[str, int] | None,
-            Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", least=1),
+            Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", ge=1),
         ] = None,
         logits_dim: int | None = None,
         attn_z_loss_weight: Annotated[
             float,
-            Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", least=0),
+            Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", ge=0),
         ] = 0.0,
         max_mem_len: int = 0,
         shift_mem_down: int = 0,
@@ -120,7 +125,7 @@ class TransformerWrapper(Sessions):
         self.attn_z_loss_weight = float(attn_z_loss_weight)
         # vectors of length 1 start small, so that small steps turn them quickly
         self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
-        self.form = unit_length if l2norm_embed else identity
+        self.form = l2_normalize if l2norm_embed else identity
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
         self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
         self.memory = self.resolved.stack["memory"][0].build(dim)
@@ -129,7 +134,7 @@ class TransformerWrapper(Sessions):
         refuse_slots(num_memory_slots, attn_layers, max_seq_len)
         self.slots = self.resolved.stack["slots"][0].build(dim)
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
-        readers = [attn_layers.steps[step].kind for step in attn_layers.memory_steps]
+        readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
         self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
 
     @property
@@ -147,7 +152,7 @@ class TransformerWrapper(Sessions):
     @property
     def has_losses(self) -> bool:
         """Whether training forwards make auxiliary losses, which `return_losses` gives."""
-        made = any(getattr(module, "makes_losses", False) for module in self.attn_layers.modules())
+        made = any(getattr(module, "has_aux_loss", False) for module in self.attn_layers.modules())
         return made or bool(self.attn_z_loss_weight)
 
     def update_kmeans(self) -> None:
@@ -225,10 +230,10 @@ class TransformerWrapper(Sessions):
         pos: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         window: int | None = None,
-        state: DecodeState | WovenState | None = None,
+        state: DecodeState | InterleavedDecodeState | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
-        mems: Memories | Tensor | Sequence[Tensor] | None = None,
+        mems: RecurrentState | Tensor | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
         detach_mems: bool | None = None,
         return_mems: bool = False,
@@ -292,7 +297,7 @@ class TransformerWrapper(Sessions):
             ValueError: naming the argument, what it was and what it must be.
         """
         check_ids(x, self.num_tokens)
-        forms = Forms(
+        forms = ReturnOptions(
             return_embeddings,
             return_logits_and_embeddings,
             return_intermediates,
@@ -302,30 +307,30 @@ class TransformerWrapper(Sessions):
         )
         others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
         others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
-        past = read_past(self, x, mems, mem_masks, return_mems, others)
+        past = read_incoming_memory(self, x, mems, mem_masks, return_mems, others)
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
-        layout = layout if past.tokens is None else past.tokens.before(layout)
+        layout = layout if past.tokens is None else past.tokens.shift_layout(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, forms.outputs)
-        tape = forms.tape(weights, self.attn_layers.memory_steps)
+        collector = forms.collector(weights, self.attn_layers.recurrent_steps)
         front = read_front(prepend_embeds, prepend_mask, x.shape[0], self.embedding.width, self.attn_layers)
         prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.form(self.token_emb(x)) + self.pos_emb(layout.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
-        weaving = weaving_of(self.memory.pattern, layout, front, state, self.attn_layers)
+        weaving = make_interleaving(self.memory.pattern, layout, front, state, self.attn_layers)
         out = self.attn_layers(
-            weaving.forth(self.memory(embedded), embedded),
+            weaving.merge(self.memory(embedded), embedded),
             attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
-            context=seen_context(self, past, context, context_mask, state),
+            context=cross_attention_context(self, past, context, context_mask, state),
             context_mask=context_mask,
             prefix_attn_len=weaving.prefix(prefix),
             layout=weaving.layout,
             window=window,
             state=weaving.state,
             mems=self.recurrence.lowered(past.tokens),
-            tape=tape,
+            collector=collector,
         )
         weaving.done(prefix)
-        out = weaving.back(out)
-        left = leave(self, past, out, tape.streams, layout, detach_mems) if return_mems else None
-        return forms.answer(out, self._logits, tape, left)
+        out = weaving.unmerge(out)
+        left = next_memory(self, past, out, collector.hiddens, layout, detach_mems) if return_mems else None
+        return forms.pack(out, self._logits, collector, left)

@@ -14,7 +14,7 @@ from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.identity import identity
 from flagformer.stack.layers import AttentionLayers, Encoder
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.own import Part, own_findings
+from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
 from flagformer.wrappers.storage import save_model
 
 Size = int | tuple[int, ...]
@@ -34,24 +34,24 @@ class ViTransformerWrapper(Whole):
         FlagError: for values that cannot be, all at once.
     """
 
-    parts = (Part("", LAYER_SCOPES, frozenset({"causal", "cross_attend", "only_cross"})),)
+    parts = (FlagGroup("", LAYER_SCOPES, frozenset({"causal", "cross_attend", "only_cross"})),)
     first = ("attn_layers",)
 
     def __init__(
         self,
         *,
-        image_size: Annotated[Size, Flag("image_size", "pixels, one number or (height, width)", least=1)],
-        patch_size: Annotated[Size, Flag("patch_size", "pixels of a patch, the same", least=1)],
+        image_size: Annotated[Size, Flag("image_size", "pixels, one number or (height, width)", ge=1)],
+        patch_size: Annotated[Size, Flag("patch_size", "pixels of a patch, the same", ge=1)],
         attn_layers: AttentionLayers,
-        channels: Annotated[int, Flag("channels", "channels C of an image", least=1)] = 3,
+        channels: Annotated[int, Flag("channels", "channels C of an image", ge=1)] = 3,
         num_classes: Annotated[
-            int | None, Flag("num_classes", "logits; None: the model gives embeddings", least=1)
+            int | None, Flag("num_classes", "logits; None: the model gives embeddings", ge=1)
         ] = None,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embedded patches")] = False,
         num_register_tokens: Annotated[
-            int, Flag("num_register_tokens", "learned tokens that belong to no patch (2309.16588)", least=0)
+            int, Flag("num_register_tokens", "learned tokens that belong to no patch (2309.16588)", ge=0)
         ] = 0,
-        emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", least=0, below=1)] = 0.0,
+        emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {
@@ -67,7 +67,7 @@ class ViTransformerWrapper(Whole):
         self.own, dim = given, attn_layers.dim
         image, patch = _pair(image_size), _pair(patch_size)
         grid = (image[0] // patch[0], image[1] // patch[1])
-        placed = attn_layers.wishes.disable_abs_pos_emb is not True
+        placed = attn_layers.hints.disable_abs_pos_emb is not True
         self.patches = PatchEmbedding(grid, patch, channels, dim, placed)
         self.post_emb_norm = LayerNorm(dim) if post_emb_norm else identity
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
@@ -79,7 +79,7 @@ class ViTransformerWrapper(Whole):
     def from_flags(flags: Mapping[str, Any]) -> ViTransformerWrapper:
         """What `flagformer.build` makes of `model: vit`."""
         own = {name: value for name, value in flags.items() if name in OWN}
-        findings = own_findings(ViTransformerWrapper, own)
+        findings = own_flag_errors(ViTransformerWrapper, own)
         layers: AttentionLayers | None = None
         try:
             layers = Encoder(**{name: value for name, value in flags.items() if name not in OWN})
@@ -163,7 +163,7 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _check(given: Mapping[str, Any], layers: Any) -> None:
     """Refuses values that cannot be, and layers that cannot read an image, all at once."""
-    findings = own_findings(ViTransformerWrapper, given)
+    findings = own_flag_errors(ViTransformerWrapper, given)
     if not findings:
         findings = _check_sizes(given["image_size"], given["patch_size"])
     if not isinstance(layers, AttentionLayers) or layers.causal or layers.has_cross:

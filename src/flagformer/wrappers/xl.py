@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flagformer.flow import Memories
+from flagformer.flow import RecurrentState
 from flagformer.generation import (
-    Ending,
     LogitsFilter,
     PromptLike,
     Sampler,
+    StoppingCriteria,
     bind_filter,
     decode,
     evaluating,
@@ -20,11 +20,17 @@ from flagformer.ops.cross_entropy import cross_entropy
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.requests import check_net, check_pad, check_request, ids_and_targets, side_of
+from flagformer.wrappers.requests import (
+    check_net,
+    check_pad,
+    check_request,
+    first_step_kwargs,
+    ids_and_targets,
+)
 from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.unsaved import Unsaved
 
-Mems = Memories | Sequence[Tensor]
+Mems = RecurrentState | Sequence[Tensor]
 
 
 class XLAutoregressiveWrapper(Unsaved, Whole):
@@ -111,7 +117,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         loss = total / (targets != self.ignore_index).sum() + beside
         return (loss, mems) if return_mems else loss
 
-    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, Memories, Tensor | None]:
+    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, RecurrentState, Tensor | None]:
         """Logits of a segment, the memories that it leaves, and the auxiliary losses of training."""
         if self.training and getattr(self.net, "has_losses", False):
             logits, outputs = self.net(ids, return_mems=True, return_losses=True, **side)
@@ -151,9 +157,9 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         aligned = read_prompts(start_tokens, None, self.net.num_tokens, self.pad_value, device)
         if aligned.starts is not None:
             raise ValueError("`start_tokens` must be of one length, as all rows share their segments")
-        ending = Ending(seq_len, eos_token, self.pad_value)
+        ending = StoppingCriteria(seq_len, eos_token, self.pad_value)
         segments = _Segments(self.net, mems)
-        side = side_of(aligned, context, context_mask, None)
+        side = first_step_kwargs(aligned, context, context_mask, None)
         with evaluating(self.net):
             new = decode(segments, aligned, ending, sample, cached=False, side=side)  # type: ignore[arg-type]
         return new if aligned.batched else new[0]

@@ -18,8 +18,8 @@ from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.whole import Whole
 from flagformer.wrappers.argument_names import named
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.halves import DEC, DECIDED, ENC, build_halves
-from flagformer.wrappers.own import Part, own_findings
+from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL, build_halves
+from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -48,32 +48,32 @@ class XTransformer(Whole):
     """
 
     parts = (
-        Part(ENC, MODEL_SCOPES, frozenset(DECIDED[ENC])),
-        Part(DEC, MODEL_SCOPES, frozenset(DECIDED[DEC])),
+        FlagGroup(ENC, MODEL_SCOPES, frozenset(FIXED_BY_MODEL[ENC])),
+        FlagGroup(DEC, MODEL_SCOPES, frozenset(FIXED_BY_MODEL[DEC])),
     )
 
     def __init__(
         self,
         *,
-        dim: Annotated[int, Flag("dim", "width D of both halves", least=1)],
+        dim: Annotated[int, Flag("dim", "width D of both halves", ge=1)],
         tie_token_emb: Annotated[
             bool, Flag("tie_token_emb", "both halves read tokens through one embedding")
         ] = False,
         ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written behind an ended row", least=0)
+            int, Flag("pad_value", "the id read in its place, and written behind an ended row", ge=0)
         ] = 0,
         cross_attn_tokens_dropout: Annotated[
             float,
             Flag(
                 "cross_attn_tokens_dropout",
                 "share of the source's tokens hidden from the decoder in training",
-                least=0,
-                below=1,
+                ge=0,
+                lt=1,
             ),
         ] = 0.0,
         loss_chunks: Annotated[
-            int, Flag("loss_chunks", "parts of the tokens whose logits are made at a time", least=1)
+            int, Flag("loss_chunks", "parts of the tokens whose logits are made at a time", ge=1)
         ] = 1,
         **flags: Any,
     ) -> None:
@@ -86,7 +86,7 @@ class XTransformer(Whole):
             "cross_attn_tokens_dropout": cross_attn_tokens_dropout,
             "loss_chunks": loss_chunks,
         }
-        halves = build_halves(flags, own, own_findings(XTransformer, own))
+        halves = build_halves(flags, own, own_flag_errors(XTransformer, own))
         self.encoder: TransformerWrapper = halves[0]
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
@@ -107,7 +107,7 @@ class XTransformer(Whole):
         own: dict[str, Any] = {"model": "xtransformer", **self.own}
         halves: tuple[tuple[str, TransformerWrapper], ...] = ((ENC, self.encoder), (DEC, self.decoder.net))
         for prefix, half in halves:
-            decided = {"model", *DECIDED[prefix]}
+            decided = {"model", *FIXED_BY_MODEL[prefix]}
             own |= {prefix + name: value for name, value in half.flags.items() if name not in decided}
         return own
 

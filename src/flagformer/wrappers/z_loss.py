@@ -22,7 +22,7 @@ def refuse_no_attention(layers: Any, weight: float) -> None:
     if not weight:
         return
     cores = [sublayer.fn.core for sublayer in layers.sublayers if sublayer.kind != "f"]
-    if cores and all(getattr(core, "makes_z_loss", False) for core in cores):
+    if cores and all(getattr(core, "has_z_loss", False) for core in cores):
         return
     why = "this model has no attention" if not cores else f"{_without(layers)} makes no z-loss"
     text = f"`attn_z_loss_weight` has no effect here, because {why}; leave it out"
@@ -38,7 +38,7 @@ def _without(layers: Any) -> str:
         for slot in ("core", "local")
     )
     flags = [
-        f"`{item.say()}`" for item in chosen if item.select and not getattr(item.cls, "makes_z_loss", False)
+        f"`{item.say()}`" for item in chosen if item.select and not getattr(item.cls, "has_z_loss", False)
     ]
     return " and ".join(flags) or "what fills `core`"
 

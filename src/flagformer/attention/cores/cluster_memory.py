@@ -12,7 +12,7 @@ from flagformer.flow import Dims
 
 Memories = Annotated[
     int,
-    Flag("cluster_num_mem_kv", "routing: learned keys and values M of each cluster, in front", least=0),
+    Flag("cluster_num_mem_kv", "routing: learned keys and values M of each cluster, in front", ge=0),
 ]
 Front = tuple[Tensor, Tensor]
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.block_sparse import QKVBlocks, attend_blocks
 from flagformer.attention.kernels import Kernel
-from flagformer.attention.scores import ScorePath
-from flagformer.flow import KeyValues, Layout, SideInputs, Spots, Terms
+from flagformer.attention.scores import ScorePipeline
+from flagformer.flow import KeyValues, Layout, QKIndices, SideInputs, Terms
 from flagformer.ops.borrow import borrow
-from flagformer.ops.lengths import capped, count_of
+from flagformer.ops.lengths import clamp_to_length, num_blocks
 from flagformer.ops.zeros import with_zeros
 from flagformer.position import Rotation
 
@@ -34,51 +34,55 @@ class FixedWindows(Core):
 
     reads_pairs = False
     reads_terms = True
-    path: ScorePath  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # the written-out way to weights, which the kernel owns
     rotation: Rotation  # the stack's own
 
     def __init__(
-        self, kernel: Kernel, path: ScorePath, window: int, radius: int, later: bool, rotation: Rotation
+        self, kernel: Kernel, path: ScorePipeline, window: int, radius: int, later: bool, rotation: Rotation
     ) -> None:
         super().__init__()
         from local_attention.local_attention import look_around
 
         self.look_around = look_around
-        self.kernel, self.window, self.radius, self.later = kernel, window, radius, later
+        self.kernel, self.window, self.radius, self.bidirectional = kernel, window, radius, later
         borrow(self, {"path": path, "rotation": rotation})
-        self.reach = window * (radius + 1) - 1
-        self.turns_at = (window, self.reach)  # one block or several; more than a query sees
+        self.lookaround = window * (radius + 1) - 1
+        self.path_changes_at = (window, self.lookaround)  # one block or several; more than a query sees
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        length, keys = q.shape[2], kv.k.shape[2] - kv.seats
+        length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv
         before = keys - length  # queries are the last of the keys
-        size = capped(self.window, length)
-        count = count_of(-(-length // size))
-        back = -(-capped(self.reach, keys) // size)  # blocks, as a row may begin anywhere in its first window
-        ahead = back if self.later else 0
+        size = clamp_to_length(self.window, length)
+        count = num_blocks(-(-length // size))
+        back = -(
+            -clamp_to_length(self.lookaround, keys) // size
+        )  # blocks, as a row may begin anywhere in its first window
+        ahead = back if self.bidirectional else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
         of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
         of_k = numbers + before - back * size + torch.arange((back + 1 + ahead) * size, device=q.device)
-        spots = Spots(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
+        spots = QKIndices(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
         visible = (of_k >= 0) & (of_k < keys) & self._meet(spots, side.terms[kv.window])
-        if not self.later:
+        if not self.bidirectional:
             visible = visible & (of_k <= of_q + before)
-        k, v = (self._around(x[:, :, kv.seats :], before, size, count, back) for x in (kv.k, kv.v))
+        k, v = (self._around(x[:, :, kv.num_prefix_kv :], before, size, count, back) for x in (kv.k, kv.v))
         blocks = with_zeros(self._turned(q), 0, count * size - length).unflatten(2, (count, size))
         rows = of_q[..., 0].clamp(max=length)
-        few = Few(blocks.transpose(1, 2), k, v, visible, spots, rows, not self.later, count * size > length)
-        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        few = QKVBlocks(
+            blocks.transpose(1, 2), k, v, visible, spots, rows, not self.bidirectional, count * size > length
+        )
+        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
-    def _meet(self, spots: Spots, terms: Terms) -> Tensor:
+    def _meet(self, spots: QKIndices, terms: Terms) -> Tensor:
         """[1 or B, N, 1, g, s] bool: whether the windows of a query and a key are near enough."""
-        of_q = spots.of_rows(terms.queries.positions, spots.q) // self.window
-        of_k = spots.of_rows(terms.keys.positions, spots.k) // self.window
+        of_q = spots.of_rows(terms.queries.positions, spots.q_idx) // self.window
+        of_k = spots.of_rows(terms.keys.positions, spots.kv_idx) // self.window
         return (of_q - of_k).abs() <= self.radius
 
     def _around(self, x: Tensor, before: int, size: int, count: int, back: int) -> Tensor:
         """[B, G, S, K] -> [B, N, G, s, K]: keys of and around each block of queries; zeros beyond the row."""
-        ahead = back if self.later else 0
+        ahead = back if self.bidirectional else 0
         front = back if count == 1 else min(back, -(-before // size))  # blocks of keys before the first query
         first = before - front * size
         x = x[:, :, max(first, 0) :]
@@ -91,7 +95,7 @@ class FixedWindows(Core):
 
     def _turned(self, q: Tensor) -> Tensor:
         """Queries as local-attention turns them, see `rotation`."""
-        if not self.later:
+        if not self.bidirectional:
             return q
         late = torch.full((1, 1), self.window * self.radius, device=q.device)
-        return self.rotation.queries(q, self.rotation.angles(Layout(late), q.dtype))
+        return self.rotation.queries(q, self.rotation.cos_sin(Layout(late), q.dtype))

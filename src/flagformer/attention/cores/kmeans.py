@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores.reminder import moved
 from flagformer.flags import Flag
-from flagformer.ops.clusters import Centroids, Seen, cosines, kmeans_step, mean_square_apart, nearest
-from flagformer.ops.pieces import longest_piece, pieces
+from flagformer.ops.clusters import Centroids, ClusterStats, commitment_loss, cosines, kmeans_step, nearest
+from flagformer.ops.l2_normalize import l2_normalize, unit_and_length
+from flagformer.ops.tiling import longest_piece, sequence_tiles
 from flagformer.ops.traced import lasting
-from flagformer.ops.unit import unit_and_length, unit_length
 
-LOSS = "kmeans.commitment"  # its name on the tape
+LOSS = "kmeans.commitment"  # its name on the collector
 Decay = Annotated[
-    float, Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", least=0, below=1)
+    float, Flag("kmeans_ema_decay", "share of running sums that a step of k-means keeps", ge=0, lt=1)
 ]
 Commitment = Annotated[
-    float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", least=0)
+    float, Flag("commitment_factor", "weight of the loss that draws tokens to centroids", ge=0)
 ]
 
 
@@ -45,7 +45,7 @@ class KMeans(nn.Module):
     def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
         super().__init__()
         self.count, self.decay, self.commitment = count, decay, commitment
-        self.turns_at = (longest_piece(heads, width),)
+        self.path_changes_at = (longest_piece(heads, width),)
         self.register_buffer("means", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("sums", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("counts", torch.empty(heads, count, dtype=torch.float32))
@@ -54,11 +54,11 @@ class KMeans(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Random directions, of which nothing has been seen."""
-        self.means.copy_(unit_length(nn.init.normal_(self.means)))
+        self.means.copy_(l2_normalize(nn.init.normal_(self.means)))
         self.sums.zero_()
         self.counts.zero_()
         # no buffer: not saved, and not what a distributed wrapper overwrites between two forwards
-        self.pending: Seen | None = None
+        self.pending_stats: ClusterStats | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name in ("means", "sums", "counts"):
@@ -93,7 +93,7 @@ class KMeans(nn.Module):
         """
         found = [
             self._read(x[:, :, piece].detach(), None if padding is None else padding[:, piece], counts)
-            for piece in pieces(x)
+            for piece in sequence_tiles(x)
         ]
         clusters, cosines, lengths = (
             parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*found)
@@ -111,8 +111,8 @@ class KMeans(nn.Module):
 
     def observe(self, vectors: Tensor, clusters: Tensor, cosines: Tensor) -> None:
         """Gathers what the tokens of a forward say."""
-        seen = Seen.of(vectors.float(), clusters, cosines.float(), self.count)
-        self.pending = seen if self.pending is None else self.pending.join(seen)
+        seen = ClusterStats.of(vectors.float(), clusters, cosines.float(), self.count)
+        self.pending_stats = seen if self.pending_stats is None else self.pending_stats.merge(seen)
 
     def loss(self, x: Tensor, lengths: Tensor, clusters: Tensor, cosines: Tensor) -> Tensor:
         """The mean square of what parts x [B, H, T, K] of unit length from its centroids, times `commitment`.
@@ -120,18 +120,18 @@ class KMeans(nn.Module):
         The mean is over real tokens and the K numbers of a vector, as in the published code.
         """
         means = self.means.to(x.dtype)
-        return self.commitment * mean_square_apart(x, lengths, clusters, cosines, means)
+        return self.commitment * commitment_loss(x, lengths, clusters, cosines, means)
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def ema_update(self) -> None:
         """Moves the centroids by what forwards of all ranks have gathered, and begins to gather anew."""
-        pending, self.pending = self.pending, None
+        pending, self.pending_stats = self.pending_stats, None
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if pending is None:
             if not together:
                 return
-            pending = Seen.nothing(self.means)
-        seen = Seen(*(part.to(self.means.device) for part in pending))
+            pending = ClusterStats.zeros(self.means)
+        seen = ClusterStats(*(part.to(self.means.device) for part in pending))
         if together:
             seen = _of_all_ranks(seen)
         if self.means.dtype != torch.float32:  # loaded by what gives all weights one dtype
@@ -142,23 +142,23 @@ class KMeans(nn.Module):
 
 
 @contextmanager
-def uncounted(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Training forwards that gather nothing, as the same tokens are read again behind them."""
-    held = {module: module.pending for module in model.modules() if isinstance(module, KMeans)}
+    held = {module: module.pending_stats for module in model.modules() if isinstance(module, KMeans)}
     try:
         yield
     finally:
         for module, pending in held.items():
-            module.pending = pending
+            module.pending_stats = pending
 
 
-def _of_all_ranks(seen: Seen) -> Seen:
+def _of_all_ranks(seen: ClusterStats) -> ClusterStats:
     parts = [[torch.empty_like(part) for _ in range(dist.get_world_size())] for part in seen]
     for gathered, part in zip(parts, seen):
         dist.all_gather(gathered, part.contiguous())
-    first, *others = (Seen(*ranks) for ranks in zip(*parts))
+    first, *others = (ClusterStats(*ranks) for ranks in zip(*parts))
     for other in others:
-        first = first.join(other)
+        first = first.merge(other)
     return first
 
 
@@ -171,4 +171,4 @@ def update_kmeans(model: nn.Module) -> None:
     moved(model)
     for module in model.modules():
         if isinstance(module, KMeans):
-            module.commit()
+            module.ema_update()

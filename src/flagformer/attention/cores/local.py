@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.few import Few, attend_few
+from flagformer.attention.cores.block_sparse import QKVBlocks, attend_blocks
 from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.kernels import Kernel
-from flagformer.attention.scores import ScorePath
-from flagformer.flags import Finding, Flag, FlagError, Need, component
-from flagformer.flow import Dims, KeyValues, SideInputs, Spots
+from flagformer.attention.scores import ScorePipeline
+from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flow import Dims, KeyValues, QKIndices, SideInputs
 from flagformer.ops.borrow import borrow
-from flagformer.ops.lengths import capped, count_of
+from flagformer.ops.lengths import clamp_to_length, num_blocks
 from flagformer.ops.zeros import with_zeros
 from flagformer.position import Rotation
 
@@ -33,32 +33,35 @@ class Local(Core):
 
     reads_pairs = False
     reads_terms = True
-    path: ScorePath  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # the written-out way to weights, which the kernel owns
 
-    def __init__(self, kernel: Kernel, path: ScorePath, reach: int, later: bool) -> None:
+    def __init__(self, kernel: Kernel, path: ScorePipeline, reach: int, later: bool) -> None:
         super().__init__()
-        self.kernel, self.reach, self.later = kernel, reach, later
+        self.kernel, self.lookaround, self.bidirectional = kernel, reach, later
         borrow(self, {"path": path})
-        self.turns_at = (max(reach, BLOCK),)  # one block or several
+        self.path_changes_at = (max(reach, BLOCK),)  # one block or several
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        length, keys = q.shape[2], kv.k.shape[2] - kv.seats
+        length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv
         before = keys - length  # queries are the last of the keys
-        reach = max(capped(self.reach, keys - 1), 1)
-        size = capped(max(reach, BLOCK), length)
-        count = count_of(-(-length // size))
-        ahead = reach if self.later else 0
+        reach = max(clamp_to_length(self.lookaround, keys - 1), 1)
+        size = clamp_to_length(max(reach, BLOCK), length)
+        count = num_blocks(-(-length // size))
+        ahead = reach if self.bidirectional else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
         of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
         of_k = numbers + before - reach + torch.arange(reach + size + ahead, device=q.device)
         distance = of_q + before - of_k
         visible = (distance <= reach) & (distance >= -ahead) & (of_k >= 0) & (of_k < keys)
-        spots = Spots(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
-        k, v = (self._stretches(x[:, :, kv.seats :], before, reach, size, count, ahead) for x in (kv.k, kv.v))
+        spots = QKIndices(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
+        k, v = (
+            self._stretches(x[:, :, kv.num_prefix_kv :], before, reach, size, count, ahead)
+            for x in (kv.k, kv.v)
+        )
         blocks = with_zeros(q, 0, count * size - length).unflatten(2, (count, size)).transpose(1, 2)
         rows = of_q[..., 0].clamp(max=length)
-        few = Few(blocks, k, v, visible, spots, rows, not ahead, hides=count * size > length)
-        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        few = QKVBlocks(blocks, k, v, visible, spots, rows, not ahead, may_mask_all=count * size > length)
+        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
     def _stretches(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
@@ -81,7 +84,7 @@ class HeadShare:
 
     heads = 0
 
-    def core(self, kernel: Kernel, path: ScorePath, dims: Dims, rotation: Rotation) -> Core:
+    def core(self, kernel: Kernel, path: ScorePipeline, dims: Dims, rotation: Rotation) -> Core:
         """What serves them; `rotation` is that of the model."""
         raise NotImplementedError
 
@@ -99,7 +102,9 @@ class NoLocal(HeadShare):
     select="n_local_attn_heads",
     paper="arXiv:2003.05997, section 4.1",
     kind="a",
-    requires=[Need("residual_attn", None, "local heads form no scores of all pairs that could be handed on")],
+    requires=[
+        Requirement("residual_attn", None, "local heads form no scores of all pairs that could be handed on")
+    ],
 )
 class LocalHeads(HeadShare):
     """The first heads see the tokens around them only; the core serves the others.
@@ -116,14 +121,14 @@ class LocalHeads(HeadShare):
         dims: Dims,
         *,
         heads: Annotated[
-            int | None, Flag("n_local_attn_heads", "heads that see the tokens around them only", least=0)
+            int | None, Flag("n_local_attn_heads", "heads that see the tokens around them only", ge=0)
         ],
         window: Annotated[
-            int, Flag("local_attn_window_size", "tokens of a window of local heads", least=1)
+            int, Flag("local_attn_window_size", "tokens of a window of local heads", ge=1)
         ] = 256,
         radius: Annotated[
             int,
-            Flag("local_attn_radius_blocks", "windows that local heads see on each visible side", least=1),
+            Flag("local_attn_radius_blocks", "windows that local heads see on each visible side", ge=1),
         ] = 1,
         fixed: Annotated[
             bool,
@@ -138,7 +143,7 @@ class LocalHeads(HeadShare):
             raise FlagError([Finding("n_local_attn_heads", text)])
         self.heads, self.window, self.radius, self.fixed = heads, window, radius, fixed
 
-    def core(self, kernel: Kernel, path: ScorePath, dims: Dims, rotation: Rotation) -> Core:
+    def core(self, kernel: Kernel, path: ScorePipeline, dims: Dims, rotation: Rotation) -> Core:
         later = not dims.causal
         if self.fixed:
             return FixedWindows(kernel, path, self.window, self.radius, later, rotation)

@@ -46,7 +46,7 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
     for attention, steps in list(UNMOVED.items()):
         if not any(id(one) in trained for one in attention.parameters()):
             continue
-        gathered = any(getattr(module, "pending", None) is not None for module in attention.modules())
+        gathered = any(getattr(module, "pending_stats", None) is not None for module in attention.modules())
         UNMOVED[attention] = steps + 1 if gathered else 0
         if UNMOVED[attention] > 1:
             late.append(attention)

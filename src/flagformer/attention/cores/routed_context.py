@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
-from flagformer.attention.cores.few import (
-    Few,
-    attend_few,
-    attend_picked,
+from flagformer.attention.cores.block_sparse import (
+    QKVBlocks,
+    attend_blocks,
+    attend_selected,
     groups_of,
     of_heads,
     out_of_blocks,
     rows_at,
 )
+from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
+from flagformer.attention.cores.context_selection import ContextSelectionCache
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
-from flagformer.attention.cores.picked_context import PickedContext
 from flagformer.attention.kernels import Kernel
-from flagformer.attention.scores import ScorePath
-from flagformer.flags import Flag, Need, component
-from flagformer.flow import DecodeState, Dims, KeyValues, Mask, SideInputs, Spots, Terms
+from flagformer.attention.scores import ScorePipeline
+from flagformer.flags import Flag, Requirement, component
+from flagformer.flow import DecodeState, Dims, KeyValues, Mask, QKIndices, SideInputs, Terms
 from flagformer.ops.borrow import borrow
-from flagformer.ops.lengths import capped
-from flagformer.ops.picks import Picks, picks
+from flagformer.ops.cluster_topk import ClusterTopK, cluster_topk
+from flagformer.ops.l2_normalize import l2_normalize
+from flagformer.ops.lengths import clamp_to_length
 from flagformer.ops.routing import members_of
-from flagformer.ops.unit import unit_length
 
 
 @component(
@@ -37,7 +37,9 @@ from flagformer.ops.unit import unit_length
     select="context_num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="c",
-    requires=[Need("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")],
+    requires=[
+        Requirement("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")
+    ],
 )
 class RoutedContext(Core):
     """A query meets the tokens of the context that its centroid picks: the nearest `context_window_size`.
@@ -49,21 +51,21 @@ class RoutedContext(Core):
     `"leaky"` do so.
     """
 
-    path: ScorePath  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # the written-out way to weights, which the kernel owns
 
     def __init__(
         self,
         kernel: Kernel,
-        path: ScorePath,
+        path: ScorePipeline,
         cross: bool,
         dims: Dims,
         *,
         count: Annotated[
             int | None,
-            Flag("context_num_clusters", "routing: clusters C of each head of cross-attention", least=1),
+            Flag("context_num_clusters", "routing: clusters C of each head of cross-attention", ge=1),
         ],
         window: Annotated[
-            int, Flag("context_window_size", "tokens of the context that each centroid picks", least=1)
+            int, Flag("context_window_size", "tokens of the context that each centroid picks", ge=1)
         ] = 64,
         decay: Decay = 0.999,
         commitment: Commitment = 1e-4,
@@ -80,81 +82,85 @@ class RoutedContext(Core):
         super().__init__()
         assert count is not None
         self.kernel, self.window = kernel, window
-        self.turns_at = (window,)
+        self.path_changes_at = (window,)
         borrow(self, {"path": path})
-        self.makes_losses, self.leaks = commitment > 0, selection != "nearest"
-        self.meet = RoutedContext.nearest if selection == "nearest" else RoutedContext.picked
+        self.has_aux_loss, self.is_acausal = commitment > 0, selection != "nearest"
+        self.attend = RoutedContext.attend_nearest if selection == "nearest" else RoutedContext.attend_topk
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
         self.memory = cluster_memory(dims, count, memories)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        keys = kv.k[:, :, kv.seats :]
-        visible = side.context_pairs[kv.sight].visible
-        padding = None if visible is None else visible[:, 0, 0, kv.seats :]
+        keys = kv.k[:, :, kv.num_prefix_kv :]
+        visible = side.context_pairs[kv.sight].allowed
+        padding = None if visible is None else visible[:, 0, 0, kv.num_prefix_kv :]
         of_queries, of_keys = of_heads(q, q.shape[1]), of_heads(keys, q.shape[1])
         clusters = self._learn(of_queries, of_keys, padding, side)
         found = self._found(of_keys, padding, side)
         # of a context nothing is hidden but its padding, and nothing has a bias
         free = replace(side, terms={kv.window: Terms(Mask(), side.layout, side.layout)})
-        return self.meet(self, q, kv, clusters, found, free)
+        return self.attend(self, q, kv, clusters, found, free)
 
-    def session(self, state: DecodeState, device: torch.device) -> PickedContext:
-        return PickedContext()
+    def init_cache(self, state: DecodeState, device: torch.device) -> ContextSelectionCache:
+        return ContextSelectionCache()
 
-    def _found(self, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Picks:
+    def _found(self, keys: Tensor, padding: Tensor | None, side: SideInputs) -> ClusterTopK:
         """What centroids pick of the context; once a decoding session."""
         if side.state is None:
             return self._pick(keys, padding)
-        held = side.state.cores[side.step]
-        assert isinstance(held, PickedContext)
-        if held.picks is None:
-            held.picks = self._pick(keys, padding)
-        return held.picks
+        held = side.state.core_caches[side.step]
+        assert isinstance(held, ContextSelectionCache)
+        if held.selections is None:
+            held.selections = self._pick(keys, padding)
+        return held.selections
 
-    def _pick(self, keys: Tensor, padding: Tensor | None) -> Picks:
-        return picks(self.kmeans.cosines(unit_length(keys.detach())), self.window, [padding])
+    def _pick(self, keys: Tensor, padding: Tensor | None) -> ClusterTopK:
+        return cluster_topk(self.kmeans.cosines(l2_normalize(keys.detach())), self.window, [padding])
 
     def _learn(self, queries: Tensor, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Tensor:
         """The clusters [B, H, T] of queries; in training those and the context are counted."""
         learns = self.training and side.state is None
-        counts = learns and not side.replay
-        clusters, loss = self.kmeans.read(queries, side.layout.padding, counts, learns)
+        counts = learns and not side.recomputing
+        clusters, loss = self.kmeans.read(queries, side.layout.valid, counts, learns)
         if learns:
             _, of_keys = self.kmeans.read(keys, padding, counts, learns)
             if loss is not None and of_keys is not None:
                 sizes = queries.shape[2], keys.shape[2]
                 total = loss * (sizes[0] / sum(sizes)) + of_keys * (sizes[1] / sum(sizes))
-                side.tape.add_loss(LOSS, total)
+                side.collector.add_loss(LOSS, total)
         return clusters
 
-    def nearest(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
+    def attend_nearest(
+        self, q: Tensor, kv: KeyValues, clusters: Tensor, found: ClusterTopK, side: SideInputs
+    ) -> Tensor:
         """Blocks of queries of one cluster against what its centroid picks."""
         length = q.shape[2]
-        size = capped(self.window, length)
+        size = clamp_to_length(self.window, length)
         members = members_of(clusters, self.kmeans.count, size)
         of_blocks = members.clusters.clamp(max=self.kmeans.count - 1)  # [B, N, H]; padding may meet anybody
         keys, real = (
             part.gather(1, of_blocks[..., None].expand(-1, -1, -1, part.shape[3])) for part in found
         )
         numbers = members.numbers.clamp(max=length - 1)  # [B, N, H, g]
-        few = Few(
+        few = QKVBlocks(
             rows_at(q, numbers),
-            rows_at(kv.k[:, :, kv.seats :], keys),
-            rows_at(kv.v[:, :, kv.seats :], keys),
+            rows_at(kv.k[:, :, kv.num_prefix_kv :], keys),
+            rows_at(kv.v[:, :, kv.num_prefix_kv :], keys),
             real[..., None, :].expand(*numbers.shape, -1),
-            Spots(numbers[..., None], keys[..., None, :], side.heads),
+            QKIndices(numbers[..., None], keys[..., None, :], side.heads),
             members.numbers,
             only_earlier=False,
-            hides=True,
-            front=self.memory.of_blocks(of_blocks),
+            may_mask_all=True,
+            prefix_kv=self.memory.of_blocks(of_blocks),
         )
-        return out_of_blocks(attend_few(self.kernel, self.path, few, kv, side), members.slots)
+        return out_of_blocks(attend_blocks(self.kernel, self.path, few, kv, side), members.slots)
 
-    def picked(self, q: Tensor, kv: KeyValues, clusters: Tensor, found: Picks, side: SideInputs) -> Tensor:
+    def attend_topk(
+        self, q: Tensor, kv: KeyValues, clusters: Tensor, found: ClusterTopK, side: SideInputs
+    ) -> Tensor:
         """What each centroid picks of the row and of the context."""
-        cosines = self.kmeans.cosines(unit_length(of_heads(q.detach(), q.shape[1])))
+        cosines = self.kmeans.cosines(l2_normalize(of_heads(q.detach(), q.shape[1])))
         groups = groups_of(side.layout)
-        chosen = picks(cosines, self.window, groups)
-        found = Picks(*(part.repeat(1, len(groups), 1, 1) for part in found))
+        chosen = cluster_topk(cosines, self.window, groups)
+        found = ClusterTopK(*(part.repeat(1, len(groups), 1, 1) for part in found))
         front = self.memory.of_all(len(groups))
-        return attend_picked(self.kernel, self.path, q, kv, chosen, found, front, side)
+        return attend_selected(self.kernel, self.path, q, kv, chosen, found, front, side)

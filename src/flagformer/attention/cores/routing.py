@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores import Core
-from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
-from flagformer.attention.cores.few import (
+from flagformer.attention.cores.block_sparse import (
     MAPS,
-    Few,
-    attend_few,
-    attend_picked,
+    QKVBlocks,
+    attend_blocks,
+    attend_selected,
     groups_of,
     of_heads,
     out_of_blocks,
     rows_at,
 )
+from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
-from flagformer.attention.cores.rings import Rings
+from flagformer.attention.cores.ring_buffer import ClusterRingBuffer
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.sdpa import SDPA
-from flagformer.attention.scores import ScorePath
-from flagformer.flags import Finding, Flag, FlagError, Need, component
-from flagformer.flow import Causal, DecodeState, Dims, KeyValues, SideInputs, Spots
+from flagformer.attention.scores import ScorePipeline
+from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flow import Causal, DecodeState, Dims, KeyValues, QKIndices, SideInputs
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.borrow import borrow
-from flagformer.ops.full_precision import wide
-from flagformer.ops.lengths import capped, is_long
-from flagformer.ops.picks import picks
+from flagformer.ops.cluster_topk import cluster_topk
+from flagformer.ops.full_precision import accum_dtype
+from flagformer.ops.l2_normalize import l2_normalize
+from flagformer.ops.lengths import clamp_to_length, use_long_path
 from flagformer.ops.routing import Tokens, chunks_of, stretches_of
-from flagformer.ops.unit import unit_length
 
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
@@ -45,7 +45,9 @@ NO_MEMORY = (
     select="num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="a",
-    requires=[Need("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")],
+    requires=[
+        Requirement("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")
+    ],
 )
 class Routing(Core):
     """A query sees itself and the most recent keys of its own cluster, and the next ones where it may.
@@ -60,21 +62,21 @@ class Routing(Core):
 
     reads_pairs = False
     reads_terms = True
-    path: ScorePath  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # the written-out way to weights, which the kernel owns
 
     def __init__(
         self,
         kernel: Kernel,
-        path: ScorePath,
+        path: ScorePipeline,
         cross: bool,
         dims: Dims,
         *,
         count: Annotated[
             int | None,
-            Flag("num_clusters", "routing: clusters C of each head, about sqrt(T)", least=1),
+            Flag("num_clusters", "routing: clusters C of each head, about sqrt(T)", ge=1),
         ],
         window: Annotated[
-            int, Flag("window_size", "keys of its cluster that a query sees on each visible side", least=1)
+            int, Flag("window_size", "keys of its cluster that a query sees on each visible side", ge=1)
         ] = 64,
         decay: Decay = 0.999,
         commitment: Commitment = 1e-4,
@@ -92,78 +94,86 @@ class Routing(Core):
         assert count is not None
         if memories and selection == "recent":
             raise FlagError([Finding("cluster_num_mem_kv", NO_MEMORY)])
-        self.kernel, self.window, self.later = kernel, window, not dims.causal
+        self.kernel, self.window, self.bidirectional = kernel, window, not dims.causal
         borrow(self, {"path": path})
-        self.turns_at = (window,)
-        self.makes_losses, self.leaks = commitment > 0, selection != "recent"
-        self.meet = Routing.recent if selection == "recent" else Routing.picked
+        self.path_changes_at = (window,)
+        self.has_aux_loss, self.is_acausal = commitment > 0, selection != "recent"
+        self.attend = Routing.attend_recent if selection == "recent" else Routing.attend_topk
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
         self.memory = cluster_memory(dims, count, memories)
 
     def reads_distances(self, device: torch.device) -> bool:
         return True  # no pairs at all
 
-    def session(self, state: DecodeState, device: torch.device) -> Rings:
-        return Rings(state, len(self.kmeans.means), self.kmeans.count, self.window, device)
+    def init_cache(self, state: DecodeState, device: torch.device) -> ClusterRingBuffer:
+        return ClusterRingBuffer(state, len(self.kmeans.means), self.kmeans.count, self.window, device)
 
     def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
         queries, keys = self._clusters(kv, side)
-        return self.meet(self, q, kv, queries, keys, side)
+        return self.attend(self, q, kv, queries, keys, side)
 
-    def picked(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+    def attend_topk(
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+    ) -> Tensor:
         """What each centroid picks of the whole row, whatever cluster that is in."""
-        assert kv.content is not None
+        assert kv.unrotated_qk is not None
         heads, terms = len(self.kmeans.means), side.terms[kv.window]
         groups = [groups_of(layout) for layout in (terms.queries, terms.keys)]
         of_queries, of_keys = [
-            picks(self.kmeans.cosines(unit_length(of_heads(content.detach(), heads))), self.window, among)
-            for content, among in zip(kv.content, groups)
+            cluster_topk(
+                self.kmeans.cosines(l2_normalize(of_heads(content.detach(), heads))), self.window, among
+            )
+            for content, among in zip(kv.unrotated_qk, groups)
         ]
         front = self.memory.of_all(len(groups[1]))
-        return attend_picked(self.kernel, self.path, q, kv, of_queries, of_keys, front, side)
+        return attend_selected(self.kernel, self.path, q, kv, of_queries, of_keys, front, side)
 
-    def recent(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+    def attend_recent(
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+    ) -> Tensor:
         """The most recent keys of a query's cluster."""
         if side.state is not None:
-            rings = side.state.cores[side.step]
-            assert isinstance(rings, Rings)
+            rings = side.state.core_caches[side.step]
+            assert isinstance(rings, ClusterRingBuffer)
             if q.shape[2] == 1:
-                found = rings.find(queries, side.state.length)
-                rings.extend(keys, side.state.length, side.state.fresh)
-                return self._newest(q, kv, found, side)
-            keys = rings.extend(keys, side.state.length, side.state.fresh)
+                found = rings.lookup(queries, side.state.length)
+                rings.extend(keys, side.state.length, side.state.write_mask)
+                return self._attend_decode(q, kv, found, side)
+            keys = rings.extend(keys, side.state.length, side.state.write_mask)
             keys = keys[:, :, side.terms[kv.window].keys.start :]
-        if self._plain(q, kv, side):
-            return self._stretches(q, kv, queries, keys, side)
-        return self._chunks(q, kv, queries, keys, side)
+        if self._can_use_sorted(q, kv, side):
+            return self._attend_sorted(q, kv, queries, keys, side)
+        return self._attend_blocked(q, kv, queries, keys, side)
 
-    def _plain(self, q: Tensor, kv: KeyValues, side: SideInputs) -> bool:
+    def _can_use_sorted(self, q: Tensor, kv: KeyValues, side: SideInputs) -> bool:
         """Whether stretches of sorted keys serve: many tokens on CPU, and nothing beside scale and time."""
         terms = side.terms[kv.window]
         rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
         return (
-            is_long(q.shape[2])
+            use_long_path(q.shape[2])
             and q.device.type in ("cpu", "meta")
-            and not self.later
-            and not kv.seats
+            and not self.bidirectional
+            and not kv.num_prefix_kv
             and rules
             and terms.row is None
             and terms.bias is None
-            and not side.tape.wants(MAPS)
+            and not side.collector.is_requested(MAPS)
             and isinstance(self.kernel, SDPA)
             and not (self.training and self.kernel.dropout)
         )
 
-    def _stretches(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+    def _attend_sorted(
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+    ) -> Tensor:
         """The same as `_chunks`, without copies of keys that queries share."""
-        terms, kind = side.terms[kv.window], wide(q.dtype)
+        terms, kind = side.terms[kv.window], accum_dtype(q.dtype)
         stretches = stretches_of(
-            Tokens(queries, terms.queries.places()),
-            Tokens(keys, terms.keys.places()),
+            Tokens(queries, terms.queries.cache_positions()),
+            Tokens(keys, terms.keys.cache_positions()),
             terms.keys.end,
             self.window,
-            terms.before,
-            kv.tied,
+            terms.row_starts,
+            kv.shared_qk,
         )
         return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, stretches).to(q.dtype)
 
@@ -172,71 +182,73 @@ class Routing(Core):
 
         In training new tokens are counted; those of memories have been.
         """
-        assert kv.content is not None
-        heads, padding = len(self.kmeans.means), side.layout.padding
-        queries, keys = kv.content
+        assert kv.unrotated_qk is not None
+        heads, padding = len(self.kmeans.means), side.layout.valid
+        queries, keys = kv.unrotated_qk
         memories = keys.shape[2] - queries.shape[2]
-        contents = (queries,) if kv.tied else (queries, keys[:, :, memories:])
+        contents = (queries,) if kv.shared_qk else (queries, keys[:, :, memories:])
         found, learns = [], self.training and side.state is None
         for content in contents:
             clusters, loss = self.kmeans.read(
-                of_heads(content, heads), padding, learns and not side.replay, learns
+                of_heads(content, heads), padding, learns and not side.recomputing, learns
             )
             if loss is not None:
-                side.tape.add_loss(LOSS, loss / len(contents))
+                side.collector.add_loss(LOSS, loss / len(contents))
             found.append(clusters)
         if not memories:
             return found[0], found[-1]
-        assert side.keys is not None
-        earlier = side.keys.padding
-        units = unit_length(of_heads(keys[:, :, :memories].detach(), heads))
+        assert side.kv_layout is not None
+        earlier = side.kv_layout.valid
+        units = l2_normalize(of_heads(keys[:, :, :memories].detach(), heads))
         clusters, _ = self.kmeans.clusters(units, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)
 
-    def _chunks(self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs) -> Tensor:
+    def _attend_blocked(
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+    ) -> Tensor:
         """Chunks of queries that share a stretch of their cluster, each query's own key behind it."""
         terms = side.terms[kv.window]
         length, total = q.shape[2], keys.shape[2]
-        window = capped(self.window, total)
-        size = capped(max(window // 2, 1), length)
+        window = clamp_to_length(self.window, total)
+        size = clamp_to_length(max(window // 2, 1), length)
         chunks = chunks_of(
-            Tokens(queries, terms.queries.places()),
-            Tokens(keys, terms.keys.places()),
+            Tokens(queries, terms.queries.cache_positions()),
+            Tokens(keys, terms.keys.cache_positions()),
             terms.keys.end,
             window,
             size,
-            self.later,
+            self.bidirectional,
         )
         numbers = chunks.queries.clamp(max=length - 1)  # [B, N, H, g]
         own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
-        found = torch.cat([chunks.keys, numbers + terms.before], dim=-1)  # [B, N, H, s + g]
-        few = Few(
+        found = torch.cat([chunks.keys, numbers + terms.row_starts], dim=-1)  # [B, N, H, s + g]
+        few = QKVBlocks(
             rows_at(q, numbers),
-            rows_at(kv.k[:, :, kv.seats :], found),
-            rows_at(kv.v[:, :, kv.seats :], found),
+            rows_at(kv.k[:, :, kv.num_prefix_kv :], found),
+            rows_at(kv.v[:, :, kv.num_prefix_kv :], found),
             torch.cat([chunks.allowed, own], dim=-1),
-            Spots(numbers[..., None], found[..., None, :], side.heads),
+            QKIndices(numbers[..., None], found[..., None, :], side.heads),
             chunks.queries,
-            not self.later,
+            not self.bidirectional,
         )
-        out = attend_few(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
+        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
         return out_of_blocks(out, chunks.slots)
 
-    def _newest(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
+    def _attend_decode(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
         """One query against the places [B, H, w] that its ring holds, and itself; -1 where it holds none."""
         terms = side.terms[kv.window]
         numbers = torch.cat(
-            [places - terms.keys.start, torch.full_like(places[..., :1], terms.before)], dim=-1
+            [places - terms.keys.start, torch.full_like(places[..., :1], terms.row_starts)], dim=-1
         )
         found = numbers.clamp(min=0)[:, None]  # [B, 1, H, w + 1]
         first = torch.zeros_like(found[..., :1])
-        few = Few(
+        few = QKVBlocks(
             q[:, None],
-            rows_at(kv.k[:, :, kv.seats :], found),
-            rows_at(kv.v[:, :, kv.seats :], found),
+            rows_at(kv.k[:, :, kv.num_prefix_kv :], found),
+            rows_at(kv.v[:, :, kv.num_prefix_kv :], found),
             (numbers >= 0)[:, None, :, None],
-            Spots(first[..., None], found[..., None, :], side.heads),
+            QKIndices(first[..., None], found[..., None, :], side.heads),
             first,
-            not self.later,
+            not self.bidirectional,
         )
-        return attend_few(self.kernel, self.path, few, kv, side)[:, 0]
+        return attend_blocks(self.kernel, self.path, few, kv, side)[:, 0]

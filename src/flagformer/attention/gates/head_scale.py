@@ -16,11 +16,11 @@ class HeadScale(Gate):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.empty(dims.heads, 1, 1))
+        self.weight = nn.Parameter(torch.empty(dims.heads, 1, 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.gain)
+        nn.init.ones_(self.weight)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
-        return out * self.gain
+        return out * self.weight

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.attention.kernels import Kernel
-from flagformer.attention.kernels.einsum import Dropout, Einsum
-from flagformer.attention.scores import ScorePath
+from flagformer.attention.kernels.eager import Dropout, Eager
+from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import component
 from flagformer.flow import Distances, Pairs
-from flagformer.ops.attend import repeat_groups
+from flagformer.ops.attend import repeat_kv
 from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.full_precision import cast_together, wide, without_casts
+from flagformer.ops.full_precision import accum_dtype, cast_together, without_casts
 from flagformer.ops.lengths import LONG
 from flagformer.ops.traced import transformed
 from flagformer.ops.tried import HAS_SUMS
@@ -22,7 +22,7 @@ from flagformer.ops.tried import HAS_SUMS
 def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
     heads, width = q.shape[1], v.shape[3]
     q, k, v = cast_together(q, k, v)
-    q, k, v = one_width(q, repeat_groups(k, heads), repeat_groups(v, heads))
+    q, k, v = one_width(q, repeat_kv(k, heads), repeat_kv(v, heads))
     out, _ = attend(q, k, v, distances.biases, distances.groups, distances.span, scale)
     return out[..., :width]
 
@@ -46,7 +46,7 @@ def _zeros_pay(q: Tensor, k: Tensor) -> bool:
 
 def _mask(bias: Tensor, q: Tensor) -> Tensor:
     """The bias as the fused kernels take it: on CPU in fp32 beside queries in half precision."""
-    return bias.to(wide(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
+    return bias.to(accum_dtype(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
 
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
@@ -58,10 +58,10 @@ class SDPA(Kernel):
         f"table, chunk by chunk, from {LONG} tokens on (on CPU, without dropout)"
     )
 
-    def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
+    def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
         self.scale, self.dropout = path.scale, dropout
-        self.written_out = Einsum(path, dropout=dropout)
+        self.eager = Eager(path, dropout=dropout)
 
     def reads_distances(self, device: torch.device) -> bool:
         # sizes and FLOPs are estimated on meta: those of a CPU
@@ -69,7 +69,7 @@ class SDPA(Kernel):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
-            return self.written_out(q, k, v, pairs)
+            return self.eager(q, k, v, pairs)
         if pairs.distances is not None:
             return _by_distance(q, k, v, pairs.distances, self.scale)
         width = v.shape[3]
@@ -79,12 +79,12 @@ class SDPA(Kernel):
             q, k, v = cast_together(q, k, v)
             with without_casts(q.device):
                 return self._fused(q, k, v, pairs, _mask(pairs.bias, q))[..., :width]
-        out = self._fused(q, k, v, pairs, pairs.visible)
+        out = self._fused(q, k, v, pairs, pairs.allowed)
         return out if out.shape[3] == width else out[..., :width]
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, mask: Tensor | None) -> Tensor:
         # torch aligns `is_causal` at the top left: as many empty queries as seats keep it right, and drop out
-        empty = pairs.seats if pairs.causal else 0
+        empty = pairs.num_prefix_kv if pairs.causal else 0
         out = F.scaled_dot_product_attention(
             F.pad(q, (0, 0, empty, 0)) if empty else q,
             k,
@@ -98,8 +98,8 @@ class SDPA(Kernel):
         return out[:, :, empty:] if empty else out
 
 
-@component("kernel", honours={"learned_bias"})
-class FusedBias(Kernel):
+@component("kernel", supports={"learned_bias"})
+class SDPATrainableBias(Kernel):
     """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or written out."""
 
     reason = (
@@ -107,7 +107,7 @@ class FusedBias(Kernel):
         f"by chunk, from {LONG} tokens on (on CPU, without dropout), and written out otherwise"
     )
 
-    def __init__(self, path: ScorePath, *, dropout: Dropout = 0.0) -> None:
+    def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
         self.fused = SDPA(path, dropout=dropout)
 
@@ -115,5 +115,5 @@ class FusedBias(Kernel):
         return self.fused.reads_distances(device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        kernel = self.fused.written_out if pairs.learned else self.fused
+        kernel = self.fused.eager if pairs.learned else self.fused
         return kernel(q, k, v, pairs)

@@ -15,7 +15,7 @@ class Projection(nn.Module, ABC):
     """
 
     groups: int
-    tied = False  # whether keys are queries
+    shared_qk = False  # whether keys are queries
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,10 +7,10 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
-from flagformer.flags import Finding, Flag, FlagError, Need, component
+from flagformer.flags import Finding, Flag, FlagError, Requirement, component
 from flagformer.flow import Dims
-from flagformer.ops.attend import splitter
-from flagformer.ops.unit import unit_length
+from flagformer.ops.attend import split_heads
+from flagformer.ops.l2_normalize import l2_normalize
 
 
 class Heads(Projection):
@@ -25,11 +25,11 @@ class Heads(Projection):
         if cross:
             self.to_q = nn.Linear(dims.dim, queries, bias=False)
             self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=False)
-            self.of_x = splitter([dims.heads], [dims.dim_head])
-            self.of_keys = splitter(entries, widths)
+            self.of_x = split_heads([dims.heads], [dims.dim_head])
+            self.of_keys = split_heads(entries, widths)
         else:
             self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=False)
-            self.of_x = splitter([dims.heads, *entries], [dims.dim_head, *widths])
+            self.of_x = split_heads([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, *entries = self.of_x(self.to_qkv(x))
@@ -52,7 +52,7 @@ class MultiHead(Heads):
 
 
 @component("projection", select="attn_kv_heads", paper="arXiv:2305.13245")
-class Grouped(Heads):
+class GroupedQuery(Heads):
     """Grouped-query attention: consecutive heads share keys and values."""
 
     def __init__(
@@ -61,9 +61,7 @@ class Grouped(Heads):
         cross: bool,
         shared: bool,
         *,
-        groups: Annotated[
-            int | None, Flag("attn_kv_heads", "key/value heads G, a divisor of `heads`", least=1)
-        ],
+        groups: Annotated[int | None, Flag("attn_kv_heads", "key/value heads G, a divisor of `heads`", ge=1)],
     ) -> None:
         assert groups is not None
         if dims.heads % groups:
@@ -85,7 +83,9 @@ class MultiQuery(Heads):
     select="shared_qk",
     paper="arXiv:2001.04451, section 2",
     kind="a",
-    requires=[Need("attn_shared_kv", None, "queries would be what a token is found by and what it gives")],
+    requires=[
+        Requirement("attn_shared_kv", None, "queries would be what a token is found by and what it gives")
+    ],
 )
 class SharedQK(Projection):
     """Keys are the queries, of unit length; a token sees itself only where it sees nothing else.
@@ -93,17 +93,17 @@ class SharedQK(Projection):
     With a rotation each is turned by its own position as ever.
     """
 
-    tied = True
+    shared_qk = True
 
     def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
         super().__init__()
         self.groups = dims.heads
         self.to_qv = nn.Linear(dims.dim, dims.heads * (dims.dim_head + dims.dim_value), bias=False)
-        self.of_x = splitter([dims.heads, dims.heads], [dims.dim_head, dims.dim_value])
+        self.of_x = split_heads([dims.heads, dims.heads], [dims.dim_head, dims.dim_value])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, v = self.of_x(self.to_qv(x))
-        return q, unit_length(q), v
+        return q, l2_normalize(q), v
 
     def queries(self, x: Tensor) -> Tensor:
         raise NotImplementedError("a context has no queries")
@@ -117,7 +117,7 @@ class SharedQK(Projection):
     select="context_shared_qk",
     paper="arXiv:2001.04451, section 2",
     kind="c",
-    requires=[Need("attn_shared_kv", None, "keys would be queries and values at once")],
+    requires=[Requirement("attn_shared_kv", None, "keys would be queries and values at once")],
 )
 class ContextSharedQK(Projection):
     """Keys of cross-attention are made of the context as queries are of the tokens, by the same weights."""
@@ -134,8 +134,8 @@ class ContextSharedQK(Projection):
         self.groups = dims.heads
         self.to_q = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=False)
         self.to_v = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
-        self.of_q = splitter([dims.heads], [dims.dim_head])
-        self.of_v = splitter([dims.heads], [dims.dim_value])
+        self.of_q = split_heads([dims.heads], [dims.dim_head])
+        self.of_v = split_heads([dims.heads], [dims.dim_value])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError("only a context is read so")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
-from flagformer.norm.rmsnorm import shortest, unit_rms
+from flagformer.norm.rmsnorm import min_norm, rsqrt_ms
 from flagformer.ops.identity import identity
 
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
-class Plain(QKNorm):
+class NoQKNorm(QKNorm):
     """Dot products, scaled by K ** -0.5."""
 
     def __init__(self, dims: Dims, groups: int) -> None:
@@ -31,7 +31,7 @@ class Plain(QKNorm):
 
 
 @component("qk_norm", select="attn_qk_norm", paper="arXiv:2010.04245")
-class Cosine(QKNorm):
+class L2QKNorm(QKNorm):
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it).
 
     With a learned gain per head and dimension the factor is K ** -0.5 again (2302.05442); the gains start at
@@ -45,10 +45,10 @@ class Cosine(QKNorm):
         *,
         factor: Annotated[
             float | None,
-            Flag("attn_qk_norm_scale", "what cosines are multiplied by; None: 10", least=1e-6),
+            Flag("attn_qk_norm_scale", "what cosines are multiplied by; None: 10", ge=1e-6),
         ] = None,
         parts: Annotated[
-            int, Flag("attn_qk_norm_groups", "parts of a head that each have unit length", least=1)
+            int, Flag("attn_qk_norm_groups", "parts of a head that each have unit length", ge=1)
         ] = 1,
         gains: Annotated[
             bool, Flag("attn_qk_norm_dim_scale", "a learned gain per head and dimension")
@@ -56,7 +56,7 @@ class Cosine(QKNorm):
     ) -> None:
         super().__init__()
         self._check(dims, factor, parts, gains)
-        self.parts = parts
+        self.groups = parts
         self.scale = dims.dim_head**-0.5 if gains else 10.0 if factor is None else float(factor)
         self.q_gain = Gain(dims.heads, dims.dim_head) if gains else identity
         self.k_gain = Gain(groups, dims.dim_head) if gains else identity
@@ -77,7 +77,7 @@ class Cosine(QKNorm):
             raise FlagError(findings)
 
     def _unit(self, x: Tensor) -> Tensor:
-        return F.normalize(x.unflatten(-1, (self.parts, -1)), dim=-1, eps=shortest(x)).flatten(-2)
+        return F.normalize(x.unflatten(-1, (self.groups, -1)), dim=-1, eps=min_norm(x)).flatten(-2)
 
     def queries(self, q: Tensor) -> Tensor:
         return self.q_gain(self._unit(q))
@@ -91,18 +91,18 @@ class Gain(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(heads, 1, width))
+        self.weight = nn.Parameter(torch.empty(heads, 1, width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.value, self.value.shape[2] ** 0.25)
+        nn.init.constant_(self.weight, self.weight.shape[2] ** 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.value
+        return x * self.weight
 
 
 @component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2")
-class RMS(QKNorm):
+class RMSQKNorm(QKNorm):
     """q and k have unit root mean square and a learned gain per head and dimension.
 
     Departure: RMSNorm where the paper has LayerNorm, as later models do.
@@ -111,16 +111,16 @@ class RMS(QKNorm):
     def __init__(self, dims: Dims, groups: int) -> None:
         super().__init__()
         self.scale = dims.dim_head**-0.5
-        self.q_gain = nn.Parameter(torch.empty(dims.heads, 1, dims.dim_head))
-        self.k_gain = nn.Parameter(torch.empty(groups, 1, dims.dim_head))
+        self.q_weight = nn.Parameter(torch.empty(dims.heads, 1, dims.dim_head))
+        self.k_weight = nn.Parameter(torch.empty(groups, 1, dims.dim_head))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.q_gain)
-        nn.init.ones_(self.k_gain)
+        nn.init.ones_(self.q_weight)
+        nn.init.ones_(self.k_weight)
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        return x * (unit_rms(x) * (self.q_gain if is_query else self.k_gain))
+        return x * (rsqrt_ms(x) * (self.q_weight if is_query else self.k_weight))
 
     def queries(self, q: Tensor) -> Tensor:
         return self(q, True)

@@ -18,7 +18,7 @@ class Values:
 
     width: int
     shared: bool = False
-    turned: bool = False
+    rotated: bool = False
 
 
 class ValueRule(ABC):

@@ -21,7 +21,7 @@ class ValueWidth(ValueRule):
         rotation: Rotation | None,
         *,
         width: Annotated[
-            int | None, Flag("attn_value_dim_head", "width V of a value head; None: `attn_dim_head`", least=1)
+            int | None, Flag("attn_value_dim_head", "width V of a value head; None: `attn_dim_head`", ge=1)
         ],
     ) -> None:
         assert width is not None

@@ -20,7 +20,7 @@ FIRST = "the position of the first token"
 
 
 @dataclass(frozen=True)
-class Given:
+class CallInputs:
     """What a model is given beside the ids.
 
     Attributes:
@@ -40,7 +40,7 @@ class Given:
     first: int = 0
 
 
-NOTHING = Given()
+NOTHING = CallInputs()
 
 
 class Session(ABC):
@@ -75,14 +75,14 @@ class Calls(ABC):
         return f"this model is not called with {what}"
 
     @abstractmethod
-    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+    def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`. Only what is not `missing` is ever given."""
 
     def learn(self, ids: Tensor) -> Tensor:
         """As `forward`, so that every parameter takes part: where a model has slots, behind a segment."""
         return self.forward(ids)
 
-    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+    def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
         """A new one; of `given`, `starts`, `window` and `first` count, where they are not `missing`."""
         raise NotImplementedError(self.missing(CACHE))
 

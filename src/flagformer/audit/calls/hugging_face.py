@@ -16,8 +16,8 @@ from flagformer.audit.calls import (
     MASK,
     NOTHING,
     STARTS,
+    CallInputs,
     Calls,
-    Given,
     Session,
     logits_in,
 )
@@ -48,7 +48,7 @@ class HuggingFaceCalls(Calls):
             return "" if "position_ids" in self.accepts else "this model's forward takes no `position_ids`"
         return "" if what in (MASK, STARTS) else super().missing(what)
 
-    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+    def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in self.accepts else {}
         mask = given.mask
         if given.first:
@@ -76,7 +76,7 @@ class HuggingFaceCalls(Calls):
         argument = next(names, returned if self._takes(returned) else None)
         return None if argument is None else CacheNames(argument, returned)
 
-    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+    def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
         assert self.cache is not None, "checked by `missing`"
         return HuggingFaceSession(self, self.cache, given.first)
 

@@ -18,8 +18,8 @@ from flagformer.audit.calls import (
     PREFIX,
     STARTS,
     WINDOW,
+    CallInputs,
     Calls,
-    Given,
     Session,
     logits_in,
     only_given,
@@ -71,7 +71,7 @@ class PlainCalls(Calls):
             return "this model says that it cannot cache (`can_cache` is False)"
         return ""
 
-    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+    def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
         arguments = {
             "mask": given.mask,
             "seq_start_pos": given.starts,
@@ -82,7 +82,7 @@ class PlainCalls(Calls):
         }
         return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+    def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
         assert self.init_state is not None, "checked by `missing`"
         wanted = only_given({"seq_start_pos": given.starts, "window": given.window})
         return PlainSession(self, self.init_state(batch, length, **wanted))

@@ -15,8 +15,8 @@ from flagformer.audit.calls import (
     NOTHING,
     PREFIX,
     STARTS,
+    CallInputs,
     Calls,
-    Given,
     Session,
     logits_in,
     only_given,
@@ -38,11 +38,11 @@ class XTransformersCalls(Calls):
             return self.missing(CACHE)
         return "" if what in (MASK, STARTS) else super().missing(what)
 
-    def forward(self, ids: Tensor, given: Given = NOTHING) -> Tensor:
+    def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
         arguments = {"mask": given.mask, "seq_start_pos": given.starts, "prefix_attn_len": given.prefix}
         return logits_in(self.model(ids, **only_given(arguments)))
 
-    def session(self, batch: int, length: int, given: Given = NOTHING) -> Session:
+    def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
         return XTransformersSession(self.model, given.starts)
 
     def num_tokens(self) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from flagformer.audit.refusal import is_refusal, one_line
+from flagformer.audit.attempts import is_refusal, one_line
 from flagformer.audit.report import FAILED, NOT_APPLICABLE, CheckResult, skipped
 from flagformer.audit.subject import NotApplicable, Subject
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, Given, Session
+from flagformer.audit.attempts import Attempts
+from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, CallInputs, Session
 from flagformer.audit.checks.padding import padded_left, row_lengths
-from flagformer.audit.refusal import Tries
+from flagformer.audit.max_error import MaxError
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import Settings, Subject
-from flagformer.audit.worst import Worst
 
 UNEVEN = (1, 4, 2, 7, 3)
 
@@ -20,7 +20,7 @@ UNEVEN = (1, 4, 2, 7, 3)
 def cache(subject: Subject) -> CheckResult:
     """In one block, token by token, in uneven blocks; also padded, windowed, rolled back, reordered."""
     subject.needs(CACHE)
-    worst, tries = subject.other_shape(), Tries()
+    worst, tries = subject.other_shape(), Attempts()
     for name, blocks in schedules(subject.settings):
         with tries.of(name):
             got = decoded(subject, subject.ids, blocks)
@@ -52,7 +52,7 @@ def decoded(
     subject: Subject,
     ids: Tensor,
     blocks: list[int],
-    given: Given = NOTHING,
+    given: CallInputs = NOTHING,
 ) -> Tensor:
     """The logits of all blocks, one after the other."""
     with subject.comparing():
@@ -60,7 +60,7 @@ def decoded(
         return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
 
 
-def _across_turning_points(subject: Subject, worst: Worst) -> None:
+def _across_turning_points(subject: Subject, worst: MaxError) -> None:
     """Positions run across a length from which on the model may compute in another way."""
     for given in subject.across():
         wanted = subject.logits(subject.ids, given)
@@ -70,12 +70,12 @@ def _across_turning_points(subject: Subject, worst: Worst) -> None:
         )
 
 
-def _left_padded(subject: Subject, worst: Worst) -> None:
+def _left_padded(subject: Subject, worst: MaxError) -> None:
     if subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE):
         return
     lengths, total = row_lengths(subject), subject.settings.seq_len
     ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
-    given = Given(starts=total - torch.tensor(lengths, device=subject.device))
+    given = CallInputs(starts=total - torch.tensor(lengths, device=subject.device))
     wanted = subject.logits(ids, given)
     for name, blocks in schedules(subject.settings):
         got = decoded(subject, ids, blocks, given)
@@ -84,18 +84,18 @@ def _left_padded(subject: Subject, worst: Worst) -> None:
             worst.compare(got[row, -n:], wanted[row, -n:], words)
 
 
-def _windowed(subject: Subject, worst: Worst) -> None:
+def _windowed(subject: Subject, worst: MaxError) -> None:
     """Every query sees the last few tokens only, in the full forward and in the session."""
     if subject.calls.missing(WINDOW):
         return
-    given = Given(window=subject.settings.seq_len // 3)
+    given = CallInputs(window=subject.settings.seq_len // 3)
     wanted = subject.logits(subject.ids, given)
     for name, blocks in schedules(subject.settings):
         got = decoded(subject, subject.ids, blocks, given)
         worst.compare(got, wanted, f"with window={given.window}, {name}: cached and full logits differ")
 
 
-def _rolled_back(subject: Subject, worst: Worst) -> None:
+def _rolled_back(subject: Subject, worst: MaxError) -> None:
     """Wrong tokens are decoded, then forgotten, as speculative decoding does."""
     kept = subject.settings.seq_len // 2
     session = _after(subject, kept)
@@ -108,7 +108,7 @@ def _rolled_back(subject: Subject, worst: Worst) -> None:
     worst.compare(got, subject.reference[:, kept:], words, start=kept)
 
 
-def _reordered(subject: Subject, worst: Worst) -> None:
+def _reordered(subject: Subject, worst: MaxError) -> None:
     """Rows change places, one is doubled and one dropped, as beam search does."""
     kept = subject.settings.seq_len // 2
     index = torch.tensor([1, 1] if subject.settings.brief else [3, 0, 0, 1], device=subject.device)

@@ -12,10 +12,10 @@ from flagformer.audit.checks.gradients import gradients
 from flagformer.audit.checks.length import length
 from flagformer.audit.checks.packing import packing
 from flagformer.audit.checks.padding import left_padding, right_padding
-from flagformer.audit.checks.responds import responds
+from flagformer.audit.checks.sensitivity import sensitivity
 
 COMPARING: tuple[Check, ...] = (
-    responds, determinism, future_leak, length, right_padding, left_padding, packing, batch, cache,
+    sensitivity, determinism, future_leak, length, right_padding, left_padding, packing, batch, cache,
 )  # fmt: skip
 AS_IT_IS: tuple[Check, ...] = (gradients, finite)
 NAMES = tuple(check.__name__ for check in COMPARING + AS_IT_IS)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import MASK, PACKING, STARTS, Given
+from flagformer.audit.calls import MASK, PACKING, STARTS, CallInputs
 from flagformer.audit.checks.gradients import forget_gradients, loss_of
 from flagformer.audit.checks.packing import packed_lengths
 from flagformer.audit.checks.padding import padded_left, row_lengths
@@ -20,7 +20,7 @@ from flagformer.audit.subject import Subject, checked
 FULL = "in full precision"
 
 
-class Bad(NamedTuple):
+class NonFinite(NamedTuple):
     """Something that is not finite."""
 
     words: str
@@ -28,7 +28,7 @@ class Bad(NamedTuple):
     parameters: tuple[str, ...] = ()
 
 
-Way = Callable[[Subject, str], Bad | None]
+Way = Callable[[Subject, str], NonFinite | None]
 
 
 def finite(subject: Subject) -> CheckResult:
@@ -55,13 +55,13 @@ def finite(subject: Subject) -> CheckResult:
     return must_be("finite", True, words)
 
 
-def _bad_logits(logits: Tensor, when: str) -> Bad | None:
+def _bad_logits(logits: Tensor, when: str) -> NonFinite | None:
     """The first position of logits `[B, T, V]` that are NaN or +inf; -inf may forbid a token."""
     places = (logits.isnan() | logits.isposinf()).any(dim=-1).any(dim=0).nonzero()
-    return Bad(f"logits are not finite {when}", int(places[0])) if len(places) else None
+    return NonFinite(f"logits are not finite {when}", int(places[0])) if len(places) else None
 
 
-def _in_full(subject: Subject) -> dict[Way, Bad | None]:
+def _in_full(subject: Subject) -> dict[Way, NonFinite | None]:
     """What each way finds in full precision; where the model raises, the padding checks say so."""
     found = {}
     for way in ARRANGED:
@@ -70,7 +70,7 @@ def _in_full(subject: Subject) -> dict[Way, Bad | None]:
     return found
 
 
-def _arranged(subject: Subject, when: str, ways: Iterable[Way]) -> Bad | None:
+def _arranged(subject: Subject, when: str, ways: Iterable[Way]) -> NonFinite | None:
     """The same for the real tokens of padded and packed rows: a query that sees nothing is where NaN is
     born."""
     for way in ways:
@@ -80,31 +80,33 @@ def _arranged(subject: Subject, when: str, ways: Iterable[Way]) -> Bad | None:
     return None
 
 
-def _bad_padded_right(subject: Subject, when: str) -> Bad | None:
+def _bad_padded_right(subject: Subject, when: str) -> NonFinite | None:
     if subject.calls.missing(MASK):
         return None
     lengths, counts = _lengths(subject)
     mask = torch.arange(subject.settings.seq_len, device=subject.device) < counts[:, None]
-    logits = subject.calls.forward(subject.ids, Given(mask=mask))
+    logits = subject.calls.forward(subject.ids, CallInputs(mask=mask))
     bad = (_bad_logits(logits[r : r + 1, :n], _row(n, "right", when)) for r, n in enumerate(lengths))
     return next(filter(None, bad), None)
 
 
-def _bad_padded_left(subject: Subject, when: str) -> Bad | None:
+def _bad_padded_left(subject: Subject, when: str) -> NonFinite | None:
     if subject.calls.missing(STARTS):
         return None
     lengths, counts = _lengths(subject)
     ids = padded_left(subject.ids, lengths, torch.zeros_like(subject.ids))
-    logits = subject.calls.forward(ids, Given(starts=subject.settings.seq_len - counts))
+    logits = subject.calls.forward(ids, CallInputs(starts=subject.settings.seq_len - counts))
     bad = (_bad_logits(logits[r : r + 1, -n:], _row(n, "left", when)) for r, n in enumerate(lengths))
     return next(filter(None, bad), None)
 
 
-def _bad_packed(subject: Subject, when: str) -> Bad | None:
+def _bad_packed(subject: Subject, when: str) -> NonFinite | None:
     if subject.calls.missing(PACKING):
         return None
     lengths = packed_lengths(subject.settings)
-    return _bad_logits(subject.calls.forward(subject.ids, Given(seq_lens=lengths)), f"in packed rows, {when}")
+    return _bad_logits(
+        subject.calls.forward(subject.ids, CallInputs(seq_lens=lengths)), f"in packed rows, {when}"
+    )
 
 
 ARRANGED: tuple[Way, ...] = (_bad_padded_right, _bad_padded_left, _bad_packed)
@@ -119,7 +121,7 @@ def _row(n: int, side: str, when: str) -> str:
     return f"in a row of {n} tokens padded {side}, {when}"
 
 
-def _trained(subject: Subject, when: str) -> Bad | None:
+def _trained(subject: Subject, when: str) -> NonFinite | None:
     """Loss and gradients of one training step under the autocast around it."""
     if subject.module is None:
         return None
@@ -130,13 +132,15 @@ def _trained(subject: Subject, when: str) -> Bad | None:
         logits, loss = loss_of(subject, subject.ids)
         bad = _bad_logits(logits, f"in train mode {when}")
         if bad or not loss.isfinite():
-            return bad or Bad(f"the loss is {loss.item()} {when}")
+            return bad or NonFinite(f"the loss is {loss.item()} {when}")
         if not loss.requires_grad:
             return None
         loss.backward()
     named = subject.module.named_parameters()
     names = tuple(name for name, p in named if p.grad is not None and not _all_finite(p.grad))
-    return Bad(f"gradients are not finite {when}: {', '.join(names[:6])}", None, names) if names else None
+    return (
+        NonFinite(f"gradients are not finite {when}: {', '.join(names[:6])}", None, names) if names else None
+    )
 
 
 def _all_finite(gradient: Tensor) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import PREFIX, Given
+from flagformer.audit.attempts import Attempts
+from flagformer.audit.calls import PREFIX, CallInputs
 from flagformer.audit.checks import places
-from flagformer.audit.refusal import Tries
+from flagformer.audit.max_error import MaxError
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Settings, Subject
-from flagformer.audit.worst import Worst
 
 Edits = list[tuple[slice, int]]  # rows, and the position at which these are changed
 
@@ -24,7 +24,7 @@ def future_leak(subject: Subject) -> CheckResult:
     """
     if subject.why_not_causal:
         raise NotApplicable(subject.why_not_causal)
-    worst, tries = subject.same_shape(), Tries()
+    worst, tries = subject.same_shape(), Attempts()
     prefixes = [0] if subject.calls.missing(PREFIX) else [0, subject.settings.seq_len // 4]
     for prefix in prefixes:
         _compare(subject, worst, prefix, "in eval mode")
@@ -37,8 +37,8 @@ def future_leak(subject: Subject) -> CheckResult:
     return judged("future_leak", worst, words, tries)
 
 
-def _compare(subject: Subject, worst: Worst, prefix: int, mode: str) -> None:
-    given = Given(prefix=prefix or None)
+def _compare(subject: Subject, worst: MaxError, prefix: int, mode: str) -> None:
+    given = CallInputs(prefix=prefix or None)
     base = subject.logits(subject.ids, given)
     if not torch.equal(subject.logits(subject.ids, given), base):
         raise NotImplementedError(f"{mode} the same random state does not give the same logits")

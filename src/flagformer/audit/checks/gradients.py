@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.audit.keep import kept_parameters
+from flagformer.audit.preserve import preserve_parameters
 from flagformer.audit.report import CheckResult, must_be
 from flagformer.audit.subject import NotApplicable, Subject, checked
 
@@ -31,7 +31,7 @@ def gradients(subject: Subject) -> CheckResult:
     if not trainable:
         raise NotApplicable("no parameter requires a gradient")
     waiting = dict(trainable)
-    with subject.training(True), kept_parameters(trainable.values()):
+    with subject.training(True), preserve_parameters(trainable.values()):
         for step in range(STEPS):
             forget_gradients(module)
             if not _backward(subject, step):

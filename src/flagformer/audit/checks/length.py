@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flagformer.audit.calls import PREFIX, Given
+from flagformer.audit.attempts import Attempts
+from flagformer.audit.calls import PREFIX, CallInputs
 from flagformer.audit.checks import places
-from flagformer.audit.refusal import Tries
+from flagformer.audit.max_error import MaxError
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Subject
-from flagformer.audit.worst import Worst
 
 
 def length(subject: Subject) -> CheckResult:
@@ -18,9 +18,9 @@ def length(subject: Subject) -> CheckResult:
     """
     if subject.why_not_causal:
         raise NotApplicable(subject.why_not_causal)
-    worst, tries = subject.other_shape(), Tries()
+    worst, tries = subject.other_shape(), Attempts()
     prefix = 0 if subject.calls.missing(PREFIX) else subject.settings.seq_len // 4
-    given = Given(prefix=prefix or None)
+    given = CallInputs(prefix=prefix or None)
     whole = subject.logits(subject.ids, given)
     for end in places(max(1, prefix), subject.settings.seq_len, subject.settings.most_places):
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
@@ -31,7 +31,7 @@ def length(subject: Subject) -> CheckResult:
     return judged("length", worst, words, tries)
 
 
-def _across_turning_points(subject: Subject, worst: Worst, tries: Tries) -> None:
+def _across_turning_points(subject: Subject, worst: MaxError, tries: Attempts) -> None:
     """Tokens whose positions end before a turning point, alone and followed by positions beyond it."""
     half = subject.settings.seq_len // 2
     for given in subject.across():

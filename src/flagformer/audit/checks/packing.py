@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagformer.audit.calls import PACKING, Given
+from flagformer.audit.calls import PACKING, CallInputs
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import Settings, Subject
 
@@ -13,7 +13,7 @@ def packing(subject: Subject) -> CheckResult:
     worst = subject.other_shape()
     rows = packed_lengths(subject.settings)
     subject.doing = f"seq_lens={rows}"
-    got = subject.logits(subject.ids, Given(seq_lens=rows))
+    got = subject.logits(subject.ids, CallInputs(seq_lens=rows))
     for row, lengths in enumerate(rows):
         start = 0
         for place, n in enumerate(lengths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flagformer.audit.calls import MASK, STARTS, Given
+from flagformer.audit.calls import MASK, STARTS, CallInputs
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import Subject
 
@@ -38,12 +38,12 @@ def right_padding(subject: Subject) -> CheckResult:
     wanted = alone(subject, lengths)
     for name, filling in fillings(subject):
         subject.doing = f"rows of {lengths} tokens padded right with {name}"
-        got = subject.logits(torch.where(mask, subject.ids, filling), Given(mask=mask))
+        got = subject.logits(torch.where(mask, subject.ids, filling), CallInputs(mask=mask))
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded right with {name} and masked differs from the row alone"
             worst.compare(got[row, :n], wanted[row], words)
     subject.doing = "a mask that hides nothing"
-    everything = subject.logits(subject.ids, Given(mask=torch.ones_like(mask)))
+    everything = subject.logits(subject.ids, CallInputs(mask=torch.ones_like(mask)))
     worst.compare(everything, subject.reference, "a mask that hides nothing changes the logits")
     return judged("right_padding", worst, "padded rows equal each row alone")
 
@@ -57,7 +57,7 @@ def left_padding(subject: Subject) -> CheckResult:
     starts = subject.settings.seq_len - torch.tensor(lengths, device=subject.device)  # [B]
     for name, filling in fillings(subject):
         subject.doing = f"rows of {lengths} tokens padded left with {name}"
-        got = subject.logits(padded_left(subject.ids, lengths, filling), Given(starts=starts))
+        got = subject.logits(padded_left(subject.ids, lengths, filling), CallInputs(starts=starts))
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded left with {name} differs from the row alone"
             worst.compare(got[row, -n:], wanted[row], words)

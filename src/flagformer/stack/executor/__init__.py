@@ -15,13 +15,13 @@ from flagformer.stack.sublayer import Sublayer
 
 
 class Executor(ABC):
-    """Contract of the slot `executor`; before each sublayer it sets `side.step`, and tells the tape's
+    """Contract of the slot `executor`; before each sublayer it sets `side.step`, and tells the collector's
     `remember` what the sublayer reads."""
 
     saves: str  # what is kept for backward, for `explain`
 
     @abstractmethod
-    def over(self, residual: Residual) -> Residual:
+    def wrap_residual(self, residual: Residual) -> Residual:
         """The stream that it runs over: this one, or one of its own in place of it."""
 
     @abstractmethod
@@ -32,7 +32,9 @@ class Executor(ABC):
 def recomputes(side: SideInputs) -> bool:
     """Whether there is a backward to compute activations again for, and nothing forbids it.
 
-    A decoding session and tensors that the tape asks for are made once; transforms of `torch.func` allow no
-    repetition.
+    A decoding session and tensors that a collector requests are made once; transforms of `torch.func` allow
+    no repetition.
     """
-    return torch.is_grad_enabled() and side.state is None and not side.tape.wanted and not transformed()
+    return (
+        torch.is_grad_enabled() and side.state is None and not side.collector.requested and not transformed()
+    )

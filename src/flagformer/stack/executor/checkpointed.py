@@ -23,7 +23,7 @@ from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.tried import private
 from flagformer.residual import Residual
 from flagformer.stack.executor import Executor, recomputes
-from flagformer.stack.executor.replay import Surroundings
+from flagformer.stack.executor.forward_context import ForwardContext
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
@@ -45,7 +45,7 @@ COSTLY = {
 }
 
 
-@component("executor", select="checkpoint", paper="arXiv:1604.06174", honours={"stream"})
+@component("executor", select="checkpoint", paper="arXiv:1604.06174", supports={"stream"})
 class Checkpointed(Executor):
     """Keeps the stream before each sublayer and computes the sublayer again for its gradient.
 
@@ -76,7 +76,7 @@ class Checkpointed(Executor):
             else f"{kept}; the rest is computed again"
         )
 
-    def over(self, residual: Residual) -> Residual:
+    def wrap_residual(self, residual: Residual) -> Residual:
         return residual
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
@@ -88,10 +88,10 @@ class Checkpointed(Executor):
         around: AbstractContextManager[None] = nullcontext()
         if self.unit == "selective":
             # a weight whose cast is cached is not cast again, and the repetition would miss that operator
-            contexts, around = _costly, Surroundings(side.layout.positions.device).autocast()
+            contexts, around = _costly, ForwardContext(side.layout.positions.device).autocast()
         with around:
             for step, sublayer in enumerate(sublayers):
-                side.tape.remember(step, residual.read(h, sublayer.index))
+                side.collector.record_hidden(step, residual.read(h, sublayer.index))
                 here = replace(side, step=step)
                 again = partial(_replaying, contexts, here)
                 h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=again)
@@ -100,7 +100,7 @@ class Checkpointed(Executor):
     def _traced(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         """For a compiler: what it traces once says nothing twice."""
         for step, sublayer in enumerate(sublayers):
-            side.tape.remember(step, residual.read(h, sublayer.index))
+            side.collector.record_hidden(step, residual.read(h, sublayer.index))
             here = replace(side, step=step)
             if self.unit == "selective":
                 h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=_costly)
@@ -111,12 +111,12 @@ class Checkpointed(Executor):
 
 @contextmanager
 def replaying(side: SideInputs) -> Iterator[None]:
-    """The side inputs of a repetition: it says so, and its losses are on the tape already."""
-    tape, side.tape, side.replay = side.tape, side.tape.part(), True
+    """The side inputs of a repetition: it says so, and its losses are on the collector already."""
+    collector, side.collector, side.recomputing = side.collector, side.collector.fork(), True
     try:
         yield
     finally:
-        side.tape, side.replay = tape, False
+        side.collector, side.recomputing = collector, False
 
 
 def _costly() -> Contexts:

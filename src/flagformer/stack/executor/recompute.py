@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import Carry, SideInputs, fill
+from flagformer.flow import Carry, SideInputs, unflatten
 from flagformer.ops.first_gradients import refuse_second_gradients
-from flagformer.ops.unhooked import unhooked
-from flagformer.residual.two_streams import Streams
-from flagformer.stack.executor.replay import Surroundings, same_draws
+from flagformer.ops.tensor_hooks import suspend_tensor_hooks
+from flagformer.residual.reversible_streams import StreamPair
+from flagformer.stack.executor.forward_context import ForwardContext, same_rng
 from flagformer.stack.sublayer import Sublayer
 
 
-class HandOver:
+class StreamSlot:
     """The two streams at the place that a backward has reached: each step finds its own and leaves the next.
 
     Args:
@@ -42,7 +42,7 @@ class HandOver:
             )
 
 
-class Step:
+class SublayerCall:
     """One sublayer at one step of a forward, and how to compute it again.
 
     Args:
@@ -59,8 +59,8 @@ class Step:
         record: SideInputs,
         beside: int,
         dtype: torch.dtype,
-        around: Surroundings,
-        handed: HandOver,
+        around: ForwardContext,
+        handed: StreamSlot,
     ) -> None:
         self.sublayer, self.record, self.beside, self.dtype = sublayer, record, beside, dtype
         self.around, self.handed = around, handed
@@ -71,9 +71,9 @@ class Step:
 
     def first(self, read: Tensor, write: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
         """The forward: the written stream and the losses, whose names it notes; and whether it drew."""
-        before = self.around.draws()
-        out, losses = self._compute(read, write, tensors, replay=False)
-        self.draws = None if same_draws(before, self.around.draws()) else before
+        before = self.around.rng_state()
+        out, losses = self._compute(read, write, tensors, recomputing=False)
+        self.draws = None if same_rng(before, self.around.rng_state()) else before
         self.names = [name for name, values in losses.items() for _ in values]
         return out, *(value for values in losses.values() for value in values)
 
@@ -86,26 +86,31 @@ class Step:
                 "`reversible` computes activations again"
             )
         nothing = read.new_zeros(())  # a number takes no part in what dtype a sum has
-        with self.around.autocast(), self.around.drawing(self.draws):
-            out, losses = self._compute(read, nothing, tensors, replay=True)
+        with self.around.autocast(), self.around.with_rng_state(self.draws):
+            out, losses = self._compute(read, nothing, tensors, recomputing=True)
         return out, *(value for values in losses.values() for value in values)
 
     def _compute(
-        self, read: Tensor, write: Tensor, tensors: Iterator[Tensor], replay: bool
+        self, read: Tensor, write: Tensor, tensors: Iterator[Tensor], recomputing: bool
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        side = replace(fill(self.record, tensors), tape=self.record.tape.part(), carry=Carry(), replay=replay)
+        side = replace(
+            unflatten(self.record, tensors),
+            collector=self.record.collector.fork(),
+            carry=Carry(),
+            recomputing=recomputing,
+        )
         # the written stream is the next one to be read
-        out = self.sublayer(Streams(read, write, self.dtype), side).read
+        out = self.sublayer(StreamPair(read, write, self.dtype), side).read
         if names := side.carry.names():
             handed_on = ", ".join(f"`{name}`" for name in names)
             raise ValueError(
                 f"`reversible` computes each sublayer again alone, but one of yours hands on {handed_on} "
                 'to later ones: declare `needs={"carry"}` on its component, and use another executor'
             )
-        return out, side.tape.losses
+        return out, side.collector.losses
 
 
-class Again(torch.autograd.Function):
+class RecomputeFunction(torch.autograd.Function):
     """`(write, read, side tensors, parameters) -> (write + f(read), losses)`; the backward computes f again.
 
     Everything that gets a gradient is an input and every gradient is returned, so that to autograd, hooks and
@@ -113,7 +118,9 @@ class Again(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, step: Step, write: Tensor, read: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, step: SublayerCall, write: Tensor, read: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.step = step
         ctx.set_materialize_grads(False)
         # parameters too: a change before the backward is then an error, as for any operator
@@ -139,12 +146,14 @@ class Again(torch.autograd.Function):
         return None, grad if of_write else None, *found
 
 
-class Seed(torch.autograd.Function):
+class BackwardStart(torch.autograd.Function):
     """The streams, those of earlier steps that others read, and the losses, as they are; its backward, the
     first to run, hands over the streams."""
 
     @staticmethod
-    def forward(ctx: Any, handed: HandOver, read: Tensor, write: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, handed: StreamSlot, read: Tensor, write: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.handed = handed
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(read, write)
@@ -170,7 +179,7 @@ def gradients(
     wanted = [one for one in inputs if one.requires_grad]
     if not pairs or not wanted:
         return [None for _ in inputs]
-    with unhooked(wanted):
+    with suspend_tensor_hooks(wanted):
         found = torch.autograd.grad(
             [out for out, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True
         )

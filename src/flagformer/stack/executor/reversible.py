@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from flagformer.flags import Flag, Need, component
-from flagformer.flow import SideInputs, lift
+from flagformer.flags import Flag, Requirement, component
+from flagformer.flow import SideInputs, flatten
 from flagformer.residual import Residual
-from flagformer.residual.two_streams import Streams, TwoStreams
+from flagformer.residual.reversible_streams import ReversibleStreams, StreamPair
 from flagformer.stack.executor import Executor, recomputes
-from flagformer.stack.executor.recompute import Again, HandOver, Seed, Step
-from flagformer.stack.executor.replay import Surroundings
+from flagformer.stack.executor.forward_context import ForwardContext
+from flagformer.stack.executor.recompute import BackwardStart, RecomputeFunction, StreamSlot, SublayerCall
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
@@ -37,7 +37,7 @@ def refuse_pieces(sublayers: Sequence[Sublayer]) -> None:
     select="reversible",
     paper="arXiv:1707.04585, section 3",
     requires=[
-        Need(
+        Requirement(
             "scale_residual_constant",
             1.0,
             "a stream multiplied at each sublayer, and divided on the way back, multiplies its rounding",
@@ -69,10 +69,10 @@ class Reversible(Executor):
         self.exact = exact
         self.plain = Sequential()
 
-    def over(self, residual: Residual) -> TwoStreams:
-        return TwoStreams(self.exact)
+    def wrap_residual(self, residual: Residual) -> ReversibleStreams:
+        return ReversibleStreams(self.exact)
 
-    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Streams, side: SideInputs) -> Any:
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: StreamPair, side: SideInputs) -> Any:
         if not recomputes(side):
             return self.plain.run(sublayers, residual, h, side)
         return self._run(sublayers, h, side)
@@ -80,24 +80,26 @@ class Reversible(Executor):
     # a graph cannot replay random numbers: sublayers are compiled, each by itself, and this is not. (What
     # `torch.compiler.disable` does, without loading the compiler before it is needed.)
     @torch._disable_dynamo(recursive=False)
-    def _run(self, sublayers: Sequence[Sublayer], h: Streams, side: SideInputs) -> Streams:
+    def _run(self, sublayers: Sequence[Sublayer], h: StreamPair, side: SideInputs) -> StreamPair:
         refuse_pieces(sublayers)
-        around, handed = Surroundings(h.read.device), HandOver(self.exact)
-        record, beside = lift(replace(side, tape=side.tape.part(), replay=True))
+        around, handed = ForwardContext(h.read.device), StreamSlot(self.exact)
+        record, beside = flatten(replace(side, collector=side.collector.fork(), recomputing=True))
         names: list[str] = []
         losses: list[Tensor] = []
         read, write = h.read, h.write
         with around.autocast():
             for number, sublayer in enumerate(sublayers):
-                side.tape.remember(number, read.to(h.dtype))
-                step = Step(sublayer, replace(record, step=number), len(beside), h.dtype, around, handed)
-                out, *said = Again.apply(step, write, read, *beside, *step.parameters)
+                side.collector.record_hidden(number, read.to(h.dtype))
+                step = SublayerCall(
+                    sublayer, replace(record, step=number), len(beside), h.dtype, around, handed
+                )
+                out, *said = RecomputeFunction.apply(step, write, read, *beside, *step.parameters)
                 names += step.names
                 losses += said
                 read, write = out, read
-        kept = side.tape.streams  # gradients of memories, too, arrive where the streams are known
-        read, write, *rest = Seed.apply(handed, read, write, *kept.values(), *losses)
+        kept = side.collector.hiddens  # gradients of memories, too, arrive where the streams are known
+        read, write, *rest = BackwardStart.apply(handed, read, write, *kept.values(), *losses)
         kept.update(zip(kept, rest))
         for name, loss in zip(names, rest[len(kept) :]):
-            side.tape.add_loss(name, loss)
-        return Streams(read, write, h.dtype)
+            side.collector.add_loss(name, loss)
+        return StreamPair(read, write, h.dtype)

@@ -12,24 +12,24 @@ from flagformer.stack.executor import Executor
 from flagformer.stack.sublayer import Sublayer
 
 
-@component("executor", honours={"carry", "stream"})
+@component("executor", supports={"carry", "stream"})
 class Sequential(Executor):
     """Runs in order; autograd keeps every activation."""
 
     saves = "every activation"
 
-    def over(self, residual: Residual) -> Residual:
+    def wrap_residual(self, residual: Residual) -> Residual:
         return residual
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
-        tape = side.tape
+        collector = side.collector
         for step, sublayer in enumerate(sublayers):
-            if tape.asked:
+            if collector.is_active:
                 stream = residual.read(h, sublayer.index)
-                tape.keep("stack.stream", stream)
-                tape.remember(step, stream)
+                collector.record("stack.stream", stream)
+                collector.record_hidden(step, stream)
             side.step = step
             h = sublayer(h, side)
-        if tape.asked:
-            tape.keep("stack.stream", residual.read(h, sublayers[-1].index))
+        if collector.is_active:
+            collector.record("stack.stream", residual.read(h, sublayers[-1].index))
         return h

@@ -12,11 +12,11 @@ from html import escape
 from typing import NamedTuple
 
 from flagformer.study.directory import REPORT, STUDY
+from flagformer.study.formatting import listed, plural
 from flagformer.study.report import curves, figures, findings, page, texts
 from flagformer.study.report.columns import cost_columns, length_columns, main_columns
 from flagformer.study.report.fairness import equal_lines, setting_lines, unequal_lines
 from flagformer.study.results import BITS, Results
-from flagformer.study.wording import listed, plural
 
 NOTE = (
     "Valid: causal, neutral to padding, equal with cache, independent of the batch, deterministic, finite. "

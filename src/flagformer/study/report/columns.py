@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagformer.study.design import TRAIN, Setting
-from flagformer.study.results import BITS, Results, Row, Stamp
-from flagformer.study.wording import NOTHING, count, difference, estimate, flags_text, p_value, short, size
+from flagformer.study.formatting import NOTHING, count, difference, estimate, flags_text, p_value, short, size
+from flagformer.study.results import BITS, AuditSummary, Results, VariantResult
 
 PASSED, FAILED = "\N{CHECK MARK}", "\N{MULTIPLICATION X}"
 STAR = "\N{NO-BREAK SPACE}*"  # measured
@@ -28,10 +28,10 @@ class Column:
     row."""
 
     heading: str
-    text: Callable[[Row], str]
-    values: Callable[[Row], Mapping[str, Any]]
-    kind: Callable[[Row], str] = lambda row: ""
-    small: Callable[[Row], str] = lambda row: ""
+    text: Callable[[VariantResult], str]
+    values: Callable[[VariantResult], Mapping[str, Any]]
+    kind: Callable[[VariantResult], str] = lambda row: ""
+    small: Callable[[VariantResult], str] = lambda row: ""
 
 
 def main_columns(results: Results) -> list[Column]:
@@ -157,14 +157,14 @@ def _quality_column(unit: str, length: int) -> Column:
 
 
 def _quality_difference(length: int) -> Column:
-    def kind(row: Row) -> str:
+    def kind(row: VariantResult) -> str:
         against = row.quality_difference.get(length)
         return against.verdict.replace(" ", "-") if against else ""
 
     return Column("difference", lambda r: difference(r.quality_difference.get(length)), lambda r: {}, kind)
 
 
-def best_setting(row: Row) -> str:
+def best_setting(row: VariantResult) -> str:
     """The best candidate; a setting at the edge of what was tried is marked."""
     return setting_text(row.tuned) + (" (edge of the grid)" if row.at_edge else "")
 
@@ -174,7 +174,7 @@ def setting_text(setting: Setting) -> str:
     return ", ".join(f"{key.removeprefix(TRAIN)} {value}" for key, value in setting.items())
 
 
-def stamp_text(stamp: Stamp) -> str:
+def stamp_text(stamp: AuditSummary) -> str:
     """`valid`, or what failed, or why there is no stamp."""
     if not stamp.found:
         return stamp.remark or NOTHING
@@ -191,7 +191,7 @@ def _cost(heading: str, name: str, word: Callable[[Any], str]) -> Column:
     return Column(heading, lambda r: word(r.costs.get(name)), lambda r: {name: r.costs.get(name)})
 
 
-def _difference_values(row: Row) -> Mapping[str, Any]:
+def _difference_values(row: VariantResult) -> Mapping[str, Any]:
     estimate = row.difference.estimate if row.difference else None
     return {
         "difference": estimate.mean if estimate else None,

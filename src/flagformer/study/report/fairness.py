@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flagformer.study.design import Study
+from flagformer.study.formatting import count, listed, plural, short
 from flagformer.study.results import Results
-from flagformer.study.wording import count, listed, plural, short
 
 
 def equal_lines(results: Results) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from flagformer.study.results import BITS, Results, Row
+from flagformer.study.results import BITS, Results, VariantResult
 
 INK, FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's own colours
 SIZE = (7.2, 4.3)
@@ -196,7 +196,7 @@ def quality_by_speed(results: Results) -> str:
     return _svg("speed", draw, "Held-out loss against measured training speed")
 
 
-def _rows(results: Results) -> list[tuple[Row, str, str, str]]:
+def _rows(results: Results) -> list[tuple[VariantResult, str, str, str]]:
     return [(results.row(name), color, marker, style) for name, color, marker, style in _looks(results)]
 
 

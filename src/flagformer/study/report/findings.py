@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from flagformer.study.formatting import MINUS, listed, plural, short
 from flagformer.study.report.columns import setting_text
-from flagformer.study.results import BITS, Results, Row
+from flagformer.study.results import BITS, Results, VariantResult
 from flagformer.study.statistics import MOST_SEEDS, seeds_needed, spread
-from flagformer.study.wording import MINUS, listed, plural, short
 
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 RESOLVED = 0.01  # nats; the difference that the power line speaks of
@@ -169,7 +169,7 @@ def headline(results: Results) -> str:
     )
 
 
-def _against_baseline(results: Results, row: Row) -> str:
+def _against_baseline(results: Results, row: VariantResult) -> str:
     if row.difference is None:
         return "; the baseline"
     how = {
@@ -191,7 +191,7 @@ def _best_at_longest(results: Results) -> str:
     return f" Best at {longest} tokens: {best}, {known[best]:.3f} {results.metric}."
 
 
-def _change(row: Row, trained: int) -> float | None:
+def _change(row: VariantResult, trained: int) -> float | None:
     """Quality at the longest length minus quality at `trained`."""
     first, last = row.quality[trained].mean, row.quality[max(row.quality)].mean
     return None if first is None or last is None else last - first

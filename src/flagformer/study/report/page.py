@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+from flagformer.study.formatting import NOTHING, count
 from flagformer.study.report.columns import Column, setting_text
-from flagformer.study.results import Results, Row, TrialState
-from flagformer.study.wording import NOTHING, count
+from flagformer.study.results import Results, TrialState, VariantResult
 
 Cell = tuple[str, str]  # text, CSS class; a second line of the text is small print
 
@@ -95,7 +95,7 @@ def _trial_name(trial: TrialState) -> str:
     return f"{trial.run.variant}, {candidate}" if candidate else trial.run.variant
 
 
-def _column_cell(column: Column, row: Row) -> Cell:
+def _column_cell(column: Column, row: VariantResult) -> Cell:
     small = column.small(row)
     return (f"{column.text(row)}\n{small}" if small else column.text(row), column.kind(row))
 

@@ -6,12 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 
+from flagformer.study.formatting import MINUS
 from flagformer.study.report import findings
 from flagformer.study.report.columns import Column, cost_columns, length_columns, main_columns
 from flagformer.study.report.curves import read_curves
 from flagformer.study.report.fairness import equal_lines, setting_lines, unequal_lines
 from flagformer.study.results import Results
-from flagformer.study.wording import MINUS
 
 TEX = str.maketrans({
     "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",

@@ -1,0 +1,63 @@
+"""Heads of several kinds in one attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.cores import Core
+from flagformer.attention.cores.block_sparse import MAPS
+from flagformer.flow import DecodeState, KeyValues, LayerCache, SideInputs
+
+
+class HeadSplit(Core):
+    """The first heads are served by one core, the next by another; each sees its own heads only.
+
+    What mixes or weighs heads (talking heads, sinks) does so among those of one core.
+
+    Args:
+        parts: each core and how many heads it serves.
+    """
+
+    cores: Sequence[Core]
+
+    def __init__(self, parts: Sequence[tuple[Core, int]]) -> None:
+        super().__init__()
+        self.cores = nn.ModuleList(core for core, _ in parts)  # type: ignore[assignment]
+        ends = accumulate(heads for _, heads in parts)
+        self.slices = [slice(end - heads, end) for end, (_, heads) in zip(ends, parts)]
+        self.reads_pairs = any(core.reads_pairs for core, _ in parts)
+        self.reads_terms = any(core.reads_terms for core, _ in parts)
+        self.has_z_loss = all(core.has_z_loss for core, _ in parts)
+        self.is_acausal = any(core.is_acausal for core, _ in parts)
+        self.has_aux_loss = any(core.has_aux_loss for core, _ in parts)
+
+    @property
+    def kernel(self) -> Any:
+        """That of the last part; all parts have one of the same kind."""
+        return self.cores[-1].kernel
+
+    def reads_distances(self, device: torch.device) -> bool:
+        return all(core.reads_distances(device) for core in self.cores)
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        outs, maps = [], []
+        for core, heads in zip(self.cores, self.slices):
+            collector = side.collector.fork()
+            pairs = {kv.sight: side.pairs[kv.sight].of_heads(heads)} if core.reads_pairs else {}
+            own = replace(side, collector=collector, pairs=pairs, heads=heads)
+            outs.append(core(q[:, heads], kv.of_heads(heads, q.shape[1]), own))
+            side.collector.add_losses(collector.losses)
+            maps += collector.recorded.get(MAPS, [])
+        if maps:
+            side.collector.record(MAPS, torch.cat(maps, dim=1))
+        return torch.cat(outs, dim=1)
+
+    def init_cache(self, state: DecodeState, device: torch.device) -> LayerCache | None:
+        found = (core.init_cache(state, device) for core in self.cores)
+        return next((session for session in found if session is not None), None)

@@ -1,0 +1,58 @@
+"""Residual attention (RealFormer, arXiv:2012.11747): scores are handed on from layer to layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flagformer.attention.cores import Core
+from flagformer.attention.kernels.eager import Eager
+from flagformer.attention.scores import ScorePipeline
+from flagformer.attention.z_loss import NAME, add_z_loss
+from flagformer.flags import component
+from flagformer.flow import Dims, KeyValues, SideInputs
+from flagformer.ops.borrow import borrow
+
+PAPER = "arXiv:2012.11747, section 3.2"
+NEEDS = {"scores", "carry"}
+
+
+class ResidualAttention(Core):
+    """The scaled products of all layers so far add up; biases, clamps and masks act on the sum.
+
+    Departure: the paper hands on scores behind its relative bias, which would count once a layer.
+    """
+
+    carries = True
+    has_z_loss = True
+    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+
+    def __init__(self, kernel: Eager, path: ScorePipeline, cross: bool, dims: Dims) -> None:
+        super().__init__()
+        self.kernel, self.cross = kernel, cross
+        borrow(self, {"path": path})
+        self.name = "attn.context_scores" if cross else "attn.scores"
+
+    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+        pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
+        if kv.shared_qk:
+            pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.num_prefix_kv, q.device)
+        products = self.path.qk_logits(q, kv.k)
+        if self.name in side.carry:
+            products = products + side.carry[self.name]
+        side.carry[self.name] = products
+        scores = self.path.scores(products, q, kv.k, pairs)
+        if side.collector.is_loss_requested(NAME):
+            add_z_loss(scores, pairs, side)
+        weights = self.path.probs(scores, pairs)
+        side.collector.record("attn.weights", weights)
+        return self.kernel.gather(weights, kv.v)
+
+
+@component("core", select="residual_attn", paper=PAPER, needs=NEEDS, kind="a")
+class ResidualScores(ResidualAttention):
+    """Self-attention adds the scores of the self-attention before it to its own."""
+
+
+@component("core", select="cross_residual_attn", paper=PAPER, needs=NEEDS, kind="c")
+class ResidualCrossScores(ResidualAttention):
+    """Cross-attention adds the scores of the cross-attention before it to its own."""

@@ -1,0 +1,35 @@
+"""Attention written out: the reference, and the only kernel that forms the weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.attention.kernels import Kernel
+from flagformer.attention.scores import ScorePipeline
+from flagformer.flags import Flag, component
+from flagformer.flow import Pairs
+from flagformer.ops.attend import repeat_kv
+
+Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", ge=0, lt=1)]
+
+
+@component("kernel", select="attn_flash", when=False, supports={"learned_bias", "scores"})
+class Eager(Kernel):
+    """softmax(q k^T) v in three steps; memory grows with T * S."""
+
+    reason = "written out, because it forms the scores"
+
+    def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:
+        super().__init__()
+        self.path, self.dropout = path, dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+        return self.gather(self.path(q, k, pairs), v)
+
+    def gather(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Weights [B, H, T, seats + S] of values [B, G, seats + S, V] -> [B, H, T, V]."""
+        weights = F.dropout(weights, self.dropout, self.training).to(v.dtype)
+        return weights @ repeat_kv(v, weights.shape[1])

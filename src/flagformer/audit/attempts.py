@@ -1,0 +1,55 @@
+"""Telling a clear "I do not do that" from a crash."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+REFUSALS = (NotImplementedError, ValueError, AssertionError)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """A NotImplementedError, or a ValueError or assertion with a text, raised on purpose outside torch."""
+    if isinstance(error, NotImplementedError):
+        return True
+    if not isinstance(error, REFUSALS) or not str(error).strip():
+        return False
+    tip = _tip(error.__traceback__)
+    if tip is None or tip.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+        return False
+    line = linecache.getline(tip.tb_frame.f_code.co_filename, tip.tb_lineno).strip()
+    return line.startswith(("raise", "assert")) or not line
+
+
+def one_line(error: BaseException) -> str:
+    """The error as a reader needs it: `RuntimeError: the size of ...`."""
+    text = traceback.format_exception_only(type(error), error)[-1].strip()
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else text[:196] + " ..."
+
+
+class Attempts:
+    """Parts of a check that a model may refuse (a note) or break down in (a crash), hiding no other."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.crashes: list[str] = []
+
+    @contextmanager
+    def of(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if is_refusal(error):
+                self.notes.append(f"{doing} is refused: {one_line(error)}")
+            else:
+                self.crashes.append(f"{doing}: the model raises {one_line(error)}")
+
+
+def _tip(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace

@@ -1,0 +1,49 @@
+"""The tensors of a record, taken out and put back: so that all of them can be inputs of one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+class TensorLeaf:
+    """Stands where a tensor was."""
+
+
+LEAF = TensorLeaf()
+
+
+def flatten(value: Any) -> tuple[Any, list[Tensor]]:
+    """The same record with holes, and what stood there, in the order of its fields.
+
+    Looks into dataclasses, tuples, lists and dictionaries; everything else stays as it is.
+    """
+    tensors: list[Tensor] = []
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        tensors.append(leaf)
+        return LEAF
+
+    return _walk(value, take), tensors
+
+
+def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The record with its holes filled, in the order in which `lift` made them."""
+    return _walk(value, lambda leaf: next(tensors) if leaf is LEAF else leaf)
+
+
+def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _walk(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **parts)
+    if isinstance(value, dict):
+        return {key: _walk(item, change) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_walk(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return change(value)

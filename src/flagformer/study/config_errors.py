@@ -1,0 +1,42 @@
+"""Mistakes of a study file: where, what, and what to do; all of them in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SHOWN_MISTAKES = 16
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True, order=True)
+class ConfigError:
+    """One mistake: `place` is `FILE:LINE` or the override as it was typed."""
+
+    line: int
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        message = self.message
+        if len(message) > LONGEST_MESSAGE:
+            message = message[: LONGEST_MESSAGE - 4] + " ..."
+        return f"{self.place}: {message}"
+
+
+class StudyFileError(ValueError):
+    """A study file that cannot be run; `.mistakes` holds every finding, `str()` fits one screen."""
+
+    def __init__(self, mistakes: Iterable[ConfigError]) -> None:
+        self.mistakes = tuple(sorted(set(mistakes)))
+        lines = [str(mistake) for mistake in self.mistakes[:SHOWN_MISTAKES]]
+        hidden = len(self.mistakes) - len(lines)
+        if hidden > 0:
+            lines.append(f"... and {hidden} more")
+        super().__init__("\n".join(lines))
+
+
+def repr_short(value: object) -> str:
+    """The value as the user would recognise it, shortened."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:56] + " ..."

@@ -1,0 +1,173 @@
+"""The flags of an encoder-decoder: `enc_` and `dec_` in front, every message with the name as typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Finding, FlagError, nearest, split_prefixes
+from flagformer.wrappers.flat import build_flat
+from flagformer.wrappers.transformer import TransformerWrapper
+
+ENC, DEC = "enc_", "dec_"
+NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
+# What the decoder's layers take under the name of the whole.
+SHARED = ("cross_attn_tokens_dropout",)
+TOKENS = ("max_mem_len", "shift_mem_down")
+SLOTS_OF_MEMORY = (
+    "num_memory_slots", "memory_update", "num_mem_updates", "mem_update_attn_heads", "memory_temperature",
+)  # fmt: skip
+MEMORIES = (*TOKENS, *SLOTS_OF_MEMORY)
+WIDTH = "both halves have one width: say `dim`"
+# What is decided by there being two halves, and why.
+FIXED_BY_MODEL = {
+    ENC: {
+        "dim": WIDTH,
+        "causal": "an encoder sees all of its source",
+        "return_only_embed": NO_HEAD,
+        "tie_embedding": NO_HEAD,
+        "logits_dim": NO_HEAD,
+        "cross_attend": "the encoder reads the source alone",
+        "only_cross": "the encoder reads the source alone",
+        "cross_attn_tokens_dropout": "the encoder reads the source alone",
+        **dict.fromkeys(MEMORIES, "the source is read whole, not in segments"),
+    },
+    DEC: {
+        "dim": WIDTH,
+        "causal": "a decoder sees no later token",
+        "cross_attend": "a decoder always reads the encoder",
+        "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
+        "return_only_embed": "the loss is of the decoder's logits",
+        "cross_attn_tokens_dropout": "it has no prefix: say `cross_attn_tokens_dropout`",
+        **dict.fromkeys(MEMORIES, "the target is read whole, not in segments"),
+    },
+}
+
+
+def build_halves(
+    flags: Mapping[str, Any], own: Mapping[str, Any], findings: list[Finding]
+) -> tuple[TransformerWrapper, TransformerWrapper]:
+    """Encoder and decoder; what is wrong with either, and what reaches neither, in one error.
+
+    Args:
+        own: what an encoder-decoder takes without a prefix.
+        findings: what is known to be wrong already; joined by what is found here.
+    """
+    encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
+    findings += unknown_flags(rest, own, "XTransformer")
+    crossing = cross_attention_flags(decoder)
+    dim = own["dim"]
+    shared = {name: own[name] for name in SHARED}
+    halves = [
+        build_half(ENC, encoder, FIXED_BY_MODEL[ENC], {"dim": dim, "return_only_embed": True}, findings),
+        build_half(DEC, decoder, FIXED_BY_MODEL[DEC], {"dim": dim, **shared, **crossing}, findings),
+    ]
+    first, second = halves
+    if first is not None and second is not None:
+        findings += _mismatches(first, second, own["tie_token_emb"]) + loss_findings(second, own["pad_value"])
+    if first is None or second is None or findings:
+        raise FlagError(dict.fromkeys(findings))
+    return first, second
+
+
+def cross_attention_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Cross-attention in every block, where no flag orders the sublayers otherwise."""
+    return {} if {"only_cross", "custom_layers"} & set(flags) else {"cross_attend": True}
+
+
+def build_half(
+    prefix: str,
+    flags: Mapping[str, Any],
+    decided: Mapping[str, str],
+    fixed: Mapping[str, Any],
+    findings: list[Finding],
+) -> TransformerWrapper | None:
+    """One half, or None with its findings added, every name as it was typed.
+
+    Args:
+        decided: what the whole decides, and why; refused among the flags.
+        fixed: what it decided; its own flags among these stay as they are in messages.
+    """
+    findings += [
+        Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {decided[name]}")
+        for name in flags
+        if name in decided
+    ]
+    rest = {name: value for name, value in flags.items() if name not in decided}
+    bare = {"dim"} | ({*SHARED, *SLOTS_OF_MEMORY} & set(fixed))
+    try:
+        return build_flat("encoder" if prefix == ENC else "decoder", {**rest, **fixed})
+    except FlagError as error:
+        findings += [
+            _as_typed(finding, prefix, {*rest, *names_of_flags()} - bare) for finding in error.findings
+        ]
+        return None
+
+
+def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
+    """A finding of one half with the prefix in front of every flag it speaks of."""
+
+    def typed(match: re.Match[str]) -> str:
+        return f"`{prefix}{match[1]}" if match[1] in names else match[0]
+
+    flag = prefix + finding.flag if finding.flag in names else finding.flag
+    return Finding(flag, re.sub(r"`(\w+)", typed, finding.message))
+
+
+def names_of_flags() -> set[str]:
+    """Every name that may stand behind a prefix."""
+    names = set(CATALOGUE.names(MODEL_SCOPES))
+    crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
+    return names | crossed | set(SLOTS)
+
+
+def unknown_flags(names: Iterable[str], own: Iterable[str], owner: str) -> list[Finding]:
+    """A finding for each name that says no half and is none of the whole's own."""
+    return [Finding(name, _stray(name, own, owner)) for name in names]
+
+
+def _stray(name: str, own: Iterable[str], owner: str) -> str:
+    known = names_of_flags()
+    if name in known:
+        return f"`{name}` must say which half it is for: `{ENC}{name}`, `{DEC}{name}` or both"
+    typed = (*own, *(prefix + word for prefix in (ENC, DEC) for word in known))
+    hint = nearest(name, typed) or "; flags begin with `enc_` or `dec_`"
+    return f"`{name}` is not a flag of {owner}{hint}"
+
+
+def loss_findings(decoder: TransformerWrapper, pad_value: Any) -> list[Finding]:
+    """What keeps a decoder from a loss: logits of other things than its tokens, padding that is no token."""
+    findings = []
+    count = decoder.num_tokens
+    if decoder.logits_dim != count:
+        text = f"`dec_logits_dim` must be `dec_num_tokens` = {count}, because the loss reads a logit for each"
+        text = f"{text} token, but is {decoder.logits_dim}; leave it out"
+        findings.append(Finding("dec_logits_dim", text))
+    if not isinstance(pad_value, int) or isinstance(pad_value, bool) or not 0 <= pad_value < count:
+        text = f"`pad_value` must be an id from 0 to {count - 1} (`dec_num_tokens` - 1), but is {pad_value!r}"
+        findings.append(Finding("pad_value", text))
+    return findings
+
+
+def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:
+    """What only shows when both halves are there."""
+    findings = []
+    if encoder.attn_layers.has_cross:
+        text = "`enc_custom_layers` must hold no 'c', because the encoder reads the source alone"
+        findings.append(Finding("enc_custom_layers", text))
+    if not decoder.attn_layers.has_cross:
+        text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
+        findings.append(Finding("dec_custom_layers", text))
+    widths = [half.embedding.width for half in (encoder, decoder)]
+    unit = [half.resolved.flags["l2norm_embed"] for half in (encoder, decoder)]
+    if tied and (widths[0] != widths[1] or unit[0] != unit[1]):
+        text = "`tie_token_emb` needs the same `emb_dim` and `l2norm_embed` in both halves"
+        findings.append(Finding("tie_token_emb", text))
+    if tied and encoder.num_tokens != decoder.num_tokens:
+        text = (
+            "`tie_token_emb` needs equal vocabularies, but "
+            f"`enc_num_tokens` is {encoder.num_tokens} and `dec_num_tokens` is {decoder.num_tokens}"
+        )
+        findings.append(Finding("tie_token_emb", text))
+    return findings
