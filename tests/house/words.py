@@ -1,4 +1,4 @@
-"""Keeps private words out of the sources, tests, docs and messages: `python tests/house/words.py` lists each place.
+"""Keeps private words out of sources, tests, docs and messages: `python tests/house/words.py` lists each one.
 
 Each entry names a word that no engineer of the field knows in this sense, and the words to use.
 """
