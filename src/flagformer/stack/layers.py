@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from flagformer.attention.cores import Core
 from flagformer.attention.z_loss import NAME as Z_LOSS
-from flagformer.flags import CATALOGUE, ErrorCollector, Finding, FlagError, resolve
+from flagformer.flags import CATALOGUE, ErrorCollector, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import (
     Causal,
@@ -43,7 +43,13 @@ from flagformer.stack.inputs import (
 )
 from flagformer.stack.layouts import make_layout, read_mask
 from flagformer.stack.masks import cross_attention_pairs, self_attention_pairs, self_attention_terms
-from flagformer.stack.refusals import refuse_carry, refuse_idle_context, refuse_leak, refuse_shared
+from flagformer.stack.refusals import (
+    fixed_flags,
+    refuse_carry,
+    refuse_idle_context,
+    refuse_leak,
+    refuse_shared,
+)
 from flagformer.stack.session import init_caches
 from flagformer.stack.sublayer import Step, Sublayer
 from flagformer.stack.weight_init import apply_init, undo
@@ -317,14 +323,14 @@ class Encoder(AttentionLayers):
     """Every token sees every other."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
-        super().__init__(**_fixed(flags, "Encoder", causal=False))
+        super().__init__(**fixed_flags(flags, "Encoder", causal=False))
 
 
 class Decoder(AttentionLayers):
     """No token sees a later one."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
-        super().__init__(**_fixed(flags, "Decoder", causal=True))
+        super().__init__(**fixed_flags(flags, "Decoder", causal=True))
 
 
 class PrefixDecoder(AttentionLayers):
@@ -334,7 +340,7 @@ class PrefixDecoder(AttentionLayers):
     """
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
-        super().__init__(**_fixed(flags, "PrefixDecoder", causal=False))
+        super().__init__(**fixed_flags(flags, "PrefixDecoder", causal=False))
 
     def time_rule(self, prefix: Tensor | None) -> MaskRule | None:
         return Causal() if prefix is None else Prefix(prefix)
@@ -344,15 +350,4 @@ class CrossAttender(AttentionLayers):
     """Cross-attention and feedforward only."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
-        super().__init__(**_fixed(flags, "CrossAttender", only_cross=True))
-
-
-def _fixed(flags: Any, owner: str, **fixed: bool) -> Any:
-    findings = [
-        Finding(name, f"`{name}` is fixed by {owner} as {value}; leave it out, or use AttentionLayers")
-        for name, value in fixed.items()
-        if name in flags
-    ]
-    if findings:
-        raise FlagError(findings)
-    return {**flags, **fixed}
+        super().__init__(**fixed_flags(flags, "CrossAttender", only_cross=True))

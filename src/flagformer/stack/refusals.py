@@ -110,3 +110,15 @@ def _under(flags: Mapping[str, Any]) -> str:
     """The flag that ordered the sublayers, in words; nothing where none did."""
     order = next((name for name in ORDERS if flags.get(name)), "")
     return f"under `{order}` " if order else ""
+
+
+def fixed_flags(flags: Any, owner: str, **fixed: bool) -> Any:
+    """`flags` with those that the named stack `owner` sets; refused where they are given too."""
+    findings = [
+        Finding(name, f"`{name}` is fixed by {owner} as {value}; leave it out, or use AttentionLayers")
+        for name, value in fixed.items()
+        if name in flags
+    ]
+    if findings:
+        raise FlagError(findings)
+    return {**flags, **fixed}
