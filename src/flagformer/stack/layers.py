@@ -75,26 +75,22 @@ class AttentionLayers(Whole):
         self.rotation = gathered.collect(lambda: self._one("rotation").build(self.dims))
         self.position_bias = gathered.collect(lambda: self._one("position_bias").build(self.dims))
         self.executor = self._one("executor").build()
-        self.residual = self.executor.wrap_residual(
-            self._one("residual").build(self.dims, len(resolved.modules))
-        )
+        residual = self._one("residual").build(self.dims, len(resolved.modules))
+        self.residual = self.executor.wrap_residual(residual)
         placement, norm = self._one("norm_position").build(), partial(self._one("norm").build, self.dims.dim)
-        self.sublayers = build_sublayers(
-            resolved, self.dims, norm, placement, self.rotation, self.residual, gathered
-        )
+        build = partial(build_sublayers, resolved, self.dims, norm, placement)
+        self.sublayers = build(self.rotation, self.residual, gathered)
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
         self.context_dropout = self._one("context_dropout").build()
         self.hints: WrapperHints = self._one("hints").build()
         self.final_norm: Step = norm() if placement.final else identity
         self.has_cross = any(sublayer.kind == "c" for sublayer in self.sublayers)
-        # how many seats self- and cross-attention put in front, each number once
+        own, cross = ([s.fn for s in self.sublayers if s.kind == kind] for kind in ("a", "c"))
+        # the numbers of prefix keys in self- and cross-attention, each once
         self.num_prefix_kv = {
-            kind: sorted({s.fn.num_prefix_kv for s in self.sublayers if s.kind == kind})
-            for kind in ("a", "c")
+            kind: sorted({fn.num_prefix_kv for fn in fns}) for kind, fns in (("a", own), ("c", cross))
         }
-        own = [s.fn for s in self.sublayers if s.kind == "a"]
-        # cores that read no pairs need none to be made
         self.pair_keys = tuple(
             dict.fromkeys((f.num_prefix_kv, f.window) for f in own if getattr(f.core, "reads_pairs", True))
         )
