@@ -18,8 +18,8 @@ MEMFORMERS := $(VENV)/peers/memformer-0.3
 
 QUICK := tests/flags tests/reference tests/house
 ROUTING_TESTS := tests/reference/test_reference_routing.py tests/core/test_core_routing.py tests/core/test_core_kmeans.py \
-	tests/properties/test_properties_picks.py tests/wrappers/test_routing.py
-SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_stretches.py tests/core/test_core_few_pairs.py tests/parity \
+	tests/properties/test_properties_cluster_topk.py tests/wrappers/test_routing.py
+SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_key_ranges.py tests/core/test_core_block_sparse.py tests/parity \
 	tests/train/test_train_resume.py
 
 .PHONY: demo test quick sensitive matrix check docs bench clean attack

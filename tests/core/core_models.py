@@ -4,14 +4,14 @@ from functools import cache
 
 import torch
 
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SMALL = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
 T, B, S = 9, 2, 5
 
 
 def make(**flags):
-    return stirred({**SMALL, **flags}, seed=1).eval()
+    return perturbed({**SMALL, **flags}, seed=1).eval()
 
 
 @cache

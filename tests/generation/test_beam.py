@@ -7,7 +7,7 @@ import torch
 
 import flagformer
 from flagformer import AutoregressiveWrapper
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 4, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SCHEMES = {
@@ -19,7 +19,7 @@ PROMPTS = [[3, 1, 2], [0], [2, 2]]
 
 
 def build(seed=0, **flags):
-    return AutoregressiveWrapper(stirred({**SIZES, **flags}, seed, torch.float64).eval())
+    return AutoregressiveWrapper(perturbed({**SIZES, **flags}, seed, torch.float64).eval())
 
 
 def every(wrapper, prompt, seq_len, eos, penalty, **side):

@@ -9,14 +9,14 @@ from x_transformers.autoregressive_wrapper import contrastive_decode_fn
 
 from flagformer import AutoregressiveWrapper
 from flagformer.generation import contrast
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "heads": 2, "attn_dim_head": 8, "depth": 2}
 PROMPTS = [[3, 1, 4], [1], [5, 9]]
 
 
 def build(seed, **flags):
-    return AutoregressiveWrapper(stirred({**SIZES, "dim": 16, **flags}, seed).eval())
+    return AutoregressiveWrapper(perturbed({**SIZES, "dim": 16, **flags}, seed).eval())
 
 
 def test_the_formula():

@@ -7,7 +7,7 @@ import torch
 
 from flagformer import AutoregressiveWrapper
 from flagformer.generation import Sampler
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0], [2.0, -math.inf, 1.5]])
 LM = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
@@ -61,7 +61,7 @@ def test_a_row_without_any_token_is_named(temperature):
 
 
 def test_a_model_that_overflows_generates_nothing():
-    model = stirred(LM)
+    model = perturbed(LM)
     with torch.no_grad():
         model.head.project.weight[3] = math.nan
     wrapper = AutoregressiveWrapper(model)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper, XLAutoregressiveWrapper
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 # fp32 sums of some units in another order
@@ -14,7 +14,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def net(**flags):
-    return stirred({**SIZES, "rotary_pos_emb": True, "max_mem_len": 6, **flags})
+    return perturbed({**SIZES, "rotary_pos_emb": True, "max_mem_len": 6, **flags})
 
 
 def text(length=15, rows=3):

@@ -16,17 +16,17 @@ from flagformer.reference.verdicts import verdicts
 HERE = Path(__file__).parent
 SIZES = {"num_tokens": 256, "max_seq_len": 64, "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8}
 MODELS = {
-    "nothing": {},
+    "defaults": {},
     **{f"preset-{name}": dict(flags) for name, flags in PRESETS.items()},
     "encoder-post-norm-sinusoidal": {"model": "encoder", "pre_norm": False, "scaled_sinu_pos_emb": True},
     "prefix-macaron-dynamic": {"model": "prefix_decoder", "macaron": True, "dynamic_pos_bias": True},
-    "crossing-sandwich": {
+    "cross-attention-sandwich": {
         "cross_attend": True,
         "cross_attn_dim_context": 8,
         "sandwich_coef": 1,
         "sandwich_norm": True,
     },
-    "tied-grouped-seats": {
+    "tied-grouped-prefix-kv": {
         "weight_tie_layers": True,
         "attn_kv_heads": 2,
         "attn_num_mem_kv": 3,

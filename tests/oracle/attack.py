@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import oracle_checks
-import oracle_pairs
+import oracle_encoder_decoder
 import torch
 from oracle_mixes import NOT_COVERED, mix
 
@@ -18,10 +18,10 @@ import flagformer
 
 def attacked_pair(seed):
     """The same of the encoder-decoder of a seed."""
-    flags = oracle_pairs.pair_mix(seed)
+    flags = oracle_encoder_decoder.pair_mix(seed)
     try:
         flagformer.check(flags)
-        oracle_pairs.paired(flags, seed)
+        oracle_encoder_decoder.paired(flags, seed)
     except flagformer.FlagError as error:
         return None, _reason(str(error))
     except oracle_checks.Wrong as error:

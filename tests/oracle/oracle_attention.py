@@ -3,10 +3,10 @@
 from math import sqrt
 
 import numpy as np
+from oracle_masks import seen
 from oracle_norms import linear, sigmoid, silu, softmax, unit
 from oracle_positions import bias, turned
 from oracle_routing import Picks, clusters, nearest, recent, without_self
-from oracle_sight import seen
 
 # Scores that differ by so many fp64 units share the k-th place, and are all kept.
 ROUNDING = 32 * 2.0**-52

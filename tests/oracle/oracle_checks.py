@@ -13,7 +13,7 @@ from flagformer.flow import Constant
 
 # What fp64 leaves of models this small; one decision the other way (a cluster, a bucket) changes far more.
 TIGHT = 1e-9
-# A unit in the last place is 6e-8 in fp32 and 4e-3 in bf16; stirred weights enlarge it some hundredfold.
+# A unit in the last place is 6e-8 in fp32 and 4e-3 in bf16; perturbed weights enlarge it some hundredfold.
 ROUGH = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 # What chooses by scores takes the other choice where rounding decides.
 CHOOSERS = ("num_clusters", "context_num_clusters", "sparse_topk", "ff_moe", "ff_pkm")
@@ -27,14 +27,14 @@ class Wrong(AssertionError):
 
 
 class Pair:
-    """One mix of flags: the library's model, stirred, and inputs of two rows of different lengths."""
+    """One mix of flags: the library's model, perturbed, and inputs of two rows of different lengths."""
 
     def __init__(self, flags, seed):
         self.flags, self.settings = flags, Settings(flags)
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.model = exact(stirred(flagformer.build(flags).double().eval(), seed))
+            self.model = exact(perturbed(flagformer.build(flags).double().eval(), seed))
         self.tight = FP32_COSINES if flags.get("rotary_xpos") else TIGHT
         self.weights = {k: v.numpy().copy() for k, v in self.model.state_dict().items()}
         rng = random.Random(f"inputs {seed}")
@@ -80,7 +80,7 @@ class Pair:
         )
 
 
-def stirred(model, seed):
+def perturbed(model, seed):
     """Noise on every parameter and on centroids, which keep their length."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -122,7 +122,7 @@ NOT_COVERED = {
     "layer_dropout": "training draws", "cross_attn_tokens_dropout": "training draws",
     "attn_z_loss_weight": "a loss", "commitment_factor": "a loss", "moe_loss_coef": "a loss",
     "moe_z_loss_coef": "a loss", "kmeans_ema_decay": "training moves centroids",
-    "layerscale_init_value": "a start, and weights are stirred",
+    "layerscale_init_value": "a start, and weights are perturbed",
     "reversible_exact": "rounds what is added",
     "num_memory_slots": "slots", "memory_update": "slots", "num_mem_updates": "slots",
     "mem_update_attn_heads": "slots", "memory_temperature": "slots",

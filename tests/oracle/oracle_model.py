@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from oracle_attention import Attention
 from oracle_feedforward import feedforward
+from oracle_masks import woven
 from oracle_norms import layer_norm, linear, norm, unit
 from oracle_positions import absolute
 from oracle_residuals import run
 from oracle_settings import Settings
-from oracle_sight import woven
 
 
 class Reading(NamedTuple):

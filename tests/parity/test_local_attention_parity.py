@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from local_attention import LocalAttention
-from test_routing_transformer_parity import EXACT, SIZES, peer, stirred
+from test_routing_transformer_parity import EXACT, SIZES, peer, perturbed
 
 import flagformer
 
@@ -85,7 +85,7 @@ def test_a_routing_transformer_of_local_heads_is_that_of_the_package(peer, causa
     theirs = peer.RoutingTransformerLM(
         **sizes, causal=causal, rel_pos_emb=said, _register_kmeans_update=False
     )
-    stirred(theirs).eval()
+    perturbed(theirs).eval()
     ours = flagformer.build(
         {
             **OURS,

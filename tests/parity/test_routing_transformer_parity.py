@@ -47,7 +47,7 @@ def still(model):
     return model
 
 
-def stirred(model):
+def perturbed(model):
     """Biases of norms and of the head are zero: ours have none."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -137,7 +137,7 @@ def rows(length=32):
 def test_a_language_model_is_that_of_the_package(peer, flags):
     torch.manual_seed(0)
     theirs = peer.RoutingTransformerLM(**SIZES, **flags, _register_kmeans_update=False)
-    stirred(theirs).train()
+    perturbed(theirs).train()
     causal = flags["causal"]
     ours = built(
         model="decoder" if causal else "encoder",
@@ -165,7 +165,7 @@ def test_an_encoder_decoder_is_that_of_the_package(peer, memories):
         dim=32, **halves, enc_num_mem_kv=memories, dec_num_mem_kv=memories
     ).train()
     source, target = theirs.enc, theirs.dec.net.net  # behind its padder, which pads for local heads only
-    stirred(source), stirred(target)
+    perturbed(source), perturbed(target)
     selected = {"cluster_num_mem_kv": memories}
     encoder = built(model="encoder", routing_selection="topk", return_only_embed=True, **selected)
     decoder = built(

@@ -5,7 +5,7 @@ import io
 import pickle
 
 import torch
-from property_subject import TIGHT, Subject, differ, same, stir
+from property_subject import TIGHT, Subject, differ, perturb, same
 
 import flagformer
 
@@ -206,9 +206,9 @@ def copies(subject):
     with torch.no_grad():
         for name, other in made.items():
             same(other(subject.ids, **subject.side(0, 1)), want, name)
-            stir(other, seed=5)
-            differ(other(subject.ids, **subject.side(0, 1)), want, f"a stirred {name}")
-    same(subject(subject.ids), want, "the original after its copies were stirred")
+            perturb(other, seed=5)
+            differ(other(subject.ids, **subject.side(0, 1)), want, f"a perturbed {name}")
+    same(subject(subject.ids), want, "the original after its copies were perturbed")
 
 
 def bf16_is_finite(subject):
@@ -337,7 +337,7 @@ def memories_of_both_directions(subject):
 
 def slots_over_segments(subject):
     """Slots hand on earlier segments and no later one, keep out what is padded; a stream reads the same."""
-    model = stir(flagformer.build({**subject.flags, "max_seq_len": 4}).to(subject.dtype).eval())
+    model = perturb(flagformer.build({**subject.flags, "max_seq_len": 4}).to(subject.dtype).eval())
     if model.max_mem_len and model.absolute_positions:
         return
     ids, changed = subject.ids, subject.ids.clone()

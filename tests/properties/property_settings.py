@@ -55,7 +55,7 @@ VALUES = {
     "window_size": 2,
 }
 # Flags whose models are called otherwise in training, or that no causal model has:
-# tests/wrappers/test_inventory.py and test_z_loss.py and test_properties_picks.py ask the same of them.
+# the tests of the inventory, of the z-loss and of cluster top-k check them.
 OTHER_INPUTS = {
     "embed_num_tokens", "attn_z_loss_weight", "routing_selection", "context_selection", "cluster_num_mem_kv",
 }  # fmt: skip

@@ -9,7 +9,7 @@ TIGHT = 1e-9
 
 
 class Subject:
-    """A model in eval mode whose parameters are stirred, so that nothing starts at zero or is the same twice.
+    """A model in eval mode with perturbed parameters: none starts at zero, no two are equal.
 
     Args:
         flags: complete flags for `flagformer.build`.
@@ -19,7 +19,7 @@ class Subject:
     def __init__(self, flags, dtype=torch.float64):
         torch.manual_seed(1)
         self.flags, self.dtype = flags, dtype
-        self.model = stir(flagformer.build(flags).to(dtype).eval())
+        self.model = perturb(flagformer.build(flags).to(dtype).eval())
         self.kind = flags.get("model", "decoder")
         self.ids = torch.randint(self.model.num_tokens, (2, 9))
         layers = self.model.attn_layers
@@ -60,7 +60,7 @@ def refusal(flags):
     return None
 
 
-def stir(model, seed=2):
+def perturb(model, seed=2):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

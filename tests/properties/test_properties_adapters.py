@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY
-from property_subject import TIGHT, differ, same, stir
+from property_subject import TIGHT, differ, perturb, same
 from test_properties_linears import CHANGES, LAYERS, Adapter
 
 import flagformer
@@ -179,7 +179,7 @@ def model_of(name, dtype=torch.float64):
     torch.manual_seed(1)
     build = CLASSES.get(name) or CLASSES.get(name.partition(",")[0])
     model = flagformer.build(flags) if build is None else build(**flags)
-    return stir(model.to(dtype).eval())
+    return perturb(model.to(dtype).eval())
 
 
 def answers(name, model):

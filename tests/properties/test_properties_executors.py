@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY, cross_forms, tunings
-from property_subject import Subject, refusal, stir
+from property_subject import Subject, perturb, refusal
 
 import flagformer
 from flagformer.flags import CATALOGUE
@@ -65,7 +65,7 @@ def test_executor_equals_plain_order(executor, mix, autocast):
     results = []
     for prepare in (lambda model: model, plain):
         torch.manual_seed(5)
-        results.append(trained(prepare(stir(flagformer.build(flags))), autocast))
+        results.append(trained(prepare(perturb(flagformer.build(flags))), autocast))
     (loss, grads, draws), (loss_too, grads_too, draws_too) = results
     assert torch.equal(loss, loss_too)
     bound = ROUNDING[executor][autocast]
@@ -121,7 +121,7 @@ def test_every_setting_under_every_executor(name, executor):
 def test_two_losses_of_one_forward(executor):
     """Each has its own backward, in either order, and together they are that of the sum."""
     flags = {**settings(), **TINY, **DROPS, **EXECUTORS[executor], "rotary_pos_emb": True}
-    model = stir(flagformer.build(flags).double().train())
+    model = perturb(flagformer.build(flags).double().train())
     parameters = list(model.parameters())
     logits = model(torch.randint(11, (2, 9)))
     losses = [logits[:, :4].square().mean(), logits[:, 4:].cos().mean()]

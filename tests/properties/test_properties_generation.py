@@ -4,7 +4,7 @@ where it is."""
 import pytest
 import torch
 from property_settings import TINY
-from property_subject import TIGHT, refusal, stir
+from property_subject import TIGHT, perturb, refusal
 from test_properties_singles import SINGLES
 
 import flagformer
@@ -26,12 +26,12 @@ ORDERS = {
 
 
 def decoder_of(flags):
-    """A stirred model in fp64 with a window where it may have one."""
+    """A perturbed model in fp64 with a window where it may have one."""
     torch.manual_seed(1)
     model = flagformer.build({**flags, "max_seq_len": WINDOW})
     if model.absolute_positions or model.num_memory_slots:
         model = flagformer.build({**flags, "max_seq_len": ROOM})
-    return stir(model.double()).eval()
+    return perturb(model.double()).eval()
 
 
 def generates(name, kind):
@@ -59,7 +59,7 @@ def encoder_decoder(name):
     flags = {"model": "xtransformer", "dim": TINY["dim"]}
     for prefix, half in ((ENC, {**TINY, "depth": 1}), (DEC, {**chosen, "max_seq_len": ROOM})):
         flags |= {prefix + key: value for key, value in half.items() if key != "dim"}
-    model = stir(flagformer.build(flags).double()).eval()
+    model = perturb(flagformer.build(flags).double()).eval()
     source, mask = torch.arange(14).view(2, 7) % 11, torch.arange(7) < torch.tensor([[7], [4]])
 
     def generate(cache_kv):

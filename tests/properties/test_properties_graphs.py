@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY
-from property_subject import same, stir
+from property_subject import perturb, same
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import flagformer
@@ -22,7 +22,7 @@ def test_lengths_share_their_graphs(name):
     """At most one graph beside that of the first length, and the gradients of eager training."""
     flags = {**settings(), **TINY, "max_seq_len": 32, "depth": 1, **SETTINGS[name]}
     torch.manual_seed(0)
-    model = stir(flagformer.build(flags).double().train())
+    model = perturb(flagformer.build(flags).double().train())
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")  # the gradients of a graph are traced too
     compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)

@@ -20,7 +20,7 @@ SHORT, LONGER = 9, LONG + 44
 # A decay that numbers of half precision hold in rows so long.
 LARGER = {"rotary_xpos_scale_base": 2 * LONGER}
 # Share of the logits' norm: bf16 has 8 bits, fp16 11; some twenty roundings follow each other and the
-# stirred, sharp softmaxes of these models amplify them.
+# perturbed, sharp softmaxes of these models amplify them.
 BOUNDS = {torch.bfloat16: 0.25, torch.float16: 0.1}
 
 

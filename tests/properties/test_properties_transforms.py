@@ -7,7 +7,7 @@ import pytest
 import torch
 from property_checks import failures
 from property_settings import TINY
-from property_subject import Subject, refusal, same, stir
+from property_subject import Subject, perturb, refusal, same
 from test_properties_singles import PARTS, SINGLES, tiny, together
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
@@ -56,7 +56,7 @@ def per_sample_gradients(subject):
 
 def ensembles(subject):
     models = [copy.deepcopy(subject.model) for _ in range(2)]
-    stir(models[1], seed=5)
+    perturb(models[1], seed=5)
     parameters, buffers = stack_module_state(models)
     loss, inputs = call(subject, models[0])
     one = [part[0] for part in inputs]
@@ -121,7 +121,7 @@ def test_settings_under_transforms(part):
 def test_per_sample_gradients_of_losses(flags, chunks):
     """Of the wrapper in training: cross entropy, in chunks or whole, and auxiliary losses."""
     torch.manual_seed(3)
-    net = stir(flagformer.build({**TINY, **flags, "depth": 1}).double()).train()
+    net = perturb(flagformer.build({**TINY, **flags, "depth": 1}).double()).train()
     wrapper = AutoregressiveWrapper(net, loss_chunks=chunks)
     parameters, ids = named(wrapper.named_parameters()), torch.randint(11, (2, 9))
     got = vmap(grad(lambda p, row: functional_call(wrapper, p, (row[None],))), (None, 0))(parameters, ids)

@@ -11,7 +11,7 @@ BASE = {"dim": D, "heads": H, "attn_dim_head": K, "custom_layers": "a", "pre_nor
 
 
 def attention_of(cls=flagformer.Decoder, **flags):
-    """One stirred attention sublayer in fp64, and the function that runs it alone."""
+    """One perturbed attention sublayer in fp64, and the function that runs it alone."""
     layers = cls(**{**BASE, **flags}).double().eval()
     for parameter in layers.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)

@@ -12,7 +12,7 @@ D = 6
 
 
 def stack(**flags):
-    """Two stirred feedforwards in fp64, an input, and their state."""
+    """Two perturbed feedforwards in fp64, an input, and their state."""
     torch.manual_seed(5)
     layers = flagformer.Decoder(dim=D, heads=2, custom_layers="ff", ff_mult=1, **flags).double().eval()
     for parameter in layers.parameters():

@@ -12,7 +12,7 @@ H, K, D, T = 3, 4, 6, 5
 
 
 def attention_of(**flags):
-    """One stirred causal attention sublayer, an input, and q, k, v of its one row."""
+    """One perturbed causal attention sublayer, an input, and q, k, v of its one row."""
     torch.manual_seed(7)
     base = {"dim": D, "heads": H, "attn_dim_head": K, "custom_layers": "a", "pre_norm": False}
     layers = flagformer.Decoder(**base, **flags).double().eval()

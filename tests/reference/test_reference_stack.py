@@ -148,7 +148,7 @@ def test_heads():
     torch.testing.assert_close(TiedHead(6, 11)(x, vectors), x @ table.T / 6**0.5)
 
 
-def stirred(**flags):
+def perturbed(**flags):
     torch.manual_seed(3)
     model = flagformer.build({"num_tokens": 11, "max_seq_len": 8, "dim": 12, "depth": 2, "heads": 4, **flags})
     model = model.double().eval()
@@ -159,7 +159,7 @@ def stirred(**flags):
 
 def test_gpt_like_decoder_by_hand():
     """Learned positions, LayerNorm, GELU, biases in the feedforward: every step written out."""
-    model, w = stirred(attn_dim_head=4)
+    model, w = perturbed(attn_dim_head=4)
     ids = torch.tensor([3, 0, 7, 7, 10])
     x = w["token_emb.weight"][ids] + w["pos_emb.table.weight"][:5]
     for block in range(2):
@@ -178,7 +178,7 @@ def test_gpt_like_decoder_by_hand():
 
 def test_llama_like_decoder_by_hand():
     """RMSNorm, rotary positions, grouped keys, SwiGLU without biases, tied embedding."""
-    model, w = stirred(
+    model, w = perturbed(
         attn_dim_head=4, use_rmsnorm=True, rotary_pos_emb=True, attn_kv_heads=2, ff_glu=True, ff_swish=True,
         ff_no_bias=True, ff_mult=8 / 3, tie_embedding=True,
     )  # fmt: skip
@@ -203,8 +203,8 @@ def test_llama_like_decoder_by_hand():
 
 def test_tied_block_runs_again():
     """ALBERT (arXiv:1909.11942): a tied model is the untied one with the same weights in each block."""
-    tied, weights = stirred(weight_tie_layers=True, depth=3, rotary_pos_emb=True, attn_dim_head=4)
-    untied, _ = stirred(depth=3, rotary_pos_emb=True, attn_dim_head=4)
+    tied, weights = perturbed(weight_tie_layers=True, depth=3, rotary_pos_emb=True, attn_dim_head=4)
+    untied, _ = perturbed(depth=3, rotary_pos_emb=True, attn_dim_head=4)
     state = {}
     for name, value in untied.state_dict().items():
         parts = name.split(".")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 KINDS = {"embed_num_tokens": {"type": 3, "side": 2}}
@@ -15,7 +15,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(**flags):
-    return stirred({**SIZES, **flags}).eval()
+    return perturbed({**SIZES, **flags}).eval()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import flagformer
 from flagformer import AutoregressiveWrapper, Decoder, TransformerWrapper
 from flagformer.stack.layers import CrossAttender
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 32, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 MEMORIES = {
@@ -34,7 +34,7 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [2, 6, 5]]
 
 
 def build(kind="decoder", **flags):
-    return stirred({"model": kind, **SIZES, **flags}, dtype=torch.float64).eval()
+    return perturbed({"model": kind, **SIZES, **flags}, dtype=torch.float64).eval()
 
 
 @pytest.fixture

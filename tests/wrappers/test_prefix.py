@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flagformer import AutoregressiveWrapper
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SCHEMES = {
@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(kind="prefix_decoder", **flags):
-    return AutoregressiveWrapper(stirred({"model": kind, **SIZES, **flags}).eval())
+    return AutoregressiveWrapper(perturbed({"model": kind, **SIZES, **flags}).eval())
 
 
 @pytest.fixture

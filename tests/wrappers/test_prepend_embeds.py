@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from flagformer import AutoregressiveWrapper, XTransformer
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 P, T = 3, 10
@@ -22,7 +22,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [2, 6, 5]]
 
 
 def build(kind="decoder", **flags):
-    return stirred({"model": kind, **SIZES, **flags}, dtype=torch.float64).eval()
+    return perturbed({"model": kind, **SIZES, **flags}, dtype=torch.float64).eval()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from flagformer import Decoder, Encoder, ViTransformerWrapper
 from flagformer.flags import SLOTS
 from flagformer.interop.x_transformers import load_x_transformers
 from flagformer.reference import choices
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 BASE = {"model": "vit", "image_size": (8, 12), "patch_size": 4, "num_classes": 5, **SIZES}
@@ -22,7 +22,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def build(**flags):
-    return stirred({**BASE, **flags}).eval()
+    return perturbed({**BASE, **flags}).eval()
 
 
 def images(height=8, width=12, batch=2, channels=3):

@@ -12,7 +12,7 @@ import flagformer
 from flagformer.interop.x_transformers import load_x_transformers
 from flagformer.ops.drop import keep_some
 from flagformer.reference import choices
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 HALF = {"num_tokens": 13, "max_seq_len": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 # fp32 sums of some units in another order
@@ -25,7 +25,7 @@ def both(**flags):
 
 
 def build(**flags):
-    return stirred(both(**flags)).eval()
+    return perturbed(both(**flags)).eval()
 
 
 @pytest.fixture

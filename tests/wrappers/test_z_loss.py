@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import flagformer
 from flagformer import AutoregressiveWrapper, FlagError, XTransformer
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -28,7 +28,7 @@ FORMS = {
 
 
 def build(**flags):
-    return stirred({**SIZES, **flags}, dtype=torch.float64)
+    return perturbed({**SIZES, **flags}, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 import flagformer
 from flagformer.stack.sublayer import PreNormAdditive, Sublayer
-from stirred_models import stirred
+from perturbed_models import perturbed
 
 FLAGS = {"model": "decoder", "num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2}
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -30,7 +30,7 @@ def kinds(model):
 
 @pytest.mark.parametrize("flags", [{}, {"use_rmsnorm": True, "rotary_pos_emb": True}])
 def test_the_shorter_way_gives_the_same_bits(flags, monkeypatch):
-    model = stirred(FLAGS | flags).eval()
+    model = perturbed(FLAGS | flags).eval()
     assert set(kinds(model)) == {PreNormAdditive}
     short = model(IDS)
     monkeypatch.setattr(PreNormAdditive, "forward", Sublayer.forward)

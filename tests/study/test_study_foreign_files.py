@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_study_mistakes import assert_one_screen
+from test_study_config_errors import assert_one_screen
 from typer.testing import CliRunner, Result
 
 import flagformer

@@ -5,7 +5,7 @@ import torch
 import flagformer
 
 
-def stirred(flags, seed=0, dtype=torch.float32):
+def perturbed(flags, seed=0, dtype=torch.float32):
     """What `flagformer.build` makes, in training mode, with noise on every parameter."""
     torch.manual_seed(seed)
     model = flagformer.build(flags).to(dtype)

@@ -16,7 +16,7 @@ KINDS = {
 }
 
 
-def stirred(kind="decoder", **flags):
+def perturbed(kind="decoder", **flags):
     """One sublayer of attention without norms, its input and its attention's findings."""
     torch.manual_seed(9)
     flags = {"custom_layers": "a", **flags}
@@ -45,21 +45,21 @@ def by_hand(fn, x, sees, seats=()):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_query_sees_itself_and_so_many_tokens_before_it(kind):
     """The far past is hidden; later tokens stay seen where they were."""
-    layers, x = stirred(kind, attn_max_attend_past=BACK)
+    layers, x = perturbed(kind, attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (kind == "encoder" or j <= i))
     torch.testing.assert_close(layers(x)[0], want)
 
 
 @torch.no_grad()
 def test_a_prefix_is_seen_as_far_as_the_window_reaches():
-    layers, x = stirred("prefix decoder", attn_max_attend_past=BACK)
+    layers, x = perturbed("prefix decoder", attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (j <= i or j < 4))
     torch.testing.assert_close(layers(x, prefix_attn_len=torch.tensor([4]))[0], want)
 
 
 @torch.no_grad()
 def test_seats_are_always_seen():
-    layers, x = stirred(attn_max_attend_past=1, attn_num_mem_kv=2)
+    layers, x = perturbed(attn_max_attend_past=1, attn_num_mem_kv=2)
     fn = layers.sublayers[0].fn
     seats = [(fn.prefix_kv[0].k[:, m], fn.prefix_kv[0].v[:, m]) for m in range(2)]
     torch.testing.assert_close(layers(x)[0], by_hand(fn, x[0], lambda i, j: 0 <= i - j <= 1, seats))
@@ -68,7 +68,7 @@ def test_seats_are_always_seen():
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "width"), [(2, 2), (5, BACK + 1), (50, BACK + 1)])
 def test_the_smaller_window_wins(window, width):
-    layers, x = stirred(attn_max_attend_past=BACK)
+    layers, x = perturbed(attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: 0 <= i - j < width)
     torch.testing.assert_close(layers(x, window=window)[0], want)
     state = layers.init_state(1, T, window=window)
@@ -78,7 +78,7 @@ def test_the_smaller_window_wins(window, width):
 
 @torch.no_grad()
 def test_each_layer_has_its_own():
-    layers, x = stirred(custom_layers="aaa", attn_max_attend_past=(1, None, 3))
+    layers, x = perturbed(custom_layers="aaa", attn_max_attend_past=(1, None, 3))
     want = x[0]
     for sublayer, back in zip(layers.sublayers, (1, T, 3)):
         want = by_hand(sublayer.fn, want, lambda i, j, back=back: 0 <= i - j <= back)
@@ -90,7 +90,7 @@ def test_the_context_of_cross_attention_has_no_past():
     context = torch.randn(1, 9, D, dtype=torch.float64)
     outs = []
     for back in ({"attn_max_attend_past": 1}, {}):
-        layers, x = stirred(custom_layers="ac", **back)
+        layers, x = perturbed(custom_layers="ac", **back)
         layers.sublayers[0].fn.to_out.weight.zero_()  # only the cross-attention speaks
         outs.append(layers(x, context=context))
     torch.testing.assert_close(*outs)
@@ -99,7 +99,7 @@ def test_the_context_of_cross_attention_has_no_past():
 @torch.no_grad()
 @pytest.mark.parametrize("seats", [0, 2])
 def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
-    layers, x = stirred(custom_layers="aa", attn_max_attend_past=(1, 3), attn_num_mem_kv=seats)
+    layers, x = perturbed(custom_layers="aa", attn_max_attend_past=(1, 3), attn_num_mem_kv=seats)
     state, read = layers.init_state(1, T), []
     layers(x[:, :-1], state=state)
     kernel = type(layers.sublayers[0].fn.core.kernel)

@@ -8,7 +8,7 @@ import flagformer
 H, K, D, T = 2, 4, 6, 5
 
 
-def stirred(**flags):
+def perturbed(**flags):
     torch.manual_seed(9)
     layers = flagformer.Decoder(dim=D, heads=H, attn_dim_head=K, pre_norm=False, **flags).double().eval()
     for parameter in layers.parameters():
@@ -35,7 +35,7 @@ def by_hand(fn, q, k, v, before, causal):
 @pytest.mark.parametrize("carried", [True, False])
 @torch.no_grad()
 def test_self_attention_adds_the_scores_before_it(carried):
-    layers, x = stirred(custom_layers="aaa", **({"residual_attn": True} if carried else {}))
+    layers, x = perturbed(custom_layers="aaa", **({"residual_attn": True} if carried else {}))
     h, before = x[0], torch.zeros(H, T, T, dtype=torch.float64)
     for sublayer in layers.sublayers:
         qkv = (h @ sublayer.fn.source.projection.to_qkv.weight.T).view(T, 3, H, K)
@@ -47,7 +47,7 @@ def test_self_attention_adds_the_scores_before_it(carried):
 
 @torch.no_grad()
 def test_cross_attention_adds_the_scores_before_it():
-    layers, x = stirred(custom_layers="cc", cross_residual_attn=True)
+    layers, x = perturbed(custom_layers="cc", cross_residual_attn=True)
     context = torch.randn(1, 3, D, dtype=torch.float64)
     h, before = x[0], torch.zeros(H, T, 3, dtype=torch.float64)
     for sublayer in layers.sublayers:
@@ -62,8 +62,8 @@ def test_cross_attention_adds_the_scores_before_it():
 @torch.no_grad()
 def test_the_bias_is_not_handed_on():
     """Two layers whose queries are zero: both weigh by the bias alone, once."""
-    layers, x = stirred(custom_layers="aa", residual_attn=True, alibi_pos_bias=True)
-    plain, _ = stirred(custom_layers="aa", alibi_pos_bias=True)
+    layers, x = perturbed(custom_layers="aa", residual_attn=True, alibi_pos_bias=True)
+    plain, _ = perturbed(custom_layers="aa", alibi_pos_bias=True)
     for stack in (layers, plain):
         for sublayer in stack.sublayers:
             sublayer.fn.source.projection.to_qkv.weight[: H * K] = 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import OTHER_INPUTS, TINY, VALUES, cross_forms, tunings
-from property_subject import stir
+from property_subject import perturb
 
 import flagformer
 from flagformer.flags import MODEL_SCOPES, FlagError
@@ -172,7 +172,7 @@ def change(given, without):
     if one.shapes() != other.shapes():
         return "parameters"  # that each of them acts is asked elsewhere
     start = differs(one.output(), other.output())
-    stir(one.model)
+    perturb(one.model)
     other.model.load_state_dict(one.model.state_dict(), strict=False)  # buffers belong to the flag
     for look in LOOKS:
         if differs(look(one), look(other)):
@@ -271,7 +271,7 @@ def whole(kind, flags):
     """The parameters of a whole model, and what it gives in eval mode and in training."""
     torch.manual_seed(1)
     model = flagformer.build({"model": kind, **base_of(kind, flags), **flags}).double().eval()
-    stir(model)
+    perturb(model)
     if kind == "vit":
         draws = torch.Generator().manual_seed(2)
         given = (torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64),)

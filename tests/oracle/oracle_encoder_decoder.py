@@ -5,7 +5,7 @@ import random
 import numpy as np
 import oracle_model
 import torch
-from oracle_checks import FP32_COSINES, TIGHT, close, exact, stirred
+from oracle_checks import FP32_COSINES, TIGHT, close, exact, perturbed
 from oracle_mixes import BASE, mix
 
 import flagformer
@@ -36,7 +36,7 @@ def pair_mix(seed):
 def paired(flags, seed):
     """Two sources and targets of different lengths, padded on the right."""
     torch.manual_seed(seed)
-    model = exact(stirred(flagformer.build(flags).double().eval(), seed))
+    model = exact(perturbed(flagformer.build(flags).double().eval(), seed))
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     sources, targets = _rows(flags["enc_num_tokens"], (8, 3)), _rows(flags["dec_num_tokens"], (7, 4))
     tight = FP32_COSINES if any(name.endswith("rotary_xpos") for name in flags) else TIGHT

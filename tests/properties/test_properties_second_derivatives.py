@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY
-from property_subject import stir
+from property_subject import perturb
 from test_properties_singles import SINGLES, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -51,7 +51,7 @@ REFUSED = {"reversible", "reversible_exact (tuned)"}
 
 def learner_of(name, more=(), **how):
     torch.manual_seed(0)
-    model = stir(flagformer.build({**tiny(name, "decoder"), **dict(more)}).double().train())
+    model = perturb(flagformer.build({**tiny(name, "decoder"), **dict(more)}).double().train())
     if model.attn_layers.has_cross and not model.num_memory_slots:
         return None
     return flagformer.AutoregressiveWrapper(model, **how)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from property_subject import differ, same, stir
+from property_subject import differ, perturb, same
 
 import flagformer
 from flagformer.attention.kernels.eager import Eager
@@ -188,7 +188,7 @@ BETWEEN = {
 
 def model_of(flags, kind="decoder"):
     torch.manual_seed(0)
-    return stir(flagformer.build({"model": kind, **TINY, **flags}).double())
+    return perturb(flagformer.build({"model": kind, **TINY, **flags}).double())
 
 
 def ids_of(length=N):
