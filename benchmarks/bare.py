@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 FAMILIES = ("llama", "absolute", "alibi", "t5")
 # Measured in training on long rows only, and without a bare form.
-LONG_FAMILIES = ("dynamic", "window", "seats")
-WINDOW, SEATS = 256, 16
+LONG_FAMILIES = ("dynamic", "window", "prefix_kv")
+WINDOW, NUM_PREFIX_KV = 256, 16
 T5_BUCKETS, T5_DISTANCE = 32, 128
 
 

@@ -1,4 +1,4 @@
-"""The same decoder built by every library, behind `logits(ids)` and `generate(prompt, count)`."""
+"""The same decoder built by every library, as `logits(ids)` and `generate(prompt, count)`."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bare_decode
 import wrapped
-from bare import FAMILIES, LONG_FAMILIES, SEATS, WINDOW, Bare, Size
+from bare import FAMILIES, LONG_FAMILIES, NUM_PREFIX_KV, WINDOW, Bare, Size
 
 TOLERATED = 0.01  # parameter counts may differ by the gate's bias or a norm's, not by more
 
@@ -63,7 +63,11 @@ def flagformer_flags(size: Size) -> dict[str, object]:
         "t5": {"rel_pos_bias": True},
         "dynamic": {"dynamic_pos_bias": True},
         "window": {"rotary_pos_emb": True, "rotary_emb_dim": size.head_dim},
-        "seats": {"rotary_pos_emb": True, "rotary_emb_dim": size.head_dim, "attn_num_mem_kv": SEATS},
+        "prefix_kv": {
+            "rotary_pos_emb": True,
+            "rotary_emb_dim": size.head_dim,
+            "attn_num_mem_kv": NUM_PREFIX_KV,
+        },
     }[size.family]
     return {
         "model": "decoder",

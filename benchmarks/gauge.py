@@ -29,7 +29,7 @@ def peak(call: Callable[[], object]) -> int:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _status("VmRSS")
-    CLEAR.write_text("5")  # the high-water mark starts anew
+    CLEAR.write_text("5")  # the high-water mark is reset
     call()
     return _status("VmHWM") - before
 
@@ -60,7 +60,7 @@ def held(call: Callable[[], object]) -> int:
 def saved(call: Callable[[], object], model: nn.Module) -> int:
     """Bytes of the tensors that a forward gives autograd for its backward, each once, parameters apart.
 
-    What a library keeps beside autograd is not among them: `held` sees that too.
+    Tensors that a library stores outside autograd are missing here: `held` includes them.
     """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What the training loop costs beside plain torch: the smallest default model, step by step.
+"""Overhead of the training loop over plain torch: the smallest default model, step by step.
 
     python benchmarks/loop.py [--rounds 8] [--steps 100]
 
@@ -71,7 +71,7 @@ class Turns:
         self.began: tuple[float, float] | None = None
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Called behind each step of the trial but the checkpoint, which the next turn pays for."""
+        """Called after each step of the trial, before its checkpoint, which counts towards the next turn."""
         if line["step"] % self.steps != 1:
             return
         now = clocks()

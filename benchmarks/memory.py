@@ -28,7 +28,7 @@ LOSS_SIZE, LOSS_DEPTH, CHUNKS = Size(length=4096), 6, 32
 
 
 def timed(jobs: dict[str, Job], rounds: int, clock: str) -> dict[str, list[float]]:
-    """Seconds of each job's steps, before the allocator is told to give back, which costs time."""
+    """Seconds of each job's steps, before the allocator returns freed memory, which costs time."""
     for one in jobs.values():
         one.step()
     return interleave({name: one.step for name, one in jobs.items()}, rounds, clock) if rounds else {}

@@ -68,7 +68,7 @@ def steps(count: int, size: int, names: list[str]) -> Steps:
 
 
 def peaked(count: int, size: int, name: str, threads: int) -> int:
-    """Bytes by which the process grows in a step of a contender: one whose heap nobody has left in pieces."""
+    """Bytes by which the process grows in a step of a contender, run first in a fresh heap."""
     torch.set_num_threads(threads)
     give_back_at_once()
     return peak(steps(count, size, [name])[name])

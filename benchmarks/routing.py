@@ -155,7 +155,7 @@ def forward(work: Work, x: Tensor) -> None:
 
 @torch.inference_mode()
 def decoder(family: str, size: Size) -> Callable[[], None]:
-    """One token behind a row of others, again and again at the same place."""
+    """Decode one token after a cached row, repeatedly at the same position."""
     torch.manual_seed(0)
     model = flagformer.build(
         {
@@ -168,7 +168,7 @@ def decoder(family: str, size: Size) -> Callable[[], None]:
     state = model.init_state(1, size.length + 2)
     model(torch.randint(VOCABULARY, (1, size.length)), state=state)
     token = torch.zeros(1, 1, dtype=torch.long)
-    model(token, state=state)  # what is made once behind a block of tokens is made here
+    model(token, state=state)  # tables built once after a block of tokens are built here
 
     @torch.inference_mode()
     def steps() -> None:

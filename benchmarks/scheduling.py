@@ -1,9 +1,9 @@
-"""What a study costs beside its trials: forty trials that do nothing, each in its own process.
+"""Overhead of a study over its trials: forty trials that do nothing, each in its own process.
 
     python benchmarks/scheduling.py [--trials 40] [--rounds 3]
 
 A fake trial writes a result and returns, so what is timed is the study: reading the file, starting processes,
-watching them, booking their results. The report, whose cost does not grow with the trials, is told apart.
+watching them, booking their results. The report, whose cost is constant, is timed separately.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class MaskOffByOne(TinyLM):
         return allowed | (later & (torch.arange(allowed.shape[1]) >= 5)[:, None])
 
 
-class LeakBehindAGate(TinyLM):
-    """The same mean over the row, behind a gate that starts at zero: invisible at initialisation."""
+class GatedLeak(TinyLM):
+    """The same mean over the row through a gate that starts at zero: no effect at initialisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ CASES = (
     Case(TopKOverTheSequence, "future_leak", 0, "eval mode", SHAPES),
     Case(StatisticOfTheRow, "future_leak", 0, "eval mode", SHAPES),
     Case(StatisticInTraining, "future_leak", 0, "train mode"),
-    Case(LeakBehindAGate, "future_leak", 0, "eval mode", SHAPES),
+    Case(GatedLeak, "future_leak", 0, "eval mode", SHAPES),
     Case(MaskOffByOne, "future_leak", 5, "when token 6 or later", SHAPES),
     Case(CentredPositions, "length", 0, "1 tokens alone", SHAPES - {"length"}),
     Case(StatisticOfTheBatch, "batch", 0, "row 0 changes when the other rows", SHAPES - {"length"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from audit_models import TinyLM
-from faulty_models import LeakBehindAGate, MaskOffByOne
+from faulty_models import GatedLeak, MaskOffByOne
 from torch import Tensor, nn
 
 import flagformer
@@ -47,7 +47,7 @@ def test_no_flag_is_blamed_for_a_fault_that_no_flag_makes() -> None:
 
 
 def test_no_flag_is_blamed_for_a_fault_of_the_weights() -> None:
-    """The model was changed after it was built: built anew from its flags it passes."""
+    """The model was changed after it was built: a new one built from its flags passes."""
     model = build({"depth": 2, "wide": True})
     model.tokens.weight.data[:, 0] = float("nan")
     result = audit(model, checks=["finite"], rebuild=build)["finite"]
@@ -57,7 +57,7 @@ def test_no_flag_is_blamed_for_a_fault_of_the_weights() -> None:
 
 
 def test_a_model_without_flags_is_not_rebuilt() -> None:
-    result = audit(LeakBehindAGate(), checks=["future_leak"])["future_leak"]
+    result = audit(GatedLeak(), checks=["future_leak"])["future_leak"]
     assert result.failed
     assert (result.flag, result.flag_words) == (None, "")
 

@@ -48,7 +48,7 @@ def test_other_kinds_pass_what_they_promise(kind: str, skipped: set[str]) -> Non
     assert {r.check for r in report if r.status == "not applicable"} == skipped
 
 
-def test_a_leak_behind_the_prefix_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_after_the_prefix_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model = flagformer.build({**SMALL, "model": "prefix_decoder"})
     rule = type(model.attn_layers).time_rule
     longer = lambda layers, prefix: rule(layers, None if prefix is None else prefix + 1)  # noqa: E731

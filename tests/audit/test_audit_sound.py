@@ -70,7 +70,7 @@ class GateAtZero(TinyLM):
         return x + self.gate * self.inside(x)
 
 
-def test_parameters_behind_a_gate_that_starts_at_zero_count_as_trained() -> None:
+def test_parameters_after_a_zero_initialised_gate_count_as_trained() -> None:
     assert audit(GateAtZero(), checks=["gradients"]).passed
 
 
@@ -123,7 +123,7 @@ def same(a: object, b: object) -> bool:
 
 @pytest.mark.parametrize("model", [TinyLM, GateAtZero, StatisticInTraining, RemembersTheLastInput])
 @pytest.mark.parametrize("breaks", [False, True])
-def test_nothing_is_left_behind(
+def test_no_side_effects_remain(
     model: type[nn.Module], breaks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = model().train()

@@ -1,4 +1,4 @@
-"""Cores that look at few pairs give what the dense core gives where few are all, whatever is beside them."""
+"""Block-sparse cores equal the dense core where their blocks hold all keys, with every other feature."""
 
 import pytest
 import torch
@@ -18,18 +18,20 @@ ALL = {
     "mixed": {"num_clusters": 1, "window_size": 64, "n_local_attn_heads": 2, "local_attn_window_size": 64},
     "local and dense": {"n_local_attn_heads": 1, "local_attn_window_size": 64},
 }
-BESIDE = {
-    "nothing": {},
-    "past": {"attn_max_attend_past": 3},
+EXTRA_FLAGS = {
+    "defaults": {},
+    "window": {"attn_max_attend_past": 3},
     "values": {"attn_value_dim_head": 12, "attn_num_mem_kv": 2},
     "shared values": {"attn_shared_kv": True},
-    "turned values": {"attn_rotary_embed_values": True},
+    "rotary values": {"attn_rotary_embed_values": True},
     "bias": {"rel_pos_bias": True, "rotary_pos_emb": False, "attn_max_attend_past": 5},
     "shared vectors": {"shared_qk": True, "attn_value_dim_head": 12},
-    "woven": {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 3},
-    "woven past": {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 3, "attn_max_attend_past": 3},
+    "interleaved": {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 3},
+    "interleaved window": {
+        "num_memory_tokens": 2, "memory_tokens_interspersed_every": 3, "attn_max_attend_past": 3,
+    },
     "memories": {"max_mem_len": 64},
-    "memories and past": {"max_mem_len": 64, "attn_max_attend_past": 6, "shared_qk": True},
+    "memories and window": {"max_mem_len": 64, "attn_max_attend_past": 6, "shared_qk": True},
 }  # fmt: skip
 
 
@@ -38,13 +40,13 @@ def build(**flags):
     return flagformer.build({**FLAGS, **flags}).double().eval()
 
 
-def pair(core, **beside):
+def pair(core, **extra):
     """A dense model, and one of this core with the same weights."""
-    dense, few = build(**beside), build(**beside, **ALL[core])
-    missing = few.load_state_dict(dense.state_dict(), strict=False)
+    dense, sparse = build(**extra), build(**extra, **ALL[core])
+    missing = sparse.load_state_dict(dense.state_dict(), strict=False)
     assert not missing.unexpected_keys
     assert all("kmeans" in name for name in missing.missing_keys)
-    return dense, few
+    return dense, sparse
 
 
 def ids(length=13):
@@ -55,48 +57,48 @@ def same(got, want, tolerance=1e-9):
     torch.testing.assert_close(got, want, rtol=0, atol=tolerance, check_dtype=False)
 
 
-@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("extra", EXTRA_FLAGS)
 @pytest.mark.parametrize("core", ALL)
-def test_few_pairs_that_are_all_give_what_the_dense_core_gives(core, beside):
-    dense, few = pair(core, **BESIDE[beside])
+def test_blocks_of_all_keys_give_what_the_dense_core_gives(core, extra):
+    dense, sparse = pair(core, **EXTRA_FLAGS[extra])
     starts = torch.tensor([0, 4])
-    same(few(ids()), dense(ids()))
-    same(few(ids(), seq_start_pos=starts)[1, 4:], dense(ids(), seq_start_pos=starts)[1, 4:])
+    same(sparse(ids()), dense(ids()))
+    same(sparse(ids(), seq_start_pos=starts)[1, 4:], dense(ids(), seq_start_pos=starts)[1, 4:])
     front = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    if "memories" not in beside and "shared" not in beside:
+    if "memories" not in extra and "shared" not in extra:
         how = {"prepend_embeds": front, "prepend_mask": torch.tensor([[True] * 3, [False, True, True]])}
-        same(few(ids(), **how)[:, 3:], dense(ids(), **how)[:, 3:])
+        same(sparse(ids(), **how)[:, 3:], dense(ids(), **how)[:, 3:])
 
 
-@pytest.mark.parametrize("beside", ["woven", "woven past", "past", "bias"])
+@pytest.mark.parametrize("extra", ["interleaved", "interleaved window", "window", "bias"])
 @pytest.mark.parametrize("core", ALL)
-def test_decoding_beside_woven_tokens_is_that_of_the_dense_core(core, beside):
+def test_decoding_with_interleaved_memory_equals_the_dense_core(core, extra):
     """Rows of several lengths come to memory at different steps: what the core remembers moves with them."""
-    dense, few = pair(core, **BESIDE[beside])
+    dense, sparse = pair(core, **EXTRA_FLAGS[extra])
     starts = torch.tensor([0, 2])
-    states = [model.init_state(2, 13, seq_start_pos=starts) for model in (dense, few)]
+    states = [model.init_state(2, 13, seq_start_pos=starts) for model in (dense, sparse)]
     for begin, end in [(0, 4), *((at, at + 1) for at in range(4, 11)), (11, 13)]:
-        want, got = (m(ids()[:, begin:end], state=s) for m, s in zip((dense, few), states))
+        want, got = (m(ids()[:, begin:end], state=s) for m, s in zip((dense, sparse), states))
         real = torch.arange(begin, end) >= starts[:, None]
         same(got[real], want[real])
     order = torch.tensor([1, 1])
     for state in states:
         state.truncate(9)
         state.reorder(order)
-    want, got = (m(ids()[:, 9:11], state=s) for m, s in zip((dense, few), states))
+    want, got = (m(ids()[:, 9:11], state=s) for m, s in zip((dense, sparse), states))
     same(got, want)
 
 
-@pytest.mark.parametrize("beside", ["memories", "memories and past"])
+@pytest.mark.parametrize("extra", ["memories", "memories and window"])
 @pytest.mark.parametrize("core", ALL)
-def test_segments_with_memories_are_those_of_the_dense_core(core, beside):
-    dense, few = pair(core, **BESIDE[beside])
+def test_segments_with_memories_equal_the_dense_core(core, extra):
+    dense, sparse = pair(core, **EXTRA_FLAGS[extra])
     left = [None, None]
     for begin, end in ((0, 5), (5, 9), (9, 13)):
         mask = torch.arange(begin, end) < torch.tensor([13, end - 1])[:, None]
         (want, left[0]), (got, left[1]) = (
             model(ids()[:, begin:end], mask=mask, mems=mems, return_mems=True)
-            for model, mems in zip((dense, few), left)
+            for model, mems in zip((dense, sparse), left)
         )
         same(got[mask], want[mask])
 

@@ -97,7 +97,7 @@ def test_prefix_decoder(flags):
     for row, length in enumerate(lengths.tolist()):
         close(model(x[row : row + 1], prefix_attn_len=length), rows[row : row + 1])
     changed = x.clone()
-    changed[:, 5] = (changed[:, 5] + 1) % 11  # inside the prefix of row 1, behind that of row 0
+    changed[:, 5] = (changed[:, 5] + 1) % 11  # inside the prefix of row 1, after that of row 0
     after = model(changed, prefix_attn_len=lengths)
     close(after[0, :5], rows[0, :5])
     assert ((after[1] - rows[1]).abs().amax(-1) > 1e-5).all(), "every token sees the whole prefix"
@@ -174,7 +174,7 @@ def test_what_is_returned():
     for one in maps:
         close(one.sum(-1), torch.ones(B, 4, T))
     assert (maps[0][..., 3:].triu(1) == 0).all(), "no weight on later tokens"
-    assert (maps[0][..., :3] > 0).all(), "seats are seen by all"
+    assert (maps[0][..., :3] > 0).all(), "every query attends to the prefix keys"
     again, outputs = model(x, return_intermediates=True, **side)
     assert isinstance(outputs, Outputs)
     close(outputs.logits, logits)
@@ -196,7 +196,7 @@ def test_attention_maps_of_padded_rows():
     assert (maps[0][0] == 0).all(), "a query without keys looks nowhere"
 
 
-def test_tape_keeps_what_is_wanted_and_nothing_else():
+def test_the_output_collector_records_only_requested_outputs():
     collector = OutputCollector(["wanted"])
     collector.record("wanted", torch.ones(1))
     collector.record("wanted", torch.zeros(1))
@@ -211,7 +211,7 @@ def test_tape_keeps_what_is_wanted_and_nothing_else():
     assert not collector.is_requested("other")
 
 
-def test_losses_of_the_tape_reach_the_outputs():
+def test_losses_of_the_output_collector_reach_the_outputs():
     class Priced(torch.nn.Module):
         def __init__(self, dims, activation):
             super().__init__()

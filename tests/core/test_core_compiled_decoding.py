@@ -16,7 +16,7 @@ POSITIONS = {
     "dynamic": {"dynamic_pos_bias": True},
     "none": {"use_abs_pos_emb": False},
     "learned": {"max_seq_len": 64},
-    "rotary and seats": {"rotary_pos_emb": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2},
+    "rotary and prefix kv": {"rotary_pos_emb": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2},
     "T5 and a shift": {"rel_pos_bias": True, "shift_tokens": 1},
 }
 

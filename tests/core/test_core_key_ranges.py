@@ -1,4 +1,4 @@
-"""Many tokens on CPU are served by a loop of stretches: the same as chunks, which the formula holds."""
+"""Long rows on CPU use the loop over key ranges: it equals the chunked form, which equals the formula."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ FLAGS = {
     "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
     "num_clusters": 5, "window_size": 16, "commitment_factor": 0.5,
 }  # fmt: skip
-BESIDE = {
-    "nothing": {},
+EXTRA_FLAGS = {
+    "defaults": {},
     "shared vectors": {"shared_qk": True},
     "grouped": {"attn_kv_heads": 2, "attn_value_dim_head": 12},
     "mixed": {"rotary_pos_emb": True, "n_local_attn_heads": 1, "local_attn_window_size": 8},
@@ -22,7 +22,7 @@ BESIDE = {
     "one cluster": {"num_clusters": 1, "window_size": 400},
     "reversible": {"reversible": True},
 }
-CHUNKS, STRETCHES = 10**9, 2
+CHUNKS, KEY_RANGES = 10**9, 2
 
 
 def ids(length=300):
@@ -41,24 +41,24 @@ def trained(model, call):
     return [logits.detach(), outputs.extra_loss.detach(), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("beside", BESIDE)
-def test_stretches_give_what_chunks_give(monkeypatch, beside):
+@pytest.mark.parametrize("extra", EXTRA_FLAGS)
+def test_key_ranges_equal_chunks(monkeypatch, extra):
     monkeypatch.setattr(tiling, "TILE_ELEMENTS", 1 << 12)  # 64 tokens or fewer, one or two heads
     monkeypatch.setattr(blocks, "SCORES", 1 << 13)  # several batches of blocks
     found = []
-    for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(lengths, "LONG", least)
-        model = model_of(**BESIDE[beside])
+    for threshold in (CHUNKS, KEY_RANGES):
+        monkeypatch.setattr(lengths, "LONG", threshold)
+        model = model_of(**EXTRA_FLAGS[extra])
         found.append(trained(model, model))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_a_block_behind_others_and_memories_too(monkeypatch):
+def test_a_block_after_a_cache_and_after_memories(monkeypatch):
     """Queries are the last of the keys."""
     found = []
-    for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(lengths, "LONG", least)
+    for threshold in (CHUNKS, KEY_RANGES):
+        monkeypatch.setattr(lengths, "LONG", threshold)
         model = model_of(max_mem_len=64).eval()
         with torch.no_grad():
             state = model.init_state(2, 300)
@@ -75,7 +75,7 @@ def test_a_block_behind_others_and_memories_too(monkeypatch):
 
 
 def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
-    monkeypatch.setattr(lengths, "LONG", STRETCHES)
+    monkeypatch.setattr(lengths, "LONG", KEY_RANGES)
     monkeypatch.setattr(routing, "attend_sorted", None)
     mask = torch.arange(300) < torch.tensor([[300], [200]])
     for flags, how in (
@@ -91,17 +91,17 @@ def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
         model_of()(ids())
 
 
-@pytest.mark.parametrize("beside", ["nothing", "grouped", "mixed"])
-def test_one_graph_holds_the_same_stretches(monkeypatch, beside):
+@pytest.mark.parametrize("extra", ["defaults", "grouped", "mixed"])
+def test_the_compiled_graph_gives_the_same_key_ranges(monkeypatch, extra):
     used = []
     serve = routing.attend_sorted
     monkeypatch.setattr(routing, "attend_sorted", lambda *given: used.append(1) or serve(*given))
-    plain, traced = (model_of(**BESIDE[beside], depth=1) for _ in range(2))
+    plain, traced = (model_of(**EXTRA_FLAGS[extra], depth=1) for _ in range(2))
     wanted = trained(plain, plain)
     torch._dynamo.reset()
     compiled = torch.compile(traced, backend="aot_eager")
     found = trained(traced, compiled)
-    assert len(used) == 2, "both take stretches"
+    assert len(used) == 2, "both use key ranges"
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
@@ -114,14 +114,14 @@ def test_torch_finds_no_fault_in_the_operators():
     q, k, v = (x.double().requires_grad_() for x in rows)
     clusters = torch.randint(3, (2, 4, 71), generator=generator)
     keys, queries = Tokens(clusters, torch.arange(71)), Tokens(clusters[:, :, 1:], torch.arange(1, 71))
-    stretches = stretches_of(queries, keys, 71, 8, 1, False)
-    torch.library.opcheck(attend, (q[:, :, 1:], k, v, *stretches, 0.3))
+    key_ranges = stretches_of(queries, keys, 71, 8, 1, False)
+    torch.library.opcheck(attend, (q[:, :, 1:], k, v, *key_ranges, 0.3))
 
 
 def test_low_precision_is_that_of_chunks(monkeypatch):
     found = []
-    for least in (CHUNKS, STRETCHES):
-        monkeypatch.setattr(lengths, "LONG", least)
+    for threshold in (CHUNKS, KEY_RANGES):
+        monkeypatch.setattr(lengths, "LONG", threshold)
         with torch.no_grad():
             found.append(model_of(depth=1).bfloat16().eval()(ids()).float())
     assert found[1].isfinite().all()

@@ -174,7 +174,7 @@ def test_the_step_is_that_of_the_formula():
             assert got.counts[head, cluster] == pytest.approx(0.75 * 9 + 0.25 * len(members))
 
 
-def test_a_dead_cluster_begins_anew_where_its_tokens_lie_farthest():
+def test_a_dead_cluster_is_reinitialised_at_the_farthest_token():
     means = torch.eye(4)[None, :3]  # [1, 3, 4]
     near, far = torch.tensor([1.0, 0.1, 0.0, 0.0]), torch.tensor([0.7, 0.1, 0.0, 0.7])
     other = torch.tensor([0.0, 1.0, 0.0, 0.2])

@@ -1,4 +1,4 @@
-"""A loop that never moves the centroids is told, once; loops that do, accumulate or test are not."""
+"""A loop that never moves the centroids warns once; loops that do, accumulate or evaluate do not."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ def train(model, optimizer, steps=4, forwards=1, after=lambda: None):
 
 
 @pytest.mark.parametrize("form", ["built", "copied", "pickled", "context"])
-def test_a_loop_that_moves_nothing_is_told_once(form):
+def test_a_loop_that_moves_nothing_warns_once(form):
     model = flagformer.build(FLAGS)
     if form == "copied":
         model = copy.deepcopy(model)

@@ -20,7 +20,7 @@ def parts():
 
 
 def run(model, **how):
-    """Logits of each segment, and what is left behind the last."""
+    """Logits of each segment, and the memories after the last."""
     found, mems = [], None
     for part in parts():
         logits, mems = model(part, mems=mems, return_mems=True, **how)

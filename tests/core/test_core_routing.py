@@ -22,7 +22,7 @@ CAUSAL = {
     "experts": {"ff_moe": True, "moe_num_experts": 3},
     "product keys": {"ff_pkm": True, "pkm_num_keys": 6},
     "shifted": {"shift_tokens": 1},
-    "grouped, turned, seats": {"attn_kv_heads": 2, "rotary_pos_emb": True, "attn_num_mem_kv": 2},
+    "grouped, rotary, prefix kv": {"attn_kv_heads": 2, "rotary_pos_emb": True, "attn_num_mem_kv": 2},
     "reversible": {"reversible": True, "rel_pos_bias": True},
     "context": {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 2},
     "all": {
@@ -46,7 +46,7 @@ def side(model, rows=2):
     return {"context": context} if model.attn_layers.has_cross else {}
 
 
-@pytest.mark.parametrize("least", [lengths.LONG, 2], ids=["chunks", "stretches"])
+@pytest.mark.parametrize("least", [lengths.LONG, 2], ids=["chunks", "key ranges"])
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_no_model_in_training_sees_the_future(monkeypatch, kind, least):
     """After a step of k-means and with another one pending; later tokens are all replaced."""
@@ -94,7 +94,7 @@ def test_a_session_picks_of_its_context_once_and_its_rows_may_trade_places(monke
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_padding_on_either_side_is_nobody(kind):
+def test_padding_on_either_side_changes_nothing(kind):
     model = model_of(**CAUSAL[kind]).eval()
     with torch.no_grad():
         alone = model(ids(1), **side(model, 1))
@@ -111,19 +111,19 @@ def test_padding_on_either_side_is_nobody(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "context"])
 def test_every_real_token_is_met_by_itself_or_a_later_one_and_meets_somebody(kind):
-    """Maps of attention: rows that sum to one over tokens not later; nobody looks at padding."""
+    """Attention maps: causal rows that sum to one; no query attends to padding."""
     model = model_of(**CAUSAL[kind]).eval()
     mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [8]])
     with torch.no_grad():
         _, maps = model(ids(), mask=mask, return_attn=True)
-    seats = CAUSAL[kind].get("attn_num_mem_kv", 0)
+    num_prefix_kv = CAUSAL[kind].get("attn_num_mem_kv", 0)
     for weights in maps:
         real = weights[1, :, :8]
         torch.testing.assert_close(real.sum(dim=-1), torch.ones_like(real[..., 0]))
-        assert (real[..., seats + 8 :] == 0).all()
-        assert (weights[0, :, :, seats:].triu(1) == 0).all()
-        if not CAUSAL[kind].get("shared_qk"):  # where a token sees itself only if it sees nobody else
-            assert (weights[0, :, :, seats:].diagonal(dim1=-2, dim2=-1) > 0).all()
+        assert (real[..., num_prefix_kv + 8 :] == 0).all()
+        assert (weights[0, :, :, num_prefix_kv:].triu(1) == 0).all()
+        if not CAUSAL[kind].get("shared_qk"):  # a token attends to itself only if no other key is allowed
+            assert (weights[0, :, :, num_prefix_kv:].diagonal(dim1=-2, dim2=-1) > 0).all()
 
 
 @pytest.mark.parametrize("selection", ["recent", "topk"])
@@ -136,4 +136,4 @@ def test_windows_and_clusters_beyond_the_row_are_a_whole_row(selection):
     dense = flagformer.build({**sizes, "model": "encoder"}).double().eval()
     dense.load_state_dict(routed.state_dict(), strict=False)
     with torch.no_grad():
-        torch.testing.assert_close(routed(ids()), dense(ids()), rtol=0, atol=1e-4)  # a mean's 1e-5 beside 1
+        torch.testing.assert_close(routed(ids()), dense(ids()), rtol=0, atol=1e-4)  # a mean's 1e-5 added to 1

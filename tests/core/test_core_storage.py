@@ -234,7 +234,7 @@ def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
         flagformer.load(tmp_path / "old")
 
 
-def test_a_stream_beside_other_weights_is_refused(tmp_path):
+def test_a_stream_with_other_weights_is_refused(tmp_path):
     model = make(max_mem_len=4, rotary_pos_emb=True)
     stream = model.stream(2)
     stream(ids()[:2])

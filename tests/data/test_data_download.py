@@ -75,7 +75,7 @@ def test_another_archive_is_refused_and_leaves_nothing(served: Path, tmp_path: P
 
 def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAGFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FLAGFORMER_MIRROR", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("FLAGFORMER_MIRROR", "http://127.0.0.1:9")  # no server listens there
     with pytest.raises(
         ValueError, match=r"could not be fetched from http://127.0.0.1:9/enwik8.zip.*stdlib. needs no"
     ):

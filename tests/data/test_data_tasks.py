@@ -164,12 +164,12 @@ def test_fuzzy_recall_binds_whole_keys(width):
             front = seq_len - least
             assert row[:front] == [0] * front
             words = [tuple(row[place : place + width]) for place in range(front, seq_len, width)]
-            told = dict(zip(words[0:8:2], words[1:8:2]))
-            assert len(told) == 4
-            assert all(1 <= token <= 5 for key in told for token in key)
-            assert all(6 <= token <= 11 for value in told.values() for token in value)
+            bindings = dict(zip(words[0:8:2], words[1:8:2]))
+            assert len(bindings) == 4
+            assert all(1 <= token <= 5 for key in bindings for token in key)
+            assert all(6 <= token <= 11 for value in bindings.values() for token in value)
             asked = list(zip(words[8::2], words[9::2]))
-            assert sorted(asked) == sorted(told.items())
+            assert sorted(asked) == sorted(bindings.items())
             expected = {}
             for number, (_, value) in enumerate(asked):
                 start = front + least // 2 + 2 * width * number + width

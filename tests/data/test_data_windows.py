@@ -239,7 +239,7 @@ def test_windows_give_the_tokens_of_one_call(
         assert found.lossless == (back == text or back == f" {text}" or f" {back}" == text), (kind, name)
         assert bool((found.sizes >= 0).all())
         assert int(found.sizes.sum()) == len(text.encode())
-    lossless.pop("added")  # these take the spaces beside them
+    lossless.pop("added")  # these take the adjacent spaces
     assert all(lossless.values()) or kind not in LOSSLESS
 
 

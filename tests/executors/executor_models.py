@@ -58,7 +58,7 @@ def inputs(layers, dtype, length=7):
 
 
 def trained(layers, dtype, autocast=False, length=7, weigh=0.7, cache=True):
-    """The output, the gradients of inputs and parameters, and where the random numbers stand behind it."""
+    """The output, the gradients of inputs and parameters, and the RNG state afterwards."""
     given = inputs(layers, dtype, length)
     layers.zero_grad()
     torch.manual_seed(7)

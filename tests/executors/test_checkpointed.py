@@ -22,13 +22,13 @@ def test_losses_and_statistics_count_once(unit, autocast):
     for extra in ({"checkpoint": unit}, {}):
         layers = busy_decoder(reversible=False, **extra)
         found.append((*trained(layers, torch.float32, autocast), layers))
-    (out, grads, draws, layers), (wanted_out, wanted, wanted_draws, twin) = found
+    (out, grads, draws, layers), (wanted_out, wanted, wanted_draws, reference) = found
     assert torch.equal(out, wanted_out)
     assert torch.equal(draws, wanted_draws)
     assert all(torch.equal(one, other) for one, other in zip(grads, wanted))
     busy = [s.fn for s in layers.sublayers if s.kind == "f"]
     assert [one.counted for one in busy] == [1] * len(busy)
-    assert all(torch.equal(one.seen, two.fn.seen) for one, two in zip(busy, twin.sublayers[1::2]))
+    assert all(torch.equal(one.seen, two.fn.seen) for one, two in zip(busy, reference.sublayers[1::2]))
     collector = OutputCollector()
     layers(*inputs(layers, torch.float32), collector=collector).sum().backward()
     assert [len(values) for values in collector.losses.values()] == [3, 3]
@@ -83,9 +83,9 @@ def test_selective_keeps_projections_and_no_more():
 def test_long_inputs_read_their_table_once():
     """The operator of attention by distance is one of the costly ones."""
     layers = decoder(checkpoint="selective", alibi_pos_bias=True, depth=1)
-    twin = decoder(alibi_pos_bias=True, depth=1)
+    reference = decoder(alibi_pos_bias=True, depth=1)
     _, grads, _ = trained(layers, torch.float32, length=300)
-    _, wanted, _ = trained(twin, torch.float32, length=300)
+    _, wanted, _ = trained(reference, torch.float32, length=300)
     assert all(torch.equal(one, other) for one, other in zip(grads, wanted))
 
 
@@ -110,7 +110,7 @@ def test_feedforward_in_chunks_keeps_less():
 @pytest.mark.parametrize("extra", [{}, {"checkpoint": "sublayer"}, {"checkpoint": "selective"}], ids=str)
 @pytest.mark.parametrize("form", [{}, {"ff_glu": True, "ff_post_act_ln": True}], ids=["dense", "glu"])
 def test_feedforward_in_chunks_is_the_same_function(extra, form):
-    """More chunks than tokens are as many as there are; dropout draws anew for each, and once."""
+    """More chunks than tokens are clamped to the number of tokens; dropout draws once for each."""
     whole = decoder(**form).double()
     _, wanted, _ = trained(whole, torch.float64)
     for chunks in (2, 3, 100):

@@ -56,8 +56,8 @@ def test_gradients_of_some_inputs_only():
     wanted = torch.autograd.grad(plain(copy.deepcopy(layers))(x).square().sum(), x)
     assert error(torch.autograd.grad(layers(x).square().sum(), x), wanted) < 1e-12
     last = list(layers.sublayers[-1].parameters())
-    twin = plain(copy.deepcopy(layers))
-    wanted = torch.autograd.grad(twin(x).square().sum(), list(twin.sublayers[-1].parameters()))
+    reference = plain(copy.deepcopy(layers))
+    wanted = torch.autograd.grad(reference(x).square().sum(), list(reference.sublayers[-1].parameters()))
     assert error(torch.autograd.grad(layers(x).square().sum(), last), wanted) < 1e-12
 
 
@@ -101,7 +101,7 @@ def test_backward_may_stand_inside_autocast():
     assert error([p.grad for p in layers.parameters()], inside) == 0.0
 
 
-def test_sequential_layers_see_gradients_behind_reversible_ones():
+def test_sequential_layers_before_reversible_ones_get_gradients():
     """In one autocast region, a forward of the same weights in plain order."""
     layers = decoder()
     (x,) = inputs(layers, torch.float32)

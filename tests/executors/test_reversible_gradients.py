@@ -14,8 +14,8 @@ BIASES = {"rel_pos_bias": True, "attn_num_mem_kv": 2, "cross_attend": True}
 MIXES = {
     "plain": {},
     "dropout": DROPS,
-    "cross-attention, biases and seats": {**DROPS, **BIASES, "cross_attn_dim_context": 6},
-    # without a seat the bias network's last bias cancels, and its gradient is rounding alone
+    "cross-attention, biases and prefix kv": {**DROPS, **BIASES, "cross_attn_dim_context": 6},
+    # without prefix keys the bias network's last bias cancels, and its gradient is rounding only
     "macaron of tied blocks": {
         **DROPS,
         "macaron": True,
@@ -23,7 +23,7 @@ MIXES = {
         "dynamic_pos_bias": True,
         "attn_num_mem_kv": 1,
     },
-    "attention behind attention": {**DROPS, "custom_layers": ("a", "a", "c", "f", "f"), "depth": None},
+    "attention after attention": {**DROPS, "custom_layers": ("a", "a", "c", "f", "f"), "depth": None},
     "any order": {**DROPS, "layers_execute_order": (0, 1, 2, 3, 4, 5, 1, 0, 0), "rotary_xpos": True},
     "one sublayer": {"custom_layers": ("f",), "depth": None},
     "feedforward in chunks": {**DROPS, "ff_chunks": 3, "ff_glu": True},
@@ -52,7 +52,7 @@ def decoder(**flags):
 @pytest.mark.parametrize("mix", MIXES)
 def test_gradients_are_those_of_two_streams(mix, dtype):
     layers = decoder(**MIXES[mix]).to(dtype)
-    for step in range(2):  # the first step, when nothing is there yet, and one behind it
+    for step in range(2):  # the first step, with empty caches, and one after it
         out, grads, draws = trained(layers, dtype)
         wanted_out, wanted, wanted_draws = trained(plain(decoder(**MIXES[mix]).to(dtype)), dtype)
         assert torch.equal(out, wanted_out), f"step {step}"
@@ -158,12 +158,12 @@ def test_losses_and_draws_inside_a_sublayer(autocast):
     """Collected losses are outputs: their gradients arrive; each is collected once and counted once."""
     layers = busy_decoder()
     out, grads, draws = trained(layers, torch.float32, autocast)
-    twin = plain(busy_decoder())
-    wanted_out, wanted, wanted_draws = trained(twin, torch.float32, autocast)
+    reference = plain(busy_decoder())
+    wanted_out, wanted, wanted_draws = trained(reference, torch.float32, autocast)
     assert torch.equal(out, wanted_out)
     assert error(grads, wanted) < (1e-2 if autocast else 1e-5)
     assert torch.equal(draws, wanted_draws)
-    for one, other in zip(layers.modules(), twin.modules()):
+    for one, other in zip(layers.modules(), reference.modules()):
         if isinstance(one, Busy):
             assert one.counted == other.counted == 1, "a repetition is no forward"
             assert torch.equal(one.seen, other.seen)
@@ -213,8 +213,8 @@ def test_exact_streams_come_back_to_the_bit(how):
     assert count == len(layers.sublayers)
     assert all(torch.equal(one, other) for one, other in zip(seen[:count], seen[: count - 1 : -1]))
     # a cast that is cached sums the gradients of what layers share in bf16, in plain order only
-    twin = plain(decoder(**flags).to(dtype))
-    _, wanted, _ = trained(twin, dtype, autocast=how == "bf16 autocast", cache=False)
+    reference = plain(decoder(**flags).to(dtype))
+    _, wanted, _ = trained(reference, dtype, autocast=how == "bf16 autocast", cache=False)
     # sums over sublayers are taken in another order
     assert error(grads, wanted) < {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 4e-2)
 

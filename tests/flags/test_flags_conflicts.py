@@ -207,7 +207,7 @@ def test_what_cannot_fill_a_slot():
     assert "`score` must be a Spec, a class or a module that fills the slot, but is 3" in refused(score=3)
 
 
-def test_flag_beside_a_filler_given_for_its_slot():
+def test_flag_with_a_component_given_for_its_slot():
     text = refused(norm=RMSNorm, use_rmsnorm=True)
     assert "`use_rmsnorm` has no effect here, because something else was given for `norm`" in text
 

@@ -235,7 +235,7 @@ def test_an_activation_of_ones_own(given, gated):
         ({"residual_attn": True, "custom_layers": "acf", "depth": None}, "residual_attn"),
     ],
 )
-def test_scores_handed_on_to_nobody(flags, flag):
+def test_residual_scores_without_a_reader(flags, flag):
     value = flags.pop(flag)
     assert "has no effect here, because scores pass" in message(flag, value, **flags)
 

@@ -28,7 +28,7 @@ def every(wrapper, prompt, seq_len, eos, penalty, **side):
     for tokens in itertools.product(range(4), repeat=seq_len):
         if eos is not None and eos in tokens:
             end = tokens.index(eos) + 1
-            if any(tokens[end:]):  # behind the end stands padding, which is 0
+            if any(tokens[end:]):  # after the end come padding ids, which are 0
                 continue
             tokens = tokens[:end]
         row = torch.tensor([[*prompt, *tokens]])

@@ -123,7 +123,7 @@ def test_learned_positions_are_all_used_and_no_more():
 
 @pytest.mark.parametrize("flags", POSITIONS.values(), ids=POSITIONS)
 def test_training_goes_on_after_generating(flags):
-    """Nothing that was made in inference mode stays behind in the model or in what is returned."""
+    """Inference tensors remain neither in the model nor in the returned values."""
     wrapper = build(flags).train()
     new = wrapper.generate([[1, 2, 3]], 12, seed=0)
     assert wrapper.net.training

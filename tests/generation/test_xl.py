@@ -92,7 +92,7 @@ def test_greedy_tokens_are_those_of_reading_in_segments(start):
 
 
 @torch.no_grad()
-def test_generation_behind_memories():
+def test_generation_after_memories():
     model = net(max_mem_len=16).eval()
     x = text(7)
     wrapper = XLAutoregressiveWrapper(model)

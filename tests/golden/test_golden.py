@@ -1,6 +1,6 @@
 """What flags resolve to, as text: a change in any of these files is a change users would meet.
 
-`FLAGFORMER_GOLDEN=write python -m pytest tests/golden` writes the files anew; read the difference before
+`FLAGFORMER_GOLDEN=write python -m pytest tests/golden` rewrites the files; read the difference before
 committing it.
 """
 

@@ -42,7 +42,7 @@ def is_wrapper(owner):
 
 
 def length(function, owner):
-    """Lines; for a public wrapper those of the body behind the docstring."""
+    """Lines; for a public wrapper the lines of the body after its docstring."""
     start = function.lineno
     if is_wrapper(owner) and ast.get_docstring(function) is not None:
         start = function.body[0].end_lineno + 1

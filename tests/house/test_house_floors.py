@@ -55,7 +55,7 @@ def test_flags_know_no_torch():
 
 
 def loaded_by(program):
-    """The modules that a program loads beside those that stand in `before`."""
+    """The modules that a program loads, without those in `before`."""
     start = "import sys, json\nbefore = set()\n"
     close = "\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     answer = subprocess.run(

@@ -29,7 +29,7 @@ def words(name):
     return {word.lower() for part in name.split("_") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)}
 
 
-def test_words_are_told_apart():
+def test_words_are_distinguished():
     assert words("DataManager") == words("data_manager") == {"data", "manager"}
     assert not words("management") & REFUSED
 

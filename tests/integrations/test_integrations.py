@@ -46,7 +46,7 @@ def assert_learned(learner, before):
 
 @pytest.mark.parametrize("by", ["all-linear", "names"])
 def test_peft(learner, tmp_path, by):
-    """Low-rank adapters beside every linear learn, merge into the same function and come back from a file."""
+    """Low-rank adapters on every linear train, merge into the same function and load from a file."""
     peft = of("peft")
     kind, base = learner.kind, copy.deepcopy(learner.model)
     targets = linears(learner.model)

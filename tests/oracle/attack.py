@@ -49,7 +49,7 @@ def attacked(flags, seed, checks=oracle_checks.CHECKS):
 
 
 def _reason(text):
-    """The kind of a refusal: what stands behind `because`, or the rule without names and numbers."""
+    """The kind of a refusal: the text after `because`, or the rule without names and numbers."""
     line = text.splitlines()[1].removeprefix("- ")
     found = re.search(r"because (.*?)(;|$)", line)
     return found[1] if found else re.sub(r"`[^`]*`|\d+(\.\d+)?", "_", line)

@@ -3,10 +3,10 @@
 from math import sqrt
 
 import numpy as np
-from oracle_masks import seen
+from oracle_masks import allowed_keys
 from oracle_norms import linear, sigmoid, silu, softmax, unit
-from oracle_positions import bias, turned
-from oracle_routing import Picks, clusters, nearest, recent, without_self
+from oracle_positions import bias, rotated
+from oracle_routing import ClusterTopK, clusters, nearest, recent, without_self
 
 # Scores that differ by so many fp64 units share the k-th place, and are all kept.
 ROUNDING = 32 * 2.0**-52
@@ -38,40 +38,40 @@ class Attention:
         own = context is None
         read = context if not own else x if past is None else np.concatenate([past, x])
         q, k, v = self._projected(x, read)
-        q, k, seats_k, seats_v = self._normed(q, k)
+        q, k, prefix_k, prefix_v = self._normed(q, k)
         count = 0 if past is None else len(past)
-        unturned = q, k
+        unrotated = q, k
         if own:
-            places = row.first - count + np.arange(len(read))
-            q = self._turned_queries(q, places[count:])
-            k = turned(self.settings, k, places, -1)
+            positions = row.first - count + np.arange(len(read))
+            q = self._rotated_queries(q, positions[count:])
+            k = rotated(self.settings, k, positions, -1)
             if self.of("attn_rotary_embed_values"):
-                v = turned(self.settings, v, places, -1)
-            allowed = seen(self.settings, self.module, row, count)
-            biases = bias(self.settings, self.all, places[count:], places)
+                v = rotated(self.settings, v, positions, -1)
+            allowed = allowed_keys(self.settings, self.module, row, count)
+            biases = bias(self.settings, self.all, positions[count:], positions)
         else:
             allowed = np.ones((len(x), len(read)), bool)
             biases = np.zeros((self.heads, *allowed.shape))
-        met = self._met(unturned, allowed, count, seats_k.shape[1], row.first)
-        out = self._weighed(q, (k, v, seats_k, seats_v), met, biases, unturned)
+        attended = self._allowed(unrotated, allowed, count, prefix_k.shape[1], row.first)
+        out = self._attend(q, (k, v, prefix_k, prefix_v), attended, biases, unrotated)
         return self._output(self._gated(out, x))
 
-    def _turned_queries(self, q, places):
-        """Queries of fixed windows that look ahead count from the end of what they see."""
+    def _rotated_queries(self, q, positions):
+        """Queries of fixed windows that look ahead count from the end of their window."""
         split, ahead = 0, 0
         if self._local and self.of("local_attn_fixed_windows") and self.settings.looks_ahead:
             split = self._local
             ahead = self.of("local_attn_window_size") * self.of("local_attn_radius_blocks")
         parts = (
-            turned(self.settings, q[:split], places + ahead, 1),
-            turned(self.settings, q[split:], places, 1),
+            rotated(self.settings, q[:split], positions + ahead, 1),
+            rotated(self.settings, q[split:], positions, 1),
         )
         return np.concatenate(parts)
 
     def _projected(self, x, read):
         """q [H, T, K], k [H, S, K], v [H, S, V]."""
         groups = 1 if self.of("attn_one_kv_head") else self.of("attn_kv_heads") or self.heads
-        wide = self.of("attn_value_dim_head") or self.width
+        value_dim = self.of("attn_value_dim_head") or self.width
         own = self.module.kind == "a"
         shared = self.of("shared_qk" if own else "context_shared_qk")
         if own:
@@ -89,16 +89,16 @@ class Attention:
         if self.of("attn_shared_kv"):
             return q, k, k
         v = _heads(read @ w_kv[groups * self.width :].T, groups)
-        assert v.shape[-1] == wide
+        assert v.shape[-1] == value_dim
         return q, k, v
 
     def _normed(self, q, k):
         """Queries, keys, and keys and values that every query sees, normed like all others."""
-        seats_k, seats_v = self._seats(len(k))
+        prefix_k, prefix_v = self._prefix_kv(len(k))
         if self.of("attn_qk_norm") or self.of("attn_qk_rmsnorm"):
             q = self._norm_qk(q, "q")
-            k, seats_k = self._norm_qk(k, "k"), self._norm_qk(seats_k, "k")
-        return q, k, seats_k, seats_v
+            k, prefix_k = self._norm_qk(k, "k"), self._norm_qk(prefix_k, "k")
+        return q, k, prefix_k, prefix_v
 
     def _norm_qk(self, x, side):
         if self.of("attn_qk_rmsnorm"):
@@ -109,14 +109,14 @@ class Attention:
         gain = f"source.qk_norm.{side}_gain.weight"
         return x * self.weight(gain) if self.of("attn_qk_norm_dim_scale") else x
 
-    def _seats(self, groups):
-        wide = self.of("attn_value_dim_head") or self.width
-        k, v = np.zeros((groups, 0, self.width)), np.zeros((groups, 0, wide))
+    def _prefix_kv(self, groups):
+        value_dim = self.of("attn_value_dim_head") or self.width
+        k, v = np.zeros((groups, 0, self.width)), np.zeros((groups, 0, value_dim))
         if self.of("attn_num_mem_kv"):
             k, v = self.weight("prefix_kv.0.k"), self.weight("prefix_kv.0.v")
         if self.of("attn_add_zero_kv"):
             k = np.concatenate([np.zeros((groups, 1, self.width)), k], 1)
-            v = np.concatenate([np.zeros((groups, 1, wide)), v], 1)
+            v = np.concatenate([np.zeros((groups, 1, value_dim)), v], 1)
         return k, v
 
     @property
@@ -140,10 +140,10 @@ class Attention:
         """Where the weights of local heads (0) and of the others (1) stand."""
         return f"core.cores.{number}" if 0 < self._local < self.heads else "core"
 
-    def _met(self, unturned, allowed, past, seats, first):
-        """[H, T, S] the keys that each query of each head sees, seats aside."""
-        q, k = unturned[0], self._spread(unturned[1])
-        met = np.broadcast_to(allowed, (self.heads, *allowed.shape)).copy()
+    def _allowed(self, unrotated, allowed, past, num_prefix, first):
+        """[H, T, S] the keys that each query of each head attends to, without prefix keys."""
+        q, k = unrotated[0], self._repeat_kv(unrotated[1])
+        attended = np.broadcast_to(allowed, (self.heads, *allowed.shape)).copy()
         if self._local:
             reach = self.of("local_attn_window_size") * self.of("local_attn_radius_blocks")
             t, s = np.arange(allowed.shape[0])[:, None], np.arange(-past, allowed.shape[0])[None, :]
@@ -151,32 +151,32 @@ class Attention:
             if self.of("local_attn_fixed_windows"):
                 size = self.of("local_attn_window_size")
                 near = abs((first + t) // size - (first + s) // size) <= self.of("local_attn_radius_blocks")
-            met[: self._local] &= near
-        if self._clusters and not self._picking and self._local < self.heads:
+            attended[: self._local] &= near
+        if self._clusters and not self._selects_topk and self._local < self.heads:
             window = self.of("window_size" if self.module.kind == "a" else "context_window_size")
             rest = slice(self._local, None)
             if self.module.kind == "a":
-                met[rest] &= recent(q[rest], k[rest], self._means()[0], window, past, allowed)
+                attended[rest] &= recent(q[rest], k[rest], self._means()[0], window, past, allowed)
             else:
-                met[rest] &= nearest(q[rest], k[rest], self._means()[0], window)
+                attended[rest] &= nearest(q[rest], k[rest], self._means()[0], window)
         if self.module.kind == "a" and self.of("shared_qk"):
-            rest = slice(0, self._local if self._picking else self.heads)
-            met[rest] = without_self(met[rest], np.arange(past, past + len(allowed)), seats)
-        return met
+            rest = slice(0, self._local if self._selects_topk else self.heads)
+            attended[rest] = without_self(attended[rest], np.arange(past, past + len(allowed)), num_prefix)
+        return attended
 
     @property
-    def _picking(self):
+    def _selects_topk(self):
         name = "routing_selection" if self.module.kind == "a" else "context_selection"
         return bool(self._clusters) and self.of(name) in ("topk", "leaky")
 
-    def _spread(self, x):
+    def _repeat_kv(self, x):
         return np.repeat(x, self.heads // len(x), 0)
 
-    def _weighed(self, q, kv, met, biases, unturned):
+    def _attend(self, q, kv, attended, biases, unrotated):
         """What each head gathers: [H, T, V]."""
-        k, v, seats_k, seats_v = (self._spread(part) for part in kv)
-        seats = seats_k.shape[1]
-        scores = self._scale * np.einsum("htk,hsk->hts", q, np.concatenate([seats_k, k], 1))
+        k, v, prefix_k, prefix_v = (self._repeat_kv(part) for part in kv)
+        num_prefix = prefix_k.shape[1]
+        scores = self._scale * np.einsum("htk,hsk->hts", q, np.concatenate([prefix_k, k], 1))
         scores = self._carry(scores)
         groups = [slice(0, self._local), slice(self._local, self.heads)]
         out = []
@@ -184,24 +184,26 @@ class Attention:
             if group.start == group.stop:
                 continue
             part = self._modified(scores[group], number)
-            part[..., seats:] += biases[group]
-            part[..., seats:][~met[group]] = -np.inf
-            if self._picking and number:
-                out.append(self._picked(q[group], part, seats_v[group], v[group], unturned, group))
+            part[..., num_prefix:] += biases[group]
+            part[..., num_prefix:][~attended[group]] = -np.inf
+            if self._selects_topk and number:
+                out.append(self._cluster_topk(q[group], part, prefix_v[group], v[group], unrotated, group))
                 continue
-            part, more = self._beside(q, unturned, part)
+            part, more = self._with_cluster_memory(q, unrotated, part)
             weights = self._mixed(self._weights(part, group), number)
-            count = part.shape[-1] - seats - k.shape[1]
-            gathered = np.einsum("hts,hsv->htv", weights[..., count:], np.concatenate([seats_v, v], 1)[group])
+            count = part.shape[-1] - num_prefix - k.shape[1]
+            gathered = np.einsum(
+                "hts,hsv->htv", weights[..., count:], np.concatenate([prefix_v, v], 1)[group]
+            )
             out.append(gathered + np.einsum("htm,htmv->htv", weights[..., :count], more))
         return np.concatenate(out)
 
-    def _beside(self, q, unturned, scores):
-        """Keys of the context's clusters in front: a query meets those of its own centroid."""
+    def _with_cluster_memory(self, q, unrotated, scores):
+        """Prepend the context clusters' learned keys: a query attends to those of its own centroid."""
         if self.module.kind == "a" or not self.of("cluster_num_mem_kv") or not self._clusters:
             return scores, np.zeros((*scores.shape[:2], 0, 1))
         means, memory = self._means()
-        own = clusters(unturned[0], means)
+        own = clusters(unrotated[0], means)
         heads = np.arange(self.heads)[:, None]
         k, v = self.weight(f"{memory}.k")[heads, own], self.weight(f"{memory}.v")[heads, own]
         more = self._modified(self._scale * np.einsum("htk,htmk->htm", q, k), 1)
@@ -240,30 +242,35 @@ class Attention:
             return None
         return self.weight(f"{self._core(int(group.stop == self.heads))}.kernel.path.normalizer.score")
 
-    def _picked(self, q, scores, seats_v, values, unturned, group):
-        q_r, k_r = unturned[0][group], self._spread(unturned[1])[group]
+    def _cluster_topk(self, q, scores, prefix_v, values, unrotated, group):
+        q_r, k_r = unrotated[0][group], self._repeat_kv(unrotated[1])[group]
         means, memory = self._means()
         window = self.of("window_size" if self.module.kind == "a" else "context_window_size")
-        picks, seats, count = Picks(q_r, k_r, means, window), seats_v.shape[1], means.shape[1]
-        beside = np.repeat(scores[:, None, :, :seats], count, 1)
-        gathered = np.repeat(seats_v[:, None], count, 1)
+        selection, num_prefix, count = ClusterTopK(q_r, k_r, means, window), prefix_v.shape[1], means.shape[1]
+        prefix_scores = np.repeat(scores[:, None, :, :num_prefix], count, 1)
+        gathered = np.repeat(prefix_v[:, None], count, 1)
         if self.of("cluster_num_mem_kv"):
             k, v = self.weight(f"{memory}.k"), self.weight(f"{memory}.v")
             more = self._scale * np.einsum("htk,hcmk->hctm", q, k)
             more = self._modified(more, 1)
-            beside, gathered = np.concatenate([more, beside], -1), np.concatenate([v, gathered], 2)
+            prefix_scores, gathered = (
+                np.concatenate([more, prefix_scores], -1),
+                np.concatenate([v, gathered], 2),
+            )
 
-        def weigh(head, met):
-            part = _largest(met, self.of("attn_sparse_topk")) if self.of("attn_sparse_topk") else met
+        def normalize(head, logits):
+            part = _largest(logits, self.of("attn_sparse_topk")) if self.of("attn_sparse_topk") else logits
             sink = self._sink(group)
             return softmax(part, None if sink is None else sink[head])
 
-        apart = self.module.kind == "a" and self.of("shared_qk")
-        return picks.attend(scores[..., seats:], values, weigh, (beside, gathered), apart)
+        mask_self = self.module.kind == "a" and self.of("shared_qk")
+        return selection.attend(
+            scores[..., num_prefix:], values, normalize, (prefix_scores, gathered), mask_self
+        )
 
     def _gated(self, out, x):
         """out [H, T, V] -> [T, H V], each gate a function of what the sublayer reads."""
-        number, wide = 0, out.shape[-1]
+        number, value_dim = 0, out.shape[-1]
         if self.of("attn_tensor_product"):
             out = out * (1 + _heads(linear(x, self.all, f"{self.prefix}.gates.{number}.to_role"), self.heads))
             number += 1
@@ -273,7 +280,7 @@ class Attention:
         if self.of("attn_gate_value_heads"):
             out = out * sigmoid(linear(x, self.all, f"{self.prefix}.gates.{number}.to_gate")).T[..., None]
             number += 1
-        joined = out.transpose(1, 0, 2).reshape(len(x), self.heads * wide)
+        joined = out.transpose(1, 0, 2).reshape(len(x), self.heads * value_dim)
         if self.of("attn_gate_values"):
             act = silu if self.of("attn_swiglu_values") else sigmoid
             joined = joined * act(linear(x, self.all, f"{self.prefix}.gates.{number}.to_gate"))

@@ -1,4 +1,4 @@
-"""A model of the library beside the oracle: whole rows, padding, packing, caches, segments, training."""
+"""A model of the library against the oracle: whole rows, padding, packing, caches, segments, training."""
 
 import random
 import warnings
@@ -133,7 +133,7 @@ def _padded(rows, side):
 
 
 def packed(pair):
-    """Both rows one behind the other in one; they share the context of row 0."""
+    """Both rows packed into one; they share the context of row 0."""
     ids = torch.cat(pair.rows)[None]
     side = pair.side((0,), ids) | ({"prefix_attn_len": pair.prefix} if pair.prefix else {})
     if pair.prefix > min(pair.lengths):
@@ -146,7 +146,7 @@ def packed(pair):
 
 
 def cached(pair):
-    """A block and then single tokens behind a decode state, padded on the left."""
+    """A block and then single tokens through a decode state, padded on the left."""
     if not pair.settings.causal or not pair.model.can_cache:
         return
     ids, mask = _padded(pair.rows, "left")
@@ -177,7 +177,7 @@ def _step(pair, state, ids, side):
 
 
 def segments(pair):
-    """Three segments behind each other: memories of the tokens before, as many as are kept."""
+    """Three consecutive segments, with memories of the previous tokens up to the limit."""
     kept, shift = pair.flags.get("max_mem_len"), pair.settings["shift_mem_down"]
     if not kept or (shift and pair.settings["shift_tokens"]):
         return
@@ -230,7 +230,7 @@ def long(pair):
         with torch.no_grad():
             side = pair.side((0,), ids) | pair.prefixed((LONG,))
             got = pair.model(ids, **how, **side)[0, padding:]
-        close(got, want, f"{LONG} tokens behind {padding} of padding", pair.tight)
+        close(got, want, f"{LONG} tokens after {padding} padding positions", pair.tight)
 
 
 def rounded(pair):

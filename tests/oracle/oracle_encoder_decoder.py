@@ -1,4 +1,4 @@
-"""Encoder-decoders of random flags beside the oracle: what the encoder gives, and the loss of the decoder."""
+"""Encoder-decoders of random flags against the oracle: the encoder's output and the decoder's loss."""
 
 import random
 

@@ -143,7 +143,7 @@ BASE = {"num_tokens": 11, "max_seq_len": 340, "dim": 16, "attn_dim_head": 8}
 
 
 def mix(seed):
-    """Complete flags for `flagformer.build`: three to eight of them beside the sizes."""
+    """Complete flags for `flagformer.build`: three to eight of them on top of the sizes."""
     rng = random.Random(f"mix {seed}")
     depth, wanted = rng.choice([1, 2, 2, 3]), rng.randint(3, 8)
     sizes = {**BASE, "heads": rng.choice([4, 4, 6]), "depth": depth}

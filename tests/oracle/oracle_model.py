@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from oracle_attention import Attention
 from oracle_feedforward import feedforward
-from oracle_masks import woven
+from oracle_masks import interleaved
 from oracle_norms import layer_norm, linear, norm, unit
 from oracle_positions import absolute
 from oracle_residuals import run
@@ -41,7 +41,7 @@ def read(flags, weights, ids, *, context=None, prefix=0, kinds=None, memories=No
         first: number of tokens of earlier segments.
     """
     settings = Settings(flags)
-    row = woven(settings, len(ids), first, prefix)
+    row = interleaved(settings, len(ids), first, prefix)
     tokens = _embedded(settings, weights, np.asarray(ids), first, kinds or {})
     x = tokens[np.minimum(row.token, len(ids) - 1)]
     for place in np.flatnonzero(row.memory >= 0):

@@ -18,43 +18,43 @@ def absolute(settings, weights, positions):
     return 0.0
 
 
-def turned(settings, x, places, side):
-    """arXiv:2104.09864, 2212.10554: x [H, T, K] turned by its places; `side`: 1 for queries, -1 for keys."""
+def rotated(settings, x, positions, side):
+    """arXiv:2104.09864, 2212.10554: x [H, T, K] rotated by position; `side`: 1 for queries, -1 for keys."""
     if not (settings["rotary_pos_emb"] or settings["rotary_xpos"]):
         return x
-    turns = settings["rotary_emb_dim"] or settings["attn_dim_head"]
+    dim = settings["rotary_emb_dim"] or settings["attn_dim_head"]
     base = 10000.0
     if settings["rotary_base_rescale_factor"] != 1:
-        base *= settings["rotary_base_rescale_factor"] ** (turns / (turns - 2))
+        base *= settings["rotary_base_rescale_factor"] ** (dim / (dim - 2))
     out = x.copy()
-    for i in range(turns // 2):
-        angle = places * base ** (-2 * i / turns) / settings["rotary_interpolation_factor"]
-        a, b = x[..., i], x[..., i + turns // 2]
+    for i in range(dim // 2):
+        angle = positions * base ** (-2 * i / dim) / settings["rotary_interpolation_factor"]
+        a, b = x[..., i], x[..., i + dim // 2]
         size = 1.0
         if settings["rotary_xpos"]:
-            zeta = (2 * i + 0.4 * turns) / (1.4 * turns)
-            size = zeta ** (side * places / settings["rotary_xpos_scale_base"])
+            zeta = (2 * i + 0.4 * dim) / (1.4 * dim)
+            size = zeta ** (side * positions / settings["rotary_xpos_scale_base"])
         out[..., i] = (a * np.cos(angle) - b * np.sin(angle)) * size
-        out[..., i + turns // 2] = (b * np.cos(angle) + a * np.sin(angle)) * size
+        out[..., i + dim // 2] = (b * np.cos(angle) + a * np.sin(angle)) * size
     return out
 
 
 def bias(settings, weights, queries, keys):
-    """[H, T, S] added to the scores, of the places of queries and keys; zeros without a scheme."""
+    """[H, T, S] added to the scores, from the positions of queries and keys; zeros without a scheme."""
     heads = settings["heads"]
-    apart = queries[:, None] - keys[None, :]
+    offsets = queries[:, None] - keys[None, :]
     if settings["alibi_pos_bias"]:
         count = settings["alibi_num_heads"] or heads
         slopes = _slopes(count) + [0.0] * (heads - count)
-        return -np.array(slopes)[:, None, None] * abs(apart)
+        return -np.array(slopes)[:, None, None] * abs(offsets)
     if settings["rel_pos_bias"]:
         table = weights["attn_layers.position_bias.table"]
-        found = table[np.vectorize(lambda d: _bucket(settings, d))(apart)]
+        found = table[np.vectorize(lambda d: _bucket(settings, d))(offsets)]
         return sqrt(settings["attn_dim_head"]) * found.transpose(2, 0, 1)
     if settings["dynamic_pos_bias"]:
-        distances, back = np.unique(apart, return_inverse=True)
-        return _perceptron(settings, weights, distances)[back.reshape(apart.shape)].transpose(2, 0, 1)
-    return np.zeros((heads, *apart.shape))
+        distances, back = np.unique(offsets, return_inverse=True)
+        return _perceptron(settings, weights, distances)[back.reshape(offsets.shape)].transpose(2, 0, 1)
+    return np.zeros((heads, *offsets.shape))
 
 
 def _slopes(count):

@@ -1,9 +1,9 @@
-"""Routing attention: which keys clusters let a query see, and what the published selection gives."""
+"""Routing attention: the keys that clusters allow each query, and the published top-k selection."""
 
 import numpy as np
 from oracle_norms import unit
 
-# Beside the number of clusters that picked a token, as in the published code (routing-transformer 1.6.1).
+# Added to the number of clusters that selected a token, as in the published code (routing-transformer 1.6.1).
 EMPTY = 1e-5
 
 
@@ -24,8 +24,8 @@ def recent(q, k, means, window, past, allowed):
             here = past + t
             mine = [s for s in np.flatnonzero(of_k[h] == of_q[h, t]) if allowed[t, s]]
             before = [s for s in mine if s < here][-window:]
-            behind = [s for s in mine if s > here][:window]
-            out[h, t, [*before, here, *behind]] = True
+            after = [s for s in mine if s > here][:window]
+            out[h, t, [*before, here, *after]] = True
     return out & allowed
 
 
@@ -33,10 +33,10 @@ def nearest(q, k, means, window):
     """[H, T, S]: a query sees the `window` keys nearest to its own centroid."""
     of_q = clusters(q, means)
     near = np.einsum("hsk,hck->hcs", unit(k), means)
-    picked = np.zeros(near.shape, bool)
+    selected = np.zeros(near.shape, bool)
     for h, c in np.ndindex(*near.shape[:2]):
-        picked[h, c, _ranked(near[h, c], window)] = True
-    return np.stack([picked[h, of_q[h]] for h in range(len(q))])
+        selected[h, c, _ranked(near[h, c], window)] = True
+    return np.stack([selected[h, of_q[h]] for h in range(len(q))])
 
 
 def _ranked(cosines, count):
@@ -44,18 +44,18 @@ def _ranked(cosines, count):
     return np.argsort(-(cosines / 1e-7).round(), kind="stable")[:count]
 
 
-def without_self(met, places, seats, keys=None):
-    """arXiv:2001.04451: [H, T, S], where a token sees itself only where it sees nothing else, seats included.
+def without_self(allowed, positions, num_prefix, keys=None):
+    """arXiv:2001.04451: [H, T, S], a token attends to itself only if no other key is allowed.
 
-    `places` [T] of the queries, `keys` [S] of the keys; all keys in order when not said.
+    `positions` [T] of the queries, `keys` [S] of the keys; all keys in order by default.
     """
-    keys = np.arange(met.shape[-1]) if keys is None else keys
-    own = places[:, None] == keys[None, :]
-    others = met & ~own
-    return others if seats else others | (met & own & ~others.any(-1, keepdims=True))
+    keys = np.arange(allowed.shape[-1]) if keys is None else keys
+    own = positions[:, None] == keys[None, :]
+    others = allowed & ~own
+    return others if num_prefix else others | (allowed & own & ~others.any(-1, keepdims=True))
 
 
-class Picks:
+class ClusterTopK:
     """The published selection: each centroid picks queries and keys, which meet; a token gets the mean."""
 
     def __init__(self, q, k, means, window):

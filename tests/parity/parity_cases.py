@@ -200,7 +200,7 @@ TOGETHER = {
     "turned heads in parts": Case(
         {**ROTARY, "attn_qk_norm": True, "attn_qk_norm_groups": 2}, versions=(OLD,)
     ),
-    "turned heads beside memory": Case({**ROTARY, "attn_num_mem_kv": 3, "attn_qk_norm": True}),
+    "rotary heads with memory": Case({**ROTARY, "attn_num_mem_kv": 3, "attn_qk_norm": True}),
     "alibi with one key head": Case({**ALIBI, "attn_one_kv_head": True, "attn_add_zero_kv": True}),
     "alibi with memory and one key head": Case(
         {**ALIBI, "attn_num_mem_kv": 2, "attn_one_kv_head": True}, **ONLY_NEW

@@ -83,7 +83,7 @@ def _arguments(function: Any) -> dict[str, str]:
 
 
 def _inside(function: Any) -> Any:
-    """A method behind a decorator that hides its signature: the one that it closes over."""
+    """The method inside a decorator that hides its signature."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     inside = [value for value in cells if inspect.isfunction(value)]
     arguments = inspect.signature(function).parameters.values()

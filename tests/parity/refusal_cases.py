@@ -78,7 +78,9 @@ REFUSED = {
         "rotary_base_rescale_factor",
         {"rotary_base_rescale_factor": None},
     ),
-    "positions beside alibi, unsaid": Refusal(Case(ALIBI), "pos_emb.emb.weight", {"use_abs_pos_emb": None}),
+    "positions with alibi, not declared": Refusal(
+        Case(ALIBI), "pos_emb.emb.weight", {"use_abs_pos_emb": None}
+    ),
     "a flag of theirs": Refusal(
         Case({"attn_head_scale": True}), "head_scale_params", {"attn_head_scale": None}
     ),

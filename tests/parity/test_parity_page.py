@@ -53,8 +53,10 @@ LABELS = [f"{row.of} {row.name}" for row in ROWS]
 
 
 def test_every_argument_and_no_other_stands_there(old_peer: dict[str, Any]) -> None:
-    told = {of: {row.name: row.default for row in ROWS if row.of == of} for of in {row.of for row in ROWS}}
-    assert told == old_peer["signatures"]
+    documented = {
+        of: {row.name: row.default for row in ROWS if row.of == of} for of in {row.of for row in ROWS}
+    }
+    assert documented == old_peer["signatures"]
 
 
 def test_every_line_of_a_table_is_read() -> None:

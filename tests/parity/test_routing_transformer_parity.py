@@ -164,7 +164,7 @@ def test_an_encoder_decoder_is_that_of_the_package(peer, memories):
     theirs = peer.RoutingTransformerEncDec(
         dim=32, **halves, enc_num_mem_kv=memories, dec_num_mem_kv=memories
     ).train()
-    source, target = theirs.enc, theirs.dec.net.net  # behind its padder, which pads for local heads only
+    source, target = theirs.enc, theirs.dec.net.net  # inside its padder, which pads for local heads only
     perturbed(source), perturbed(target)
     selected = {"cluster_num_mem_kv": memories}
     encoder = built(model="encoder", routing_selection="topk", return_only_embed=True, **selected)

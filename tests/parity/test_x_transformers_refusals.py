@@ -51,7 +51,7 @@ def test_every_missing_and_every_left_over_weight_is_listed() -> None:
     "name", ["learned positions", "llama", "encoder-decoder, other halves", "images with registers"]
 )
 def test_no_weight_is_dropped_in_silence(version: str, name: str, old_peer: dict[str, Any]) -> None:
-    """Taking any one weight away is refused, and so is one more beside any."""
+    """Removing any one weight is refused, and so is adding one."""
     case = CASES[name]
     if version == OLD:
         weights = old_peer["results"][name]["weights"]

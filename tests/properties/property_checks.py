@@ -10,7 +10,7 @@ from property_subject import TIGHT, Subject, differ, perturb, same
 import flagformer
 
 # Softmax does not change when the same number is added to all scores of a query, so the last bias of the
-# network only acts against seats, which have no position bias.
+# network only acts relative to prefix keys, which have no position bias.
 CANCELLED = "attn_layers.position_bias.out.bias"
 
 # Flags of a model that chooses keys, experts or values.
@@ -19,7 +19,7 @@ CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm"
 
 def undone_gains(model):
     """Gains of ScaleNorm that cannot act: q and k of unit length forget one factor, cross-attention has no
-    values of x to scale, and a norm behind self-attention forgets theirs; post-norms forget what the norm
+    values of x to scale, and a norm after self-attention forgets theirs; post-norms forget what the norm
     before self-attention did to the stream."""
     flags = model.flags
     if not (flags.get("use_scalenorm") and flags.get("attn_qk_norm")):
@@ -72,7 +72,7 @@ def rows_are_independent(subject):
 
 
 def sees_no_future(subject):
-    """For each cut: other tokens behind it change nothing before it, and something at it."""
+    """For each cut: other tokens after it change nothing before it, and change the output at it."""
     ids = subject.ids[:1]
     length = ids.shape[1]
     cuts = range(1, length)
@@ -105,13 +105,13 @@ def prefix_is_consistent(subject):
 def right_padding(subject):
     mask = torch.arange(9) < torch.tensor([[9], [5]])
     got = subject(subject.ids, mask=mask)
-    same(got[:1], subject(subject.ids[:1], 0), "a full row beside a padded one")
+    same(got[:1], subject(subject.ids[:1], 0), "a full row in a batch with a padded one")
     same(got[1:, :5], subject(subject.ids[1:, :5], 1), "a right-padded row")
 
 
 def left_padding(subject):
     got = subject(subject.ids, seq_start_pos=torch.tensor([0, 4]))
-    same(got[:1], subject(subject.ids[:1], 0), "a full row beside a left-padded one")
+    same(got[:1], subject(subject.ids[:1], 0), "a full row in a batch with a left-padded one")
     same(got[1:, 4:], subject(subject.ids[1:, 4:], 1), "a left-padded row")
     tail = torch.arange(9) < torch.tensor([[9], [7]])
     got = subject(subject.ids, seq_start_pos=torch.tensor([0, 4]), mask=tail)
@@ -164,8 +164,8 @@ def prefix_is_seen_by_all(subject):
     for row, length in enumerate((4, 2)):
         changed = subject.ids.clone()
         changed[row, length:] = (changed[row, length:] + 3) % subject.model.num_tokens
-        same(subject(changed, **how)[row, :length], full[row, :length], "a prefix before a change behind it")
-    same(run_cached(subject, side={**subject.side(0, 1), **how}), full, "cached behind a prefix")
+        same(subject(changed, **how)[row, :length], full[row, :length], "a prefix before a change after it")
+    same(run_cached(subject, side={**subject.side(0, 1), **how}), full, "cached after a prefix")
     starts = torch.tensor([0, 2])
     padded = subject(subject.ids, seq_start_pos=starts, **how)
     same(
@@ -173,7 +173,7 @@ def prefix_is_seen_by_all(subject):
     )
     side = {**subject.side(0, 1), **how}
     got = run_cached(subject, side=side, seq_start_pos=starts)
-    same(got[1, 2:], padded[1, 2:], "cached behind a left-padded prefix")
+    same(got[1, 2:], padded[1, 2:], "cached after a left-padded prefix")
     packed = subject(subject.ids, seq_lens=[[4, 5], [6, 3]], prefix_attn_len=2)
     alone = subject(subject.ids[1:, 6:], 1, prefix_attn_len=2)
     same(packed[1:, 6:], alone, "a packed sequence with a prefix")
@@ -183,7 +183,7 @@ def context_padding(subject):
     """Tokens of the context that the mask hides, whatever they hold, change nothing; cached too."""
     mask = torch.arange(5) < torch.tensor([[5], [2]])
     got = subject(subject.ids, context_mask=mask)
-    same(got[:1], subject(subject.ids[:1], 0), "a full context beside a padded one")
+    same(got[:1], subject(subject.ids[:1], 0), "a full context in a batch with a padded one")
     with torch.no_grad():
         alone = subject.model(subject.ids[1:], context=subject.context[1:, :2])
     same(got[1:], alone, "a padded context")
@@ -297,13 +297,13 @@ def memories_equal_one_long_pass(subject):
     starts = torch.tensor([0, 3])
     got = in_segments(model, subject.ids, first={"seq_start_pos": starts}, **side)
     want = subject(subject.ids, seq_start_pos=starts)
-    same(got[0], want[0], "segments, full row beside a left-padded one")
+    same(got[0], want[0], "segments, full row in a batch with a left-padded one")
     same(got[1, 3:], want[1, 3:], "segments, left-padded row")
     _memories_of_right_padding(subject, model, side)
     if subject.kind == "prefix_decoder":
         prefix = {"prefix_attn_len": torch.tensor([4, 2])}
         got = in_segments(model, subject.ids, first=prefix, **side)
-        same(got, subject(subject.ids, **prefix), "segments behind a prefix")
+        same(got, subject(subject.ids, **prefix), "segments after a prefix")
 
 
 def _memories_of_right_padding(subject, model, side):
@@ -312,7 +312,7 @@ def _memories_of_right_padding(subject, model, side):
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[0], mask[1, places] = True, True
     got = in_segments(model, subject.ids, mask=mask, **side)
-    same(got[0], subject(subject.ids)[0], "segments, full row beside a right-padded one")
+    same(got[0], subject(subject.ids)[0], "segments, full row in a batch with a right-padded one")
     alone = subject(subject.ids[1:, places], 1)
     same(got[1:, places], alone, "segments, right-padded row")
 
@@ -356,7 +356,7 @@ def slots_over_segments(subject):
         _, alone = model(ids[1:, 2:4], return_mems=True)
     assert logits.isfinite().all(), "logits of a row of padding are not finite"
     same(left.slots[1], mems.slots[1], "slots of a row of padding", tolerance=0.0)
-    differ(left.slots[0], mems.slots[0], "slots of the row beside it")
+    differ(left.slots[0], mems.slots[0], "slots of the other row")
     same(padded.slots[1:], alone.slots, "slots of a left-padded row")
     if model.can_cache:
         stream = model.stream(2)

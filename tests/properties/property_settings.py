@@ -104,8 +104,8 @@ def tunings():
                 if name in OTHER_INPUTS:
                     continue
                 key = name if name not in found else f"{name} of {item.name}"
-                beside = {**(CROSS if item.kind == "c" else {}), **WITH.get(name, {})}
-                found[key] = {**_owner(item, name), **beside, name: _value(param)}
+                extra = {**(CROSS if item.kind == "c" else {}), **WITH.get(name, {})}
+                found[key] = {**_owner(item, name), **extra, name: _value(param)}
     return found
 
 

@@ -1,6 +1,6 @@
 """However a model is made, moved or copied, it computes the same: for every setting of the catalogue.
 
-What no state dict holds is a function of flags, so that memory which nobody filled is never read.
+Tensors outside the state dict are functions of flags, so that uninitialised memory is never read.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What centroids pick of a row: every property of models that see the future, and a warning elsewhere."""
+"""Cluster top-k attention: every property of acausal models, and a warning in causal ones."""
 
 import warnings
 
@@ -11,10 +11,10 @@ from property_subject import Subject, refusal
 import flagformer
 from flagformer.reference import settings
 
-PICKS = {**settings(), **TINY, "num_clusters": 3, "window_size": 2}
-FLAGS = {**PICKS, "model": "encoder", "routing_selection": "topk"}
-BESIDE = {
-    "nothing": {},
+TOPK = {**settings(), **TINY, "num_clusters": 3, "window_size": 2}
+FLAGS = {**TOPK, "model": "encoder", "routing_selection": "topk"}
+EXTRA_FLAGS = {
+    "defaults": {},
     "own heads": {"n_local_attn_heads": 2, "local_attn_window_size": 3},
     "shared vectors": {"shared_qk": True},
     "memory of clusters": {"cluster_num_mem_kv": 2},
@@ -29,19 +29,19 @@ BESIDE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("beside", BESIDE)
-def test_picks_have_every_property(beside):
-    subject = Subject({**FLAGS, **BESIDE[beside]})
+@pytest.mark.parametrize("extra", EXTRA_FLAGS)
+def test_cluster_topk_has_every_property(extra):
+    subject = Subject({**FLAGS, **EXTRA_FLAGS[extra]})
     assert not failures(subject, checks_of(subject))
 
 
-@pytest.mark.parametrize("beside", ["nothing", "shared vectors", "context"])
-def test_picks_compile_and_export(beside):
-    """Of rows and contexts shorter and longer than what is picked of them."""
+@pytest.mark.parametrize("extra", ["defaults", "shared vectors", "context"])
+def test_cluster_topk_compiles_and_exports(extra):
+    """With rows and contexts shorter and longer than the selection."""
     sizes = {"window_size": 6, "depth": 1}
-    if beside == "context":
+    if extra == "context":
         sizes["context_window_size"] = 4
-    assert not failures(Subject(for_graphs({**FLAGS, **BESIDE[beside], **sizes})), [compiles, exports])
+    assert not failures(Subject(for_graphs({**FLAGS, **EXTRA_FLAGS[extra], **sizes})), [compiles, exports])
 
 
 @pytest.mark.parametrize("kind", ["decoder", "prefix_decoder"])
@@ -50,21 +50,21 @@ def test_a_causal_model_is_refused_or_warns(kind):
     assert "`routing_selection='topk'` and a causal model cannot be combined" in text
     assert "`routing_selection='leaky'`" in text
     with pytest.warns(UserWarning, match="shows the future"):
-        model = flagformer.build({**PICKS, "model": kind, "routing_selection": "leaky"})
+        model = flagformer.build({**TOPK, "model": kind, "routing_selection": "leaky"})
     assert not model.can_cache
     with pytest.raises(ValueError, match="sees later tokens"):
         model.init_state(1, 8)
     assert "no, because tokens see later ones" in model.explain()
 
 
-def test_a_context_is_picked_without_the_future():
-    """Memory of clusters beside; `cluster_num_mem_kv` is refused where blocks belong to several clusters."""
+def test_a_causal_model_selects_from_its_context():
+    """With memory of clusters; `cluster_num_mem_kv` is refused where blocks belong to several clusters."""
     crossed = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 2}
     subject = Subject({**settings(), **TINY, **crossed, "cluster_num_mem_kv": 2})
     assert not failures(subject, checks_of(subject))
     text = refusal({**settings(), **TINY, **crossed, "context_selection": "topk"})
     assert "`context_selection='topk'` and a causal model cannot be combined" in text
-    text = refusal({**PICKS, "cluster_num_mem_kv": 2})
+    text = refusal({**TOPK, "cluster_num_mem_kv": 2})
     assert "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined" in text
     text = refusal({**settings(), **TINY, **crossed, "context_shared_qk": True, "cross_attn_dim_context": 6})
     assert "`context_shared_qk` and `cross_attn_dim_context` cannot be combined" in text
@@ -80,7 +80,7 @@ def test_the_warning_is_true():
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            model = flagformer.build({**PICKS, "routing_selection": selection}).double().eval()
+            model = flagformer.build({**TOPK, "routing_selection": selection}).double().eval()
         with torch.no_grad():
             moved[selection] = (model(ids) - model(other))[:, :12].abs().max()
     assert moved["recent"] < 1e-12

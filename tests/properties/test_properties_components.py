@@ -70,7 +70,7 @@ MISTAKES = {
 }
 
 
-def beside(slot):
+def extra_flags(slot):
     return {name: value for name, value in BASE.items() if slot != "dims" or name not in SIZES}
 
 
@@ -83,7 +83,7 @@ def refused(build, **flags):
 @pytest.mark.parametrize("slot", OWN)
 def test_what_cannot_fill_a_slot_is_refused_by_name(slot):
     for mistake, value in MISTAKES.items():
-        found = refused(flagformer.AttentionLayers, **beside(slot), **{slot: value})
+        found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: value})
         assert set(found) == {slot}, mistake
         assert "must be a Spec, a class or a module that fills the slot, but" in found[slot], mistake
         assert "docs/flags.md" in found[slot], mistake
@@ -104,7 +104,7 @@ def test_a_class_without_the_methods_of_the_contract(slot):
             for name, value in body.items()
         }
         del body[left_out]
-        found = refused(flagformer.AttentionLayers, **beside(slot), **{slot: type("Mine", inner, body)})
+        found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: type("Mine", inner, body)})
         assert f"Mine has no {left_out};" in found[slot]
 
 
@@ -134,7 +134,7 @@ CALLED = {"norm", "feedforward", "activation", "branch", "score", "normalizer", 
 
 @pytest.mark.parametrize("slot", sorted(CALLED))
 def test_a_class_and_a_function_fill_what_is_called(slot):
-    """Both alone and, in slots of many, beside another one."""
+    """Each by itself and, in slots of many components, with another one."""
     inputs = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))
     outs = []
     for filler in (Doubled, first, Spec(Doubled)):

@@ -46,7 +46,7 @@ def plain(model):
 
 
 def trained(model, autocast):
-    """Loss, gradients, and the state of the random numbers behind them."""
+    """Loss, gradients, and the RNG state afterwards."""
     given = model.attn_layers.has_cross and not model.num_memory_slots
     side = {"context": torch.randn(2, 5, 16)} if given else {}
     ids = torch.randint(11, (2, 9))

@@ -1,4 +1,4 @@
-"""What `docs/flags.md` says of a flag beside caches, padding, packing and tracing is what the tests hold."""
+"""Each claim of `docs/flags.md` about a flag with caches, padding, packing and tracing is tested."""
 
 import pytest
 from property_checks import checks_of, compiles, exports, failures

@@ -1,4 +1,4 @@
-"""No flag is lost without a word: lists given to slots, per-layer values, values beside other mistakes."""
+"""No flag is ignored silently: lists given to slots, per-layer values, values next to other mistakes."""
 
 import pytest
 from property_settings import TINY, tunings
@@ -77,8 +77,8 @@ def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
     item = CATALOGUE.params_named(name)[0][0]
     count = LAYERS[scope]
     rest = [None] * (count - 1)
-    beside = {key: value for key, value in flags.items() if key not in (name, item.select)}
-    chosen = {**PLAN, **beside, item.select: (flags[item.select], *rest)}
+    extra = {key: value for key, value in flags.items() if key not in (name, item.select)}
+    chosen = {**PLAN, **extra, item.select: (flags[item.select], *rest)}
     value = flags[name]
     found = refusal({**chosen, name: (value,) * count})[name]
     assert "at layer 1 has no effect" in found
@@ -104,7 +104,7 @@ def dead_ones():
 @pytest.mark.parametrize(
     "mistake", [{"zzzz": 1}, {"dim": "x"}, {"attn_dropout": 7}, {"depth": None}, {"custom_layers": "abc"}]
 )
-def test_dead_flags_are_told_beside_other_mistakes(mistake):
+def test_unread_flags_are_reported_with_other_mistakes(mistake):
     dead = dead_ones()
     assert len(dead) > 15
     found = refusal({**BASE, **mistake, **dead})

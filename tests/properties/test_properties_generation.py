@@ -69,7 +69,7 @@ def encoder_decoder(name):
 
 
 def watched(net, generate, cache_kv):
-    """Tokens, the logits of each step, and what the decode state held behind each."""
+    """Tokens, the logits of each step, and the memory of the decode state after each."""
     logits, held, states = [], [], []
     make = net.init_state
 
@@ -121,4 +121,4 @@ def test_greedy_generation_is_the_same_with_and_without_a_state(name, kind):
     assert torch.equal(tokens, again)
     assert len(held) == NEW
     assert held[0], "no decode state was made"
-    assert all(one == held[0] for one in held), "the state holds other memory than behind the prompt"
+    assert all(one == held[0] for one in held), "the state grew after the prompt"

@@ -19,7 +19,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_lengths_share_their_graphs(name):
-    """At most one graph beside that of the first length, and the gradients of eager training."""
+    """At most one graph in addition to that of the first length, and the gradients of eager training."""
     flags = {**settings(), **TINY, "max_seq_len": 32, "depth": 1, **SETTINGS[name]}
     torch.manual_seed(0)
     model = perturb(flagformer.build(flags).double().train())

@@ -35,12 +35,12 @@ STANDINGS = {
 }
 
 
-def inputs(groups, standing, seats, width=K):
+def inputs(groups, standing, num_prefix_kv, width=K):
     _, queries, keys = STANDINGS[standing]
     generator, dtype = torch.Generator().manual_seed(4), torch.float64
     q = torch.randn(B, H, queries.length, K, generator=generator, dtype=dtype)
-    k = torch.randn(B, groups, seats + keys.length, K, generator=generator, dtype=dtype)
-    v = torch.randn(B, groups, seats + keys.length, width, generator=generator, dtype=dtype)
+    k = torch.randn(B, groups, num_prefix_kv + keys.length, K, generator=generator, dtype=dtype)
+    v = torch.randn(B, groups, num_prefix_kv + keys.length, width, generator=generator, dtype=dtype)
     bias = torch.randn(1, H, queries.length, keys.length, generator=generator, dtype=dtype)
     return [tensor.requires_grad_() for tensor in (q, k, v)], bias
 
@@ -58,12 +58,12 @@ def output_and_gradients(kernel, qkv, pairs, *more):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("standing", STANDINGS)
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("seats", [0, 3])
+@pytest.mark.parametrize("num_prefix_kv", [0, 3])
 @pytest.mark.parametrize("groups", [H, 2, 1])
-def test_kernel_equals_einsum(kernel, standing, biased, seats, groups):
+def test_kernel_equals_einsum(kernel, standing, biased, num_prefix_kv, groups):
     mask, queries, keys = STANDINGS[standing]
-    qkv, bias = inputs(groups, standing, seats)
-    pairs = Pairs.of(mask, queries, keys, bias if biased else None, seats)
+    qkv, bias = inputs(groups, standing, num_prefix_kv)
+    pairs = Pairs.of(mask, queries, keys, bias if biased else None, num_prefix_kv)
     got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
     want = output_and_gradients(Eager(path()), qkv, pairs)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):

@@ -46,12 +46,12 @@ def test_memories_that_forget_padding_are_found(scheme, monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias"])
-def test_positions_that_begin_anew_are_found(scheme, monkeypatch):
-    def anew(self, layout):
+def test_positions_that_restart_are_found(scheme, monkeypatch):
+    def restarted(self, layout):
         return type(layout)(layout.positions, layout.valid, start=self.layout.end, contiguous_positions=False)
 
     subject = Subject({**settings(), **TINY, scheme: True})
-    monkeypatch.setattr(RecurrentState, "shift_layout", anew)
+    monkeypatch.setattr(RecurrentState, "shift_layout", restarted)
     assert failures(subject, [memories_equal_one_long_pass])
 
 

@@ -1,4 +1,4 @@
-"""Memory tokens in front of every block, beside every other choice: ragged rows cross several of them."""
+"""Memory tokens before every block, with every other choice: ragged rows cross several of them."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def ragged_steps(subject):
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_blocks_of_memory_beside_every_choice(name):
+def test_interleaved_memory_with_every_choice(name):
     flags = {**settings(CHOICES[name]), **TINY, **BLOCKS}
     if name in REFUSED:
         with pytest.raises(flagformer.FlagError, match=REFUSED[name]):

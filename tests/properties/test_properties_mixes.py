@@ -20,8 +20,8 @@ def drawn(seed):
     places = {}
     for choice in choices():
         if "model" not in choice.flags:
-            crowded = choice.component is not None and not SLOTS[choice.component.slot].many
-            place = choice.component.slot if crowded else choice.name
+            takes_slot = choice.component is not None and not SLOTS[choice.component.slot].many
+            place = choice.component.slot if takes_slot else choice.name
             places.setdefault(place, []).append(choice)
     chosen = [draw.choice(places[place]) for place in draw.sample(sorted(places), draw.randint(4, 9))]
     flags = {**settings(*chosen), "model": draw.choice(sorted(MODELS))}

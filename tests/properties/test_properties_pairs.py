@@ -81,7 +81,7 @@ def idle(pair):
         without.model.load_state_dict(both.model.state_dict())
         without.context = both.context
         if torch.equal(answers(both), answers(without)):
-            found.append(f"{choice.name} has no effect beside {other.name}")
+            found.append(f"{choice.name} has no effect with {other.name}")
     return found
 
 

@@ -86,7 +86,7 @@ def longest(name, **more):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_trains_under_autocast(name):
-    """Rotary leaves queries and keys in fp32 beside values in half precision: with it where it goes along."""
+    """Rotary leaves queries and keys in fp32 with values in half precision: also run with rotary."""
     plain, turned = longest(name), longest(name, rotary_pos_emb=True)
     found = []
     for flags, length, dtype, way in (
@@ -122,7 +122,7 @@ BIASES = {
 }
 KERNELS = {
     "dense": {},
-    "with a seat": {"attn_num_mem_kv": 1},
+    "with prefix kv": {"attn_num_mem_kv": 1},
     "written out": {"attn_talking_heads": True},
     "local": {"n_local_attn_heads": 2, "local_attn_window_size": 24},
 }
@@ -133,8 +133,8 @@ KERNELS = {
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bias", BIASES)
 def test_decoding_rounds_no_bias(bias, kernel, cast, dtype):
-    """A token behind a long text is as near fp32 as the text read at once: biases, which grow with the
-    distance, stay in fp32 beside queries in half precision."""
+    """A decoded token after a long text is as near fp32 as the text in one pass: biases, which grow with the
+    distance, stay in fp32 with queries in half precision."""
     chosen, name, height = BIASES[bias]
     flags = {**settings(), **TINY, "max_seq_len": 2 * LONG, **chosen, **KERNELS[kernel]}
     torch.manual_seed(3)

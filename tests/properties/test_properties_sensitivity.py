@@ -19,9 +19,9 @@ BASE = {**settings(), **TINY, "max_seq_len": LENGTH}
 SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2, "attn_dim_head": 4}
 
 
-# What a flag needs beside it.
+# Flags that a flag needs to have an effect.
 CROSSED = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 4}
-BESIDE = {
+WITH = {
     "routing_selection": {"num_clusters": 3, "window_size": 4},
     "context_selection": CROSSED,
     "cluster_num_mem_kv": CROSSED,
@@ -32,7 +32,7 @@ def cases():
     """name -> (flag, flags with it, flags without it), for every choice, tuning flag and cross form."""
     simple = SIZES | {name: VALUES[name] for name in sorted(OTHER_INPUTS)}
     found = {
-        name: (name, BASE | BESIDE.get(name, {}) | {name: value}, BASE | BESIDE.get(name, {}))
+        name: (name, BASE | WITH.get(name, {}) | {name: value}, BASE | WITH.get(name, {}))
         for name, value in simple.items()
     }
     for choice in choices():
@@ -104,7 +104,7 @@ class Seen:
         return [sum(kept.values()), state]
 
     def segments(self):
-        """What a second segment gives behind the memories of a first one, where there are any."""
+        """The output of a second segment, with the memories of the first if the model has any."""
         if not self.model.flags["max_mem_len"] and not self.model.num_memory_slots:
             return []
         half = LENGTH // 2
@@ -219,9 +219,9 @@ WHOLE_BASE = {
         **{half + name: value for half in ("enc_", "dec_") for name, value in HALF.items()},
     },
 }
-# What a flag is asked beside.
-BESIDE = {"memory_temperature": {"memory_update": "bmn"}}
-# Another value of each flag that a whole model has beside those of its layers.
+# Flags that a flag needs, in whole models.
+WITH_IN_MODEL = {"memory_temperature": {"memory_update": "bmn"}}
+# Another value of each flag that a whole model has on top of those of its layers.
 OWN = {
     "xtransformer": {
         "dim": 24,
@@ -294,9 +294,9 @@ def whole(kind, flags):
 
 @pytest.mark.parametrize(("kind", "flag"), [(kind, flag) for kind, flags in OWN.items() for flag in flags])
 def test_flag_of_a_whole_model_changes_something(kind, flag):
-    beside = BESIDE.get(flag, {})
-    assert not differs(whole(kind, beside), whole(kind, beside))
-    assert differs(whole(kind, {**beside, flag: OWN[kind][flag]}), whole(kind, beside)), f"{flag} is dead"
+    extra = WITH_IN_MODEL.get(flag, {})
+    assert not differs(whole(kind, extra), whole(kind, extra))
+    assert differs(whole(kind, {**extra, flag: OWN[kind][flag]}), whole(kind, extra)), f"{flag} is dead"
 
 
 def test_every_flag_of_whole_models_is_asked():

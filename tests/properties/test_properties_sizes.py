@@ -23,7 +23,7 @@ MODELS = {
     "memformer": {"model": "memformer", "dim": 16, "num_memory_slots": 3, **BOTH},
     "vit": {"model": "vit", "image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, **LAYERS},
 }
-# What makes a flag's size that of a tensor, beside what selects it.
+# The dimension of a flag's tensor that is the flag's value, in addition to its selector.
 WITH = {"num_clusters": {"window_size": 2}, "context_num_clusters": {"window_size": 2, "num_clusters": 2}}
 # Flags of the tokens that are seen or kept, and of what forwards do: they make no tensor.
 NO_TENSOR = {
@@ -120,15 +120,15 @@ def routing_pair(**flags):
     "name", ["dim", "heads", "dim_head", "num_clusters", "num_mem_kv", "moe_num_experts"]
 )
 def test_absurd_size_of_a_routing_model_is_refused_as_typed(name):
-    beside = {"moe_layers": (1,)} if name.startswith("moe") else {}
+    extra = {"moe_layers": (1,)} if name.startswith("moe") else {}
     for size in ABSURD:
-        flags = {**ROUTING, **beside, name: size}
+        flags = {**ROUTING, **extra, name: size}
         for make in (flagformer.RoutingTransformer, flagformer.RoutingTransformerLM):
             tokens = {"num_tokens": 11} if make is flagformer.RoutingTransformerLM else {}
             found = refusal(lambda make=make, flags={**flags, **tokens}: make(**flags))
             assert f"`{name}`" in found
             assert str(size) in found
-        half = {f"dec_{key}": value for key, value in beside.items()}
+        half = {f"dec_{key}": value for key, value in extra.items()}
         typed = name if name == "dim" else f"dec_{name}"
         found = refusal(lambda half={**half, typed: size}: routing_pair(**half))
         assert f"`{typed}`" in found

@@ -148,7 +148,7 @@ FORMS = {
     "flags", [{"rel_pos_bias": True}, {"num_clusters": 3}, {"num_memory_tokens": 2}], ids=str
 )
 def test_forms_of_a_call_under_vmap(form, flags):
-    """What a row is given beside its ids may be batched too."""
+    """Inputs of a row other than its ids can be batched too."""
     if form == "pos" and "num_memory_tokens" in flags:
         flags = {**flags, "use_abs_pos_emb": True}
     subject = Subject({**TINY, **flags, "depth": 1})

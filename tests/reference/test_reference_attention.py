@@ -25,7 +25,9 @@ def heads_of(flat, heads):
     return [list(flat[:, h * K : (h + 1) * K]) for h in range(heads)]
 
 
-def expected(fn, x, *, groups=H, causal=True, norm=lambda q, h, which: q, scale=K**-0.5, seats=(), bias=None):
+def expected(
+    fn, x, *, groups=H, causal=True, norm=lambda q, h, which: q, scale=K**-0.5, prefix_kv=(), bias=None
+):
     """What the sublayer gives for one row x [T, D], by the paper."""
     weight = fn.source.projection.to_qkv.weight.detach()
     q, k, v = (x @ weight.T).split([H * K, groups * K, groups * K], dim=-1)
@@ -33,8 +35,8 @@ def expected(fn, x, *, groups=H, causal=True, norm=lambda q, h, which: q, scale=
     outs = []
     for h in range(H):
         g = h // (H // groups)  # consecutive heads share
-        front_k = [norm(key, g, "k") for key in (s[0][g] for s in seats)]
-        front_v = [s[1][g] for s in seats]
+        front_k = [norm(key, g, "k") for key in (s[0][g] for s in prefix_kv)]
+        front_v = [s[1][g] for s in prefix_kv]
         queries = [norm(one, h, "q") for one in q[h]]
         keys = front_k + [norm(one, g, "k") for one in k[g]]
         m = len(front_k)
@@ -104,29 +106,29 @@ def test_rms_normed_queries_and_keys():
 
 @pytest.mark.parametrize("groups", [H, 2])
 @pytest.mark.parametrize("flash", [True, False])
-def test_seats(groups, flash):
+def test_prefix_kv(groups, flash):
     """arXiv:1907.01470, equation 5: learned keys and values that every query sees; and a key of zeros."""
     shared = {} if groups == H else {"attn_kv_heads": groups}
     fn, run = attention_of(attn_num_mem_kv=2, attn_add_zero_kv=True, attn_flash=flash, **shared)
     memory = fn.prefix_kv[0]
     zero = [(torch.zeros(groups, K).double(), torch.zeros(groups, K).double())]
     learned = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
-    check(fn, run, groups=groups, seats=zero + learned)
+    check(fn, run, groups=groups, prefix_kv=zero + learned)
 
 
-def test_seats_are_normed_like_other_keys():
+def test_prefix_keys_are_normed_like_other_keys():
     fn, run = attention_of(attn_num_mem_kv=2, attn_qk_norm=True)
     memory = fn.prefix_kv[0]
     learned = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
-    check(fn, run, seats=learned, norm=lambda x, h, which: paper.cosine(x), scale=10.0)
+    check(fn, run, prefix_kv=learned, norm=lambda x, h, which: paper.cosine(x), scale=10.0)
 
 
-@pytest.mark.parametrize("seats", [{}, {"attn_num_mem_kv": 2}])
-def test_bias_is_added_to_scaled_scores_and_not_to_seats(seats):
-    fn, run = attention_of(alibi_pos_bias=True, **seats)
+@pytest.mark.parametrize("flags", [{}, {"attn_num_mem_kv": 2}])
+def test_bias_is_added_to_scaled_scores_of_tokens_only(flags):
+    fn, run = attention_of(alibi_pos_bias=True, **flags)
     slopes = paper.slopes(H)
     learned = [(s.k.detach()[:, m], s.v.detach()[:, m]) for s in fn.prefix_kv for m in range(2)]
-    check(fn, run, seats=learned, bias=lambda h, i, j: -slopes[h] * abs(i - j))
+    check(fn, run, prefix_kv=learned, bias=lambda h, i, j: -slopes[h] * abs(i - j))
 
 
 def test_rotary_turns_queries_and_keys():
@@ -188,7 +190,7 @@ def test_cross_attention_reads_the_whole_context(causal):
 
 
 def test_prefix_decoder_sees_its_prefix():
-    """arXiv:1910.10683, figure 3 (right): causal behind a prefix that all see; one length per row."""
+    """arXiv:1910.10683, figure 3 (right): causal after a prefix that every query sees; one length per row."""
     fn, run = attention_of(flagformer.PrefixDecoder)
     x = torch.randn(2, 5, D, dtype=torch.float64)
     got = run(x, prefix_attn_len=torch.tensor([0, 3])).detach()

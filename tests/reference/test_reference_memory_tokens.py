@@ -31,78 +31,80 @@ def row_by_hand(entries, memory, every):
     return row
 
 
-def labels(weave, row, memory):
-    """What the weave puts at each real place of a row, and the positions there."""
-    numbers = weave.source_index[row if len(weave.source_index) > 1 else 0].tolist()
-    real = [True] * len(numbers) if weave.layout.valid is None else weave.layout.valid[row].tolist()
+def labels(index, row, memory):
+    """The entry and the position at each valid index of a row."""
+    numbers = index.source_index[row if len(index.source_index) > 1 else 0].tolist()
+    valid = [True] * len(numbers) if index.layout.valid is None else index.layout.valid[row].tolist()
     found = [("m", n) if n < memory else n - memory for n in numbers]
-    places = weave.layout.positions[row if len(weave.layout.positions) > 1 else 0].tolist()
-    return [(label, place) for label, place, is_real in zip(found, places, real) if is_real]
+    positions = index.layout.positions[row if len(index.layout.positions) > 1 else 0].tolist()
+    return [(label, position) for label, position, is_valid in zip(found, positions, valid) if is_valid]
 
 
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
 @pytest.mark.parametrize("hidden", [[0, 3], [8, 1], [7, 7]])
 @pytest.mark.parametrize("prepended", [0, 2])
 def test_left_padded_rows(memory, every, hidden, prepended):
-    real = torch.arange(T) >= torch.tensor(hidden)[:, None]
+    valid = torch.arange(T) >= torch.tensor(hidden)[:, None]
     front = torch.tensor([[True, True], [True, False]])[:, :prepended]
-    weave = interleave_padded(pattern_of(memory, every), torch.cat([front, real], dim=1), prepended)
+    index = interleave_padded(pattern_of(memory, every), torch.cat([front, valid], dim=1), prepended)
     for row in (0, 1):
-        entries = torch.cat([front, real], dim=1)[row].nonzero()[:, 0].tolist()
+        entries = torch.cat([front, valid], dim=1)[row].nonzero()[:, 0].tolist()
         want = row_by_hand(entries, memory, every)
-        assert labels(weave, row, memory) == [(label, place) for place, label in enumerate(want)]
-        start = weave.layout.length - len(want)  # rows end at the last place
-        assert [weave.cache_positions[row, entry] for entry in entries] == [
+        assert labels(index, row, memory) == [(label, position) for position, label in enumerate(want)]
+        start = index.layout.length - len(want)  # rows end at the last index
+        assert [index.cache_positions[row, entry] for entry in entries] == [
             start + want.index(e) for e in entries
         ]
 
 
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
-def test_tokens_that_hide_behind_the_first_keep_their_places(memory, every):
-    real = torch.tensor([[False, True, False, True, True, False, False, False]])
-    weave = interleave_padded(pattern_of(memory, every), real, 0)
+def test_masked_tokens_after_the_first_keep_their_positions(memory, every):
+    valid = torch.tensor([[False, True, False, True, True, False, False, False]])
+    index = interleave_padded(pattern_of(memory, every), valid, 0)
     row = row_by_hand(list(range(1, T)), memory, every)
-    # memory in front of a block is real as long as a real token follows
+    # memory before a block is valid as long as a valid token follows
     last = row.index(4)
     want = [
-        (label, place)
-        for place, label in enumerate(row)
-        if (place < last if isinstance(label, tuple) else real[0, label])
+        (label, position)
+        for position, label in enumerate(row)
+        if (position < last if isinstance(label, tuple) else valid[0, label])
     ]
-    assert labels(weave, 0, memory) == want
+    assert labels(index, 0, memory) == want
 
 
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
 @pytest.mark.parametrize("lengths", [[[3, 5], [1, 2]], [[8, 0], [4, 0]], [[0, 3], [2, 6]], [[0, 0], [1, 1]]])
 def test_packed_rows(memory, every, lengths):
-    weave = interleave_packed(pattern_of(memory, every), Layout.packed(torch.tensor(lengths), T))
+    index = interleave_packed(pattern_of(memory, every), Layout.packed(torch.tensor(lengths), T))
     for row in (0, 1):
         want, at = [], 0
         for length in lengths[row]:
             part = row_by_hand(list(range(at, at + length)), memory, every)
-            want += [(label, place) for place, label in enumerate(part)]
+            want += [(label, position) for position, label in enumerate(part)]
             at += length
-        assert labels(weave, row, memory) == want
-        segments = weave.layout.segment_ids[row][weave.layout.valid[row]].tolist()
-        held = [n for n, length in enumerate(lengths[row]) for _ in row_by_hand(range(length), memory, every)]
-        assert segments == held
+        assert labels(index, row, memory) == want
+        segments = index.layout.segment_ids[row][index.layout.valid[row]].tolist()
+        cached = [
+            n for n, length in enumerate(lengths[row]) for _ in row_by_hand(range(length), memory, every)
+        ]
+        assert segments == cached
 
 
 @pytest.mark.parametrize(("memory", "every"), PATTERNS)
-@pytest.mark.parametrize("held", [0, 1, 3, 6])
-def test_plain_rows_behind_others(memory, every, held):
-    weave = interleave_unpadded(pattern_of(memory, every), held, T, 0, CPU)
-    before = len(row_by_hand(range(held), memory, every))
-    want = row_by_hand(range(held + T), memory, every)[before:]
-    assert weave.layout.start == before
+@pytest.mark.parametrize("cached", [0, 1, 3, 6])
+def test_unpadded_rows_after_cached_ones(memory, every, cached):
+    index = interleave_unpadded(pattern_of(memory, every), cached, T, 0, CPU)
+    before = len(row_by_hand(range(cached), memory, every))
+    want = row_by_hand(range(cached + T), memory, every)[before:]
+    assert index.layout.start == before
     memories, stream = (
         torch.arange(memory)[:, None] - 100.0,
-        torch.arange(held, held + T)[None, :, None] + 0.0,
+        torch.arange(cached, cached + T)[None, :, None] + 0.0,
     )
-    made = weave.merge(memories, stream)[0, :, 0].tolist()
+    made = index.merge(memories, stream)[0, :, 0].tolist()
     assert made == [label[1] - 100 if isinstance(label, tuple) else label for label in want]
-    assert torch.equal(weave.unmerge(weave.merge(memories, stream)), stream)
-    assert weave.layout.always_visible[0].tolist() == [isinstance(label, tuple) for label in want]
+    assert torch.equal(index.unmerge(index.merge(memories, stream)), stream)
+    assert index.layout.always_visible[0].tolist() == [isinstance(label, tuple) for label in want]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -118,7 +120,7 @@ def test_a_model_reads_its_row(kind, memory, every):
     tokens = model.memory.tokens
     parts = [tokens[e[1]].expand(2, -1) if isinstance(e, tuple) else x[:, e] for e in row]
     out = model.attn_layers(torch.stack(parts, dim=1))
-    kept = out[:, [place for place, entry in enumerate(row) if not isinstance(entry, tuple)]]
+    kept = out[:, [position for position, entry in enumerate(row) if not isinstance(entry, tuple)]]
     torch.testing.assert_close(model(ids), model.head.project(kept), rtol=1e-5, atol=1e-5)  # fp32 sums
 
 

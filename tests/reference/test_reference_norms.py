@@ -157,7 +157,7 @@ def test_stochastic_depth_follows_torch_seed():
     assert not torch.equal(branch(x), first)
 
 
-def test_gain_behind_the_gate():
+def test_gain_after_the_gate():
     """A number per inner dimension, ones at the start: nothing changes until it is trained."""
     torch.manual_seed(0)
     layer = GLU(DIMS, GELU(), mult=2.0, mult_bias=True).double()

@@ -72,7 +72,7 @@ def test_rotary_scores_depend_on_differences_only():
     assert abs(diagonals[0, 0] - diagonals[3, 0]) > 1e-3
 
 
-def test_base_rescale_stretches_the_slowest_pair_by_its_factor():
+def test_base_rescale_slows_the_slowest_pair_by_its_factor():
     plain, stretched = Rotary(DIMS), Rotary(DIMS, rescale=5.0)
     q = torch.zeros(1, 1, 1, WIDTH, dtype=torch.float64)
     q[..., 0] = q[..., 3] = 1.0  # fastest and slowest pair

@@ -26,7 +26,7 @@ def attend(weights, x, earlier, position):
 
 
 def expected(model, ids, most, shift):
-    """The stream of one row behind all layers, segment by segment; every layer is an attention."""
+    """The stream of one row after all layers, segment by segment; every layer is an attention."""
     layers = model.attn_layers
     memory = [[] for _ in layers.sublayers]  # of each layer: (what it read, position), oldest first
     found, start = [], 0

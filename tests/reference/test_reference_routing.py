@@ -230,8 +230,8 @@ def test_local_heads_equal_attention_under_a_band(position, kind, radius, fixed)
     assert torch.allclose(got, want, atol=1e-12)
 
 
-def test_shared_qk_leaves_a_token_out_of_its_own_sight():
-    """Keys are unit queries; only the first token, which has nobody else, sees itself."""
+def test_shared_qk_masks_a_token_from_itself():
+    """Keys are unit queries; only the first token, which has no other key, attends to itself."""
     model = model_of(shared_qk=True)
     ids = torch.randint(11, (2, LENGTH))
     q, k = content_of(model, ids)
@@ -291,11 +291,11 @@ def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
         assert torch.allclose(gradient, found[1][name], atol=1e-9), name
 
 
-@pytest.mark.parametrize("seats", [0, 2])
-def test_a_query_meets_what_its_centroid_picks_of_a_context(seats):
+@pytest.mark.parametrize("num_prefix_kv", [0, 2])
+def test_a_query_attends_to_its_centroids_topk_of_a_context(num_prefix_kv):
     """With memory keys of the cluster in front."""
     flags = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 4}
-    model = model_of(**flags, cluster_num_mem_kv=seats)
+    model = model_of(**flags, cluster_num_mem_kv=num_prefix_kv)
     attention = next(s.fn for s in model.attn_layers.sublayers if s.kind == "c")
     width = model.attn_layers.dims.dim
     context = torch.randn(2, 9, width).double()
@@ -321,7 +321,7 @@ def test_a_query_meets_what_its_centroid_picks_of_a_context(seats):
                 cluster = (means[head] @ query).argmax()
                 near = (k @ means[head, cluster] / k.norm(dim=-1)).argsort(descending=True)[:4]
                 keys, values = k[near], v[near]
-                if seats:
+                if num_prefix_kv:
                     memory = attention.core.memory
                     keys = torch.cat([memory.k[head, cluster], keys])
                     values = torch.cat([memory.v[head, cluster], values])

@@ -85,17 +85,17 @@ def test_soft_clamp_leaves_the_bias_alone():
 
 
 def test_talking_heads():
-    """arXiv:2003.02436, section 3: P before the softmax, Q behind it."""
+    """arXiv:2003.02436, section 3: P before the softmax, Q after it."""
     fn, got, _, heads = attention_of(attn_talking_heads=True)
     before = fn.core.path.score_mods[0].exchange.weight.detach()
-    behind = fn.core.path.weight_mods[0].exchange.weight.detach()
+    after = fn.core.path.weight_mods[0].exchange.weight.detach()
     table = torch.zeros(H, T, T, dtype=torch.float64)
     for i in range(T):
         raw = [[float(heads[i, 0, h] @ heads[j, 1, h]) * K**-0.5 for j in range(i + 1)] for h in range(H)]
         mixed = [[sum(before[g, h] * raw[h][j] for h in range(H)) for j in range(i + 1)] for g in range(H)]
         soft = [torch.tensor(row, dtype=torch.float64).softmax(0) for row in mixed]
         for g in range(H):
-            table[g, i, : i + 1] = sum(behind[g, h] * soft[h] for h in range(H))
+            table[g, i, : i + 1] = sum(after[g, h] * soft[h] for h in range(H))
     torch.testing.assert_close(got, projected(fn, gathered(table, heads)))
 
 
@@ -153,7 +153,7 @@ def test_gated_heads():
 
 @pytest.mark.parametrize("swish", [False, True])
 def test_gated_values(swish):
-    """arXiv:2505.06708, equation 5, behind the gathered values."""
+    """arXiv:2505.06708, equation 5, after the gathered values."""
     flags = {"attn_swiglu_values": True} if swish else {"attn_gate_values_bias": True}
     fn, got, x, heads = attention_of(attn_gate_values=True, **flags)
     to_gate = fn.gates[0].to_gate

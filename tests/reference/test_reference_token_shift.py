@@ -41,7 +41,7 @@ def test_shift(shifts, later):
 @pytest.mark.parametrize("later", [False, True])
 def test_nothing_crosses_a_segment_or_comes_from_padding(later):
     x = torch.randn(1, T, D)
-    packed = Layout.packed(torch.tensor([[2, 3]]), T)  # one place of padding behind
+    packed = Layout.packed(torch.tensor([[2, 3]]), T)  # one padding index at the end
     segment = [0, 0, 1, 1, 1, 2]
     got = shifted(x, 1, packed, later)[0, :5]
     want = expected(x[0], 1, later, lambda t, s: segment[t] == segment[s])
@@ -62,7 +62,7 @@ def test_more_parts_than_dimensions_are_refused():
 
 
 @torch.no_grad()
-def test_a_rejected_block_leaves_nothing_behind():
+def test_a_rejected_block_leaves_no_trace():
     """Speculative decoding: tokens are read, forgotten by `truncate`, and others take their place."""
     torch.manual_seed(0)
     model = (

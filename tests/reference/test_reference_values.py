@@ -26,15 +26,15 @@ def by_head(flat, heads):
     return [list(flat[:, h * width : (h + 1) * width]) for h in range(heads)]
 
 
-def gathered(q, k, v, *, scale=K**-0.5, norm=lambda x: x, turn=lambda x, i: x, seats=(), causal=True):
-    """What H heads gather, [T, H * V]: `v` as it is, q and k normed and turned, keys of seats only normed."""
+def gathered(q, k, v, *, scale=K**-0.5, norm=lambda x: x, rotate=lambda x, i: x, prefix_kv=(), causal=True):
+    """The output of H heads, [T, H * V]: q and k normed and rotated, prefix keys only normed."""
     outs = []
     for h in range(H):
         g = h // (H // len(k))
-        queries = [turn(norm(one), i) for i, one in enumerate(q[h])]
-        keys = [norm(s[0][g]) for s in seats] + [turn(norm(one), i) for i, one in enumerate(k[g])]
-        values = [s[1][g] for s in seats] + list(v[g])
-        m = len(seats)
+        queries = [rotate(norm(one), i) for i, one in enumerate(q[h])]
+        keys = [norm(s[0][g]) for s in prefix_kv] + [rotate(norm(one), i) for i, one in enumerate(k[g])]
+        values = [s[1][g] for s in prefix_kv] + list(v[g])
+        m = len(prefix_kv)
 
         def sees(i, j, m=m):
             return not causal or j - m <= i
@@ -78,19 +78,19 @@ def test_shared_values_are_neither_normed_nor_turned():
 
     def formula(x):
         q, k = (by_head(part, H) for part in projected(fn, x, H * K, H * K))
-        return gathered(q, k, k, scale=10.0, norm=paper.cosine, turn=paper.rotate)
+        return gathered(q, k, k, scale=10.0, norm=paper.cosine, rotate=paper.rotate)
 
     check(fn, run, formula)
 
 
-def test_shared_values_beside_learned_memory_that_has_its_own():
+def test_shared_values_with_learned_memory_that_has_its_own():
     fn, run = attention_of(attn_shared_kv=True, attn_num_mem_kv=2, attn_kv_heads=2)
     memory = fn.prefix_kv[0]
-    seats = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
+    prefix_kv = [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
 
     def formula(x):
         q, k = projected(fn, x, H * K, 2 * K)
-        return gathered(by_head(q, H), by_head(k, 2), by_head(k, 2), seats=seats)
+        return gathered(by_head(q, H), by_head(k, 2), by_head(k, 2), prefix_kv=prefix_kv)
 
     check(fn, run, formula)
 
@@ -126,28 +126,28 @@ def test_value_heads_of_another_width(width, heads, groups, flash):
     check(fn, run, formula)
 
 
-def test_seats_and_gates_know_the_width_of_values():
+def test_prefix_kv_and_gates_have_the_width_of_values():
     flags = {"attn_num_mem_kv": 2, "attn_add_zero_kv": True, "attn_gate_values": True, "attn_on_attn": True}
     fn, run = attention_of(attn_value_dim_head=6, attn_kv_heads=2, **flags)
     memory = next(s for s in fn.prefix_kv if s.count == 2)
     zero = (torch.zeros(2, K).double(), torch.zeros(2, 6).double())
-    seats = [zero] + [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
+    prefix_kv = [zero] + [(memory.k.detach()[:, m], memory.v.detach()[:, m]) for m in range(2)]
     x = torch.randn(1, 5, D, dtype=torch.float64)
     q, k, v = projected(fn, x[0], H * K, 2 * K, 2 * 6)
-    out = gathered(by_head(q, H), by_head(k, 2), by_head(v, 2), seats=seats)
+    out = gathered(by_head(q, H), by_head(k, 2), by_head(v, 2), prefix_kv=prefix_kv)
     out = out * torch.sigmoid(x[0] @ fn.gates[0].to_gate.weight.detach().T)
     first, gate = (out @ fn.to_out.project.weight.detach().T).split(D, dim=-1)
     torch.testing.assert_close(run(x).detach()[0], first * torch.sigmoid(gate))
 
 
 def test_values_are_turned_by_their_own_positions():
-    """arXiv:2606.11275, equation for the rotated value, without the turn back at the query."""
+    """arXiv:2606.11275, equation for the rotated value, without the inverse rotation at the query."""
     fn, run = attention_of(rotary_pos_emb=True, attn_rotary_embed_values=True)
 
     def formula(x):
         q, k, v = (by_head(part, H) for part in projected(fn, x, H * K, H * K, H * K))
         turned = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in v]
-        return gathered(q, k, turned, turn=paper.rotate)
+        return gathered(q, k, turned, rotate=paper.rotate)
 
     check(fn, run, formula)
 
@@ -160,7 +160,7 @@ def test_shared_values_turned_are_turned_keys_without_their_norm():
     def formula(x):
         q, k = (by_head(part, H) for part in projected(fn, x, H * K, H * K))
         turned = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in k]
-        return gathered(q, k, turned, scale=10.0, norm=paper.cosine, turn=paper.rotate)
+        return gathered(q, k, turned, scale=10.0, norm=paper.cosine, rotate=paper.rotate)
 
     check(fn, run, formula)
 
@@ -170,13 +170,13 @@ def test_wide_values_are_turned_in_the_dims_that_keys_are():
         rotary_pos_emb=True, rotary_emb_dim=2, attn_rotary_embed_values=True, attn_value_dim_head=3
     )
 
-    def turn(x, i):
+    def rotate(x, i):
         return paper.rotate(x, i, 2)
 
     def formula(x):
         q, k, v = (by_head(part, H) for part in projected(fn, x, H * K, H * K, H * 3))
-        turned = [[turn(one, j) for j, one in enumerate(head)] for head in v]
-        return gathered(q, k, turned, turn=turn)
+        turned = [[rotate(one, j) for j, one in enumerate(head)] for head in v]
+        return gathered(q, k, turned, rotate=rotate)
 
     check(fn, run, formula)
 

@@ -28,14 +28,14 @@ def perturbed(kind="decoder", **flags):
     return layers, torch.randn(1, T, D, dtype=torch.float64)
 
 
-def by_hand(fn, x, sees, seats=()):
-    """x + attention over the keys that `sees(i, j)` allows, and over seats: (k, v) of each head."""
+def by_hand(fn, x, allows, prefix_kv=()):
+    """x + attention over the keys that `allows(i, j)` permits and over prefix keys: (k, v) of each head."""
     qkv = (x @ fn.source.projection.to_qkv.weight.detach().T).view(len(x), 3, H, K)
     out = torch.zeros(len(x), H, K, dtype=torch.float64)
     for h in range(H):
         for i in range(len(x)):
-            keys = [(k[h], v[h]) for k, v in seats]
-            keys += [(qkv[j, 1, h], qkv[j, 2, h]) for j in range(len(x)) if sees(i, j)]
+            keys = [(k[h], v[h]) for k, v in prefix_kv]
+            keys += [(qkv[j, 1, h], qkv[j, 2, h]) for j in range(len(x)) if allows(i, j)]
             weights = torch.stack([K**-0.5 * (qkv[i, 0, h] @ k) for k, _ in keys]).softmax(0)
             out[i, h] = sum(weight * v for weight, (_, v) in zip(weights, keys))
     return x + out.flatten(1) @ fn.to_out.weight.detach().T
@@ -58,11 +58,11 @@ def test_a_prefix_is_seen_as_far_as_the_window_reaches():
 
 
 @torch.no_grad()
-def test_seats_are_always_seen():
+def test_prefix_keys_are_always_allowed():
     layers, x = perturbed(attn_max_attend_past=1, attn_num_mem_kv=2)
     fn = layers.sublayers[0].fn
-    seats = [(fn.prefix_kv[0].k[:, m], fn.prefix_kv[0].v[:, m]) for m in range(2)]
-    torch.testing.assert_close(layers(x)[0], by_hand(fn, x[0], lambda i, j: 0 <= i - j <= 1, seats))
+    prefix_kv = [(fn.prefix_kv[0].k[:, m], fn.prefix_kv[0].v[:, m]) for m in range(2)]
+    torch.testing.assert_close(layers(x)[0], by_hand(fn, x[0], lambda i, j: 0 <= i - j <= 1, prefix_kv))
 
 
 @torch.no_grad()
@@ -97,9 +97,9 @@ def test_the_context_of_cross_attention_has_no_past():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seats", [0, 2])
-def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
-    layers, x = perturbed(custom_layers="aa", attn_max_attend_past=(1, 3), attn_num_mem_kv=seats)
+@pytest.mark.parametrize("num_prefix_kv", [0, 2])
+def test_decoding_reads_only_the_keys_of_the_window(num_prefix_kv, monkeypatch):
+    layers, x = perturbed(custom_layers="aa", attn_max_attend_past=(1, 3), attn_num_mem_kv=num_prefix_kv)
     state, read = layers.init_state(1, T), []
     layers(x[:, :-1], state=state)
     kernel = type(layers.sublayers[0].fn.core.kernel)
@@ -110,7 +110,7 @@ def test_decoding_reads_as_many_keys_as_it_sees(seats, monkeypatch):
         lambda self, q, k, v, pairs: (read.append((k.shape[2], pairs)), forward(self, q, k, v, pairs))[1],
     )
     layers(x[:, -1:], state=state)
-    assert [keys for keys, _ in read] == [seats + 2, seats + 4]
+    assert [keys for keys, _ in read] == [num_prefix_kv + 2, num_prefix_kv + 4]
     assert all(pairs.allowed is None and pairs.bias is None for _, pairs in read), "nothing is to be masked"
 
 

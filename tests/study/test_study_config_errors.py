@@ -142,7 +142,7 @@ def test_mistakes_of_several_kinds_come_in_the_order_of_lines(tmp_path: Path, co
     assert len(lines) >= 3
 
 
-def test_wrong_flags_are_named_beside_wrong_blocks(tmp_path: Path, command: Command) -> None:
+def test_wrong_flags_are_named_with_wrong_blocks(tmp_path: Path, command: Command) -> None:
     text = TINY.replace("steps: 200", "steps: -3").replace("rotary_pos_emb", "rotary_pos_em")
     path = tmp_path / "two.yaml"
     path.write_text(text)

@@ -57,7 +57,7 @@ CHOICES = [choice for choice in choices() if not settings(choice).keys() & {"cro
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
 def test_flops_on_no_device_are_those_of_real_tensors(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # zeros behind the narrower of keys and values, for the fused kernel of CPU: no arithmetic of the model
+    # zeros after the narrower of keys and values, for the fused kernel of CPU: no arithmetic of the model
     monkeypatch.setattr("flagformer.attention.kernels.sdpa._zeros_pay", lambda q, k: False)
     flags = settings(choice)
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def test_what_is_kept_for_backward_grows_with_the_micro_batch() -> None:
     assert reversed_.saved_bytes < 0.7 * cost_of({**PLAIN, "depth": 8}).saved_bytes
 
 
-def test_costs_are_told_before_anything_is_trained(tiny: Path) -> None:
+def test_costs_are_printed_before_training(tiny: Path) -> None:
     costs = prepare(tiny).costs
     assert set(costs) == {"learned", "rotary"}
     assert all(value > 0 for cost in costs.values() for value in dataclasses.astuple(cost))

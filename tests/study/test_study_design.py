@@ -57,8 +57,8 @@ def test_a_sweep_makes_variants(tiny: Path, typed: str, names: list[str]) -> Non
         ("seeds=1,2", "a list is written in brackets, `seeds=[...]`"),
         ("evaluate.seq_lens=16,32", "a list is written in brackets"),
         (
-            "compare.nobody.depth=1,2",
-            "`compare.nobody` is not in the file; variants to sweep: learned, rotary",
+            "compare.unknown.depth=1,2",
+            "`compare.unknown` is not in the file; variants to sweep: learned, rotary",
         ),
         ("base.depth=1,1", "must name each value once"),
         ("base.depth=1,", "`depth` must be"),

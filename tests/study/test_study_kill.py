@@ -23,7 +23,7 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
     until(lambda: logged(trials[0]) >= 30)
     study.process.kill()
     study.wait()
-    assert_nobody_left(study)
+    assert_no_process_left(study)
     kept = finished(out)
     assert len(kept) < 4
     assert not (out / "results.json").exists()
@@ -38,7 +38,7 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
     assert f"{len(finished(out))} of 4 trials are finished and kept in {out}" in errors
     assert "run the same command again to go on" in errors
     assert "Traceback" not in errors
-    assert_nobody_left(study)
+    assert_no_process_left(study)
     assert finished(out).items() >= kept.items()
 
     study = StudyProcess(tiny, out)
@@ -56,7 +56,7 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
     assert status == 0, errors
     assert "4 trials, 3 finished before, 1 to run" in errors
     assert finished(out).items() >= kept.items()
-    assert_nobody_left(study)
+    assert_no_process_left(study)
 
     run_study(prepare(tiny), tmp_path / "undisturbed")
     assert table(out) == table(tmp_path / "undisturbed")
@@ -69,9 +69,9 @@ def test_sigterm_is_a_clean_stop(tiny: Path, tmp_path: Path) -> None:
     status, errors = study.wait()
     assert status == 130
     assert "run the same command again to go on" in errors
-    assert_nobody_left(study)
+    assert_no_process_left(study)
 
 
-def assert_nobody_left(study: StudyProcess) -> None:
+def assert_no_process_left(study: StudyProcess) -> None:
     """No worker trains on when its study is gone."""
     until(lambda: not study.family())

@@ -189,7 +189,7 @@ def test_trials_that_fit_are_counted_by_what_is_short() -> None:
     assert Resources(cpus=1, gpus=0, memory=4).times({"CPU": 3, "memory": 100}) == 3
 
 
-def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
+def test_an_address_without_a_listener_is_refused_immediately() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         check_reachable(address)
@@ -200,7 +200,7 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
     check_reachable("auto")
 
 
-def test_an_unreachable_cluster_is_told_of_before_any_audit(
+def test_an_unreachable_cluster_is_reported_before_any_audit(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -89,7 +89,7 @@ def test_candidates_that_are_lost_are_started_again(tiny: Path, tmp_path: Path) 
     assert all(row.tuned and row.stamp.found for row in results.rows)
 
 
-def test_a_kill_for_want_of_memory_is_told_from_others(
+def test_a_kill_for_lack_of_memory_is_distinguished_from_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(failures, "COUNTERS", tmp_path / "vmstat")
@@ -192,7 +192,7 @@ def test_a_damaged_result_is_named(tiny: Path, tmp_path: Path, command: Command)
     assert "Traceback" not in result.stderr
 
 
-def test_results_are_the_same_whatever_runs_beside_them(tiny: Path, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_concurrent_trials(tiny: Path, tmp_path: Path) -> None:
     run(tiny, tmp_path / "one", "concurrency=1")
     run(tiny, tmp_path / "two", "concurrency=2")
     one, two = table(tmp_path / "one"), table(tmp_path / "two")

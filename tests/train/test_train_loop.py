@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(clip):
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_centroids_move_once_and_extra_losses_are_trained_on(accumulate):
-    """The same update whatever the micro-batches; the loss that is told is the cross entropy alone."""
+    """The same update for any number of micro-batches; the reported loss is the cross entropy only."""
     flags = {
         "num_tokens": VOCABULARY, "max_seq_len": 8, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8,
         "num_clusters": 2, "window_size": 3,

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, and the word where the package is absent."""
+"""Trackers: the calls they receive, and the error without their package."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def run(tmp_path: Path) -> Path:
     return place
 
 
-def test_what_a_tracker_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
+def test_calls_of_a_tracker(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[Any] = []
 
     def tell(name: str, settings: Mapping[str, Any], lines: Iterable[Mapping[str, Any]], out: Path) -> None:
-        told.append((name, dict(settings), list(lines), out))
+        reported.append((name, dict(settings), list(lines), out))
 
     monkeypatch.setitem(module.TRACKERS, "wandb", tell)
     assert track(run, "wandb") == 1
-    [(name, settings, lines, out)] = told
+    [(name, settings, lines, out)] = reported
     assert (name, out) == ("run", run / "track")
     assert settings == {"id": "a", "train.lr": 0.1, "train.betas": "[0.9, 0.95]"}
     assert lines == [
@@ -97,12 +97,12 @@ def grown(run: Path) -> None:
         log.write(json.dumps({"step": 3, "loss": 2.0}) + "\n")
 
 
-def test_a_run_is_told_once_and_again_when_it_has_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int]] = []
+def test_a_run_is_reported_once_and_again_after_a_change(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[tuple[str, int]] = []
     killed = [True]
 
     def tell(name: str, settings: Mapping[str, Any], lines: Iterable[Mapping[str, Any]], out: Path) -> None:
-        told.append((name, len(list(lines))))
+        reported.append((name, len(list(lines))))
         if killed.pop() if killed else False:
             raise KeyboardInterrupt
 
@@ -112,11 +112,11 @@ def test_a_run_is_told_once_and_again_when_it_has_changed(run: Path, monkeypatch
     assert [track(run, "wandb"), track(run, "wandb")] == [1, 0]
     grown(run)
     assert [track(run, "wandb"), track(run, "wandb")] == [1, 0]
-    assert told == [("run", 3), ("run", 3), ("run", 4)]
+    assert reported == [("run", 3), ("run", 3), ("run", 4)]
     assert track(run, "wandb", run / "elsewhere") == 1
 
 
-def test_new_trials_of_a_study_are_told_alone(
+def test_only_new_trials_of_a_study_are_reported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""Whole trials: what they learn, how they end, what they leave behind."""
+"""Whole trials: learning, ends, and the files they write."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def test_a_pattern_is_learned(tmp_path):
     assert result["tokens"] == 60 * 8 * 16
 
 
-def test_a_task_reports_accuracy_beside_its_chance(tmp_path):
+def test_a_task_reports_accuracy_with_its_chance_level(tmp_path):
     result = run_trial(tiny(), tmp_path)
     assert [entry["seq_len"] for entry in result["evaluation"]] == [12, 24]
     for entry in result["evaluation"]:

@@ -1,4 +1,4 @@
-"""`disable_abs_pos_emb` of the layers, and what wrappers make of it beside their own flags."""
+"""`disable_abs_pos_emb` of the layers, and how wrappers combine it with their own flags."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def test_it_is_for_training(ids):
     assert len({forgetting(ids).item() for _ in range(5)}) == 5
 
 
-def test_hidden_tokens_are_keys_for_nobody(ids):
+def test_masked_tokens_are_keys_of_no_query(ids):
     """The loss equals that of a forward with the same keys taken out by hand."""
     wrapper = build(0.5).train()
     torch.manual_seed(4)

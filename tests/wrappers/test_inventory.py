@@ -191,11 +191,11 @@ def test_generation_carries_the_kinds_on(cache_kv):
     new = wrapper.generate(prompts, 8, temperature=0, embed_ids=kinds, cache_kv=cache_kv)
     for row, prompt in enumerate(prompts):
         text = torch.tensor([[*prompt, *new[row].tolist()]])[:, :-1]
-        beside = {
+        embed_ids = {
             name: torch.stack([value[row, min(t, value.shape[1] - 1)] for t in range(text.shape[1])])[None]
             for name, value in kinds.items()
         }
-        logits = wrapper.net(text, embed_ids=beside)
+        logits = wrapper.net(text, embed_ids=embed_ids)
         assert torch.equal(new[row], logits[0, len(prompt) - 1 :].argmax(-1))
     other = {**kinds, "type": kinds["type"].flip(1)}
     assert not torch.equal(new, wrapper.generate(prompts, 8, temperature=0, embed_ids=other))

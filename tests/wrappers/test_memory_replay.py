@@ -111,7 +111,7 @@ def test_targets_of_some_segments_and_of_the_last():
     agree(gradients(model), full)
 
 
-def test_random_numbers_go_on_behind_it():
+def test_random_numbers_continue_after_it():
     """The next step of training does not draw what this one drew."""
     model = memformer(**{f"enc_{name}": value for name, value in DROPOUT.items()})
     src, real, tgt = source()

@@ -1,4 +1,4 @@
-"""Slots of a decoder: streams, memories of tokens beside them, and what is refused."""
+"""Memory slots of a decoder: streams, XL memories of tokens together with them, and refusals."""
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_loss_and_generation_over_segments(name):
         tokens = new
 
 
-def test_gradients_flow_through_slots_unless_told_otherwise():
+def test_gradients_flow_through_slots_by_default():
     model, first = make(rotary_pos_emb=True), text(5)
     for detach, reaches in ((None, True), (False, True), (True, False)):
         _, mems = model(first, return_mems=True, detach_mems=detach)

@@ -20,7 +20,7 @@ MEMORIES = {
 SCHEMES = {
     "learned": {},
     "rotary": {"rotary_pos_emb": True},
-    "alibi, seats": {"alibi_pos_bias": True, "attn_num_mem_kv": 1},
+    "alibi, prefix kv": {"alibi_pos_bias": True, "attn_num_mem_kv": 1},
     "t5, shifted": {"rel_pos_bias": True, "shift_tokens": 1},
 }
 STARTS = {
@@ -114,7 +114,7 @@ def test_a_window_counts_tokens_and_never_hides_memory(ids):
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("shape", [(14, 14), (2, 14, 14), (4, 1, 14, 14), (4, 2, 14, 14)])
 def test_a_mask_of_tokens_reaches_around_memory(memory, shape, ids):
-    """Under a mask that hides token 5 from all, other tokens there change nothing; memory stays in sight."""
+    """Under a mask over token 5, other tokens there change nothing; memory tokens stay allowed."""
     model = build(**MEMORIES[memory], rotary_pos_emb=True)
     mask = torch.ones(shape, dtype=torch.bool)
     mask[..., 5] = False
@@ -157,9 +157,9 @@ def test_a_prefix_counts_tokens(memory, ids):
             start, prefix = int(begin[row]), int(lengths[row])
             alone = model(ids[row : row + 1, start:], prefix_attn_len=prefix)[0]
             torch.testing.assert_close(full[row, start:], alone, **TIGHT)
-            behind = ids.clone()
-            behind[row, start + prefix :] = 0
-            got = model(behind, prefix_attn_len=lengths, seq_start_pos=begin)
+            changed = ids.clone()
+            changed[row, start + prefix :] = 0
+            got = model(changed, prefix_attn_len=lengths, seq_start_pos=begin)
             torch.testing.assert_close(got[row, : start + prefix], full[row, : start + prefix], **TIGHT)
         inside = ids.clone()
         inside[0, 4] = (inside[0, 4] + 1) % 13

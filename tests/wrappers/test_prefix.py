@@ -1,4 +1,4 @@
-"""PrefixDecoder: the decode state, the loss behind the prefix, generation."""
+"""PrefixDecoder: the decode state, the loss after the prefix, generation."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def nats(wrapper, row, prefix, first):
 
 
 @pytest.mark.parametrize("flags", SCHEMES.values(), ids=SCHEMES)
-def test_loss_counts_what_stands_behind_the_prefix(flags, ids):
+def test_loss_counts_the_tokens_after_the_prefix(flags, ids):
     wrapper = build(**flags)
     want = torch.stack([*nats(wrapper, ids[0], 4, 4), *nats(wrapper, ids[1], 2, 2)]).mean()
     torch.testing.assert_close(wrapper(ids, prefix_attn_len=torch.tensor([4, 2])), want, **CLOSE)
@@ -43,7 +43,7 @@ def test_loss_counts_what_stands_behind_the_prefix(flags, ids):
     torch.testing.assert_close(wrapper(ids[:1], prefix_attn_len=4), alone, **CLOSE)
 
 
-def test_loss_of_packed_sequences_behind_their_prefixes(ids):
+def test_loss_of_packed_sequences_after_their_prefixes(ids):
     wrapper = build(rotary_pos_emb=True)
     parts = [ids[0, :4], ids[0, 4:], ids[1, :7], ids[1, 7:]]
     want = torch.cat([torch.stack(nats(wrapper, part, 2, 2)) for part in parts]).mean()

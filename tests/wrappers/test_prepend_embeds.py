@@ -134,7 +134,7 @@ def test_loss_scores_tokens_only(name, ids):
     assert outputs.embeddings.shape == (4, T - 1, 16)
 
 
-def test_loss_that_forgets_keeps_them_in_sight(ids):
+def test_forgetful_masking_never_masks_them(ids):
     """With every earlier token hidden but the first, they still act."""
     wrapper = AutoregressiveWrapper(build(**MODELS["memory"]), mask_prob=0.9).train()
     losses = []
@@ -156,11 +156,11 @@ def test_generation_reads_them(name, hidden):
         text = torch.tensor([[*prompt, *new[row].tolist()]])[:, :-1]
         logits = wrapper.net(text, prepend_embeds=embeds[row : row + 1, real[row]])[0]
         assert torch.equal(new[row], logits[real[row].sum() + len(prompt) - 1 :].argmax(-1))
-    beside = {"prepend_embeds": embeds, "prepend_mask": real}
-    assert torch.equal(wrapper.beam_search(PROMPTS, 14, 1, **beside), new)
+    prepended = {"prepend_embeds": embeds, "prepend_mask": real}
+    assert torch.equal(wrapper.beam_search(PROMPTS, 14, 1, **prepended), new)
 
 
-def test_past_max_seq_len_they_stay_in_sight():
+def test_past_max_seq_len_they_stay_allowed():
     wrapper = AutoregressiveWrapper(build(rotary_pos_emb=True, depth=1))
     seen = []
 
@@ -212,7 +212,7 @@ def test_an_encoder_decoder_reads_them_in_front_of_its_source(flags, ids):
         assert model.decoder.net.memory.tokens.grad.any()
 
 
-def test_tokens_of_the_source_are_dropped_beside_them(ids):
+def test_source_tokens_are_dropped_and_they_are_not(ids):
     model = halves(cross_attn_tokens_dropout=0.5).train()
     loss = model(ids, ids, src_prepend_embeds=front(model.encoder))
     assert loss.isfinite()

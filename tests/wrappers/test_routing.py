@@ -68,9 +68,9 @@ WITH = {
 
 @pytest.mark.parametrize("name", ACTS)
 def test_every_name_changes_the_model(name):
-    beside = WITH.get(name, {})
+    extra = WITH.get(name, {})
     torch.manual_seed(3)
-    with_it, without = (lm(**flags).eval() for flags in ({**beside, name: ACTS[name]}, beside))
+    with_it, without = (lm(**flags).eval() for flags in ({**extra, name: ACTS[name]}, extra))
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (with_it, without)]
     if shapes[0] == shapes[1]:
         for model in (with_it, without):

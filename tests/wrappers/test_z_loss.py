@@ -15,7 +15,7 @@ FORMS = {
     "fused": {},
     "written out": {"attn_flash": False},
     "learned bias": {"rel_pos_bias": True},
-    "seats": {"attn_num_mem_kv": 3},
+    "prefix kv": {"attn_num_mem_kv": 3},
     "clamped": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.7},
     "handed on": {"residual_attn": True},
     "cross-attention": {"cross_attend": True},
@@ -80,7 +80,7 @@ def test_formula(form, ids):
     torch.testing.assert_close(outputs.attn_z_loss, want, **TIGHT)
 
 
-@pytest.mark.parametrize("form", ["fused", "seats", "learned bias"])
+@pytest.mark.parametrize("form", ["fused", "prefix kv", "learned bias"])
 def test_padded_queries_do_not_count(form, ids):
     model = build(**FORMS[form], attn_z_loss_weight=0.5).eval()
     alone = [model(ids[row : row + 1, :end], return_attn_z_loss=True)[1] for row, end in ((0, 9), (1, 4))]
@@ -114,13 +114,13 @@ def test_gradient_is_that_of_the_formula(form, ids):
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     _, outputs = model(ids, return_attn_z_loss=True, **context_of(model))
     outputs.attn_z_loss.backward()
-    step, told = 1e-5, []
+    step, losses = 1e-5, []
     with torch.no_grad():
         for sign in (1, -1):
             weight.add_(sign * step * direction)
-            told.append(model(ids, return_attn_z_loss=True, **context_of(model))[1].attn_z_loss)
+            losses.append(model(ids, return_attn_z_loss=True, **context_of(model))[1].attn_z_loss)
             weight.add_(-sign * step * direction)
-    slope = (told[0] - told[1]) / (2 * step)
+    slope = (losses[0] - losses[1]) / (2 * step)
     # central differences are off by the third derivative times 1e-10, and rounding by 1e-16 / 1e-5
     torch.testing.assert_close((weight.grad * direction).sum(), slope, rtol=1e-6, atol=1e-7)
 
@@ -157,14 +157,14 @@ def test_peer_with_one_layer(layers, kind, ids):
 def test_every_way_to_say_the_weight(ids):
     plain, built = build().eval(), build(attn_z_loss_weight=0.5).eval()
 
-    def told(model, **how):
+    def reported(model, **how):
         return model(ids, return_attn_z_loss=True, **how)[1].attn_z_loss.item()
 
-    one = told(plain, attn_z_loss_weight=1.0)
-    assert told(plain) == pytest.approx(1e-4 * one)
-    assert told(built) == pytest.approx(0.5 * one)
-    assert told(built, attn_z_loss_weight=0.25) == pytest.approx(0.25 * one)
-    assert told(built, attn_z_loss_weight=0) == 0
+    one = reported(plain, attn_z_loss_weight=1.0)
+    assert reported(plain) == pytest.approx(1e-4 * one)
+    assert reported(built) == pytest.approx(0.5 * one)
+    assert reported(built, attn_z_loss_weight=0.25) == pytest.approx(0.25 * one)
+    assert reported(built, attn_z_loss_weight=0) == 0
     assert built(ids, return_intermediates=True)[1].attn_z_loss.item() == pytest.approx(0.5 * one)
     both = built(ids, return_intermediates=True, return_attn_z_loss=True)[1]
     assert both.attn_z_loss.item() == pytest.approx(0.5 * one)
@@ -232,14 +232,14 @@ def test_the_encoder_decoder_adds_both(ids):
 
     loss, outputs = made()(ids, ids, return_outputs=True)
     assert outputs.losses == {}
-    told = {}
+    counts = {}
     for half in ("enc", "dec"):
         model = made(**{f"{half}_attn_z_loss_weight": 0.5})
         more, outputs = model(ids, ids, return_outputs=True)
         torch.testing.assert_close(more - loss, outputs.attn_z_loss)
         torch.testing.assert_close(model.eval()(ids, ids), loss)
-        told[half] = len(outputs.losses["attn.z"])
-    assert told == {"enc": 2, "dec": 4}, "the decoder has two self- and two cross-attentions"
+        counts[half] = len(outputs.losses["attn.z"])
+    assert counts == {"enc": 2, "dec": 4}, "the decoder has two self- and two cross-attentions"
     both = made(enc_attn_z_loss_weight=0.5, dec_attn_z_loss_weight=0.5)
     assert len(both(ids, ids, return_outputs=True)[1].losses["attn.z"]) == 6
     with pytest.raises(ValueError, match="would be lost"):
