@@ -1,5 +1,5 @@
-"""Settings of every test. One thread, so that results repeat and two workers share two cores; OMP_NUM_THREADS
-names another number."""
+"""Settings of every test. One thread: results repeat, and two workers share two cores; OMP_NUM_THREADS
+sets another number."""
 
 import gc
 import logging
@@ -10,11 +10,11 @@ import torch
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 torch.set_num_threads(THREADS)
-# Tracing makes millions of short-lived objects, and the collector walks all that torch imported beside them
-# again and again: a quarter of the time of a compiled test.
+# Tracing creates millions of short-lived objects, and the collector traverses them and all that torch
+# imported repeatedly: a quarter of the time of a compiled test.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
-# Thousands of lines that torch means for a file and pytest would keep.
+# Thousands of lines of torch's trace log, which pytest would capture.
 logging.getLogger("torch.__trace").propagate = False
 
 
@@ -31,8 +31,8 @@ def _seeded():
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory):
-    """A process group of this process: parameters sharded over it are DTensors too."""
-    import torch.distributed as dist  # seconds, that most tests do without
+    """A process group of size one: parameters sharded over it are DTensors too."""
+    import torch.distributed as dist  # seconds of import that most tests avoid
     from torch.distributed.device_mesh import init_device_mesh
 
     place = tmp_path_factory.mktemp("sharded") / "store"

@@ -1,4 +1,4 @@
-"""A small language model, right in everything the audit looks at, with seams for planting faults."""
+"""A small language model that passes every audit check, with methods to override for planted faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NUM_TOKENS, LONGEST = 19, 40
 
 
 class State:
-    """Keys and values of every layer so far."""
+    """Cached keys and values of every layer."""
 
     def __init__(self, batch: int, length: int, seq_start_pos: Tensor | None, depth: int) -> None:
         self.length, self.starts = 0, seq_start_pos
@@ -118,7 +118,7 @@ class TinyLM(nn.Module):
 
 
 class Bigram(nn.Module):
-    """The least an audit takes: ids -> logits and nothing else; every logit sees the token before its own."""
+    """The minimum an audit accepts: ids -> logits; every logit depends on its own and the previous token."""
 
     def __init__(self, num_tokens: int = NUM_TOKENS) -> None:
         super().__init__()

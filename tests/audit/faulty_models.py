@@ -1,4 +1,4 @@
-"""Language models with one planted fault each, and where the audit has to find it."""
+"""Language models with one planted fault each, and the position where the audit must find it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class TopKOverTheSequence(TinyLM):
-    """Keeps the half of the tokens with the largest first feature, chosen among all of them."""
+    """Keeps the half of the tokens with the largest first feature, selected over the whole row."""
 
     def between(self, x: Tensor) -> Tensor:
         kept = x[..., 0].topk(max(1, x.shape[1] // 2), dim=1).indices
@@ -27,7 +27,7 @@ class StatisticOfTheRow(TinyLM):
 
 
 class StatisticOfTheBatch(TinyLM):
-    """Subtracts the mean over all rows, position by position: nothing comes from the future."""
+    """Subtracts the mean over all rows at each position: no future leak."""
 
     def between(self, x: Tensor) -> Tensor:
         return x - x.mean(dim=0, keepdim=True)
@@ -52,7 +52,7 @@ class CentredPositions(TinyLM):
 
 
 class MaskOffByOne(TinyLM):
-    """From position 5 on, queries see one token too many."""
+    """From position 5 on, each query attends to one later token."""
 
     def allowed(self, allowed: Tensor) -> Tensor:
         later = allowed.roll(1, dims=-1)
@@ -72,35 +72,35 @@ class GatedLeak(TinyLM):
 
 
 class ShiftedKeyMask(TinyLM):
-    """The padding mask hides the wrong keys."""
+    """The padding mask masks the wrong keys."""
 
     def key_mask(self, mask: Tensor) -> Tensor:
         return mask.roll(1, dims=1)
 
 
 class PadsMoveLeftPositions(TinyLM):
-    """Counts the positions of left-padded rows from the pads."""
+    """Counts the positions of left-padded rows from the padding."""
 
     def positions(self, batch: int, length: int, past: int, starts: Tensor | None) -> Tensor:
         return super().positions(batch, length, past, None)
 
 
 class PackedSequencesMeet(TinyLM):
-    """Packed sequences see each other."""
+    """Packed sequences attend to each other."""
 
     def segments(self, batch: int, length: int, seq_lens: list[list[int]] | None) -> Tensor:
         return super().segments(batch, length, None)
 
 
 class CacheForgetsPositions(TinyLM):
-    """Every decoded block starts again at position 0."""
+    """Every decoded block restarts at position 0."""
 
     def positions(self, batch: int, length: int, past: int, starts: Tensor | None) -> Tensor:
         return super().positions(batch, length, 0 if starts is None else past, starts)
 
 
 class LosesTheOldest(State):
-    """Overwrites the values of the first token once more than 8 are cached."""
+    """Overwrites the values of the first token when more than 8 are cached."""
 
     def lose(self) -> None:
         if self.length > 8:
@@ -153,7 +153,7 @@ class DropoutInEval(TinyLM):
 
 
 class RemembersTheLastInput(TinyLM):
-    """Adds a running mean that eval forwards go on updating."""
+    """Adds a running mean that eval forwards update."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class DeadParameter(TinyLM):
 
 
 class TwoZeros(TinyLM):
-    """A low-rank branch both of whose factors start at zero: neither can ever move."""
+    """A low-rank branch with both factors zero at initialisation: neither gets a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class TwoZeros(TinyLM):
 
 
 class MaskOverflowsInLowPrecision(TinyLM):
-    """Subtracts fp32's largest number, which bf16 rounds to infinity: a row that sees nothing becomes NaN."""
+    """Subtracts fp32's largest number, which bf16 rounds to infinity: a fully masked row becomes NaN."""
 
     def __init__(self) -> None:
         class Overflowing(Layer):
@@ -226,9 +226,9 @@ class Case:
     """A faulty model and the check that must fail.
 
     Attributes:
-        position: where it must fail first; None where no position can be said.
-        words: what its text must contain.
-        along: other checks that the same fault cannot but break.
+        position: the first position where it must fail; None if the check has no positions.
+        words: text that the message must contain.
+        along: other checks that the same fault breaks too.
     """
 
     model: Callable[[], nn.Module]

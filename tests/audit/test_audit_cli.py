@@ -1,4 +1,4 @@
-"""`flagformer audit` and `flagformer flags`, from the command line's point of view."""
+"""`flagformer audit` and `flagformer flags` on the command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def study_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wrong_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A T5 bias whose distances are counted from the middle of the input."""
+    """A T5 bias whose distances start at the middle of the input."""
     values = T5.forward
 
     def centred(bias: T5, distance: torch.Tensor) -> torch.Tensor:
@@ -177,9 +177,7 @@ def test_a_saved_model_is_audited(tmp_path: Path, inside: str) -> None:
         (["--seq-len", "99"], "`seq_len` must be at most the model's longest input, 40"),
     ],
 )
-def test_wrong_input_exits_with_2_and_says_what_is_wrong(
-    flags_file: Path, arguments: list[str], text: str
-) -> None:
+def test_wrong_input_exits_with_2_and_an_error(flags_file: Path, arguments: list[str], text: str) -> None:
     result = call("audit", flags_file, *arguments)
     assert result.exit_code == 2, result.output
     assert text in words(result.stderr)
@@ -195,7 +193,7 @@ def test_a_wrong_flag_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.yaml", "."])
-def test_what_is_not_there_exits_with_2(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_exits_with_2(tmp_path: Path, name: str) -> None:
     result = call("audit", tmp_path / name)
     assert result.exit_code == 2
     assert str(tmp_path) in words(result.stderr)
@@ -223,8 +221,8 @@ def test_one_flag_is_explained() -> None:
     assert "set for cross-attention only" in words(call("flags", "cross_attn_kv_heads").output)
 
 
-def test_what_is_said_about_conflicts_is_true() -> None:
-    """The sentences are derived; this holds them against the resolver."""
+def test_printed_conflicts_agree_with_the_resolver() -> None:
+    """The sentences are derived; this compares them with the resolver."""
     small = {"num_tokens": 17, "max_seq_len": 40, "dim": 16, "depth": 1, "heads": 2}
     for names in ({"rel_pos_bias", "alibi_pos_bias"}, {"rel_pos_bias", "attn_flash"}):
         with pytest.raises(flagformer.FlagError, match="cannot be combined"):
@@ -242,7 +240,7 @@ def test_every_flag_can_be_explained() -> None:
             assert "None" not in rule, (card.name, rule)
 
 
-def test_a_word_is_searched_for() -> None:
+def test_a_term_is_searched_for() -> None:
     result = call("flags", "grouped-query")
     assert result.exit_code == 0
     assert "attn_kv_heads" in result.output

@@ -1,4 +1,4 @@
-"""The flag at fault is the first one whose removal cures the check."""
+"""The culprit is the first flag whose removal makes the check pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = {"num_tokens": 17, "max_seq_len": 40, "dim": 16, "depth": 2, "heads": 2,
 
 
 def build(flags: dict[str, Any]) -> nn.Module:
-    """`peek` leaks, `peek_from` tunes it and means nothing alone; `depth` is required; `wide` is harmless."""
+    """`peek` leaks, `peek_from` tunes it and needs it; `depth` is required; `wide` is harmless."""
     if "depth" not in flags:
         raise FlagError([Finding("depth", "`depth` is required")])
     if "peek_from" in flags and "peek" not in flags:
@@ -26,7 +26,7 @@ def build(flags: dict[str, Any]) -> nn.Module:
     return model
 
 
-def test_a_flag_is_named_whatever_depends_on_it() -> None:
+def test_a_flag_is_named_with_the_flags_that_depend_on_it() -> None:
     model = build({"depth": 2, "peek": "ahead", "peek_from": 5, "wide": True})
     result = audit(model, checks=["future_leak"], rebuild=build)["future_leak"]
     assert result.flag == "peek='ahead'"
@@ -38,7 +38,7 @@ def test_the_text_of_the_report_names_the_flag() -> None:
     assert "likely at fault: peek=True" in " ".join(str(report).split())
 
 
-def test_no_flag_is_blamed_for_a_fault_that_no_flag_makes() -> None:
+def test_a_fault_without_a_culprit_names_no_flag() -> None:
     model = MaskOffByOne()
     model.flags = {"depth": 2, "wide": True}
     result = audit(model, checks=["future_leak"], rebuild=lambda flags: MaskOffByOne())["future_leak"]
@@ -46,7 +46,7 @@ def test_no_flag_is_blamed_for_a_fault_that_no_flag_makes() -> None:
     assert "none of the 2 flags" in result.flag_words
 
 
-def test_no_flag_is_blamed_for_a_fault_of_the_weights() -> None:
+def test_a_fault_of_the_weights_names_no_flag() -> None:
     """The model was changed after it was built: a new one built from its flags passes."""
     model = build({"depth": 2, "wide": True})
     model.tokens.weight.data[:, 0] = float("nan")
@@ -63,7 +63,7 @@ def test_a_model_without_flags_is_not_rebuilt() -> None:
 
 
 class MeanOfTheRow(nn.Module):
-    """A norm that subtracts the mean over the row: the future leaks into it."""
+    """A norm that subtracts the mean over the row, which leaks the future."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class MeanOfTheRow(nn.Module):
         return x - x.mean(dim=1, keepdim=True)
 
 
-def test_a_component_of_ones_own_is_blamed_in_a_model_of_the_library() -> None:
+def test_a_custom_component_is_named_in_a_model_of_the_library() -> None:
     model = flagformer.build({**SMALL, "rotary_pos_emb": True, "norm": Spec(MeanOfTheRow), "ff_glu": True})
     result = audit(model, checks=["future_leak"])["future_leak"]
     assert result.failed

@@ -42,7 +42,7 @@ def test_decoders_pass_every_check(flags: dict[str, Any]) -> None:
     ("kind", "skipped"),
     [("encoder", {"future_leak", "length", "cache"}), ("prefix_decoder", set())],
 )
-def test_other_kinds_pass_what_they_promise(kind: str, skipped: set[str]) -> None:
+def test_other_kinds_pass_the_checks_they_support(kind: str, skipped: set[str]) -> None:
     report = audit(flagformer.build({**SMALL, "model": kind, "rotary_pos_emb": True}))
     assert report.passed, str(report)
     assert {r.check for r in report if r.status == "not applicable"} == skipped
@@ -57,10 +57,10 @@ def test_a_leak_after_the_prefix_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.failed
     assert result.position == 0
     assert result.flag == "model='prefix_decoder'"
-    assert "when token 8 or later" in result.words, "the prefix asked for holds 8 of the 32 tokens"
+    assert "when token 8 or later" in result.words, "the prefix has 8 of the 32 tokens"
 
 
-def test_a_cache_that_loses_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_with_wrong_positions_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def layout(state: DecodeState, start: int, length: int, device: torch.device) -> Layout:
         return Layout.arange(length, device, start + (start > 4))
 
@@ -111,7 +111,7 @@ def test_a_small_model_is_audited_on_one_thread(threads: int) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_the_name_is_a_function_and_a_module_and_costs_nothing_until_used() -> None:
+def test_audit_is_a_function_and_a_module_and_is_imported_lazily() -> None:
     program = """
 import sys, torch, flagformer
 assert not any(name.startswith("flagformer.audit") for name in sys.modules)
@@ -125,8 +125,8 @@ assert audit(net).passed
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_a_model_with_slots_passes():
-    """Its context is its memory, which a segment before it wrote."""
+def test_a_model_with_memory_slots_passes():
+    """Its context is its memory, written by the previous segment."""
     sizes = {"num_tokens": 11, "max_seq_len": 40, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
     report = audit(flagformer.build({**sizes, "cross_attend": True, "num_memory_slots": 3}))
     assert report.passed, str(report)

@@ -1,4 +1,4 @@
-"""Every planted fault is found by the right check, at the right position, and by no unrelated one."""
+"""Every planted fault fails the right check at the right position, and no unrelated check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagformer.audit.checks.every import NAMES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.model.__name__)
-def test_the_fault_is_found_where_it_is(case: Case) -> None:
+def test_the_fault_is_found_at_its_position(case: Case) -> None:
     report = audit(case.model())
     result = report[case.check]
     assert result.failed, str(report)
@@ -23,5 +23,5 @@ def test_the_fault_is_found_where_it_is(case: Case) -> None:
 
 
 def test_every_check_fails_for_some_model() -> None:
-    """A check that no fault can fail would be no check."""
+    """Each check can fail."""
     assert {case.check for case in CASES} == set(NAMES)

@@ -1,4 +1,4 @@
-"""The audit of Hugging Face models: what their caches are called, and what a length changes."""
+"""The audit of Hugging Face models: names of their caches, and effects of the length."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_hugging_face_model_passes_what_it_supports(name: str) -> None:
 
 
 class Renaming(nn.Module):
-    """A GPT-2 whose cache has another name in the output, and in `forward` whatever its signature says."""
+    """A GPT-2 with another name of the cache in its output, and any name in the signature of `forward`."""
 
     def __init__(self, returned: str, restarts: bool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def renaming(taken: str, returned: str, restarts: bool = False) -> nn.Module:
 
 
 @pytest.mark.parametrize("longest", [-1, None])
-def test_minus_one_and_none_are_no_limit(longest: int | None) -> None:
+def test_minus_one_and_none_mean_no_limit(longest: int | None) -> None:
     model = renaming("cache", "cache")
     model.config = SimpleNamespace(max_position_embeddings=longest, vocab_size=17, use_cache=True)
     report = audit(model, seq_len=40, checks=["length", "cache"])
@@ -120,7 +120,7 @@ NAMES_OF_CACHES = [
 
 
 @pytest.mark.parametrize(("taken", "returned"), NAMES_OF_CACHES, ids=str)
-def test_a_cache_is_checked_by_whatever_name(taken: str, returned: str) -> None:
+def test_a_cache_of_any_name_is_checked(taken: str, returned: str) -> None:
     good = audit(renaming(taken, returned), checks=["cache"])
     assert good["cache"].passed, str(good)
     report = audit(renaming(taken, returned, restarts=True), checks=["cache", "future_leak"])
@@ -128,7 +128,7 @@ def test_a_cache_is_checked_by_whatever_name(taken: str, returned: str) -> None:
     assert report["cache"].position == 1
 
 
-def test_a_cache_that_could_not_be_checked_is_no_pass() -> None:
+def test_an_unchecked_cache_is_no_pass() -> None:
     report = audit(renaming("", "unheard_of"), checks=["cache", "future_leak"])
     assert not report.passed
     assert "could not run" in report["cache"].words

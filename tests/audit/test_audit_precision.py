@@ -1,4 +1,4 @@
-"""Faults that show in long rows only, or under autocast only."""
+"""Faults that occur only in long rows or only under autocast."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ FLAGS = {"num_tokens": 11, "max_seq_len": LONG + 4, "dim": 16, "depth": 1, "head
 
 
 def model_with(fault, **flags):
-    """A decoder whose layers give what `fault` makes of their output [B, T, D]."""
+    """A decoder whose layer outputs [B, T, D] pass through `fault`."""
     torch.manual_seed(0)
     model = flagformer.build({**FLAGS, **flags})
     model.attn_layers.register_forward_hook(lambda module, given, out: fault(out))
@@ -33,7 +33,7 @@ def raises_in_half_when_long(out):
     return out
 
 
-def test_rows_beyond_the_length_at_which_another_path_begins_are_read():
+def test_rows_longer_than_a_change_of_path_are_checked():
     report = audit(model_with(leaks_when_long), checks=["future_leak", "length"])
     assert [result.status for result in report] == ["failed", "failed"]
     assert all(result.words.startswith(f"in rows of {LONG + 4} tokens: ") for result in report)
@@ -64,7 +64,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("check", FAULTS)
-def test_every_check_reads_long_rows(check):
+def test_every_check_covers_long_rows(check):
     def when_long(out):
         long = out.shape[1] >= LONG
         return FAULTS[check](out) if long or decoding else out
@@ -84,8 +84,8 @@ def test_every_check_reads_long_rows(check):
     assert result.words.startswith(f"in rows of {LONG + 4} tokens: ")
 
 
-def test_long_rows_are_read_two_at_a_time():
-    """All checks together read 85 long rows; a quarter more is the budget."""
+def test_long_rows_are_batched_in_pairs():
+    """All checks together run 85 long rows; the budget is a quarter above that."""
     model, rows = model_with(lambda out: out), []
     model.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape))
     audit(model)
@@ -93,7 +93,7 @@ def test_long_rows_are_read_two_at_a_time():
     assert sum(batch for batch, length in rows if length >= LONG) <= 106
 
 
-def test_the_precision_of_training_is_read():
+def test_the_precision_of_training_is_checked():
     assert audit(model_with(leaks_in_half), checks=["future_leak"]).passed
     result = audit(model_with(leaks_in_half), checks=["future_leak"], precision="bf16")["future_leak"]
     assert result.failed
@@ -101,19 +101,19 @@ def test_the_precision_of_training_is_read():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_what_raises_under_autocast_in_long_rows_is_not_finite(precision):
+def test_an_error_under_autocast_in_long_rows_is_not_finite(precision):
     result = audit(model_with(raises_in_half_when_long), checks=["finite"], precision=precision)["finite"]
     assert result.failed
     low = "fp16" if precision == "fp16" else "bf16"
     assert result.words.startswith(f"in rows of {LONG + 4} tokens: under {low} autocast: the model raises")
 
 
-def test_precision_is_one_of_three():
+def test_precision_is_one_of_three_names():
     with pytest.raises(ValueError, match="`precision` must be one of fp32, bf16, fp16, but is 'half'"):
         audit(model_with(lambda out: out), precision="half")
 
 
-def test_one_row_goes_by_all_turns_of_its_kind():
+def test_one_row_covers_all_path_changes_of_its_kind():
     flags = {**FLAGS, "max_seq_len": 4 * LONG_TABLE}
 
     def rows(longest, **more):
@@ -122,7 +122,7 @@ def test_one_row_goes_by_all_turns_of_its_kind():
     assert rows(4 * LONG_TABLE) == tuple(length + length // 4 for length in LENGTHS)
     assert rows(LONG) == (LONG,)
     assert rows(LONG - 1) == ()
-    # the widest of a window, a table of T5 and local heads
+    # the largest of a window, a T5 table and local heads
     wide = {"attn_max_attend_past": 100, "rel_pos_bias": True, "rel_pos_max_distance": 40}
     local = {"n_local_attn_heads": 1, "local_attn_window_size": 60}
     assert rows(LONG - 1, **wide, **local) == (126,)  # 100 tokens and itself

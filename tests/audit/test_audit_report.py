@@ -1,4 +1,4 @@
-"""What a report says, as text, as plain values and as an error."""
+"""Reports as text, as plain values and as an error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_a_report_without_a_passed_check_is_not_passed() -> None:
 
 
 def test_a_model_that_ignores_its_input_does_not_pass() -> None:
-    """Every comparison holds for it: `sensitivity` is what keeps the audit from passing vacuously."""
+    """All comparisons pass for it: `sensitivity` is the check that fails."""
     report = audit(Constant())
     assert [r.check for r in report.failures] == ["sensitivity"]
     assert not report.passed
 
 
-def test_the_text_says_result_deviation_tolerance_position_and_reason() -> None:
+def test_the_text_has_result_deviation_tolerance_position_and_reason() -> None:
     report = audit(CacheForgetsPositions(), checks=["cache", "batch"])
     lines = str(report).splitlines()
     assert "CacheForgetsPositions" in lines[0]
@@ -41,10 +41,10 @@ def test_the_text_says_result_deviation_tolerance_position_and_reason() -> None:
     assert row.split()[:2] == ["cache", "FAILED"]
     assert row.split()[3:5] == ["1.2e-05", "1"]
     assert "100 roundings of float32" in str(report)
-    assert max(map(len, lines)) <= WIDTH + 10, "the reasons below the table may be a little longer"
+    assert max(map(len, lines)) <= WIDTH + 10, "the reasons below the table may be slightly longer"
 
 
-def test_plain_values_go_through_json() -> None:
+def test_plain_values_round_trip_through_json() -> None:
     for model in (TinyLM(), NotANumberFromSevenOn()):
         report = audit(model)
         values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
@@ -52,11 +52,11 @@ def test_plain_values_go_through_json() -> None:
         assert [r["check"] for r in values["results"]] == [r.check for r in report]
 
 
-def test_an_infinite_deviation_is_a_word_in_json() -> None:
+def test_an_infinite_deviation_is_a_string_in_json() -> None:
     assert CheckResult("cache", "failed", deviation=math.inf).to_dict()["deviation"] == "inf"
 
 
-def test_raising_shows_the_table_and_keeps_the_report() -> None:
+def test_the_raised_error_shows_the_table_and_keeps_the_report() -> None:
     report = audit(CacheForgetsPositions(), checks=["cache"])
     with pytest.raises(AuditFailed) as caught:
         report.raise_if_failed()
@@ -91,6 +91,6 @@ def test_not_a_number_is_an_infinite_deviation_and_equal_infinities_are_none() -
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_tolerances_follow_the_precision_and_never_allow_everything(dtype: torch.dtype) -> None:
+def test_tolerances_follow_the_precision_and_stay_finite(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     assert eps < same_shape(dtype).value <= other_shape(dtype).value <= 0.1

@@ -1,4 +1,4 @@
-"""Models without a fault pass everything they support, and stay as they were."""
+"""Models without a fault pass every supported check and are left unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flagformer.audit import audit
 from flagformer.audit.checks.every import NAMES
 
 
-def test_a_right_model_passes_every_check() -> None:
+def test_a_correct_model_passes_every_check() -> None:
     report = audit(TinyLM())
     assert [(r.check, r.status) for r in report] == [(name, "passed") for name in NAMES], str(report)
     report.raise_if_failed()
@@ -30,7 +30,7 @@ def test_a_bare_module_passes_what_it_supports() -> None:
 
 
 @pytest.mark.parametrize("give_num_tokens", [True, False])
-def test_a_plain_function_is_enough(give_num_tokens: bool) -> None:
+def test_a_plain_function_can_be_audited(give_num_tokens: bool) -> None:
     net = Bigram()
     report = audit(lambda ids: net(ids), num_tokens=NUM_TOKENS if give_num_tokens else None)
     assert report.passed, str(report)
@@ -38,11 +38,11 @@ def test_a_plain_function_is_enough(give_num_tokens: bool) -> None:
     assert report["future_leak"].passed
 
 
-def test_a_bound_method_stands_for_its_module() -> None:
+def test_a_bound_method_audits_its_module() -> None:
     net = TinyLM()
     report = audit(net.forward, checks=["gradients", "determinism"])
     assert report.passed, str(report)
-    assert report["determinism"].passed, "the module was put into eval mode, or its dropout would show"
+    assert report["determinism"].passed, "eval mode: dropout would fail the checks"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ class SeesAll(TinyLM):
         return past & allowed.diagonal(dim1=1, dim2=2)[:, None, :]
 
 
-def test_a_model_that_is_not_causal_is_not_asked_about_the_future() -> None:
+def test_a_bidirectional_model_skips_the_future_leak_check() -> None:
     report = audit(SeesAll(), checks=["future_leak", "length", "batch", "determinism"])
     assert report.passed, str(report)
     for check in ("future_leak", "length"):
@@ -98,14 +98,14 @@ class RefusesMasks(Bigram):
         return super().forward(ids)
 
 
-def test_what_a_model_refuses_in_clear_words_is_not_applicable() -> None:
+def test_an_explicit_refusal_is_not_applicable() -> None:
     result = audit(RefusesMasks())["right_padding"]
     assert result.status == "not applicable"
     assert "must be None for bigrams" in result.words
 
 
 def snapshot(net: nn.Module) -> list[object]:
-    """All that an audit could change, each tensor with its identity and its bits."""
+    """All state that an audit could change, each tensor with its identity and its bits."""
     tensors = [*net.parameters(), *net.buffers()]
     grads = [(id(p.grad), None if p.grad is None else p.grad.clone()) for p in net.parameters()]
     modes = [part.training for part in net.modules()]
@@ -131,7 +131,7 @@ def test_no_side_effects_remain(
     net(torch.randint(NUM_TOKENS, (2, 9))).sum().backward()
     net.places.weight.grad = None
     if breaks:
-        monkeypatch.setattr("flagformer.audit.run.AS_IT_IS", (None,))  # the audit itself breaks down half-way
+        monkeypatch.setattr("flagformer.audit.run.AS_IT_IS", (None,))  # the audit itself fails halfway
     before = snapshot(net)
     if breaks:
         with pytest.raises(AttributeError):
@@ -141,12 +141,12 @@ def test_no_side_effects_remain(
     assert same(before, snapshot(net))
 
 
-def test_gradients_are_looked_at_even_under_no_grad() -> None:
+def test_gradients_are_checked_even_under_no_grad() -> None:
     with torch.no_grad():
         assert audit(TinyLM(), checks=["gradients", "finite"]).passed
 
 
-def test_fast_matrix_products_do_not_blur_the_comparison() -> None:
+def test_fast_matrix_products_do_not_affect_the_comparison() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         result = audit(TinyLM(), checks=["cache"])["cache"]
@@ -165,7 +165,7 @@ def test_other_precisions_have_their_own_tolerance(dtype: torch.dtype) -> None:
     assert report["length"].tolerance == tolerance
 
 
-def test_ambient_autocast_does_not_blur_the_comparison() -> None:
+def test_ambient_autocast_does_not_affect_the_comparison() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         result = audit(TinyLM(), checks=["cache"])["cache"]
     assert result.passed
@@ -184,6 +184,6 @@ def test_ambient_autocast_does_not_blur_the_comparison() -> None:
         ({"model": lambda ids: ids.no_such_name}, "it raised AttributeError"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments: dict, text: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         audit(**{"model": TinyLM(), **arguments})

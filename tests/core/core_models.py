@@ -16,7 +16,7 @@ def make(**flags):
 
 @cache
 def shared(kind):
-    """One model of a kind for all tests that change nothing in it."""
+    """One cached model of a kind, for all tests that do not modify it."""
     flags = {
         "decoder": {},
         "rotary": {"rotary_pos_emb": True},

@@ -11,7 +11,7 @@ FLAGS = {
     "model": "decoder", "num_tokens": 23, "max_seq_len": 64, "dim": 16, "heads": 4, "attn_dim_head": 8,
     "depth": 2, "rotary_pos_emb": True,
 }  # fmt: skip
-# One cluster whose window holds all tokens, and local heads that reach over all of them.
+# One cluster whose window holds all tokens, and local heads whose window covers the row.
 ALL = {
     "routing": {"num_clusters": 1, "window_size": 64, "commitment_factor": 0.0},
     "local": {"n_local_attn_heads": 4, "local_attn_window_size": 64},
@@ -73,7 +73,7 @@ def test_blocks_of_all_keys_give_what_the_dense_core_gives(core, extra):
 @pytest.mark.parametrize("extra", ["interleaved", "interleaved window", "window", "bias"])
 @pytest.mark.parametrize("core", ALL)
 def test_decoding_with_interleaved_memory_equals_the_dense_core(core, extra):
-    """Rows of several lengths come to memory at different steps: what the core remembers moves with them."""
+    """Rows of several lengths reach memory tokens at different steps: the core's caches follow."""
     dense, sparse = pair(core, **EXTRA_FLAGS[extra])
     starts = torch.tensor([0, 2])
     states = [model.init_state(2, 13, seq_start_pos=starts) for model in (dense, sparse)]
@@ -106,7 +106,7 @@ def test_segments_with_memories_equal_the_dense_core(core, extra):
 @pytest.mark.parametrize(
     "executor", [{}, {"checkpoint": "sublayer"}, {"checkpoint": "selective"}, {"reversible": True}]
 )
-def test_tokens_are_counted_once_and_losses_have_gradients(executor):
+def test_tokens_count_once_and_losses_have_gradients(executor):
     model = build(num_clusters=3, window_size=4, commitment_factor=0.5, ff_moe=True, **executor).train()
     loss, outputs = AutoregressiveWrapper(model).train()(ids(), return_outputs=True)
     assert {"kmeans.commitment", "moe.balance", "moe.z"} <= set(outputs.losses)
@@ -132,7 +132,7 @@ def test_executors_give_the_gradients_of_all_losses(executor):
 
 
 def test_reversible_gives_the_gradients_of_all_losses():
-    """The plain order keeps every activation: it runs where tensors are asked for."""
+    """Sequential execution is the reference, with all activations saved."""
     flags = {
         "num_clusters": 3,
         "window_size": 4,
@@ -146,14 +146,14 @@ def test_reversible_gives_the_gradients_of_all_losses():
         (logits.square().mean() + outputs.extra_loss).backward()
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
     for one, other in zip(*grads, strict=True):
-        same(one, other, 1e-6)  # commitment is fp32, and streams are found again but for their rounding
+        same(one, other, 1e-6)  # commitment is fp32, and streams are reconstructed up to rounding
 
 
-def test_losses_join_whatever_makes_the_logits():
+def test_losses_are_added_for_every_head():
     flags = {"num_clusters": 3, "window_size": 4, "commitment_factor": 0.5, "ff_moe": True}
     model = build(**flags, max_mem_len=8).train()
     whole, outputs = AutoregressiveWrapper(model).train()(ids(), return_outputs=True)
-    fp32 = 1e-5  # what losses are made in
+    fp32 = 1e-5  # the dtype of the losses
     same(AutoregressiveWrapper(model, loss_chunks=3).train()(ids()), whole, fp32)
     alone = whole - outputs.extra_loss
     assert outputs.extra_loss > 0.01
@@ -172,7 +172,7 @@ def test_losses_join_whatever_makes_the_logits():
         ({"ff_pkm": True}, {"ff_zero_init_output": True}),
     ],
 )  # fmt: skip
-def test_what_cannot_be_together_is_refused_by_both_names(one, other):
+def test_conflicting_flags_are_refused_by_both_names(one, other):
     with pytest.raises(FlagError) as caught:
         build(**one, **other)
     assert all(f"`{name}" in str(caught.value) for name in (next(iter(one)), next(iter(other))))
@@ -180,7 +180,7 @@ def test_what_cannot_be_together_is_refused_by_both_names(one, other):
         build(**one, attn_max_attend_past=2)
 
 
-def test_vectors_need_no_flags_of_tokens():
+def test_vector_inputs_need_no_token_flags():
     for name in ("emb_dropout", "num_memory_tokens", "max_mem_len"):
         with pytest.raises(FlagError, match=f"`{name}` is for RoutingTransformerLM"):
             flagformer.RoutingTransformer(

@@ -1,4 +1,4 @@
-"""The forms of a call: masks by heads and rows, own positions, prefixes, windows, and what is returned."""
+"""Forms of a call: masks by heads and rows, explicit positions, prefixes, windows, and return values."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def far(one, other):
 
 
 @torch.no_grad()
-def test_attention_mask_forms_mean_the_same():
+def test_attention_mask_forms_are_equivalent():
     model, x = shared("encoder"), ids()
     close(model(x, attn_mask=CAUSAL), model(x, attn_mask=CAUSAL.expand(B, 4, T, T)))
     close(model(x, attn_mask=CAUSAL[None, None]), model(x, attn_mask=CAUSAL))
@@ -34,7 +34,7 @@ def test_attention_mask_forms_mean_the_same():
 
 
 @torch.no_grad()
-def test_attention_mask_joins_the_other_rules():
+def test_attention_mask_combines_with_the_other_rules():
     decoder, x = shared("decoder"), ids()
     close(decoder(x, attn_mask=torch.ones_like(CAUSAL)), decoder(x))
     mask = torch.arange(T) < torch.tensor([[T], [5]])
@@ -53,7 +53,7 @@ def test_encoder_under_a_causal_mask_is_a_decoder():
 
 @torch.no_grad()
 def test_attention_mask_while_decoding():
-    """[T, S] counts the keys that the state holds, whatever its window has cut off."""
+    """[T, S] covers all cached keys, including those outside the window."""
     model, x = shared("rotary"), ids()
     pairs = RULES[:, :1]
     for window in (None, 3):
@@ -71,7 +71,7 @@ def test_attention_mask_while_decoding():
 @pytest.mark.parametrize(
     "flags", [{}, {"rotary_pos_emb": True}, {"rel_pos_bias": True}, {"alibi_pos_bias": True}]
 )
-def test_positions_of_ones_own(flags):
+def test_explicit_positions(flags):
     model, x = make(**flags), ids()
     close(model(x, pos=torch.arange(T)), model(x))
     close(model(x, pos=torch.arange(T).expand(B, T)), model(x))
@@ -100,15 +100,15 @@ def test_prefix_decoder(flags):
     changed[:, 5] = (changed[:, 5] + 1) % 11  # inside the prefix of row 1, after that of row 0
     after = model(changed, prefix_attn_len=lengths)
     close(after[0, :5], rows[0, :5])
-    assert ((after[1] - rows[1]).abs().amax(-1) > 1e-5).all(), "every token sees the whole prefix"
+    assert ((after[1] - rows[1]).abs().amax(-1) > 1e-5).all(), "every token attends to the whole prefix"
     close(model(x, prefix_attn_len=0), model(x))
     close(model(x, prefix_attn_len=99), model(x, prefix_attn_len=T))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("flags", [{}, {"rel_pos_bias": True}])
-def test_prefix_counts_real_tokens(flags):
-    """Padding in front and packing change nothing, with a prefix as without."""
+def test_prefix_counts_valid_tokens(flags):
+    """Left padding and packing change nothing, with a prefix as without."""
     model, x = make(model="prefix_decoder", **flags), ids()
     alone = model(x[1:, 4:], prefix_attn_len=3)
     padded = model(x, prefix_attn_len=3, seq_start_pos=torch.tensor([0, 4]))
@@ -121,7 +121,7 @@ def test_prefix_counts_real_tokens(flags):
 
 @torch.no_grad()
 @pytest.mark.parametrize("flags", [{"rotary_pos_emb": True}, {"alibi_pos_bias": True, "attn_num_mem_kv": 2}])
-def test_window_bounds_what_a_token_sees(flags):
+def test_window_bounds_the_attended_tokens(flags):
     model, x = make(depth=1, **flags), ids()
     full = model(x, window=3)
     for last in (2, 5, 8):
@@ -136,7 +136,7 @@ def test_window_bounds_what_a_token_sees(flags):
 
 
 @torch.no_grad()
-def test_packing_takes_lists_and_tensors():
+def test_packing_accepts_lists_and_tensors():
     model, x = shared("decoder"), ids()
     close(model(x, seq_lens=[[4, 5], [3]]), model(x, seq_lens=torch.tensor([[4, 5], [3, 0]])))
     close(model(x, seq_lens=[[4, 0, 5], [3]]), model(x, seq_lens=[[4, 5], [3]]))
@@ -148,8 +148,8 @@ def test_packing_takes_lists_and_tensors():
 
 
 @torch.no_grad()
-def test_layers_alone_take_the_same_masks():
-    """AttentionLayers without the wrapper: [B, T, D] in and out."""
+def test_layers_accept_the_same_masks():
+    """AttentionLayers without the wrapper: [B, T, D] -> [B, T, D]."""
     layers = flagformer.Decoder(dim=16, depth=1, heads=2, rotary_pos_emb=True).eval()
     x = torch.randn(B, T, 16)
     out = layers(x)
@@ -161,7 +161,7 @@ def test_layers_alone_take_the_same_masks():
 
 
 @torch.no_grad()
-def test_what_is_returned():
+def test_return_values():
     model, x = make(cross_attend=True, cross_attn_dim_context=6, attn_num_mem_kv=3), ids()
     side = {"context": context()}
     logits, embeddings = model(x, return_logits_and_embeddings=True, **side)
@@ -193,7 +193,7 @@ def test_attention_maps_of_padded_rows():
     _, maps = shared("encoder")(ids(), mask=mask, return_attn=True)
     assert (maps[0][1, :, :, 4:] == 0).all()
     _, maps = shared("encoder")(ids(), mask=mask & torch.tensor([[False], [True]]), return_attn=True)
-    assert (maps[0][0] == 0).all(), "a query without keys looks nowhere"
+    assert (maps[0][0] == 0).all(), "a fully masked query has zero attention weights"
 
 
 def test_the_output_collector_records_only_requested_outputs():
@@ -229,7 +229,7 @@ def test_losses_of_the_output_collector_reach_the_outputs():
     assert model.attn_layers.sublayers[1].fn.inner.weight.grad is not None
 
 
-def test_parameters_are_counted():
+def test_parameter_counts():
     model = make(rotary_pos_emb=True)
     dim, inner, flat = 16, 64, 32
     block = dim * 3 * flat + flat * dim + 2 * dim * inner + inner + dim + 2 * dim
@@ -243,7 +243,7 @@ def test_parameters_are_counted():
     assert tied.num_params(embedding=False) == tied.num_params() - 11 * dim
 
 
-def test_explain_says_what_was_built():
+def test_explain_describes_the_model():
     text = make(rotary_pos_emb=True, use_rmsnorm=True, attn_kv_heads=2, cross_attend=True).explain()
     parts = ["Decoder", "order: a c f a c f", "Rotary", "RMSNorm", "GroupedQuery(groups=2)", "LinearHead"]
     parts += ["SDPA in self-attention", "SDPA in cross-attention", "step-by-step decoding: yes"]
@@ -254,7 +254,7 @@ def test_explain_says_what_was_built():
 
 
 @torch.no_grad()
-def test_tied_embedding_belongs_to_its_copy():
+def test_a_copy_ties_its_own_embedding():
     import copy
 
     model = make(tie_embedding=True, rotary_pos_emb=True)

@@ -1,4 +1,4 @@
-"""Decoding compiles to two graphs, one for the prompt and one for a token, whatever the positions."""
+"""Decoding compiles to two graphs, one for the prompt and one for a token, for all position schemes."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def tokens():
 
 
 def decoded(model, net, starts):
-    """Logits of a prompt and of single tokens that fill the state to its last place."""
+    """Logits of a prompt and of single tokens that fill the cache to its last position."""
     x = tokens()
     state = model.init_state(2, x.shape[1], seq_start_pos=starts)
     parts = [net(x[:, :PROMPT], state=state)]
@@ -45,12 +45,12 @@ def test_decoding_takes_two_graphs(positions, starts):
     counter = CompileCounter()
     got = decoded(model, torch.compile(model, fullgraph=True, backend=counter), starts)
     assert counter.frame_count == 2
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)  # fp64 sums of some units
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)  # fp64 sums of magnitude about 1
 
 
 @torch.no_grad()
-def test_another_session_takes_no_further_graph():
-    """Sessions of one size share their graphs, however long their prompts are."""
+def test_another_session_compiles_no_further_graph():
+    """Sessions of one cache length share their graphs for all prompt lengths."""
     model = make(depth=1, rotary_pos_emb=True)
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -73,7 +73,7 @@ def test_generation_takes_two_graphs(positions):
 
 
 @torch.no_grad()
-def test_a_window_takes_no_further_graph_once_it_is_full():
+def test_a_full_window_compiles_no_further_graph():
     model, x = make(depth=1, rotary_pos_emb=True).double(), tokens()
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -86,7 +86,7 @@ def test_a_window_takes_no_further_graph_once_it_is_full():
 
 
 class Operations(TorchDispatchMode):
-    """How many operations ran."""
+    """The number of executed operations."""
 
     count = 0
 
@@ -97,7 +97,7 @@ class Operations(TorchDispatchMode):
 
 @torch.no_grad()
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_late_step_takes_no_more_operations_than_an_early_one(positions):
+def test_a_late_step_runs_no_more_operations_than_an_early_one(positions):
     model, x = make(depth=2, **POSITIONS[positions]), tokens()
     state = model.init_state(2, x.shape[1])
     model(x[:, :PROMPT], state=state)

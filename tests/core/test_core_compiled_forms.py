@@ -1,4 +1,4 @@
-"""Each form of a call is one compiled graph with the same numbers."""
+"""Each form of a call compiles to one graph with the same numbers."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_form_compiles(form):
 
 @pytest.mark.parametrize("flags", [{}, {"checkpoint": "sublayer", "ff_dropout": 0.1}, {"rel_pos_bias": True}])
 def test_training_compiles(flags):
-    """Forward and backward through AOT autograd; gradients as in eager mode where nothing is random."""
+    """Forward and backward through AOT autograd; gradients as in eager mode if nothing is random."""
     model = make(depth=1, **flags).train()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

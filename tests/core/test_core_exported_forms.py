@@ -1,4 +1,4 @@
-"""Each form of a call exports to one program, which is not bound to the values of its example."""
+"""Each form of a call exports to one program, valid for other input values too."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from core_models import B, S, T, context, ids, make
 
 from flagformer.ops.lengths import LONG
 
-# Where eager execution takes another form for long rows than for short ones.
+# Lengths at which eager execution changes its path.
 BY_LENGTH = {
     "biases": {"alibi_pos_bias": True},
     "clusters": {"num_clusters": 3, "window_size": 4},
@@ -21,7 +21,7 @@ BY_LENGTH = {
     "picks": {"model": "encoder", "num_clusters": 3, "window_size": 12, "routing_selection": "topk"},
 }
 ROWS = torch.arange(T)
-# flags; inputs that the program is made with; others of the same shapes.
+# flags; example inputs for the export; other inputs of the same shapes.
 FORMS = {
     "mask": ({}, {"mask": torch.ones(B, T).bool().tril(5)}, {"mask": torch.ones(B, T).bool().tril(3)}),
     "left padding": (
@@ -55,8 +55,8 @@ FORMS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", BY_LENGTH)
-def test_a_strict_program_serves_short_and_long_rows(form):
-    """Torch reads the Python code itself here, and binds a program to what that asks of lengths."""
+def test_a_strict_program_runs_short_and_long_rows(form):
+    """Strict export traces the Python code, and comparisons of lengths there specialise the program."""
     model = make(depth=1, **BY_LENGTH[form], max_seq_len=LONG + 9).double()
     lengths = ({1: torch.export.Dim.DYNAMIC(min=2, max=LONG + 9)},)
     program = torch.export.export(model, (ids(),), dynamic_shapes=lengths, strict=True).module()
@@ -80,4 +80,4 @@ def test_form_exports(form):
     for how, want in zip((given, others), wanted):
         got = program(ids(), **how)
         assert got.shape == (B, T, 11)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)  # fp64 sums of some units
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)  # fp64 sums of magnitude about 1

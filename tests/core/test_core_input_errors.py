@@ -1,4 +1,4 @@
-"""What users may get wrong in a call: the text names the argument, what it was, and what it must be."""
+"""Invalid inputs of a call: the error names the argument, its value and the accepted values."""
 
 import re
 
@@ -124,7 +124,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("kind", "how", "text"), WRONG, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_text_names_the_argument(kind, how, text):
+def test_error_names_the_argument(kind, how, text):
     how = {"x": ids(), **how}
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         shared(kind)(**how)
@@ -133,12 +133,12 @@ def test_text_names_the_argument(kind, how, text):
 
 
 @pytest.mark.parametrize("argument", ["memories", "msak", "return_hiddens"])
-def test_unknown_arguments_are_no_silence(argument):
+def test_unknown_arguments_are_refused(argument):
     with pytest.raises(TypeError, match=argument):
         shared("decoder")(ids(), **{argument: None})
 
 
-def test_layers_alone_check_their_input():
+def test_layers_check_their_input():
     layers = shared("decoder").attn_layers
     with pytest.raises(ValueError, match=re.escape("`x` must have shape [B, T, 16], but has [2, 9]")):
         layers(ids())
@@ -150,7 +150,7 @@ def test_layers_alone_check_their_input():
 @pytest.mark.parametrize(
     "side", [{"mask": ~YES}, {"attn_mask": ~PAIRS}, {"seq_start_pos": torch.tensor([9, 30])}]
 )
-def test_rows_without_real_tokens_are_finite(flags, side):
+def test_rows_without_valid_tokens_are_finite(flags, side):
     model = make(**flags)
     out = model(ids(), **side)
     out.sum().backward()
@@ -158,20 +158,20 @@ def test_rows_without_real_tokens_are_finite(flags, side):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_context_without_real_tokens_is_finite():
+def test_context_without_valid_tokens_is_finite():
     model = make(cross_attend=True, cross_attn_dim_context=6)
     hidden = torch.zeros(B, S, dtype=torch.bool)
     out = model(ids(), context=context(), context_mask=hidden)
     other = model(ids(), context=context() + 1, context_mask=hidden)
     assert out.isfinite().all()
-    assert torch.equal(out, other), "nothing of a hidden context may show"
+    assert torch.equal(out, other), "a masked context must not change the output"
 
 
-def test_int32_ids_are_ids():
+def test_int32_ids_are_accepted():
     assert torch.equal(shared("decoder")(ids().int()), shared("decoder")(ids()))
 
 
-def test_relative_positions_go_beyond_max_seq_len():
+def test_relative_positions_extend_beyond_max_seq_len():
     for flags in ({"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"rel_pos_bias": True},
                   {"scaled_sinu_pos_emb": True}, {"use_abs_pos_emb": False}):  # fmt: skip
         model = make(**flags)

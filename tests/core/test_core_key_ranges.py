@@ -74,7 +74,7 @@ def test_a_block_after_a_cache_and_after_memories(monkeypatch):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_what_they_cannot_serve_is_served_by_chunks(monkeypatch):
+def test_unsupported_features_fall_back_to_chunks(monkeypatch):
     monkeypatch.setattr(lengths, "LONG", KEY_RANGES)
     monkeypatch.setattr(routing, "attend_sorted", None)
     mask = torch.arange(300) < torch.tensor([[300], [200]])
@@ -106,10 +106,10 @@ def test_the_compiled_graph_gives_the_same_key_ranges(monkeypatch, extra):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_torch_finds_no_fault_in_the_operators():
-    """Shapes said before, gradients, no input changed: with a key in front, grouped heads and odd rows."""
+def test_opcheck_of_the_operators():
+    """Fake shapes, gradients, no mutated input: with a prefix key, grouped heads and odd row lengths."""
     generator = torch.Generator().manual_seed(2)
-    sizes = ((4, 8), (2, 8), (2, 6))  # heads and their widths
+    sizes = ((4, 8), (2, 8), (2, 6))  # heads and their dimensions
     rows = [torch.randn(2, heads, 71, width, generator=generator) for heads, width in sizes]
     q, k, v = (x.double().requires_grad_() for x in rows)
     clusters = torch.randint(3, (2, 4, 71), generator=generator)
@@ -118,11 +118,11 @@ def test_torch_finds_no_fault_in_the_operators():
     torch.library.opcheck(attend, (q[:, :, 1:], k, v, *key_ranges, 0.3))
 
 
-def test_low_precision_is_that_of_chunks(monkeypatch):
+def test_low_precision_is_close_to_chunks(monkeypatch):
     found = []
     for threshold in (CHUNKS, KEY_RANGES):
         monkeypatch.setattr(lengths, "LONG", threshold)
         with torch.no_grad():
             found.append(model_of(depth=1).bfloat16().eval()(ids()).float())
     assert found[1].isfinite().all()
-    assert (found[0] - found[1]).abs().max() < 0.1  # of logits about 1, with 8 bits
+    assert (found[0] - found[1]).abs().max() < 0.1  # of logits about 1, with 8 bits of mantissa

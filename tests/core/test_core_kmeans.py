@@ -1,4 +1,4 @@
-"""The centroids of routing attention move once a step, by what training forwards saw, and by nothing else."""
+"""The centroids of routing attention are updated once a step from the tokens of training forwards only."""
 
 import copy
 from datetime import timedelta
@@ -49,7 +49,7 @@ def equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_new_model_in_eval_mode_repeats_itself_and_changes_nothing():
+def test_a_new_model_in_eval_mode_is_deterministic_and_unchanged():
     model = model_of().eval()
     before = copy.deepcopy(model.state_dict())
     first = model(batch())
@@ -59,10 +59,10 @@ def test_a_new_model_in_eval_mode_repeats_itself_and_changes_nothing():
     assert equal(before.values(), model.state_dict().values())
 
 
-def test_rows_read_in_pieces_say_what_whole_rows_say(monkeypatch):
+def test_rows_read_in_blocks_equal_whole_rows(monkeypatch):
     mask = torch.arange(12) < torch.tensor([12, 12, 9, 12, 5, 12, 12, 12])[:, None]
     found = []
-    for numbers in (1 << 18, 1):  # a token at a time
+    for numbers in (1 << 18, 1):  # one token per call
         monkeypatch.setattr(tiling, "TILE_ELEMENTS", numbers)
         model = model_of(commitment_factor=0.5).double().train()
         logits, outputs = model(batch(), mask=mask, return_losses=True)
@@ -70,10 +70,10 @@ def test_rows_read_in_pieces_say_what_whole_rows_say(monkeypatch):
         pending = [part for kmeans in kmeans_of(model) for part in kmeans.pending_stats]
         found.append([logits.detach(), *pending, *(p.grad for p in model.parameters())])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # sums of fp32 in another order
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # fp32 sums in another order
 
 
-def test_forwards_and_backwards_alone_move_nothing():
+def test_forward_and_backward_do_not_move_centroids():
     model = model_of().train()
     before = centroids(model)
     for seed in (1, 2):
@@ -83,7 +83,7 @@ def test_forwards_and_backwards_alone_move_nothing():
     after = centroids(model)
     assert not equal(before, after)
     model.update_kmeans()
-    assert equal(after, centroids(model)), "nothing was seen since"
+    assert equal(after, centroids(model)), "no token was counted since"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def test_every_token_is_counted_once(kind):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16 autocast"])
-def test_a_recomputation_counts_nothing_and_adds_no_loss(precision):
+def test_a_recomputation_counts_no_token_and_adds_no_loss(precision):
     models = [model_of(commitment_factor=1.0), model_of(commitment_factor=1.0, checkpoint="sublayer")]
     found = []
     for model in models:
@@ -106,14 +106,14 @@ def test_a_recomputation_counts_nothing_and_adds_no_loss(precision):
             logits, outputs = model.train()(batch(), return_losses=True)
         held = [len(values) for values in outputs.losses.values()]
         (logits.float().square().mean() + outputs.extra_loss).backward()
-        assert [len(values) for values in outputs.losses.values()] == held == [4], "two vectors of two layers"
+        assert [len(values) for values in outputs.losses.values()] == held == [4], "q and k, two layers"
         model.update_kmeans()
         found.append([*centroids(model), outputs.extra_loss, *(p.grad for p in model.parameters())])
     assert equal(*found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_accumulation_does_not_matter(dtype):
+def test_accumulation_changes_nothing(dtype):
     whole, parts = (model_of().to(dtype).train() for _ in range(2))
     whole(batch())
     for rows in batch().chunk(4):
@@ -134,7 +134,7 @@ def rank_of_two(rank, path, dtype):
         model(rows)
     model.update_kmeans()
     torch.save(centroids(model), f"{path}/{rank}.pt")
-    for kmeans in kmeans_of(model):  # a rank that saw nothing must not keep the others waiting
+    for kmeans in kmeans_of(model):  # a rank without tokens must not block the others
         kmeans.pending_stats = None
     if rank:
         model(batch(2))
@@ -144,7 +144,7 @@ def rank_of_two(rank, path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_two_ranks_move_as_one(dtype, tmp_path):
+def test_two_ranks_update_equally(dtype, tmp_path):
     mp.spawn(rank_of_two, (str(tmp_path), dtype), nprocs=2)
     alone = model_of().to(dtype).train()
     alone(batch())
@@ -191,8 +191,8 @@ def test_a_dead_cluster_is_reinitialised_at_the_farthest_token():
     assert torch.allclose(got.sums[0, 2], vectors[0, 0, 1] * REBORN * share)
 
 
-def test_dead_clusters_come_to_life_in_training():
-    """All centroids but one start where no token is; after a few steps every one has tokens."""
+def test_dead_clusters_are_revived_in_training():
+    """All centroids but one start far from every token; after a few steps every one has tokens."""
     model = model_of(num_clusters=4, kmeans_ema_decay=0.5).train()
     kmeans = kmeans_of(model)[0]
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_dead_clusters_come_to_life_in_training():
     assert (kmeans.pending_stats.counts > 0).all()
 
 
-def test_commitment_is_the_mean_square_to_the_centroid_and_draws_there():
+def test_commitment_is_the_mean_square_distance_and_pulls_towards_the_centroid():
     model = model_of(depth=1, commitment_factor=0.25, use_abs_pos_emb=False).train()
     mask = torch.arange(12) < torch.tensor([[12]] * 7 + [[5]])
     _, outputs = model(batch(), mask=mask, return_losses=True)
@@ -245,7 +245,7 @@ def test_encoder_decoders_add_the_losses_of_both_halves():
     assert torch.allclose(loss, entropy + outputs.extra_loss)
     before = centroids(model)
     model.update_kmeans()
-    assert not any(torch.equal(a, b) for a, b in zip(before, centroids(model))), "both halves move"
+    assert not any(torch.equal(a, b) for a, b in zip(before, centroids(model))), "both are updated"
 
 
 def test_half_precision_does_not_round_centroids(tmp_path):
@@ -261,7 +261,7 @@ def test_half_precision_does_not_round_centroids(tmp_path):
     assert torch.equal(low(batch()), loaded(batch()))
 
 
-def test_decoding_in_training_mode_counts_nothing():
+def test_decoding_in_training_mode_counts_no_token():
     model = model_of().train()
     state = model.init_state(8, 12)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def optimizer_of(model):
 
 
 def train(model, optimizer, steps=4, forwards=1, after=lambda: None):
-    """The warnings of so many steps."""
+    """The warnings of `count` steps."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(steps):
@@ -50,20 +50,20 @@ def test_a_loop_that_moves_nothing_warns_once(form):
     assert not train(model, optimizer_of(model))
 
 
-def test_loops_that_move_them_are_left_alone():
+def test_loops_that_move_them_do_not_warn():
     model = flagformer.build(FLAGS).train()
     assert not train(model, optimizer_of(model), forwards=3, after=model.update_kmeans)
-    assert not train(model, optimizer_of(model)), "who has called it once knows it"
+    assert not train(model, optimizer_of(model)), "after one explicit call there is no warning"
     model = flagformer.build(FLAGS).train()
     optimizer = optimizer_of(model)
     optimizer.register_step_post_hook(lambda *_: model.update_kmeans())
     before = [buffer.clone() for name, buffer in model.named_buffers() if name.endswith("means")]
     assert not train(model, optimizer)
     after = [buffer for name, buffer in model.named_buffers() if name.endswith("means")]
-    assert not any(map(torch.equal, before, after)), "the hook moves them"
+    assert not any(map(torch.equal, before, after)), "the optimizer hook updates them"
 
 
-def test_other_optimizers_eval_and_accumulation_say_nothing():
+def test_other_optimizers_eval_and_accumulation_do_not_warn():
     model = flagformer.build(FLAGS).train()
     other = torch.nn.Linear(2, 2)
     assert not train(model, optimizer_of(other)), "another model's optimizer"

@@ -1,4 +1,4 @@
-"""Memories as users handle them: forms of calls, gradients, recomputation, compiled graphs, messages."""
+"""XL memories in use: forms of calls, gradients, recomputation, compiled graphs, messages."""
 
 import re
 from itertools import pairwise
@@ -57,7 +57,7 @@ def test_forms_agree():
 
 @torch.no_grad()
 @pytest.mark.parametrize("flags", [{"rotary_pos_emb": True}, {"scaled_sinu_pos_emb": True}, {}])
-def test_a_list_is_all_that_came_before(flags):
+def test_a_list_of_hidden_states_is_a_memory(flags):
     model = make(**flags, max_mem_len=9)
     _, mems = model(parts()[0], return_mems=True)
     close(model(ids()[:, 4:], mems=[one.clone() for one in mems]), model(ids())[:, 4:])
@@ -80,7 +80,7 @@ def test_masks_of_memories():
 @pytest.mark.parametrize(
     "flags", [{}, {"attn_flash": False}, {"attn_num_mem_kv": 2}, {"alibi_pos_bias": True}]
 )
-def test_own_masks_speak_of_tokens_or_of_memories_too(flags):
+def test_attention_masks_cover_tokens_or_memories_too(flags):
     model = make(**flags, max_mem_len=9)
     hidden = torch.rand(T, T, generator=torch.Generator().manual_seed(4)) < 0.6
     hidden |= torch.eye(T, dtype=torch.bool)
@@ -103,8 +103,8 @@ def test_a_window_counts_memories():
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["alibi_pos_bias", "rel_pos_bias", "dynamic_pos_bias", "rotary_pos_emb"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_long_segments_by_distance(scheme, padded):
-    """From 256 tokens on biases and masks are tables: their offset is the number of memories."""
+def test_long_segments_with_relative_bias(scheme, padded):
+    """From 256 tokens on biases and masks are tables, offset by the number of memories."""
     model = make(**{scheme: True}, max_mem_len=300)
     long = torch.randint(11, (B, 560), generator=torch.Generator().manual_seed(5))
     how = {"seq_start_pos": torch.tensor([0, 30])} if padded else {}
@@ -114,7 +114,7 @@ def test_long_segments_by_distance(scheme, padded):
 
 
 @torch.no_grad()
-def test_positions_of_ones_own():
+def test_explicit_positions_with_memories():
     model = make(rel_pos_bias=True, max_mem_len=9)
     pos = torch.arange(T) * 2
     want = model(ids(), pos=pos)[:, 4:]
@@ -126,7 +126,7 @@ def test_positions_of_ones_own():
 
 @pytest.mark.parametrize("flags", [{}, {"checkpoint": "sublayer"}])
 def test_gradient_between_segments(flags):
-    """Detached by default; otherwise the gradient is that of one long pass."""
+    """Detached by default; otherwise the gradient of one long pass."""
     model = make(**ROTARY, **flags).double().train()
     grads = {}
     for name, how in (("detached", {}), ("through", {"detach_mems": False})):
@@ -137,7 +137,7 @@ def test_gradient_between_segments(flags):
         grads[name] = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(ids())[:, -1].square().sum().backward()
-    # the memories of 6 tokens do not reach from the last token to the first two of nine
+    # 6 memories do not link the last token to the first two of nine
     far = flagformer.build({**model.flags, "max_mem_len": 9}).double().train()
     far.load_state_dict(model.state_dict())
     run(far, detach_mems=False)[0][:, -1].square().sum().backward()
@@ -148,7 +148,7 @@ def test_gradient_between_segments(flags):
 
 
 @pytest.mark.parametrize("flags", [{}, {"shift_tokens": 1}, {"weight_tie_layers": True}])
-def test_recomputation_leaves_the_same(flags):
+def test_recomputation_returns_the_same_memories(flags):
     results = []
     for extra in ({}, {"checkpoint": "sublayer"}):
         model = make(**ROTARY, **flags, **extra).train()
@@ -166,7 +166,7 @@ def test_recomputation_leaves_the_same(flags):
     ids=lambda flags: next(iter(flags)),
 )
 @pytest.mark.parametrize("padded", [False, True])
-def test_compiles(flags, padded):
+def test_memories_compile(flags, padded):
     model = make(depth=1, max_mem_len=6, **flags)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -285,7 +285,7 @@ def test_halves_of_an_encoder_decoder_refuse_memories():
 
 
 @torch.no_grad()
-def test_cross_attention_reads_its_context_in_every_segment():
+def test_cross_attention_attends_to_its_context_in_every_segment():
     model = make(cross_attend=True, cross_attn_dim_context=6, max_mem_len=9)
     logits, mems = run(model, context=context())
     assert len(mems) == 2
@@ -293,7 +293,7 @@ def test_cross_attention_reads_its_context_in_every_segment():
 
 
 @torch.no_grad()
-def test_layers_alone_take_memories():
+def test_layers_accept_memories():
     layers = make(rel_pos_bias=True).attn_layers
     x = torch.randn(B, T, 16)
     collector = flagformer.flow.OutputCollector(hidden_steps=layers.recurrent_steps)
@@ -306,8 +306,8 @@ def test_layers_alone_take_memories():
 
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_long_text_takes_four_graphs(padded):
-    """Without memories, with the first, with growing and with full ones; then positions only grow."""
+def test_a_long_text_compiles_four_graphs(padded):
+    """Without memories, with the first, with growing and with full ones; afterwards only positions change."""
     model = make(depth=1, **ROTARY)
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -1,4 +1,4 @@
-"""Every length beyond which rows are computed in another way is declared: an audit reads rows beyond it."""
+"""Every length at which computation changes path is declared, so that an audit can test longer rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from flagformer.stack.long_rows import path_change_lengths
 
 SOURCES = Path(flagformer.__file__).parent
 BY_LENGTH = {"clamp_to_length", "sequence_tiles"}  # functions that compare a length with a size
-BLOCK = 32  # rows of whole blocks: the last block of others is filled up, and what fills it is hidden
+BLOCK = 32  # rows are padded to whole blocks, and the padding is masked
 LONGEST = 1280
-# text models that read one row
+# text models with one input row
 CHOICES = [
     choice
     for choice in choices()
@@ -31,7 +31,7 @@ CHOICES = [
 
 
 class Operators(TorchDispatchMode):
-    """Inside, `names` gathers what is called."""
+    """A context in which `names` records every called function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def operators(model: Any, length: int) -> set[str]:
 
 
 def undeclared(choice: Any) -> set[str]:
-    """Operators that the shortest or the longest row between two declared lengths calls, and not both."""
+    """Operators called for only one of the shortest and the longest row between two declared lengths."""
     with torch.device("meta"):
         model = flagformer.build({**settings(choice), "max_seq_len": LONGEST}).eval()
     turns = long_rows.path_change_lengths(model.attn_layers)
@@ -66,7 +66,7 @@ def test_rows_between_two_declared_lengths_call_the_same_operators(choice: Any) 
     assert not undeclared(choice)
 
 
-def test_a_length_that_is_not_declared_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undeclared_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_but_long(layers: Any) -> list[int]:
         return [length for length in path_change_lengths(layers) if length != LONG]
 
@@ -88,12 +88,12 @@ def calls_by_length() -> list[tuple[str, ast.ClassDef]]:
 
 
 @pytest.mark.parametrize("found", calls_by_length(), ids=lambda found: found[0])
-def test_whoever_cuts_rows_by_a_size_declares_it(found: tuple[str, ast.ClassDef]) -> None:
-    """Sizes of blocks and pieces change shapes, and no operator."""
+def test_functions_that_split_rows_declare_their_sizes(found: tuple[str, ast.ClassDef]) -> None:
+    """Sizes of blocks and tiles change shapes but no operator."""
     declared = [node for node in ast.walk(found[1]) if isinstance(node, ast.Attribute)]
     assert any(node.attr == "path_changes_at" and isinstance(node.ctx, ast.Store) for node in declared)
 
 
-def test_every_kind_of_core_that_cuts_rows_is_known() -> None:
+def test_every_core_that_splits_rows_is_listed() -> None:
     names = {name for name, _ in calls_by_length()}
     assert names >= {"local.Local", "fixed_windows.FixedWindows", "kmeans.KMeans", "routing.Routing"}

@@ -1,4 +1,4 @@
-"""A sublayer in which nothing but the norm is chosen has a shorter way, to the same numbers."""
+"""A sublayer with only a norm uses `PreNormAdditive`, a fast path with the same numbers."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from perturbed_models import perturbed
 
 FLAGS = {"model": "decoder", "num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2}
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
-# What puts something at a place that `Plain` leaves out.
+# Flags that add a step which the fast path skips.
 FILLED = {
     "pre_norm": False,
     "sandwich_norm": True,
@@ -29,7 +29,7 @@ def kinds(model):
 
 
 @pytest.mark.parametrize("flags", [{}, {"use_rmsnorm": True, "rotary_pos_emb": True}])
-def test_the_shorter_way_gives_the_same_bits(flags, monkeypatch):
+def test_the_fast_path_gives_the_same_bits(flags, monkeypatch):
     model = perturbed(FLAGS | flags).eval()
     assert set(kinds(model)) == {PreNormAdditive}
     short = model(IDS)
@@ -38,6 +38,6 @@ def test_the_shorter_way_gives_the_same_bits(flags, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "value"), FILLED.items())
-def test_whatever_is_chosen_takes_the_long_way(name, value):
+def test_any_other_flag_uses_the_general_path(name, value):
     model = flagformer.build(FLAGS | {name: value})
     assert Sublayer in kinds(model)

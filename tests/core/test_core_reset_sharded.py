@@ -1,4 +1,4 @@
-"""`reset_parameters` of a model that FSDP2 shards on the meta device before it has values."""
+"""`reset_parameters` of a model sharded by FSDP2 on the meta device, before it has values."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from flagformer import build
 
 BASE = {"num_tokens": 50, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
-# each has a start that is more than a fill of a whole parameter, or a buffer
+# each has an initialisation of part of a parameter, or a buffer
 SETTINGS = {
     "gates of a residual": {"gate_residual": True},
     "talking heads": {"attn_talking_heads": True},

@@ -1,5 +1,5 @@
-"""What holds of every causal routing model: no future, in training too; a session is the whole forward;
-padding is nobody; no token is left alone."""
+"""Properties of every causal routing model: no future leak, in training too; decoding equals the forward;
+padding changes nothing; every query has a key."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def side(model, rows=2):
 
 @pytest.mark.parametrize("least", [lengths.LONG, 2], ids=["chunks", "key ranges"])
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_no_model_in_training_sees_the_future(monkeypatch, kind, least):
-    """After a step of k-means and with another one pending; later tokens are all replaced."""
+def test_no_model_in_training_attends_to_the_future(monkeypatch, kind, least):
+    """After a k-means step and with another one pending; all later tokens are replaced."""
     monkeypatch.setattr(lengths, "LONG", least)
     model = model_of(**CAUSAL[kind]).train()
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_no_model_in_training_sees_the_future(monkeypatch, kind, least):
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_a_session_is_the_whole_forward_over_many_windows(kind):
+def test_a_session_equals_the_forward_over_many_windows(kind):
     model = model_of(**CAUSAL[kind]).eval()
     with torch.no_grad():
         whole, state = model(ids(), **side(model)), model.init_state(2, LENGTH)
@@ -76,7 +76,7 @@ def test_a_session_is_the_whole_forward_over_many_windows(kind):
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-9
 
 
-def test_a_session_picks_of_its_context_once_and_its_rows_may_trade_places(monkeypatch):
+def test_a_session_selects_from_its_context_once_and_its_rows_can_be_reordered(monkeypatch):
     asked = []
     pick = routed_context.cluster_topk
     monkeypatch.setattr(routed_context, "cluster_topk", lambda *words: asked.append(1) or pick(*words))
@@ -110,7 +110,7 @@ def test_padding_on_either_side_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "context"])
-def test_every_real_token_is_met_by_itself_or_a_later_one_and_meets_somebody(kind):
+def test_every_valid_token_is_attended_to_and_attends_to_a_key(kind):
     """Attention maps: causal rows that sum to one; no query attends to padding."""
     model = model_of(**CAUSAL[kind]).eval()
     mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [8]])
@@ -127,8 +127,8 @@ def test_every_real_token_is_met_by_itself_or_a_later_one_and_meets_somebody(kin
 
 
 @pytest.mark.parametrize("selection", ["recent", "topk"])
-def test_windows_and_clusters_beyond_the_row_are_a_whole_row(selection):
-    """One cluster, a window that holds more than there is: attention to everything."""
+def test_windows_and_clusters_larger_than_the_row_cover_it(selection):
+    """One cluster with a window beyond the row: dense attention."""
     routed = model_of(
         model="encoder", num_clusters=1, window_size=50, routing_selection=selection, commitment_factor=0.0
     ).eval()

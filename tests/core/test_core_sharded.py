@@ -1,4 +1,4 @@
-"""Models that FSDP2 has sharded in any way train, decode and read texts as whole ones do."""
+"""Models sharded by FSDP2 in any way train, decode and read segments as unsharded ones do."""
 
 import copy
 
@@ -31,11 +31,11 @@ LONG = torch.cat([IDS, IDS.flip(1)], dim=1)
 
 
 def holders(learner):
-    """Modules that hold parameters, the innermost first."""
+    """Modules with parameters, the innermost first."""
     return [part for part in reversed(list(learner.modules())) if part._parameters]
 
 
-# what `fully_shard` is applied to, in this order
+# the modules given to `fully_shard`, in this order
 PARTS = {
     "the wrapper": lambda learner: [learner],
     "the model": lambda learner: [learner.net],
@@ -51,7 +51,7 @@ PARTS = {
 
 
 PIECES = {"sublayers", "sublayers alone", "every floor", "all that holds parameters"}
-# `train_segments` takes the model: what gathers its parameters must not be a module around it
+# `train_segments` takes the model: its parameters must not be gathered by an outer module
 AROUND = {"the wrapper", "every floor", "all that holds parameters"}
 
 
@@ -74,7 +74,7 @@ def whole(tensor):
 
 
 def used(learner):
-    """Generation in its forms, the loss in eval mode, and a text of several segments as it comes."""
+    """Generation in its forms, the loss in eval mode, and a text of several segments as a stream."""
     learner.eval()
     prompt, model = IDS[:, :4], learner.net
     found = {
@@ -129,8 +129,8 @@ def pairs():
 
 @pytest.mark.parametrize(("name", "parts"), [*pairs()])
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
-def test_a_sharded_model_equals_the_whole_one(name, parts, mesh):
-    """Before any training and between steps; parameters are gathered for each use or left gathered."""
+def test_a_sharded_model_equals_the_unsharded_one(name, parts, mesh):
+    """Before training and between steps; with and without resharding after the forward."""
     flags, number = MODELS[name], list(MODELS).index(name) + list(PARTS).index(parts) // 2
     plain = make(flags, loss_chunks=(1, 3)[number % 2])
     learner = copy.deepcopy(plain)
@@ -152,7 +152,7 @@ def test_a_sharded_model_equals_the_whole_one(name, parts, mesh):
 )
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
 def test_mixed_precision_of_the_policy(parts, mesh):
-    """A session keeps what forwards compute in; the loss is that of fp32 within the roundings of bf16."""
+    """A session caches in the compute dtype; the loss is that of fp32 up to bf16 rounding."""
     plain = make({"rotary_pos_emb": True}).float()
     learner = copy.deepcopy(plain)
     shard(learner, parts, mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -165,7 +165,7 @@ def test_mixed_precision_of_the_policy(parts, mesh):
     assert abs(loss.item() - plain(IDS).item()) < 0.05 * plain(IDS).item()
 
 
-def test_what_gathers_around_a_model_is_named(mesh):
+def test_a_gathering_outer_module_is_named(mesh):
     learner = make({"num_memory_slots": 3, "cross_attend": True, "mem_update_attn_heads": 2})
     outer = fully_shard(torch.nn.Sequential(learner), mesh=mesh)
     for call in (lambda: learner.beam_search(IDS[:, :4], 2), lambda: train_segments(learner.net, LONG)):
@@ -175,8 +175,8 @@ def test_what_gathers_around_a_model_is_named(mesh):
     assert learner.generate(IDS[:, :4], 2).shape == (2, 2)
 
 
-def test_weights_are_gathered_to_be_saved(mesh, tmp_path):
-    """`save` refuses shards and says how; a refused call of generation leaves a model that trains."""
+def test_weights_must_be_gathered_to_be_saved(mesh, tmp_path):
+    """`save` refuses shards and explains how to gather; after a refused generation the model still trains."""
     learner = make({"rotary_pos_emb": True})
     plain = copy.deepcopy(learner)
     shard(learner, "sublayers", mesh)

@@ -1,4 +1,4 @@
-"""The decoding state: what it holds, how it is reordered and cut, and how its misuse is said."""
+"""The decode state: its contents, reordering, truncation, and the errors of misuse."""
 
 import re
 
@@ -21,7 +21,7 @@ FLAGS = [
 
 @torch.no_grad()
 @pytest.mark.parametrize("flags", FLAGS)
-def test_reordered_rows_go_on_as_their_sources_did(flags):
+def test_reordered_rows_continue_like_their_sources(flags):
     model, x = make(**flags), ids()
     starts = torch.tensor([0, 2])
     state = model.init_state(B, T, seq_start_pos=starts)
@@ -53,7 +53,7 @@ def test_truncated_state_forgets(flags):
     model, x = make(**flags), ids()
     state = model.init_state(B, T)
     model(x[:, :4], state=state)
-    model((x[:, 4:7] + 1) % 11, state=state)  # a speculation that is rejected
+    model((x[:, 4:7] + 1) % 11, state=state)  # a rejected speculation
     state.truncate(4)
     assert state.length == 4
     close(model(x[:, 4:], state=state), model(x)[:, 4:])
@@ -64,7 +64,7 @@ def test_size_in_bytes():
     state = make(rotary_pos_emb=True).init_state(3, 7)
     assert (
         state.size_bytes() == 2 * 2 * 3 * 4 * 7 * 8 * 4
-    )  # k and v, layers, rows, heads, tokens, width, fp32
+    )  # k and v, layers, rows, heads, tokens, head dim, fp32
     assert make(rotary_pos_emb=True, attn_kv_heads=2).init_state(3, 7).size_bytes() == state.size_bytes() // 2
     assert (
         make(rotary_pos_emb=True, weight_tie_layers=True).init_state(3, 7).size_bytes() == state.size_bytes()
@@ -79,7 +79,7 @@ def test_size_in_bytes():
 
 
 @torch.no_grad()
-def test_context_is_read_once():
+def test_context_is_projected_once():
     model, x = shared("cross"), ids()
     mask = torch.arange(S) < torch.tensor([[S], [2]])
     want = model(x, context=context(), context_mask=mask)
@@ -90,8 +90,8 @@ def test_context_is_read_once():
 
 
 @torch.no_grad()
-def test_decoding_needs_no_gradient_switch():
-    """With autograd on, a session gives the same."""
+def test_decoding_works_with_gradients_enabled():
+    """With autograd enabled, a session gives the same logits."""
     model, x = shared("rotary"), ids()
     want = model(x)
     with torch.enable_grad():
@@ -101,7 +101,7 @@ def test_decoding_needs_no_gradient_switch():
 
 
 @torch.no_grad()
-def test_failed_block_leaves_the_state_as_it_was():
+def test_failed_block_leaves_the_state_unchanged():
     model, x = shared("rotary"), ids()
     state = model.init_state(B, T)
     model(x[:, :4], state=state)
@@ -113,7 +113,7 @@ def test_failed_block_leaves_the_state_as_it_was():
 
 @torch.no_grad()
 def test_many_small_windows():
-    """Steps and blocks through every window length, with padding in front."""
+    """Steps and blocks through every window length, with left padding."""
     model, x = make(rotary_pos_emb=True, attn_add_zero_kv=True), ids()
     starts = torch.tensor([0, 3])
     for window in range(1, T + 2):
@@ -180,7 +180,7 @@ def test_misuse_of_init_state(how, text):
 
 
 @pytest.mark.parametrize("kind", ["encoder"])
-def test_layers_that_see_later_tokens_have_no_state(kind):
+def test_acausal_layers_have_no_state(kind):
     assert not shared(kind).can_cache
     with pytest.raises(ValueError, match="only causal layers can be decoded step by step"):
         shared(kind).init_state(B, T)
@@ -209,14 +209,14 @@ def test_misuse_of_a_state(call, text):
 
 
 @pytest.mark.parametrize("width", [3, 8, 12])
-def test_a_state_holds_values_of_their_own_width(width):
+def test_a_state_caches_values_of_their_own_dim(width):
     state = make(attn_value_dim_head=(width, None), attn_kv_heads=(2, 4)).init_state(B, T)
     numbers = 2 * B * T * (8 + width) + 4 * B * T * (8 + 8)
     assert state.size_bytes() == 4 * numbers  # fp32
 
 
 @torch.no_grad()
-def test_learned_positions_end_while_decoding_too():
+def test_learned_positions_end_in_decoding_too():
     model = shared("decoder")
     state = model.init_state(1, 20)
     model(torch.zeros(1, 16, dtype=torch.long), state=state)
@@ -225,7 +225,7 @@ def test_learned_positions_end_while_decoding_too():
 
 
 @torch.no_grad()
-def test_cross_attention_needs_its_context_once():
+def test_cross_attention_takes_its_context_once():
     model = shared("cross")
     state = model.init_state(B, T)
     with pytest.raises(ValueError, match="`context` is required"):

@@ -1,4 +1,4 @@
-"""A model in a directory: what comes back, and what is said when it cannot."""
+"""Saved models: what is restored, and the errors when loading fails."""
 
 import json
 import os
@@ -49,8 +49,8 @@ def test_round_trip_with_cross_attention_and_as_text(tmp_path):
 
 
 @torch.no_grad()
-def test_attention_on_attention_of_0_1_comes_back(tmp_path):
-    """Its projection's weight was the module's own."""
+def test_attention_on_attention_of_0_1_loads(tmp_path):
+    """In 0.1 the projection's weight belonged to the module itself."""
     model = make(attn_on_attn=True)
     model.save(tmp_path)
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -61,7 +61,7 @@ def test_attention_on_attention_of_0_1_comes_back(tmp_path):
 
 
 @torch.no_grad()
-def test_half_precision_comes_back(tmp_path):
+def test_half_precision_round_trip(tmp_path):
     model = make(alibi_pos_bias=True).bfloat16()
     model.save(tmp_path)
     back = flagformer.load(tmp_path).eval()
@@ -89,7 +89,7 @@ def test_saving_again_replaces(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+def test_values_outside_json_are_refused_before_writing(tmp_path):
     model = make(norm=RMSNorm, branch=torch.nn.Identity())
     with pytest.raises(ValueError, match=r"`norm`, `branch` was given as a class or module"):
         model.save(tmp_path / "new")
@@ -97,7 +97,7 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
 
 
 def damaged(tmp_path, name, content):
-    """A saved model with one file replaced (None: removed); the text of the error that loading gives."""
+    """A saved model with one file replaced (None: removed); the text of the error when loading it."""
     make().save(tmp_path)
     path = tmp_path / name
     if content is None:
@@ -118,7 +118,7 @@ def test_missing_weights(tmp_path):
     assert "does not exist" in damaged(tmp_path, "model.safetensors", None)
 
 
-def test_weights_hold_their_flags(tmp_path):
+def test_weights_file_holds_the_flags(tmp_path):
     model = make(rotary_pos_emb=True)
     model.save(tmp_path)
     (tmp_path / "flags.json").unlink()
@@ -126,7 +126,7 @@ def test_weights_hold_their_flags(tmp_path):
 
 
 def as_of_version_0_1(directory):
-    """The same files as that version wrote them."""
+    """The same files as version 0.1 wrote them."""
     save_file(load_file(directory / "model.safetensors"), directory / "model.safetensors")
     record = json.loads((directory / "flags.json").read_text())
     del record["saved"]
@@ -161,7 +161,7 @@ def test_flags_may_be_edited_by_hand(tmp_path):
 
 
 class Killed(BaseException):
-    """What no handler of errors sees, as a signal."""
+    """An exception that no handler catches, like a signal."""
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ def test_a_killed_save_leaves_the_old_model_the_new_one_or_none(tmp_path, monkey
                 seen.add("killed")
         try:
             back = flagformer.load(tmp_path).eval()
-        except ValueError:  # it says to delete that file
+        except ValueError:  # the error asks to delete that file
             (tmp_path / "flags.json").unlink()
             back = flagformer.load(tmp_path).eval()
             seen.add("refused")
@@ -202,7 +202,7 @@ def test_a_killed_save_leaves_the_old_model_the_new_one_or_none(tmp_path, monkey
     assert seen == {"killed", "refused", "old", "new"}
 
 
-def test_saving_draws_nothing_and_training_changes_nothing(tmp_path):
+def test_saving_uses_no_random_numbers_and_training_does_not_alter_the_file(tmp_path):
     model = make(num_clusters=2, window_size=4).train()
     model(ids()).sum().backward()
     state = torch.get_rng_state()
@@ -212,7 +212,7 @@ def test_saving_draws_nothing_and_training_changes_nothing(tmp_path):
 
 
 @torch.no_grad()
-def test_precision_comes_back_parameter_by_parameter(tmp_path):
+def test_dtype_of_each_parameter_is_restored(tmp_path):
     model = make()
     model.attn_layers.bfloat16()
     model.save(tmp_path)
@@ -222,7 +222,7 @@ def test_precision_comes_back_parameter_by_parameter(tmp_path):
     assert len(set(wanted.values())) == 2
 
 
-def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_safetensors_the_error_names_the_extra(tmp_path, monkeypatch):
     model = make()
     model.save(tmp_path / "old")
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -274,7 +274,7 @@ def test_damaged_weights(tmp_path, content):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
-def test_weights_cut_off(tmp_path, share):
+def test_truncated_weights(tmp_path, share):
     make().save(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     assert "cannot be read" in damaged(tmp_path, "model.safetensors", whole[: int(len(whole) * share)])
@@ -291,7 +291,7 @@ def test_weights_of_another_model(tmp_path, other):
 
 
 def test_nothing_in_the_files_is_executed(tmp_path):
-    """Flags are plain values: a pickle in place of the weights is no weights, a class name is no class."""
+    """Flags are plain values: a pickle as weights is refused, a class name stays a string."""
     import pickle
 
     class Bomb:

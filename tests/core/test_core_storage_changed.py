@@ -1,4 +1,4 @@
-"""Models that were changed in code: `save` refuses what `load` could not give back, and says what differs."""
+"""Models changed in code: `save` refuses a model that `load` cannot rebuild, and names the difference."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ import flagformer
 
 
 class Own(flagformer.TransformerWrapper):
-    """A class of one's own, with the constructor of its base."""
+    """A user's class with the constructor of its base."""
 
 
 class OwnLayers(flagformer.Decoder):
-    """Layers of one's own."""
+    """A user's layers."""
 
 
 class Adapter(nn.Module):
-    """Around a linear, as adapters are."""
+    """A wrapper around a linear, as adapters are."""
 
     def __init__(self, base):
         super().__init__()
@@ -97,7 +97,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_what_load_could_not_give_back_is_refused(tmp_path, name):
+def test_a_model_that_load_cannot_rebuild_is_refused(tmp_path, name):
     how, says = CHANGED[name]
     with pytest.raises(ValueError) as caught:
         how().save(tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Tokens on disk are made once by all processes together, and never read where they are not whole."""
+"""Cached tokens are encoded once for all processes, and incomplete files are never read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(source: TokenFile) -> list[str]:
 
 
 def slowly(report: Path) -> Any:
-    """Encoding that says that it began and ended, and takes long enough to be met."""
+    """An encoding that reports its begin and end, and is slow enough to be interrupted."""
     whole = encoded._encode_span
 
     def encode(*given: Any) -> Any:
@@ -80,7 +80,7 @@ def stop_amid(source: TokenFile, report: Path) -> None:
     source.content("train")
 
 
-def test_a_killed_process_leaves_nothing_in_the_way(source: TokenFile, tmp_path: Path) -> None:
+def test_a_killed_process_does_not_block_others(source: TokenFile, tmp_path: Path) -> None:
     report = tmp_path / "report"
     process = FORK.Process(target=stop_amid, args=(source, report))
     process.start()
@@ -100,7 +100,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, Path.unlink], ids=["cut", "removed"])
 @pytest.mark.parametrize("name", ["bin", "json"])
-def test_what_is_not_whole_is_made_again(source: TokenFile, name: str, damage: Any) -> None:
+def test_incomplete_files_are_encoded_again(source: TokenFile, name: str, damage: Any) -> None:
     ids = source.content("train").tolist()
     [path] = (source.path.parent / "cache" / "tokens").glob(f"*.{name}")
     held = path.read_bytes()
@@ -119,7 +119,7 @@ def test_a_full_disk_is_named_and_leaves_no_file(source: TokenFile, monkeypatch:
     assert source.content("train").numel() == int(0.9 * len(TEXT))
 
 
-def test_a_cache_that_is_whole_may_be_read_only(source: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_cache_can_be_read_only(source: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = source.content("train").tolist()
     encoded._read.cache_clear()
     monkeypatch.setattr(encoded, "exclusive", lambda _: pytest.fail("writes to the cache"))

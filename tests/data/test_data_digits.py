@@ -1,5 +1,5 @@
-"""Images: scikit-learn's digits, a vision transformer trained on them, and the word where the package is
-absent."""
+"""Images: scikit-learn's digits, a vision transformer trained on them, and the error without the
+package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flagformer.train.trial import run_trial
 FLAGS = {"patch_size": 2, "dim": 32, "depth": 2, "heads": 2, "attn_dim_head": 16}
 
 
-def test_without_the_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _load.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'flagformer\[images\]'"):
@@ -37,7 +37,7 @@ def test_a_vision_transformer_learns_digits(tmp_path: Path) -> None:
     result = run_trial(trial, tmp_path / "run")
     [measured] = result["evaluation"]
     assert measured["tokens"] == 3 * 64
-    assert measured["accuracy"] > 0.7  # chance is 0.1; a model that sees the image is above 0.9
+    assert measured["accuracy"] > 0.7  # chance is 0.1; a model that uses the image is above 0.9
 
 
 def test_only_a_vision_transformer_reads_images() -> None:

@@ -1,4 +1,4 @@
-"""Downloads from a local server: checked, kept, whole or not at all, and a word of what to do offline."""
+"""Downloads from a local server: checked, cached, complete or absent; the error explains offline use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def archive(name: str = "enwik8") -> bytes:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory that a server of this machine hands out; the mirror is that server."""
+    """A directory served by a local server, which is the mirror."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -59,21 +59,21 @@ def test_a_text_is_fetched_once_and_checked(
     monkeypatch.setattr(download, "EDGES", edges)
     source = Enwik8(source="enwik8", seq_len=16)
     source.check("train", 16)
-    (served / "enwik8.zip").unlink()  # from here on the cache has to do
+    (served / "enwik8.zip").unlink()  # from here on only the cache has it
     assert bytes(source.content("test").tolist()) == TEXT[3500:]
     inputs, targets = source.batch("train", 0, 0, 4, 16)
     assert inputs.shape == targets.shape == (4, 16)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["enwik8"]
 
 
-def test_another_archive_is_refused_and_leaves_nothing(served: Path, tmp_path: Path) -> None:
+def test_another_archive_is_refused_and_not_stored(served: Path, tmp_path: Path) -> None:
     (served / "text8.zip").write_bytes(archive("text8"))
     with pytest.raises(ValueError, match=r"is not the known archive .*put text8.zip in a directory"):
         Text8(source="text8").check("train", 16)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_offline_error_explains_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAGFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLAGFORMER_MIRROR", "http://127.0.0.1:9")  # no server listens there
     with pytest.raises(
@@ -83,12 +83,12 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_the_server_does_not_have(served: Path) -> None:
+def test_a_file_missing_on_the_server(served: Path) -> None:
     with pytest.raises(ValueError, match="could not be fetched"):
         Text8(source="text8").check("train", 16)
 
 
-def test_a_mirror_may_be_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_can_be_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "text8.zip").write_bytes(archive("text8"))
     monkeypatch.setenv("FLAGFORMER_MIRROR", str(tmp_path / "mirror"))
@@ -96,7 +96,7 @@ def test_a_mirror_may_be_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "cache" / "text8").read_bytes() == TEXT
 
 
-def test_a_cut_archive_is_refused(served: Path, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_refused(served: Path, tmp_path: Path) -> None:
     (served / "text8.zip").write_bytes(archive("text8")[:-40])
     with pytest.raises(ValueError, match="is not the known archive"):
         fetch("text8", hashlib.sha256(archive("text8")).hexdigest(), tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Files that hold no plain text are refused by name, and records are read by field."""
+"""Files that are not plain text are refused by the name of their format, and records are read by field."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pdf() -> bytes:
 HEADER = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 RUSSIAN = "\u0412\u043e\u0441\u0435\u043c\u044c \u0441\u0435\u043c\u044c \u043b\u0435\u0442.\n" * 200
 CHINESE = "\u6211\u4eec\u4eca\u5929\u5728\u8fd9\u91cc\uff0c\u4e3a\u4e86\u81ea\u7531\u3002\n" * 200
-# name: (content, words of the message)
+# name: (content, text of the message)
 BINARY: dict[str, tuple[bytes, str]] = {
     "gzip": (gzip.compress(TEXT.encode()), "gzip file; decompress"),
     "bzip2": (bz2.compress(NOISE), "bzip2 file; decompress"),
@@ -147,11 +147,11 @@ BINARY: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BINARY)
-def test_what_is_no_text_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_binary_formats_are_refused_by_name(name: str, tmp_path: Path) -> None:
     content, words = BINARY[name]
     path = tmp_path / "data"
     path.write_bytes(content)
-    for where in (path, tmp_path):  # alone, and in a folder
+    for where in (path, tmp_path):  # as a file, and in a folder
         with pytest.raises(
             ValueError, match=f"`path` must be a file of text, but .*data .*{re.escape(words)}"
         ):
@@ -254,14 +254,14 @@ def test_records_are_read_by_field(name: str, tmp_path: Path) -> None:
             TextFile(source="file", path=path, field=field).check("train", 8)
 
 
-def test_field_is_for_tables_alone(tmp_path: Path) -> None:
+def test_field_is_for_tables_only(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(ValueError, match="`field` must be left out unless"):
             TextFile(source="file", path=path, field="text").check("train", 8)
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+def test_a_line_that_is_not_a_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for line, words in (
         ("{", "is not valid JSON"),

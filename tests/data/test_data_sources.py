@@ -1,4 +1,4 @@
-"""What every source promises: shapes, ranges, and batches that depend on their arguments alone."""
+"""The contract of every source: shapes, ranges, and batches determined by their arguments."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def source(request: pytest.FixtureRequest) -> Source:
     batch_size=st.integers(1, 5),
     seq_len=st.integers(8, 40),
 )
-def test_batches_keep_the_contract(name, split, step, seed, batch_size, seq_len):
+def test_batches_meet_the_contract(name, split, step, seed, batch_size, seq_len):
     source = READER.validate_python(BLOCKS[name])
     inputs, targets = source.batch(split, step, seed, batch_size, seq_len)
     assert inputs.shape == targets.shape == (batch_size, seq_len)
@@ -57,7 +57,7 @@ def test_batches_keep_the_contract(name, split, step, seed, batch_size, seq_len)
     assert set(scored.unique().tolist()) <= set(range(source.num_tokens))
 
 
-def test_a_batch_depends_on_its_arguments_alone(source):
+def test_a_batch_is_determined_by_its_arguments(source):
     before = torch.get_rng_state()
     first = source.batch("train", 5, 1, 4, 16)
     torch.manual_seed(99)
@@ -67,16 +67,16 @@ def test_a_batch_depends_on_its_arguments_alone(source):
     assert all(torch.equal(one, two) for one, two in zip(first, again))
     torch.set_rng_state(before)
     source.batch("train", 5, 1, 4, 16)
-    assert torch.equal(torch.get_rng_state(), before), "the global generator belongs to the model"
+    assert torch.equal(torch.get_rng_state(), before), "the global generator must not be used"
 
 
-def test_step_seed_and_split_choose_the_data(source):
+def test_step_seed_and_split_select_the_data(source):
     base = source.batch("train", 3, 7, 4, 16)[0]
     for other in (("train", 4, 7), ("train", 3, 8), ("validation", 3, 7), ("test", 3, 7)):
         assert not torch.equal(base, source.batch(*other, 4, 16)[0]), other
 
 
-def test_another_process_draws_the_same(tmp_path):
+def test_another_process_gives_the_same_batches(tmp_path):
     script = (
         "import json, sys\nfrom pydantic import TypeAdapter\n"
         "from flagformer.data.catalogue import DataConfig\n"
@@ -99,7 +99,7 @@ def test_another_process_draws_the_same(tmp_path):
         assert line == f"{here} {source.fingerprint()}"
 
 
-def test_metric_says_what_is_scored_and_chance_is_a_share(source):
+def test_metric_has_a_description_and_chance_is_a_fraction(source):
     assert "accuracy" in source.metric
     assert source.is_bytes == (source.chance is None)
     assert source.chance is None or (0 < source.chance < 1 and "chance" in source.metric)

@@ -41,7 +41,7 @@ def test_copy_repeats_the_first_half(symbols, seq_len, step):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), pairs=st.integers(1, 6), asks=st.integers(1, 3), answers=st.booleans())
-def test_recall_asks_every_key_for_its_value(data, pairs, asks, answers):
+def test_recall_queries_every_key_once(data, pairs, asks, answers):
     keys = data.draw(st.integers(pairs, 20))
     seq_len = data.draw(st.integers(2 * pairs * (1 + asks), 70))
     task = recall(pairs=pairs, asks=asks, answers=answers, keys=keys, values=7)
@@ -63,7 +63,7 @@ def test_recall_asks_every_key_for_its_value(data, pairs, asks, answers):
 
 
 @pytest.mark.parametrize(("wait", "answers"), [(1, True), (20, False)])
-def test_recall_waits_before_it_asks(wait, answers):
+def test_recall_waits_before_the_first_query(wait, answers):
     task = recall(pairs=2, asks=2, keys=5, values=7, wait=wait, answers=answers)
     inputs, targets = task.batch("train", 0, 0, 500, 12 + wait)
     assert not inputs[:, 4 : 4 + wait].any()
@@ -77,28 +77,28 @@ def test_recall_waits_before_it_asks(wait, answers):
 
 def test_recall_prefers_short_gaps_and_reaches_the_end():
     targets = recall(pairs=4, asks=1).batch("train", 0, 0, 2000, 64)[1]
-    asked = (targets != IGNORE).sum(0)[8::2]  # 28 places that can be asked at
+    asked = (targets != IGNORE).sum(0)[8::2]  # 28 positions where a query can be
     assert asked[0] > asked[3] > asked[12]
     assert asked[-1] > 0
     uniform = recall(pairs=4, asks=1, power=1.0).batch("train", 0, 0, 2000, 64)[1]
     counts = (uniform != IGNORE).sum(0)[8::2].float()
-    # 4 * 2000 questions over 28 places: 286 each, standard deviation below 17; six of them
+    # 4 * 2000 questions over 28 positions: 286 each, standard deviation below 17; six of them
     assert (counts - 8000 / 28).abs().max() < 100
 
 
-def test_no_pair_is_asked_earlier_than_another():
+def test_the_order_of_pairs_does_not_affect_their_queries():
     inputs, targets = recall(pairs=4, asks=1).batch("train", 0, 0, 4000, 64)
     means = []
     for pair in range(4):
         keys = inputs[:, 2 * pair, None]
         places = ((inputs == keys) & (targets != IGNORE)).int().argmax(dim=1)
         means.append(places.double().mean().item())
-    # places spread over 56 tokens with a deviation below 16: the mean of 4000 varies by 0.25; four of them
+    # positions spread over 56 tokens with a deviation below 16: the mean of 4000 varies by 0.25; four of them
     assert max(means) - min(means) < 2
 
 
 @pytest.mark.parametrize("task", [Copy(source="copy"), recall()])
-def test_chance_is_what_the_best_constant_guess_reaches(task):
+def test_chance_is_the_accuracy_of_the_best_constant_guess(task):
     targets = task.batch("train", 0, 0, 500, 64)[1]
     counts = torch.bincount(targets[targets != IGNORE], minlength=task.num_tokens)
     share = counts.max() / counts.sum()
@@ -119,14 +119,14 @@ def test_impossible_sizes_are_refused():
 
 
 def rows_of(task: Any, seq_len: int, step: int = 0, batch_size: int = 40) -> Any:
-    """Pairs of plain lists: the row, and {place: target} of what is scored."""
+    """Pairs of plain lists: the row, and {position: target} of the scored tokens."""
     inputs, targets = task.batch("train", step, 0, batch_size, seq_len)
     for row, wanted in zip(inputs.tolist(), targets.tolist()):
         yield row, {place: target for place, target in enumerate(wanted) if target != IGNORE}
 
 
 @pytest.mark.parametrize("seq_len", [2, 7, 16])
-def test_reverse_says_the_first_half_backwards(seq_len):
+def test_reverse_repeats_the_first_half_backwards(seq_len):
     for row, scored in rows_of(Reverse(source="reverse", symbols=9), seq_len):
         half = seq_len // 2
         assert row[half] == 9
@@ -147,7 +147,7 @@ def test_selective_copy_keeps_the_order(seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [3, 4, 30])
-def test_induction_asks_what_followed_the_mark(seq_len):
+def test_induction_queries_the_token_after_the_mark(seq_len):
     for row, scored in rows_of(Induction(source="induction", symbols=9), seq_len):
         first = row.index(9)
         assert [place for place, token in enumerate(row) if token == 9] == [first, seq_len - 1]
@@ -178,7 +178,7 @@ def test_fuzzy_recall_binds_whole_keys(width):
 
 
 @pytest.mark.parametrize("seq_len", [3, 8, 9])
-def test_compression_wants_every_symbol_from_blanks(seq_len):
+def test_compression_scores_every_symbol_at_the_blanks(seq_len):
     for row, scored in rows_of(Compression(source="compression", symbols=9), seq_len):
         length = (seq_len - 1) // 2
         assert row[length] == 10
@@ -186,13 +186,13 @@ def test_compression_wants_every_symbol_from_blanks(seq_len):
         assert scored == {length + 1 + place: row[place] for place in range(length)}
 
 
-def test_parity_counts_every_place():
+def test_parity_is_scored_at_every_position():
     for row, scored in rows_of(Parity(source="parity"), 17):
         assert scored == {place: sum(row[: place + 1]) % 2 for place in range(17)}
 
 
 def read_expression(tokens: list[int]) -> tuple[int, list[int], int]:
-    """(value, what is left, depth) of the expression at the front of `tokens`; a check of its own."""
+    """(value, remaining tokens, depth) of the expression at the start of `tokens`; an independent check."""
     head, *rest = tokens
     if head < DIGITS:
         return head, rest, 0
@@ -223,7 +223,7 @@ def test_list_ops_is_the_value_of_the_expression(seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [3, 64])
-def test_long_retrieval_asks_at_the_end(seq_len):
+def test_long_retrieval_queries_at_the_end(seq_len):
     for row, scored in rows_of(LongRetrieval(source="long_retrieval", keys=3, values=5, noise=4), seq_len):
         [place] = [place for place, token in enumerate(row[:-1]) if 4 <= token < 7]
         assert place <= max(0, (seq_len - 2) // 8)
@@ -248,7 +248,7 @@ def test_rows_that_are_too_short_are_refused(task, seq_len, words):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), segment=st.integers(1, 6), count=st.integers(2, 5), symbols=st.integers(2, 9))
-def test_segments_ask_for_what_the_first_one_held(data, segment, count, symbols):
+def test_later_segments_query_symbols_of_the_first(data, segment, count, symbols):
     stored = data.draw(st.integers(1, segment))
     delay = data.draw(st.none() | st.integers(1, count - 1))
     task = SegmentRecall(
@@ -271,12 +271,12 @@ def test_segments_ask_for_what_the_first_one_held(data, segment, count, symbols)
                 assert asks == (number == delay)
 
 
-def test_half_of_the_later_segments_ask():
+def test_half_of_the_later_segments_query():
     task = SegmentRecall(source="segment_recall", segment=2, stored=2)
     targets = task.batch("train", 0, 0, 2000, 10)[1].view(2000, 5, 2)
     shares = (targets != IGNORE).float().mean(dim=(0, 2)).tolist()
     assert shares[0] == 0
-    # a coin each, and in one row of sixteen none said so: then the one that was nearest asks
+    # a coin toss each; in one row of sixteen none was heads: then the nearest one queries
     assert all(0.46 < share < 0.57 for share in shares[1:])
     assert (targets != IGNORE).flatten(1).any(dim=1).all()
 
@@ -289,6 +289,6 @@ def test_half_of_the_later_segments_ask():
         ({"stored": 9}, 16, "`stored` must be at most `segment` = 8, but is 9"),
     ],
 )
-def test_segments_that_cannot_ask_are_refused(fields, seq_len, says):
+def test_segments_too_small_for_a_query_are_refused(fields, seq_len, says):
     with pytest.raises(ValueError, match=says):
         SegmentRecall(source="segment_recall", **fields).check("train", seq_len)

@@ -1,4 +1,4 @@
-"""Text: next bytes, splits that share nothing, errors that name the file."""
+"""Text: next bytes, disjoint splits, errors that name the file."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from flagformer.data.stdlib import HELD_OUT_EVERY, StandardLibrary, sources
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(bytes(random.Random(0).choices(range(1, 256), k=20_000)))  # zeros are no text
+    path.write_bytes(bytes(random.Random(0).choices(range(1, 256), k=20_000)))  # zeros are not text
     return path
 
 
@@ -35,7 +35,7 @@ def test_targets_are_the_next_bytes_of_the_split(text, split):
         assert row in content
 
 
-def test_a_file_is_cut_into_three_spans_that_share_nothing(text):
+def test_a_file_is_split_into_three_disjoint_spans(text):
     source = TextFile(source="file", path=text)
     parts = [bytes(source.content(split).tolist()) for split in SPLITS]
     assert b"".join(parts) == text.read_bytes()
@@ -61,7 +61,7 @@ def test_the_library_is_split_by_file():
         assert bytes(source.content(split).tolist()) == expected
 
 
-def test_the_library_leaves_out_what_is_not_the_library():
+def test_the_library_excludes_site_packages():
     files = sources(Path(os.path.dirname(os.__file__)))
     parts = {part for path in files for part in path.parts}
     assert files == sorted(files, key=lambda path: path.as_posix())
@@ -81,7 +81,7 @@ def test_held_out_batches_cover_the_split(text):
     size = len(source.content("test"))
     seen = torch.cat([source.batch("test", step, 0, 4, 16)[0] for step in range(64)]).flatten()
     whole = source.content("test").tolist()
-    # 64 spans of 64 bytes over 1000: evenly spread, they leave no window of 128 bytes out
+    # 64 evenly spread spans of 64 bytes over 1000 cover every window of 128 bytes
     rows = bytes(seen.tolist())
     missed = [
         start for start in range(0, size - 128, 128) if bytes(whole[start + 60 : start + 64]) not in rows
@@ -130,6 +130,6 @@ def test_errors_name_the_file_and_the_fault(tmp_path):
         assert name in str(caught.value)
 
 
-def test_a_cap_that_leaves_a_split_empty_is_refused():
+def test_a_cap_that_empties_a_split_is_refused():
     with pytest.raises(ValueError, match="raise `mib`"):
         StandardLibrary(mib=0.01).check("validation", 64)

@@ -1,4 +1,4 @@
-"""Tokens of a tokenizer: the text comes back, bits per byte are those of the bytes, absent packages are
+"""Tokens of a tokenizer: decoding restores the text, bits per byte use its bytes, missing packages are
 named."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEXT = "of the people, by the people, for the people; " * 200
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenFile:
-    """A tokenizer that was trained on the text itself."""
+    """A tokenizer trained on the text itself."""
     monkeypatch.setenv("FLAGFORMER_CACHE", str(tmp_path / "cache"))
     tokenizers = pytest.importorskip("tokenizers")
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
@@ -33,7 +33,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenFile:
     )
 
 
-def test_the_tokens_stand_for_the_text(source: TokenFile) -> None:
+def test_the_tokens_decode_to_the_text(source: TokenFile) -> None:
     ids = [source.content(split).tolist() for split in ("train", "validation", "test")]
     text = "".join(_tokenizer(source.tokenizer).decode(part) for part in ids)
     assert text == TEXT
@@ -57,7 +57,7 @@ def test_bits_are_per_byte_of_the_tokens_scored(source: TokenFile, tmp_path: Pat
 
 
 def test_every_byte_belongs_to_one_token(source: TokenFile, tmp_path: Path) -> None:
-    """Characters of one to four bytes, cut by tokens and by pieces."""
+    """Characters of one to four bytes, split across tokens and chunks."""
     text = "".join(chr(point) for point in [*range(0x20, 0x7F), *range(0x3B1, 0x3C9), 0x20AC, 0x1F600]) * 40
     (tmp_path / "wide").write_text(text, encoding="utf-8")
     wide = source.model_copy(update={"path": tmp_path / "wide"})
@@ -68,8 +68,8 @@ def test_every_byte_belongs_to_one_token(source: TokenFile, tmp_path: Path) -> N
     assert back == text
 
 
-def test_no_character_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is a byte that is no UTF-8 read in another way where a chunk ends at it."""
+def test_no_character_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invalid UTF-8 at the end of a chunk is read like elsewhere."""
     monkeypatch.setattr(windows, "OVERLAP", 0)
     for text in (b"one two;\n" * 9 + "\u20ac".encode() * 90, b"\xf0\x9f\x98\x80\x80" * 50, b"\xe2\x82" * 90):
         content = torch.tensor(list(text), dtype=torch.uint8)
@@ -82,7 +82,7 @@ def test_no_character_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stored", ["truncation", "padding"])
-def test_settings_for_batches_of_sentences_do_not_reach_a_text(source: TokenFile, stored: str) -> None:
+def test_truncation_and_padding_of_a_tokenizer_are_ignored(source: TokenFile, stored: str) -> None:
     whole = source.content("train").tolist()
     tokenizer = _tokenizer(source.tokenizer)
     copy = type(tokenizer).from_str(tokenizer.to_str())
@@ -93,7 +93,7 @@ def test_settings_for_batches_of_sentences_do_not_reach_a_text(source: TokenFile
 
 
 def test_the_vocabulary_reaches_the_largest_id(source: TokenFile) -> None:
-    """Ids that leave a gap, as those of added tokens do in many published files."""
+    """Ids with a gap, as added tokens have in many published files."""
     record = json.loads(source.tokenizer.read_text(encoding="utf-8"))
     special = {"content": "<far>", "single_word": False, "lstrip": False, "rstrip": False}
     record["added_tokens"] = [{"id": 900, **special, "normalized": False, "special": True}]
@@ -104,7 +104,7 @@ def test_the_vocabulary_reaches_the_largest_id(source: TokenFile) -> None:
 
 
 @pytest.mark.parametrize("loss", ["unknown words", "lower case"])
-def test_tokens_that_do_not_stand_for_the_text_have_no_bits_per_byte(
+def test_tokens_that_do_not_decode_to_the_text_have_no_bits_per_byte(
     source: TokenFile, tmp_path: Path, loss: str
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_named(
         source.content("train")
 
 
-def test_what_is_no_tokenizer_is_named(
+def test_a_file_that_is_not_a_tokenizer_is_named(
     source: TokenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.json").write_text("{}")

@@ -39,7 +39,7 @@ TEXTS = {
     "short": "We.",
     "long word": "years " * 150 + "x" * 150 + " years" * 300,
 }
-# What GPT-4's tokenizer splits by, without its possessive quantifiers.
+# The pattern by which GPT-4's tokenizer splits, without its possessive quantifiers.
 PATTERN = (
     r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -182,7 +182,7 @@ LOSSLESS = (
 
 @functools.cache
 def trained(kind: str, directory: Path) -> tuple[Any, Path]:
-    """The tokenizer as it is, with all that a file can hold, and its file."""
+    """The tokenizer with every optional part of a file, and its file."""
     (model, trainer), normalizer, splitter, decoder = KINDS[kind]
     made = tokenizers.Tokenizer(model)
     for name, part in (("normalizer", normalizer), ("pre_tokenizer", splitter), ("decoder", decoder)):
@@ -243,9 +243,9 @@ def test_windows_give_the_tokens_of_one_call(
     assert all(lossless.values()) or kind not in LOSSLESS
 
 
-def test_windows_are_cut_where_they_can_be(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prose needs no window of the whole text, but where one word is the whole text for a model that may
-    not be cut within words."""
+def test_windows_end_at_word_boundaries_where_possible(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prose needs no window of the whole text, unless one word is the whole text and the model cannot be
+    split within words."""
     kind, _, path = made
     monkeypatch.setattr(windows, "OVERLAP", 2000)
     text = TEXTS["lines"] * 6

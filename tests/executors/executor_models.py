@@ -1,4 +1,4 @@
-"""Small stacks whose gradients are compared: one executor against plain autograd of the same equations."""
+"""Small stacks for comparing gradients: an executor against plain autograd of the same equations."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ TIGHT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 class Busy(nn.Module):
-    """What mixtures of experts and routing do: draws, leaves losses, counts its forwards."""
+    """Imitates mixtures of experts and routing: random draws, collected losses, a count of its forwards."""
 
     def __init__(self, dims, activation):
         super().__init__()
@@ -41,13 +41,13 @@ def busy_decoder(**flags):
 
 
 def plain(layers: AttentionLayers) -> AttentionLayers:
-    """The same equations in plain order, with plain autograd."""
+    """The same equations in sequential order, with plain autograd."""
     layers.executor = Sequential()
     return layers
 
 
 def inputs(layers, dtype, length=7):
-    """x, and a context where there is cross-attention; both with gradients."""
+    """x, and a context for cross-attention; both with gradients."""
     generator = torch.Generator().manual_seed(9)
     x = torch.randn(2, length, layers.dim, generator=generator, dtype=torch.float64).to(dtype)
     if not layers.has_cross:
@@ -74,7 +74,7 @@ def trained(layers, dtype, autocast=False, length=7, weigh=0.7, cache=True):
 def error(grads, wanted):
     """The largest difference, as a share of the largest gradient of the same tensor.
 
-    Gradients that are zero but for rounding are held against the largest of all.
+    Gradients that are zero up to rounding are compared with the largest of all.
     """
     most = max(one.abs().max() for one in wanted if one is not None)
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Checkpoints repeat a forward: every number is the same, and nothing is said or counted twice."""
+"""Checkpointing recomputes the forward: all numbers are the same, and no loss or token counts twice."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_losses_and_statistics_count_once(unit, autocast):
 
 
 def kept(layers, length):
-    """Bytes that the backward of one forward will read, parameters apart."""
+    """Bytes saved for the backward of one forward, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in layers.parameters()}
     seen = {}
 
@@ -52,8 +52,8 @@ def kept(layers, length):
     return sum(size for place, size in seen.items() if place not in own)
 
 
-def test_selective_keeps_projections_and_no_more():
-    """Counted by the repetition: the costly operators run once, all others twice."""
+def test_selective_saves_projections_only():
+    """Counted in the recomputation: the costly operators run once, all others twice."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -74,14 +74,14 @@ def test_selective_keeps_projections_and_no_more():
             out.sum().backward()
         calls[unit] = count.calls
     for name in ("addmm", "_scaled_dot_product_flash_attention_for_cpu"):
-        assert calls["selective"].get(name, 0) == calls[None].get(name, 0), f"{name} is not computed again"
+        assert calls["selective"].get(name, 0) == calls[None].get(name, 0), f"{name} is not recomputed"
         assert calls["sublayer"][name] > calls[None].get(name, 0)
     assert calls["selective"]["gelu"] == calls["sublayer"]["gelu"] == 3
     assert "gelu" not in calls[None]
 
 
-def test_long_inputs_read_their_table_once():
-    """The operator of attention by distance is one of the costly ones."""
+def test_long_inputs_compute_relative_bias_once():
+    """Attention with a relative bias table is one of the costly operators."""
     layers = decoder(checkpoint="selective", alibi_pos_bias=True, depth=1)
     reference = decoder(alibi_pos_bias=True, depth=1)
     _, grads, _ = trained(layers, torch.float32, length=300)
@@ -102,7 +102,7 @@ def test_whole_models_compile_with_gradients(unit):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_feedforward_in_chunks_keeps_less():
+def test_feedforward_in_chunks_saves_less():
     sizes = {c: kept(decoder(ff_chunks=c, ff_mult=8.0, depth=1), 64) for c in (1, 8)}
     assert sizes[8] < 0.5 * sizes[1]
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo: their gradients are those of one process that sees both halves of the batch."""
+"""Two processes over gloo: gradients equal those of one process with both halves of the batch."""
 
 import traceback
 
@@ -17,7 +17,7 @@ WORLD = 2
 
 
 class Pair(nn.Module):
-    """Encoder and decoder, both reversible, with what ranks must agree on: shared biases and tied blocks."""
+    """Reversible encoder and decoder with state that ranks must agree on: shared biases and tied blocks."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ def loss(model, x):
 
 
 def refused(model, x):
-    """What a stack says whose sublayers are sharded one by one."""
+    """The error of a stack whose sublayers are sharded one by one."""
     try:
         loss(model, x)
     except ValueError as error:
@@ -71,7 +71,7 @@ def work(rank, place, forms, answers):
                 if rank == 0:
                     answers.put((name, text))
                 continue
-            for _ in range(2):  # a static graph is learned in the first step
+            for _ in range(2):  # a static graph is recorded in the first step
                 inner.zero_grad()
                 loss(model, batch()[rank::WORLD]).backward()
             grads = [p.grad.full_tensor() if name == "fsdp2" else p.grad for p in inner.parameters()]

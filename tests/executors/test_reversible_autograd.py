@@ -1,4 +1,4 @@
-"""Reversible execution as an operator of autograd like any other: hooks, modes, graphs kept, compilation."""
+"""Reversible execution as an ordinary autograd operator: hooks, modes, retained graphs, compilation."""
 
 import copy
 
@@ -23,7 +23,7 @@ def decoder(**flags):
     return Decoder(**{**SIZES, "reversible": True, **flags})
 
 
-def test_hooks_see_each_gradient_once():
+def test_hooks_run_once_per_gradient():
     layers = decoder(weight_tie_layers=True, rel_pos_bias=True).double()
     _, wanted, _ = trained(plain(copy.deepcopy(layers)), torch.float64)
     seen = []
@@ -34,10 +34,10 @@ def test_hooks_see_each_gradient_once():
     _, grads, _ = trained(layers, torch.float64)
     assert len(seen) == 2 * len(parameters)
     assert error([grads[0] * 2, *grads[1:]], [one * 2 for one in wanted]) < 1e-12
-    assert parameters[0]._backward_hooks, "hooks are back in place"
+    assert parameters[0]._backward_hooks, "hooks are restored"
 
 
-def test_graph_may_be_walked_twice():
+def test_a_retained_graph_can_run_backward_twice():
     layers = decoder(**DROPS).double()
     (x,) = inputs(layers, torch.float64)
     loss = layers(x).square().sum()
@@ -50,7 +50,7 @@ def test_graph_may_be_walked_twice():
 
 
 def test_gradients_of_some_inputs_only():
-    """`autograd.grad` walks a part of the graph."""
+    """`autograd.grad` runs a part of the graph."""
     layers = decoder().double()
     (x,) = inputs(layers, torch.float64)
     wanted = torch.autograd.grad(plain(copy.deepcopy(layers))(x).square().sum(), x)
@@ -61,7 +61,7 @@ def test_gradients_of_some_inputs_only():
     assert error(torch.autograd.grad(layers(x).square().sum(), last), wanted) < 1e-12
 
 
-def test_gradients_add_up_over_batches():
+def test_gradients_accumulate_over_batches():
     layers = decoder().double()
     (x,) = inputs(layers, torch.float64)
     layers(x).square().sum().backward()
@@ -87,8 +87,8 @@ def test_a_mode_changed_before_the_backward_is_an_error():
         loss.backward()
 
 
-def test_backward_may_stand_inside_autocast():
-    """Autocast's cache of weights must not be filled by the forward, which has no gradients."""
+def test_backward_can_run_inside_autocast():
+    """The forward has no gradients and must not fill autocast's weight cache."""
     layers = decoder()
     (x,) = inputs(layers, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -102,7 +102,7 @@ def test_backward_may_stand_inside_autocast():
 
 
 def test_sequential_layers_before_reversible_ones_get_gradients():
-    """In one autocast region, a forward of the same weights in plain order."""
+    """A forward of the same weights in sequential order, in one autocast region."""
     layers = decoder()
     (x,) = inputs(layers, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -111,8 +111,8 @@ def test_sequential_layers_before_reversible_ones_get_gradients():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layers.parameters())
 
 
-def test_generators_stand_where_they_stood():
-    """The backward draws again, and leaves no trace of it."""
+def test_generators_are_restored():
+    """The backward repeats the random draws and restores the generators."""
     layers = decoder(**DROPS)
     loss = layers(torch.randn(2, 7, 16)).sum()
     torch.manual_seed(11)
@@ -140,7 +140,7 @@ def test_compiled(whole):
 
 
 def test_attention_maps_and_streams():
-    """What is asked for by name comes from the same two streams, with gradients."""
+    """Requested outputs come from the same two streams, with gradients."""
     torch.manual_seed(3)
     model = flagformer.build(LM).double()
     ids = torch.randint(11, (2, 7))
@@ -160,7 +160,7 @@ def test_attention_maps_and_streams():
 
 
 @pytest.mark.parametrize("model", ["decoder", "prefix_decoder"])
-def test_decoding_is_the_full_forward(model):
+def test_decoding_equals_the_full_forward(model):
     torch.manual_seed(3)
     net = flagformer.build({**LM, "model": model, "shift_tokens": 1, "alibi_pos_bias": True}).double().eval()
     ids = torch.randint(11, (2, 9))
@@ -174,7 +174,7 @@ def test_decoding_is_the_full_forward(model):
     assert net(ids, **how).requires_grad
 
 
-def test_state_dicts_open_under_every_executor():
+def test_state_dicts_load_under_every_executor():
     models = [flagformer.build({**LM, "reversible": False, **extra}) for extra in (
         {}, {"checkpoint": "sublayer"}, {"reversible": True}, {"reversible": True, "reversible_exact": True},
     )]  # fmt: skip
@@ -184,7 +184,7 @@ def test_state_dicts_open_under_every_executor():
         model.load_state_dict(models[0].state_dict())
 
 
-def test_explain_says_what_it_saves():
+def test_explain_names_the_saved_tensors():
     assert "executor: Reversible, keeps the two streams" in flagformer.build(LM).explain()
 
 
@@ -201,14 +201,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_run_is_refused_by_name(name):
+def test_unsupported_flags_are_refused_by_name(name):
     with pytest.raises(flagformer.FlagError, match=r"because") as error:
         decoder(**REFUSED[name])
     assert f"`{name}" in str(error.value)
     assert "`reversible`" in str(error.value)
 
 
-def test_a_residual_of_the_users_own_is_refused():
+def test_a_custom_residual_is_refused():
     class Mine(Additive):
         component = None
 
@@ -217,7 +217,7 @@ def test_a_residual_of_the_users_own_is_refused():
 
 
 class Handing(nn.Module):
-    """A feedforward of the user's own that declares nothing."""
+    """A custom feedforward without declared capabilities."""
 
     def __init__(self, dims, activation):
         super().__init__()
@@ -228,12 +228,12 @@ class Handing(nn.Module):
         return self.outer(x)
 
 
-def test_what_hands_on_without_saying_so_is_found_out():
+def test_undeclared_inter_layer_state_is_found():
     with pytest.raises(ValueError, match="hands on `mine`"):
         decoder(feedforward=Spec(Handing))(torch.randn(2, 7, 16))
 
 
-def test_records_come_apart_and_together():
+def test_records_are_flattened_and_rebuilt():
     layout = Layout(torch.arange(3)[None])
     record = {
         0: Pairs(bias=torch.ones(2), allowed=None, num_prefix_kv=3),
@@ -249,7 +249,7 @@ def test_records_come_apart_and_together():
     assert again[1][2] == "word"
 
 
-def test_bytes_kept_do_not_grow_with_depth():
+def test_saved_bytes_do_not_grow_with_depth():
     kept = {}
     for depth in (4, 48):
         layers = decoder(depth=depth, rel_pos_bias=True)

@@ -1,4 +1,4 @@
-"""Gradients of reversible execution are those of plain autograd over the same two streams."""
+"""Gradients of reversible execution equal those of plain autograd over the same two streams."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def decoder(**flags):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_gradients_are_those_of_two_streams(mix, dtype):
+def test_gradients_equal_those_of_two_streams(mix, dtype):
     layers = decoder(**MIXES[mix]).to(dtype)
     for step in range(2):  # the first step, with empty caches, and one after it
         out, grads, draws = trained(layers, dtype)
@@ -62,8 +62,8 @@ def test_gradients_are_those_of_two_streams(mix, dtype):
 
 @pytest.mark.parametrize("executor", [{"reversible": True}, {"checkpoint": "sublayer"}], ids=str)
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_clusters_and_experts_learn_as_by_plain_autograd(learner, executor):
-    """Their losses have gradients, draws of dropout are the same, and tokens are counted once."""
+def test_clusters_and_experts_learn_as_under_plain_autograd(learner, executor):
+    """Their losses have gradients, dropout masks are the same, and tokens count once."""
 
     def built():
         flags = {**DROPS, **LEARNERS[learner], "reversible": None, **executor}
@@ -88,12 +88,12 @@ def test_clusters_and_experts_learn_as_by_plain_autograd(learner, executor):
 
 @pytest.mark.parametrize("bias", ["rel_pos_bias", "dynamic_pos_bias", "alibi_pos_bias"])
 def test_long_inputs_share_a_table(bias):
-    """From 256 tokens on a learned bias is a table of distances in the side inputs, with a gradient."""
+    """From 256 tokens on a learned bias is a relative table in the side inputs, with a gradient."""
     found = []
     for prepare in (lambda layers: layers, plain):
         layers = prepare(decoder(**{bias: True, "depth": 2})).double()
         found.append(trained(layers, torch.float64, length=300)[1])
-    if bias == "dynamic_pos_bias":  # nothing but rounding reaches what a softmax takes out
+    if bias == "dynamic_pos_bias":  # softmax removes a constant: its gradient is rounding only
         places = [name for name, _ in layers.named_parameters()]
         for many in found:
             many.pop(1 + places.index("position_bias.out.bias"))
@@ -135,7 +135,7 @@ def test_vision():
     assert error(*found) < 1e-12
 
 
-def test_two_streams_are_the_formula():
+def test_two_streams_follow_the_formula():
     """x[i + 1] = x[i - 1] + f_i(x[i]) from x[-1] = x[0] = x; the output is the mean of the last two."""
     layers = decoder(depth=2).double().eval()
     (x,) = inputs(layers, torch.float64)
@@ -155,7 +155,7 @@ def test_two_streams_are_the_formula():
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16 autocast"])
 def test_losses_and_draws_inside_a_sublayer(autocast):
-    """Collected losses are outputs: their gradients arrive; each is collected once and counted once."""
+    """Collected losses are outputs with gradients; each is collected and counted once."""
     layers = busy_decoder()
     out, grads, draws = trained(layers, torch.float32, autocast)
     reference = plain(busy_decoder())
@@ -165,7 +165,7 @@ def test_losses_and_draws_inside_a_sublayer(autocast):
     assert torch.equal(draws, wanted_draws)
     for one, other in zip(layers.modules(), reference.modules()):
         if isinstance(one, Busy):
-            assert one.counted == other.counted == 1, "a repetition is no forward"
+            assert one.counted == other.counted == 1, "a recomputation does not count as a forward"
             assert torch.equal(one.seen, other.seen)
     collector = OutputCollector()
     layers(*inputs(layers, torch.float32), collector=collector)
@@ -175,8 +175,8 @@ def test_losses_and_draws_inside_a_sublayer(autocast):
     }
 
 
-def test_losses_alone_have_gradients():
-    """A backward that never comes through the output finds the streams all the same."""
+def test_losses_without_output_have_gradients():
+    """A backward of the losses only still reconstructs the streams."""
     found = []
     for layers in (busy_decoder().double(), plain(busy_decoder().double())):
         (x,) = inputs(layers, torch.float64)
@@ -190,8 +190,8 @@ def test_losses_alone_have_gradients():
     assert error(*whole) < 1e-12
 
 
-def test_bf16_autocast_is_near():
-    """Against the same two streams under the same autocast."""
+def test_bf16_autocast_is_close():
+    """Compared with the same two streams under the same autocast."""
     flags = {**DROPS, **BIASES, "depth": 12}
     _, grads, _ = trained(decoder(**flags), torch.float32, autocast=True)
     _, wanted, _ = trained(plain(decoder(**flags)), torch.float32, autocast=True)
@@ -200,8 +200,8 @@ def test_bf16_autocast_is_near():
 
 
 @pytest.mark.parametrize("how", ["fp32", "bf16 autocast", "bf16 model", "fp64"])
-def test_exact_streams_come_back_to_the_bit(how):
-    """What sublayers read the second time is what they read the first time, and so are all gradients."""
+def test_exact_streams_are_reconstructed_bit_by_bit(how):
+    """Sublayer inputs of the recomputation equal those of the forward, and so do all gradients."""
     dtype = {"fp64": torch.float64, "bf16 model": torch.bfloat16}.get(how, torch.float32)
     flags = {**DROPS, **BIASES, "depth": 12, "reversible_exact": True}
     layers = decoder(**flags).to(dtype)
@@ -212,10 +212,10 @@ def test_exact_streams_come_back_to_the_bit(how):
     count = len(seen) // 2
     assert count == len(layers.sublayers)
     assert all(torch.equal(one, other) for one, other in zip(seen[:count], seen[: count - 1 : -1]))
-    # a cast that is cached sums the gradients of what layers share in bf16, in plain order only
+    # a cached cast sums the bf16 gradients of shared parameters, in sequential order only
     reference = plain(decoder(**flags).to(dtype))
     _, wanted, _ = trained(reference, dtype, autocast=how == "bf16 autocast", cache=False)
-    # sums over sublayers are taken in another order
+    # sums over sublayers in another order
     assert error(grads, wanted) < {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 4e-2)
 
 
@@ -226,7 +226,7 @@ def test_exact_streams_that_grow_too_large_are_refused():
 
 
 def test_gradcheck():
-    """Input, context, the bias of all layers, a loss on the collector, and every parameter."""
+    """Input, context, the bias of all layers, a collected loss, and every parameter."""
     torch.manual_seed(0)
     layers = Decoder(
         dim=4,
@@ -258,7 +258,7 @@ def _leave_loss(module, given, out):
 
 
 def test_encoder_and_decoder_in_one_backward():
-    """Losses on both sides, one backward, and the encoder is walked once."""
+    """Losses on both sides, one backward, and the encoder runs backward once."""
     found = []
     for prepare in (lambda layers: layers, plain):
         encoder = prepare(_half(Encoder)).double()
@@ -276,7 +276,7 @@ def test_encoder_and_decoder_in_one_backward():
         (out.sin().sum() + 0.5 * sum(losses)).backward()
         found.append([one.grad for one in (source, x, *encoder.parameters(), *decoder.parameters())])
         if prepare is not plain:
-            assert len(runs) == 2 * len(encoder.sublayers), "once forward, once again"
+            assert len(runs) == 2 * len(encoder.sublayers), "one forward and one recomputation"
     assert error(*found) < 1e-12
 
 
@@ -304,14 +304,14 @@ def test_xtransformer_with_reversible_halves():
         torch.manual_seed(5)
         model(src, tgt, mask=torch.arange(6) < torch.tensor([[6], [3]])).backward()
         found.append([p.grad for p in model.parameters()])
-    # the loss of a model in fp64 is made in fp32
+    # the loss of a model in fp64 is computed in fp32
     assert error(*found) < 1e-6
     with pytest.raises(flagformer.FlagError, match="`dec_reversible` and `dec_pre_norm=False`"):
         flagformer.XTransformer(**flags, dec_pre_norm=False)
 
 
 class Table(nn.Module):
-    """Frozen embeddings in front of a stack."""
+    """Frozen embeddings before a stack."""
 
     def __init__(self, layers):
         super().__init__()
@@ -341,7 +341,7 @@ def test_eval_mode_has_gradients():
     assert error(grads, wanted) < 1e-12
 
 
-def test_without_any_gradient_it_runs():
+def test_it_runs_without_gradients():
     layers = decoder().requires_grad_(False)
     x = torch.randn(2, 7, 16)
     assert torch.equal(layers(x), plain(layers)(x))

@@ -1,4 +1,4 @@
-"""What cannot go together is derived from slots and needs, declared with a reason, and raised together."""
+"""Conflicts are derived from slots and requirements or declared with a reason, and reported together."""
 
 import pickle
 
@@ -37,7 +37,7 @@ def refused(**flags):
 
 
 class SoftClamp(nn.Module):
-    """A score modifier that declares nothing."""
+    """A score modification without declared capabilities."""
 
     def __init__(self, dims: Dims, *, limit: float = 5.0) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class SoftClamp(nn.Module):
 
 
 class Shift(DistanceBias):
-    """A position bias that declares nothing and learns nothing."""
+    """A position bias without declared capabilities and parameters."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def same_function(model, other):
 
 
 def crowds():
-    """Slots with one place, and two flags that fill it."""
+    """Slots with one component, and two flags that fill it."""
     found = []
     for slot in ("norm", "norm_position", "position_bias", "projection", "qk_norm", "activation", "absolute"):
         chosen = [item for item in CATALOGUE.in_slot(slot) if item.select is not None]
@@ -89,12 +89,12 @@ def crowds():
 
 
 def meet(one, other):
-    """Whether two flags are different and fill one kind of attention at least."""
+    """Whether two flags differ and apply to at least one kind of attention in common."""
     return one.select != other.select and {one.kind, other.kind} != {"a", "c"}
 
 
 @pytest.mark.parametrize(("slot", "one", "other"), crowds(), ids=lambda value: getattr(value, "name", value))
-def test_two_fillers_for_one_place(slot, one, other):
+def test_two_components_for_one_slot(slot, one, other):
     flags = {
         item.select: item.when if item.when is not ... else 2 if item.select == "attn_kv_heads" else True
         for item in (one, other)
@@ -103,19 +103,19 @@ def test_two_fillers_for_one_place(slot, one, other):
     assert f"`{one.say()}` and `{other.say()}` cannot be combined, because both fill `{slot}`" in text
 
 
-def test_three_fillers_for_one_place():
+def test_three_components_for_one_slot():
     text = refused(alibi_pos_bias=True, rel_pos_bias=True, dynamic_pos_bias=True)
     assert (
         "`alibi_pos_bias` and `rel_pos_bias` and `dynamic_pos_bias` cannot be combined, because all" in text
     )
 
 
-def test_many_fillers_for_a_slot_that_takes_many():
+def test_many_components_for_a_slot_that_takes_many():
     model = flagformer.build({**SMALL, "attn_num_mem_kv": 2, "attn_add_zero_kv": True})
     assert model.attn_layers.sublayers[0].fn.num_prefix_kv == 3
 
 
-def test_kernel_is_the_fastest_that_serves():
+def test_kernel_is_the_fastest_supported():
     assert kernels(flagformer.build(SMALL)) == {"SDPA"}
     assert kernels(flagformer.build({**SMALL, "alibi_pos_bias": True})) == {"SDPA"}
     assert kernels(flagformer.build({**SMALL, "rel_pos_bias": True})) == {"SDPATrainableBias"}
@@ -125,17 +125,17 @@ def test_kernel_is_the_fastest_that_serves():
     assert "Eager in self-attention: written out" in mixed.explain()
 
 
-def test_modifier_that_reads_scores_takes_the_written_out_kernel():
+def test_score_modification_selects_the_eager_kernel():
     model = flagformer.build({**SMALL, "score": SoftClamp})
     assert kernels(model) == {"Eager"}
     plain = flagformer.build(SMALL)
     assert not same_function(model, plain)
     wide = flagformer.build({**SMALL, "score": Spec(SoftClamp, {"limit": 1e4})})
-    assert same_function(wide, plain), "a limit that no score reaches changes nothing"
+    assert same_function(wide, plain), "a clamp above all scores changes nothing"
 
 
 @pytest.mark.parametrize("flags", [{"attn_flash": True}, {"attn_flash": (False, True)}, {"kernel": SDPA}])
-def test_modifier_that_reads_scores_refuses_the_fused_kernel(flags):
+def test_score_modification_refuses_the_fused_kernel(flags):
     text = refused(score=SoftClamp, **flags)
     assert "and `score` cannot be combined, because it reads the scores, which the fused kernel" in text
     assert f"`{next(iter(flags))}" in text
@@ -147,13 +147,13 @@ def test_learned_bias_refuses_the_fused_kernel(flags):
     assert "and `dynamic_pos_bias` cannot be combined, because a learned bias needs a gradient" in text
 
 
-def test_kernel_given_as_a_class_that_serves():
+def test_kernel_given_as_a_supported_class():
     model = flagformer.build({**SMALL, "kernel": Eager, "score": SoftClamp})
     assert kernels(model) == {"Eager"}
     assert same_function(model, flagformer.build({**SMALL, "score": SoftClamp}))
 
 
-def test_weights_given_read_scores_too():
+def test_a_given_normalizer_needs_scores_too():
     class Even(nn.Module):
         def __init__(self, dims):
             super().__init__()
@@ -169,8 +169,8 @@ def test_weights_given_read_scores_too():
 @pytest.mark.parametrize(
     "given", [Shift, Spec(Shift), Spec(ALiBi, {"heads": 2})], ids=["class", "Spec", "params"]
 )
-def test_position_bias_of_ones_own(given):
-    """Taken for a learned one unless it says otherwise; the absolute table is left out as for any other."""
+def test_custom_position_bias(given):
+    """Treated as learned unless it declares otherwise; the absolute table is omitted as for any other."""
     model = flagformer.build({**SMALL, "position_bias": given})
     assert not model.absolute_positions
     own = type(model.attn_layers.position_bias)
@@ -181,7 +181,7 @@ def test_position_bias_of_ones_own(given):
     assert "`position_bias`" in refused(position_bias=Shift, attn_flash=True)
 
 
-def test_gates_of_ones_own_share_their_slot():
+def test_custom_gates_share_their_slot():
     once = flagformer.build({**SMALL, "gate": Double})
     twice = flagformer.build({**SMALL, "gate": (Double, Spec(Double))})
     assert [len(model.attn_layers.sublayers[0].fn.gates) for model in (once, twice)] == [1, 2]
@@ -203,7 +203,7 @@ def test_module_given_for_a_slot():
     assert "ALiBi (given)" in model.explain()
 
 
-def test_what_cannot_fill_a_slot():
+def test_invalid_values_for_a_slot():
     assert "`score` must be a Spec, a class or a module that fills the slot, but is 3" in refused(score=3)
 
 
@@ -216,7 +216,7 @@ def test_flag_with_a_component_given_for_its_slot():
 @pytest.mark.parametrize(
     "flags", [{"rotary_pos_emb": True}, {"rel_pos_bias": True}, {"position_bias": Shift}]
 )
-def test_positions_that_no_sublayer_reads(order, flags):
+def test_positions_without_a_reader(order, flags):
     text = refused(**order, **flags)
     for flag in (next(iter(order)), next(iter(flags))):
         assert f"`{flag}`" in text
@@ -233,7 +233,7 @@ def test_plan_conflicts_name_both():
 def test_declared_requirement_says_its_reason():
     @component("norm", select="use_decay", requires=[Requirement("causal", True, "the decay is one-sided")])
     class Decay(RMSNorm):
-        """Needs an order of time."""
+        """Requires a causal order."""
 
     registry = Registry([item.cls for item in CATALOGUE])
     registry.fill([Decay])
@@ -258,7 +258,7 @@ def test_error_shows_a_line_per_finding_and_survives_pickling():
     assert str(FlagError([Finding("a", "`a` is wrong")])).startswith("1 flag cannot be used:\n")
 
 
-def test_check_says_what_build_says_without_tensors(monkeypatch):
+def test_check_reports_what_build_reports_without_tensors(monkeypatch):
     for flags in ({"attn_kv_heads": 3}, {"rotery": 1}, {"dim": 0}):
         texts = []
         for call in (flagformer.check, flagformer.build):
@@ -266,7 +266,7 @@ def test_check_says_what_build_says_without_tensors(monkeypatch):
                 call({**SMALL, **flags})
             texts.append(str(caught.value))
         assert texts[0] == texts[1]
-    flagformer.check({**SMALL, "dim": 8192, "depth": 100})  # a hundred GiB of weights, were there any
+    flagformer.check({**SMALL, "dim": 8192, "depth": 100})  # a hundred GiB of weights if they were allocated
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_check_says_what_build_says_without_tensors(monkeypatch):
         {"score": SoftClamp, "gate": (Double, Spec(Double))},
     ],
 )  # fmt: skip
-def test_flags_build_the_model_again(flags):
+def test_flags_rebuild_the_model(flags):
     model = flagformer.build({**SMALL, **flags})
     again = flagformer.build(model.flags)
     assert again.flags == model.flags
@@ -307,7 +307,7 @@ def test_the_catalogue_declares_sound_components():
         if item.select is None:
             others = [one for one in CATALOGUE.in_slot(item.slot) if one.select is None]
             assert len(others) == 1 or item.slot == "kernel", (
-                f"{item.slot} has two fillers that nothing selects"
+                f"{item.slot} has two components without a selector"
             )
         for param in item.params:
             assert param.flag.doc

@@ -1,4 +1,4 @@
-"""Every constructor name of x-transformers 1.27 is a flag here, or is answered with what to type."""
+"""Every constructor name of x-transformers 1.27 is a flag here, or the error names the flag to use."""
 
 import pytest
 import torch
@@ -47,14 +47,14 @@ def known():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_name_is_a_flag_or_is_answered(name):
+def test_name_is_a_flag_or_has_a_hint(name):
     if name not in known():
         text = message(name)
         assert text.startswith(f"`{name}` is no flag of this library: "), text
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_an_answer_speaks_of_flags_that_exist(name):
+def test_hints_name_existing_flags(name):
     assert name not in known(), "it is a flag now"
     text = message(name)
     said = {part.split("=")[0] for part in text.split("`")[3::2]} - {"load_x_transformers"}
@@ -63,7 +63,7 @@ def test_an_answer_speaks_of_flags_that_exist(name):
     assert said or absent or "leave it out" in text or "load_x_transformers" in text
 
 
-# the constructor's names in x-transformers 2.31.10 that 1.27 has not
+# constructor names of x-transformers 2.31.10 that 1.27 lacks
 LATER = {
     "": """
         only_attn use_dynamic_tanh use_derf dynamic_tanh_init_alpha use_adaptive_layernorm
@@ -99,7 +99,7 @@ LATER = {
 }
 
 
-def test_every_later_name_is_answered():
+def test_every_later_name_has_a_hint():
     names = [prefix + name for prefix, names in LATER.items() for name in names.split()]
     names += [f"cross_{name}" for name in names if name.startswith("attn_") and name not in LATER[""].split()]
     with pytest.raises(flagformer.FlagError) as caught:
@@ -108,7 +108,7 @@ def test_every_later_name_is_answered():
     assert not [name for name in names if not found[name].startswith(f"`{name}` is no flag of this library")]
 
 
-def test_common_names_say_the_flag():
+def test_common_names_have_the_right_hint():
     assert set(COMMON) <= known() | set(SLOTS)
     with pytest.raises(flagformer.FlagError) as caught:
         flagformer.check({**SMALL, **{name: 1 for name in SAYS if name not in ("n_embd", "n_ctx")}})
@@ -161,7 +161,7 @@ def test_settings_of_other_libraries_are_recognised(settings, whose):
         ("use_ropes", "`flagformer flags` lists them all"),
     ],
 )
-def test_suggestions_are_of_the_same_meaning_or_none(typed, says):
+def test_suggestions_have_the_same_meaning(typed, says):
     assert says in message(typed)
 
 
@@ -186,7 +186,7 @@ def test_a_name_without_its_prefix(name, say):
         ("dec_kv_heads", "say `dec_attn_kv_heads`"),
     ],
 )
-def test_halves_of_an_encoder_decoder_answer_with_their_prefix(typed, say):
+def test_halves_of_an_encoder_decoder_show_their_prefix(typed, say):
     sizes = {
         f"{half}{name}": value for half in ("enc_", "dec_") for name, value in SMALL.items() if name != "dim"
     }
@@ -197,7 +197,7 @@ def test_halves_of_an_encoder_decoder_answer_with_their_prefix(typed, say):
 
 
 class Doubled(nn.Module):
-    """An activation with a state of its own."""
+    """An activation with state."""
 
     def __init__(self):
         super().__init__()
@@ -211,8 +211,8 @@ class Doubled(nn.Module):
     "given", [torch.relu, nn.ReLU, nn.ReLU(), Doubled], ids=["function", "class", "module", "own"]
 )
 @pytest.mark.parametrize("gated", [False, True])
-def test_an_activation_of_ones_own(given, gated):
-    """What x-transformers calls `ff_custom_activation`."""
+def test_a_custom_activation(given, gated):
+    """Called `ff_custom_activation` in x-transformers."""
     torch.manual_seed(0)
     model = flagformer.build({**SMALL, "activation": given, **({"ff_glu": True} if gated else {})}).double()
     layer = model.attn_layers.sublayers[1].fn
@@ -241,12 +241,12 @@ def test_residual_scores_without_a_reader(flags, flag):
 
 
 @pytest.mark.parametrize("flags", [{"depth": 2}, {"depth": 2, "weight_tie_layers": True}])
-def test_scores_handed_on_to_the_next_step(flags):
+def test_scores_for_the_next_step(flags):
     flagformer.check({**SMALL, **flags, "residual_attn": True})
     flagformer.check({**SMALL, **flags, "residual_attn": True, "attn_max_attend_past": 3})
 
 
-def test_carried_scores_need_equal_windows():
+def test_residual_scores_need_equal_windows():
     text = message("residual_attn", attn_max_attend_past=(3, None))
     assert "`residual_attn` and `attn_max_attend_past` cannot be combined here" in text
 
@@ -258,5 +258,5 @@ def test_a_tuple_for_self_attention_does_not_count_cross_attention():
     assert "has 3 values for 2 self-attention sublayers" in text
 
 
-def test_a_window_of_nothing_is_refused():
+def test_an_empty_window_is_refused():
     assert "must be at least 1, but is 0" in message("attn_max_attend_past", 0)

@@ -1,4 +1,4 @@
-"""Names and values as users type them: every mistake is found, named as typed, and said in one sentence."""
+"""Names and values given by users: every mistake is reported in one sentence, in the user's spelling."""
 
 import math
 
@@ -13,7 +13,7 @@ BASE = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, 
 
 
 def findings(**flags):
-    """flag -> message of what `check` finds in a small model with these flags."""
+    """flag -> message of `check` for a small model with these flags."""
     with pytest.raises(FlagError) as caught:
         flagformer.check({**BASE, **flags})
     return {finding.flag: finding.message for finding in caught.value.findings}
@@ -33,11 +33,11 @@ def layers(**flags):
         ("num_token", "num_tokens"),
     ],
 )
-def test_unknown_name_gets_the_nearest_one(typed, meant):
+def test_unknown_name_suggests_the_nearest_one(typed, meant):
     assert findings(**{typed: 1}) == {typed: f"`{typed}` is not a flag; did you mean `{meant}`?"}
 
 
-def test_name_unlike_any_other_points_to_the_list():
+def test_name_unlike_any_other_refers_to_the_list():
     assert "`flagformer flags`" in findings(zzzzz=1)["zzzzz"]
 
 
@@ -73,7 +73,7 @@ def test_wrong_values(flag, value, must):
 
 
 @pytest.mark.parametrize("value", [0, 1e-3, 0.5])
-def test_whole_numbers_are_floats_and_none_is_nothing(value):
+def test_integers_are_floats_and_none_is_unset(value):
     flagformer.check({**BASE, "attn_dropout": value, "checkpoint": None, "use_rmsnorm": None})
 
 
@@ -85,12 +85,12 @@ def test_required_flags(missing):
     assert f"`{missing}` is required" in str(caught.value)
 
 
-def test_every_mistake_is_found_at_once():
+def test_every_mistake_is_reported_together():
     found = findings(rotery=1, dim="x", ff_glu=3, attn_dropout=2, use_rmsnrom=True)
     assert set(found) == {"rotery", "dim", "ff_glu", "attn_dropout", "use_rmsnrom"}
 
 
-def test_sizes_that_do_not_fit_are_found_at_once():
+def test_incompatible_sizes_are_reported_together():
     found = findings(
         attn_kv_heads=3, rotary_pos_emb=True, rotary_emb_dim=5, alibi_pos_bias=True, alibi_num_heads=9
     )
@@ -112,14 +112,14 @@ def test_sizes_that_do_not_fit_are_found_at_once():
         ({"dim": 400_000}, "dim", "no memory for a model of these sizes"),
     ],
 )
-def test_sizes_that_cannot_be(flags, flag, text):
+def test_impossible_sizes(flags, flag, text):
     with pytest.raises(FlagError) as caught:
         flagformer.build({**BASE, **flags})
     assert [f.flag for f in caught.value.findings] == [flag]
     assert text in str(caught.value)
 
 
-def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_runtime_errors_are_not_mistaken_for_lack_of_memory():
     class Broken(nn.Identity):
         def __init__(self, dims):
             raise RuntimeError("a fault of my own")
@@ -149,7 +149,7 @@ def test_split_prefixes():
         ({"cross_attn_kv_heads": 2}, "`enc_cross_attn_kv_heads` has no effect"),
     ],
 )
-def test_messages_show_the_prefix_as_typed(flags, typed):
+def test_messages_show_the_prefix_of_the_user(flags, typed):
     with pytest.raises(FlagError) as caught:
         layers(**flags)
     assert typed in str(caught.value)
@@ -171,7 +171,7 @@ def test_cross_form_is_for_cross_attention_and_the_plain_one_for_both():
     assert (own.num_prefix_kv, cross.num_prefix_kv) == (3, 3)
 
 
-def test_cross_form_alone_leaves_self_attention_as_it_is():
+def test_cross_form_leaves_self_attention_unchanged():
     built = flagformer.Decoder(dim=16, depth=1, heads=4, cross_attend=True, cross_attn_num_mem_kv=3)
     assert [sublayer.fn.num_prefix_kv for sublayer in built.sublayers[:2]] == [0, 3]
 
@@ -186,7 +186,7 @@ def test_tuples_are_per_layer():
     assert (type(ff_first).__name__, type(ff_second).__name__) == ("GLU", "Dense")
 
 
-def test_branch_tuples_count_every_sublayer():
+def test_branch_tuples_cover_every_sublayer():
     built = flagformer.Decoder(dim=16, depth=2, heads=4, layer_dropout=(0.1, 0.2, 0.3, 0.4))
     assert [sublayer.branch.rate for sublayer in built.sublayers] == [0.1, 0.2, 0.3, 0.4]
 
@@ -210,7 +210,7 @@ def test_tuples_of_the_wrong_length_or_kind(flags, text):
     assert text in next(iter(findings(**flags).values()))
 
 
-def test_tuples_where_one_filler_serves_the_whole_stack():
+def test_tuples_for_a_component_shared_by_the_stack():
     assert "must be bool | None" in findings(use_rmsnorm=(True, False))["use_rmsnorm"]
 
 
@@ -243,7 +243,7 @@ def test_settings_without_effect_are_refused(flags, dead, why):
     assert why in text
 
 
-def test_what_is_taken_anyway_may_be_said():
+def test_a_default_can_be_given_explicitly():
     flagformer.check({**BASE, "rotary_interpolation_factor": 1.0, "rotary_pos_emb": False, "pre_norm": True})
 
 

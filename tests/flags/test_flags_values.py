@@ -1,4 +1,4 @@
-"""Flags of values: what they refuse, per layer, for cross-attention, and a filler of the user's own."""
+"""The flags of values: refusals, per-layer values, cross-attention, and a user's own component."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def shapes(**flags):
         ({**TURNED, "only_cross": True}, ("attn_rotary_embed_values", "only_cross")),
     ],
 )
-def test_what_cannot_be_names_both(flags, named):
+def test_conflicts_name_both(flags, named):
     found = refused(**flags)
     text = found[named[0]]
     assert all(f"`{name}" in text for name in named), text
@@ -63,12 +63,12 @@ def test_an_encoder_decoder_shows_its_prefix():
         flagformer.XTransformer(dim=16, **sizes, enc_depth=1, dec_depth=1, enc_attn_rotary_embed_values=True)
 
 
-def test_a_rotation_that_cannot_be_is_the_only_finding():
+def test_an_impossible_rotation_is_the_only_finding():
     found = refused(**TURNED, rotary_emb_dim=5)
     assert set(found) == {"rotary_emb_dim"}
 
 
-def test_turned_values_have_no_form_for_cross_attention():
+def test_rotary_values_have_no_form_for_cross_attention():
     text = refused(cross_attend=True, rotary_pos_emb=True, cross_attn_rotary_embed_values=True)
     assert text["cross_attn_rotary_embed_values"] == (
         "`cross_attn_rotary_embed_values` is not a flag, because `attn_rotary_embed_values` has no form for "
@@ -76,11 +76,11 @@ def test_turned_values_have_no_form_for_cross_attention():
     )
 
 
-def test_shared_values_may_be_said_to_be_as_wide_as_keys():
+def test_shared_values_accept_the_key_dim():
     assert shapes(attn_shared_kv=True, attn_value_dim_head=8) == [(4, 8, 8)] * 2
 
 
-def test_values_as_wide_as_what_is_turned():
+def test_rotary_values_have_the_key_dim():
     assert shapes(**TURNED, rotary_emb_dim=4, attn_value_dim_head=4) == [(4, 8, 4)] * 2
 
 
@@ -91,7 +91,7 @@ def test_values_per_layer():
     assert found == [(2, 8, 8), (4, 8, 12)]
 
 
-def test_values_of_cross_attention_alone():
+def test_values_of_cross_attention_only():
     found = shapes(cross_attend=True, cross_attn_value_dim_head=(12, 4), attn_kv_heads=2)
     assert found == [(2, 8, 8), (2, 8, 12), (2, 8, 8), (2, 8, 4)]
     model = flagformer.build({**SMALL, "cross_attend": True, "cross_attn_shared_kv": True})
@@ -103,7 +103,7 @@ def test_values_of_cross_attention_alone():
     "flags",
     [{"attn_kv_heads": 2}, {"attn_one_kv_head": True}, {}],
 )
-def test_sharing_leaves_out_the_values_of_each_head(flags):
+def test_sharing_omits_the_values_of_each_head(flags):
     plain, shared = (
         flagformer.build({**SMALL, **flags, "attn_shared_kv": on}).num_params() for on in (False, True)
     )
@@ -112,7 +112,7 @@ def test_sharing_leaves_out_the_values_of_each_head(flags):
 
 
 class Doubled(ValueRule):
-    """A rule of one's own: values twice as wide as keys."""
+    """A custom rule: values twice the key dim."""
 
     def __init__(self, dims, rotation):
         self.width = 2 * dims.dim_head
@@ -121,12 +121,12 @@ class Doubled(ValueRule):
         return replace(values, width=self.width)
 
 
-def test_a_rule_of_ones_own():
+def test_a_custom_rule():
     assert shapes(values=Doubled) == shapes(values=(Spec(Doubled),)) == [(4, 8, 16)] * 2
 
 
 class Signs(Rotation):
-    """A rotation of one's own: odd positions turn by half a circle."""
+    """A custom rotation: odd positions are rotated by half a circle."""
 
     def __init__(self, dims):
         super().__init__()
@@ -142,12 +142,12 @@ class Signs(Rotation):
         return k * angles[0]
 
 
-def test_values_turned_by_a_rotation_of_ones_own():
+def test_values_under_a_custom_rotation():
     both = [
         flagformer.build({**SMALL, "rotation": Signs, "attn_rotary_embed_values": on, "depth": 1}).eval()
         for on in (True, False)
     ]
     both[1].load_state_dict(both[0].state_dict())
     turned, plain = (model(IDS).detach() for model in both)
-    assert torch.equal(turned[:, 0], plain[:, 0]), "the first token sees itself alone, at position 0"
+    assert torch.equal(turned[:, 0], plain[:, 0]), "the first token attends to itself only, at position 0"
     assert not torch.allclose(turned[:, 1:], plain[:, 1:])

@@ -1,4 +1,4 @@
-"""A causal language model of a few lines that honours the decode contract: the loop alone is under test."""
+"""A minimal causal language model with the decode contract: only the loop is under test."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ class StandInState:
 
 
 class StandIn(nn.Module):
-    """Every token sees a distance-weighted mean of the tokens it may see, then a linear map."""
+    """A distance-weighted mean of the allowed tokens, then a linear map."""
 
     def __init__(self, num_tokens: int = 11, max_seq_len: int = 12, absolute_positions: bool = False) -> None:
         super().__init__()
@@ -70,5 +70,5 @@ def stand_in():
     torch.manual_seed(0)
     model = StandIn()
     with torch.no_grad():
-        model.to_logits.weight.mul_(4)  # decided logits: greedy choices are no ties
+        model.to_logits.weight.mul_(4)  # distinct logits: greedy choices are not ties
     return model

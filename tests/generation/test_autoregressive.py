@@ -1,4 +1,4 @@
-"""The wrapper: which targets its loss counts, what `generate` accepts and how it refuses."""
+"""The wrapper: targets of its loss, arguments of `generate` and its refusals."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ def wrapper(stand_in):
 
 
 def nats(model, row: list[int], counted: set[int]) -> list[float]:
-    """Negative log likelihood of row[i] after row[:i], for every counted i."""
+    """Negative log likelihood of row[i] given row[:i], for every scored i."""
     return [-model(torch.tensor([row[:i]]))[0, -1].log_softmax(-1)[row[i]].item() for i in sorted(counted)]
 
 
@@ -32,13 +32,13 @@ def test_loss_leaves_ignored_targets_out(wrapper):
     assert wrapper(ids).item() == pytest.approx(sum(wanted) / 5, rel=1e-5)
 
 
-def test_another_ignore_index_may_be_an_id(stand_in):
+def test_another_ignore_index_can_be_an_id(stand_in):
     wrapper = AutoregressiveWrapper(stand_in.eval(), ignore_index=0)
     wanted = nats(stand_in, [9, 2], {1})
     assert wrapper(torch.tensor([[9, 2, 0, 0]])).item() == pytest.approx(sum(wanted), rel=1e-5)
 
 
-def test_logits_come_with_the_loss_if_asked(wrapper):
+def test_logits_are_returned_with_the_loss_on_request(wrapper):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     loss, outputs = wrapper(ids, return_outputs=True)
     logits = outputs.logits
@@ -49,7 +49,7 @@ def test_logits_come_with_the_loss_if_asked(wrapper):
     )
 
 
-def test_loss_without_a_counted_target_is_nan(wrapper):
+def test_loss_without_a_target_is_nan(wrapper):
     assert math.isnan(wrapper(torch.tensor([[3, -100]])).item())
 
 
@@ -98,14 +98,14 @@ def test_generate_returns_new_tokens_only(wrapper, prompts, shape):
     assert new.dtype == torch.long
 
 
-def test_default_draws_from_the_likelier_tenth(wrapper):
-    # A tenth of 11 tokens, rounded up, is 2: k is never 0, however small the vocabulary.
+def test_default_samples_from_the_most_likely_tenth(wrapper):
+    # A tenth of 11 tokens, rounded up, is 2: k is at least 1 for every vocabulary.
     logits = wrapper.net(torch.tensor([[3]]))[0, -1]
     drawn = {wrapper.generate([3], 1, seed=seed).item() for seed in range(40)}
     assert drawn == set(logits.topk(2).indices.tolist())
 
 
-def test_a_named_filter_equals_the_function_and_settings_reach_it(wrapper):
+def test_a_named_filter_equals_the_function_and_gets_its_settings(wrapper):
     named = wrapper.generate([3, 1], 9, filter_logits_fn="top_p", filter_kwargs={"thres": 0.5}, seed=0)
     own = wrapper.generate([3, 1], 9, filter_logits_fn=lambda logits: top_half(logits), seed=0)
     assert torch.equal(named, own)
@@ -121,9 +121,9 @@ def top_half(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_generate_runs_in_eval_mode_and_leaves_the_mode(stand_in, training):
+def test_generate_runs_in_eval_mode_and_restores_the_mode(stand_in, training):
     wrapper = AutoregressiveWrapper(stand_in.train(training))
-    assert wrapper.training == training  # wrapping alone changes nothing either
+    assert wrapper.training == training  # wrapping changes nothing either
     seen = []
     stand_in.dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
     wrapper.generate([1, 2], 3)
@@ -156,16 +156,16 @@ def test_generate_records_no_gradient(wrapper):
         ({"seed": "lucky"}, "`seed` must be a whole number from -2**63 to 2**64 - 1 or None, but is 'lucky'"),
     ],
 )
-def test_bad_requests_are_named(wrapper, request_, says):
+def test_invalid_requests_are_named(wrapper, request_, says):
     with pytest.raises(ValueError) as error:
         wrapper.generate(**{"prompts": [1, 2], "seq_len": 3, **request_})
     assert says in str(error.value)
 
 
-def test_absolute_positions_refuse_past_max_seq_len_with_the_numbers(wrapper):
+def test_absolute_positions_refuse_rows_beyond_max_seq_len(wrapper):
     wrapper.net.absolute_positions = True
     for cache_kv in (True, False):
-        # 12 tokens are read: 4 of the prompt and 8 of 9 new ones.
+        # 12 tokens are inputs: 4 of the prompt and 8 of 9 new ones.
         assert wrapper.generate([1, 2, 3, 4], 9, cache_kv=cache_kv).shape == (9,)
         with pytest.raises(ValueError) as error:
             wrapper.generate([1, 2, 3, 4], 10, cache_kv=cache_kv)
@@ -177,7 +177,7 @@ def test_absolute_positions_refuse_past_max_seq_len_with_the_numbers(wrapper):
 
 @pytest.fixture
 def windows(stand_in):
-    """The windows of every decode state asked for."""
+    """The windows of all requested decode states."""
     seen = []
     real = stand_in.init_state
 
@@ -189,7 +189,7 @@ def windows(stand_in):
     return seen
 
 
-def test_relative_positions_go_on_within_the_window_or_without(wrapper, windows):
+def test_relative_positions_continue_with_or_without_the_window(wrapper, windows):
     wrapper.generate([1, 2, 3, 4], 9)
     wrapper.generate([1, 2, 3, 4], 10)
     wrapper.generate([1, 2, 3, 4], 10, restrict_to_max_seq_len=False)
@@ -202,7 +202,7 @@ def test_a_model_without_a_length_has_no_window(wrapper, windows):
     assert windows == [None]
 
 
-def test_nets_that_see_later_tokens_are_refused(stand_in):
+def test_acausal_nets_are_refused(stand_in):
     stand_in.attn_layers.causal = False
     with pytest.raises(ValueError, match="`net` must be causal"):
         AutoregressiveWrapper(stand_in)
@@ -215,7 +215,7 @@ def test_a_padding_outside_the_vocabulary_is_refused(stand_in):
         AutoregressiveWrapper(stand_in, pad_value=11)
 
 
-def test_a_model_without_decode_state_says_that_it_reads_all(wrapper):
+def test_a_model_without_decode_state_warns_about_full_forwards(wrapper):
     cached = wrapper.generate([1, 2, 3], 6, temperature=0)
     wrapper.net.can_cache = False
     with pytest.warns(UserWarning, match="`cache_kv` has no effect") as caught:
@@ -225,6 +225,6 @@ def test_a_model_without_decode_state_says_that_it_reads_all(wrapper):
 
 
 @pytest.mark.parametrize("ids", [[[3, 1, 11]], [[3, 11, 1]], [[-1, 3, 1]]])
-def test_loss_refuses_ids_out_of_range_at_any_place(wrapper, ids):
+def test_loss_refuses_ids_out_of_range_at_any_position(wrapper, ids):
     with pytest.raises(ValueError, match=r"`x` must hold ids from 0 to 10 .*but holds (11|-1)"):
         wrapper(torch.tensor(ids))

@@ -1,4 +1,4 @@
-"""Beam search against every continuation, one at a time; and its state, padding, context and messages."""
+"""Beam search against every continuation, scored one by one; its state, padding, context and messages."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def build(seed=0, **flags):
 
 
 def every(wrapper, prompt, seq_len, eos, penalty, **side):
-    """(score, tokens) of every continuation, best first: each read on its own in one forward."""
+    """(score, tokens) of every continuation, best first: one forward each."""
     found = []
     for tokens in itertools.product(range(4), repeat=seq_len):
         if eos is not None and eos in tokens:
@@ -55,7 +55,7 @@ def test_with_enough_beams_it_is_exhaustive_search(flags, eos, penalty):
 
 @pytest.mark.parametrize("flags", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("eos", [None, 3])
-def test_cached_equals_uncached_and_rows_alone(flags, eos):
+def test_cached_equals_uncached_and_single_rows(flags, eos):
     wrapper = build(**flags)
     how = {"beams": 3, "eos_token": eos, "length_penalty": 0.5}
     together = wrapper.beam_search(PROMPTS, 9, **how)
@@ -69,7 +69,7 @@ def test_one_beam_is_greedy():
     assert torch.equal(wrapper.beam_search(PROMPTS, 9, beams=1), wrapper.generate(PROMPTS, 9, temperature=0))
 
 
-def test_more_beams_find_what_greedy_misses():
+def test_more_beams_find_continuations_that_greedy_misses():
     better = 0
     for seed in range(6):
         wrapper = build(seed, rotary_pos_emb=True)
@@ -87,7 +87,7 @@ def test_the_length_penalty_favours_longer_ones():
     assert lengths[0] < lengths[1]
 
 
-def test_fewer_continuations_than_beams_are_said():
+def test_fewer_continuations_than_beams_are_refused():
     tokens, scores = build().beam_search([1], 1, beams=7, return_beams=True)
     assert tokens.shape == (7, 1)
     assert scores[:4].isfinite().all()
@@ -114,7 +114,7 @@ def test_prefix_and_kinds():
     assert torch.equal(got, wrapper.beam_search(PROMPTS, 6, cache_kv=False, **how))
 
 
-def test_an_encoder_decoder_searches_too():
+def test_beam_search_of_an_encoder_decoder():
     sizes = {prefix + name: v for prefix in ("enc_", "dec_") for name, v in SIZES.items() if name != "dim"}
     torch.manual_seed(3)
     model = flagformer.XTransformer(dim=16, **sizes).train()

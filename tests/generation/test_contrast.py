@@ -1,4 +1,4 @@
-"""Contrastive decoding: the formula, amateurs that are read step by step, refusals."""
+"""Contrastive decoding: the formula, amateurs with decode state, refusals."""
 
 import logging
 import math
@@ -56,7 +56,7 @@ def test_greedy_tokens_by_hand(several, cache_kv):
     assert not torch.equal(new, wrapper.generate(PROMPTS, 10, temperature=0))
 
 
-def test_no_beta_changes_nothing_greedily_and_modes_stay():
+def test_beta_zero_equals_greedy_and_modes_are_restored():
     wrapper, amateur = build(0, rotary_pos_emb=True), build(1).train()
     how = {"temperature": 0, "amateur_model": amateur, "contrastive_decode_kwargs": {"beta": 0}}
     assert torch.equal(wrapper.generate(PROMPTS, 8, **how), wrapper.generate(PROMPTS, 8, temperature=0))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flagformer.generation import FILTERS, bind_filter, find_filter, min_p, top_a, top_k, top_p
 
 # Distinct multiples of 1/8: no ties at the border and no probability within float32 rounding of a threshold
-# unless a test asks for it.
+# unless a test needs it.
 rows = st.lists(st.integers(-64, 64), min_size=1, max_size=24, unique=True).map(
     lambda row: [value / 8 for value in row]
 )
@@ -37,7 +37,7 @@ def test_top_k_keeps_the_k_largest(row, k):
 
 @fast
 @given(rows, st.floats(0.01, 1.0))
-def test_top_k_by_fraction_rounds_up_and_never_drops_all(row, fraction):
+def test_top_k_by_fraction_rounds_up_and_keeps_at_least_one(row, fraction):
     assert len(kept(top_k(torch.tensor(row), frac_num_tokens=fraction))) == math.ceil(fraction * len(row))
 
 
@@ -46,7 +46,7 @@ def test_top_k_by_fraction_rounds_up_and_never_drops_all(row, fraction):
 def test_top_p_keeps_the_smallest_set_with_the_mass(row, thres):
     probs, order = probabilities(row), by_likelihood(row)
     masses = [sum(probs[index] for index in order[:count]) for count in range(1, len(row) + 1)]
-    if min(abs(mass - thres) for mass in masses) < 1e-6:  # float32 may fall on either side
+    if min(abs(mass - thres) for mass in masses) < 1e-6:  # float32 may round to either side
         return
     smallest = next(count for count, mass in enumerate(masses, start=1) if mass >= thres or count == len(row))
     assert kept(top_p(torch.tensor(row), thres=thres)) == set(order[:smallest])
@@ -74,18 +74,18 @@ def test_top_a_keeps_tokens_above_the_powered_limit(row, power, ratio):
 @pytest.mark.parametrize("name", FILTERS)
 @fast
 @given(rows)
-def test_kept_logits_keep_their_value_and_the_best_stays(name, row):
+def test_logits_in_the_filter_are_unchanged_and_the_best_is_kept(name, row):
     logits = torch.tensor([row, row[::-1]])
     before = logits.clone()
     filtered = FILTERS[name](logits)
-    assert torch.equal(logits, before)  # pure
+    assert torch.equal(logits, before)  # no mutation
     assert filtered.shape == logits.shape
     assert torch.equal(filtered, torch.where(filtered.isfinite(), logits, -math.inf))
     assert filtered.amax(-1).equal(logits.amax(-1))
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_rows_are_filtered_alone(name):
+def test_rows_are_filtered_independently(name):
     logits = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0)) * 3
     together = FILTERS[name](logits)
     for batch in range(2):
@@ -93,7 +93,7 @@ def test_rows_are_filtered_alone(name):
             assert torch.equal(together[batch, place], FILTERS[name](logits[batch, place]))
 
 
-def test_the_published_top_p_mistake_is_not_made():
+def test_the_published_top_p_mistake_is_avoided():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     assert kept(top_p(logits, thres=0.9)) == {0, 1, 2}
     assert kept(top_p(logits, thres=0.1)) == {0}
@@ -169,7 +169,7 @@ def test_settings_are_bound_and_unknown_ones_get_the_nearest_name():
         bind_filter(None, {"k": 1})
 
 
-def test_a_function_of_ones_own_takes_its_settings():
+def test_a_custom_function_gets_its_settings():
     def only(logits, *, token):
         return torch.full_like(logits, -math.inf).index_fill(-1, torch.tensor([token]), 0.0)
 

@@ -1,4 +1,4 @@
-"""The decoding loop over a stand-in model: what it reads, draws, fills and leaves alone."""
+"""The decoding loop over a stub model: its inputs, draws, fills and untouched values."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ def test_greedy_equals_a_plain_loop_of_full_forwards(stand_in):
     assert run(stand_in, [3, 1, 4], 6).tolist() == [row[3:]]
 
 
-def test_with_a_state_every_token_is_read_once(stand_in):
+def test_with_a_state_every_token_is_an_input_once(stand_in):
     run(stand_in, [[3, 1, 4], [1, 5, 9]], 4)
     assert stand_in.reads == [(2, 3), (2, 1), (2, 1), (2, 1)]
 
 
-def test_without_a_state_every_step_reads_the_whole_row(stand_in):
+def test_without_a_state_every_step_runs_the_whole_row(stand_in):
     run(stand_in, [[3, 1, 4]], 4, cached=False)
     assert stand_in.reads == [(1, 3), (1, 4), (1, 5), (1, 6)]
 
@@ -41,7 +41,7 @@ def test_cached_equals_uncached_token_for_token(stand_in, window):
     assert torch.equal(cached, run(stand_in, prompts, 9, window=window, cached=False))
 
 
-def test_the_window_matters(stand_in):
+def test_the_window_has_an_effect(stand_in):
     assert not torch.equal(run(stand_in, [3, 1, 4], 12, window=1), run(stand_in, [3, 1, 4], 12))
 
 
@@ -53,7 +53,7 @@ def test_a_ragged_batch_equals_one_by_one(stand_in):
 
 
 class Script:
-    """A sampler that draws the columns of a table, whatever the logits say."""
+    """A sampler that returns the columns of a table for any logits."""
 
     def __init__(self, table: list[list[int]]) -> None:
         self.columns = iter(torch.tensor(table).unbind(1))
@@ -62,7 +62,7 @@ class Script:
         return next(self.columns)
 
 
-def test_rows_end_by_themselves_and_are_filled(stand_in):
+def test_rows_end_independently_and_are_filled(stand_in):
     sample = Script([[1, 7, 2, 7, 5], [3, 4, 5, 7, 6]])
     assert run(stand_in, [[2, 2], [2, 2]], 5, sample, eos=7, pad=9).tolist() == [
         [1, 7, 9, 9, 9],
@@ -76,7 +76,7 @@ def test_the_loop_stops_when_all_rows_have_ended(stand_in):
     assert len(stand_in.reads) == 2
 
 
-def test_an_eos_in_the_prompt_ends_nothing(stand_in):
+def test_an_eos_in_the_prompt_does_not_end_a_row(stand_in):
     assert run(stand_in, [[7, 2], [2, 7]], 2, Script([[1, 2], [3, 4]]), eos=7).tolist() == [[1, 2], [3, 4]]
 
 
@@ -85,7 +85,7 @@ def test_an_eos_that_is_also_the_padding_ends_rows(stand_in):
     assert run(stand_in, [[2, 0], [0, 2]], 3, sample, eos=0).tolist() == [[1, 0, 0], [0, 0, 0]]
 
 
-def test_a_seed_repeats_and_leaves_the_global_generator_alone(stand_in):
+def test_a_seed_repeats_and_leaves_the_global_generator_unchanged(stand_in):
     before = torch.get_rng_state()
     first, again, other = (run(stand_in, [[1], [2]], 20, Sampler(seed=seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
@@ -93,7 +93,7 @@ def test_a_seed_repeats_and_leaves_the_global_generator_alone(stand_in):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_without_a_seed_the_global_generator_draws(stand_in):
+def test_without_a_seed_the_global_generator_is_used(stand_in):
     torch.manual_seed(3)
     first = run(stand_in, [1], 20, Sampler())
     assert not torch.equal(first, run(stand_in, [1], 20, Sampler()))
@@ -105,7 +105,7 @@ def test_draws_follow_the_softmax_of_the_tempered_logits():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     draws = Sampler(temperature=2.0, seed=0)(logits.expand(40_000, 4))
     shares = draws.bincount(minlength=4) / 40_000
-    # Five standard errors of a share near a half.
+    # Five standard errors of a fraction near a half.
     assert torch.allclose(shares, (logits / 2).softmax(-1), atol=5 * 0.5 / 200)
 
 
@@ -136,14 +136,14 @@ def test_a_bad_seed_is_refused():
         Sampler(seed=1.5)
 
 
-def test_what_is_drawn_may_be_trained_on_and_holds_no_prompt_in_memory(stand_in):
+def test_output_is_a_normal_tensor_without_a_view_of_the_prompt(stand_in):
     new = run(stand_in, [1, 2], 5)
     assert new.untyped_storage().nbytes() == 5 * new.element_size()
     stand_in(new).sum().backward()  # inference tensors would raise here
     assert stand_in.embed.weight.grad.abs().sum() > 0
 
 
-def test_modes_are_restored_however_mixed_and_after_errors(stand_in):
+def test_mixed_modes_are_restored_also_after_errors(stand_in):
     stand_in.train()
     stand_in.dropout.eval()
     seen = []
@@ -160,7 +160,7 @@ def test_modes_are_restored_however_mixed_and_after_errors(stand_in):
     assert not stand_in.dropout.training
 
 
-def test_the_last_new_token_needs_no_room(stand_in):
+def test_the_last_new_token_needs_no_cache_position(stand_in):
     rooms = []
     real = stand_in.init_state
     stand_in.init_state = lambda batch, length, **how: rooms.append(length) or real(batch, length, **how)
@@ -168,7 +168,7 @@ def test_the_last_new_token_needs_no_room(stand_in):
     assert rooms == [6]
 
 
-def test_context_is_brought_once_to_a_state_and_to_every_forward_without(stand_in):
+def test_context_is_given_once_to_a_state_and_to_every_forward_without(stand_in):
     context = torch.zeros(1, 2, 8)
     side = {"context": context, "context_mask": None}
     run(stand_in, [1, 2], 3, side=side)
@@ -177,7 +177,7 @@ def test_context_is_brought_once_to_a_state_and_to_every_forward_without(stand_i
     assert [seen is context for seen in stand_in.contexts[3:]] == [True, True, True]
 
 
-def test_prompts_are_not_written(stand_in):
+def test_prompts_are_not_modified(stand_in):
     prompts = Prompts(torch.tensor([[1, 2]]), None, True)
     decode(stand_in, prompts, StoppingCriteria(3), GREEDY)
     assert prompts.ids.tolist() == [[1, 2]]

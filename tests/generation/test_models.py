@@ -1,4 +1,4 @@
-"""Generation and loss on real models, over every scheme of positions and every part that has decode state."""
+"""Generation and loss of whole models, over every position scheme and every component with decode state."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ PARTS = {
 }
 ENDLESS = {name: flags for name, flags in POSITIONS.items() if name != "learned"}
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
-# Logits of some units, float32, sums in another order.
+# Logits of magnitude about 1, float32, sums in another order.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -37,13 +37,13 @@ def build(flags: dict) -> AutoregressiveWrapper:
     shape = {"num_tokens": 32, "max_seq_len": MAX_SEQ_LEN, "dim": 32, "depth": 2, "heads": 4}
     model = flagformer.build({"model": "decoder", **shape, **flags})
     with torch.no_grad():
-        for parameter in model.parameters():  # every part matters, and greedy choices are not near ties
+        for parameter in model.parameters():  # every component matters, and greedy choices are not near ties
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return AutoregressiveWrapper(model.eval())
 
 
 def record(wrapper: AutoregressiveWrapper, prompts: list, seq_len: int, **how) -> tuple[Tensor, Tensor]:
-    """New tokens and the logits they were drawn from: [B, seq_len] and [B, seq_len, V]."""
+    """New tokens and the logits they were sampled from: [B, seq_len] and [B, seq_len, V]."""
     seen = []
 
     def keep(logits: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def test_cached_equals_uncached(flags):
     wrapper = build(flags)
     tokens, logits = record(wrapper, PROMPTS, 18)
     tokens_again, logits_again = record(wrapper, PROMPTS, 18, cache_kv=False)
-    assert len(tokens.unique()) > 8  # the comparison is of a text, not of one repeated token
+    assert len(tokens.unique()) > 8  # the comparison needs a text, which one repeated token is not
     assert torch.equal(tokens, tokens_again)
     torch.testing.assert_close(logits, logits_again, **CLOSE)
 
@@ -95,8 +95,8 @@ def test_past_max_seq_len_cached_equals_uncached(flags, restrict):
 
 
 @pytest.mark.parametrize("cache_kv", [True, False])
-def test_past_max_seq_len_the_window_is_what_the_docstring_says(cache_kv):
-    """One layer: the last token of a long row sees exactly the last max_seq_len tokens, or everything."""
+def test_past_max_seq_len_the_window_is_that_of_the_docstring(cache_kv):
+    """One layer: the last token of a long row attends to the last max_seq_len tokens only, or to all."""
     wrapper = build({"rotary_pos_emb": True, "depth": 1})
     far = torch.arange(2 * MAX_SEQ_LEN) % 32
     changed = far.clone()
@@ -114,7 +114,7 @@ def test_past_max_seq_len_the_window_is_what_the_docstring_says(cache_kv):
         torch.testing.assert_close(whole[:, 0], wrapper.net(far[None])[:, -1], **CLOSE)
 
 
-def test_learned_positions_are_all_used_and_no_more():
+def test_learned_positions_are_used_up_to_the_last():
     wrapper = build({})
     assert wrapper.generate([1, 2, 3], MAX_SEQ_LEN - 2).shape == (MAX_SEQ_LEN - 2,)
     with pytest.raises(ValueError, match=f"max_seq_len {MAX_SEQ_LEN}"):
@@ -122,7 +122,7 @@ def test_learned_positions_are_all_used_and_no_more():
 
 
 @pytest.mark.parametrize("flags", POSITIONS.values(), ids=POSITIONS)
-def test_training_goes_on_after_generating(flags):
+def test_training_continues_after_generating(flags):
     """Inference tensors remain neither in the model nor in the returned values."""
     wrapper = build(flags).train()
     new = wrapper.generate([[1, 2, 3]], 12, seed=0)
@@ -162,7 +162,7 @@ class TestCrossAttention:
         wrapper.generate(PROMPTS, 6, **side)
         assert len(calls) == 2  # one for each of the two layers
 
-    def test_the_context_and_its_mask_matter(self, wrapper, side):
+    def test_the_context_and_its_mask_have_an_effect(self, wrapper, side):
         context = side["context"].clone()
         context[1, 4:] = 5.0  # masked
         masked = {**side, "context": context}
@@ -172,7 +172,7 @@ class TestCrossAttention:
             record(wrapper, PROMPTS, 4, **side)[1], record(wrapper, PROMPTS, 4, **open_)[1]
         )
 
-    def test_loss_reads_it(self, wrapper, side):
+    def test_loss_uses_the_context(self, wrapper, side):
         ids = torch.randint(0, 32, (3, 9), generator=torch.Generator().manual_seed(3))
         logits = wrapper.net(ids[:, :-1], **side)
         wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -190,9 +190,9 @@ class TestLoss:
 
     @pytest.mark.parametrize("flags", POSITIONS.values(), ids=POSITIONS)
     @pytest.mark.parametrize("as_tensor", [True, False])
-    def test_packed_rows_count_what_their_sequences_count_alone(self, ids, flags, as_tensor):
+    def test_packed_rows_score_what_their_sequences_score(self, ids, flags, as_tensor):
         wrapper = build(flags)
-        lens = [[5, 1, 6], [4, 3]]  # the second row ends in 5 places of padding
+        lens = [[5, 1, 6], [4, 3]]  # the second row ends in 5 padding positions
         sequences = [row for line, sizes in zip(ids, lens) for row in line[: sum(sizes)].split(sizes)]
         counts = [len(row) - 1 for row in sequences]
         total = sum(wrapper(row[None]) * count for row, count in zip(sequences, counts) if count)
@@ -202,8 +202,8 @@ class TestLoss:
 
     @pytest.mark.parametrize("side", ["right", "left"])
     @pytest.mark.parametrize("flags", [POSITIONS["rotary"], POSITIONS["alibi"]], ids=["rotary", "alibi"])
-    def test_masked_rows_count_their_real_targets(self, ids, flags, side):
-        # Relative positions: a row does not care where it begins.
+    def test_masked_rows_score_their_valid_targets(self, ids, flags, side):
+        # Relative positions: a row does not depend on its start.
         wrapper = build(flags)
         real = torch.arange(12) < 8 if side == "right" else torch.arange(12) >= 4
         mask = torch.stack([torch.ones(12, dtype=torch.bool), real])
@@ -232,13 +232,13 @@ class TestLoss:
             build({"rotary_pos_emb": True})(ids, **how)
 
 
-def test_bfloat16_models_generate_and_count_in_float32():
+def test_bfloat16_models_generate_and_sum_in_float32():
     wrapper = build({"rotary_pos_emb": True}).bfloat16()
     assert wrapper(torch.tensor([[3, 1, 4]])).dtype == torch.float32
     assert wrapper.generate(PROMPTS, 6, seed=0).shape == (3, 6)
 
 
-def test_models_that_see_later_tokens_are_refused():
+def test_acausal_models_are_refused():
     model = flagformer.build(
         {"model": "encoder", "num_tokens": 8, "max_seq_len": 8, "dim": 16, "depth": 1, "heads": 2}
     )

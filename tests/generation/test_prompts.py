@@ -1,4 +1,4 @@
-"""Every form of prompt gives the same left-padded ids; what cannot be a prompt is refused by name."""
+"""Every form of prompt gives the same left-padded ids; invalid prompts are refused by name."""
 
 import pytest
 import torch
@@ -40,13 +40,13 @@ def test_ragged_prompts_are_left_padded(prompts, lens):
 
 
 @pytest.mark.parametrize("prompts", [[[1, 2], [3, 4]], torch.tensor([[1, 2], [3, 4]])])
-def test_even_prompts_need_no_starts(prompts):
+def test_equal_lengths_need_no_starts(prompts):
     result = read(prompts)
     assert result.ids.tolist() == [[1, 2], [3, 4]]
     assert result.starts is None
 
 
-def test_lengths_that_all_fall_short_leave_no_padding():
+def test_prompts_shorter_than_the_tensor_leave_no_padding():
     result = read(torch.tensor([[1, 2, 0, 0], [3, 4, 0, 0]]), [2, 2])
     assert result.ids.tolist() == [[1, 2], [3, 4]]
     assert result.starts is None
@@ -59,7 +59,7 @@ def test_a_single_prompt_is_not_batched(prompts):
     assert not result.batched
 
 
-def test_the_callers_tensor_is_not_written():
+def test_the_callers_tensor_is_not_modified():
     given = right_padded(7)
     read(given, [3, 1, 2]).ids.fill_(0)
     assert torch.equal(given, right_padded(7))
@@ -103,7 +103,7 @@ def test_the_callers_tensor_is_not_written():
         (right_padded(0), torch.tensor(3), "`prompt_lens` must hold 3 whole numbers"),
     ],
 )
-def test_what_cannot_be_a_prompt_is_refused_by_name(prompts, lens, says):
+def test_an_invalid_prompt_is_refused_by_name(prompts, lens, says):
     with pytest.raises(ValueError) as error:
         read(prompts, lens)
     assert says in str(error.value)

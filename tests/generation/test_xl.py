@@ -1,4 +1,4 @@
-"""Long texts in segments: the loss is that of the segments, generation that of reading them."""
+"""Long texts in segments: the loss and the generation equal those of manual segments."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from flagformer import AutoregressiveWrapper, XLAutoregressiveWrapper
 from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
-# fp32 sums of some units in another order
+# fp32 sums of magnitude about 1 in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -22,7 +22,7 @@ def text(length=15, rows=3):
 
 
 def logits_of(model, ids, **how):
-    """Of every token, the segments read by hand."""
+    """The loss of every token, with segments run manually."""
     found, mems = [], None
     for start in range(0, ids.shape[1], 4):
         part = {name: value[:, start : start + 4] for name, value in how.items()}
@@ -41,7 +41,7 @@ def test_loss_is_the_mean_over_all_targets():
     torch.testing.assert_close(XLAutoregressiveWrapper(model)(x), want, **CLOSE)
 
 
-def test_memories_that_hold_the_text_give_the_loss_of_one_pass():
+def test_memories_of_the_whole_text_give_the_loss_of_one_pass():
     model = net(max_mem_len=16)
     long = flagformer.build({**model.flags, "max_seq_len": 16})
     long.load_state_dict(model.state_dict())
@@ -59,7 +59,7 @@ def test_a_text_in_two_calls():
     torch.testing.assert_close((first + second) / 2, whole, **CLOSE)
 
 
-def test_gradient_passes_between_segments_when_asked():
+def test_gradient_passes_between_segments_on_request():
     grads = []
     for detach in (True, False):
         model = XLAutoregressiveWrapper(net())
@@ -68,7 +68,7 @@ def test_gradient_passes_between_segments_when_asked():
     assert max((one - other).abs().max() for one, other in zip(*grads)) > 1e-4
 
 
-def test_what_goes_with_tokens_goes_with_their_segment():
+def test_per_token_inputs_are_split_with_their_segment():
     model, x = net(embed_num_tokens={"type": 3}, cross_attend=True), text()
     kinds, context = {"type": x % 3}, torch.randn(3, 5, 16)
     long = flagformer.build({**model.flags, "max_mem_len": 16})
@@ -82,7 +82,7 @@ def test_what_goes_with_tokens_goes_with_their_segment():
 
 @torch.no_grad()
 @pytest.mark.parametrize("start", [1, 3, 4, 5, 8, 9])
-def test_greedy_tokens_are_those_of_reading_in_segments(start):
+def test_greedy_tokens_equal_those_of_manual_segments(start):
     model = net().eval()
     got = XLAutoregressiveWrapper(model).generate(text(start), 10, temperature=0)
     row = text(start)
@@ -122,7 +122,7 @@ def test_modes_seeds_and_ends():
         ({"model": "encoder"}, "`net` must be causal"),
     ],
 )
-def test_models_that_cannot_be(flags, says):
+def test_unsupported_models(flags, says):
     with pytest.raises(ValueError, match=says):
         XLAutoregressiveWrapper(net(**flags))
 

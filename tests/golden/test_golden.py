@@ -1,4 +1,4 @@
-"""What flags resolve to, as text: a change in any of these files is a change users would meet.
+"""Resolved flags as text: a change in any of these files is a change that users notice.
 
 `FLAGFORMER_GOLDEN=write python -m pytest tests/golden` rewrites the files; read the difference before
 committing it.
@@ -80,5 +80,5 @@ def test_refused_pairs_are_the_same():
     agrees("refused-pairs", "\n".join(refused) + "\n")
 
 
-def test_no_file_is_left_over():
+def test_no_stale_file_remains():
     assert {path.stem for path in HERE.glob("*.txt")} == {*MODELS, "refused-pairs"}

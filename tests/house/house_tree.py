@@ -1,4 +1,4 @@
-"""The source tree as the house tests see it: files, rooms and parsed syntax."""
+"""The source tree for the house tests: files, packages and parsed syntax."""
 
 import ast
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "flagformer"
 
-# A room may import the rooms of the floors below.
+# A package may import the packages of lower layers.
 FLOORS = {
     "ops": 0, "flags": 0,
     "flow": 1,
@@ -22,7 +22,7 @@ FLOORS = {
     "train": 8, "study": 8, "reference": 8, "cli": 8,
     "__main__": 9,
 }  # fmt: skip
-# Neighbours on one floor that lean on each other, in one direction only: `head` may import `embedding`.
+# Packages of one layer with imports in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {
     ("position", "norm"),  # the network of the dynamic bias norms its layers
     ("position", "embedding"),  # a learned position is an embedding
@@ -30,8 +30,8 @@ NEIGHBOURS = {
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
-    ("memory", "stack"),  # a replayed segment meets the random numbers of its first run, as a sublayer does
-    ("study", "train"),  # a study is many trainings
+    ("memory", "stack"),  # a replayed segment restores the random numbers of its first run
+    ("study", "train"),  # a study runs many trainings
     ("reference", "train"),  # the schema of study files
     ("reference", "study"),
     ("cli", "reference"),
@@ -50,12 +50,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """From the root of the repository."""
+        """Relative to the root of the repository."""
         return str(self.path.relative_to(ROOT))
 
     @property
     def room(self) -> str:
-        """The top folder or module inside the package; `__init__` is the roof."""
+        """The top folder or module inside the package; `__init__` is the top layer."""
         return self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -70,12 +70,12 @@ def sources() -> tuple[Source, ...]:
 
 
 def imported(tree: ast.AST) -> list[str]:
-    """Every module that is imported anywhere in a tree, also late or for types only."""
+    """Every module imported anywhere in a tree, also late or for types only."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute in this house"
+            assert node.level == 0, f"line {node.lineno}: imports must be absolute"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names

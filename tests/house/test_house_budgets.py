@@ -1,4 +1,4 @@
-"""Sizes: files, functions and argument lists stay small enough to be read at once."""
+"""Sizes: files, functions and argument lists stay short enough to read in one sitting."""
 
 import ast
 import statistics
@@ -6,8 +6,8 @@ import statistics
 from house_tree import sources
 
 FILE, MEDIAN, FUNCTION, ARGUMENTS = 350, 120, 50, 10
-# Public wrappers: their call forms are the manual, so arguments are not counted, and of their methods only
-# the body is, not the signature and the docstring.
+# Public wrappers: their signatures are the manual, so arguments are not counted, and of their methods only
+# the body is counted, without the signature and the docstring.
 WRAPPERS = {
     "AttentionLayers", "TransformerWrapper", "AutoregressiveWrapper", "XTransformer", "ViTransformerWrapper",
     "XLAutoregressiveWrapper", "Memformer", "RoutingTransformer", "RoutingTransformerLM",
@@ -78,6 +78,6 @@ def test_argument_lists_are_short():
     assert not many, "\n".join(many)
 
 
-def test_the_exempt_wrappers_are_there():
+def test_the_exempt_wrappers_exist():
     found = {owner.name for _, owner, _ in functions() if is_wrapper(owner)}
     assert found == WRAPPERS

@@ -14,12 +14,12 @@ REFUSED = ROOT / "tests" / "golden" / "refused-pairs.txt"
 SECTIONS = ["Claim", "Formula", "Flags", "Conflicts", "Cost", "Citation"]
 CARDS = cards()
 PLAN = {f"plan-{p.flag.name}.md": p.flag.name for item in CATALOGUE.in_slot("plan") for p in item.params}
-WHOLE = {"memformer.md", "routing.md"}  # models of their own
+WHOLE = {"memformer.md", "routing.md"}  # models with their own page
 FILES = sorted(path.name for path in PAPERS.glob("*.md"))
 
 
 def sections(name):
-    """heading -> text below it; the card's title is the first line."""
+    """heading -> the text of its section; the card's title is the first line."""
     text = (PAPERS / name).read_text(encoding="utf-8")
     _, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
     return {part.split("\n")[0]: part.split("\n", 1)[1].strip() for part in parts}
@@ -54,7 +54,7 @@ def owner(choice):
 
 
 def test_cards_name_the_conflicts():
-    """Of the pairs that tests/golden holds to be refused."""
+    """Of the pairs refused in tests/golden."""
     known, faults = {choice.name: choice for choice in choices()}, []
     pairs = [line.split(": ")[0].split(" x ") for line in REFUSED.read_text(encoding="utf-8").splitlines()]
     for first, second in pairs:

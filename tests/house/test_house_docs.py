@@ -1,4 +1,4 @@
-"""The site: every page is reached from the index, every public name has its place, every extra its pins."""
+"""The site: the index links every page, every public name has a page, every extra its pins."""
 
 import re
 import tomllib
@@ -16,16 +16,16 @@ TREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def listed(page):
-    """The pages that a page's tables of contents name."""
+    """The pages in a page's tables of contents."""
     folder = (DOCS / page).parent
     lines = [line for block in TREE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8"))
              for line in block.splitlines() if line and not line.startswith(":")]  # fmt: skip
     found = [path for line in lines for path in sorted(folder.glob(f"{line}.md"))]
-    assert all(any(folder.glob(f"{line}.md")) for line in lines), f"{page} names a page that is not there"
+    assert all(any(folder.glob(f"{line}.md")) for line in lines), f"{page} names a missing page"
     return {str(path.relative_to(DOCS).with_suffix("")) for path in found}
 
 
-def test_every_page_is_reached():
+def test_every_page_is_linked():
     reached, waiting = set(), ["index"]
     while waiting:
         page = waiting.pop()

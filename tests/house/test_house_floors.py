@@ -1,4 +1,4 @@
-"""Imports point down the floors, and importing the library loads the library only."""
+"""Imports point to lower layers, and importing the library loads the library only."""
 
 import json
 import subprocess
@@ -7,17 +7,17 @@ import sys
 import pytest
 from house_tree import FLOORS, NEIGHBOURS, ROOT, imported, sources
 
-# What `import flagformer` must not load beyond what `import torch` loads itself.
+# Modules that `import flagformer` must not load, unless `import torch` does.
 HEAVY = {
     "numpy", "scipy", "pydantic", "safetensors", "yaml", "rich", "typer", "matplotlib",
     "einx", "transformers", "x_transformers", "jsonschema", "hypothesis",
 }  # fmt: skip
-# `flagformer` itself hands out the floors up to this one; the applications above use it as users do.
+# `flagformer` exports the layers up to this one; the applications above import it like users.
 ROOF = 6
 UPPER = {f"flagformer.{room}" for room, floor in FLOORS.items() if floor > ROOF}
 
 
-def test_every_room_has_a_floor():
+def test_every_package_has_a_layer():
     rooms = {source.room for source in sources()} - {"__init__"}
     assert rooms == set(FLOORS)
 
@@ -38,12 +38,12 @@ def test_imports_point_down():
     assert not faults, "\n".join(faults)
 
 
-def test_neighbours_lean_one_way():
+def test_imports_within_a_layer_have_one_direction():
     assert not {(second, first) for first, second in NEIGHBOURS} & NEIGHBOURS
     assert all(FLOORS[first] == FLOORS[second] for first, second in NEIGHBOURS)
 
 
-def test_flags_know_no_torch():
+def test_flags_do_not_import_torch():
     faults = [
         f"{source.name} imports {name}"
         for source in sources()
@@ -64,7 +64,7 @@ def loaded_by(program):
     return set(json.loads(answer.stdout.splitlines()[-1]))
 
 
-def test_import_alone_loads_no_torch():
+def test_import_loads_no_torch():
     loaded = loaded_by("import flagformer")
     assert "flagformer.flags" in loaded
     assert not {name for name in loaded if name.split(".")[0] in HEAVY | {"torch"}}
@@ -84,7 +84,7 @@ def test_help_loads_no_torch(words):
     assert not {name for name in loaded if name.split(".")[0] in {"torch", "numpy", "scipy", "matplotlib"}}
 
 
-def test_every_name_is_there_and_the_registry_full():
+def test_every_name_resolves_and_the_registry_is_full():
     import flagformer
 
     assert set(flagformer.__all__) <= set(dir(flagformer))
@@ -93,7 +93,7 @@ def test_every_name_is_there_and_the_registry_full():
     assert all(callable(getattr(flagformer, name)) for name in flagformer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Decode'"):
         _ = flagformer.Decode
-    # a stack asks the registry, whichever module was imported first
+    # a stack uses the registry, in any order of imports
     program = (
         "from flagformer.stack.layers import Decoder\nDecoder(dim=8, depth=1, heads=1, alibi_pos_bias=True)"
     )

@@ -1,4 +1,4 @@
-"""Generated files hold what the catalogue says, and the schema judges as the flags engine does."""
+"""Generated files agree with the catalogue, and the schema accepts the same values as the flags engine."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ from flagformer.reference.files import FILES, stale, write
 from flagformer.reference.schema import FIXED
 from flagformer.reference.verdicts import verdicts
 
-# Whole floats are left out: JSON calls 2.0 an integer, a flag of type int does not.
+# Integral floats are left out: JSON reads 2.0 as an integer, a flag of type int does not accept it.
 VALUES = [
     None,
     True,
@@ -51,7 +51,7 @@ def test_check_names_the_stale_file(tmp_path):
     assert write(tmp_path) == ["docs/flags.md"]
 
 
-def test_check_says_so_by_its_exit_status(tmp_path, monkeypatch, capsys):
+def test_check_reports_by_its_exit_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "root", lambda: tmp_path)
     assert command.main([]) == 0
     assert command.main(["--check"]) == 0
@@ -70,7 +70,7 @@ def test_types_load_without_the_library():
 
 
 @pytest.mark.parametrize("entry", with_crossed(entries(MODEL_SCOPES)), ids=lambda entry: entry.name)
-def test_schema_judges_like_the_engine(entry):
+def test_schema_agrees_with_the_engine(entry):
     validator = Draft202012Validator({"$ref": "#/$defs/flags", "$defs": schema()["$defs"]})
     for value in VALUES:
         findings = read_names({entry.name: value}, CATALOGUE, MODEL_SCOPES, "").findings
@@ -87,7 +87,7 @@ def test_schema_refuses_unknown_names():
     assert not validator.is_valid({"dim": 8})
 
 
-def test_every_choice_builds_and_selects_its_filler():
+def test_every_choice_builds_and_selects_its_component():
     for choice in choices():
         model = flagformer.build(settings(choice))
         text = model.explain()
@@ -97,7 +97,7 @@ def test_every_choice_builds_and_selects_its_filler():
                 assert filler.name in text, f"{choice.name} does not select {filler.name}:\n{text}"
 
 
-def test_no_selector_is_forgotten():
+def test_no_selector_is_missing():
     selectable = {(item.select, item.when) for item in CATALOGUE if item.select is not None}
     found = {choice.component for choice in choices()} - {None}
     assert {(item.select, item.when) for item in found} == selectable

@@ -1,4 +1,4 @@
-"""Words that say nothing are not used as names, and no inner call takes whatever comes."""
+"""Names are specific, and no inner function takes open keyword arguments."""
 
 import ast
 import re
@@ -6,13 +6,13 @@ import re
 from house_tree import sources
 
 REFUSED = {"manager", "helper", "helpers", "util", "utils", "exists"}
-# The flags of a stack are checked by name where they arrive; `fixed` and `forms` are names with their values,
+# The flags of a stack are checked by name on arrival; `fixed` and `forms` are names with their values,
 # for a message; `how` is the type of a call, not a call.
 OPEN_ENDED = {"flags", "fixed", "forms", "how"}
 
 
 def defined(tree):
-    """(line, name) of everything a file names itself: what it calls or reads of others does not count."""
+    """(line, name) of all names defined in a file, without those it calls or reads."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.lineno, node.name
@@ -34,7 +34,7 @@ def test_words_are_distinguished():
     assert not words("management") & REFUSED
 
 
-def test_no_empty_words():
+def test_no_generic_names():
     faults = [
         f"{source.name}:{line} {name}"
         for source in sources()

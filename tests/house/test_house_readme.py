@@ -1,4 +1,4 @@
-"""What the README shows is true: Python runs as typed, files and command lines are understood."""
+"""The README is tested: its Python runs, its files and command lines are valid."""
 
 import importlib.util
 import io
@@ -31,7 +31,7 @@ def test_every_kind_of_block_is_checked():
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "text", "yaml"}
 
 
-def test_python_runs_as_typed():
+def test_python_blocks_run():
     names = {}
     for (kind, text), (next_kind, shown) in zip(BLOCKS, [*BLOCKS[1:], ("", "")]):
         if kind != "python":
@@ -52,7 +52,7 @@ def test_ten_lines_are_ten_lines():
     assert len(study.splitlines()) <= 10
 
 
-def test_study_is_understood(tmp_path):
+def test_study_block_is_valid(tmp_path):
     for kind, text in BLOCKS:
         if kind == "yaml":
             (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
@@ -62,7 +62,7 @@ def test_study_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_command_line_is_understood(line, tmp_path):
+def test_command_lines_are_valid(line, tmp_path):
     for part in line.split("&&"):
         word, *rest = shlex.split(part)
         if word == "torchrun":
@@ -76,11 +76,11 @@ def test_command_line_is_understood(line, tmp_path):
             assert rest[0] == "-m"
             assert importlib.util.find_spec(rest[1])
         else:
-            assert word in ("pip", "git", "cd", "."), f"nothing here knows {word!r}"
+            assert word in ("pip", "git", "cd", "."), f"unknown command {word!r}"
 
 
 def parse(command, words):
-    """Reads the words as the command line does, down to the subcommand, and runs nothing."""
+    """Parse the words as the command line does, down to the subcommand, without running it."""
     context = command.make_context("flagformer", list(words))
     if isinstance(command, click.Group) or hasattr(command, "resolve_command"):
         left = (
@@ -90,14 +90,14 @@ def parse(command, words):
         parse(inner, words)
 
 
-def test_wrong_command_lines_are_not_understood():
+def test_invalid_command_lines_are_found():
     command = typer.main.get_command(app)
     for words in (["study", "walk"], ["train"], ["generate", "runs/one", "--prompts", "x"]):
         with pytest.raises(Exception, match=r"No such|Missing"):
             parse(command, words)
 
 
-def test_slots_and_fillers_are_those_of_the_catalogue():
+def test_slots_and_components_are_those_of_the_catalogue():
     rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", README, flags=re.MULTILINE))
     shown = {slot: text for slots, text in rows.items() for slot in re.findall(r"`(\w+)`", slots)}
     assert set(shown) == set(SLOTS) - {"wrapper", "dims"}
@@ -108,7 +108,7 @@ def test_slots_and_fillers_are_those_of_the_catalogue():
             assert text.startswith("empty")
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

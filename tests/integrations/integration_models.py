@@ -44,7 +44,7 @@ def own_token(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def of_segments(model: nn.Module, ids: Tensor) -> Tensor:
-    """The loss of a second segment, which reads the first as memory."""
+    """The loss of a second segment, with the first as memory."""
     _, mems = model(ids, return_mems=True)
     return F.cross_entropy(model(ids.flip(1), mems=mems)[:, :-1].flatten(0, 1), ids.flip(1)[:, 1:].flatten())
 
@@ -99,7 +99,7 @@ def batch() -> Tensor:
 
 
 class Learner(nn.Module):
-    """A batch in, its loss out by name, as the Trainer of transformers asks for it."""
+    """A batch in, its loss out by name, as the Trainer of transformers expects."""
 
     def __init__(self, kind: str, model: nn.Module | None = None) -> None:
         super().__init__()

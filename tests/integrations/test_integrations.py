@@ -23,7 +23,7 @@ def of(package):
 
 
 def linears(model):
-    """Names of every linear, as PEFT takes them."""
+    """Names of every linear, as PEFT expects them."""
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
 
 
@@ -37,7 +37,7 @@ def learner(request):
 
 
 def assert_learned(learner, before):
-    """On the batch it has seen; and what clusters met has moved them."""
+    """The loss after one step on the batch; the step also moved the centroids."""
     assert loss_of(learner) < before - 0.05
     for part in learner.modules():
         if isinstance(part, KMeans):
@@ -66,7 +66,7 @@ def test_peft(learner, tmp_path, by):
     want = loss_of(learner)
     model.save_pretrained(tmp_path)
     for part, own in zip(base.buffers(), model.get_base_model().buffers()):
-        part.copy_(own)  # centroids, which no adapter holds
+        part.copy_(own)  # centroids, which no adapter wraps
     loaded = peft.PeftModel.from_pretrained(base, tmp_path)
     torch.testing.assert_close(loss_of(Learner(kind, loaded)), want, rtol=0, atol=1e-6)
     merged = model.merge_and_unload()
@@ -92,7 +92,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", TIED)
 def test_peft_of_a_tied_embedding(kind, adapter, tmp_path):
-    """All that read the embedding, the head too, read its adapter; it merges into one table."""
+    """Embedding and head both use its adapter, which merges into one table."""
     peft = of("peft")
     flags, loss_of_batch = TIED[kind]
     torch.manual_seed(0)
@@ -197,7 +197,7 @@ def test_trainer(learner, tmp_path):
     same_weights(again, learner)
 
 
-def test_the_page_runs_as_typed(tmp_path, monkeypatch):
+def test_the_page_runs(tmp_path, monkeypatch):
     for package in ("peft", "accelerate", "lightning", "transformers"):
         of(package)
     torch.manual_seed(0)

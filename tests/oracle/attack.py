@@ -17,7 +17,7 @@ import flagformer
 
 
 def attacked_pair(seed):
-    """The same of the encoder-decoder of a seed."""
+    """The same for the encoder-decoder of a seed."""
     flags = oracle_encoder_decoder.pair_mix(seed)
     try:
         flagformer.check(flags)
@@ -32,7 +32,7 @@ def attacked_pair(seed):
 
 
 def attacked(flags, seed, checks=oracle_checks.CHECKS):
-    """Names of faults of one mix, and None where the library refuses to build it, with its reason."""
+    """Names of the faults of one mix; None if the library refuses to build it, with its reason."""
     try:
         flagformer.check(flags)
     except flagformer.FlagError as error:
@@ -43,7 +43,7 @@ def attacked(flags, seed, checks=oracle_checks.CHECKS):
             check(pair)
         except oracle_checks.Wrong as error:
             found.append(f"{check.__name__}: {error}")
-        except Exception as error:  # a crash is a fault of the library or of the oracle: both are shown
+        except Exception as error:  # a crash is a fault of the library or of the oracle: both are reported
             found.append(f"{check.__name__}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
     return found, None
 

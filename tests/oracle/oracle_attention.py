@@ -1,4 +1,4 @@
-"""Self- and cross-attention of one row, as its papers have it: queries, keys, scores, weights, values."""
+"""Self- and cross-attention of one row, by the papers: queries, keys, scores, weights, values."""
 
 from math import sqrt
 
@@ -8,7 +8,7 @@ from oracle_norms import linear, sigmoid, silu, softmax, unit
 from oracle_positions import bias, rotated
 from oracle_routing import ClusterTopK, clusters, nearest, recent, without_self
 
-# Scores that differ by so many fp64 units share the k-th place, and are all kept.
+# Scores that differ by less than this many fp64 units tie for the k-th rank, and are all kept.
 ROUNDING = 32 * 2.0**-52
 
 
@@ -16,10 +16,10 @@ class Attention:
     """One attention sublayer of some weights.
 
     Args:
-        settings: of the stack.
-        module: which sublayer.
-        weights: all of them, float64.
-        carried: kind -> scores that the attention before handed on; written here.
+        settings: flags of the stack.
+        module: the sublayer.
+        weights: all weights of the model, float64.
+        carried: kind -> scores of the previous attention; updated here.
     """
 
     def __init__(self, settings, module, weights, carried):
@@ -34,7 +34,7 @@ class Attention:
         return self.all[f"{self.prefix}.{name}"]
 
     def __call__(self, x, row, past=None, context=None):
-        """x [T, D], what the sublayer reads; `past` [M, D] of earlier segments; `context` [S, D_context]."""
+        """x [T, D], the sublayer's input; `past` [M, D] of earlier segments; `context` [S, D_context]."""
         own = context is None
         read = context if not own else x if past is None else np.concatenate([past, x])
         q, k, v = self._projected(x, read)
@@ -57,7 +57,7 @@ class Attention:
         return self._output(self._gated(out, x))
 
     def _rotated_queries(self, q, positions):
-        """Queries of fixed windows that look ahead count from the end of their window."""
+        """Queries of fixed windows that look ahead are positioned at the end of their window."""
         split, ahead = 0, 0
         if self._local and self.of("local_attn_fixed_windows") and self.settings.looks_ahead:
             split = self._local
@@ -93,7 +93,7 @@ class Attention:
         return q, k, v
 
     def _normed(self, q, k):
-        """Queries, keys, and keys and values that every query sees, normed like all others."""
+        """Queries and keys, and prefix keys and values, with the same norm."""
         prefix_k, prefix_v = self._prefix_kv(len(k))
         if self.of("attn_qk_norm") or self.of("attn_qk_rmsnorm"):
             q = self._norm_qk(q, "q")
@@ -137,7 +137,7 @@ class Attention:
         return self.weight(f"{self._core(1)}.kmeans.means"), f"{self._core(1)}.memory"
 
     def _core(self, number):
-        """Where the weights of local heads (0) and of the others (1) stand."""
+        """The name of the weights of local heads (0) and of the others (1)."""
         return f"core.cores.{number}" if 0 < self._local < self.heads else "core"
 
     def _allowed(self, unrotated, allowed, past, num_prefix, first):
@@ -173,7 +173,7 @@ class Attention:
         return np.repeat(x, self.heads // len(x), 0)
 
     def _attend(self, q, kv, attended, biases, unrotated):
-        """What each head gathers: [H, T, V]."""
+        """The output of each head: [H, T, V]."""
         k, v, prefix_k, prefix_v = (self._repeat_kv(part) for part in kv)
         num_prefix = prefix_k.shape[1]
         scores = self._scale * np.einsum("htk,hsk->hts", q, np.concatenate([prefix_k, k], 1))
