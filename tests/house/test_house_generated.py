@@ -1,6 +1,7 @@
 """Generated files agree with the catalogue, and the schema accepts the same values as the flags engine."""
 
 import importlib.util
+import re
 
 import pytest
 from house_tree import PACKAGE, ROOT
@@ -58,6 +59,13 @@ def test_check_reports_by_its_exit_status(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs/flags.schema.json").write_text("{}", encoding="utf-8")
     assert command.main(["--check"]) == 1
     assert "docs/flags.schema.json is stale" in capsys.readouterr().err
+
+
+def test_picture_shows_every_slot_and_component():
+    texts = re.findall(r"<text [^>]*>([^<]*)</text>", FILES["docs/forward.svg"]())
+    shown = {word for text in texts for word in re.findall(r"\w+", text)}
+    assert {slot for slot in SLOTS if texts.count(slot) == 1} == set(SLOTS) - {"wrapper"}
+    assert {item.name for item in CATALOGUE} <= shown
 
 
 def test_types_load_without_the_library():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flagformer.reference.flags_page import flags_page
+from flagformer.reference.forward_picture import forward_picture
 from flagformer.reference.schema import schema
 from flagformer.reference.study_schema import study_schema
 from flagformer.reference.typed import typed_source
@@ -24,6 +25,7 @@ FILES: Mapping[str, Callable[[], str]] = {
     "docs/flags.schema.json": lambda: _json(schema),
     "docs/study.schema.json": lambda: _json(study_schema),
     "docs/flags.md": flags_page,
+    "docs/forward.svg": forward_picture,
 }
 
 
