@@ -1,4 +1,4 @@
-"""The site: `make docs` builds it into docs/_build/html, and calls every warning an error."""
+"""The site: `make docs` builds it into docs/_build/html, with warnings as errors."""
 
 import re
 from typing import Any, get_type_hints
@@ -29,20 +29,20 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
 
 
 def name_files(app: Any, page: str, text: list[str]) -> None:
-    """Links to files outside of docs/, which the site does not have, become their names."""
+    """Replace links to files outside of docs/ by their names: the site does not contain these files."""
     text[0] = OUTSIDE.sub(r"`\1`", text[0]) if "/" not in page else text[0]
 
 
 def plain_types(app: Any, obj: Any, bound: bool) -> None:
-    """`Annotated[int, Flag(...)]` is shown as `int`: what flags mean stands in flags.md."""
+    """Show `Annotated[int, Flag(...)]` as `int`: flags.md documents the flags."""
     try:
         obj.__annotations__ = get_type_hints(obj)
-    except (AttributeError, NameError, TypeError):  # built in, or named for type checkers only
+    except (AttributeError, NameError, TypeError):  # a builtin, or a name for type checkers only
         return
 
 
 def keep_colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon takes what stands in front of a colon for the type of a property."""
+    """Keep the first colon of a property: Napoleon reads the text before it as a type."""
     if what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(": ", " \N{EN DASH} ")
 
