@@ -1,11 +1,11 @@
-"""One pair of a key and a value, asked for thousands of tokens later: routing heads against local heads.
+"""Retrieval of one key-value pair after thousands of tokens: routing heads against local heads.
 
     python benchmarks/long_retrieval.py [--only NAME ...] [--seeds 0 1 2] [--steps 250 60 60 60]
                                         [--json FILE] [--figure FILE] [--threads 1]
 
 Models of two layers of width 64 learn `long_retrieval` on rows of 64 tokens, then of 256, 1024 and 4096, 16k
-tokens a step, and are asked at each of these lengths. Both kinds of heads see the token before beside their
-own, and 64 tokens: the nearest, or the most recent of one of 64 clusters.
+tokens a step, and are evaluated at each of these lengths. Both kinds of heads attend to the token before, to
+their own, and to 64 tokens: the nearest, or the most recent of one of 64 clusters.
 """
 
 import statistics

@@ -3,11 +3,11 @@
     python benchmarks/loop.py [--rounds 8] [--steps 100]
 
 Both train the model of `studies/positions.yaml` on the same text in one process, in turns. Bare: rows by
-random places from a tensor in memory, forward, cross entropy, backward, clipping, the rate, fused AdamW,
+random offsets from a tensor in memory, forward, cross entropy, backward, clipping, the rate, fused AdamW,
 the loss as a number. The loop adds rows that depend on step and seed alone, weights for tokens that are not
 scored, autocast's context, a line of the log a step, and a checkpoint that reaches the disk once in a
-hundred steps. Processor time of the one thread, so that what else the machine does hardly counts; wall time
-beside it.
+hundred steps. Processor time of the one thread, so that other load on the machine has little effect; wall
+time as well.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import flagformer
 YES = torch.ones(B, T, dtype=torch.bool)
 PAIRS = torch.ones(T, T, dtype=torch.bool)
 
-# model, arguments besides ids, expected text of the error
+# model, arguments in addition to ids, expected text of the error
 WRONG = [
     (
         "decoder",

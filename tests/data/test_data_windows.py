@@ -16,7 +16,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 PROSE = (
-    "Four score and seven years ago our fathers brought forth, upon this continent, a new nation,\n"
+    "Four score and seven years ago our fathers brought upon this continent a new nation,\n"
     "conceived in Liberty; and dedicated to the proposition that all men are created equal.\n\n"
     "    def dedicated(nation, years=87):\n\t\treturn [year ** 2 for year in range(years)]  # 1234567\n"
     "Jetzt über grüne Wörter, naïve café; 我们今天在这里 für immer.\r\n"

@@ -1,6 +1,6 @@
 """Keeps private words out of sources, tests, docs and messages: `python tests/house/words.py` lists each one.
 
-Each entry names a word that no engineer of the field knows in this sense, and the words to use.
+The list maps private words to the terms of the field: in identifiers, comments, strings, docs and file names.
 """
 
 import io
@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PLACES = ("src", "tests", "benchmarks", "docs", "studies", "findings", "README.md", "Makefile")
 SKIPPED = ("docs/_build", "docs/api/generated", "tests/house/words.py", "tests/house/test_house_words.py")
-SUFFIXES = (".py", ".pyi", ".md", ".yaml", ".json", ".css", ".sh", "")
+SUFFIXES = (".py", ".pyi", ".md", ".txt", ".yaml", ".yml", ".json", ".css", ".sh", "")
 
-# A regular expression for whole words, and the field's words for it.
+# A regular expression for whole words -> the terms to use.
 PRIVATE = {
     "seats?": "prefix keys and values (`prefix_kv`, `num_prefix_kv`)",
     "spots?": "query and key indices (`q_idx`, `kv_idx`)",
@@ -39,32 +39,36 @@ PRIVATE = {
     "guises?": "form, spelling",
     "twins?": "copy, second model",
     "likewise": "also, the same",
+    "few pairs": "block-sparse attention, selected keys",
+    "written[- ]out": "eager (attention), in full",
+    "lasting": "always visible, global tokens",
+    "ones own|one's own": "custom, the user's",
+    "whoever": "the caller, the user",
     "thereby|therein|thereof|hereby|whereof|whereby": "plain clauses",
 }
 WORDS = re.compile("|".join(f"(?P<w{n}>\\b(?:{word})\\b)" for n, word in enumerate(PRIVATE)), re.IGNORECASE)
 ADVICE = list(PRIVATE.values())
 
 
+def words_of(text: str) -> str:
+    """The text with names split into words: `seatCount`, `seat_count` and `KVSeat` become separate words."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", text)
+
+
 def in_text(text: str) -> Iterator[tuple[int, str, str]]:
-    """Line (from 0), word and advice for each private word of `text`."""
+    """Line (from 0), word and advice for each private word in the text or in a name of it."""
     for number, line in enumerate(text.split("\n")):
-        for found in WORDS.finditer(line):
+        for found in WORDS.finditer(words_of(line)):
             assert found.lastgroup is not None
             yield number, found[0], ADVICE[int(found.lastgroup[1:])]
 
 
-def words_of(name: str) -> str:
-    """The words of an identifier: `seatCount`, `seat_count` and `SEAT_COUNT` all read `seat count`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name)
-
-
 def in_python(source: str) -> Iterator[tuple[int, str, str]]:
-    """Private words of comments, strings and identifiers; keywords and operators hold none."""
+    """Line (from 0), word and advice for each private word of comments, strings and identifiers."""
     middle = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)  # since 3.12 an f-string is several tokens
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.NAME, tokenize.COMMENT, tokenize.STRING, middle):
-            text = words_of(token.string) if token.type == tokenize.NAME else token.string
-            for line, word, advice in in_text(text.replace("_", " ")):
+            for line, word, advice in in_text(token.string):
                 yield token.start[0] - 1 + line, word, advice
 
 
@@ -83,12 +87,9 @@ def findings(root: Path = ROOT) -> list[str]:
             ):
                 continue
             text = path.read_text(encoding="utf-8")
-            words = in_python(text) if path.suffix in (".py", ".pyi") else in_text(text.replace("_", " "))
+            words = in_python(text) if path.suffix in (".py", ".pyi") else in_text(text)
             found += [f"{name}:{line + 1}: {word!r}: use {advice}" for line, word, advice in words]
-            found += [
-                f"{name}: {word!r} in its name: use {advice}"
-                for _, word, advice in in_text(words_of(path.stem.replace("-", " ")))
-            ]
+            found += [f"{name}: {word!r} in its name: use {advice}" for _, word, advice in in_text(name)]
     return found
 
 

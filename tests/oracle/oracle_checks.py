@@ -11,11 +11,11 @@ from oracle_settings import Settings
 import flagformer
 from flagformer.flow import Constant
 
-# What fp64 leaves of models this small; one decision the other way (a cluster, a bucket) changes far more.
+# fp64 rounding of models this small; a changed decision (a cluster, a bucket) has a far larger effect.
 TIGHT = 1e-9
 # A unit in the last place is 6e-8 in fp32 and 4e-3 in bf16; perturbed weights enlarge it some hundredfold.
 ROUGH = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-# What chooses by scores takes the other choice where rounding decides.
+# Selections by score flip where rounding decides.
 CHOOSERS = ("num_clusters", "context_num_clusters", "sparse_topk", "ff_moe", "ff_pkm")
 # Rotary frequencies and ALiBi's slopes are fp32 in a model of any dtype; the cosines of xPos are too.
 FP32_COSINES = 1e-5
@@ -27,7 +27,7 @@ class Wrong(AssertionError):
 
 
 class Pair:
-    """One mix of flags: the library's model, perturbed, and inputs of two rows of different lengths."""
+    """One mix of flags: the library's model with perturbed parameters, and two rows of different lengths."""
 
     def __init__(self, flags, seed):
         self.flags, self.settings = flags, Settings(flags)
@@ -50,7 +50,7 @@ class Pair:
         return torch.randint(self.flags["num_tokens"], (count,))
 
     def kind_ids(self, ids):
-        """Further ids, a function of the token and its place among the row's, so that rows keep theirs."""
+        """Extra ids, a function of the token and its position in the row, so that rows keep theirs."""
         return {name: ids % count for name, count in self.kinds.items()}
 
     def want(self, ids, row, **how):
@@ -60,7 +60,7 @@ class Pair:
         return oracle_model.read(self.flags, self.weights, ids.numpy(), context=context, kinds=kinds, **how)
 
     def side(self, rows, ids):
-        """Keywords of a forward: contexts of these rows, further ids, prefix."""
+        """Keywords of a forward: contexts of these rows, extra ids, prefix."""
         given = {}
         if self.reads_context:
             most = max(len(self.contexts[row]) for row in rows)
@@ -81,7 +81,7 @@ class Pair:
 
 
 def perturbed(model, seed):
-    """Noise on every parameter and on centroids, which keep their length."""
+    """Add noise to every parameter, and to centroids, which keep their norm."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +90,7 @@ def perturbed(model, seed):
 
 
 def exact(model):
-    """Constants in fp64, so that everything else can be held to fp64; `rounded` sees them as they are."""
+    """Convert constants to fp64, so that all else can be checked in fp64; `rounded` keeps them unchanged."""
     for module in model.modules():
         for held in vars(module).values():
             if isinstance(held, Constant):
@@ -108,7 +108,7 @@ def close(got, want, what, tolerance):
 
 
 def whole(pair):
-    """Two rows, the shorter padded on the right, and each one alone."""
+    """Two rows, the shorter padded on the right, and each one by itself."""
     for side in ("right", "left"):
         ids, mask = _padded(pair.rows, side)
         how = {"mask": mask} if side == "right" else {"seq_start_pos": (~mask).sum(1)}
@@ -202,7 +202,7 @@ def segments(pair):
 
 
 def trained(pair):
-    """The forward of training, whose executor may compute sublayers again; nothing draws in these mixes."""
+    """The training forward, whose executor may recompute sublayers; these mixes have no randomness."""
     torch.manual_seed(0)
     ids = pair.rows[0][None]
     side = pair.side((0,), ids) | pair.prefixed(pair.lengths[:1])
@@ -221,7 +221,7 @@ def trained(pair):
 
 
 def long(pair):
-    """A row that takes the other kernels, alone and padded on the left."""
+    """A row long enough for the other kernels, by itself and padded on the left."""
     row = pair.draw(LONG)
     want = pair.want(row, 0).logits
     for padding in (0, 9):
@@ -234,10 +234,10 @@ def long(pair):
 
 
 def rounded(pair):
-    """fp32, and bf16 by autocast, within what their arithmetic leaves."""
+    """fp32, and bf16 under autocast, within their rounding."""
     chooses = any(name.removeprefix("cross_").removeprefix("attn_") in CHOOSERS for name in pair.flags)
     if chooses and any("softclamp" in name for name in pair.flags):
-        return  # clamped scores are equal to rounding, so that which are the largest is a matter of it
+        return  # clamped scores tie up to rounding, which then decides the top-k
     row = pair.rows[0]
     want, ids = pair.want(row, 0).logits, row[None]
     side = pair.side((0,), ids) | pair.prefixed(pair.lengths[:1])
@@ -254,7 +254,7 @@ def rounded(pair):
 
 
 def future(pair):
-    """No logit of a causal model moves with a later token, but inside a prefix and by the leaky selection."""
+    """No logit of a causal model depends on a later token, except in a prefix and under leaky selection."""
     leaky = pair.flags.get("routing_selection") == "leaky" or pair.flags.get("context_selection") == "leaky"
     if not pair.settings.causal or leaky:
         return

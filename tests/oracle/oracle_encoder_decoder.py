@@ -10,9 +10,9 @@ from oracle_mixes import BASE, mix
 
 import flagformer
 
-# Losses are fp32 whatever the logits are.
+# Losses are fp32 for logits of any dtype.
 IN_FP32 = 1e-6
-# What an encoder-decoder decides itself.
+# Flags that an encoder-decoder fixes itself.
 DECIDED = {
     "model", "dim", "cross_attend", "only_cross", "cross_attn_dim_context", "return_only_embed",
     "max_mem_len", "shift_mem_down", "embed_num_tokens", "logits_dim",

@@ -31,7 +31,7 @@ def _activation(settings, module):
 
 
 def _experts(act, weights, prefix, x):
-    """arXiv:2006.16668: the two likeliest experts of each token, weighed by their probabilities."""
+    """arXiv:2006.16668: the two most likely experts of each token, weighted by their probabilities."""
     chances = softmax(linear(x, weights, f"{prefix}.router"))
     out = np.zeros_like(x)
     for t, row in enumerate(chances):

@@ -116,7 +116,7 @@ CHOICES = {
     "shift_tokens": ([1, 2], {}),
     "use_layerscale": ([True], {}),
 }
-# What only training or a gradient shows, or what draws; and what other models have.
+# Flags that act only in training or on gradients, or at random; and those of other models.
 NOT_COVERED = {
     "attn_dropout": "training draws", "emb_dropout": "training draws", "ff_dropout": "training draws",
     "layer_dropout": "training draws", "cross_attn_tokens_dropout": "training draws",

@@ -14,7 +14,7 @@ from oracle_settings import Settings
 
 
 class Reading(NamedTuple):
-    """What a row gives.
+    """The output of a row.
 
     Attributes:
         logits: [T, V], or embeddings under `return_only_embed`.
@@ -28,16 +28,16 @@ class Reading(NamedTuple):
 
 
 def read(flags, weights, ids, *, context=None, prefix=0, kinds=None, memories=None, first=0):
-    """Reads one row without padding.
+    """Run one row without padding.
 
     Args:
         flags: of `flagformer.build`.
         weights: the state dict in float64.
         ids: [T] integers.
         context: [S, D_context].
-        prefix: so many tokens are seen by all (prefix decoders).
-        kinds: name -> [T] ids of the further embeddings.
-        memories: step -> [M, D], what the step read of the tokens before these.
+        prefix: number of tokens that every query may attend to (prefix decoders).
+        kinds: name -> [T] ids of the extra embeddings.
+        memories: step -> [M, D], the stream of earlier tokens at that step.
         first: number of tokens of earlier segments.
     """
     settings = Settings(flags)
@@ -68,7 +68,7 @@ def _embedded(settings, weights, ids, first, kinds):
 
 
 def _sublayer(settings, module, weights, carried, given):
-    """What one sublayer adds: `given` is its stream, the row, memories of it, the context."""
+    """The output of one sublayer: `given` is its stream, the row, memories of it, the context."""
     stream, row, past, context = given
     prefix = f"attn_layers.sublayers.{module.index}"
     before = settings["pre_norm"] is not False and not settings["resi_dual"]
@@ -98,7 +98,7 @@ def _layer_scale(settings, module, weights, prefix):
 
 
 def _shifted(settings, module, x):
-    """Each part of a token's dimensions is that of another token; zeros where there is none."""
+    """Each group of a token's dimensions comes from another token; zeros where there is none."""
     count = settings.of("shift_tokens", module)
     if not count:
         return x

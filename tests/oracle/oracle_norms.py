@@ -19,7 +19,7 @@ def unit(x):
 
 
 def norm(settings, weights, prefix, x):
-    """The norm that the flags name, with the gain found under the prefix."""
+    """The norm selected by the flags, with the weight under the prefix."""
     gain = weights.get(f"{prefix}.weight", 1.0)
     width = x.shape[-1]
     if settings["use_rmsnorm"] or settings["use_simple_rmsnorm"]:
@@ -43,9 +43,9 @@ def gelu(x):
 
 
 def softmax(scores, extra=None):
-    """Over the last dimension, minus infinity for what is not seen; zeros where nothing is.
+    """Softmax over the last dimension; minus infinity masks; fully masked rows are zeros.
 
-    `extra` is a score whose weight goes nowhere.
+    `extra` is a score whose weight is dropped.
     """
     top = scores.max(-1, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
@@ -57,5 +57,5 @@ def softmax(scores, extra=None):
 
 
 def linear(x, weights, prefix):
-    """x W^T + b, without b where there is none."""
+    """x W^T + b, without b if the model has none."""
     return np.einsum("ti,oi->to", x, weights[f"{prefix}.weight"]) + weights.get(f"{prefix}.bias", 0.0)

@@ -1,11 +1,11 @@
-"""The stream: what each sublayer reads of it, and how its output joins."""
+"""The residual stream: the input of each sublayer, and the addition of its output."""
 
 import numpy as np
 from oracle_norms import norm, sigmoid
 
 
 def run(settings, weights, x, sublayer):
-    """Runs `sublayer(step, module, stream) -> out` over the steps; returns the normed end of the stream."""
+    """Run `sublayer(step, module, stream) -> out` over the steps; return the normed final stream."""
     if settings["reversible"]:
         return _reversible(settings, weights, x, sublayer)
     summed = settings["resi_dual_scale"] * x
@@ -27,7 +27,7 @@ def _last(settings, weights, x):
 
 
 def _reversible(settings, weights, x, sublayer):
-    """arXiv:1707.04585: two streams in turn; the output is their mean."""
+    """arXiv:1707.04585: two streams, updated alternately; the output is their mean."""
     before = x
     for step, index in enumerate(settings.order):
         before, x = x, before + sublayer(step, settings.modules[index], x)

@@ -15,7 +15,7 @@ def clusters(x, means):
 def recent(q, k, means, window, past, allowed):
     """arXiv:2003.05997 by the rule of the card: [H, T, S].
 
-    A query sees itself and the last `window` keys of its cluster, and as many of the next ones, where it may.
+    A query attends to itself, the last `window` keys of its cluster and the next `window`, where allowed.
     """
     of_q, of_k = clusters(q, means), clusters(k, means)
     out = np.zeros((len(q), *allowed.shape), bool)
@@ -30,7 +30,7 @@ def recent(q, k, means, window, past, allowed):
 
 
 def nearest(q, k, means, window):
-    """[H, T, S]: a query sees the `window` keys nearest to its own centroid."""
+    """[H, T, S]: a query attends to the `window` keys nearest to its own centroid."""
     of_q = clusters(q, means)
     near = np.einsum("hsk,hck->hcs", unit(k), means)
     selected = np.zeros(near.shape, bool)
@@ -40,7 +40,7 @@ def nearest(q, k, means, window):
 
 
 def _ranked(cosines, count):
-    """The numbers of the largest, the first of equal ones; equal tokens differ by their rounding."""
+    """The indices of the largest values, the first of ties; equal tokens differ by rounding only."""
     return np.argsort(-(cosines / 1e-7).round(), kind="stable")[:count]
 
 
@@ -56,7 +56,7 @@ def without_self(allowed, positions, num_prefix, keys=None):
 
 
 class ClusterTopK:
-    """The published selection: each centroid picks queries and keys, which meet; a token gets the mean."""
+    """The published selection: each centroid attends with its top queries to its top keys; then the mean."""
 
     def __init__(self, q, k, means, window):
         self.count = means.shape[1]
@@ -65,13 +65,13 @@ class ClusterTopK:
         self.queries = [[_ranked(row, window) for row in head] for head in by_q]
         self.keys = [[_ranked(row, window) for row in head] for head in by_k]
 
-    def attend(self, scores, values, weigh, memory, apart):
-        """scores [H, T, S], minus infinity where a pair may not meet -> [H, T, V].
+    def attend(self, scores, values, normalize, memory, mask_self):
+        """scores [H, T, S], minus infinity for masked pairs -> [H, T, V].
 
         Args:
-            weigh: (head, scores of a few pairs) -> their weights.
-            memory: (scores [H, C, T, M], values [H, C, M, V]) of keys of each cluster and of all.
-            apart: a token sees itself only where it sees nothing else.
+            normalize: (head, scores of the selected keys) -> their weights.
+            memory: (scores [H, C, T, M], values [H, C, M, V]) of the keys of each cluster and of prefix keys.
+            mask_self: a token attends to itself only if no other key is allowed.
         """
         out = np.zeros((*scores.shape[:2], values.shape[-1]))
         times = np.zeros(scores.shape[:2])
@@ -79,12 +79,12 @@ class ClusterTopK:
             for c in range(self.count):
                 t, s = self.queries[h][c], self.keys[h][c]
                 met, gathered = scores[h][np.ix_(t, s)], values[h, s]
-                if apart:
+                if mask_self:
                     places = scores.shape[-1] - scores.shape[1] + t
                     sees = without_self(np.isfinite(met)[None], places, memory[0].shape[-1], s)[0]
                     met = np.where(sees, met, -np.inf)
                 met = np.concatenate([memory[0][h, c][t], met], -1)
                 gathered = np.concatenate([memory[1][h, c], gathered])
-                out[h, t] += weigh(h, met) @ gathered
+                out[h, t] += normalize(h, met) @ gathered
                 times[h, t] += 1
         return out / (times + EMPTY)[..., None]

@@ -1,4 +1,4 @@
-"""What flags say of the model and of each sublayer, and in which order sublayers run: plain Python."""
+"""The flags of the model and of each sublayer, and the order of sublayers: plain Python."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ OF_ALL_SUBLAYERS = {"shift_tokens", "use_layerscale"}
 
 
 class Module(NamedTuple):
-    """A sublayer: its number, its kind (a, c or f) and its number among those of its kind."""
+    """A sublayer: its index, its kind (a, c or f) and its index among those of its kind."""
 
     index: int
     kind: str
@@ -25,7 +25,7 @@ class Module(NamedTuple):
 
 
 class Settings:
-    """Flags of one stack and its wrapper, read by name."""
+    """Flags of one stack and its wrapper, by name."""
 
     def __init__(self, flags):
         self.flags = flags
@@ -37,7 +37,7 @@ class Settings:
         return DEFAULTS.get(name) if value is None else value
 
     def of(self, name, module):
-        """The value of a flag in one sublayer; `cross_` forms go before, tuples give each its own."""
+        """The value of a flag in one sublayer; `cross_` forms take precedence, tuples are per layer."""
         cross = f"cross_{name}"
         value = self.flags[cross] if module.kind == "c" and cross in self.flags else self.flags.get(name)
         if isinstance(value, tuple | list):
@@ -50,12 +50,12 @@ class Settings:
 
     @property
     def looks_ahead(self):
-        """Whether some query sees later tokens: in prefix decoders those of the prefix."""
+        """Whether some query attends to later tokens: in prefix decoders those of the prefix."""
         return self["model"] != "decoder"
 
     @property
     def absolute(self):
-        """Which absolute positions there are: "learned", "sinusoidal" or None."""
+        """The absolute positions: "learned", "sinusoidal" or None."""
         if self["scaled_sinu_pos_emb"]:
             return "sinusoidal"
         said, relative = self.flags.get("use_abs_pos_emb"), self.flags.get("disable_abs_pos_emb")
@@ -66,7 +66,7 @@ class Settings:
 
 
 def _kinds(settings):
-    """The kinds of sublayers in order, as the papers of their orders have them."""
+    """The kinds of sublayers in order, as in the papers of their orders."""
     if settings["custom_layers"]:
         return tuple(settings["custom_layers"])
     block = "cf" if settings["only_cross"] else "acf" if settings["cross_attend"] else "af"
@@ -82,7 +82,7 @@ def _kinds(settings):
 
 
 def _par(block, depth, ratio):
-    """Pay attention when required: every so many sublayers an attention, in the first two thirds."""
+    """Pay attention when required: an attention every few sublayers, in the first two thirds."""
     count = depth * len(block)
     attention = block.replace("f", "")
     parts, reach = count // ratio, count * 2 // 3

@@ -1,4 +1,4 @@
-"""A sample of `attack.py`: random mixes of flags equal an oracle in numpy; each flag is in one or named."""
+"""A sample of `attack.py`: random mixes of flags equal a numpy oracle; every flag is covered or listed."""
 
 import pytest
 from attack import attacked, attacked_pair
@@ -6,9 +6,9 @@ from oracle_mixes import CHOICES, NOT_COVERED, SIZES, mix
 
 from flagformer.flags import CATALOGUE
 
-# How many of the first seeds; about half are refused.
+# Number of seeds; about half are refused.
 SAMPLE = 48
-# Mixes in which the library was wrong, or whose formula was read wrongly.
+# Mixes that once found a mistake in the library or in the oracle.
 FOUND = {
     "packed sequences with memory tokens, under the published selection": {
         "num_clusters": 2,
@@ -42,7 +42,7 @@ def test_a_random_mix_equals_the_oracle_or_is_refused(seed):
 
 @pytest.mark.filterwarnings("ignore:.*shows the future")
 @pytest.mark.parametrize("name", FOUND)
-def test_what_the_attack_found_is_right(name):
+def test_past_findings_of_the_attack(name):
     faults, refusal = attacked({**TINY, "depth": 1, **FOUND[name]}, 0)
     assert refusal is None
     assert not faults, faults
@@ -61,24 +61,24 @@ def test_an_encoder_decoder_equals_the_oracle_or_is_refused(seed):
         {"cross_attn_shared_kv": True, "context_shared_qk": True},
     ],
 )
-def test_needs_of_cross_attention_hold_for_cross_forms(flags):
+def test_requirements_of_cross_attention_hold_for_cross_forms(flags):
     _, refusal = attacked({**TINY, "depth": 1, "cross_attend": True, **flags}, 0)
     assert refusal is not None
 
 
-def test_a_flag_that_cross_attention_leaves_out_is_no_conflict():
+def test_a_flag_without_effect_on_cross_attention_is_no_conflict():
     flags = {"cross_attend": True, "attn_talking_heads": True, "cross_attn_talking_heads": False}
     faults, refusal = attacked({**TINY, "depth": 1, **flags, "context_num_clusters": 2}, 0)
     assert refusal is None
     assert not faults, faults
 
 
-def test_enough_of_the_sample_is_built():
+def test_most_of_the_sample_is_built():
     built = [seed for seed in range(SAMPLE) if attacked(mix(seed), seed, ())[1] is None]
     assert len(built) >= SAMPLE // 3
 
 
-def test_every_flag_is_in_a_mix_or_named():
+def test_every_flag_is_in_a_mix_or_listed():
     mixed = set(CHOICES) | {name for _, tuned in CHOICES.values() for name in tuned}
     flags = {param.flag.name for item in CATALOGUE for param in item.params}
     flags |= {item.select for item in CATALOGUE if item.select}

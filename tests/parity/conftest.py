@@ -1,4 +1,4 @@
-"""Two versions of x-transformers: 2.31 is installed, 1.27 lives in a folder and a process of its own."""
+"""Two versions of x-transformers: 2.31 is installed, 1.27 has its own folder and process."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ FOLDER = HERE.parents[1] / ".venv" / "peers" / "x-transformers-1.27"
 
 @pytest.fixture(autouse=True, scope="session")
 def few_lines() -> None:
-    """The peer's hints at construction are not news here."""
+    """Silence the peer's hints at construction."""
     logging.getLogger("x_transformers").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")
 def old_peer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What x-transformers 1.27 says to every case, and its signatures."""
+    """The outputs of x-transformers 1.27 for every case, and its signatures."""
     folder = Path(os.environ.get("X_TRANSFORMERS_1_27", FOLDER))
     assert (folder / "x_transformers").is_dir(), (
         f"x-transformers 1.27 is not in {folder}: run `make test` once"
@@ -32,5 +32,5 @@ def old_peer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = torch.load(file)
-    assert Path(found["from"]).is_relative_to(folder), f"another x-transformers answered: {found['from']}"
+    assert Path(found["from"]).is_relative_to(folder), f"another x-transformers was imported: {found['from']}"
     return found

@@ -1,4 +1,4 @@
-"""Models that this library and x-transformers can both build, said in the words of x-transformers."""
+"""Models that this library and x-transformers can both build, given by arguments of x-transformers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ class Case:
     """The arguments of one model of x-transformers.
 
     Attributes:
-        kind: what is built: "decoder", "encoder", "prefix_decoder", "xtransformer", "vit".
-        ours: what only this library says, in place of what the arguments mean.
+        kind: the model: "decoder", "encoder", "prefix_decoder", "xtransformer", "vit".
+        ours: flags of this library only, in place of the converted arguments.
         old, new: arguments for one version only.
-        versions: those in which the peer has it and does it right.
+        versions: the versions that have the feature and compute it correctly.
         padded: the second row ends early, by `mask`.
-        prefix: PrefixDecoder's first tokens that all see.
-        prepended: so many vectors in front, the first hidden in the second row of a padded case.
-        memories: the first half of the tokens is a segment of its own, handed on by `mems`.
-        calls: other arguments of the forward that are given.
+        prefix: number of first tokens of a PrefixDecoder that every query may attend to.
+        prepended: number of prepended vectors; the first is masked in the second row of a padded case.
+        memories: the first half of the tokens is its own segment, passed on by `mems`.
+        calls: other arguments of the forward.
     """
 
     flags: dict[str, Any]
@@ -44,12 +44,12 @@ class Case:
     calls: tuple[str, ...] = ()
 
     def peer_flags(self, version: str) -> dict[str, Any]:
-        """What x-transformers is built with: one dictionary of the wrapper's and the layers' arguments."""
+        """The arguments for x-transformers: one dictionary of the wrapper's and the layers'."""
         flags = {**self._sizes(), **self.flags, **(self.old if version == OLD else self.new)}
         return {name: value for name, value in flags.items() if value is not None}
 
     def our_flags(self, version: str) -> dict[str, Any]:
-        """What `flagformer.build` makes the same model of."""
+        """The flags with which `flagformer.build` makes the same model."""
         flags = {"model": self.kind, **self.peer_flags(version)}
         flags = {**flags_of_x_transformers(flags, version), **self.ours}
         return {name: value for name, value in flags.items() if value is not None}
@@ -70,7 +70,7 @@ class Case:
         return {**SIZES, "num_tokens": VOCABULARY, "max_seq_len": LENGTH}
 
 
-# Arguments of a forward, of rows that hold TOKENS tokens.
+# Arguments of a forward for rows of TOKENS tokens.
 CALLS: dict[str, Callable[[torch.Generator], Tensor]] = {
     "attn_mask": lambda maker: (torch.rand(TOKENS, TOKENS, generator=maker) < 0.6) | torch.eye(TOKENS).bool(),
     "seq_start_pos": lambda maker: torch.tensor([0, 9]),
@@ -80,10 +80,10 @@ CALLS: dict[str, Callable[[torch.Generator], Tensor]] = {
 
 
 def run(model: nn.Module, case: Case) -> Tensor:
-    """What the model says of the case's inputs where they are real, [N]; last, a weighed sum of it all."""
+    """The outputs at valid positions, [N], followed by a weighted sum of them all."""
     maker = torch.Generator().manual_seed(2)
     if case.kind == "vit":
-        # without classes x-transformers gives the mean of what this library gives
+        # without classes x-transformers returns the mean of this library's output
         image = torch.randn(2, case.flags.get("channels", 3), IMAGE, IMAGE, generator=maker)
         said = model(image, return_embeddings="num_classes" in case.flags).flatten()
     elif case.kind == "xtransformer":
@@ -95,7 +95,7 @@ def run(model: nn.Module, case: Case) -> Tensor:
 
 
 def _translated(model: Any, maker: torch.Generator) -> Tensor:
-    """An encoder-decoder: the decoder's logits and the loss, the source's second row ending early."""
+    """An encoder-decoder: the decoder's logits and the loss; the source's second row is padded."""
     source, target = (torch.randint(VOCABULARY, (2, length), generator=maker) for length in (17, 23))
     mask = torch.arange(17) < torch.tensor([[17], [12]])
     encoded = model.encoder(source, mask=mask, return_embeddings=True)

@@ -1,4 +1,4 @@
-"""Every case of the comparison with x-transformers, and every flag that can have none."""
+"""Every case of the comparison with x-transformers, and every flag without a case."""
 
 from parity_case import NEW, OLD, Case
 
@@ -122,7 +122,7 @@ ALONE = {
     "padding in front, turned": Case(ROTARY, calls=("seq_start_pos",)),
     "padding in front, t5": Case(T5, calls=("seq_start_pos",)),
     "added vectors": Case({"post_emb_norm": True}, calls=("sum_embeds",)),
-    "positions of one's own": Case({}, calls=("pos",)),
+    "positions of the user's": Case({}, calls=("pos",)),
 }
 
 WHOLE = {
@@ -234,7 +234,7 @@ TOGETHER = {
     ),
 }
 
-# Flag by flag, what stands alone in no case above.
+# Single flags that no case above covers.
 BY_FLAG = {
     "attn_shared_kv": {
         "shared keys and values": Case({"attn_shared_kv": True}, **ONLY_OLD),
@@ -320,7 +320,7 @@ ALONE |= {name: case for cases in BY_FLAG.values() for name, case in cases.items
 
 CASES = {**ALONE, **WHOLE, **TOGETHER}
 
-# Flags without a case, for each version, and why no comparison can hold them.
+# Flags without a case, for each version, with the reason.
 FIXED = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
     "checkpoint": "an executor of this library: the same function, held by the case `checkpointed`",

@@ -1,7 +1,7 @@
-"""Builds and runs the cases in x-transformers, in the version that stands first on the path.
+"""Builds and runs the cases in x-transformers, in the version that comes first on the path.
 
-`python parity_peer.py FOLDER FILE` runs those of version 1.27, which FOLDER holds, and writes to FILE what
-the tests compare: one process for all of them, as two versions of a package cannot live in one.
+`python parity_peer.py FOLDER FILE` runs the cases in version 1.27 from FOLDER, and writes the outputs to
+FILE: one process for all of them, as two versions of a package cannot share one.
 """
 
 import inspect
@@ -24,7 +24,7 @@ VISION = (
 
 
 def build_peer(kind: str, flags: dict[str, Any]) -> nn.Module:
-    """Every weight is moved away from its start, so that no gain is 1 and no bias 0."""
+    """Perturb every weight, so that no scale is 1 and no bias 0."""
     import x_transformers as peer
 
     layers = {"decoder": peer.Decoder, "encoder": peer.Encoder, "prefix_decoder": peer.PrefixDecoder}
@@ -44,7 +44,7 @@ def build_peer(kind: str, flags: dict[str, Any]) -> nn.Module:
 
 
 def result(case: Any, version: str) -> dict[str, Any]:
-    """Weights, what the model says, and its gradients by name."""
+    """Weights, outputs, and gradients by name."""
     from parity_case import run
 
     model = build_peer(case.kind, case.peer_flags(version))
@@ -55,7 +55,7 @@ def result(case: Any, version: str) -> dict[str, Any]:
 
 
 def signatures() -> dict[str, dict[str, str]]:
-    """Every argument with what it is when nothing is said, for all that users construct or call."""
+    """Every argument with its default, for all public constructors and calls."""
     import x_transformers.x_transformers as peer
     from x_transformers import AutoregressiveWrapper
 
@@ -100,7 +100,7 @@ def main(folder: str, file: str) -> None:
     from parity_cases import CASES
     from refusal_cases import REFUSED
 
-    warnings.simplefilter("ignore")  # this version speaks of an older torch
+    warnings.simplefilter("ignore")  # this version uses an older torch API
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name, case in CASES.items():

@@ -1,4 +1,4 @@
-"""Weights of x-transformers that this library cannot take, and what is said to each."""
+"""Weights of x-transformers that this library cannot load, and the error for each."""
 
 from dataclasses import dataclass, field
 from typing import Any

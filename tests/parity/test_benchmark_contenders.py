@@ -1,4 +1,4 @@
-"""`benchmarks/speed.py` runs, which means that all its contenders passed for the same causal model."""
+"""`benchmarks/speed.py` runs: all its contenders pass the check for the same causal model."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Local heads over fixed windows are those of local-attention 1.11.2 and of routing-transformer 1.6.1."""
+"""Local heads over fixed windows equal local-attention 1.11.2 and routing-transformer 1.6.1."""
 
 import copy
 
@@ -43,8 +43,8 @@ def attention_of(**flags):
         if causal or position != "xpos"
     ],
 )
-def test_the_attention_is_that_of_the_package(position, causal, radius, length):
-    """In fp64 (the package's rates are of fp32), gradients too, with a mask of keys, and at any length."""
+def test_the_attention_equals_that_of_the_package(position, causal, radius, length):
+    """In fp64 (the package's rotary frequencies are fp32), with gradients, a key mask, and any length."""
     flags, theirs = POSITIONS[position]
     model = attention_of(model="decoder" if causal else "encoder", local_attn_radius_blocks=radius, **flags)
     layer = model.attn_layers.sublayers[0].fn
@@ -75,10 +75,10 @@ def test_the_attention_is_that_of_the_package(position, causal, radius, length):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("said", [True, False])
-def test_a_routing_transformer_of_local_heads_is_that_of_the_package(peer, causal, said):
+def test_a_routing_transformer_of_local_heads_equals_the_package(peer, causal, said):
     """Logits of a language model; biases of the package's local projections are zero, as ours has none.
 
-    Its local heads are rotary whatever `rel_pos_emb` says, since local-attention asks for `dim` alone.
+    Its local heads are rotary for any `rel_pos_emb`, since local-attention receives only `dim`.
     """
     torch.manual_seed(0)
     sizes = {**SIZES, "local_attn_window_size": WINDOW, "n_local_attn_heads": HEADS}

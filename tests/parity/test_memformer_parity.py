@@ -30,7 +30,7 @@ def peer():
 
 
 def moved(model):
-    """No gain is 1 and no bias 0."""
+    """Perturb every weight: no scale is 1 and no bias 0."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -38,13 +38,13 @@ def moved(model):
 
 
 def biased(linear, weight, bias):
-    """Weights, and a bias where a projection has none."""
+    """Weights, and a bias if the projection has one."""
     linear.weight = nn.Parameter(weight.clone())
     linear.bias = nn.Parameter(bias.clone())
 
 
 def attention(theirs, norm, ours, cross):
-    """The shift of a norm is a bias of what is projected from it."""
+    """Fold the shift of a norm into the bias of the projection after it."""
     queries, pairs = theirs.to_q, theirs.to_kv
     shifted = queries.bias + queries.weight @ norm.bias
     projection = ours.source.projection
@@ -64,7 +64,7 @@ def feedforward(theirs, norm, inner, outer):
 
 
 def half(theirs, ours):
-    """An encoder or decoder; their position bias joins scores that are scaled already."""
+    """An encoder or decoder; its position bias is added to scaled scores."""
     ours.token_emb.weight.copy_(theirs.token_emb.weight)
     layers, blocks = ours.attn_layers, theirs.layer_blocks
     bias = layers.position_bias
@@ -81,7 +81,7 @@ def half(theirs, ours):
 
 @torch.no_grad()
 def copied(theirs, **flags):
-    """Ours with their weights: what a flag does not build, biases and shifts, is put in by hand."""
+    """Our model with their weights: biases and shifts that no flag builds are added by hand."""
     heads = {"enc_attn_dim_head": 8, "dec_attn_dim_head": 8}
     ours = Memformer(**OWN, **SIZES, **heads, **flags)
     half(theirs.encoder, ours.encoder)
@@ -131,8 +131,8 @@ def test_same_output_memory_and_loss(peer):
 
 
 @torch.no_grad()
-def test_buckets_are_right_where_nothing_else_is_said(peer):
-    """Later keys have buckets in an encoder and none in a decoder: the same weights say something else."""
+def test_default_buckets_are_correct(peer):
+    """Later keys have buckets in an encoder and none in a decoder: the same weights have other meanings."""
     ours, theirs = pair(peer)
     parts, _, tgt = segments()
     got, want = ours(parts[0], tgt), theirs(parts[0], tgt)
@@ -140,11 +140,11 @@ def test_buckets_are_right_where_nothing_else_is_said(peer):
     biases = [half.attn_layers.position_bias for half in (ours.encoder, ours.decoder.net)]
     ahead = [len(bias.relative_table(-30, -1, torch.device("cpu")).unique()) for bias in biases]
     assert ahead[0] > 4 * 8
-    assert ahead[1] == 4  # one number a head: a causal half meets no later key
+    assert ahead[1] == 4  # one number a head: causal attention has no later key
 
 
 def test_same_gradients_by_replay(peer):
-    """Their loss is the last segment's; its gradient reaches the slots that the first segment read."""
+    """Their loss is the last segment's; its gradient reaches the slots of the first segment."""
     from flagformer import memory_replay_backprop
 
     ours, theirs = pair(peer, compat_positions="memformer-0.3")

@@ -1,4 +1,4 @@
-"""`docs/parity.md` says of every argument of x-transformers 1.27 what is true."""
+"""`docs/parity.md` describes every argument of x-transformers 1.27 correctly."""
 
 import inspect
 import re
@@ -23,7 +23,7 @@ OURS = {
     "XTransformer": flagformer.XTransformer,
     "AutoregressiveWrapper": flagformer.AutoregressiveWrapper,
 }
-# What a case says without naming it: the class, or what every model has.
+# Arguments of a case that are implied: the class, or those of every model.
 UNNAMED = {"causal", "attn_layers", "net", "ignore_index", "pad_value"}
 
 
@@ -52,21 +52,21 @@ ROWS = rows()
 LABELS = [f"{row.of} {row.name}" for row in ROWS]
 
 
-def test_every_argument_and_no_other_stands_there(old_peer: dict[str, Any]) -> None:
+def test_the_page_lists_exactly_the_arguments(old_peer: dict[str, Any]) -> None:
     documented = {
         of: {row.name: row.default for row in ROWS if row.of == of} for of in {row.of for row in ROWS}
     }
     assert documented == old_peer["signatures"]
 
 
-def test_every_line_of_a_table_is_read() -> None:
+def test_every_table_row_is_parsed() -> None:
     lines = [line for line in PAGE.splitlines() if line.startswith("| `")]
     assert len(lines) == len(ROWS)
     assert {row.verdict for row in ROWS} == VERDICTS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=LABELS)
-def test_what_stands_here_is_here(row: Row) -> None:
+def test_every_named_flag_exists(row: Row) -> None:
     if row.verdict in ("inner", "refused"):
         assert row.why
         return
@@ -76,7 +76,7 @@ def test_what_stands_here_is_here(row: Row) -> None:
 
 
 def known(of: str) -> set[str]:
-    """Flags where something is built, the parameters of ours where something is called."""
+    """Flags if something is built, our parameters if something is called."""
     owner, _, method = of.partition(".")
     if method:
         return set(inspect.signature(getattr(OURS[owner], method)).parameters)
@@ -89,7 +89,7 @@ def known(of: str) -> set[str]:
     [row for row in ROWS if row.verdict == "equal" and "." not in row.of],
     ids=lambda row: f"{row.of} {row.name}",
 )
-def test_what_is_equal_has_a_case(row: Row) -> None:
+def test_equal_arguments_have_a_case(row: Row) -> None:
     cases = [case for case in {**ALONE, **WHOLE}.values() if OLD in case.versions]
     said = {re.sub(r"^(enc|dec)_", "", name) for case in cases for name in case.peer_flags(OLD)}
     name = PREFIXES.get(row.of, "") + row.name
@@ -99,18 +99,18 @@ def test_what_is_equal_has_a_case(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.verdict == "refused"], ids=lambda row: row.name)
-def test_what_is_refused_is_refused(row: Row) -> None:
+def test_refused_arguments_are_refused(row: Row) -> None:
     name = PREFIXES.get(row.of, "") + row.name
     with pytest.raises(flagformer.FlagError, match=f"`{name}`"):
         flagformer.Decoder(dim=32, depth=1, **{name: 16})
 
 
-def test_an_argument_that_is_another_function_is_refused() -> None:
+def test_an_argument_with_another_meaning_is_refused() -> None:
     with pytest.raises(flagformer.FlagError, match="attn_sparse_topk"):
         flags_of_x_transformers({"attn_sparse_topk": 4}, OLD)
 
 
-def test_every_flag_stands_there() -> None:
+def test_every_flag_is_on_the_page() -> None:
     missing = [name for name in CATALOGUE.names() if f"`{name}" not in PAGE]
     assert not missing
     reasons = [name for free in WITHOUT_PARITY.values() for name in free if f"`{name}" not in PAGE]

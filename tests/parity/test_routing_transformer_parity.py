@@ -26,7 +26,7 @@ EXACT = 1e-5  # fp32, two layers
 
 @pytest.fixture(scope="module")
 def peer():
-    """The package; skipped where it is not installed (`make test` installs it)."""
+    """The package; skipped if it is not installed (`make test` installs it)."""
     folder = os.environ.get("ROUTING_TRANSFORMER_1_6", str(FOLDER))
     if not (Path(folder) / "routing_transformer").is_dir():
         pytest.skip(f"routing-transformer 1.6.1 is not in {folder}: run `make test` once")
@@ -39,7 +39,7 @@ def peer():
 
 
 def still(model):
-    """Positions taken out: the package turns values too, and chooses clusters by what is turned."""
+    """Removes positions: the package rotates values too, and clusters rotated vectors."""
     for name, buffer in model.named_buffers():
         if name.endswith("sinu_pos_emb.emb"):
             half = buffer.shape[1] // 2
@@ -62,7 +62,7 @@ def perturbed(model):
 
 
 def carried(theirs, ours):
-    """Every weight of `theirs` in `ours`, a language model of the same sublayers."""
+    """Load every weight of `theirs` into `ours`, a language model of the same sublayers."""
     state = theirs.state_dict()
     found = {
         "token_emb.weight": state["token_emb.weight"],
@@ -96,7 +96,7 @@ def carried(theirs, ours):
 
 
 def projected(attention):
-    """name -> weights of queries, keys and values, as ours join them."""
+    """name -> weights of queries, keys and values, packed as in ours."""
     q, v = attention.to_q.weight, attention.to_v.weight
     if attention.shared_qk:
         return {"to_qv": torch.cat([q, v])}
@@ -118,7 +118,7 @@ def built(**flags):
 
 
 def rows(length=32):
-    """No token twice: which of two equal ones a centroid picks is torch's choice in the package."""
+    """No repeated token: the package's top-k breaks ties by torch's order."""
     return torch.stack([torch.randperm(64)[:length] for _ in range(2)])
 
 
@@ -134,7 +134,7 @@ def rows(length=32):
     ],
     ids=str,
 )
-def test_a_language_model_is_that_of_the_package(peer, flags):
+def test_a_language_model_equals_that_of_the_package(peer, flags):
     torch.manual_seed(0)
     theirs = peer.RoutingTransformerLM(**SIZES, **flags, _register_kmeans_update=False)
     perturbed(theirs).train()
@@ -155,8 +155,8 @@ def test_a_language_model_is_that_of_the_package(peer, flags):
 
 
 @pytest.mark.parametrize("memories", [0, 2])
-def test_an_encoder_decoder_is_that_of_the_package(peer, memories):
-    """Routed cross-attention, over a source that is longer than the target; logits and both losses."""
+def test_an_encoder_decoder_equals_that_of_the_package(peer, memories):
+    """Routed cross-attention over a source longer than the target; logits and both losses."""
     torch.manual_seed(0)
     halves = {
         f"{half}_{name}": value for half in ("enc", "dec") for name, value in SIZES.items() if name != "dim"

@@ -1,4 +1,4 @@
-"""Memories against x-transformers 2.31.10: the same logits, and the same tensors to go on with."""
+"""XL memories against x-transformers 2.31.10: the same logits and the same returned memories."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from parity_peer import build_peer
 from flagformer import XLAutoregressiveWrapper, build
 from flagformer.interop.x_transformers import load_x_transformers
 
-# As in test_x_transformers_parity: fp32 rounding over two layers, read once more from memories.
+# As in test_x_transformers_parity: fp32 rounding over two layers, with memories as another input.
 TOLERANCE = 1e-5
 MEMORY = {"max_mem_len": 12}
 SCHEMES = {
@@ -48,7 +48,7 @@ def segments():
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
 def test_same_logits_and_memories(name):
-    """Segments are longer than memories: of what is older, x-transformers shifts a second time."""
+    """Segments are longer than memories: x-transformers shifts older ones a second time."""
     ours, theirs = both(MODELS[name])
     mems = their_mems = None
     for segment in segments():
@@ -59,7 +59,7 @@ def test_same_logits_and_memories(name):
         for one, other in zip(mems, their_mems):
             assert one.shape == other.shape
             assert (one - other).abs().max() < TOLERANCE
-    # what the peer left is read just as well
+    # the peer's memories are valid inputs here
     got, want = ours(segments()[1], mems=their_mems), theirs(segments()[1], mems=their_mems)
     assert (got - want).abs().max() < TOLERANCE
 

@@ -16,7 +16,7 @@ from flagformer.interop.dialect import Dialect, version_of
 from flagformer.interop.x_transformers import convert_x_transformers
 
 # fp32: logits are about 1, so one rounding is 1e-7, and two layers summed in another order come to 2e-6. A
-# wrong formula (a factor, an order of heads) shows by 1e-3 and more, as weights are far from their start.
+# wrong formula (a factor, an order of heads) differs by 1e-3 and more, as weights are perturbed.
 TOLERANCE = 1e-5
 COMPARED = [
     (version, name) for version in (OLD, NEW) for name, case in CASES.items() if version in case.versions
@@ -30,10 +30,10 @@ def of_peer(version: str, name: str, old_peer: dict[str, Any]) -> dict[str, Any]
 
 
 def compare(ours: torch.nn.Module, theirs: dict[str, Any], case: Case, version: str) -> tuple[float, float]:
-    """The largest difference of logits, and of gradients against the largest of their parameter.
+    """The largest difference of logits, and of gradients relative to the largest of their parameter.
 
-    The gradients here are pulled back to the weights of the peer through what carried them: a permuted, cut,
-    scaled or shared weight is compared as the peer has it.
+    The gradients here are pulled back to the weights of the peer through the conversion: a permuted, sliced,
+    scaled or shared weight is compared in the peer's form.
     """
     stored = theirs["weights"].items()
     weights = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in stored}
@@ -53,10 +53,10 @@ def compare(ours: torch.nn.Module, theirs: dict[str, Any], case: Case, version: 
 
 
 def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
-    """The largest difference of a gradient, as a share of the largest number in it.
+    """The largest difference of a gradient, relative to its largest element.
 
-    Gradients that cancel have the rounding of what they sum: a bias that softmax does not see is measured by
-    a twentieth of the model's largest gradient, a parameter of one number (ScaleNorm's) by the whole of it.
+    Gradients that cancel have the rounding of their terms: a bias before a softmax is measured relative to a
+    twentieth of the model's largest gradient, a scalar parameter (ScaleNorm's) relative to all of it.
     """
     top = max(g.abs().max().item() for g in theirs.values())
     worst = 0.0
@@ -111,7 +111,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("flags", "wrong"), WRONG, ids=lambda value: " ".join(value) or "plain")
-def test_a_flag_that_leaves_no_weight_is_seen(flags: dict[str, Any], wrong: dict[str, Any]) -> None:
+def test_a_flag_without_weights_has_an_effect(flags: dict[str, Any], wrong: dict[str, Any]) -> None:
     case = Case(flags, ours=wrong)
     ours = flagformer.build(case.our_flags(NEW)).eval()
     logits, gradients = compare(ours, result(case, NEW), case, NEW)
@@ -125,7 +125,7 @@ LOADED = ["learned positions", "rotary", "tied embedding", "gated values", *WHOL
 @pytest.mark.parametrize("version", [OLD, NEW])
 @pytest.mark.parametrize("name", LOADED)
 @pytest.mark.filterwarnings("ignore:.*encoder.to_logits.weight")
-def test_weights_and_arguments_make_the_model(name: str, version: str, old_peer: dict[str, Any]) -> None:
+def test_weights_and_arguments_build_the_model(name: str, version: str, old_peer: dict[str, Any]) -> None:
     theirs, case = of_peer(version, name, old_peer), CASES[name]
     flags = {"model": case.kind, **case.peer_flags(version)}
     ours = load_x_transformers(theirs["weights"], flags=flags, version=version)
@@ -134,7 +134,7 @@ def test_weights_and_arguments_make_the_model(name: str, version: str, old_peer:
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_the_version_shows_in_weights(version: str, old_peer: dict[str, Any]) -> None:
+def test_the_version_is_read_from_the_weights(version: str, old_peer: dict[str, Any]) -> None:
     for name in ("learned positions", "post norm", "images", "llama", "rms norm", "gated values"):
         weights = of_peer(version, name, old_peer)["weights"]
         if name in ("llama", "rms norm"):
@@ -144,4 +144,6 @@ def test_the_version_shows_in_weights(version: str, old_peer: dict[str, Any]) ->
             assert version_of(weights) == version
     if version == NEW:
         case = CASES["rms norm"]
-        assert version_of(build_peer(case.kind, case.peer_flags(NEW))) == NEW, "a model tells by its class"
+        assert version_of(build_peer(case.kind, case.peer_flags(NEW))) == NEW, (
+            "a model's class shows its version"
+        )

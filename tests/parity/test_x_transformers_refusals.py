@@ -1,4 +1,4 @@
-"""What cannot be carried is refused by name, and the model stays as it was."""
+"""Weights that cannot be converted are refused by name, and the model is left unchanged."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_refused_by_name(version: str, name: str, old_peer: dict[str, Any]) -> N
     assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
 
 
-def test_every_missing_and_every_left_over_weight_is_listed() -> None:
+def test_every_missing_and_every_unused_weight_is_listed() -> None:
     case = Case({})
     weights = of_new(case).state_dict()
     weights["a.stranger"] = torch.zeros(1)
@@ -50,7 +50,7 @@ def test_every_missing_and_every_left_over_weight_is_listed() -> None:
 @pytest.mark.parametrize(
     "name", ["learned positions", "llama", "encoder-decoder, other halves", "images with registers"]
 )
-def test_no_weight_is_dropped_in_silence(version: str, name: str, old_peer: dict[str, Any]) -> None:
+def test_no_weight_is_dropped_silently(version: str, name: str, old_peer: dict[str, Any]) -> None:
     """Removing any one weight is refused, and so is adding one."""
     case = CASES[name]
     if version == OLD:
@@ -58,7 +58,7 @@ def test_no_weight_is_dropped_in_silence(version: str, name: str, old_peer: dict
     else:
         weights = of_new(case).state_dict()
     ours = flagformer.build(case.our_flags(version))
-    optional = {"encoder.to_logits.weight"}  # left out with a warning
+    optional = {"encoder.to_logits.weight"}  # dropped with a warning
     if optional & set(weights):
         with pytest.warns(UserWarning, match=r"encoder\.to_logits\.weight"):
             load_x_transformers(weights, ours, version=version)
@@ -73,7 +73,7 @@ def test_no_weight_is_dropped_in_silence(version: str, name: str, old_peer: dict
                 load_x_transformers(changed, ours, version=version)
 
 
-def test_a_state_dict_serves_as_well_as_the_model() -> None:
+def test_a_state_dict_loads_like_the_model() -> None:
     case = Case({"rotary_pos_emb": True, "attn_kv_heads": 2})
     theirs = of_new(case)
     wrapped = {f"net.{key}": value for key, value in theirs.state_dict().items()}
@@ -84,7 +84,7 @@ def test_a_state_dict_serves_as_well_as_the_model() -> None:
     assert load_x_transformers(wrapped, trainer) is trainer
 
 
-def test_a_stack_alone() -> None:
+def test_a_stack_without_wrapper() -> None:
     import x_transformers as peer
 
     torch.manual_seed(0)
@@ -96,18 +96,18 @@ def test_a_stack_alone() -> None:
         assert (ours(x, **call) - theirs(x, **call)).abs().max() < 1e-5
 
 
-def test_gains_stored_without_offset() -> None:
+def test_scales_stored_without_offset() -> None:
     case = Case({"use_rmsnorm": True, **SCALE, "norm_add_unit_offset": False})
     theirs, ours = of_new(case), flagformer.build(case.our_flags(NEW)).eval()
     load_x_transformers(theirs, ours)
-    assert (run(ours, case) - run(theirs, case)).abs().max() > 1e-2, "gains are one too large"
+    assert (run(ours, case) - run(theirs, case)).abs().max() > 1e-2, "scales are one too large"
     load_x_transformers(theirs, ours, norm_add_unit_offset=False)
     assert (run(ours, case) - run(theirs, case)).abs().max() < 1e-5
     ours = load_x_transformers(theirs, flags=case.peer_flags(NEW))
     assert (run(ours, case) - run(theirs, case)).abs().max() < 1e-5
 
 
-def test_a_factor_that_no_weight_holds_must_be_said(old_peer: dict[str, Any]) -> None:
+def test_a_factor_outside_the_weights_must_be_given(old_peer: dict[str, Any]) -> None:
     name = "cosine attention with gains"
     ours = flagformer.build(CASES[name].our_flags(OLD))
     with pytest.raises(ValueError, match="load by `flags`"):
@@ -134,7 +134,7 @@ def test_another_function_of_the_same_name_is_refused(flags: dict[str, Any], ver
     assert word in str(caught.value)
 
 
-def test_what_must_be_said() -> None:
+def test_required_declarations() -> None:
     with pytest.raises(ValueError, match=r"`model` must be one of TransformerWrapper, .*, but is Linear"):
         load_x_transformers({}, torch.nn.Linear(2, 2), version=NEW)
     with pytest.raises(ValueError, match="give either `model`, to be written, or `flags`"):

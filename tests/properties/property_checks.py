@@ -1,4 +1,4 @@
-"""The properties. Each takes a Subject and asserts; `CHECKS` says which hold for which kind of model."""
+"""The property checks. Each takes a Subject and asserts; `CHECKS` lists those of each kind of model."""
 
 import copy
 import io
@@ -9,18 +9,18 @@ from property_subject import TIGHT, Subject, differ, perturb, same
 
 import flagformer
 
-# Softmax does not change when the same number is added to all scores of a query, so the last bias of the
+# Softmax is invariant to a constant added to all scores of a query, so the last bias of the
 # network only acts relative to prefix keys, which have no position bias.
 CANCELLED = "attn_layers.position_bias.out.bias"
 
-# Flags of a model that chooses keys, experts or values.
+# Flags of models that select keys, experts or values.
 CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
 
 
 def undone_gains(model):
-    """Gains of ScaleNorm that cannot act: q and k of unit length forget one factor, cross-attention has no
-    values of x to scale, and a norm after self-attention forgets theirs; post-norms forget what the norm
-    before self-attention did to the stream."""
+    """Scales of ScaleNorm without effect: unit-length q and k cancel one factor, cross-attention has no
+    values of x to scale, and a norm after self-attention cancels theirs; post-norms cancel the effect of the
+    norm before self-attention."""
     flags = model.flags
     if not (flags.get("use_scalenorm") and flags.get("attn_qk_norm")):
         return set()
@@ -56,7 +56,7 @@ def trains(subject):
 
 
 def learns_what_it_shows(subject):
-    """With and without autograd the same logits: kernels may differ, the function may not."""
+    """The same logits with and without autograd, although kernels may differ."""
     with_grad = subject.model(subject.ids, **subject.side(0, 1)).detach()
     same(subject(subject.ids), with_grad, "logits with and without gradients")
 
@@ -86,7 +86,7 @@ def sees_no_future(subject):
 
 
 def sees_everything(subject):
-    """Without a causal mask every token's logits depend on every token."""
+    """Without a causal mask every logit depends on every token."""
     ids = subject.ids[:1]
     for place in (0, ids.shape[1] - 1):
         changed = ids.clone()
@@ -96,7 +96,7 @@ def sees_everything(subject):
 
 
 def prefix_is_consistent(subject):
-    """A shorter input gives the beginning of what the longer one gives."""
+    """A shorter input gives the first logits of the longer one."""
     full = subject(subject.ids)
     for length in (1, 5):
         same(subject(subject.ids[:, :length]), full[:, :length], f"the first {length} tokens alone")
@@ -131,7 +131,7 @@ def packing(subject):
 
 
 def run_cached(subject, blocks=(4, 1, 1, 3), side=None, **state_how):
-    """Logits of blocks of tokens, one after the other, from one decode state."""
+    """Logits of consecutive blocks of tokens, from one decode state."""
     state = subject.model.init_state(2, 9, **state_how)
     side = subject.side(0, 1) if side is None else side
     pieces = []
@@ -155,7 +155,7 @@ def cached_equals_full(subject):
 
 
 def prefix_is_seen_by_all(subject):
-    """A prefix sees itself, whatever stands around it; the rest is causal; cached equals full."""
+    """A prefix attends to itself only; the rest is causal; cached equals full."""
     lengths = torch.tensor([4, 2])
     how = {"prefix_attn_len": lengths}
     full = subject(subject.ids, **how)
@@ -180,7 +180,7 @@ def prefix_is_seen_by_all(subject):
 
 
 def context_padding(subject):
-    """Tokens of the context that the mask hides, whatever they hold, change nothing; cached too."""
+    """Masked tokens of the context change nothing; cached too."""
     mask = torch.arange(5) < torch.tensor([[5], [2]])
     got = subject(subject.ids, context_mask=mask)
     same(got[:1], subject(subject.ids[:1], 0), "a full context in a batch with a padded one")
@@ -194,7 +194,7 @@ def context_padding(subject):
 
 
 def copies(subject):
-    """Deep copies, pickles and rebuilt models give the same and share nothing."""
+    """Deep copies, pickles and rebuilt models give the same outputs and share no tensor."""
     model, want = subject.model, subject(subject.ids)
     rebuilt = flagformer.build(model.flags).to(want.dtype).eval()
     rebuilt.load_state_dict(model.state_dict())
@@ -212,7 +212,7 @@ def copies(subject):
 
 
 def bf16_is_finite(subject):
-    """Under bf16 autocast: finite logits and gradients, near those of fp32; decoding too."""
+    """Under bf16 autocast: finite logits and gradients, close to those of fp32; decoding too."""
     model = copy.deepcopy(subject.model).float()
     side = {name: value.float() for name, value in subject.side(0, 1).items()}
     with torch.no_grad():
@@ -232,9 +232,9 @@ def bf16_is_finite(subject):
     assert all(grad.isfinite().all() for grad in grads), "a gradient under bf16 autocast is not finite"
     for name, logits in (("forward", got), ("decoding", cached)):
         if logits is not None:
-            # bf16 has 8 bits, some twenty roundings follow each other, and sharp attention amplifies them
+            # bf16 has 8 bits, there are about twenty roundings, and sharp attention amplifies them
             share = (logits.detach() - want).abs().mean() / want.abs().mean()
-            # a rounding chooses others
+            # rounding changes a selection
             chooses = any(name in flag for flag in subject.flags for name in CHOOSING)
             assert share < (1.0 if chooses else 0.25), f"{name} under bf16 autocast is {share:.0%} off"
 
@@ -259,7 +259,7 @@ def compiles(subject):
 
 
 def with_memories(subject):
-    """The same model with room for every memory; None where its flags refuse them, or slots say more."""
+    """The same model with memories of every segment; None if its flags refuse them, or slots carry more."""
     if subject.model.num_memory_slots:
         return None
     flags = {name: value for name, value in subject.flags.items() if name != "shift_mem_down"}
@@ -272,7 +272,7 @@ def with_memories(subject):
 
 
 def in_segments(model, ids, blocks=(4, 1, 4), mask=None, first=(), **side):
-    """Logits of one segment after the other; `first` goes with the first of them only."""
+    """Logits of consecutive segments; `first` is given with the first segment only."""
     pieces, mems, start = [], None, 0
     for block in blocks:
         part = slice(start, start + block)
@@ -287,7 +287,7 @@ def in_segments(model, ids, blocks=(4, 1, 4), mask=None, first=(), **side):
 
 
 def memories_equal_one_long_pass(subject):
-    """Segments with memories of all that came before give what one forward over the whole gives."""
+    """Segments with memories of the whole past equal one forward over the whole row."""
     model, side = with_memories(subject), subject.side(0, 1)
     if model is None:
         return
@@ -307,7 +307,7 @@ def memories_equal_one_long_pass(subject):
 
 
 def _memories_of_right_padding(subject, model, side):
-    """A row that ends early in each segment is the row without what was padded."""
+    """A row padded at the end of each segment equals the row without padding."""
     places = [0, 1, 5, 6, 7]
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[0], mask[1, places] = True, True
@@ -318,7 +318,7 @@ def _memories_of_right_padding(subject, model, side):
 
 
 def memories_of_both_directions(subject):
-    """Of an encoder: earlier segments change later ones, and padding among memories does not."""
+    """Of an encoder: earlier segments change later ones, and padding in memories does not."""
     model, side = with_memories(subject), subject.side(0, 1)
     if model is None:
         return
@@ -336,7 +336,7 @@ def memories_of_both_directions(subject):
 
 
 def slots_over_segments(subject):
-    """Slots hand on earlier segments and no later one, keep out what is padded; a stream reads the same."""
+    """Slots depend on earlier segments only, and not on padding; a stream gives the same slots."""
     model = perturb(flagformer.build({**subject.flags, "max_seq_len": 4}).to(subject.dtype).eval())
     if model.max_mem_len and model.absolute_positions:
         return
@@ -365,18 +365,18 @@ def slots_over_segments(subject):
 
 
 def exports(subject):
-    """One program without the module's Python, for every number of rows and every length of the input, short
+    """One exported program for every number of rows and every length of the input, short
     and long, and of a context; and the same numbers.
 
-    Not strict: torch runs the Python code itself, which a check that looks at values would break; the strict
+    Not strict: strict export traces the Python code, in which checks of values would fail; the strict
     form traces as `compiles` does.
     """
     side = subject.side(0, 1)
-    # `attn_sparse_topk` asks for more keys than it keeps; DYNAMIC, as torch cannot prove all that holds of
-    # quotients of lengths (blocks, chunks): a size that the graph took as fixed is an error all the same
+    # `attn_sparse_topk` selects from more keys than it keeps; DYNAMIC, as torch cannot prove constraints on
+    # quotients of lengths (blocks, chunks): a size that the graph specialised is an error all the same
     longest, rows = subject.flags["max_seq_len"], torch.export.Dim.DYNAMIC
     sizes = {"x": {0: rows, 1: rows(min=4, max=longest)}, **{name: {0: rows, 1: rows} for name in side}}
-    # what torch remembers of shapes costs more than it saves where a small program is traced once
+    # torch's shape caches cost more than they save for a small program traced once
     with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         exported = torch.export.export(
             subject.model, (subject.ids,), side, dynamic_shapes=sizes, strict=False
@@ -400,7 +400,7 @@ CAUSAL = (*COMMON, sees_no_future, prefix_is_consistent)
 
 
 def checks_of(subject):
-    """The properties that this model must have, the compiled one apart."""
+    """The properties of this model, without the compiled ones."""
     checks = CAUSAL if subject.kind in ("decoder", "prefix_decoder") else (*COMMON,)
     if subject.kind in ("decoder", "prefix_decoder"):
         checks = (*checks, cached_equals_full, memories_equal_one_long_pass)
@@ -414,7 +414,7 @@ def checks_of(subject):
 
 
 def failures(subject, checks):
-    """What each check that does not hold says."""
+    """The messages of all failed checks."""
     found = []
     for check in checks:
         try:

@@ -1,4 +1,4 @@
-"""Which pairs of choices run where: all in `make matrix`, a sample that their names decide in `make test`."""
+"""The pairs of choices to test: all in `make matrix`, a sample by their names in `make test`."""
 
 from zlib import crc32
 
@@ -8,7 +8,7 @@ from property_subject import refusal
 from flagformer.reference import choices, pairs, settings
 
 PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
-# Every choice is in so many pairs of the sample at least; which pairs are refused, the whole table is asked.
+# Every choice is in at least this many pairs of the sample; the table of refusals is tested completely.
 EACH = 5
 
 
@@ -18,13 +18,13 @@ def sampled():
 
 
 def graphed():
-    """Those whose graphs are made too, which takes twice as long as all other checks: one of each choice that
-    is not refused."""
+    """Pairs whose graphs are tested too, which takes twice as long as all other checks: one of each choice
+    that is not refused."""
     return _of_every_choice(lambda names: [next(name for name in names if not _refused(name))])
 
 
 def _of_every_choice(draw):
-    """What is drawn of each choice's pairs, those whose names give the smallest numbers first."""
+    """The sample of each choice's pairs: those whose names hash to the smallest numbers."""
     chosen = set()
     for choice in choices():
         mine = [name for name, pair in PAIRS.items() if choice.name in (pair[0].name, pair[1].name)]

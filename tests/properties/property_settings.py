@@ -1,13 +1,13 @@
-"""Every flag of the catalogue with a value to test it with; choices and their pairs come from the library."""
+"""Every flag of the catalogue with a value for tests; choices and their pairs come from the library."""
 
 from flagformer.flags import CATALOGUE
 from flagformer.ops.lengths import LONG
 from flagformer.reference import choices
 
-# A model in which every choice shows and which still runs in a millisecond.
+# A model in which every choice has an effect and which still runs in a millisecond.
 TINY = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 4, "attn_dim_head": 8}
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head", "causal"}
-# Values that differ from what is taken when nothing is said, where no rule finds one.
+# Values that differ from the default, for flags without a rule.
 VALUES = {
     "alibi_num_heads": 3,
     "attn_dropout": 0.2,
@@ -54,12 +54,12 @@ VALUES = {
     "shift_mem_down": 1,
     "window_size": 2,
 }
-# Flags whose models are called otherwise in training, or that no causal model has:
+# Flags whose models have other inputs in training, or that no causal model has:
 # the tests of the inventory, of the z-loss and of cluster top-k check them.
 OTHER_INPUTS = {
     "embed_num_tokens", "attn_z_loss_weight", "routing_selection", "context_selection", "cluster_num_mem_kv",
 }  # fmt: skip
-# What has to be said with a flag, where the catalogue does not tell.
+# Flags that a flag needs, where the catalogue does not declare them.
 CROSS = {"cross_attend": True}
 WITH = {
     **dict.fromkeys(
@@ -76,7 +76,7 @@ WITH = {
     "local_attn_radius_blocks": {"local_attn_window_size": 3},
     "local_attn_fixed_windows": {"local_attn_window_size": 3},
 }
-# What needs both blocks of a small model when its graph is made: orders of modules, what is handed on.
+# Flags whose graph needs both blocks of a small model: orders of modules, inter-layer state.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
     "cross_residual_attn", "shift_mem_down",
@@ -84,16 +84,16 @@ ORDERS = {
 
 
 def for_graphs(flags):
-    """The same flags with room for rows that take the forms of long ones, and with one block, which has every
-    sublayer a second one has, where the order allows it."""
+    """The same flags with a length for the paths of long rows, and with one block, which has every
+    sublayer of the second one, where the order allows it."""
     flags = {**flags, "max_seq_len": LONG + 64}
     return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
 
 
 def tunings():
-    """name -> flags, for each flag that tunes a filler: the flag, and what selects the filler.
+    """name -> flags, for each flag that tunes a component: the flag, and the component's selector.
 
-    A flag of several fillers stands under its name with the first, and once more with each other one.
+    A flag of several components has its own name with the first, and one more for each other.
     """
     chosen = {name for choice in choices() for name in choice.flags}
     found = {}
@@ -122,7 +122,7 @@ def cross_forms():
 
 
 def _owner(item, name):
-    """What selects the component that the flag tunes; nothing where a standard component has it too."""
+    """The selector of the component that the flag tunes; empty if a default component has it too."""
     if item.select is None or any(owner.select is None for owner, _ in CATALOGUE.params_named(name)):
         return {}
     return next(

@@ -1,10 +1,10 @@
-"""A tiny model of some flags, with inputs, in fp64: what every property is asked of."""
+"""A tiny model of some flags, with inputs, in fp64: the subject of every property."""
 
 import torch
 
 import flagformer
 
-# fp64 rounding stays below 1e-12 in models of this size; planted faults change logits by more than 1e-4.
+# fp64 rounding is below 1e-12 in models of this size; planted faults change logits by more than 1e-4.
 TIGHT = 1e-9
 
 
@@ -36,12 +36,12 @@ class Subject:
         return {"context": self.context[list(rows)]} if self.has_cross else {}
 
     def __call__(self, ids, *rows, **how):
-        """Logits without gradient; `rows` says which rows of the context go with the ids."""
+        """Logits without gradient; `rows` are the rows of the context for the ids."""
         with torch.no_grad():
             return self.model(ids, **self.side(*(rows or range(len(ids)))), **how)
 
     def loss(self):
-        """A number that every logit moves differently; of two segments where the first writes slots."""
+        """A scalar that every logit changes; of two segments if the first writes slots."""
         if self.model.num_memory_slots:
             _, mems = self.model(self.ids[:, :5], return_mems=True, detach_mems=False)
             logits = self.model(self.ids[:, 5:], mems=mems)
@@ -52,7 +52,7 @@ class Subject:
 
 
 def refusal(flags):
-    """The text of the FlagError, or None where the flags build."""
+    """The text of the FlagError, or None if the flags build."""
     try:
         flagformer.check(flags)
     except flagformer.FlagError as error:
@@ -76,6 +76,6 @@ def same(got, want, what, tolerance=TIGHT):
 
 
 def differ(got, want, what):
-    """The other half of a test: a change that must be seen is seen."""
+    """The opposite test: a change with an effect is detected."""
     worst = (got - want).abs().max().item()
     assert worst > 1e-6, f"{what}: nothing changed"

@@ -1,4 +1,4 @@
-"""Adapters and hooks on linears and embeddings count in every kind of model, wherever it is used."""
+"""Adapters and hooks on linears and embeddings have an effect in every kind of model and every call."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def halves(flags, **own):
 
 
 def weighed(out):
-    """A number that every element moves differently."""
+    """A scalar that every element changes."""
     return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).cos()).sum()
 
 
@@ -84,13 +84,13 @@ def routing_pair(model):
 
 
 def layers(model):
-    """Routing layers without tokens, of vectors."""
+    """Routing layers of vectors, without tokens."""
     out, extra = model(CONTEXT.to(home_of(model)[1]))
     return {"loss": weighed(out) + extra, "output": out}
 
 
 def segments(model):
-    """A text that is longer than a segment: gradients through memories, generation over several segments."""
+    """A text longer than a segment: gradients through memories, generation over several segments."""
     learner = XLAutoregressiveWrapper(model)
     loss, mems = learner(IDS, detach_mems=False, return_mems=True)
     more = learner(OTHER, mems, detach_mems=False)
@@ -106,7 +106,7 @@ def of(model, **flags):
 KINDS = {"embed_ids": {"kind": IDS % 3}}
 KINDS_FLAGS = {"embed_num_tokens": {"kind": 3}}
 EMBEDDED = {"use_abs_pos_emb": True, "emb_dim": 12, "num_memory_tokens": 2, "post_emb_norm": True}
-# name -> flags, what is asked, what goes with the ids
+# name -> flags, the calls, their inputs
 SUBJECTS = {
     "encoder": (of("encoder", rel_pos_bias=True), encoder, {}),
     "encoder, embeddings": (of("encoder", **EMBEDDED, **KINDS_FLAGS, tie_embedding=True), encoder, KINDS),
@@ -183,7 +183,7 @@ def model_of(name, dtype=torch.float64):
 
 
 def answers(name, model):
-    """What a model gives, wherever it is used."""
+    """The outputs of a model in every kind of call."""
     _, ask, side = SUBJECTS[name]
     if "context" in side:
         side = {"context": CONTEXT.to(home_of(model)[1])}
@@ -191,7 +191,7 @@ def answers(name, model):
 
 
 def found(name, model):
-    """What a model gives in eval mode; its loss in training mode; gradients of all that no layer holds."""
+    """Outputs in eval mode; the loss in training mode; gradients of all parameters outside the layers."""
     with torch.no_grad():
         got = answers(name, model)
     model.train().zero_grad()

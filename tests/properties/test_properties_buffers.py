@@ -1,4 +1,4 @@
-"""However a model is made, moved or copied, it computes the same: for every setting of the catalogue.
+"""A model made, moved or copied in any way computes the same: for every setting of the catalogue.
 
 Tensors outside the state dict are functions of flags, so that uninitialised memory is never read.
 """
@@ -51,7 +51,7 @@ def assigned(model, flags):
 
 
 def materialised(model, flags):
-    """By a class that builds on meta, loads a file and fills no other buffer, as transformers 5."""
+    """As a class that builds on meta, loads a file and fills no other buffer, like transformers 5."""
     made = on_meta(flags)
     for module in made.modules():
         for name in module._non_persistent_buffers_set:
@@ -81,7 +81,7 @@ def widened_and_back(model, flags):
 
 
 def built_in_fp64(model, flags):
-    """Whose parameters are brought to fp32."""
+    """A model whose parameters are cast to fp32."""
     with default_dtype(torch.float64):
         made = flagformer.build(flags).eval()
     made.load_state_dict(model.state_dict())
@@ -95,7 +95,7 @@ WAYS = [
 
 
 @torch.no_grad()
-def test_made_in_another_way_it_computes_the_same():
+def test_a_model_made_in_another_way_computes_the_same():
     """One test, as each of the settings takes milliseconds."""
     wrong = []
     for name in SINGLES:
@@ -116,8 +116,8 @@ def test_made_in_another_way_it_computes_the_same():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_built_in_half_precision_it_is_the_cast_one(dtype):
-    """Built and called while the default dtype is a half one: dtypes and logits of a model that was cast."""
+def test_a_model_built_in_half_precision_equals_a_cast_one(dtype):
+    """Built and called under a half-precision default dtype: dtypes and logits of a cast model."""
     wrong = []
     for name in SINGLES:
         torch.manual_seed(1)
@@ -141,7 +141,7 @@ def test_built_in_half_precision_it_is_the_cast_one(dtype):
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_whole_models_are_made_on_meta(kind):
+def test_whole_models_build_on_meta(kind):
     flags = {"model": kind, **WHOLE[kind]}
     model = flagformer.build(flags)
     for way in (emptied, assigned, materialised):
@@ -152,7 +152,7 @@ def test_whole_models_are_made_on_meta(kind):
 
 
 def hidden(model):
-    """Tensors of a model that no state dict holds."""
+    """Tensors of a model outside its state dict."""
     held = {id(value) for value in model.state_dict(keep_vars=True).values()}
     names = [name for name, value in model.named_buffers() if id(value) not in held]
     for name, module in model.named_modules():
@@ -160,6 +160,6 @@ def hidden(model):
     return names
 
 
-def test_a_state_dict_holds_all_tensors_of_a_model():
+def test_a_state_dict_has_all_tensors_of_a_model():
     found = {name: hidden(flagformer.build(tiny(name, "decoder"))) for name in SINGLES}
     assert not {name: names for name, names in found.items() if names}

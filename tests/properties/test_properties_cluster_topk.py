@@ -70,8 +70,8 @@ def test_a_causal_model_selects_from_its_context():
     assert "`context_shared_qk` and `cross_attn_dim_context` cannot be combined" in text
 
 
-def test_the_warning_is_true():
-    """And the test of leaks would find it in the default selection."""
+def test_the_warning_is_correct():
+    """The test for leaks would find one in the default selection too."""
     ids = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(0))
     other = ids.clone()
     other[:, 12:] = (ids[:, 12:] + 1) % 11

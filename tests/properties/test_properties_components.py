@@ -1,4 +1,4 @@
-"""Fillers of one's own, in every slot of the layers: what cannot fill it is refused at construction."""
+"""Custom components in every slot of the layers: invalid ones are refused at construction."""
 
 import functools
 
@@ -12,7 +12,7 @@ from flagformer.flags import LAYER_SCOPES, SLOTS
 from flagformer.flags.contracts import contract_of
 
 BASE = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8, "cross_attend": True}
-# flags of the slot `dims`, which have no effect where a filler is given for it
+# flags of the slot `dims`, which have no effect if a component is given for it
 SIZES = {"dim", "heads", "attn_dim_head"}
 OWN = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
 
@@ -81,7 +81,7 @@ def refused(build, **flags):
 
 
 @pytest.mark.parametrize("slot", OWN)
-def test_what_cannot_fill_a_slot_is_refused_by_name(slot):
+def test_an_invalid_component_is_refused_by_name(slot):
     for mistake, value in MISTAKES.items():
         found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: value})
         assert set(found) == {slot}, mistake
@@ -91,7 +91,7 @@ def test_what_cannot_fill_a_slot_is_refused_by_name(slot):
 
 @pytest.mark.parametrize("slot", OWN)
 def test_a_class_without_the_methods_of_the_contract(slot):
-    """Each is left out once; the message names it."""
+    """Each method is omitted once; the message names it."""
     contract = contract_of(CATALOGUE, slot)
     inner = () if contract.module is None else (contract.module,)
     for left_out in (*contract.methods, *contract.names):
@@ -115,14 +115,14 @@ def test_slots_of_the_model_take_flags_only(slot):
 
 
 class Doubled(nn.Module):
-    """The first of its inputs, with a gain of its own."""
+    """The first of its inputs, times a learned weight."""
 
     def __init__(self, *shapes):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, *inputs):
-        return self.gain * inputs[0].nan_to_num(neginf=0.0)  # scores of hidden pairs
+        return self.gain * inputs[0].nan_to_num(neginf=0.0)  # scores of masked pairs
 
 
 def first(*inputs):
@@ -133,7 +133,7 @@ CALLED = {"norm", "feedforward", "activation", "branch", "score", "normalizer", 
 
 
 @pytest.mark.parametrize("slot", sorted(CALLED))
-def test_a_class_and_a_function_fill_what_is_called(slot):
+def test_a_class_and_a_function_fill_a_callable_slot(slot):
     """Each by itself and, in slots of many components, with another one."""
     inputs = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))
     outs = []
@@ -148,13 +148,13 @@ def test_a_class_and_a_function_fill_what_is_called(slot):
 
 
 @pytest.mark.parametrize("slot", sorted(CALLED))
-def test_a_module_with_parameters_fills_one_place(slot):
+def test_a_module_with_parameters_fills_one_slot(slot):
     found = refused(flagformer.Decoder, **BASE, **{slot: Doubled()})
     assert "would share its parameters" in found[slot]
     flagformer.Decoder(**BASE, **{slot: nn.Identity if slot in {"norm", "activation", "branch"} else first})
 
 
-def test_the_name_is_the_one_that_was_typed():
+def test_messages_show_the_name_of_the_user():
     halves = {f"{half}{name}": value for half in ("enc_", "dec_") for name, value in {
         "num_tokens": 5, "max_seq_len": 8, "depth": 2}.items()}  # fmt: skip
     found = refused(flagformer.XTransformer, dim=16, **halves, enc_norm=3, dec_feedforward=NoArguments)
@@ -164,7 +164,7 @@ def test_the_name_is_the_one_that_was_typed():
     assert set(shared) == {"enc_norm"}
 
 
-def test_a_start_needs_the_last_projection_of_a_feedforward():
+def test_an_initialisation_needs_the_last_projection_of_a_feedforward():
     found = refused(flagformer.Decoder, **BASE, feedforward=Doubled, zero_init_branch_output=True)
     assert "outer" in found["zero_init_branch_output"]
 

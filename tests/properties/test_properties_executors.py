@@ -1,4 +1,4 @@
-"""Executors compute what plain order computes, with less memory: same losses, gradients and draws."""
+"""Executors compute the same as sequential execution with less memory: same losses, gradients and draws."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ EXECUTORS = {
     "reversible": {"reversible": True},
     "reversible_exact": {"reversible": True, "reversible_exact": True},
 }
-# Shares of the largest gradient, in fp32 and under bf16 autocast (8 bits): streams that are taken apart are
-# found up to rounding, and casts that are not cached sum the gradients of what layers share in fp32.
+# Relative to the largest gradient, in fp32 and under bf16 autocast (8 bits): streams are reconstructed
+# up to rounding, and uncached casts sum the gradients of shared parameters in fp32.
 ROUNDING = {
     "checkpoint='sublayer'": (0.0, 0.0),
     "checkpoint='selective'": (0.0, 1e-2),
@@ -40,7 +40,7 @@ SINGLES = {
 
 
 def plain(model):
-    """The same stream in plain order."""
+    """The same stream in sequential order."""
     model.attn_layers.executor = Sequential()
     return model
 
@@ -60,7 +60,7 @@ def trained(model, autocast):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16 autocast"])
-def test_executor_equals_plain_order(executor, mix, autocast):
+def test_executor_equals_sequential_order(executor, mix, autocast):
     flags = {**settings(), **TINY, **MIXES[mix], **EXECUTORS[executor]}
     results = []
     for prepare in (lambda model: model, plain):
@@ -76,9 +76,9 @@ def test_executor_equals_plain_order(executor, mix, autocast):
 
 
 def noisy(subject, twice=False):
-    """A training step of a subject: the loss, the gradients, and where the random numbers stand.
+    """A training step of a subject: the loss, the gradients, and the RNG state.
 
-    `twice`: a second backward of the same forward must find the same gradients.
+    `twice`: a second backward of the same forward must give the same gradients.
     """
     model = subject.model.train()
     parameters = list(model.parameters())
@@ -94,10 +94,10 @@ def noisy(subject, twice=False):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", [name for name in SINGLES if name not in EXECUTORS])
 def test_every_setting_under_every_executor(name, executor):
-    """Each runs with the gradients of plain order, or is refused by both names."""
+    """Each runs with the gradients of sequential order, or is refused by both names."""
     chosen = {**SINGLES[name], **TINY}
     if any(flag in chosen for flag in ("checkpoint", "reversible")):
-        return  # executors themselves: one place
+        return  # executors themselves: one slot
     flags = {**chosen, **EXECUTORS[executor]}
     text = refusal(flags)
     if text is not None:
@@ -113,13 +113,13 @@ def test_every_setting_under_every_executor(name, executor):
     most = max(grad.abs().max() for grad in wanted if grad is not None)
     for one, other in zip(grads, wanted):
         assert (one is None) == (other is None)
-        # fp64: rounding of streams that are taken apart, through sharp softmaxes
+        # fp64: rounding of reconstructed streams, through sharp softmaxes
         assert one is None or (one - other).abs().max() <= 1e-11 * most
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_two_losses_of_one_forward(executor):
-    """Each has its own backward, in either order, and together they are that of the sum."""
+    """Each has its own backward, in either order, and together they equal that of the sum."""
     flags = {**settings(), **TINY, **DROPS, **EXECUTORS[executor], "rotary_pos_emb": True}
     model = perturb(flagformer.build(flags).double().train())
     parameters = list(model.parameters())
@@ -130,14 +130,14 @@ def test_two_losses_of_one_forward(executor):
     sums = torch.autograd.grad(sum(losses), parameters)
     for one, other, repeated, both in zip(first, second, again, sums):
         assert torch.equal(repeated, one)
-        torch.testing.assert_close(one + other, both, rtol=0, atol=1e-11)  # fp64: streams taken apart
+        torch.testing.assert_close(one + other, both, rtol=0, atol=1e-11)  # fp64: reconstructed streams
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", ["rotary_pos_emb", "use_rmsnorm", "ff_moe", "cross_attend"])
 @pytest.mark.parametrize("read", ["both segments", "the second alone"])
 def test_gradients_through_memories(executor, name, read):
-    """A loss of the second segment has the first segment's gradients, whether that has a loss or not."""
+    """A loss of the second segment has gradients through the first, whether that has a loss or not."""
     flags = {**SINGLES[name], **TINY, **EXECUTORS[executor], "use_abs_pos_emb": False}
     subject = Subject({**flags, "max_mem_len": 16, "rotary_pos_emb": True})
     model, found = subject.model, []
@@ -154,7 +154,7 @@ def test_gradients_through_memories(executor, name, read):
 
 
 def test_dropout_differs_between_seeds():
-    """What makes the tests above able to fail."""
+    """Without it the tests above could not fail."""
     for flags in EXECUTORS.values():
         torch.manual_seed(5)
         model = flagformer.build({**settings(), **TINY, **DROPS, **flags})
@@ -164,7 +164,7 @@ def test_dropout_differs_between_seeds():
 
 
 def kept(flags, depth):
-    """Bytes that autograd holds for a backward, parameters apart."""
+    """Bytes that autograd saves for a backward, without parameters."""
     torch.manual_seed(5)
     model = flagformer.build({**settings(), **TINY, **flags, "depth": depth})
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -179,14 +179,14 @@ def kept(flags, depth):
     return sum(size for place, size in seen.items() if place not in own)
 
 
-def test_executors_keep_less_for_backward():
+def test_executors_save_less_for_backward():
     most = kept({}, 6)
     assert kept(EXECUTORS["checkpoint='sublayer'"], 6) < 0.3 * most
     for name in ("reversible", "reversible_exact"):
         assert kept(EXECUTORS[name], 12) == kept(EXECUTORS[name], 2) < 0.3 * most
 
 
-def test_every_executor_is_tried():
+def test_every_executor_is_tested():
     selects = {item.select for item in CATALOGUE.in_slot("executor") if item.select is not None}
     units = CATALOGUE.param("checkpoint").flag.choices
     assert selects == {name for flags in EXECUTORS.values() for name in flags if name != "reversible_exact"}

@@ -11,7 +11,7 @@ from flagformer.flags import CATALOGUE
 from flagformer.reference.features import features, refusal, settings_of
 from flagformer.reference.together_page import answer
 
-# What holds a column for every single setting; the rest are flags, and tried below.
+# Checks that every single setting runs cover a column; the rest are flags, and tested below.
 HELD_BY = {
     "cache": "cached_equals_full",
     "left padding": "left_padding",
@@ -30,12 +30,12 @@ def single(flag):
     return next(name for name, flags in SINGLES.items() if flag in {**flags, **TINY})
 
 
-def test_every_flag_has_a_row_that_says_something():
+def test_every_flag_has_a_row():
     assert [flag for flag in FLAGS if not settings_of(flag)] == []
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_what_is_said_of_a_flag_is_tried(flag):
+def test_claims_about_a_flag_are_tested(flag):
     subject = Subject({**SINGLES[single(flag)], **TINY})
     tried = {check.__name__ for check in (*checks_of(subject), compiles, exports)}
     for name, feature in CALLED.items():
@@ -45,11 +45,11 @@ def test_what_is_said_of_a_flag_is_tried(flag):
         if name == "generation":
             assert (said == "no") == (single(flag) in NO_LOGIT_PER_TOKEN)
         else:
-            assert (said == "yes") == (HELD_BY[name] in tried), f"{name}: {why or 'not tried'}"
+            assert (said == "yes") == (HELD_BY[name] in tried), f"{name}: {why or 'not tested'}"
 
 
 @pytest.mark.parametrize(("flag", "feature"), [(flag, feature) for flag in FLAGS for feature in SET])
-def test_a_flag_that_is_said_to_go_with_another_has_every_property(flag, feature):
+def test_a_combination_in_the_table_has_every_property(flag, feature):
     for flags in settings_of(flag):
         if not refusal(SET[feature], flags):
             subject = Subject({**flags, **TINY, **SET[feature].flags})

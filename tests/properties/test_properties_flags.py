@@ -15,7 +15,7 @@ WHOLE = [slot.name for slot in ONE_PLACE if slot.scope not in LAYERS]
 
 
 def two_fillers(slot):
-    """Classes of one's own."""
+    """Custom classes."""
     known = CATALOGUE.in_slot(slot)[0].cls
     return [type(name, (known,), {}) for name in ("First", "Second")]
 
@@ -27,7 +27,7 @@ def refusal(flags):
 
 
 @pytest.mark.parametrize("slot", PER_LAYER)
-def test_a_list_is_one_filler_a_layer(slot):
+def test_a_list_is_one_component_a_layer(slot):
     count = LAYERS[SLOTS[slot].scope]
     first, second = two_fillers(slot)
     given = [first, second] * (count // 2)
@@ -47,21 +47,21 @@ def slot_reaches(slot, kind):
 
 
 @pytest.mark.parametrize("slot", WHOLE)
-def test_a_list_where_one_filler_serves_all_is_refused(slot):
+def test_a_list_for_a_component_of_the_whole_stack_is_refused(slot):
     first, second = two_fillers(slot)
     for given in ([first, second], (first,), []):
         assert "must be one filler" in refusal({**PLAN, slot: given})[slot]
 
 
 @pytest.mark.parametrize("slot", [slot for slot in PER_LAYER if SLOTS[slot].scope != "branch"])
-def test_a_filler_that_no_layer_has_is_refused(slot):
+def test_a_component_that_no_layer_has_is_refused(slot):
     order = "aa" if SLOTS[slot].scope == "feedforward" else "ff"
     found = refusal({**BASE, "depth": None, "custom_layers": order, slot: two_fillers(slot)[0]})
     assert "has no effect here" in found[slot]
 
 
 def tuned_per_layer():
-    """name -> flags with a selector and its parameter, for parameters that only a selected filler reads."""
+    """name -> flags with a selector and its parameter, for parameters of a selected component only."""
     found = {}
     for name, flags in tunings().items():
         owners = [item for item, _ in CATALOGUE.params_named(name)]
@@ -83,12 +83,12 @@ def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
     found = refusal({**chosen, name: (value,) * count})[name]
     assert "at layer 1 has no effect" in found
     assert repr(value) in found
-    resolve({**chosen, name: (value, *rest)}, CATALOGUE)  # None says nothing
+    resolve({**chosen, name: (value, *rest)}, CATALOGUE)  # None is unset
     resolve({**chosen, name: value}, CATALOGUE)  # one value for all layers that select it
 
 
 def dead_ones():
-    """Flags of which each tunes something that is not selected."""
+    """Flags, each of which tunes a component that is not selected."""
     found = {}
     for name, flags in tunings().items():
         owners = [item for item, _ in CATALOGUE.params_named(name)]
@@ -112,11 +112,11 @@ def test_unread_flags_are_reported_with_other_mistakes(mistake):
     assert all("has no effect here" in found[name] for name in dead)
 
 
-def test_a_misspelt_selector_does_not_make_its_parameters_dead():
+def test_a_misspelt_selector_does_not_make_its_parameters_unread():
     assert set(refusal({**BASE, "rotary_pos_em": True, "rotary_emb_dim": 4})) == {"rotary_pos_em"}
 
 
-def test_a_flag_that_its_cross_form_hides_everywhere_is_dead():
+def test_a_flag_that_its_cross_form_overrides_everywhere_is_unread():
     found = refusal({**BASE, "only_cross": True, "attn_kv_heads": 2, "cross_attn_kv_heads": 4})
     assert set(found) == {"attn_kv_heads"}
 
@@ -136,5 +136,5 @@ def test_equal_layers_are_resolved_once():
         ({"layers_execute_order": (0, 1, 2, 3) * 50_000}, "layers_execute_order"),
     ],
 )
-def test_more_layers_than_can_be_built_are_refused_unresolved(flags, name):
+def test_more_layers_than_can_be_built_are_refused_early(flags, name):
     assert set(refusal({**BASE, **flags})) == {name}

@@ -1,5 +1,5 @@
-"""Greedy generation of every setting: cached equals uncached, token by token, and a session's memory stays
-where it is."""
+"""Greedy generation of every setting: cached equals uncached, token by token, and the cache is not
+reallocated."""
 
 import pytest
 import torch
@@ -14,10 +14,10 @@ from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL
 NEW = 64
 # Rows of different lengths are padded on the left.
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
-# Room for prompt and new tokens, where positions are absolute; for others a window begins in the middle.
+# A length for prompt and new tokens with absolute positions; for others a window starts in the middle.
 ROOM, WINDOW = 80, 24
 NO_LOGIT_PER_TOKEN = {"return_only_embed", "logits_dim (tuned)"}
-# Orders of as many sublayers as a decoder with cross-attention has.
+# Orders with as many sublayers as a decoder with cross-attention has.
 ORDERS = {
     "custom_layers": ("a", "c", "f", "a", "f"),
     "layers_execute_order": (0, 1, 2, 3, 4, 5, 1, 2),
@@ -26,7 +26,7 @@ ORDERS = {
 
 
 def decoder_of(flags):
-    """A perturbed model in fp64 with a window where it may have one."""
+    """A perturbed model in fp64, with a window if its flags allow one."""
     torch.manual_seed(1)
     model = flagformer.build({**flags, "max_seq_len": WINDOW})
     if model.absolute_positions or model.num_memory_slots:
@@ -35,7 +35,7 @@ def decoder_of(flags):
 
 
 def generates(name, kind):
-    """(the net whose logits count, a call of `generate` with `cache_kv`) of a setting in a kind of model."""
+    """(the net that gives the logits, a call of `generate` with `cache_kv`) of a setting in a model kind."""
     if kind == "xtransformer":
         return encoder_decoder(name)
     net = decoder_of({**SINGLES[name], **TINY, "model": kind})
@@ -90,7 +90,7 @@ def watched(net, generate, cache_kv):
 
 
 def storages(value):
-    """(address, bytes) of every storage that a state holds."""
+    """(address, bytes) of every storage of a state."""
     if isinstance(value, torch.Tensor):
         return {(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())}
     if isinstance(value, dict):
@@ -110,13 +110,13 @@ def test_models_without_a_logit_for_each_token_do_not_generate(name):
 @pytest.mark.parametrize("name", [name for name in SINGLES if name not in NO_LOGIT_PER_TOKEN])
 def test_greedy_generation_is_the_same_with_and_without_a_state(name, kind):
     if kind == "prefix_decoder" and refusal({**SINGLES[name], **TINY, "model": kind}):
-        return  # that only what needs a causal model is refused, the single settings say
+        return  # the single settings test that only causal requirements are refused
     net, generate = generates(name, kind)
     tokens, logits, held = watched(net, generate, True)
     again, plain, _ = watched(net, generate, False)
     assert tokens.shape == (2, NEW)
     gap = plain.topk(2, dim=-1).values.diff(dim=-1).abs().min()
-    assert gap > TIGHT, "a tie decides: take another seed"
+    assert gap > TIGHT, "the logits tie: use another seed"
     assert (logits - plain).abs().max() <= TIGHT
     assert torch.equal(tokens, again)
     assert len(held) == NEW

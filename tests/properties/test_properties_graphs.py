@@ -1,4 +1,4 @@
-"""Training compiles once for all lengths: forward and backward, short of where another kernel begins."""
+"""Training compiles once for all lengths below a change of kernel: forward and backward."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import flagformer
 from flagformer.reference import settings
 
 LENGTHS = (9, 12, 17)
-# What reads a bias in blocks of local and routing heads.
+# Flags that add a bias to the blocks of local and routing heads.
 SETTINGS = {
     "local heads": {"rel_pos_bias": True, "n_local_attn_heads": 2, "local_attn_window_size": 4},
     "routing heads": {"dynamic_pos_bias": True, "num_clusters": 3, "window_size": 2},

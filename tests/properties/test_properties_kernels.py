@@ -1,4 +1,4 @@
-"""Every kernel of the catalogue equals the written-out one on what it honours, gradients included."""
+"""Every kernel of the catalogue equals eager attention on the features it supports, gradients included."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def output_and_gradients(kernel, qkv, pairs, *more):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("num_prefix_kv", [0, 3])
 @pytest.mark.parametrize("groups", [H, 2, 1])
-def test_kernel_equals_einsum(kernel, standing, biased, num_prefix_kv, groups):
+def test_kernel_equals_eager(kernel, standing, biased, num_prefix_kv, groups):
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(groups, standing, num_prefix_kv)
     pairs = Pairs.of(mask, queries, keys, bias if biased else None, num_prefix_kv)
@@ -74,7 +74,7 @@ def test_kernel_equals_einsum(kernel, standing, biased, num_prefix_kv, groups):
 @pytest.mark.parametrize("standing", STANDINGS)
 @pytest.mark.parametrize("groups", [H, 2])
 @pytest.mark.parametrize("width", [K // 2, K + 3])
-def test_kernel_equals_einsum_with_values_of_another_width(kernel, standing, groups, width):
+def test_kernel_equals_eager_with_values_of_another_dim(kernel, standing, groups, width):
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(groups, standing, 1, width)
     for added in (None, bias):
@@ -88,14 +88,14 @@ def test_kernel_equals_einsum_with_values_of_another_width(kernel, standing, gro
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "Eager"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_query_without_keys_gives_zeros_and_takes_no_gradient(kernel, biased):
+def test_a_query_without_keys_gives_zeros_and_gets_no_gradient(kernel, biased):
     mask, queries, keys = STANDINGS["a query without keys"]
     qkv, bias = inputs(H, "a query without keys", 0)
     pairs = Pairs.of(mask, queries, keys, bias if biased else None)
     made = (KERNELS[kernel].cls if kernel in KERNELS else Eager)(path())
     out, dq, dk, dv = output_and_gradients(made, qkv, pairs)
-    assert (out[:, :, 2] == 0).all(), "a query that sees no key must give zeros"
-    assert (dq[:, :, 2] == 0).all(), "a query that sees no key must get no gradient"
+    assert (out[:, :, 2] == 0).all(), "a fully masked query must give zeros"
+    assert (dq[:, :, 2] == 0).all(), "a fully masked query must get no gradient"
     assert (out[:, :, 1] != 0).all()
     for gradient in (dq, dk, dv):
         assert gradient.isfinite().all()
@@ -106,7 +106,7 @@ LEARNING = [name for name, item in KERNELS.items() if "learned_bias" in item.sup
 
 @pytest.mark.parametrize("kernel", LEARNING)
 @pytest.mark.parametrize("standing", ["every pair", "causal", "left padding", "a query without keys"])
-def test_kernel_that_honours_a_learned_bias_trains_it(kernel, standing):
+def test_kernel_that_supports_a_learned_bias_trains_it(kernel, standing):
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(2, standing, 1)
     bias.requires_grad_()
@@ -119,7 +119,7 @@ def test_kernel_that_honours_a_learned_bias_trains_it(kernel, standing):
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "Eager"])
-def test_dropout_is_for_training_and_keeps_the_mean(kernel):
+def test_dropout_acts_in_training_only_and_keeps_the_mean(kernel):
     qkv, _ = inputs(H, "every pair", 0)
     cls = KERNELS[kernel].cls if kernel in KERNELS else Eager
     pairs, plain = Pairs(), Eager(path())
@@ -133,21 +133,21 @@ def test_dropout_is_for_training_and_keeps_the_mean(kernel):
 
 
 @pytest.mark.parametrize("flags", [{}, {"alibi_pos_bias": True}, {"attn_num_mem_kv": 2}])
-def test_models_on_the_fused_kernel_equal_the_written_out_one(flags):
+def test_models_on_the_fused_kernel_equal_eager_ones(flags):
     common = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 8}
     fused = flagformer.build({**common, **flags, "attn_flash": True}).double()
-    written_out = flagformer.build({**common, **flags, "attn_flash": False}).double()
-    written_out.load_state_dict(fused.state_dict())
+    eager = flagformer.build({**common, **flags, "attn_flash": False}).double()
+    eager.load_state_dict(fused.state_dict())
     ids = torch.randint(11, (2, 9))
     grads = []
-    for model in (fused, written_out):
+    for model in (fused, eager):
         model(ids).square().mean().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     for name, one, other in zip(dict(fused.named_parameters()), *grads):
         same(one, other, name, tolerance=1e-12)
 
 
-def test_gradcheck_of_the_written_out_path():
+def test_gradcheck_of_the_eager_path():
     qkv, bias = inputs(2, "left padding", 1)
     bias.requires_grad_()
     mask, queries, keys = STANDINGS["left padding"]

@@ -1,4 +1,4 @@
-"""Linears and embeddings are called, never read past: adapters and hooks count wherever a model is used."""
+"""Linears and embeddings are called, and their weights never read directly: adapters and hooks act always."""
 
 import copy
 
@@ -18,7 +18,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 
 
 class Adapter(nn.Module):
-    """base(x) + B A x, as PEFT adds it to `nn.Linear` and to `nn.Embedding`; shows its forward alone."""
+    """base(x) + B A x, as PEFT adds it to `nn.Linear` and to `nn.Embedding`; has only a forward."""
 
     def __init__(self, base):
         super().__init__()
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
 
 
 class ShowingAdapter(Adapter):
-    """The same with the attributes of what it wraps, as PEFT's layers have them."""
+    """The same with the attributes of the wrapped layer, as PEFT's layers have them."""
 
     weight = property(lambda self: self.base.weight)
     bias = property(lambda self: self.base.bias)
@@ -49,7 +49,7 @@ class ShowingAdapter(Adapter):
 
 
 def adapted(model, kind):
-    """The merged weights: every layer of the model is wrapped, those of a copy hold the sum."""
+    """The merged weights: every layer of the model is wrapped, those of a copy have the sum."""
     merged = copy.deepcopy(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LAYERS):
@@ -61,7 +61,7 @@ def adapted(model, kind):
 
 
 def hooked(model):
-    """The scaled weights: hooks of the model scale the output of some layers, the input of others."""
+    """The scaled weights: hooks scale the output of some layers, the input of others."""
     merged = copy.deepcopy(model)
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
     for number, (name, layer) in enumerate(layers):
@@ -91,7 +91,7 @@ def subject_of(chosen):
 
 
 def trained(subject, model, chunks=None):
-    """The loss of a training forward, and gradients by the names of the parameters that no layer holds."""
+    """The loss of a training forward, and gradients of the parameters outside the layers, by name."""
     model.train().zero_grad()
     torch.manual_seed(3)
     side = subject.side(0, 1)
@@ -125,7 +125,7 @@ def segments(subject, model):
 
 @torch.no_grad()
 def used(subject, model):
-    """What a model gives in eval mode, each way that it can be used."""
+    """Outputs in eval mode, in every kind of call."""
     logits = model(subject.ids, **subject.side(0, 1))
     found = {"logits": logits}
     if model.max_mem_len or model.num_memory_slots:
@@ -158,13 +158,13 @@ def compare(subject, change):
 
 
 @pytest.mark.parametrize("name", SINGLES)
-def test_an_adapter_counts_in_every_setting(name):
+def test_an_adapter_acts_in_every_setting(name):
     compare(subject_of(SINGLES[name]), CHANGES["adapter"])
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_hook_is_heard_in_every_setting(part):
-    """Several settings in one model, where they go together."""
+def test_a_hook_acts_in_every_setting(part):
+    """Several settings in one model, if they can be combined."""
     for names, flags in together(list(SINGLES)[part::4]):
         try:
             compare(subject_of(flags), CHANGES["hook"])
@@ -173,5 +173,5 @@ def test_a_hook_is_heard_in_every_setting(part):
 
 
 @pytest.mark.parametrize("name", ["nothing", "tie_embedding", "attn_on_attn", "dynamic_pos_bias"])
-def test_an_adapter_that_shows_its_base(name):
+def test_an_adapter_with_the_attributes_of_its_base(name):
     compare(subject_of(SINGLES[name]), CHANGES["adapter that shows its base"])

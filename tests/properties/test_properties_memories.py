@@ -1,4 +1,4 @@
-"""Where memories are refused, and that the check of all others can fail."""
+"""Flags that refuse XL memories, and planted faults that the check of all others must find."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import flagformer
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.reference import choices, settings
 
-# Stacks without self-attention have nothing that reads memories; memory tokens stand in front of a whole row.
+# Stacks without self-attention have no reader of memories; memory tokens precede a whole row.
 REFUSED = {
     "only_cross": "`max_mem_len` and `only_cross` cannot be combined",
     "num_memory_tokens": "`max_mem_len` needs no `num_memory_tokens`",
@@ -19,7 +19,7 @@ CHOICES = {choice.name: choice for choice in choices()}
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_only_what_is_listed_refuses_memories(name):
+def test_only_listed_flags_refuse_memories(name):
     flags = {**settings(CHOICES[name]), **TINY, "max_mem_len": 4}
     if name in REFUSED:
         with pytest.raises(flagformer.FlagError, match=REFUSED[name]):
@@ -29,7 +29,7 @@ def test_only_what_is_listed_refuses_memories(name):
 
 
 @pytest.mark.parametrize("scheme", ["scaled_sinu_pos_emb", "rotary_pos_emb", "rel_pos_bias", "shift_tokens"])
-def test_memories_that_forget_padding_are_found(scheme, monkeypatch):
+def test_memories_without_padding_masks_are_found(scheme, monkeypatch):
     honest = RecurrentState.updated
 
     def careless(streams, layout, held, most):

@@ -18,7 +18,7 @@ CHOICES = {choice.name: choice for choice in choices() if choice.name != "num_me
 
 
 def ragged_steps(subject):
-    """Token by token, in rows that come to a block's end at different steps, as in one forward."""
+    """Token by token, in rows that reach the end of a block at different steps, equals one forward."""
     starts = torch.tensor([1, 4])
     want = subject(subject.ids, seq_start_pos=starts)
     for blocks in ((1,) * 9, (5, 1, 1, 1, 1), (3, 4, 2)):

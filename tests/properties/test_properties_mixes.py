@@ -1,4 +1,4 @@
-"""Many choices at once: pairs are tried all, these are drawn, the same ones each time."""
+"""Many choices together: pairs are tested completely, these are a fixed random sample."""
 
 import random
 
@@ -15,7 +15,7 @@ COUNT = 40
 
 
 def drawn(seed):
-    """Flags of a model with some four to nine choices, at most one for each slot that has one place."""
+    """Flags of a model with four to nine choices, at most one for each slot with one component."""
     draw = random.Random(seed)
     places = {}
     for choice in choices():
@@ -35,7 +35,7 @@ def drawn(seed):
 def test_mix_has_every_property(seed):
     flags = drawn(seed)
     while refusal(flags):
-        seed += COUNT  # drawn again until something is built
+        seed += COUNT  # sampled again until something is built
         flags = drawn(seed)
     subject = Subject(flags)
     assert not failures(subject, checks_of(subject)), flags

@@ -1,4 +1,4 @@
-"""Every flag of every wrapper: an error names it as it was typed, with its prefix."""
+"""Every flag of every wrapper: an error names it in the user's spelling, with its prefix."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def flags_of(scopes):
 
 
 def whole(cls):
-    """The flags of a model of its own kind, those of its parts with their prefix."""
+    """The flags of a model of its own kind, those of its halves with their prefix."""
     found = {param.flag.name for param in read_params(cls)}
     for part in cls.parts:
         found |= {part.prefix + name for name in flags_of(part.scopes) - part.decided}
@@ -37,7 +37,7 @@ def kind(name):
 
 OF_ROUTING = flags_of(MODEL_SCOPES) | {*RENAMED, *OWN}
 DOUBLE = {*RENAMED.values(), *TRANSLATED.values()}  # second names of the same flags
-# how a wrapper is called, what it needs, and every flag that it takes
+# how a wrapper is called, the flags it needs, and every flag it accepts
 WRAPPERS = {
     "decoder": (kind("decoder"), {**TINY, "depth": 1}, flags_of(MODEL_SCOPES) - {"causal"}),
     "Decoder": (flagformer.Decoder, {"dim": 16, "depth": 1}, flags_of(LAYER_SCOPES) - {"causal"}),
@@ -65,12 +65,12 @@ WRAPPERS = {
         | {"dim", "ignore_index", "pad_value"},
     ),
 }  # fmt: skip
-# judged where layers and decoder are built, which no wrong size lets come to be: asked one by one below
+# checked when layers and decoder are built, which a wrong size prevents: tested one by one below
 LATER = {"ff_activation", "enc_ff_activation", "dec_ff_activation", "pad_value"}
 
 
 class Odd:
-    """A value of no flag."""
+    """A value that no flag accepts."""
 
     def __repr__(self):
         return "Odd()"
@@ -83,8 +83,8 @@ def findings(build, **flags):
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_every_flag_with_a_wrong_value_is_named_as_typed(name):
-    """All of them in one error, and nothing that was not typed."""
+def test_every_flag_with_a_wrong_value_is_named_as_given(name):
+    """All of them in one error, and no other name."""
     build, base, names = WRAPPERS[name]
     found = findings(build, **base, **dict.fromkeys(names - set(base), Odd()))
     assert len(names) > 100
@@ -100,8 +100,8 @@ SPOILT = (Odd(), "x", -1, True, 1.5, 2**63, 10**12, float("nan"), [], {}, b"x")
 
 
 @pytest.mark.parametrize("name", [name for name in WRAPPERS if name != "decoder"])
-def test_every_size_is_named_whatever_is_wrong_with_it(name):
-    """Alone, as one size is often computed of another: the error speaks of the one that was typed."""
+def test_every_wrong_size_is_named(name):
+    """One at a time, as one size is often derived from another: the error names the given one."""
     build, base, names = WRAPPERS[name]
     for flag in sorted(one for one in names if one.removeprefix("enc_").removeprefix("dec_") in SIZES):
         for value in SPOILT:
@@ -131,7 +131,7 @@ def test_every_size_is_named_whatever_is_wrong_with_it(name):
         ("RoutingTransformerEncDec", "dec_pkm_layers", (0,)),
     ],
 )
-def test_what_only_a_built_half_shows_is_a_flag_error_too(name, flag, value):
+def test_errors_of_a_built_half_are_flag_errors_too(name, flag, value):
     build, base, _ = WRAPPERS[name]
     found = findings(build, **base, **{flag: value})
     assert set(found) == {flag}
@@ -156,7 +156,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize(("name", "call"), CALLS)
-def test_arguments_are_named_as_they_were_given(name, call):
+def test_arguments_are_named_as_given(name, call):
     build, base, _ = WRAPPERS[name]
     model = build(**base, **({"causal": True} if name == "RoutingTransformerLM" else {}))
     run = getattr(model, call) if call else model

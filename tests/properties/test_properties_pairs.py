@@ -12,7 +12,7 @@ import flagformer
 from flagformer import FlagError
 from flagformer.reference import choices
 
-# What changes how a model is computed, or says what is taken anyway: it may leave every logit as it was.
+# Flags that change only how a model is computed, or state a default: they may leave every logit unchanged.
 NO_EFFECT_WANTED = {
     "checkpoint",
     "attn_flash=True",
@@ -26,7 +26,7 @@ NO_EFFECT_WANTED = {
     "depth_scale_residual",
     "max_mem_len",
 }
-# A query sees few others: not every token of an encoder reaches every logit.
+# A query attends to few others: not every token of an encoder affects every logit.
 SEES_LITTLE = {"only_cross", "attn_max_attend_past", "num_clusters", "context_num_clusters"}
 OTHER_KINDS = (
     {"model": "encoder"},
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
 
 
 def is_named(one, other, text):
-    """Whether a refusal names a choice, or what it brings along where that alone is what cannot be."""
+    """Whether a refusal names a choice, or a flag it requires if that flag is the conflict."""
     if any(f"`{flag}" in text for flag in one.flags):
         return True
     if not any(f"`{flag}" in text for flag in one.beside):
@@ -57,7 +57,7 @@ def is_named(one, other, text):
 
 
 def answers(subject):
-    """Logits in eval mode and, with the same draws, in training."""
+    """Logits in eval mode and, with the same random numbers, in training."""
     with torch.no_grad():
         quiet = subject.model(subject.ids, **subject.side(0, 1))
         torch.manual_seed(3)
@@ -67,8 +67,8 @@ def answers(subject):
 
 
 def idle(pair):
-    """Choices of a pair that leave parameters, logits and training as they are without them."""
-    # without a relative scheme there would be a learned table, and other parameters hide an idle flag
+    """Choices of a pair that change neither parameters nor logits nor training."""
+    # without a relative scheme there would be a learned table, and other parameters mask an unused flag
     scheme = {"use_abs_pos_emb", "scaled_sinu_pos_emb"} & {name for choice in pair for name in choice.flags}
     fixed = {} if scheme else {"use_abs_pos_emb": False}
     both = Subject({**tiny(*pair), **fixed})
@@ -77,7 +77,7 @@ def idle(pair):
         without = Subject({**tiny(other), **fixed})
         shapes = [{name: p.shape for name, p in s.model.state_dict().items()} for s in (both, without)]
         if choice.name in NO_EFFECT_WANTED or "model" in choice.flags or shapes[0] != shapes[1]:
-            continue  # other parameters: that each is trained is another property
+            continue  # other parameters: another property checks that each is trained
         without.model.load_state_dict(both.model.state_dict())
         without.context = both.context
         if torch.equal(answers(both), answers(without)):
@@ -86,7 +86,7 @@ def idle(pair):
 
 
 def broken_elsewhere(pair):
-    """What fails in one of the other kinds of model, which one the pair's name decides."""
+    """Failures in one of the other kinds of model, chosen by the pair's name."""
     name = f"{pair[0].name} x {pair[1].name}"
     if "model=" in name:
         return []
@@ -94,7 +94,7 @@ def broken_elsewhere(pair):
     try:
         subject = Subject(flags)
     except FlagError:
-        return []  # what is refused, and how, the decoder sees
+        return []  # refusals are tested in the decoder
     checks = list(checks_of(subject))
     if subject.kind == "encoder" and not SEES_LITTLE & set(flags):
         checks.append(sees_everything)

@@ -1,4 +1,4 @@
-"""Mixed precision: every setting, short and long rows, forward and backward, near what fp32 gives."""
+"""Mixed precision: every setting, short and long rows, forward and backward, close to fp32."""
 
 import pytest
 import torch
@@ -17,15 +17,15 @@ SETTINGS = {
     **{name: settings() | flags for name, flags in cross_forms().items()},
 }
 SHORT, LONGER = 9, LONG + 44
-# A decay that numbers of half precision hold in rows so long.
+# A decay that half precision can represent in rows this long.
 LARGER = {"rotary_xpos_scale_base": 2 * LONGER}
-# Share of the logits' norm: bf16 has 8 bits, fp16 11; some twenty roundings follow each other and the
+# Relative to the logits' norm: bf16 has 8 bits, fp16 11; there are about twenty roundings, and the
 # perturbed, sharp softmaxes of these models amplify them.
 BOUNDS = {torch.bfloat16: 0.25, torch.float16: 0.1}
 
 
 def rows_of(length):
-    """Ways to say where the tokens of two rows stand."""
+    """Ways to give the positions of the tokens of two rows."""
     half = length // 2
     return {
         "plain": {},
@@ -36,7 +36,7 @@ def rows_of(length):
 
 
 def real_of(how, length):
-    """Which of the logits [2, T] stand for tokens."""
+    """Which of the logits [2, T] belong to valid tokens."""
     if "mask" in how:
         return how["mask"]
     starts = how.get("seq_start_pos", torch.zeros(2, dtype=torch.long))
@@ -63,7 +63,7 @@ def off(got, want):
 
 
 def faults(subject, ids, dtype, how):
-    """What is wrong with one way to read these rows under autocast; None for nothing."""
+    """The failure of one way to run these rows under autocast; None if it passes."""
     try:
         want, _ = trained(subject, ids, how)
         got, grads = trained(subject, ids, how, dtype)
@@ -71,14 +71,14 @@ def faults(subject, ids, dtype, how):
         return f"{type(error).__name__}: {error}"
     if not all(grad.isfinite().all() for grad in grads):
         return "a gradient is not finite"
-    # a rounding chooses other tokens, experts, values
+    # rounding changes the selected tokens, experts, values
     chooses = any(name in flag for flag in subject.flags for name in CHOOSING)
     share = off(got, want)
     return None if share < (1.5 if chooses else BOUNDS[dtype]) else f"{share:.0%} off fp32"
 
 
 def longest(name, **more):
-    """A setting with room for long rows, and with further flags where it builds with them; else None."""
+    """A setting with a length for long rows, and with extra flags if it builds with them; else None."""
     chosen = {**SETTINGS[name], **TINY, "max_seq_len": LONGER}
     flags = {key: LARGER.get(key, value) for key, value in chosen.items()} | more
     return flags if refusal(flags) is None else None
@@ -103,19 +103,19 @@ def test_trains_under_autocast(name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_recomputation_takes_the_kernel_of_the_forward(name):
-    """`reversible_exact` raises unless each sublayer, computed again, gives the same numbers to the bit; a
+def test_recomputation_uses_the_kernel_of_the_forward(name):
+    """`reversible_exact` raises unless each recomputed sublayer gives the same numbers bit by bit; a
     learned bias has kernels with a gradient and without one."""
     exact = {"reversible": True, "reversible_exact": True}
     flags = longest(name, **exact, rel_pos_bias=True) or longest(name, **exact)
     if flags is None:
-        return  # tests of executors ask which settings refuse it
+        return  # tests of executors cover the settings that refuse it
     subject = Subject(flags, torch.float32)
     ids = torch.randint(subject.model.num_tokens, (2, SHORT))
     trained(subject, ids, {}, torch.bfloat16)
 
 
-# Every learned bias is 60 higher: a softmax does not show it, but bf16 has no number between 60 and 60.25.
+# Every learned bias is 60 higher: softmax is invariant to it, but bf16 has no number between 60 and 60.25.
 BIASES = {
     "T5": ({"rel_pos_bias": True}, "table", 60 / TINY["attn_dim_head"] ** 0.5),
     "dynamic": ({"dynamic_pos_bias": True, "dynamic_pos_bias_norm": True}, "out.bias", 60.0),
@@ -132,7 +132,7 @@ KERNELS = {
 @pytest.mark.parametrize("cast", [True, False], ids=["autocast", "whole model"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bias", BIASES)
-def test_decoding_rounds_no_bias(bias, kernel, cast, dtype):
+def test_decoding_does_not_round_the_bias(bias, kernel, cast, dtype):
     """A decoded token after a long text is as near fp32 as the text in one pass: biases, which grow with the
     distance, stay in fp32 with queries in half precision."""
     chosen, name, height = BIASES[bias]
@@ -151,6 +151,6 @@ def test_decoding_rounds_no_bias(bias, kernel, cast, dtype):
             whole, state = model(ids)[:, -1], model.init_state(1, ids.shape[1])
             model(ids[:, :-1], state=state)
             last = model(ids[:, -1:], state=state)[:, -1]
-    bound = 1.5 * torch.finfo(dtype).eps  # some ten roundings of half an eps at most, of either sign
+    bound = 1.5 * torch.finfo(dtype).eps  # about ten roundings of half an eps at most, of either sign
     assert off(whole.float(), want) < bound
     assert off(last.float(), want) < bound

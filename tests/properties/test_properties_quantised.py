@@ -1,5 +1,5 @@
-"""Weight-only quantised layers in the place of linears and embeddings: each setting runs, and equals the same
-model with the weights that they stand for."""
+"""Weight-only quantised layers in place of linears and embeddings: each setting runs, and equals the same
+model with the dequantised weights."""
 
 import copy
 
@@ -16,7 +16,7 @@ LEVELS = 127
 
 
 class Int8(nn.Module):
-    """A row of int8 numbers and a scale for each output (or token), as bitsandbytes and torchao keep them."""
+    """int8 rows with a scale for each output (or token), as bitsandbytes and torchao store them."""
 
     def __init__(self, base):
         super().__init__()
@@ -47,7 +47,7 @@ class Int8Buffers(Int8):
 
 
 def quantised(model, kind):
-    """Every layer of the model is replaced; a copy holds the weights that the new layers stand for."""
+    """Replace every layer of the model; a copy has the dequantised weights of the new layers."""
     plain = copy.deepcopy(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LAYERS):
@@ -59,7 +59,7 @@ def quantised(model, kind):
 
 
 def equal(got, want):
-    """Gradients of replaced layers are left out: there are none."""
+    """Without gradients of the replaced layers, which have none."""
     for name in got.keys() & want.keys():
         if got[name] is not None and want[name] is not None:
             value = want[name].double()
@@ -76,8 +76,8 @@ def compare(flags, kind):
 
 
 @pytest.mark.parametrize("part", range(2))
-def test_every_setting_takes_quantised_layers(part):
-    """Several settings in one model, where they go together."""
+def test_every_setting_runs_with_quantised_layers(part):
+    """Several settings in one model, if they can be combined."""
     for names, flags in together(list(SINGLES)[part::2]):
         try:
             compare(flags, Int8Buffers)
@@ -87,13 +87,13 @@ def test_every_setting_takes_quantised_layers(part):
 
 @pytest.mark.parametrize("kind", [Int8, Int8Buffers])
 @pytest.mark.parametrize("name", ["nothing", "use_simple_rmsnorm", "dynamic_pos_bias", "tie_embedding"])
-def test_a_model_of_quantised_layers_alone(name, kind):
-    """No other parameter says where the model is and what it computes in."""
+def test_a_model_of_quantised_layers_only(name, kind):
+    """No other parameter has the model's device and dtype."""
     compare(SINGLES[name], kind)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_kind_of_model_takes_quantised_layers(name):
+def test_every_kind_of_model_runs_with_quantised_layers(name):
     model = model_of(name)
     plain = quantised(model, Int8Buffers)
     equal(found(name, model), found(name, plain))
@@ -101,7 +101,7 @@ def test_every_kind_of_model_takes_quantised_layers(name):
 
 @pytest.mark.parametrize("kind", [Int8, Int8Buffers])
 def test_layers_sum_in_the_precision_of_the_scales_under_autocast(kind):
-    """Integers say nothing about what a model computes in."""
+    """The dtype of integer weights is not the compute dtype."""
     layers = model_of("decoder, context", torch.float32).attn_layers
     plain = quantised(layers, kind)
     x = torch.randn(2, 5, 16).bfloat16()
@@ -112,7 +112,7 @@ def test_layers_sum_in_the_precision_of_the_scales_under_autocast(kind):
 
 
 def calls_of(name, model, layers):
-    """The layers that are called where a model is used."""
+    """The layers called in any use of the model."""
     called = set()
     for layer in layers:
         model.get_submodule(layer).register_forward_hook(lambda *_, name=layer: called.add(name))
@@ -123,7 +123,7 @@ def calls_of(name, model, layers):
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_dynamic_quantisation_leaves_no_layer_uncalled(name):
-    """`quantize_dynamic` replaces each plain `nn.Linear`: those are called that were called before."""
+    """`quantize_dynamic` replaces each plain `nn.Linear`: the same layers are called as before."""
     if not set(torch.backends.quantized.supported_engines) - {"none"}:
         pytest.skip("this build of torch has no engine for quantised products")
     model = model_of(name, torch.float32)

@@ -1,4 +1,4 @@
-"""Attention over a table of distances equals the dense form, in every standing, and keeps memory linear."""
+"""Attention with a relative bias table equals the dense form for every mask, and its memory is linear."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def inputs(standing, groups, same_from, dtype):
 
 
 def both(standing, table, same_from):
-    """The pairs said by distances, and densely."""
+    """The mask and bias in relative and in dense form."""
     mask, queries, keys = STANDINGS[standing]
 
     def bias(distance):
@@ -114,7 +114,7 @@ def test_a_fixed_table_equals_the_dense_form(standing, dtype, tolerance):
         same(one, other, name, tolerance)
 
 
-def test_queries_without_keys_give_zeros_and_take_no_gradient():
+def test_queries_without_keys_give_zeros_and_get_no_gradient():
     tensors = inputs("left padding", H, 20, torch.float64)
     out, dq, dk, dv, dtable = gradients(
         SDPATrainableBias(path()), tensors, both("left padding", tensors[3], 20)[0]
@@ -145,8 +145,8 @@ def test_gradcheck(same_from):
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_torch_finds_no_fault_in_the_operators(learned):
-    """Shapes said before, gradients, no input changed."""
+def test_opcheck_of_the_operators(learned):
+    """Fake shapes, gradients, no mutated input."""
     q, k, v, _ = inputs("a chunk of queries", H, None, torch.float64)
     biases = torch.linspace(0, -2, 2 * T, dtype=torch.float64).expand(H, -1).clone().requires_grad_(learned)
     torch.library.opcheck(attend, (q, k, v, biases, None, list(RelativeRange(55, 0, -1)), 0.7))
@@ -160,7 +160,7 @@ def test_torch_finds_no_fault_in_the_operators(learned):
         (Mask((Causal(),)), Layout(PLAIN.positions * 2, contiguous_positions=False)),
     ],
 )
-def test_what_distances_do_not_tell_is_left_dense(mask, queries):
+def test_other_biases_are_dense(mask, queries):
     assert Reach.of(mask, queries, queries) is None
 
 
@@ -196,7 +196,7 @@ def ids_of(length=N):
 
 
 def real(how):
-    """[B, N], tokens whose output means something."""
+    """[B, N], tokens whose output is defined."""
     if "mask" in how:
         return how["mask"]
     if "seq_start_pos" in how:
@@ -206,7 +206,7 @@ def real(how):
 
 
 def learn(model, how):
-    """Logits of real tokens, and every gradient."""
+    """Logits of valid tokens, and every gradient."""
     model.zero_grad(set_to_none=True)
     logits = model(ids_of(), **how)[real(how)]
     weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -233,7 +233,7 @@ def test_long_models_equal_the_dense_form(bias, how, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
 @pytest.mark.parametrize("bias", BIASES)
-def test_long_models_that_see_later_tokens(kind, bias, monkeypatch):
+def test_long_bidirectional_models(kind, bias, monkeypatch):
     assert_equals_dense(model_of(BIASES[bias], kind), BETWEEN["right padding"], monkeypatch)
 
 
@@ -249,12 +249,12 @@ def test_long_models_that_see_later_tokens(kind, bias, monkeypatch):
         {"weight_tie_layers": True},
     ],
 )
-def test_long_models_with_more(more, monkeypatch):
+def test_long_models_with_more_flags(more, monkeypatch):
     assert_equals_dense(model_of({**BIASES["t5"], **more}), {}, monkeypatch)
 
 
 def takes_table(model, monkeypatch, **how):
-    """Whether a forward of LONG tokens hands its kernels a table."""
+    """Whether a forward of LONG tokens passes a table to its kernels."""
     seen = []
     monkeypatch.setattr(
         type(model.attn_layers.sublayers[0].fn.core.kernel),
@@ -280,7 +280,7 @@ def takes_table(model, monkeypatch, **how):
         (BIASES["t5"], BETWEEN["positions"], False),
     ],
 )
-def test_when_a_table_is_taken(flags, how, expected, monkeypatch):
+def test_the_table_is_used_under_these_conditions(flags, how, expected, monkeypatch):
     assert takes_table(model_of(flags), monkeypatch, **how) is expected
 
 
@@ -297,7 +297,7 @@ def saved_bytes(model, length, how):
 
 
 def growth(model, how):
-    """How the last 256 tokens' share compares to the 256 before: 1 where memory is linear in the length."""
+    """The ratio of the last 256 tokens' memory to that of the 256 before: 1 if memory is linear in length."""
     first, second, third = (saved_bytes(model, LONG * factor, how) for factor in (1, 2, 3))
     return (third - second) / (second - first)
 
@@ -308,7 +308,7 @@ def test_saved_memory_is_linear(bias, monkeypatch):
     linear = growth(model, how)
     assert abs(linear - 1) < 0.02, f"{linear:.3f}"  # biases of a few distances more than n
     monkeypatch.setattr(lengths, "LONG", 10**9)
-    assert growth(model, how) > 1.2, "the measure does not tell n from n * n"
+    assert growth(model, how) > 1.2, "the measure does not distinguish n from n * n"
 
 
 @pytest.mark.parametrize("bias", BIASES)
@@ -350,13 +350,13 @@ def test_long_models_under_bf16_autocast(bias):
         logits = model(ids_of())
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
     (logits.float() * weights).sum().backward()
-    near = 0.05 * want.abs().max().item()  # bf16 keeps 8 bits
+    near = 0.05 * want.abs().max().item()  # bf16 has 8 bits
     same(logits.float()[real({})].detach(), want, "bf16 against fp32", tolerance=near)
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("bias", "kernel"), [("alibi", "SDPA"), ("t5", "SDPATrainableBias")])
-def test_explain_says_when_the_table_is_taken(bias, kernel):
+def test_explain_states_when_the_table_is_used(bias, kernel):
     text = model_of(BIASES[bias]).explain()
     line = next(line for line in text.splitlines() if line.strip().startswith("kernel:"))
     assert kernel in line
@@ -376,7 +376,7 @@ FAR = {
 
 
 def steep(standing, dtype):
-    """q, k and v of one row more than once the chunks' size, and the slopes' pairs in both forms."""
+    """q, k and v of one row beyond the chunk size, and the slopes' biases in both forms."""
     mask, layout = FAR[standing]
     generator = torch.Generator().manual_seed(8)
     qkv = [torch.randn(2, len(STEEP), LENGTH, K, generator=generator, dtype=dtype) for _ in range(3)]
@@ -395,14 +395,14 @@ def steep(standing, dtype):
 
 @pytest.mark.parametrize("standing", FAR)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_weights_lost_in_rounding_are_not_missed(standing, dtype, tolerance):
+def test_underflowed_weights_do_not_change_the_result(standing, dtype, tolerance):
     qkv, (by_distance, dense) = steep(standing, dtype)
     path = ScorePipeline(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))
     real = FAR[standing][1].valid
     found = []
     for kernel, pairs in ((SDPA(path), by_distance), (Eager(path), dense)):
         out = kernel(*qkv, pairs)
-        if real is not None:  # what padding gives has no meaning
+        if real is not None:  # outputs at padding are undefined
             out = out * real[:, None, :, None]
         weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out).sin()
         found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), qkv)])
@@ -411,7 +411,7 @@ def test_weights_lost_in_rounding_are_not_missed(standing, dtype, tolerance):
 
 
 @pytest.mark.parametrize("standing", FAR)
-def test_a_steep_head_meets_its_neighbourhood_only(standing):
+def test_a_steep_head_reads_its_neighbourhood_only(standing):
     (q, k, _), (by_distance, _) = steep(standing, torch.float32)
     table = by_distance.distances
     strips = list(head_groups(q, k, table.biases, table.groups, table.span, 0.4))
@@ -421,11 +421,11 @@ def test_a_steep_head_meets_its_neighbourhood_only(standing):
     steepest = strips[0].table.biases[0]
     kept = steepest[steepest > float("-inf")]
     assert len(kept) < 400
-    assert kept.min() > -100  # no weight of it is so small that only a denormal number holds it
+    assert kept.min() > -100  # no weight of it is a denormal number
 
 
-def test_a_bias_that_is_a_wall_of_the_products_is_kept():
-    """Long queries and keys can outweigh a bias: then it stays."""
+def test_a_bias_below_the_score_bound_is_kept():
+    """Long queries and keys can outweigh a bias: then it is not pruned."""
     (q, k, _), (by_distance, _) = steep("causal", torch.float32)
     table = by_distance.distances
     strips = list(head_groups(100 * q, k, table.biases, table.groups, table.span, 0.4))
@@ -433,11 +433,11 @@ def test_a_bias_that_is_a_wall_of_the_products_is_kept():
 
 
 @pytest.mark.parametrize(("version", "tried"), [("2.13.1+cpu", True), ("2.12.1", False), ("2.14.0a0", False)])
-def test_the_operator_is_called_in_the_versions_it_was_tried_with(version, tried):
+def test_the_operator_is_used_in_tested_versions_only(version, tried):
     assert has_sums(version) is tried
 
 
-def test_another_version_of_torch_takes_the_dense_form(monkeypatch):
+def test_another_version_of_torch_uses_the_dense_form(monkeypatch):
     model = model_of(BIASES["t5"])
     want, grads = learn(model, {})
     monkeypatch.setattr("flagformer.attention.kernels.sdpa.HAS_SUMS", False)

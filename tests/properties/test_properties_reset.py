@@ -1,6 +1,6 @@
-"""`reset_parameters`: a model made on the meta device, or trained, starts as one that its flags build.
+"""`reset_parameters`: a model made on the meta device, or trained, starts like a newly built one.
 
-For every setting of the catalogue; memory that nothing initialised is NaN.
+For every setting of the catalogue; uninitialised memory is NaN.
 """
 
 import math
@@ -26,7 +26,7 @@ SETTINGS = {
     "gates and routing": {**tiny("num_clusters", "decoder"), "attn_gate_values": True},
     "scaled and zero": {**TINY, "depth": 2, "depth_scale_residual": True, "attn_zero_init_output": True},
 }
-FEWEST = 16  # numbers of a tensor whose standard deviation says something
+FEWEST = 16  # enough elements for a meaningful standard deviation
 
 
 def built(flags, seed):
@@ -36,7 +36,7 @@ def built(flags, seed):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """name -> the state that each of two seeds builds."""
+    """name -> the state built by each of two seeds."""
     return {
         name: tuple(built(flags, seed).state_dict() for seed in (1, 2)) for name, flags in SETTINGS.items()
     }
@@ -47,7 +47,7 @@ def tensors_of(module):
 
 
 def by_all_modules(model):
-    """The walk of most recipes: parents before children."""
+    """The order of most recipes: parents before children."""
     model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
@@ -55,7 +55,7 @@ def by_all_modules(model):
 
 
 def by_owners(model):
-    """The walk of FSDP and Lightning: modules with tensors of their own, one after the other."""
+    """The order of FSDP and Lightning: modules with tensors of their own, one by one."""
     for module in model.modules():
         if tensors_of(module):
             module.to_empty(device="cpu", recurse=False)
@@ -63,7 +63,7 @@ def by_owners(model):
 
 
 def differences(got, first, second):
-    """Where `got` has no values such as two models with different seeds."""
+    """Where `got` is not distributed like two models of different seeds."""
     for name, tensor in got.items():
         constant = first[name] == second[name]
         random = tensor[~constant]
@@ -72,7 +72,7 @@ def differences(got, first, second):
         elif not torch.equal(tensor[constant], first[name][constant]):
             yield f"{name} has other constants"
         elif random.numel() >= FEWEST:
-            # the logarithm of the ratio of two standard deviations of n draws varies by about n ** -0.5
+            # the log ratio of two standard deviations of n samples varies by about n ** -0.5
             ratio = random.std() / first[name][~constant].std()
             if not abs(math.log(ratio)) < 6 * random.numel() ** -0.5:
                 yield f"{name} has {ratio} of the standard deviation"
@@ -89,7 +89,7 @@ def test_every_module_with_tensors_has_the_method():
 
 
 def test_the_model_resets_to_what_its_seed_builds(fresh):
-    """From memory that was never filled, and from other values."""
+    """From uninitialised memory, and from other values."""
     wrong = []
     for name, flags in SETTINGS.items():
         model = on_meta(flags).to_empty(device="cpu")
@@ -102,8 +102,8 @@ def test_the_model_resets_to_what_its_seed_builds(fresh):
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_walk_over_modules_gives_a_fresh_model(fresh):
-    """In distribution: constants are equal, what is random has the same standard deviation."""
+def test_a_module_wise_reset_gives_a_new_model(fresh):
+    """In distribution: constants are equal, random tensors have the same standard deviation."""
     wrong = []
     for name, flags in SETTINGS.items():
         for walk in (by_all_modules, by_owners):
@@ -115,7 +115,7 @@ def test_a_walk_over_modules_gives_a_fresh_model(fresh):
     assert not wrong, "\n".join(wrong)
 
 
-def test_what_k_means_has_gathered_is_forgotten():
+def test_pending_k_means_statistics_are_dropped():
     model = built(tiny("num_clusters", "decoder"), 1)
     model.train()
     model(torch.randint(11, (2, 9)))
@@ -125,7 +125,7 @@ def test_what_k_means_has_gathered_is_forgotten():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_start_of_ones_own_is_applied_again():
+def test_a_custom_initialisation_is_applied_again():
     def ones(sublayers):
         for sublayer in sublayers:
             torch.nn.init.ones_(

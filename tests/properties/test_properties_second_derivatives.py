@@ -1,4 +1,4 @@
-"""Gradients of gradients (`create_graph=True`): right for every setting, or refused; never a part of them."""
+"""Second derivatives (`create_graph=True`): correct for every setting, or refused; never partial."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ STEP = 1e-5  # central differences in fp64: their error is of the size of STEP^2
 
 
 def penalty(learner, graph):
-    """The sum of squares of all first gradients of a training loss; the same draws in every call."""
+    """The sum of squares of all first gradients of a training loss; the same random numbers in every call."""
     torch.manual_seed(2)
     learned = [p for p in learner.parameters() if p.requires_grad]
     grads = torch.autograd.grad(learner(IDS), learned, create_graph=graph, allow_unused=True)
@@ -40,7 +40,7 @@ def check(learner):
     torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * STEP), rtol=1e-4, atol=1e-6)
 
 
-# No learner of ids alone; no derivative of the loss by design; no second derivative in torch.
+# Models without input ids; losses without a derivative by design; operators without a second derivative.
 APART = {
     "return_only_embed": "no logits", "logits_dim (tuned)": "no logits",
     "emb_frac_gradient (tuned)": "its gradient is a share of the true one",
@@ -64,13 +64,13 @@ def test_second_gradients(name):
         pytest.skip("a learner of ids alone has no context")
     for part in learner.modules():
         if isinstance(part, KMeans):
-            part.eval()  # centroids stand still between the two ends
+            part.eval()  # centroids are fixed between the two ends
     with sdpa_kernel(SDPBackend.MATH):  # torch refuses second derivatives of the fused kernel
         check(learner)
 
 
-def test_the_loss_of_clusters_counts():
-    """That of routing heads in training, whose centroids the two ends do not move."""
+def test_the_routing_loss_counts():
+    """The loss of routing heads in training, with fixed centroids."""
     learner = learner_of("num_clusters", {"commitment_factor": 50.0})
     with sdpa_kernel(SDPBackend.MATH):
         check(learner)

@@ -1,4 +1,4 @@
-"""No flag is dead: set to another value, each changes something that can be seen."""
+"""No flag is without effect: another value of each changes something observable."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from flagformer.reference import choices, settings
 from flagformer.reference.entries import entries, with_crossed
 from flagformer.wrappers.build import WHOLE
 
-# Long enough for what changes at a distance (`rel_pos_max_distance`).
+# Long enough for effects at a distance (`rel_pos_max_distance`).
 LENGTH = 40
 BASE = {**settings(), **TINY, "max_seq_len": LENGTH}
 SIZES = {"num_tokens": 13, "max_seq_len": 41, "dim": 24, "depth": 3, "heads": 2, "attn_dim_head": 4}
@@ -54,7 +54,7 @@ CASES = cases()
 
 
 class Seen:
-    """What a model of some flags shows, freshly built or with the weights of another."""
+    """The observable behaviour of a model, newly built or with the weights of another."""
 
     def __init__(self, flags):
         torch.manual_seed(1)
@@ -75,7 +75,7 @@ class Seen:
             return [self.model(self.ids, **self.side)]
 
     def training(self):
-        """The forward of training, by one series of random draws."""
+        """The training forward, with one series of random numbers."""
         self.model.train()
         torch.manual_seed(3)
         with torch.no_grad():
@@ -90,7 +90,7 @@ class Seen:
         return [p.grad for p in self.model.parameters()]
 
     def memory(self):
-        """Bytes kept for the backward, and of a decode state."""
+        """Bytes saved for the backward, and of a decode state."""
         kept = {}
 
         def pack(tensor):
@@ -113,7 +113,7 @@ class Seen:
             return [self.model(self.ids[:, half:], mems=mems, **self.side)]
 
     def losses(self):
-        """The auxiliary losses of training, where there are any."""
+        """The auxiliary losses of training, if any."""
         if not self.model.has_losses:
             return []
         torch.manual_seed(3)
@@ -123,13 +123,13 @@ class Seen:
         return [loss for losses in outputs.losses.values() for loss in losses]
 
     def step(self):
-        """What is learned without gradient, after a forward of training."""
+        """Buffers updated without gradient, after a training forward."""
         self.training()
         self.model.update_kmeans()
         return list(self.model.buffers())
 
     def z_loss(self):
-        """The z-loss of attention, as it is when it is asked for; other cores than the dense make none."""
+        """The z-loss of attention, if requested; only the dense core has one."""
         attention = [s.fn.core for s in self.model.attn_layers.sublayers if s.kind != "f"]
         if not attention or not all(core.has_z_loss for core in attention):
             return []
@@ -156,7 +156,7 @@ def differs(one, other):
 
 
 def refused(flags):
-    """The choices that these flags do not go with."""
+    """The choices incompatible with these flags."""
     found = set()
     for choice in choices():
         try:
@@ -167,10 +167,10 @@ def refused(flags):
 
 
 def change(given, without):
-    """What shows that the flags are not the same, or None."""
+    """The observation by which the flags differ, or None."""
     one, other = Seen(given), Seen(without)
     if one.shapes() != other.shapes():
-        return "parameters"  # that each of them acts is asked elsewhere
+        return "parameters"  # other tests check that each of them has an effect
     start = differs(one.output(), other.output())
     perturb(one.model)
     other.model.load_state_dict(one.model.state_dict(), strict=False)  # buffers belong to the flag
@@ -186,11 +186,11 @@ def test_flag_changes_something(name):
     assert change(given, without) is not None, f"{name} is dead"
 
 
-def test_a_dead_flag_would_be_found():
+def test_a_flag_without_effect_would_be_found():
     assert change(BASE, dict(BASE)) is None
 
 
-def test_every_flag_of_the_catalogue_is_asked():
+def test_every_flag_of_the_catalogue_is_tested():
     asked = {flag for flag, _, _ in CASES.values()}
     names = {entry.name for entry in with_crossed(entries(MODEL_SCOPES))}
     assert asked == names - {"causal"}, "`causal` is fixed by the model"
@@ -256,7 +256,7 @@ OWN = {
 
 
 def base_of(kind, flags):
-    """`encoder_only` goes without the flags of a decoder."""
+    """`encoder_only` excludes the flags of a decoder."""
     base = WHOLE_BASE[kind]
     alone = flags.get("encoder_only")
     return {name: value for name, value in base.items() if not (alone and name.startswith("dec_"))}
@@ -268,7 +268,7 @@ def parts_of(given):
 
 
 def whole(kind, flags):
-    """The parameters of a whole model, and what it gives in eval mode and in training."""
+    """The parameters of a whole model, and its outputs in eval mode and in training."""
     torch.manual_seed(1)
     model = flagformer.build({"model": kind, **base_of(kind, flags), **flags}).double().eval()
     perturb(model)
@@ -280,7 +280,7 @@ def whole(kind, flags):
         target = torch.where(ids == 4, -100, ids)
         given = (ids, target)
     out = [tuple(p.shape) for p in model.parameters()]
-    # losses by chunks are the same up to their rounding, but leave no logits
+    # losses by chunks are equal up to rounding, but return no logits
     how = {"return_outputs": True} if kind == "xtransformer" else {}
     try:
         with torch.no_grad():
@@ -299,6 +299,6 @@ def test_flag_of_a_whole_model_changes_something(kind, flag):
     assert differs(whole(kind, {**extra, flag: OWN[kind][flag]}), whole(kind, extra)), f"{flag} is dead"
 
 
-def test_every_flag_of_whole_models_is_asked():
+def test_every_flag_of_whole_models_is_tested():
     for kind, cls in WHOLE.items():
         assert set(OWN[kind]) == {param.flag.name for param in read_params(cls)}

@@ -1,7 +1,7 @@
-"""Every parameter is read in the forward of the module that holds it: FSDP2 gathers it there alone.
+"""Every parameter is used in the forward of its own module, the only place where FSDP2 gathers it.
 
-Each module that holds parameters is sharded apart, the finest way there is, and the model must equal the
-whole one in generation, eval mode and training, first and again.
+Each module with parameters is sharded separately, the finest way, and the model must equal the
+unsharded one in generation, eval mode and training, in the first and in later calls.
 """
 
 import copy
@@ -37,7 +37,7 @@ FURTHER = {
 
 
 def shard_apart(model, mesh):
-    """Shards each module that holds parameters, inner ones first, and the model."""
+    """Shard each module with parameters, inner ones first, and the model."""
     for part in reversed(list(model.modules())):
         if part is not model and part._parameters:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
@@ -45,7 +45,7 @@ def shard_apart(model, mesh):
 
 
 def trained(subject, model, chunks):
-    """The loss of a training step and the gradients of all parameters; `chunks`: of the loss of tokens."""
+    """The loss of a training step and the gradients of all parameters; `chunks`: of the token loss."""
     model.train().zero_grad()
     torch.manual_seed(3)
     side = subject.side(0, 1)
@@ -63,7 +63,7 @@ def whole(tensor):
 
 
 def everything(subject, model):
-    """What the model gives each way that it is used, and its gradients."""
+    """Outputs in every kind of call, and gradients."""
     causal = subject.kind == "decoder"
     found = used(subject, model) if causal else {"logits": model(subject.ids).detach()}
     learns_tokens = causal and not {"return_only_embed", "logits_dim"} & set(subject.flags)
@@ -90,8 +90,8 @@ def compare(subject, mesh):
 
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
-def test_every_module_that_holds_parameters_may_be_sharded(part, mesh):
-    """Several settings in one model, where they go together."""
+def test_every_module_with_parameters_can_be_sharded(part, mesh):
+    """Several settings in one model, if they can be combined."""
     found = []
     for names, flags in together(APART[part::PARTS]):
         try:
@@ -103,5 +103,5 @@ def test_every_module_that_holds_parameters_may_be_sharded(part, mesh):
 
 @pytest.mark.parametrize("name", FURTHER)
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
-def test_further_settings_may_be_sharded(name, mesh):
+def test_further_settings_can_be_sharded(name, mesh):
     compare(Subject(FURTHER[name]), mesh)

@@ -18,7 +18,7 @@ SINGLES = {
 }
 
 
-# Choices have their graphs in pairs; the graphs of all others are made in so many tests.
+# Graphs of choices are tested in pairs; the graphs of all others in this many tests.
 TUNED = [name for name in SINGLES if name not in CHOICES]
 PARTS = 12
 
@@ -27,7 +27,7 @@ def tiny(name, kind):
     return {**SINGLES[name], **TINY, "model": kind}
 
 
-# A query sees itself and few others: not every token reaches every logit of a bidirectional model.
+# A query attends to few others: not every token affects every logit of a bidirectional model.
 SEES_LITTLE = {
     "only_cross", "attn_max_attend_past", "attn_sparse_topk", "cross_attn_sparse_topk", "num_clusters",
     "context_num_clusters",
@@ -39,7 +39,7 @@ SEES_LITTLE = {
 def test_single_setting_has_every_property(name, kind):
     text = refusal(tiny(name, kind))
     if kind != "decoder" and text is not None:
-        assert "`model=decoder`" in text, f"only what needs a causal model may be refused: {text}"
+        assert "`model=decoder`" in text, f"only causal requirements may be refused: {text}"
         return
     subject = Subject(tiny(name, kind))
     checks = list(checks_of(subject))
@@ -49,7 +49,7 @@ def test_single_setting_has_every_property(name, kind):
 
 
 def together(names):
-    """The names in few groups, each of which is one model: (names, flags of the model)."""
+    """The names in a small number of groups, each of which is one model: (names, flags of the model)."""
     groups = []
     for name in names:
         mine = tiny(name, "decoder")
@@ -81,7 +81,7 @@ def test_other_kinds_compile_and_export(name, kind):
     assert not failures(Subject(for_graphs(tiny(name, kind))), [compiles, exports])
 
 
-def test_every_flag_of_the_catalogue_is_tried():
+def test_every_flag_of_the_catalogue_is_tested():
     tried = {name for flags in SINGLES.values() for name in flags} | set(TINY)
     left_out = set(CATALOGUE.names()) - tried
     assert left_out == {"causal"} | OTHER_INPUTS, "`causal` is fixed by the model; all others need a setting"

@@ -1,4 +1,4 @@
-"""Sizes that no machine can hold are refused by name before anything is made: each size, each model."""
+"""Sizes beyond any machine are refused by name before any allocation: each size, each model."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from flagformer.ops.memory import GIB
 from flagformer.stack import sizes
 
 HUGE = 10**9
-# A size that fits into all numbers of torch, one that is too large for its bytes, and two for its sizes.
+# A size within torch's integers, one whose bytes overflow, and two whose sizes overflow.
 ABSURD = (HUGE, LARGEST - 1, 10**12, 2**63 - 1)
 LAYERS = {"dim": 16, "depth": 1, "heads": 4, "attn_dim_head": 8}
 HALF = {"num_tokens": 11, "max_seq_len": 16, "depth": 1, "heads": 4, "attn_dim_head": 8}
@@ -25,7 +25,7 @@ MODELS = {
 }
 # The dimension of a flag's tensor that is the flag's value, in addition to its selector.
 WITH = {"num_clusters": {"window_size": 2}, "context_num_clusters": {"window_size": 2, "num_clusters": 2}}
-# Flags of the tokens that are seen or kept, and of what forwards do: they make no tensor.
+# Flags of attended or kept tokens and of forwards: they make no tensor.
 NO_TENSOR = {
     "window_size", "context_window_size", "local_attn_window_size", "local_attn_radius_blocks",
     "attn_max_attend_past", "attn_sparse_topk", "max_mem_len", "shift_mem_down", "rel_pos_max_distance",
@@ -34,7 +34,7 @@ NO_TENSOR = {
 
 
 def size_flags():
-    """name -> complete flags with a small size, for every flag of the catalogue that takes a whole number."""
+    """name -> complete flags with a small size, for every integer flag of the catalogue."""
     found = dict.fromkeys(TINY, MODELS["decoder"])
     for name, flags in tunings().items():
         if " of " not in name and isinstance(flags[name], int) and not isinstance(flags[name], bool):
@@ -44,7 +44,7 @@ def size_flags():
 
 
 def refusal(make):
-    """The text of the FlagError; None where it builds."""
+    """The text of the FlagError; None if it builds."""
     try:
         make()
     except FlagError as error:
@@ -53,7 +53,7 @@ def refusal(make):
 
 
 class Watch(TorchFunctionMode):
-    """Bytes of the largest tensor that was made."""
+    """Bytes of the largest allocated tensor."""
 
     largest = 0
 
@@ -66,7 +66,7 @@ class Watch(TorchFunctionMode):
 
 @pytest.fixture(autouse=True)
 def nothing_large_is_made(monkeypatch):
-    """A machine of 8 GiB, whatever this one has, in which every tensor that is made is small."""
+    """A machine of 8 GiB on which every allocated tensor is small."""
     monkeypatch.setattr(sizes, "free_on", lambda device: 8 * GIB)
     monkeypatch.setattr(sizes, "SMALL", 2**20)
     with Watch() as watch:
@@ -87,7 +87,7 @@ def test_absurd_size_is_refused_by_name(name):
 
 
 def whole_models():
-    """Each size of each other model, as it is typed there."""
+    """Each size of each other model, by its flag there."""
     for kind in ("xtransformer", "memformer", "vit"):
         for name, value in MODELS[kind].items():
             if isinstance(value, int) and not name.endswith("depth"):
@@ -96,10 +96,10 @@ def whole_models():
 
 
 @pytest.mark.parametrize(("kind", "name"), list(whole_models()))
-def test_absurd_size_of_a_whole_model_is_refused_as_typed(kind, name):
+def test_absurd_size_of_a_whole_model_is_refused_by_its_flag(kind, name):
     for size in ABSURD:
         found = refusal(lambda size=size: flagformer.build({**MODELS[kind], name: size}))
-        # T5 positions of a Memformer end nowhere; patches must divide an image
+        # T5 positions of a Memformer are unbounded; patches must divide an image
         if found is None:
             assert (kind, name) in {("memformer", "enc_max_seq_len"), ("memformer", "dec_max_seq_len")}
         else:
@@ -119,7 +119,7 @@ def routing_pair(**flags):
 @pytest.mark.parametrize(
     "name", ["dim", "heads", "dim_head", "num_clusters", "num_mem_kv", "moe_num_experts"]
 )
-def test_absurd_size_of_a_routing_model_is_refused_as_typed(name):
+def test_absurd_size_of_a_routing_model_is_refused_by_its_flag(name):
     extra = {"moe_layers": (1,)} if name.startswith("moe") else {}
     for size in ABSURD:
         flags = {**ROUTING, **extra, name: size}
@@ -135,7 +135,7 @@ def test_absurd_size_of_a_routing_model_is_refused_as_typed(name):
         assert str(size) in found
 
 
-def test_constructors_of_ones_own_are_served_too():
+def test_custom_constructors_are_covered_too():
     class Own(flagformer.Decoder):
         def __init__(self, width):
             super().__init__(dim=width, depth=1, heads=1)
@@ -155,16 +155,16 @@ def test_constructors_of_ones_own_are_served_too():
         assert f"`{name}` is {HUGE}" in refusal(make)
 
 
-def test_refusal_says_what_it_needs_and_what_there_is():
+def test_refusal_states_required_and_available_memory():
     with pytest.raises(FlagError) as caught:
         flagformer.build({**MODELS["decoder"], "num_tokens": HUGE})
     (finding,) = caught.value.findings
     assert finding.flag == "num_tokens"
-    # a vector to be read and one to be compared with for each token, in fp32
+    # an input and an output vector for each token, in fp32
     assert f"would need {HUGE * (16 + 16) * 4 / GIB:,.1f} GiB, and 8.0 GiB are free" in finding.message
 
 
-def test_meta_holds_what_memory_does_not_but_no_more_than_a_tensor_can():
+def test_meta_exceeds_memory_but_not_the_size_of_a_tensor():
     llama = {"num_tokens": 32_000, "max_seq_len": 4096, "dim": 8192, "depth": 80, "heads": 64}
     with torch.device("meta"):
         model = flagformer.build({**llama, "attn_dim_head": 128, "rotary_pos_emb": True, "ff_mult": 3.5})

@@ -1,4 +1,4 @@
-"""What `save` writes `load` gives back, for every setting of the catalogue: flags, weights, logits."""
+"""`load` restores what `save` writes, for every setting of the catalogue: flags, weights, logits."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ CONTEXT = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2))
 
 
 def every():
-    """name -> flags of every choice, every tuned filler and every cross-attention form."""
+    """name -> flags of every choice, every tuned component and every cross-attention form."""
     found = {choice.name: settings(choice) for choice in choices()}
     return found | {
         name: {**TINY, "depth": 2, **flags} for name, flags in (tunings() | cross_forms()).items()
@@ -32,7 +32,7 @@ def outputs(model):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*shows the future")
-def test_load_gives_back_what_was_saved(tmp_path, monkeypatch):
+def test_load_restores_a_saved_model(tmp_path, monkeypatch):
     """One test, as each of the settings takes milliseconds."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     wrong = []
@@ -83,7 +83,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_whole_models_come_back(kind, tmp_path):
+def test_whole_models_are_restored(kind, tmp_path):
     model = flagformer.build({"model": kind, **WHOLE[kind]})
     model.save(tmp_path)
     back = flagformer.load(tmp_path)
@@ -93,7 +93,7 @@ def test_whole_models_come_back(kind, tmp_path):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-# every public wrapper: how it is built, and what it gives
+# every public wrapper: how it is built, and its output
 ROUTING = {"num_tokens": 11, "dim": 16, "depth": 2, "heads": 4, "max_seq_len": 16, "window_size": 4}
 HALVES = {
     prefix + name: value for prefix in ("enc_", "dec_") for name, value in ROUTING.items() if name != "dim"
@@ -118,11 +118,11 @@ WRAPPERS = {
 
 
 def calls_of(message):
-    """The calls that a refusal names, as they would be typed."""
+    """The calls in the text of a refusal, as code."""
     return [part for part in message.split("`")[1::2] if "(" in part]
 
 
-def test_every_public_wrapper_is_asked():
+def test_every_public_wrapper_is_tested():
     layers = flagformer.AttentionLayers
     public = {name: getattr(flagformer, name) for name in flagformer.__all__}
     modules = {n for n, one in public.items() if isinstance(one, type) and issubclass(one, torch.nn.Module)}
@@ -130,8 +130,8 @@ def test_every_public_wrapper_is_asked():
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapper_is_saved_or_says_what_to_call(name, tmp_path):
-    """The calls that a refusal names are run, and give the weights and flags back."""
+def test_a_wrapper_is_saved_or_refused_with_the_calls_to_use(name, tmp_path):
+    """The calls in a refusal run, and restore the weights and flags."""
     model, again = WRAPPERS[name](), WRAPPERS[name]()
     assert type(model).__name__ == name
     want = model.state_dict()
@@ -160,7 +160,7 @@ def test_a_wrapper_is_saved_or_says_what_to_call(name, tmp_path):
         for call in reading:
             exec(call if " = " in call else f"made = {call}", scope)
         again = scope.get("made", again)
-        if name == "RoutingTransformer":  # `load_state_dict` says that all names are there
+        if name == "RoutingTransformer":  # `load_state_dict` checks that all names exist
             assert not again.missing_keys
             return
     assert type(again) is type(model)

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 import flagformer
 from flagformer import AutoregressiveWrapper, XTransformer
 
-ROUNDING = 1e-8  # fp64, as a share of the largest: products of second derivatives add up terms of both signs
+ROUNDING = 1e-8  # fp64, relative to the largest: products of second derivatives add terms of both signs
 
 
 def named(tensors):
@@ -22,7 +22,7 @@ def named(tensors):
 
 
 def call(subject, model=None):
-    """`(parameters, buffers, ids [T], context [S, D]) -> a number that every logit moves`, and its inputs."""
+    """`(parameters, buffers, ids [T], context [S, D]) -> a scalar of every logit`, and its inputs."""
     model = subject.model if model is None else model
     inputs = [subject.ids, *subject.side(0, 1).values()]
 
@@ -34,7 +34,7 @@ def call(subject, model=None):
 
 
 def rows_of_gradients(subject):
-    """What one backward a row gives."""
+    """The result of one backward a row."""
     found = []
     for row in (0, 1):
         loss = subject.model(subject.ids[row : row + 1], **subject.side(row)).cos().sum()
@@ -88,7 +88,7 @@ def hessian_vector_products(subject):
 
 
 def leaves_the_model_alone(subject):
-    """Parameters and buffers are the same tensors afterwards, and a plain forward gives the same."""
+    """Parameters and buffers are the same tensors afterwards, and a plain forward gives the same logits."""
     model = subject.model
     held, want = [*model.parameters(), *model.buffers()], subject(subject.ids)
     for check in (per_sample_gradients, ensembles):
@@ -119,7 +119,7 @@ def test_settings_under_transforms(part):
 )
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_per_sample_gradients_of_losses(flags, chunks):
-    """Of the wrapper in training: cross entropy, in chunks or whole, and auxiliary losses."""
+    """Of the wrapper in training: cross entropy, in chunks or at once, and auxiliary losses."""
     torch.manual_seed(3)
     net = perturb(flagformer.build({**TINY, **flags, "depth": 1}).double()).train()
     wrapper = AutoregressiveWrapper(net, loss_chunks=chunks)
@@ -160,7 +160,7 @@ def test_forms_of_a_call_under_vmap(form, flags):
 
 
 def every_name(model):
-    """How often each module is registered."""
+    """The number of registrations of each module."""
     names = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -169,7 +169,7 @@ def every_name(model):
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_modules_are_registered_once(part):
-    """Else `functional_call` restores one of their names only."""
+    """Otherwise `functional_call` replaces one of their names only."""
     for name in list(SINGLES)[part::PARTS]:
         for kind in ("decoder", "encoder"):
             if refusal(tiny(name, kind)) is None:

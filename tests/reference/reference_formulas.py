@@ -1,4 +1,4 @@
-"""The papers' formulas, one number at a time: slow, and without anything of the library."""
+"""The papers' formulas, one number at a time: slow, and independent of the library."""
 
 import math
 
@@ -78,7 +78,7 @@ def sinusoid(position, dim):
 
 
 def attend(queries, keys, values, scale, sees, bias=lambda i, j: 0.0):
-    """arXiv:1706.03762, equation 1, for one head: lists of vectors; `sees(i, j)` says which pairs meet."""
+    """arXiv:1706.03762, equation 1, for one head: lists of vectors; `sees(i, j)` is the mask."""
     outs = []
     for i, q in enumerate(queries):
         met = [j for j in range(len(keys)) if sees(i, j)]

@@ -11,12 +11,12 @@ BASE = {"dim": D, "heads": H, "attn_dim_head": K, "custom_layers": "a", "pre_nor
 
 
 def attention_of(cls=flagformer.Decoder, **flags):
-    """One perturbed attention sublayer in fp64, and the function that runs it alone."""
+    """One perturbed attention sublayer in fp64, and a function that runs it without its residual."""
     layers = cls(**{**BASE, **flags}).double().eval()
     for parameter in layers.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     sublayer = layers.sublayers[0]
-    sublayer.out_norm = torch.nn.Identity()  # the sublayer's own output, less the stream
+    sublayer.out_norm = torch.nn.Identity()  # the sublayer's own output, without the stream
     return sublayer.fn, lambda x, **how: layers(x, **how) - x
 
 
@@ -28,13 +28,13 @@ def heads_of(flat, heads):
 def expected(
     fn, x, *, groups=H, causal=True, norm=lambda q, h, which: q, scale=K**-0.5, prefix_kv=(), bias=None
 ):
-    """What the sublayer gives for one row x [T, D], by the paper."""
+    """The output of the sublayer for one row x [T, D], by the paper."""
     weight = fn.source.projection.to_qkv.weight.detach()
     q, k, v = (x @ weight.T).split([H * K, groups * K, groups * K], dim=-1)
     q, k, v = heads_of(q, H), heads_of(k, groups), heads_of(v, groups)
     outs = []
     for h in range(H):
-        g = h // (H // groups)  # consecutive heads share
+        g = h // (H // groups)  # consecutive heads share keys and values
         front_k = [norm(key, g, "k") for key in (s[0][g] for s in prefix_kv)]
         front_v = [s[1][g] for s in prefix_kv]
         queries = [norm(one, h, "q") for one in q[h]]
@@ -82,7 +82,7 @@ def test_cosine_attention(factor):
 
 
 def test_cosine_attention_in_parts_with_gains():
-    """Two parts of a head have unit length each; gains as in arXiv:2302.05442, with K ** -0.5 again."""
+    """Two groups of a head have unit length each; scales as in arXiv:2302.05442, times K ** -0.5."""
     fn, run = attention_of(attn_qk_norm=True, attn_qk_norm_groups=2)
     check(fn, run, norm=lambda x, h, which: in_parts(x), scale=10.0)
     fn, run = attention_of(
@@ -107,7 +107,7 @@ def test_rms_normed_queries_and_keys():
 @pytest.mark.parametrize("groups", [H, 2])
 @pytest.mark.parametrize("flash", [True, False])
 def test_prefix_kv(groups, flash):
-    """arXiv:1907.01470, equation 5: learned keys and values that every query sees; and a key of zeros."""
+    """arXiv:1907.01470, equation 5: learned keys and values for every query; and a key of zeros."""
     shared = {} if groups == H else {"attn_kv_heads": groups}
     fn, run = attention_of(attn_num_mem_kv=2, attn_add_zero_kv=True, attn_flash=flash, **shared)
     memory = fn.prefix_kv[0]
@@ -131,7 +131,7 @@ def test_bias_is_added_to_scaled_scores_of_tokens_only(flags):
     check(fn, run, prefix_kv=learned, bias=lambda h, i, j: -slopes[h] * abs(i - j))
 
 
-def test_rotary_turns_queries_and_keys():
+def test_rotary_rotates_queries_and_keys():
     fn, run = attention_of(rotary_pos_emb=True)
     x = torch.randn(1, 5, D, dtype=torch.float64)
     weight = fn.source.projection.to_qkv.weight.detach()
@@ -145,7 +145,7 @@ def test_rotary_turns_queries_and_keys():
     torch.testing.assert_close(run(x).detach()[0], want, rtol=1e-5, atol=1e-5)  # fp32 angles
 
 
-def test_xpos_turns_and_fades():
+def test_xpos_rotates_and_decays():
     fn, run = attention_of(rotary_xpos=True, rotary_xpos_scale_base=3)
     x = torch.randn(1, 5, D, dtype=torch.float64)
     weight = fn.source.projection.to_qkv.weight.detach()
@@ -159,7 +159,7 @@ def test_xpos_turns_and_fades():
     torch.testing.assert_close(run(x).detach()[0], want, rtol=1e-5, atol=1e-5)  # fp32 angles
 
 
-def test_xpos_refuses_positions_that_do_not_fit():
+def test_xpos_refuses_positions_out_of_range():
     """With the smallest zeta of 0.4 / 1.4, fp32 holds 64 / log2(3.5) = 35.4 times the base."""
     model = flagformer.Decoder(
         dim=D, depth=1, heads=1, attn_dim_head=K, rotary_xpos=True, rotary_xpos_scale_base=2
@@ -171,8 +171,8 @@ def test_xpos_refuses_positions_that_do_not_fit():
 
 
 @pytest.mark.parametrize("causal", [flagformer.Decoder, flagformer.Encoder])
-def test_cross_attention_reads_the_whole_context(causal):
-    """Queries from x, keys and values from the context; neither causal nor biased nor turned."""
+def test_cross_attention_attends_to_the_whole_context(causal):
+    """Queries from x, keys and values from the context; without causal mask, bias and rotation."""
     flags = {"custom_layers": "c", "cross_attn_dim_context": 3, "attn_kv_heads": 2}
     fn, run = attention_of(causal, **flags)
     x = torch.randn(1, 4, D, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_cross_attention_reads_the_whole_context(causal):
     torch.testing.assert_close(got, torch.cat(outs, dim=-1) @ fn.to_out.weight.detach().T)
 
 
-def test_prefix_decoder_sees_its_prefix():
+def test_prefix_decoder_attends_to_its_prefix():
     """arXiv:1910.10683, figure 3 (right): causal after a prefix that every query sees; one length per row."""
     fn, run = attention_of(flagformer.PrefixDecoder)
     x = torch.randn(2, 5, D, dtype=torch.float64)

@@ -21,7 +21,7 @@ def feedforward_of(**flags):
 
 
 class Heard:
-    """What a sublayer reads and gives in one forward."""
+    """Input and output of a sublayer in one forward."""
 
     def __init__(self, sublayer):
         sublayer.register_forward_hook(self.hear)
@@ -37,7 +37,7 @@ def expert(forward, number, x, activation):
 
 @pytest.mark.parametrize("experts", [1, 2, 5])
 @pytest.mark.parametrize("swish", [False, True])
-def test_a_token_goes_to_its_two_likeliest_experts(experts, swish):
+def test_a_token_goes_to_its_two_most_likely_experts(experts, swish):
     model, forward = feedforward_of(ff_moe=True, moe_num_experts=experts, ff_swish=swish)
     heard = Heard(forward)
     model(torch.randint(11, (2, 7)))
@@ -52,7 +52,7 @@ def test_a_token_goes_to_its_two_likeliest_experts(experts, swish):
             assert torch.allclose(heard.out[row, place], want, atol=1e-12)
 
 
-def test_what_a_graph_computes_is_the_same():
+def test_a_graph_computes_the_same():
     _, forward = feedforward_of(ff_moe=True)
     tokens = torch.randn(9, 16, dtype=torch.double, requires_grad=True)
     gates = RouterOutput.of(forward.router(tokens))
@@ -66,8 +66,8 @@ def test_what_a_graph_computes_is_the_same():
         assert torch.allclose(one, other, atol=1e-12)
 
 
-def test_losses_are_those_of_the_formulas():
-    """Over real tokens: what is padded neither spreads nor is spread."""
+def test_losses_follow_the_formulas():
+    """Over valid tokens: padding is not routed and not counted."""
     torch.manual_seed(0)
     logits = torch.randn(12, 3, dtype=torch.double)
     real = torch.arange(12) < 8
@@ -112,7 +112,7 @@ def test_a_memory_sums_the_values_of_the_best_pairs_of_half_keys(keys):
             assert torch.allclose(heard.out[row, place], want, atol=1e-12)
 
 
-def test_values_learn_at_a_rate_of_their_own():
+def test_values_have_their_own_learning_rate():
     model, forward = feedforward_of(ff_pkm=True, pkm_num_keys=4)
     rest, values = parameter_groups(model, lr=1e-2)
     assert values == {"params": [forward.memory.values.weight], "lr": 1e-2}
@@ -132,7 +132,7 @@ def test_layers_are_chosen_one_by_one():
 
 
 @pytest.mark.parametrize("flag", ["ff_pkm", "ff_moe"])
-def test_what_has_no_effect_is_refused(flag):
+def test_flags_without_effect_are_refused(flag):
     with pytest.raises(flagformer.FlagError, match=r"`ff_no_bias` has no effect.*`feedforward`"):
         feedforward_of(**{flag: True}, ff_no_bias=True)
     if flag == "ff_pkm":

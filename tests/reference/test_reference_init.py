@@ -1,4 +1,4 @@
-"""What last projections start at, part by part (arXiv:1901.09321; 2203.00555)."""
+"""Initialisation of last projections, by kind of sublayer (arXiv:1901.09321; 2203.00555)."""
 
 import math
 
@@ -21,7 +21,7 @@ def last(sublayer):
 
 
 def zeros(layers):
-    """The kinds of sublayers that add nothing; all of a kind, or none."""
+    """The kinds of sublayers that add zero; all of a kind, or none."""
     silent = {}
     for sublayer in layers.sublayers:
         silent.setdefault(sublayer.kind, set()).add(all(not p.any() for p in last(sublayer).parameters()))
@@ -31,12 +31,12 @@ def zeros(layers):
 
 @pytest.mark.parametrize("more", [{}, {"ff_glu": True, "attn_on_attn": True}, {"macaron": True}])
 @pytest.mark.parametrize("flag", PARTS)
-def test_which_parts_start_at_zero(flag, more):
+def test_kinds_initialised_to_zero(flag, more):
     assert zeros(flagformer.Decoder(**SIZES, **more, **{flag: True})) == set(PARTS[flag])
 
 
 @pytest.mark.parametrize("flag", PARTS)
-def test_silent_parts_learn(flag):
+def test_zero_initialised_sublayers_learn(flag):
     torch.manual_seed(0)
     layers = flagformer.Decoder(**SIZES, **{flag: True})
     x, context = torch.randn(2, 5, 64), torch.randn(2, 3, 64)
@@ -45,21 +45,21 @@ def test_silent_parts_learn(flag):
     assert all(last(sublayer).weight.grad.abs().max() > 0 for sublayer in layers.sublayers)
 
 
-def test_parts_together():
+def test_kinds_combined():
     both = flagformer.Decoder(**SIZES, attn_zero_init_output=True, ff_zero_init_output=True)
     assert zeros(both) == set("acf")
     both = flagformer.Decoder(**SIZES, cross_attn_zero_init_output=True, ff_zero_init_output=True)
     assert zeros(both) == set("cf")
 
 
-def test_depth_scales_what_is_left():
+def test_depth_scales_the_other_projections():
     torch.manual_seed(0)
     layers = flagformer.Decoder(**SIZES, attn_zero_init_output=True, depth_scale_residual=True)
     assert zeros(layers) == set("ac")
     for index, sublayer in enumerate(layers.sublayers, start=1):
         if sublayer.kind == "f":
             want = 1 / math.sqrt(index * 256)
-            # 16 thousand draws: the standard deviation is known to 0.6 %
+            # 16 thousand samples: the standard deviation is known to 0.6 %
             assert last(sublayer).weight.detach().std().item() == pytest.approx(want, rel=0.03)
 
 
@@ -89,7 +89,7 @@ def test_depth_scales_what_is_left():
         ({"cross_attn_zero_init_output": True, "custom_layers": "af"}, ["cross_attn_zero_init_output"]),
     ],
 )
-def test_what_has_no_effect_is_refused(flags, named):
+def test_flags_without_effect_are_refused(flags, named):
     sizes = {
         k: v for k, v in SIZES.items() if "custom_layers" not in flags or k not in ("depth", "cross_attend")
     }
@@ -98,7 +98,7 @@ def test_what_has_no_effect_is_refused(flags, named):
     assert all(f"`{name}`" in str(caught.value) for name in named)
 
 
-def test_a_start_of_ones_own():
+def test_a_custom_initialisation():
     def ones(sublayers):
         for sublayer in sublayers:
             torch.nn.init.ones_(last(sublayer).weight)

@@ -20,7 +20,7 @@ def slots_of(**flags):
 
 
 def read_by(weights, slot, tokens, temperature, own_value):
-    """One slot attends to itself and the tokens; heads are joined."""
+    """One slot attends to itself and the tokens; heads are concatenated."""
 
     def linear(name, x):
         return weights[f"attention.{name}.weight"] @ x + weights[f"attention.{name}.bias"]
@@ -81,7 +81,7 @@ def test_slots_are_written_as_in_the_paper(flags, rounds):
 
 
 @torch.no_grad()
-def test_slots_of_bmn_start_as_their_bias_and_are_read_in_the_size_of_tokens():
+def test_bmn_slots_start_as_their_bias_with_the_norm_of_tokens():
     memory = slots_of(memory_update="bmn")
     start, _ = memory.read(None, 1)
     bias = memory.writer.bias
@@ -91,7 +91,7 @@ def test_slots_of_bmn_start_as_their_bias_and_are_read_in_the_size_of_tokens():
 
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["gru", "bmn"])
-def test_a_slot_does_not_see_another(update):
+def test_a_slot_does_not_attend_to_another(update):
     memory = slots_of(memory_update=update)
     tokens = torch.randn(1, 4, DIM).double()
     before = memory.read(None, 1)[0].clone()
@@ -105,8 +105,8 @@ def test_a_slot_does_not_see_another(update):
 
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["gru", "bmn"])
-def test_layers_read_slots_as_a_context(update):
-    """The same model without slots, given what the slots are."""
+def test_layers_attend_to_slots_as_a_context(update):
+    """The same model without slots, with the slots as context."""
     torch.manual_seed(0)
     model = flagformer.build({**SIZES, "memory_update": update}).double().eval()
     plain = flagformer.build({n: v for n, v in SIZES.items() if not n.startswith(("num_mem", "mem_"))})

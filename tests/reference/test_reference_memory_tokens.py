@@ -1,4 +1,4 @@
-"""Where memory and tokens stand, row by row by hand, and the model that reads such rows."""
+"""Positions of memory tokens and tokens, row by row by hand, and the model on such rows."""
 
 import pytest
 import torch
@@ -109,8 +109,8 @@ def test_unpadded_rows_after_cached_ones(memory, every, cached):
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize(("memory", "every"), [(2, None), (2, 3)])
-def test_a_model_reads_its_row(kind, memory, every):
-    """Positions are added to tokens alone, memory stands between, the head reads tokens."""
+def test_a_model_runs_its_row(kind, memory, every):
+    """Positions are added to tokens only, memory tokens are in between, the head reads tokens."""
     flags = {"num_memory_tokens": memory, "memory_tokens_interspersed_every": every}
     sizes = {"num_tokens": 11, "max_seq_len": T, "dim": 16, "depth": 2, "heads": 2}
     model = flagformer.build({"model": kind, **sizes, **flags, "use_abs_pos_emb": True}).eval()
@@ -124,9 +124,9 @@ def test_a_model_reads_its_row(kind, memory, every):
     torch.testing.assert_close(model(ids), model.head.project(kept), rtol=1e-5, atol=1e-5)  # fp32 sums
 
 
-def test_memory_starts_as_tokens_do():
+def test_memory_tokens_are_initialised_like_tokens():
     torch.manual_seed(0)
     model = flagformer.build(
         {"num_tokens": 5, "max_seq_len": 4, "dim": 64, "depth": 1, "num_memory_tokens": 64}
     )
-    assert abs(model.memory.tokens.std() * 8 - 1) < 0.05  # 4096 draws of standard deviation 1/8
+    assert abs(model.memory.tokens.std() * 8 - 1) < 0.05  # 4096 samples of standard deviation 1/8

@@ -18,7 +18,7 @@ DIMS = Dims(dim=6, heads=2, dim_head=4)
 
 
 def each(formula, x, *more):
-    """The formula on each of the last dimension's vectors."""
+    """The formula on each vector of the last dimension."""
     return torch.stack([formula(row, *more) for row in x.flatten(0, -2)]).view_as(x)
 
 
@@ -38,7 +38,9 @@ def test_scale_norm():
     norm = ScaleNorm(6).double()
     x = double((2, 3, 6)) * 5 + 2
     lengths = norm(x).norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.full_like(lengths, 6**0.5), rtol=1e-6, atol=0)  # fp32 start
+    torch.testing.assert_close(
+        lengths, torch.full_like(lengths, 6**0.5), rtol=1e-6, atol=0
+    )  # the initial value is fp32
     norm.weight.data = double(1)
     torch.testing.assert_close(
         norm(x), each(paper.scale_norm, x, norm.weight.detach()), rtol=1e-10, atol=1e-10
@@ -53,7 +55,7 @@ def test_simple_rms_norm():
 
 
 @pytest.mark.parametrize("cls", [LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm])
-def test_norms_survive_zeros_and_have_right_gradients(cls):
+def test_norms_of_zeros_are_finite_with_correct_gradients(cls):
     norm = cls(6)
     zeros = torch.zeros(1, 6, requires_grad=True)
     norm(zeros).sum().backward()
@@ -63,7 +65,7 @@ def test_norms_survive_zeros_and_have_right_gradients(cls):
     assert torch.autograd.gradcheck(norm.double(), x)
 
 
-def test_rms_norm_keeps_small_vectors_at_unit_size():
+def test_rms_norm_normalises_small_vectors():
     """An epsilon of 1e-5 would shrink a vector of size 1e-4 to a thirtieth."""
     x = torch.randn(4, 6) * 1e-4
     torch.testing.assert_close(RMSNorm(6)(x).square().mean(-1).detach(), torch.ones(4))
@@ -129,20 +131,20 @@ def test_layer_scale_multiplies_each_dimension():
     assert torch.equal(branch(x), torch.stack([x[..., d] * branch.weight[d] for d in range(6)], dim=-1))
 
 
-def test_macaron_half():
+def test_macaron_half_step():
     x = torch.randn(2, 3, 6)
     assert torch.equal(HalfStep()(x), x / 2)
 
 
 def test_stochastic_depth_drops_rows_and_keeps_the_mean():
-    """arXiv:1603.09382: survival probability 1 - p, expectation kept (here by scaling in training)."""
+    """arXiv:1603.09382: survival probability 1 - p, expectation unchanged (here by scaling in training)."""
     branch = StochasticDepth(DIMS, rate=0.3)
     x = torch.randn(10_000, 3, 6)
     assert torch.equal(branch.eval()(x), x)
     out = branch.train()(x)
     kept = (out != 0).flatten(1).all(dim=1)
     assert torch.equal(kept, (out != 0).flatten(1).any(dim=1)), "a row is skipped as a whole"
-    # standard deviation of the share of 10,000 rows: sqrt(.3 * .7 / 10000) = 0.0046
+    # standard deviation of the fraction of 10,000 rows: sqrt(.3 * .7 / 10000) = 0.0046
     assert abs(kept.float().mean() - 0.7) < 0.023
     torch.testing.assert_close(out[kept], x[kept] / 0.7)
 
@@ -157,8 +159,8 @@ def test_stochastic_depth_follows_torch_seed():
     assert not torch.equal(branch(x), first)
 
 
-def test_gain_after_the_gate():
-    """A number per inner dimension, ones at the start: nothing changes until it is trained."""
+def test_weight_after_the_gate():
+    """A weight per inner dimension, initialised to one: no effect before training."""
     torch.manual_seed(0)
     layer = GLU(DIMS, GELU(), mult=2.0, mult_bias=True).double()
     plain = GLU(DIMS, GELU(), mult=2.0).double()

@@ -79,7 +79,7 @@ def test_base_rescale_slows_the_slowest_pair_by_its_factor():
     at = [
         turn(r, q, q, torch.tensor([p]))[0][0, 0, 0] for r, p in ((plain, 3), (stretched, 3), (stretched, 15))
     ]
-    torch.testing.assert_close(at[1][0], at[0][0], **FP32)  # the fastest pair turns as before
+    torch.testing.assert_close(at[1][0], at[0][0], **FP32)  # the fastest pair rotates as before
     torch.testing.assert_close(at[2][7], at[0][7], **FP32)  # the slowest one needs 5 times as long
     assert abs(at[1][7] - at[0][7]) > 1e-4
 
@@ -100,7 +100,7 @@ def test_alibi_slopes_as_printed():
 
 @pytest.mark.parametrize("given", [None, 1])
 def test_alibi_bias(given):
-    """Minus slope times distance, for causal keys and later ones; heads without slope get none."""
+    """Minus slope times distance, for causal and later keys; heads without slope have no bias."""
     queries, keys = Layout.arange(2, CPU, start=3), Layout.arange(5, CPU)
     bias = ALiBi(DIMS, heads=given).between(queries, keys)
     for head in range(HEADS):
@@ -110,7 +110,7 @@ def test_alibi_bias(given):
                 assert float(bias[0, head, i, j]) == pytest.approx(-slope * abs(3 + i - j), abs=1e-6)
 
 
-# distance -> bucket, 32 buckets up to 128 (the T5 checkpoints); a bucket holds what its first distance begins
+# distance -> bucket, 32 buckets up to 128 (the T5 checkpoints), by the first distance of each bucket
 CAUSAL_STARTS = [
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
     16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113,
@@ -167,8 +167,8 @@ def test_dynamic_bias(log_distance, norm, depth):
 
 
 @pytest.mark.parametrize("low", ["autocast", "weights"])
-def test_dynamic_bias_tells_far_distances_apart_in_bf16(low):
-    """bf16 holds no odd number from 257 on: the network must not read distances in it."""
+def test_dynamic_bias_distinguishes_far_distances_in_bf16(low):
+    """bf16 has no odd number from 257 on: the network must not take distances in it."""
     module = Dynamic(DIMS)
     distances = torch.arange(1000, 1004)
     want = module.double()(distances).diff(dim=0)
@@ -181,8 +181,8 @@ def test_dynamic_bias_tells_far_distances_apart_in_bf16(low):
 
 
 @pytest.mark.parametrize("make", [ALiBi, T5, Dynamic])
-def test_biases_follow_positions_of_ones_own(make):
-    """By place and by explicit positions the same bias; other positions give other distances."""
+def test_biases_follow_explicit_positions(make):
+    """The same bias for indices and equal explicit positions; other positions have other distances."""
     module = make(DIMS)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter)

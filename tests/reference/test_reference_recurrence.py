@@ -13,7 +13,7 @@ SEGMENTS = (5, 3, 1, 4)
 
 
 def attend(weights, x, earlier, position):
-    """One token with its position, and (vector, position) of itself and all it sees, normed."""
+    """One token with its position, and (vector, position) of itself and its keys, normed."""
     out = []
     for head in range(2):
         rows = [slice(4 * (2 * part + head), 4 * (2 * part + head) + 4) for part in range(3)]
@@ -28,7 +28,7 @@ def attend(weights, x, earlier, position):
 def expected(model, ids, most, shift):
     """The stream of one row after all layers, segment by segment; every layer is an attention."""
     layers = model.attn_layers
-    memory = [[] for _ in layers.sublayers]  # of each layer: (what it read, position), oldest first
+    memory = [[] for _ in layers.sublayers]  # of each layer: (its input, position), oldest first
     found, start = [], 0
     for length in SEGMENTS:
         places = range(start, start + length)

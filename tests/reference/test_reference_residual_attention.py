@@ -19,7 +19,7 @@ def perturbed(**flags):
 
 
 def by_hand(fn, q, k, v, before, causal):
-    """One row: (what the sublayer says, its scores), one pair at a time."""
+    """One row: (the sublayer's output, its scores), one pair at a time."""
     scores = torch.zeros(H, len(q), len(k), dtype=torch.float64)
     outs = torch.zeros(len(q), H, K, dtype=torch.float64)
     for h in range(H):
@@ -34,7 +34,7 @@ def by_hand(fn, q, k, v, before, causal):
 
 @pytest.mark.parametrize("carried", [True, False])
 @torch.no_grad()
-def test_self_attention_adds_the_scores_before_it(carried):
+def test_self_attention_adds_the_previous_scores(carried):
     layers, x = perturbed(custom_layers="aaa", **({"residual_attn": True} if carried else {}))
     h, before = x[0], torch.zeros(H, T, T, dtype=torch.float64)
     for sublayer in layers.sublayers:
@@ -46,7 +46,7 @@ def test_self_attention_adds_the_scores_before_it(carried):
 
 
 @torch.no_grad()
-def test_cross_attention_adds_the_scores_before_it():
+def test_cross_attention_adds_the_previous_scores():
     layers, x = perturbed(custom_layers="cc", cross_residual_attn=True)
     context = torch.randn(1, 3, D, dtype=torch.float64)
     h, before = x[0], torch.zeros(H, T, 3, dtype=torch.float64)
@@ -60,8 +60,8 @@ def test_cross_attention_adds_the_scores_before_it():
 
 
 @torch.no_grad()
-def test_the_bias_is_not_handed_on():
-    """Two layers whose queries are zero: both weigh by the bias alone, once."""
+def test_the_bias_is_not_passed_on():
+    """Two layers whose queries are zero: the weights of both come from the bias only, once."""
     layers, x = perturbed(custom_layers="aa", residual_attn=True, alibi_pos_bias=True)
     plain, _ = perturbed(custom_layers="aa", alibi_pos_bias=True)
     for stack in (layers, plain):

@@ -1,4 +1,4 @@
-"""Residual streams and starts against their formulas."""
+"""Residual streams and initialisations against their formulas."""
 
 import math
 
@@ -59,11 +59,11 @@ def test_gru_gate():
     torch.testing.assert_close(layers(x).detach(), norm(w["final_norm.weight"], h))
 
 
-def test_gru_gate_starts_near_the_stream():
+def test_gru_gate_is_initialised_near_the_identity():
     gate = flagformer.Decoder(dim=64, heads=2, custom_layers="f", gate_residual=True).residual
     h, zero = torch.randn(1, 50, 64), torch.zeros(1, 50, 64)
     kept = (gate.write(h, zero, 0) * h).sum() / h.square().sum()
-    assert kept > 0.75, "sigmoid(2) = 0.88 of the stream passes, less what the random projections move"
+    assert kept > 0.75, "sigmoid(2) = 0.88 of the stream passes, up to the random projections"
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
@@ -78,7 +78,7 @@ def test_resi_dual(scale):
 
 
 @pytest.mark.parametrize("flags", [{}, {"ff_glu": True}])
-def test_zero_branches_say_nothing_and_still_learn(flags):
+def test_zero_branches_add_nothing_and_still_learn(flags):
     """arXiv:1901.09321, section 3: the stack starts as the identity."""
     layers = flagformer.Decoder(dim=D, depth=2, heads=2, zero_init_branch_output=True, **flags)
     x = torch.randn(1, 3, D)
@@ -89,11 +89,11 @@ def test_zero_branches_say_nothing_and_still_learn(flags):
     assert all(last.weight.grad.abs().max() > 0 for last in lasts)
 
 
-def test_start_scaled_by_depth():
+def test_initialisation_scaled_by_depth():
     torch.manual_seed(0)
     layers = flagformer.Decoder(dim=128, depth=2, heads=2, depth_scale_residual=True)
     for index, sublayer in enumerate(layers.sublayers, start=1):
         last = sublayer.fn.w_out if sublayer.kind == "f" else sublayer.fn.to_out
         want = 1 / math.sqrt(index * last.in_features)
-        # 16 thousand draws and more: the standard deviation is known to 0.6 %
+        # 16 thousand samples and more: the standard deviation is known to 0.6 %
         assert last.weight.detach().std().item() == pytest.approx(want, rel=0.03)

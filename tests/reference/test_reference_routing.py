@@ -1,4 +1,4 @@
-"""Local and routing attention against what their definitions say, token by token."""
+"""Local and routing attention against their definitions, token by token."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model_of(**flags):
 
 
 def routed(queries, keys, place, window, later):
-    """The keys of a query's cluster that it meets, itself aside: the `window` nearest on each side."""
+    """The keys of a query's cluster without itself: the `window` nearest on each side."""
     same = [other for other in range(len(keys)) if other != place and keys[other] == queries[place]]
     earlier = [other for other in same if other < place][::-1][:window]
     return set(earlier) | set([other for other in same if other > place][:window] if later else [])
@@ -31,10 +31,10 @@ def routed(queries, keys, place, window, later):
 @pytest.mark.parametrize("window", [1, 3, 4, 40])
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_chunks_hold_exactly_what_the_rule_says(count, size, window, later):
+def test_chunks_have_exactly_the_keys_of_the_rule(count, size, window, later):
     torch.manual_seed(count)
     queries, keys = torch.randint(count, (2, 3, LENGTH)), torch.randint(count, (2, 3, LENGTH))
-    keys[0, 0] = 0  # one cluster that holds everything
+    keys[0, 0] = 0  # one cluster of all tokens
     window = min(window, LENGTH)
     places = torch.arange(100, 100 + LENGTH)
     chunks = chunks_of(Tokens(queries, places), Tokens(keys, places), 200, window, size, later)
@@ -44,7 +44,7 @@ def test_chunks_hold_exactly_what_the_rule_says(count, size, window, later):
             for chunk, members in enumerate(chunks.queries[row, :, head].tolist()):
                 for place, query in enumerate(members):
                     met = chunks.keys[row, chunk, head][chunks.allowed[row, chunk, head, place]].tolist()
-                    assert query < LENGTH or not met, "an empty place meets nobody"
+                    assert query < LENGTH or not met, "a padding query has no key"
                     assert len(met) == len(set(met)), "no key twice"
                     if query < LENGTH:
                         found[query] |= set(met)
@@ -53,8 +53,8 @@ def test_chunks_hold_exactly_what_the_rule_says(count, size, window, later):
             assert found == [routed(*numbers, place, window, later) for place in range(LENGTH)]
 
 
-def test_the_newest_query_of_a_session_is_served_like_any_other():
-    """Queries are the last of the keys; a part of the keys is not there any more."""
+def test_the_newest_query_of_a_session_equals_any_other():
+    """Queries are the last of the keys; some keys have left the ring buffer."""
     torch.manual_seed(3)
     keys = torch.randint(3, (1, 2, LENGTH))
     queries = torch.randint(3, (1, 2, 4))
@@ -70,7 +70,7 @@ def test_the_newest_query_of_a_session_is_served_like_any_other():
 
 
 @pytest.mark.parametrize("window", [1, 3, 30])
-def test_rings_hold_the_latest(window):
+def test_ring_buffers_hold_the_latest(window):
     torch.manual_seed(4)
     clusters = torch.randint(4, (2, 3, LENGTH))
     places, members = latest_members(Tokens(clusters, torch.arange(LENGTH)), 5, window)
@@ -88,13 +88,13 @@ def test_rings_hold_the_latest(window):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("count", "width"), [(3, 4), (5, 8), (17, 16), (3, 64)])
-def test_equal_centroids_are_the_lower_cluster(count, width, dtype):
-    """Whatever a matrix product makes of columns with the same numbers, on whatever CPU."""
+def test_equal_centroids_give_the_lower_cluster(count, width, dtype):
+    """For any matrix product of equal columns, on any CPU."""
     torch.manual_seed(count)
     means = torch.nn.functional.normalize(torch.randn(2, count, width), dim=-1)
     twice = torch.cat([means, means.flip(1)], dim=1).to(dtype)  # every centroid twice
     twice[:, -1, 0] = twice[:, 0, 0] = 0.0
-    twice[:, -1, 0] *= -1  # zeros of both signs are one number
+    twice[:, -1, 0] *= -1  # zeros of both signs are equal
     assert torch.equal(
         first_equal(twice), torch.cat([torch.arange(count), torch.arange(count).flip(0)]).expand(2, -1)
     )
@@ -107,7 +107,7 @@ def test_equal_centroids_are_the_lower_cluster(count, width, dtype):
 
 
 def sees(model, ids, **how):
-    """The logits, with the map that goes with them asked for and not."""
+    """The logits, with and without returned attention maps."""
     with torch.no_grad():
         logits, maps = model(ids, return_attn=True, **how)
         assert torch.allclose(logits, model(ids, **how), atol=1e-12)
@@ -115,7 +115,7 @@ def sees(model, ids, **how):
 
 
 def content_of(model, ids):
-    """Queries and keys of the only layer before positions turn them, [B, H, T, K] each."""
+    """Queries and keys of the only layer before rotation, [B, H, T, K] each."""
     attention = model.attn_layers.sublayers[0]
     x = attention.in_norm(model.token_emb(ids))
     q, k, _ = attention.fn.source.projection(x)
@@ -157,11 +157,11 @@ def test_routing_equals_attention_over_the_pairs_of_the_rule(window, tied, posit
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own keys", "shared_qk"])
-def test_what_centroids_pick_meets_and_is_averaged(tied):
-    """The balanced selection of the paper, section 4.2, with padded tokens left out."""
+def test_published_topk_selection_is_averaged(tied):
+    """The balanced selection of the paper, section 4.2, without padded tokens."""
     flags = {"num_clusters": 3, "window_size": 5, "shared_qk": tied, "num_tokens": LENGTH}
     model = model_of(model="encoder", routing_selection="topk", **flags)
-    ids = torch.stack([torch.randperm(LENGTH) for _ in range(2)])  # no two alike
+    ids = torch.stack([torch.randperm(LENGTH) for _ in range(2)])  # no two equal
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[1, 3:] = False  # fewer than a window
     attention = model.attn_layers.sublayers[0]
@@ -196,7 +196,7 @@ def test_what_centroids_pick_meets_and_is_averaged(tied):
 
 
 ROTARY = {"rotary_pos_emb": True}
-# Rotary fixed windows of an encoder are those of local-attention: tests/parity holds them.
+# Rotary fixed windows of an encoder follow local-attention: tests/parity compares them.
 BANDS = [
     (position, kind, fixed)
     for position in ({}, ROTARY, {"rel_pos_bias": True})
@@ -243,8 +243,8 @@ def test_shared_qk_masks_a_token_from_itself():
     assert torch.allclose(sees(model, ids)[1], want, atol=1e-12)
 
 
-def test_padded_tokens_take_no_place_in_a_cluster():
-    """A window of one: if a padded token were in a cluster it would stand in somebody's way."""
+def test_padded_tokens_are_in_no_cluster():
+    """A window of one: a padded token in a cluster would displace another."""
     model = model_of(num_clusters=2, window_size=1, rotary_pos_emb=True)
     ids = torch.randint(11, (1, LENGTH))
     mask = torch.ones(1, LENGTH, dtype=torch.bool)
@@ -258,7 +258,7 @@ def test_padded_tokens_take_no_place_in_a_cluster():
 
 
 def test_no_later_token_changes_a_single_bit():
-    """Blocks of one shape, so that not even the order of a sum may differ."""
+    """Blocks of one shape, so that even the order of a sum is the same."""
     model = model_of(num_clusters=3, window_size=4, n_local_attn_heads=2, local_attn_window_size=4).float()
     ids = torch.randint(11, (1, 64))
     changed = ids.clone()
@@ -273,7 +273,7 @@ def test_no_later_token_changes_a_single_bit():
 @pytest.mark.parametrize("kernel", [{}, {"attn_flash": False}], ids=["fused", "written out"])
 @pytest.mark.parametrize("kind", ["local", "routing"])
 def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
-    """Longer than a block, and no multiple of one: empty places must give no gradient either."""
+    """Longer than a block, and no multiple of one: padding indices must give no gradient."""
     few = {"n_local_attn_heads": 4, "local_attn_window_size": 5}
     if kind == "routing":
         few = {"num_clusters": 3, "window_size": 6}
@@ -293,7 +293,7 @@ def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
 
 @pytest.mark.parametrize("num_prefix_kv", [0, 2])
 def test_a_query_attends_to_its_centroids_topk_of_a_context(num_prefix_kv):
-    """With memory keys of the cluster in front."""
+    """With prefix keys of the cluster."""
     flags = {"cross_attend": True, "context_num_clusters": 3, "context_window_size": 4}
     model = model_of(**flags, cluster_num_mem_kv=num_prefix_kv)
     attention = next(s.fn for s in model.attn_layers.sublayers if s.kind == "c")

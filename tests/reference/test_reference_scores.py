@@ -1,4 +1,4 @@
-"""What happens between scores and the output projection, one number at a time."""
+"""Each step between scores and the output projection, one number at a time."""
 
 import math
 
@@ -26,7 +26,7 @@ def attention_of(**flags):
 
 
 def weights_of(heads, change=lambda score, h: score, keep=lambda scores: scores, sink=None):
-    """[H][T][T] softmax weights in lists; `keep` says which of a query's visible scores remain."""
+    """[H][T][T] softmax weights in lists; `keep` selects among a query's allowed scores."""
     table = []
     for h in range(H):
         rows = []
@@ -63,7 +63,7 @@ def test_soft_clamp(cap):
     torch.testing.assert_close(got, projected(fn, gathered(weights, heads)))
 
 
-def test_soft_clamp_leaves_the_bias_alone():
+def test_soft_clamp_does_not_change_the_bias():
     fn, got, _, heads = attention_of(
         attn_softclamp_logits=True, attn_logit_softclamp_value=0.5, alibi_pos_bias=True
     )
@@ -99,7 +99,7 @@ def test_talking_heads():
     torch.testing.assert_close(got, projected(fn, gathered(table, heads)))
 
 
-def test_talking_heads_start_silent():
+def test_talking_heads_start_as_the_identity():
     torch.manual_seed(0)
     talking = flagformer.Decoder(dim=8, depth=1, heads=2, attn_talking_heads=True)
     plain = flagformer.Decoder(dim=8, depth=1, heads=2)
@@ -109,8 +109,8 @@ def test_talking_heads_start_silent():
 
 
 @pytest.mark.parametrize("k", [1, 2, 9])
-def test_sparse_topk_keeps_the_largest_visible(k):
-    """arXiv:1912.11637, equation 3, over the keys that a query may see."""
+def test_sparse_topk_keeps_the_largest_allowed(k):
+    """arXiv:1912.11637, equation 3, over the allowed keys of a query."""
 
     def keep(scores):
         least = sorted(scores, reverse=True)[:k][-1]
@@ -169,7 +169,7 @@ def test_gates_start_open():
 
 
 def test_attention_on_attention():
-    """arXiv:1908.06954, equations 3 and 4, of what the heads found."""
+    """arXiv:1908.06954, equations 3 and 4, on the output of the heads."""
     fn, got, _, heads = attention_of(attn_on_attn=True)
     found = gathered(weights_of(heads), heads).flatten(1)
     weight = fn.to_out.project.weight.detach()

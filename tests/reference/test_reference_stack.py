@@ -7,7 +7,7 @@ import torch
 import flagformer
 from flagformer.head.heads import LinearHead, TiedHead
 
-# flags -> kinds of the modules, and the module that runs at each step
+# flags -> kinds of the modules, and the module of each step
 PLANS = [
     ({"depth": 2}, "af af", "0123"),
     ({"depth": 2, "cross_attend": True}, "acf acf", "012345"),
@@ -42,7 +42,7 @@ def test_plans(flags, kinds, order):
 
 
 def test_final_norm_can_be_left_out():
-    """Pre-norm without the last norm: the bare stream comes out."""
+    """Pre-norm without the final norm: the output is the residual stream."""
     layers = flagformer.Decoder(dim=8, heads=2, custom_layers="f", pre_norm_has_final_norm=False)
     x = torch.randn(1, 3, 8)
     (sublayer,) = layers.sublayers
@@ -52,8 +52,8 @@ def test_final_norm_can_be_left_out():
 @pytest.mark.parametrize(
     ("kind", "macaron", "share"), [("f", True, 0.5), ("f", False, 1.0), ("a", True, 1.0)]
 )
-def test_feedforwards_of_a_macaron_count_half(kind, macaron, share):
-    """arXiv:1906.02762, equation 5; attention counts whole."""
+def test_feedforwards_of_a_macaron_are_half_steps(kind, macaron, share):
+    """arXiv:1906.02762, equation 5; attention is a full step."""
     layers = flagformer.Decoder(dim=8, heads=2, custom_layers=kind, macaron=macaron).double()
     branch = flagformer.Decoder(dim=8, heads=2, custom_layers=kind).double()
     branch.load_state_dict(layers.state_dict())
@@ -109,7 +109,7 @@ def test_placement_of_norms(placement):
 
 
 def run_attention(layers):
-    """The first sublayer's attention alone, causal, by the formula."""
+    """The first sublayer's attention by the formula, causal."""
     attention = layers.sublayers[0].fn
     weights = attention.source.projection.to_qkv.weight.detach(), attention.to_out.weight.detach()
 
@@ -137,7 +137,7 @@ def by_hand(x, qkv, out, heads, width, groups=None, turn=lambda vector, position
 
 
 def test_heads():
-    """A projection of its own, or products with the embedding (arXiv:1608.05859), divided by sqrt(D)."""
+    """A linear projection, or products with the embedding (arXiv:1608.05859), divided by sqrt(D)."""
     x, table = torch.randn(2, 3, 6), torch.randn(11, 6)
 
     def vectors(device):
@@ -158,7 +158,7 @@ def perturbed(**flags):
 
 
 def test_gpt_like_decoder_by_hand():
-    """Learned positions, LayerNorm, GELU, biases in the feedforward: every step written out."""
+    """Learned positions, LayerNorm, GELU, biases in the feedforward: every step explicitly."""
     model, w = perturbed(attn_dim_head=4)
     ids = torch.tensor([3, 0, 7, 7, 10])
     x = w["token_emb.weight"][ids] + w["pos_emb.table.weight"][:5]
@@ -201,7 +201,7 @@ def test_llama_like_decoder_by_hand():
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)  # fp32 angles
 
 
-def test_tied_block_runs_again():
+def test_tied_block_runs_repeatedly():
     """ALBERT (arXiv:1909.11942): a tied model is the untied one with the same weights in each block."""
     tied, weights = perturbed(weight_tie_layers=True, depth=3, rotary_pos_emb=True, attn_dim_head=4)
     untied, _ = perturbed(depth=3, rotary_pos_emb=True, attn_dim_head=4)

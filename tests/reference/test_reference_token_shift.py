@@ -16,7 +16,7 @@ def shifted(x, shifts, layout, later):
 
 
 def expected(x, shifts, later, meets):
-    """Part i of token t is that of token t - move, where the two meet; else zero."""
+    """Group i of token t comes from token t - move if that exists; else it is zero."""
     moves = list(range(-shifts if later else 0, shifts + 1))
     width = D // len(moves)
     want = x.clone()
@@ -39,7 +39,7 @@ def test_shift(shifts, later):
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_nothing_crosses_a_segment_or_comes_from_padding(later):
+def test_no_shift_across_segments_or_from_padding(later):
     x = torch.randn(1, T, D)
     packed = Layout.packed(torch.tensor([[2, 3]]), T)  # one padding index at the end
     segment = [0, 0, 1, 1, 1, 2]
@@ -51,7 +51,7 @@ def test_nothing_crosses_a_segment_or_comes_from_padding(later):
     assert torch.equal(got, expected(x[0], 2, later, lambda t, s: s >= 2)[2:])
 
 
-def test_each_sublayer_can_shift_by_its_own_number():
+def test_each_sublayer_can_have_its_own_shift():
     layers = flagformer.Decoder(dim=8, heads=2, depth=2, shift_tokens=(0, 3, 0, 1))
     assert [getattr(s.input_mixer, "shifts", 0) for s in layers.sublayers] == [0, 3, 0, 1]
 
@@ -63,7 +63,7 @@ def test_more_parts_than_dimensions_are_refused():
 
 @torch.no_grad()
 def test_a_rejected_block_leaves_no_trace():
-    """Speculative decoding: tokens are read, forgotten by `truncate`, and others take their place."""
+    """Speculative decoding: tokens are read, removed by `truncate`, and replaced."""
     torch.manual_seed(0)
     model = (
         flagformer.build(

@@ -1,4 +1,4 @@
-"""Values: of another width, the keys themselves, turned by their positions, and bound to roles."""
+"""Values: another head dim, equal to the keys, rotated by position, and bound to roles."""
 
 import pytest
 import reference_formulas as paper
@@ -11,12 +11,12 @@ BASE = {"dim": D, "heads": H, "attn_dim_head": K, "custom_layers": "a", "pre_nor
 
 
 def attention_of(cls=flagformer.Decoder, **flags):
-    """One perturbed attention sublayer in fp64, and the function that runs it alone."""
+    """One perturbed attention sublayer in fp64, and a function that runs it without its residual."""
     layers = cls(**{**BASE, **flags}).double().eval()
     for parameter in layers.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     sublayer = layers.sublayers[0]
-    sublayer.out_norm = torch.nn.Identity()  # the sublayer's own output, less the stream
+    sublayer.out_norm = torch.nn.Identity()  # the sublayer's own output, without the stream
     return sublayer.fn, lambda x, **how: layers(x, **how) - x
 
 
@@ -48,7 +48,7 @@ def projected(fn, x, *sizes):
 
 
 def check(fn, run, formula):
-    """`formula` maps a row [T, D] to what the heads found, [T, H * V]."""
+    """`formula` maps a row [T, D] to the output of the heads, [T, H * V]."""
     x = torch.randn(2, 5, D, dtype=torch.float64)
     got = run(x).detach()
     for row in range(2):
@@ -72,8 +72,8 @@ def test_shared_values_are_the_keys(heads, groups, flash):
     check(fn, run, formula)
 
 
-def test_shared_values_are_neither_normed_nor_turned():
-    """As in x-transformers 1.27.16: the values are what the keys were before their norm and rotation."""
+def test_shared_values_are_neither_normed_nor_rotated():
+    """As in x-transformers 1.27.16: the values are the keys before their norm and rotation."""
     fn, run = attention_of(attn_shared_kv=True, attn_qk_norm=True, rotary_pos_emb=True)
 
     def formula(x):
@@ -115,8 +115,8 @@ def test_values_of_a_context(more):
 @pytest.mark.parametrize("width", [2, 7])
 @pytest.mark.parametrize(("heads", "groups"), GROUPS)
 @pytest.mark.parametrize("flash", [True, False])
-def test_value_heads_of_another_width(width, heads, groups, flash):
-    """arXiv:1706.03762, section 3.2.2: d_v of its own; the scale stays that of the keys."""
+def test_value_heads_of_another_dim(width, heads, groups, flash):
+    """arXiv:1706.03762, section 3.2.2: a separate d_v; the scale uses that of the keys."""
     fn, run = attention_of(attn_value_dim_head=width, attn_flash=flash, **heads)
 
     def formula(x):
@@ -126,7 +126,7 @@ def test_value_heads_of_another_width(width, heads, groups, flash):
     check(fn, run, formula)
 
 
-def test_prefix_kv_and_gates_have_the_width_of_values():
+def test_prefix_kv_and_gates_have_the_dim_of_values():
     flags = {"attn_num_mem_kv": 2, "attn_add_zero_kv": True, "attn_gate_values": True, "attn_on_attn": True}
     fn, run = attention_of(attn_value_dim_head=6, attn_kv_heads=2, **flags)
     memory = next(s for s in fn.prefix_kv if s.count == 2)
@@ -140,32 +140,32 @@ def test_prefix_kv_and_gates_have_the_width_of_values():
     torch.testing.assert_close(run(x).detach()[0], first * torch.sigmoid(gate))
 
 
-def test_values_are_turned_by_their_own_positions():
+def test_values_are_rotated_by_their_own_positions():
     """arXiv:2606.11275, equation for the rotated value, without the inverse rotation at the query."""
     fn, run = attention_of(rotary_pos_emb=True, attn_rotary_embed_values=True)
 
     def formula(x):
         q, k, v = (by_head(part, H) for part in projected(fn, x, H * K, H * K, H * K))
-        turned = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in v]
-        return gathered(q, k, turned, rotate=paper.rotate)
+        rotated = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in v]
+        return gathered(q, k, rotated, rotate=paper.rotate)
 
     check(fn, run, formula)
 
 
-def test_shared_values_turned_are_turned_keys_without_their_norm():
+def test_rotated_shared_values_are_rotated_keys_without_their_norm():
     fn, run = attention_of(
         rotary_pos_emb=True, attn_rotary_embed_values=True, attn_shared_kv=True, attn_qk_norm=True
     )
 
     def formula(x):
         q, k = (by_head(part, H) for part in projected(fn, x, H * K, H * K))
-        turned = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in k]
-        return gathered(q, k, turned, scale=10.0, norm=paper.cosine, rotate=paper.rotate)
+        rotated = [[paper.rotate(one, j) for j, one in enumerate(head)] for head in k]
+        return gathered(q, k, rotated, scale=10.0, norm=paper.cosine, rotate=paper.rotate)
 
     check(fn, run, formula)
 
 
-def test_wide_values_are_turned_in_the_dims_that_keys_are():
+def test_larger_values_are_rotated_in_the_dims_of_keys():
     fn, run = attention_of(
         rotary_pos_emb=True, rotary_emb_dim=2, attn_rotary_embed_values=True, attn_value_dim_head=3
     )
@@ -175,8 +175,8 @@ def test_wide_values_are_turned_in_the_dims_that_keys_are():
 
     def formula(x):
         q, k, v = (by_head(part, H) for part in projected(fn, x, H * K, H * K, H * 3))
-        turned = [[rotate(one, j) for j, one in enumerate(head)] for head in v]
-        return gathered(q, k, turned, rotate=rotate)
+        rotated = [[rotate(one, j) for j, one in enumerate(head)] for head in v]
+        return gathered(q, k, rotated, rotate=rotate)
 
     check(fn, run, formula)
 
@@ -184,7 +184,7 @@ def test_wide_values_are_turned_in_the_dims_that_keys_are():
 @pytest.mark.parametrize(
     "more", [{}, {"attn_kv_heads": 2, "attn_value_dim_head": 6, "attn_head_scale": True}]
 )
-def test_roles_multiply_what_is_gathered(more):
+def test_roles_multiply_the_attention_output(more):
     """arXiv:1910.06611, equation of TP-attention, with the residual of arXiv:2208.06061."""
     fn, run = attention_of(attn_tensor_product=True, **more)
     groups, width = (2, 6) if more else (H, K)

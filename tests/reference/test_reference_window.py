@@ -1,4 +1,4 @@
-"""A sliding window over the past (arXiv:2004.05150, section 3.1), one pair at a time; and what it meets."""
+"""A sliding window (arXiv:2004.05150, section 3.1), one pair at a time; and combinations with other rules."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ KINDS = {
 
 
 def perturbed(kind="decoder", **flags):
-    """One sublayer of attention without norms, its input and its attention's findings."""
+    """One attention sublayer without norms, its input and its output."""
     torch.manual_seed(9)
     flags = {"custom_layers": "a", **flags}
     layers = KINDS[kind](dim=D, heads=H, attn_dim_head=K, pre_norm=False, **flags).double().eval()
@@ -43,15 +43,15 @@ def by_hand(fn, x, allows, prefix_kv=()):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_query_sees_itself_and_so_many_tokens_before_it(kind):
-    """The far past is hidden; later tokens stay seen where they were."""
+def test_a_query_attends_to_itself_and_the_tokens_of_its_window(kind):
+    """Tokens before the window are masked; later tokens stay allowed where they were."""
     layers, x = perturbed(kind, attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (kind == "encoder" or j <= i))
     torch.testing.assert_close(layers(x)[0], want)
 
 
 @torch.no_grad()
-def test_a_prefix_is_seen_as_far_as_the_window_reaches():
+def test_a_prefix_is_limited_by_the_window():
     layers, x = perturbed("prefix decoder", attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (j <= i or j < 4))
     torch.testing.assert_close(layers(x, prefix_attn_len=torch.tensor([4]))[0], want)
@@ -77,7 +77,7 @@ def test_the_smaller_window_wins(window, width):
 
 
 @torch.no_grad()
-def test_each_layer_has_its_own():
+def test_each_layer_has_its_own_window():
     layers, x = perturbed(custom_layers="aaa", attn_max_attend_past=(1, None, 3))
     want = x[0]
     for sublayer, back in zip(layers.sublayers, (1, T, 3)):
@@ -86,12 +86,12 @@ def test_each_layer_has_its_own():
 
 
 @torch.no_grad()
-def test_the_context_of_cross_attention_has_no_past():
+def test_cross_attention_has_no_window():
     context = torch.randn(1, 9, D, dtype=torch.float64)
     outs = []
     for back in ({"attn_max_attend_past": 1}, {}):
         layers, x = perturbed(custom_layers="ac", **back)
-        layers.sublayers[0].fn.to_out.weight.zero_()  # only the cross-attention speaks
+        layers.sublayers[0].fn.to_out.weight.zero_()  # only the cross-attention adds to the stream
         outs.append(layers(x, context=context))
     torch.testing.assert_close(*outs)
 
@@ -111,7 +111,7 @@ def test_decoding_reads_only_the_keys_of_the_window(num_prefix_kv, monkeypatch):
     )
     layers(x[:, -1:], state=state)
     assert [keys for keys, _ in read] == [num_prefix_kv + 2, num_prefix_kv + 4]
-    assert all(pairs.allowed is None and pairs.bias is None for _, pairs in read), "nothing is to be masked"
+    assert all(pairs.allowed is None and pairs.bias is None for _, pairs in read), "no mask is needed"
 
 
 MODEL = {"num_tokens": 11, "max_seq_len": 600, "dim": 16, "depth": 3, "heads": 4, "attn_dim_head": 8}
@@ -124,7 +124,7 @@ LONGER = {
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize("flags", LONGER)
-def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
+def test_long_inputs_use_a_table_for_each_window(kind, flags, monkeypatch):
     torch.manual_seed(3)
     model = flagformer.build({"model": kind, **MODEL, **LONGER[flags]}).double()
     ids, padding = (
@@ -144,7 +144,7 @@ def test_long_inputs_take_a_table_for_each_window(kind, flags, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_a_table_is_made_once_for_each_distinct_window(monkeypatch):
+def test_a_table_is_computed_once_for_each_distinct_window(monkeypatch):
     made = []
     of = stack.self_attention_pairs
     monkeypatch.setattr(stack, "self_attention_pairs", lambda *how: made.append(of(*how)) or made[-1])

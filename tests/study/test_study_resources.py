@@ -76,7 +76,7 @@ def test_what_is_saved_is_what_autograd_saves():
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     saved = sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in weights)
     assert loss.requires_grad
-    # the fused kernel of a CPU saves rows' sums where the written-out one, on meta, saves all weights
+    # the fused kernel of a CPU saves rows' sums where the eager one, on meta, saves all weights
     assert saved * 0.9 < estimated < saved * 1.5
 
 

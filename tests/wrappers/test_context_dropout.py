@@ -1,4 +1,4 @@
-"""Tokens of a context that cross-attention does not read in training (arXiv:2202.07765)."""
+"""Dropout of context tokens in training (arXiv:2202.07765)."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def inputs():
 
 
 def seen(model, ids, **how):
-    """[B, S] bool for each cross-attention: the tokens whose keys its kernel may read."""
+    """[B, S] bool for each cross-attention: the valid keys of its kernel."""
     masks, hooks = [], []
     for sublayer in model.attn_layers.sublayers:
         if sublayer.kind == "c":
@@ -35,7 +35,7 @@ def seen(model, ids, **how):
     return [None if mask is None else mask[:, 0, 0] for mask in masks]
 
 
-def test_a_share_of_each_row_is_hidden_from_all_layers(inputs):
+def test_a_fraction_of_each_row_is_masked_in_all_layers(inputs):
     ids, context = inputs
     real = torch.arange(8) < torch.tensor([[8], [4], [1]])
     model = build(cross_attn_tokens_dropout=0.5).train()
@@ -55,7 +55,7 @@ def test_only_in_training(inputs):
     assert seen(dropping, ids, context=context) == [None, None]
 
 
-def test_decoding_reads_all(inputs):
+def test_decoding_attends_to_all(inputs):
     ids, context = inputs
     model = build(cross_attn_tokens_dropout=0.9).train()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_decoding_reads_all(inputs):
         torch.testing.assert_close(got, model.eval()(ids, context=context))
 
 
-def test_a_recomputation_draws_no_other_tokens(inputs):
+def test_a_recomputation_drops_the_same_tokens(inputs):
     ids, context = inputs
     results = []
     for unit in (None, "sublayer"):
@@ -76,7 +76,7 @@ def test_a_recomputation_draws_no_other_tokens(inputs):
         assert torch.equal(one, other)
 
 
-def test_a_mask_that_cannot_be(inputs):
+def test_an_invalid_mask(inputs):
     ids, context = inputs
     model = build(cross_attn_tokens_dropout=0.5).train()
     with pytest.raises(ValueError, match="`context_mask` must have shape"):
@@ -89,7 +89,7 @@ def test_needs_cross_attention():
 
 
 @pytest.mark.parametrize("half", ["enc_", "dec_"])
-def test_an_encoder_decoder_says_it_without_prefix(half):
+def test_an_encoder_decoder_has_the_flag_without_prefix(half):
     sizes = {
         f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
     }

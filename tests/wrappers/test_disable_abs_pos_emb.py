@@ -13,7 +13,7 @@ def positions(**flags):
 
 
 @pytest.mark.parametrize("relative", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}])
-def test_who_decides(relative):
+def test_precedence_of_the_flags(relative):
     assert positions(**relative) == ("NoAbsolute" if relative else "Learned")
     assert positions(**relative, disable_abs_pos_emb=None) == positions(**relative)
     assert positions(**relative, disable_abs_pos_emb=True) == "NoAbsolute"
@@ -41,7 +41,7 @@ def test_contradictions_are_refused(disabled, own):
 
 
 @pytest.mark.parametrize("disabled", [True, False])
-def test_it_is_kept(disabled, tmp_path):
+def test_it_is_saved(disabled, tmp_path):
     model = flagformer.build({**SIZES, "disable_abs_pos_emb": disabled})
     assert flagformer.build(model.flags).flags == model.flags
     model.save(tmp_path)
@@ -49,7 +49,7 @@ def test_it_is_kept(disabled, tmp_path):
     assert torch.equal(flagformer.load(tmp_path).eval()(ids), model.eval()(ids))
 
 
-def test_halves_of_an_encoder_decoder_decide_apart():
+def test_halves_of_an_encoder_decoder_are_independent():
     sizes = {
         f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
     }
@@ -69,7 +69,7 @@ def test_patches_of_an_image(disabled):
         {"model": "vit", "image_size": 8, "patch_size": 4, **flags, "disable_abs_pos_emb": disabled}
     ).eval()
     image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    turned = torch.cat([image[:, :, 4:], image[:, :, :4]], dim=2)  # the two rows of patches change places
+    turned = torch.cat([image[:, :, 4:], image[:, :, :4]], dim=2)  # the two rows of patches are swapped
     with torch.no_grad():
         moved = (model(turned) - model(image).roll(2, dims=1)).abs().max()
     assert bool(moved < 1e-5) is (disabled is True)

@@ -1,4 +1,4 @@
-"""Ids of every integer type: int32 gives what int64 gives, others are refused by name, in every loss."""
+"""Ids of every integer type: int32 equals int64, others are refused by name, in every loss."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_prompts_of_every_integer_type(dtype):
     assert torch.equal(wrapper.generate(ids().to(dtype), 4, temperature=0), want)
 
 
-def test_what_is_no_plain_model_says_what_to_call():
+def test_other_models_name_the_method_to_call():
     sizes = {"num_tokens": 11, "dim": 16, "depth": 1, "max_seq_len": 16, "window_size": 4, "heads": 2}
     routing = flagformer.RoutingTransformerLM(**sizes, causal=True)
     with pytest.raises(ValueError, match=r"but is RoutingTransformerLM; give its `\.net`.* or call its own"):

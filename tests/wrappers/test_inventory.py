@@ -10,7 +10,7 @@ from perturbed_models import perturbed
 
 SIZES = {"num_tokens": 13, "max_seq_len": 24, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 KINDS = {"embed_num_tokens": {"type": 3, "side": 2}}
-# fp32 sums of some units in another order
+# fp32 sums of magnitude about 1 in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -28,7 +28,7 @@ def kinds_of(ids):
 
 
 def into_layers(model, ids, **how):
-    """What the layers are given."""
+    """The input of the layers."""
     seen = []
     hook = model.attn_layers.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(ids, **how)
@@ -36,8 +36,8 @@ def into_layers(model, ids, **how):
     return seen[0]
 
 
-def test_all_of_it_by_the_formula(ids):
-    """Sum of tokens, positions, kinds and what is given; norm; projection; in this order."""
+def test_the_input_follows_the_formula(ids):
+    """Sum of tokens, positions, kinds and the given embedding; norm; projection; in this order."""
     model = build(emb_dim=12, post_emb_norm=True, l2norm_embed=True, **KINDS)
     more = torch.randn(2, 9, 12)
     state, kinds = model.state_dict(), kinds_of(ids)
@@ -63,7 +63,7 @@ def test_tied_logits_of_a_narrow_unit_embedding(ids):
     assert model.head.narrow.weight.grad.any()
 
 
-def test_share_of_the_gradient(ids):
+def test_fraction_of_the_gradient(ids):
     grads = []
     for share in (1.0, 0.25):
         model = build(emb_frac_gradient=share, post_emb_norm=True)
@@ -78,7 +78,7 @@ def test_unit_vectors_start_small():
     torch.manual_seed(0)
     model = flagformer.build({**SIZES, "l2norm_embed": True})
     for table in (model.token_emb.weight, model.pos_emb.table.weight):
-        assert 0.5e-5 < table.std() < 2e-5  # 208 and more draws around 1e-5
+        assert 0.5e-5 < table.std() < 2e-5  # 208 and more samples around 1e-5
     x = into_layers(model, torch.zeros(1, 1, dtype=torch.long))
     assert x.norm() > 0.1
 
@@ -106,7 +106,7 @@ def test_other_logits(ids):
         ({"emb_dim": 7, "scaled_sinu_pos_emb": True}, "(`emb_dim` where it is set) must be even"),
     ],
 )
-def test_flags_that_cannot_be(flags, says):
+def test_invalid_flags(flags, says):
     with pytest.raises(flagformer.FlagError) as error:
         flagformer.check({**SIZES, **flags})
     assert says in str(error.value)
@@ -132,7 +132,7 @@ def test_wrong_ids_are_named(how, says, ids):
         build(**KINDS)(ids, **how)
 
 
-def test_what_is_not_asked_for_is_refused(ids):
+def test_unexpected_inputs_are_refused(ids):
     with pytest.raises(ValueError, match=r"must hold ids for nothing .*, but holds \['type'\]"):
         build()(ids, embed_ids={"type": ids})
     with pytest.raises(ValueError, match=r"`sum_embeds` must have shape \[2, 9, 12\], but has \[2, 9, 16\]"):
@@ -174,7 +174,7 @@ def test_kinds_in_a_decode_state_padding_and_packing(flags, ids):
     torch.testing.assert_close(packed[1:, 4:], want, **CLOSE)
 
 
-def test_loss_reads_the_kinds(ids):
+def test_loss_uses_the_kinds(ids):
     model, kinds = build(**KINDS), kinds_of(ids)
     read = {name: value[:, :-1] for name, value in kinds.items()}
     logits = model(ids[:, :-1], embed_ids=read)
@@ -183,8 +183,8 @@ def test_loss_reads_the_kinds(ids):
 
 
 @pytest.mark.parametrize("cache_kv", [True, False])
-def test_generation_carries_the_kinds_on(cache_kv):
-    """Row by row by hand: what is given goes with the tokens in order, the last goes on."""
+def test_generation_continues_the_kinds(cache_kv):
+    """Row by row by hand: the given ids follow the tokens in order, and the last one repeats."""
     wrapper = AutoregressiveWrapper(build(**KINDS, rotary_pos_emb=True))
     prompts = [[3, 1, 4, 1], [9], [2, 6]]
     kinds = {"type": torch.tensor([[0, 1, 2, 0, 1, 2]] * 3), "side": torch.tensor([[0, 1, 0, 1]] * 3)}

@@ -1,4 +1,4 @@
-"""A loss in chunks is the loss, and [B, T, V] is never there."""
+"""A loss in chunks equals the loss, and [B, T, V] is never allocated."""
 
 import pytest
 import torch
@@ -60,12 +60,12 @@ def test_bf16_autocast(head):
     wanted, wanted_grads, _ = step(net, 1, autocast=True)
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
     for one, other in zip(grads, wanted_grads):
-        # the gradient of logits has 8 bits on either way, and they are rounded in other places
+        # the gradient of logits has 8 bits in both, rounded at different steps
         assert (one - other).norm() <= 2e-2 * other.norm()
 
 
 def test_function_in_fp64():
-    """Of everything that logits depend on: weights that are leaves, and one that another was made of."""
+    """Of every input of the logits: leaf weights, and one computed from another."""
     torch.manual_seed(1)
     features = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
     source = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
@@ -94,7 +94,7 @@ def test_large_logits():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_batch_without_targets(head):
-    """The mean of nothing is NaN, and its gradient 0, in parts as at once."""
+    """The mean over no target is NaN, and its gradient 0, in chunks and without."""
     x = torch.full((2, 6), -100)
     x[:, 0] = 3
     for chunks in (1, 3):
@@ -106,7 +106,7 @@ def test_a_batch_without_targets(head):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operator gives."""
+    """The number of elements of the largest operator output."""
 
     size = 0
 
@@ -130,7 +130,7 @@ def test_logits_are_never_whole():
 
 
 def test_second_backward():
-    """As of any loss: the same gradients where the first one kept the graph, a clear error where not."""
+    """Like any loss: the same gradients with a retained graph, a clear error without."""
     net = model()
     parameters = list(net.parameters())
     loss = AutoregressiveWrapper(net, loss_chunks=4)(ids())
@@ -143,7 +143,7 @@ def test_second_backward():
         loss.backward()
 
 
-def test_hooks_of_parameters_see_one_gradient():
+def test_parameter_hooks_run_once():
     net, seen = model(), []
     net.head.project.weight.register_hook(lambda grad: seen.append(grad.clone()))
     AutoregressiveWrapper(net, loss_chunks=4)(ids()).backward()
@@ -171,7 +171,7 @@ def test_without_gradients():
     assert not AutoregressiveWrapper(net, loss_chunks=4)(ids()).requires_grad
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match=r"`loss_chunks`.*at least 1, but is 0"):
         AutoregressiveWrapper(model(), loss_chunks=0)
 

@@ -1,4 +1,4 @@
-"""A loss in chunks of any head is the loss of all logits, with its gradients, in every surrounding."""
+"""A loss in chunks of any head equals the loss of all logits, with its gradients, in every context."""
 
 from contextlib import nullcontext
 
@@ -14,7 +14,7 @@ D, V = 6, 11
 
 
 class Calls(nn.Module):
-    """A linear, and what is done with it."""
+    """A linear, and a function of its output."""
 
     def __init__(self, call, **how):
         super().__init__()
@@ -42,7 +42,7 @@ def offloaded(linear, x):
 
 
 def several(linear, x):
-    """One weight by `F.linear`, of one row and of all, by a product, by name, detached."""
+    """One weight through `F.linear`, of one row and of all, by a product, by name, detached."""
     row = F.linear(x[0, 0], linear.weight)
     named = F.linear(input=x, weight=linear.weight, bias=linear.bias)
     return named + x @ linear.weight.T + F.linear(x, linear.weight.detach()) + row
@@ -63,7 +63,7 @@ HEADS = {
     "none": nn.Identity,
     "several": lambda: Calls(several),
 }
-# "several" adds the first row of what it gets to all others: the whole is one chunk
+# "several" adds the first row of its input to all others: the whole input is one chunk
 CHUNKS = {"several": 1}
 SURROUNDINGS = {
     "plain": lambda loss, x: loss(x),
@@ -79,7 +79,7 @@ def within(context, loss, x):
 
 
 def trained(head, loss, x, around=SURROUNDINGS["plain"]):
-    """The loss, and the gradients of a multiple of it, added to those of another backward."""
+    """The loss, and the gradients of a multiple of it, accumulated with those of another backward."""
     head.zero_grad()
     x = x.clone().requires_grad_(x.requires_grad)
     for scale in (2.0, 3.0):
@@ -99,7 +99,7 @@ def data(name, features):
 @pytest.mark.parametrize("around", SURROUNDINGS)
 @pytest.mark.parametrize("features", [True, False], ids=["features learn", "features are fixed"])
 @pytest.mark.parametrize("name", HEADS)
-def test_loss_and_gradients_are_those_of_all_logits(name, features, around):
+def test_loss_and_gradients_equal_those_of_all_logits(name, features, around):
     if around == "reentrant" and not features:
         pytest.skip("torch gives no gradients to what a reentrant checkpoint was not given")
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_loss_and_gradients_are_those_of_all_logits(name, features, around):
 
 @pytest.mark.parametrize("name", ["linear", "adapted", "deep", "parametrized", "capped"])
 def test_half_precision(name):
-    """Under autocast, and of a model in bf16, gradients are as near to those of fp64 as without chunks."""
+    """Under autocast, and of a model in bf16, gradients are as close to those of fp64 as without chunks."""
     torch.manual_seed(0)
     exact = HEADS[name]().double()
     x, targets = data(name, True)
@@ -156,7 +156,7 @@ def test_half_precision(name):
 
 
 def test_autocast_afterwards_learns():
-    """The weight's cast of the loss is no part of autocast's cache, which the next product reads."""
+    """The loss leaves no cast of the weight in autocast's cache, which the next product uses."""
     head, x = nn.Linear(D, V), torch.randn(1, 4, D)
     with torch.autocast("cpu", torch.bfloat16):
         chunked_cross_entropy(head, x, torch.zeros(1, 4, dtype=torch.long), -100, 2)
@@ -175,7 +175,7 @@ def test_a_compiled_head():
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_a_subclass_of_tensor_multiplies_by_itself():
+def test_a_tensor_subclass_uses_its_own_product():
     class Counted(torch.Tensor):
         seen = 0
 

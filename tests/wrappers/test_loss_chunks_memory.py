@@ -1,4 +1,4 @@
-"""A loss in chunks holds one tensor of the size of the head's weight, and two of a chunk's logits."""
+"""A loss in chunks allocates one tensor of the size of the head's weight, and two of a chunk's logits."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ WEIGHT, LOGITS, FEATURES = BYTES * V * D, BYTES * V * LENGTH, BYTES * D * CHUNKS
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that results of operators take at once; views of arguments take none."""
+    """The peak bytes of operator outputs; views of arguments count zero."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ def peak(head, autocast=False):
     return seen.most
 
 
-# features: their gradient, its parts while they are joined, what autograd passes on, and small tensors
+# features: their gradient, its chunks during concatenation, autograd's copy, and small tensors
 SMALL = 4 * FEATURES
 
 
@@ -66,7 +66,7 @@ def test_a_linear_head_has_one_gradient():
     assert peak(linear()) <= WEIGHT + 2 * LOGITS + SMALL
 
 
-def test_with_a_gradient_to_add_to():
+def test_with_gradient_accumulation():
     head = linear()
     for parameter in head.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -85,12 +85,12 @@ def test_a_frozen_weight_has_no_gradient():
 
 
 def test_a_parametrized_head():
-    """Its weight is made for each chunk: the weight, its gradient, one of what it is made of, and a sum."""
+    """Its weight is computed for each chunk: the weight, its gradient, one of its original, and a sum."""
     head = nn.utils.parametrizations.weight_norm(linear())
     assert peak(head) <= 4 * WEIGHT + 2 * LOGITS + SMALL
 
 
-def test_more_chunks_take_less():
+def test_more_chunks_use_less_memory():
     sizes = []
     for chunks in (2, 8, 32):
         x, targets = torch.randn(1, 128, D), torch.randint(V, (1, 128))
@@ -103,7 +103,7 @@ def test_more_chunks_take_less():
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_backward_takes_a_copy_only_where_another_follows(keep):
+def test_a_backward_copies_only_before_another_one(keep):
     head, x = linear(), torch.randn(1, 128, D)
     loss = chunked_cross_entropy(head, x, torch.randint(V, (1, 128)), -100, CHUNKS)
     with Peak() as seen:

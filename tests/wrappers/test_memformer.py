@@ -1,4 +1,4 @@
-"""Memformer: forms, masks, flags of both halves, generation, and what is refused."""
+"""Memformer: forms, masks, flags of both halves, generation, and refusals."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_forms(pair):
 
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["gru", "bmn"])
-def test_memory_reaches_what_comes_later(update, pair):
+def test_memory_affects_later_segments(update, pair):
     model, (src, tgt) = make(memory_update=update), pair
     first = model(src)
     start = model.get_initial_mem(3)
@@ -79,7 +79,7 @@ def test_padding_changes_nothing(pair):
 
 
 @torch.no_grad()
-def test_the_decoder_sees_no_later_token(pair):
+def test_the_decoder_attends_to_no_later_token(pair):
     model, (src, tgt) = make(), pair
     decoder, context = model.decoder.net, model(src).enc_out
     changed = tgt.clone()
@@ -96,7 +96,7 @@ def test_the_decoder_sees_no_later_token(pair):
         {"compat_positions": "memformer-0.3"},
     ],
 )  # fmt: skip
-def test_generation_with_cache_draws_what_it_draws_without(flags, pair):
+def test_cached_generation_equals_uncached(flags, pair):
     model, (src, _) = make(**flags), pair
     mems = model(src).mem.detach()
     mask = torch.arange(6) < torch.tensor([[6], [4], [2]])
@@ -157,7 +157,7 @@ AUXILIARY = {
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
-def test_the_loss_of_training_holds_the_encoders_auxiliary_losses(name, pair):
+def test_the_training_loss_includes_the_encoders_auxiliary_losses(name, pair):
     model, (src, tgt) = make(**AUXILIARY[name]).train(), pair
     results, outputs = model(src, tgt, return_outputs=True)
     alone = model.decoder(tgt, context=results.enc_out)
@@ -219,7 +219,7 @@ def test_a_stream_reads_a_source_segment_by_segment(update, read, tmp_path):
         ({"compat_positions": "0.3"}, "`compat_positions` must be"),
     ],
 )
-def test_mistakes_are_named_as_typed(flags, says):
+def test_mistakes_are_named_as_given(flags, says):
     given = {name: value for name, value in {**SIZES, **both(), **flags}.items() if value is not None}
     with pytest.raises(flagformer.FlagError) as error:
         Memformer(**given)
@@ -252,7 +252,7 @@ def test_mistakes_are_named_as_typed(flags, says):
         (lambda m, s, t: m.stream(3).generate(t, 3), "this stream has read nothing yet"),
     ],
 )
-def test_bad_calls_are_named(call, says, pair):
+def test_invalid_calls_are_named(call, says, pair):
     with pytest.raises(ValueError) as error:
         call(make(), *pair)
     assert says in str(error.value)

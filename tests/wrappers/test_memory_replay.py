@@ -14,7 +14,7 @@ DEC = {f"dec_{name}": value for name, value in {**HALF, "max_seq_len": 9}.items(
 DROPOUT = {"ff_dropout": 0.2, "attn_dropout": 0.2, "layer_dropout": 0.1}
 # fp64 sums in another order, over eight segments; a wrong memory gradient is off by more than 1e-4
 EXACT = 1e-10
-CROSS_ENTROPY = 1e-6  # where it is of fp32
+CROSS_ENTROPY = 1e-6  # if the memory is fp32
 SEGMENTS = 8
 
 
@@ -68,7 +68,7 @@ def of_output(results, number):
 @pytest.mark.parametrize(
     "more", [{}, DROPOUT, {"reversible": True, "ff_dropout": 0.2}], ids=["plain", "dropout", "reversible"]
 )
-def test_gradients_are_those_through_all_segments(update, encoder_only, more):
+def test_gradients_equal_those_through_all_segments(update, encoder_only, more):
     prefixes = ("enc_",) if encoder_only else ("enc_", "dec_")
     flags = {prefix + name: value for prefix in prefixes for name, value in more.items()}
     model = memformer(encoder_only, memory_update=update, num_mem_updates=2, **flags)
@@ -84,7 +84,7 @@ def test_gradients_are_those_through_all_segments(update, encoder_only, more):
 
 
 def test_gradients_under_autocast():
-    """Weights that the first run cast without a graph get theirs in the second."""
+    """Weights cast without a graph in the first run get gradients in the second."""
     model = memformer().float()
     src, real, tgt = source()
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,7 +112,7 @@ def test_targets_of_some_segments_and_of_the_last():
 
 
 def test_random_numbers_continue_after_it():
-    """The next step of training does not draw what this one drew."""
+    """The next training step uses other random numbers."""
     model = memformer(**{f"enc_{name}": value for name, value in DROPOUT.items()})
     src, real, tgt = source()
     first = memory_replay_backprop(model, src, tgt, real)
@@ -120,7 +120,7 @@ def test_random_numbers_continue_after_it():
 
 
 def held_at_most(work):
-    """The most bytes that autograd holds at a time."""
+    """The peak bytes held by autograd."""
     held, most = 0, 0
 
     class Kept:
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_segments():
     assert kept(64) <= 1.1 * kept(2)
 
 
-def test_what_a_segment_leaves_is_no_slice_of_it():
+def test_a_segments_memory_is_no_slice_of_its_hidden_states():
     model = stream_model(rotary_pos_emb=True, max_mem_len=2)
     _, left = model(torch.randint(11, (1, 5)), return_mems=True, detach_mems=True)
     for kept in (left.slots, *left):
@@ -172,7 +172,7 @@ def stream_model(**flags):
     ],
     ids=["rotary", "dropout", "reversible", "with memories of tokens"],
 )
-def test_train_segments_is_back_propagation_through_a_stream(flags):
+def test_train_segments_equals_back_propagation_through_a_stream(flags):
     model = stream_model(**flags)
     draws = torch.Generator().manual_seed(1)
     x = torch.randint(11, (2, 5 * SEGMENTS - 1), generator=draws)
@@ -202,7 +202,7 @@ ROUTING = {"rotary_pos_emb": True, "num_clusters": 2, "window_size": 4, "commitm
 
 
 def centroids(model):
-    """What a step of the optimizer makes of them."""
+    """The weights after an optimizer step."""
     model.update_kmeans()
     return [
         part.clone() for one in model.modules() if isinstance(one, KMeans) for part in (one.means, one.counts)
@@ -211,7 +211,7 @@ def centroids(model):
 
 @pytest.mark.parametrize("more", [{}, {"reversible": True}, {"checkpoint": "sublayer"}], ids=str)
 def test_centroids_count_each_token_of_a_stream_once(more):
-    """And the auxiliary losses of all segments are learned."""
+    """And the auxiliary losses of all segments have gradients."""
     found = []
     x = torch.randint(11, (2, 5 * SEGMENTS + 1), generator=torch.Generator().manual_seed(1))
     for replayed in (False, True):
@@ -248,7 +248,7 @@ def test_centroids_count_each_token_of_a_source_once(encoder_only):
         torch.testing.assert_close(got, want)
 
 
-def test_a_failed_first_run_leaves_no_counts():
+def test_a_failed_first_run_counts_nothing():
     model = memformer(True, **{"enc_" + name: value for name, value in ROUTING.items()})
 
     def fails(results, number):
@@ -261,7 +261,7 @@ def test_a_failed_first_run_leaves_no_counts():
     assert all(one.pending_stats is None for one in model.modules() if isinstance(one, KMeans))
 
 
-# what a model without slots leaves
+# the memory of a model without slots
 XL = RecurrentState((torch.zeros(2, 3, 16),), Layout.arange(3, torch.device("cpu")))
 
 
@@ -306,6 +306,6 @@ XL = RecurrentState((torch.zeros(2, 3, 16),), Layout.arange(3, torch.device("cpu
         ),
     ],
 )
-def test_bad_calls_are_named(call, says):
+def test_invalid_calls_are_named(call, says):
     with pytest.raises(ValueError, match=says):
         call(memformer(), torch.arange(16).view(2, 8) % 11)

@@ -21,7 +21,7 @@ SCHEMES = {
     },
     "of layers above": {"rel_pos_bias": True, "max_mem_len": 5, "shift_mem_down": 1},
 }  # fmt: skip
-# fp64: cached, in blocks and at once differ by rounding
+# fp64: cached, in blocks and in one pass differ by rounding
 CLOSE = 1e-10
 
 
@@ -48,7 +48,7 @@ def by_segments(model, ids):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_stream_reads_what_segments_read(name):
+def test_a_stream_equals_segments(name):
     model, ids = make(**SCHEMES[name]), text()
     want = by_segments(model, ids)
     for sizes in ((1,) * 23, (3, 4, 9, 1, 6), (23,)):
@@ -59,7 +59,7 @@ def test_a_stream_reads_what_segments_read(name):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_earlier_segments_are_seen_and_later_ones_are_not(name):
+def test_earlier_segments_have_an_effect_and_later_ones_have_none(name):
     model, ids = make(**SCHEMES[name]), text()
     want, changed = by_segments(model, ids), ids.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 11
@@ -68,7 +68,7 @@ def test_earlier_segments_are_seen_and_later_ones_are_not(name):
     assert (got - want)[:, 20:].abs().max() > 1e-6
 
 
-def test_what_a_stream_holds_does_not_grow():
+def test_a_stream_has_constant_size():
     stream = make(rotary_pos_emb=True).stream(2)
     stream(text(8))
     held = stream.size_bytes()
@@ -78,7 +78,7 @@ def test_what_a_stream_holds_does_not_grow():
 
 @pytest.mark.parametrize("name", ["rotary", "bmn", "memories of tokens", "interspersed"])
 @pytest.mark.parametrize("read", [3, 5, 13])
-def test_a_stream_is_saved_and_goes_on(name, read, tmp_path):
+def test_a_stream_is_saved_and_continues(name, read, tmp_path):
     model, ids = make(**SCHEMES[name]), text()
     stream = model.stream(2)
     stream(ids[:, :read])
@@ -90,7 +90,7 @@ def test_a_stream_is_saved_and_goes_on(name, read, tmp_path):
         flagformer.load(tmp_path).stream(3, tmp_path)
 
 
-def test_a_stream_leaves_the_mode_of_its_model():
+def test_a_stream_preserves_the_mode_of_its_model():
     model = make(rotary_pos_emb=True, ff_dropout=0.5).train()
     one, other = model.stream(2), model.stream(2)
     assert torch.equal(one(text()), other(text()))
@@ -104,7 +104,7 @@ def test_loss_and_generation_over_segments(name):
     wrapper = XLAutoregressiveWrapper(model)
     logits = by_segments(model, ids[:, :-1])
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-    assert (wrapper(ids) - want).abs() < 1e-5  # its cross entropy is of fp32
+    assert (wrapper(ids) - want).abs() < 1e-5  # its cross entropy is fp32
     stream, tokens = model.stream(2), ids
     drawn = wrapper.generate(ids, 9, temperature=0.0)
     for place in range(9):
@@ -185,7 +185,7 @@ def held(model, length=3):
         ),
     ],
 )  # fmt: skip
-def test_bad_calls_are_named(flags, call, says):
+def test_invalid_calls_are_named(flags, call, says):
     with pytest.raises(ValueError) as error:
         call(make(**flags), text())
     assert says in str(error.value)

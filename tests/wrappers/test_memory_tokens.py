@@ -1,4 +1,4 @@
-"""Memory tokens: padding, packing, decoding change nothing; windows and masks of tokens never hide them."""
+"""Memory tokens: padding, packing, decoding change nothing; windows and masks never apply to them."""
 
 import copy
 
@@ -59,7 +59,7 @@ def cached(model, ids, blocks, **how):
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("starts", STARTS)
-def test_cached_equals_full_equals_alone(memory, scheme, starts, ids):
+def test_cached_equals_full_equals_single_rows(memory, scheme, starts, ids):
     model = build(**MEMORIES[memory], **SCHEMES[scheme])
     begin, first = starts_of(starts), STARTS[starts] or [0] * 4
     for window in (None, 4):
@@ -90,11 +90,11 @@ def test_padding_on_either_side_and_packing(memory, kind, ids):
             torch.testing.assert_close(model(ids, **how)[1:2, 3:11], alone, **TIGHT)
 
 
-def test_a_window_counts_tokens_and_never_hides_memory(ids):
+def test_a_window_counts_tokens_and_never_masks_memory(ids):
     model = build(**MEMORIES["in front"], depth=1)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.memory.tokens.copy_(model.memory.tokens.roll(1, 1))  # a norm would forget a constant
+        other.memory.tokens.copy_(model.memory.tokens.roll(1, 1))  # a norm would remove a constant
         for window in (1, 3):
             for state in (None, model.init_state(4, 14, window=window)):
                 how = {"window": window} if state is None else {"state": state}
@@ -113,7 +113,7 @@ def test_a_window_counts_tokens_and_never_hides_memory(ids):
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("shape", [(14, 14), (2, 14, 14), (4, 1, 14, 14), (4, 2, 14, 14)])
-def test_a_mask_of_tokens_reaches_around_memory(memory, shape, ids):
+def test_a_mask_of_tokens_does_not_apply_to_memory(memory, shape, ids):
     """Under a mask over token 5, other tokens there change nothing; memory tokens stay allowed."""
     model = build(**MEMORIES[memory], rotary_pos_emb=True)
     mask = torch.ones(shape, dtype=torch.bool)
@@ -124,7 +124,7 @@ def test_a_mask_of_tokens_reaches_around_memory(memory, shape, ids):
         changed[:, 5] = (changed[:, 5] + 1) % 13
         got = model(changed, attn_mask=mask)
         assert (got[:, 5] - want[:, 5]).abs().max() > 1e-6
-        if memory == "in front":  # memory of later blocks is seen by tokens and sees token 5
+        if memory == "in front":  # memory of later blocks attends to token 5, and tokens attend to it
             keep = torch.arange(14) != 5
             torch.testing.assert_close(got[:, keep], want[:, keep], **TIGHT)
         torch.testing.assert_close(model(ids, attn_mask=torch.ones_like(mask)), model(ids), **TIGHT)
@@ -185,7 +185,7 @@ def test_a_prefix_counts_tokens(memory, ids):
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("scheme", ["rotary", "t5, shifted"])
-def test_a_state_forgets_and_reorders(memory, scheme, ids):
+def test_a_state_truncates_and_reorders(memory, scheme, ids):
     model = build(**MEMORIES[memory], **SCHEMES[scheme])
     begin, order = torch.tensor([0, 3, 5, 6]), torch.tensor([2, 2, 0, 3])
     state = model.init_state(4, 14, seq_start_pos=begin)
@@ -204,7 +204,7 @@ def test_a_state_forgets_and_reorders(memory, scheme, ids):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_room_is_for_the_longest_row_and_no_more(memory, ids):
+def test_cache_length_fits_the_longest_row_exactly(memory, ids):
     model = build(**MEMORIES[memory])
     state = model.init_state(4, 14, seq_start_pos=torch.tensor([1, 0, 4, 6]))
     with torch.no_grad():
@@ -239,12 +239,12 @@ def test_a_failed_block_can_be_repeated(ids):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_generation_cached_and_not(memory, scheme):
     wrapper = AutoregressiveWrapper(build(**MEMORIES[memory], **SCHEMES[scheme]))
-    length = 40 if scheme != "learned" else 24  # past max_seq_len, where a window holds
+    length = 40 if scheme != "learned" else 24  # past max_seq_len, with a window
     new = wrapper.generate(PROMPTS, length, temperature=0)
     assert torch.equal(new, wrapper.generate(PROMPTS, length, temperature=0, cache_kv=False))
     for row, prompt in enumerate(PROMPTS):
         alone = wrapper.generate(prompt, length, temperature=0)
-        within = 32 + 1 - 7  # rows of a batch reach the window together
+        within = 32 + 1 - 7  # rows of a batch reach the window in the same step
         assert torch.equal(new[row, :within], alone[:within])
 
 
@@ -258,7 +258,7 @@ def test_beams_of_ragged_prompts():
     torch.testing.assert_close(scores, same_scores, **TIGHT)
 
 
-def test_loss_and_shapes_of_what_is_returned(ids):
+def test_loss_and_shapes_of_return_values(ids):
     model = build(**MEMORIES["every fourth"])
     logits = model(ids[:, :-1])
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -271,7 +271,7 @@ def test_loss_and_shapes_of_what_is_returned(ids):
     assert {tuple(x.shape) for x in outputs.hiddens} == {(4, places, 16)}
 
 
-def test_own_positions_need_absolute_ones(ids):
+def test_explicit_positions_need_absolute_ones(ids):
     places = torch.arange(14) + 3
     model = build(**MEMORIES["in front"])
     shifted = copy.deepcopy(model)
@@ -301,7 +301,7 @@ def test_compiles_and_exports(memory, ids):
 
 
 @pytest.mark.parametrize("starts", [None, [0, 2]])
-def test_decoding_takes_two_graphs(starts):
+def test_decoding_compiles_two_graphs(starts):
     model = build(**MEMORIES["in front"], rotary_pos_emb=True)
     begin = None if starts is None else torch.tensor(starts)
     ids = torch.randint(13, (2, 12))
@@ -317,7 +317,7 @@ def test_decoding_takes_two_graphs(starts):
     torch.testing.assert_close(torch.cat(pieces, dim=1)[:, 2:], want[:, 2:], **TIGHT)
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_combinations_are_refused():
     for flags, says in (
         ({"memory_tokens_interspersed_every": 3}, "it tunes `num_memory_tokens`, which is not set"),
         ({"num_memory_tokens": 2, "memory_tokens_interspersed_every": 0}, "must be at least 1"),
@@ -347,7 +347,7 @@ def test_a_state_of_other_layers_is_refused(ids):
             model.init_state(*how)
 
 
-def test_no_memory_is_no_memory(ids):
+def test_zero_memory_tokens_equal_none(ids):
     torch.manual_seed(0)
     plain = TransformerWrapper(num_tokens=13, max_seq_len=32, attn_layers=Decoder(dim=16, depth=1, heads=2))
     torch.manual_seed(0)

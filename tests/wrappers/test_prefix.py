@@ -12,7 +12,7 @@ SCHEMES = {
     "alibi with memory": {"alibi_pos_bias": True, "attn_num_mem_kv": 2},
 }  # fmt: skip
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [2, 6, 5]]
-# fp32 sums of some units in another order
+# fp32 sums of magnitude about 1 in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -26,7 +26,7 @@ def ids():
 
 
 def nats(wrapper, row, prefix, first):
-    """The loss of each target from `first` on, each from a forward over exactly what stands before it."""
+    """The loss of each target from `first` on, each from a forward over exactly the tokens before it."""
     model = wrapper.net
     return [
         -model(row[None, :t], prefix_attn_len=prefix)[0, -1].log_softmax(-1)[row[t]]
@@ -77,14 +77,14 @@ def test_cached_generation_equals_uncached_and_the_forward(flags):
         assert torch.equal(alone, logits[0, len(prompt) - 1 :].argmax(-1))
 
 
-def test_past_max_seq_len_a_window_holds_for_the_prefix_too():
+def test_past_max_seq_len_a_window_applies_to_the_prefix_too():
     wrapper = build(rotary_pos_emb=True)
     how = {"temperature": 0, "prefix_attn_len": 2}
     cached = wrapper.generate(PROMPTS, 40, **how)
     assert torch.equal(cached, wrapper.generate(PROMPTS, 40, cache_kv=False, **how))
 
 
-def test_the_prefix_matters_in_generation():
+def test_the_prefix_affects_generation():
     wrapper, seen = build(rotary_pos_emb=True), []
     for prefix in (None, 4):
         wrapper.generate(
@@ -93,7 +93,7 @@ def test_the_prefix_matters_in_generation():
     assert (seen[0] - seen[1]).abs().max() > 1e-3
 
 
-def test_the_state_remembers_the_prefix(ids):
+def test_the_state_stores_the_prefix(ids):
     model = build().net
     state = model.init_state(2, 10)
     model(ids[:, :5], state=state, prefix_attn_len=torch.tensor([4, 3]))

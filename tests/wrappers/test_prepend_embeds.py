@@ -1,4 +1,4 @@
-"""Prepended embeddings: as tokens of such vectors; hidden ones are not there; cached, scored, generating."""
+"""Prepended embeddings equal tokens of these vectors; masked ones have no effect; cache, loss, generation."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def front(model, rows=4):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_they_are_as_tokens_of_such_embeddings(name, kind, ids):
+def test_they_equal_tokens_of_these_embeddings(name, kind, ids):
     model = build(kind, **MODELS[name])
     chosen = torch.randint(13, (4, P), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_they_have_no_absolute_positions_and_no_norm(ids):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "prefix_decoder"])
-def test_hidden_ones_and_padding_are_not_there(name, kind, ids):
+def test_masked_ones_and_padding_have_no_effect(name, kind, ids):
     model = build(kind, **MODELS[name])
     embeds, begin = front(model), torch.tensor([0, 2, 3, 5])
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_cached_equals_full(name, hidden, starts, ids):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_prefix_holds_them(name, ids):
+def test_a_prefix_includes_them(name, ids):
     model = build("prefix_decoder", **MODELS[name])
     embeds, other = front(model), front(model)
     other[:, -1] += torch.linspace(-1, 1, other.shape[2])
@@ -135,7 +135,7 @@ def test_loss_scores_tokens_only(name, ids):
 
 
 def test_forgetful_masking_never_masks_them(ids):
-    """With every earlier token hidden but the first, they still act."""
+    """With every earlier token masked except the first, they still have an effect."""
     wrapper = AutoregressiveWrapper(build(**MODELS["memory"]), mask_prob=0.9).train()
     losses = []
     for embeds in (front(wrapper.net), front(wrapper.net).flip(2)):
@@ -146,7 +146,7 @@ def test_forgetful_masking_never_masks_them(ids):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("hidden", [False, True])
-def test_generation_reads_them(name, hidden):
+def test_generation_uses_them(name, hidden):
     wrapper = AutoregressiveWrapper(build(**MODELS[name]))
     embeds, real = front(wrapper.net, 3), REAL[:3] if hidden else torch.ones(3, P, dtype=torch.bool)
     how = {"temperature": 0, "prepend_embeds": embeds, "prepend_mask": real}
@@ -186,7 +186,7 @@ def halves(**flags):
 
 
 @pytest.mark.parametrize("flags", [{}, {"enc_num_memory_tokens": 2, "dec_num_memory_tokens": 1}])
-def test_an_encoder_decoder_reads_them_in_front_of_its_source(flags, ids):
+def test_an_encoder_decoder_prepends_them_to_its_source(flags, ids):
     model = halves(enc_rotary_pos_emb=True, dec_rotary_pos_emb=True, **flags)
     embeds, mask = front(model.encoder), torch.arange(T) < torch.tensor([[T], [7], [T], [5]])
     how = {"src_prepend_embeds": embeds, "src_prepend_mask": REAL}
@@ -212,7 +212,7 @@ def test_an_encoder_decoder_reads_them_in_front_of_its_source(flags, ids):
         assert model.decoder.net.memory.tokens.grad.any()
 
 
-def test_source_tokens_are_dropped_and_they_are_not(ids):
+def test_context_dropout_applies_to_source_tokens_only(ids):
     model = halves(cross_attn_tokens_dropout=0.5).train()
     loss = model(ids, ids, src_prepend_embeds=front(model.encoder))
     assert loss.isfinite()
@@ -237,7 +237,7 @@ def test_source_tokens_are_dropped_and_they_are_not(ids):
         ({"prepend_embeds": ..., "attn_mask": torch.ones(T, T) > 0}, r"shape \[13, 13\]"),
     ],
 )
-def test_what_cannot_be_is_said(how, says, ids):
+def test_invalid_combinations_are_refused(how, says, ids):
     model = build(rotary_pos_emb=True)
     embeds = front(model)
     given = {name: embeds if value is ... else value for name, value in how.items()}
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_said(how, says, ids):
         model(ids, **given)
 
 
-def test_a_state_needs_room_for_them(ids):
+def test_a_state_needs_cache_positions_for_them(ids):
     model = build(rotary_pos_emb=True)
     embeds = front(model)
     with pytest.raises(ValueError, match=r"room for 0 prepended embeddings, but `prepend_embeds` holds 3"):
@@ -260,13 +260,13 @@ def test_a_state_needs_room_for_them(ids):
         model(ids[:, 4:], state=state, prepend_embeds=embeds)
 
 
-def test_layers_without_self_attention_do_not_read_them(ids):
+def test_layers_without_self_attention_ignore_them(ids):
     model = build(only_cross=True)
     with pytest.raises(ValueError, match="`prepend_embeds` is read by self-attention, but these layers"):
         model(ids, context=torch.randn(4, 5, 16).double(), prepend_embeds=front(model))
 
 
-def test_they_carry_gradients(ids):
+def test_they_get_gradients(ids):
     model = build(**MODELS["memory between"])
     embeds = front(model).requires_grad_()
     model(ids, prepend_embeds=embeds, prepend_mask=REAL)[:, P:].square().sum().backward()

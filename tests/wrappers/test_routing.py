@@ -1,4 +1,4 @@
-"""Routing transformers by the names of routing-transformer: every name acts or is refused."""
+"""Routing transformers by the names of routing-transformer: every name has an effect or is refused."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_return_forms():
     assert embedded.shape == (2, 12, 16)
 
 
-def test_there_is_a_cluster_for_each_window():
+def test_one_cluster_a_window_by_default():
     def counts(**flags):
         return [module.count for module in lm(**flags).modules() if isinstance(module, KMeans)]
 
@@ -78,8 +78,8 @@ def test_every_name_changes_the_model(name):
         assert (with_it(ids())[0] - without(ids())[0]).abs().max() > 1e-5
 
 
-def test_a_context_is_routed_where_its_window_is_said():
-    """As many clusters as self-attention has; one set of weights for queries and keys where asked for."""
+def test_a_context_is_routed_if_its_window_is_given():
+    """With as many clusters as self-attention; one set of weights for queries and keys on request."""
     torch.manual_seed(0)
     whole, routed, tied = (
         lm(causal=True, receives_context=True, **flags).eval()
@@ -110,14 +110,14 @@ def test_settings_of_kmeans_reach_it(name, value):
     assert found == {value}
 
 
-def test_experts_and_keys_are_counted_as_said():
+def test_experts_and_keys_have_the_given_counts():
     model = lm(pkm_layers=(1,), pkm_num_keys=5, moe_layers=(2,), moe_num_experts=3, moe_loss_coef=0.5)
     first, second = (s.fn for s in model.net.attn_layers.sublayers if s.kind == "f")
     assert first.memory.num_keys == 5
     assert (len(second.w_in.weight), second.balance) == (3, 0.5)
 
 
-def test_any_other_flag_may_join():
+def test_any_other_flag_can_be_added():
     model = lm(attn_qk_norm=True, attn_qk_norm_dim_scale=True, use_rmsnorm=True)
     assert model.net.flags["attn_qk_norm_dim_scale"]
     again = flagformer.build(model.net.flags)
@@ -146,7 +146,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_is_refused_by_its_name(name):
+def test_invalid_values_are_refused_by_name(name):
     value, words = REFUSALS[name]
     text = refused(lm, **{name: value})
     assert f"`{name}`" in text
@@ -170,22 +170,22 @@ def test_what_cannot_be_is_refused_by_its_name(name):
         ({"reversible": 0}, "`reversible` must be bool"),
     ],
 )
-def test_messages_name_flags_as_typed(flags, words):
+def test_messages_name_flags_as_given(flags, words):
     assert words in refused(lm, **flags)
 
 
-def test_no_width_of_heads_is_not_taken_for_the_standard_one():
+def test_dim_head_none_is_not_the_default():
     assert "`dim_head` must be at least 1, but is 0" in refused(RoutingTransformer, **SIZES, dim_head=0)
 
 
-def test_tokens_are_shifted_layer_by_layer():
+def test_token_shift_in_every_layer():
     for given in ((1, 0, 1, 0), [True, False, True, False]):
         sublayers = lm(shift_tokens=given).net.attn_layers.sublayers
         shifts = [type(sublayer.input_mixer).__name__ == "TokenShift" for sublayer in sublayers]
         assert shifts == [True, False, True, False]
 
 
-def test_all_mistakes_at_once():
+def test_all_mistakes_in_one_error():
     text = refused(lm, max_seq_len=33, use_rezero=True, bogus=1)
     assert text.startswith("3 flags")
     assert "`num_tokens` is required" in refused(RoutingTransformerLM, **SIZES)
@@ -196,7 +196,7 @@ def test_all_mistakes_at_once():
 
 
 def test_masked_tokens_and_odd_lengths():
-    """No length need be a multiple of the window, and what is masked changes nothing."""
+    """No length need be a multiple of the window, and masked tokens change nothing."""
     model = lm(n_local_attn_heads=2, causal=True).eval()
     mask = torch.arange(13) < torch.tensor([[13], [9]])
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_masked_tokens_and_odd_lengths():
     assert torch.allclose(padded[1:, :9], alone, atol=1e-5)
 
 
-def test_decoding_reads_each_token_once_and_draws_the_same():
+def test_decoding_is_incremental_and_equals_uncached():
     model = lm(n_local_attn_heads=2, causal=True)
     draws = [model.generate(ids(2, 5), 20, temperature=0, cache_kv=cached) for cached in (True, False)]
     assert torch.equal(*draws)
@@ -276,7 +276,7 @@ def test_random_lengths_and_generation():
     assert model.generate(ids(), ids(2, 1)).shape == (2, 32)
 
 
-def test_flags_of_halves_are_named_as_typed():
+def test_flags_of_halves_are_named_as_given():
     make = RoutingTransformerEncDec
     assert "did you mean `enc_window_size`?" in refused(make, **PAIR, enc_windw_size=4)
     assert "`dec_max_seq_len` must be a multiple of `dec_window_size` = 8" in refused(
@@ -291,8 +291,8 @@ def test_flags_of_halves_are_named_as_typed():
     assert "did you mean `dec_n_local_attn_heads`?" in refused(make, **PAIR, dec_n_local_atn_heads=1)
 
 
-def test_windows_beyond_the_row_and_contexts_of_another_width():
-    """A window larger than the row sees all there is; a context must be as wide as is read."""
+def test_windows_beyond_the_row_and_contexts_of_another_dim():
+    """A window larger than the row covers it; a context must have the expected dim."""
     short = ids(length=3)
     with torch.no_grad():
         wide = lm(causal=True, window_size=32, n_local_attn_heads=2).eval()

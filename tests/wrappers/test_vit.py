@@ -17,7 +17,7 @@ from perturbed_models import perturbed
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 BASE = {"model": "vit", "image_size": (8, 12), "patch_size": 4, "num_classes": 5, **SIZES}
-# fp32 sums of some units in another order
+# fp32 sums of magnitude about 1 in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -29,8 +29,8 @@ def images(height=8, width=12, batch=2, channels=3):
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_patches_are_read_row_by_row():
-    """Each patch by slices and plain formulas: pixels with their channels innermost, normed, projected."""
+def test_patches_are_in_row_major_order():
+    """Each patch by slices and plain formulas: pixels with their channels last, normed, projected."""
     model, img = build(), images()
     patches = model.patches
     wanted = []
@@ -61,7 +61,7 @@ def test_logits_are_of_the_mean_over_patches(registers):
     torch.testing.assert_close(logits, wanted, **CLOSE)
 
 
-def test_without_classes_it_gives_the_sequence():
+def test_without_classes_it_returns_the_sequence():
     model, img = build(num_classes=None), images()
     assert model(img).shape == (2, 6, 16)
     assert torch.equal(model(img), model(img, return_embeddings=True))
@@ -71,11 +71,11 @@ def test_without_classes_it_gives_the_sequence():
         build()(img, True, True)
 
 
-def test_registers_are_seen_and_left_out():
+def test_registers_are_attended_to_and_not_returned():
     model, img = build(num_register_tokens=2), images()
     before = model(img)
     with torch.no_grad():
-        model.registers.tokens.mul_(-1)  # a shift by one number would vanish in the norm
+        model.registers.tokens.mul_(-1)  # a shift by a constant would vanish in the norm
     assert (model(img) - before).abs().max() > 1e-3
 
 
@@ -109,7 +109,7 @@ def test_a_constant_table_stays_constant_at_any_size():
 
 
 def test_a_transposed_image_with_transposed_weights_gives_transposed_patches():
-    """What tells rows from columns: a non-square image is not read as if it were square."""
+    """Rows and columns differ: a non-square image is not read as a square one."""
     wide, img = build(), images()
     tall = build(image_size=(12, 8))
     tall.load_state_dict({**wide.state_dict(), "patches.pos_emb": wide.patches.pos_emb.transpose(0, 1)})
@@ -144,7 +144,7 @@ def test_every_flag_of_an_encoder_works(choice):
     assert flagformer.build(model.flags).flags == model.flags
 
 
-def test_copies_and_files_hold_the_model(tmp_path):
+def test_copies_and_files_preserve_the_model(tmp_path):
     model, img = build(num_register_tokens=2, post_emb_norm=True, rotary_pos_emb=True), images()
     want = model(img)
     model.save(tmp_path)
@@ -178,7 +178,7 @@ def test_mistakes_are_named(flags, flag, says):
     assert says in found[flag]
 
 
-def test_missing_flags_and_layers_come_together():
+def test_missing_flags_and_layers_are_in_one_error():
     with pytest.raises(flagformer.FlagError) as error:
         flagformer.build({"model": "vit", "image_size": 8, "dim": 16})
     assert {finding.flag for finding in error.value.findings} == {"patch_size", "depth"}

@@ -15,7 +15,7 @@ from flagformer.reference import choices
 from perturbed_models import perturbed
 
 HALF = {"num_tokens": 13, "max_seq_len": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
-# fp32 sums of some units in another order
+# fp32 sums of magnitude about 1 in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -90,7 +90,7 @@ REACHING = [
 @pytest.mark.parametrize("choice", REACHING, ids=lambda choice: choice.name)
 @pytest.mark.parametrize("prefix", ["enc_", "dec_"])
 def test_every_flag_reaches_its_half(choice, prefix, pair):
-    # a decoder always reads the encoder, and does not take the flag that says so
+    # a decoder always attends to the encoder, and refuses the flag for it
     given = {
         name: value
         for name, value in {**choice.beside, **choice.flags}.items()
@@ -132,12 +132,12 @@ def test_every_flag_reaches_its_half(choice, prefix, pair):
         ({"dim": -1}, "dim", "`dim` must be at least 1, but is -1"),
     ],
 )
-def test_mistakes_are_named_as_typed(flags, flag, says):
+def test_mistakes_are_named_as_given(flags, flag, says):
     found = findings(**flags)
     assert says in found[flag]
 
 
-def test_all_mistakes_come_together():
+def test_all_mistakes_are_in_one_error():
     found = findings(depth=1, enc_rotary_pos_em=True, dec_ff_glue=True)
     assert set(found) == {"depth", "enc_rotary_pos_em", "dec_ff_glue"}
     with pytest.raises(flagformer.FlagError, match="`dim` is required"):
@@ -174,7 +174,7 @@ def test_cached_generation_equals_uncached_and_the_forward(flags, pair):
         assert torch.equal(alone, want)
 
 
-def test_the_source_is_read_once(pair):
+def test_the_source_is_encoded_once(pair):
     model, (src, _) = build(), pair
     calls = []
     for name, module in model.named_modules():
@@ -184,7 +184,7 @@ def test_the_source_is_read_once(pair):
     assert len(calls) == 3  # the encoder, and the context's keys of two layers
 
 
-def test_generation_keeps_modes_and_ends_rows(pair):
+def test_generation_restores_modes_and_ends_rows(pair):
     model, (src, _) = build().train(), pair
     new = model.generate(src, STARTS, 8, temperature=0)
     assert all(module.training for module in model.modules())
@@ -203,7 +203,7 @@ def test_a_wrong_mask_is_named(mask, pair):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_copies_and_files_hold_the_model(tied, tmp_path, pair):
+def test_copies_and_files_preserve_the_model(tied, tmp_path, pair):
     model = build(tie_token_emb=tied, dec_tie_embedding=True)
     want = model(*pair).detach()
     model.save(tmp_path)
@@ -225,15 +225,15 @@ def test_tied_tokens_count_once():
     assert "one token embedding" in tied.explain()
 
 
-def test_hidden_source_tokens():
+def test_masked_source_tokens():
     real = torch.arange(12) < torch.tensor([[12], [5], [1]])
     kept = torch.stack([keep_some(real, 0.5) for _ in range(200)])
     assert not (kept & ~real).any()
     assert kept.sum(-1).eq(torch.tensor([6, 2, 1])).all()
-    assert kept[:, 0].float().mean(0).sub(0.5).abs().max() < 0.2  # 200 draws: five standard errors are 0.18
+    assert kept[:, 0].float().mean(0).sub(0.5).abs().max() < 0.2  # 200 samples: five standard errors are 0.18
 
 
-def test_source_dropout_is_for_training(pair):
+def test_source_dropout_acts_in_training_only(pair):
     model = build(cross_attn_tokens_dropout=0.5)
     assert torch.equal(model(*pair), model(*pair))
     model.train()

@@ -1,4 +1,4 @@
-"""The z-loss of attention: its formula, every way to ask for it, and that it is never lost."""
+"""The z-loss of attention: its formula, every way to request it, and it is never dropped."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def context_of(model):
 
 
 def scores_of(model, ids, **how):
-    """The scores of each attention in the order they ran, seen from outside: what its weights are made of."""
+    """The scores of each attention in order of execution, recorded outside: the inputs of its softmax."""
     seen, hooks = [], []
     for sublayer in model.attn_layers.sublayers:
         if sublayer.kind != "f":
@@ -57,7 +57,7 @@ def scores_of(model, ids, **how):
 
 
 def by_hand(scores, weight, real):
-    """One number at a time: weight * mean over real queries of the sum over heads of log(sum(exp)) ** 2."""
+    """One number at a time: weight * mean over valid queries of the sum over heads of log(sum(exp)) ** 2."""
     total = 0.0
     for layer in scores:
         squares = []
@@ -75,7 +75,7 @@ def test_formula(form, ids):
     model = build(**FORMS[form], attn_z_loss_weight=0.5).eval()
     _, outputs = model(ids, return_attn_z_loss=True, **context_of(model))
     scores = scores_of(model, ids)
-    # kernels that form scores see them twice when maps are asked for: once for the map
+    # kernels that compute scores do so twice if maps are requested: once for the map
     want = by_hand(scores[:: len(scores) // len(outputs.losses["attn.z"])], 0.5, torch.ones_like(ids))
     torch.testing.assert_close(outputs.attn_z_loss, want, **TIGHT)
 
@@ -107,8 +107,8 @@ def test_queries_without_keys_add_nothing(ids):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_is_that_of_the_formula(form, ids):
-    """It is what finite differences say."""
+def test_gradient_follows_the_formula(form, ids):
+    """It equals finite differences."""
     model = build(**FORMS[form], attn_z_loss_weight=0.5).eval()
     weight = model.attn_layers.sublayers[0].fn.source.projection.to_qkv.weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_recomputation_adds_no_loss_and_no_other_gradient(ids):
 
 @pytest.mark.parametrize(("layers", "kind"), [(peer.Decoder, "decoder"), (peer.Encoder, "encoder")])
 def test_peer_with_one_layer(layers, kind, ids):
-    """With one layer x-transformers' sum before the square is ours."""
+    """With one layer x-transformers' sum before the square equals ours."""
     from flagformer.interop.x_transformers import load_x_transformers
 
     sizes = {"dim": 16, "heads": 2, "attn_dim_head": 8, "depth": 1, "attn_num_mem_kv": 2}
@@ -154,7 +154,7 @@ def test_peer_with_one_layer(layers, kind, ids):
     torch.testing.assert_close(outputs.attn_z_loss, found.attn_z_loss)
 
 
-def test_every_way_to_say_the_weight(ids):
+def test_every_way_to_give_the_weight(ids):
     plain, built = build().eval(), build(attn_z_loss_weight=0.5).eval()
 
     def reported(model, **how):
@@ -177,7 +177,7 @@ def test_every_way_to_say_the_weight(ids):
 
 
 @pytest.mark.parametrize("how", [{}, {"return_embeddings": True}, {"return_attn": True}])
-def test_a_training_forward_that_would_lose_it_is_refused(how, ids):
+def test_a_training_forward_that_would_drop_it_is_refused(how, ids):
     model = build(attn_z_loss_weight=0.5).train()
     with pytest.raises(ValueError, match=r"`attn_z_loss_weight` = 0\.5 would be lost"):
         model(ids, **how)
@@ -188,12 +188,12 @@ def test_a_training_forward_that_would_lose_it_is_refused(how, ids):
 
 
 @pytest.mark.parametrize("weight", [-1, "1e-4", True, float("nan"), float("inf")])
-def test_weights_that_cannot_be(weight, ids):
+def test_invalid_weights(weight, ids):
     with pytest.raises(ValueError, match="`attn_z_loss_weight` must be a number of at least 0"):
         build()(ids, return_attn_z_loss=True, attn_z_loss_weight=weight)
 
 
-def test_a_weight_that_reaches_nothing_is_refused(ids):
+def test_a_weight_without_effect_is_refused(ids):
     with pytest.raises(ValueError, match="this form of the call returns no losses"):
         build()(ids, attn_z_loss_weight=0.1)
     with pytest.raises(
@@ -246,7 +246,7 @@ def test_the_encoder_decoder_adds_both(ids):
         both.encode(ids)
 
 
-def test_generation_and_saving_go_on(ids, tmp_path):
+def test_generation_and_saving_still_work(ids, tmp_path):
     model = build(attn_z_loss_weight=0.5, rotary_pos_emb=True)
     plain = build(rotary_pos_emb=True)
     said = [AutoregressiveWrapper(m).generate(ids, 5, temperature=0.0) for m in (model, plain)]
@@ -264,10 +264,10 @@ def test_compiled_and_under_autocast(ids):
     with torch.autocast("cpu", torch.bfloat16):
         low = model(ids, return_attn_z_loss=True)[1].attn_z_loss
     assert low.dtype is torch.float32
-    torch.testing.assert_close(low, want, rtol=0.05, atol=0)  # scores keep 8 bits
+    torch.testing.assert_close(low, want, rtol=0.05, atol=0)  # scores have 8 bits
 
 
-def test_long_inputs_leave_the_table(ids):
+def test_long_inputs_do_not_use_the_table(ids):
     from flagformer.ops.lengths import LONG
 
     model = build(alibi_pos_bias=True, max_seq_len=LONG, attn_z_loss_weight=0.5).eval()
