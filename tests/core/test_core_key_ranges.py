@@ -7,7 +7,7 @@ import flagformer
 from flagformer.attention.cores import routing
 from flagformer.ops import blocks, lengths, tiling
 from flagformer.ops.attend_sorted import attend
-from flagformer.ops.routing import Tokens, stretches_of
+from flagformer.ops.routing import Tokens, sorted_key_ranges
 
 FLAGS = {
     "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -114,7 +114,7 @@ def test_opcheck_of_the_operators():
     q, k, v = (x.double().requires_grad_() for x in rows)
     clusters = torch.randint(3, (2, 4, 71), generator=generator)
     keys, queries = Tokens(clusters, torch.arange(71)), Tokens(clusters[:, :, 1:], torch.arange(1, 71))
-    key_ranges = stretches_of(queries, keys, 71, 8, 1, False)
+    key_ranges = sorted_key_ranges(queries, keys, 71, 8, 1, False)
     torch.library.opcheck(attend, (q[:, :, 1:], k, v, *key_ranges, 0.3))
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
 from flagformer.ops import tiling
-from flagformer.ops.clusters import DEAD, REBORN, Centroids, ClusterStats, kmeans_step, nearest
+from flagformer.ops.clusters import DEAD, REINIT, Centroids, ClusterStats, kmeans_step, nearest
 
 FLAGS = {
     "num_tokens": 23, "max_seq_len": 32, "dim": 16, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -187,8 +187,8 @@ def test_a_dead_cluster_is_reinitialised_at_the_farthest_token():
     counts = torch.tensor([90.3, 90.1, 0.09])
     share = counts.mean()
     assert DEAD * share > 0.09
-    assert got.counts[0].tolist() == pytest.approx([90.3, 90.1, float(REBORN * share)])
-    assert torch.allclose(got.sums[0, 2], vectors[0, 0, 1] * REBORN * share)
+    assert got.counts[0].tolist() == pytest.approx([90.3, 90.1, float(REINIT * share)])
+    assert torch.allclose(got.sums[0, 2], vectors[0, 0, 1] * REINIT * share)
 
 
 def test_dead_clusters_are_revived_in_training():

@@ -1,4 +1,4 @@
-"""Attention over a table of distances, and its gradients: operators that torch traces whole."""
+"""Attention with a relative bias, and its gradients, as operators that are opaque to torch's tracing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ fused_backward = private("_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """The fused kernel reads rows without gaps."""
+    """x with a contiguous last dimension, as the fused kernel requires."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor biases, Tensor? groups, int[] span, float scale"
-KEPT = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse"
-GRADIENTS = f"({KEPT}, Tensor biases, Tensor? groups, int[] span, float scale)"
+SAVED = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse"
+GRADIENTS = f"({SAVED}, Tensor biases, Tensor? groups, int[] span, float scale)"
 
 
 @torch.library.custom_op(
@@ -44,15 +44,15 @@ def attend(
     Args:
         q: [B, H, T, K].
         k, v: [B, H, S, K].
-        biases: [1 or H, L], of the distances span.nearest ... span.nearest + L - 1; minus infinity: not seen.
-        groups: [B, S] long or None, see `Table`.
-        span: a `Span`.
+        biases: [1 or H, L], for the distances span.nearest ... span.nearest + L - 1; minus infinity: masked.
+        groups: [B, S] long or None, see `BiasTable`.
+        span: a `RelativeRange`.
 
     Returns:
-        [B, H, T, K], and the logarithm of each query's sum of exponentials [B, H, T].
+        [B, H, T, K], and the log-sum-exp of each query's scores [B, H, T].
     """
     keys = k.shape[2]
-    q, turned_k, turned_v = dense_rows(q), k.flip(2), v.flip(2)
+    q, reversed_k, reversed_v = dense_rows(q), k.flip(2), v.flip(2)
     out = by_heads(q, q.shape[3], q.dtype)
     lse = by_heads(q, 1, accum_dtype(q.dtype))[..., 0]
     for heads, table, _ in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
@@ -60,8 +60,8 @@ def attend(
             part, rows = tile.keys(keys), slice(tile.start, tile.stop)
             out[:, heads, rows], lse[:, heads, rows] = fused(
                 q[:, heads, rows],
-                turned_k[:, heads, part],
-                turned_v[:, heads, part],
+                reversed_k[:, heads, part],
+                reversed_v[:, heads, part],
                 attn_mask=table.mask(tile, part),
                 scale=scale,
             )
@@ -76,7 +76,7 @@ def _(
 
 
 class _Gradients:
-    """What a backward reads and fills; keys, values and their gradients are turned around."""
+    """The inputs and gradients of a backward; keys, values and their gradients are reversed in time."""
 
     def __init__(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         self.grad, self.q, self.out, self.lse = dense_rows(grad), dense_rows(q), out, lse
@@ -85,16 +85,16 @@ class _Gradients:
         self.dq, self.dk, self.dv = (by_heads(like, width, dtype) for like in (q, k, v))
 
     def of(self, heads: slice) -> _Gradients:
-        """Some heads of these, in the same memory."""
-        some = copy(self)
+        """A view of some heads."""
+        view = copy(self)
         for name in ("grad", "q", "out", "lse", "k", "v", "dq", "dk", "dv"):
-            setattr(some, name, getattr(self, name)[:, heads])
-        return some
+            setattr(view, name, getattr(self, name)[:, heads])
+        return view
 
     def add_fused(
-        self, tile: Tile, part: slice, mask: Tensor | None, scale: float, less: Tensor | None = None
+        self, tile: Tile, part: slice, mask: Tensor | None, scale: float, bias: Tensor | None = None
     ) -> None:
-        """Of the queries of a tile and some of its keys; `less` [H] is taken out of `lse`."""
+        """Add the gradients of a tile's queries and the keys `part`; `bias` [H] is subtracted from `lse`."""
         rows = slice(tile.start, tile.stop)
         lse = self.lse[:, :, rows]
         dq, dk, dv = fused_backward(
@@ -103,7 +103,7 @@ class _Gradients:
             self.k[:, :, part],
             self.v[:, :, part],
             self.out[:, :, rows],
-            lse if less is None else lse - less[:, None],
+            lse if bias is None else lse - bias[:, None],
             0.0,
             False,
             attn_mask=mask,
@@ -136,14 +136,14 @@ def fixed_backward(
     span: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to q, k and v."""
-    found = _Gradients(grad, q, k, v, out, lse)
+    """Gradients of q, k and v."""
+    grads = _Gradients(grad, q, k, v, out, lse)
     for heads, table, _ in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
-        strip = found.of(heads)
-        for tile in table.tiles(q.shape[2], found.keys):
-            part = tile.keys(found.keys)
-            strip.add_fused(tile, part, table.mask(tile, part), scale)
-    return found.result()
+        of_group = grads.of(heads)
+        for tile in table.tiles(q.shape[2], grads.keys):
+            part = tile.keys(grads.keys)
+            of_group.add_fused(tile, part, table.mask(tile, part), scale)
+    return grads.result()
 
 
 @fixed_backward.register_fake
@@ -169,35 +169,36 @@ def learned_backward(
     span: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to q, k, v and the biases.
+    """Gradients of q, k, v and the biases.
 
-    Keys that share one bias (`same_from`) go through the fused kernel, which knows no gradient of a bias: as
-    the gradients of a query's scores add up to zero, that one's is what those of the other biases lack.
+    Keys that share one bias (`same_from`) go through the fused kernel, which gives no gradient of a bias.
+    The gradients of a query's scores sum to zero, so the gradient of the shared bias is minus the sum of the
+    others.
     """
-    found = _Gradients(grad, q, k, v, out, lse)
+    grads = _Gradients(grad, q, k, v, out, lse)
     delta = (out.to(lse.dtype) * grad).sum(dim=-1, keepdim=True)
     dbiases = torch.zeros_like(biases, dtype=lse.dtype)
     for heads, table, distances in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
-        strip, sums = found.of(heads), torch.zeros_like(table.biases)
-        for tile in table.tiles(q.shape[2], found.keys):
-            _add_learned(strip, sums, tile, table, delta[:, heads], scale)
+        of_group, sums = grads.of(heads), torch.zeros_like(table.biases)
+        for tile in table.tiles(q.shape[2], grads.keys):
+            _add_learned(of_group, sums, tile, table, delta[:, heads], scale)
         dbiases[heads, distances] = sums[:, PAD : PAD + table.length]
-    return *found.result(), dbiases.to(biases.dtype)
+    return *grads.result(), dbiases.to(biases.dtype)
 
 
 def _add_learned(
-    found: _Gradients, dbiases: Tensor, tile: Tile, table: BiasTable, delta: Tensor, scale: float
+    grads: _Gradients, dbiases: Tensor, tile: Tile, table: BiasTable, delta: Tensor, scale: float
 ) -> None:
-    """Adds the gradients of a tile, those of the table to `dbiases`."""
-    sums = _add_written_out(found, tile, table, delta, scale)
-    begin = table.place(tile)
+    """Add the gradients of a tile to `grads`, those of the table to `dbiases`."""
+    sums = _add_eager(grads, tile, table, delta, scale)
+    begin = table.index(tile)
     dbiases[:, begin : begin + sums.shape[1]] += sums
     if tile.saturated > tile.first:
-        at = table.same + PAD
+        at = table.saturated_index + PAD
         dbiases[:, at] -= sums.sum(dim=1)
-        part = tile.far_keys(found.keys)
-        # the fused kernel adds no bias here: it is taken out of the sums instead
-        found.add_fused(tile, part, table.far_mask(tile, part), scale, table.biases[:, at])
+        part = tile.saturated_keys(grads.keys)
+        # the fused kernel adds no bias here: it is subtracted from the log-sum-exp instead
+        grads.add_fused(tile, part, table.saturated_mask(tile, part), scale, table.biases[:, at])
 
 
 @learned_backward.register_fake
@@ -208,19 +209,19 @@ def _(
     return dq, dk, dv, torch.empty_like(biases)
 
 
-def _add_written_out(found: _Gradients, tile: Tile, table: BiasTable, delta: Tensor, scale: float) -> Tensor:
-    """Adds the gradients of a tile's near keys; returns those of the biases, [H, queries + near keys - 1]."""
-    part, rows = tile.near_keys(found.keys), slice(tile.start, tile.stop)
+def _add_eager(grads: _Gradients, tile: Tile, table: BiasTable, delta: Tensor, scale: float) -> Tensor:
+    """Add the gradients of a tile's near keys; return those of the biases, [H, queries + near keys - 1]."""
+    part, rows = tile.near_keys(grads.keys), slice(tile.start, tile.stop)
     q, k, v, grad = (
-        found.q[:, :, rows] * scale,
-        found.k[:, :, part],
-        found.v[:, :, part],
-        found.grad[:, :, rows],
+        grads.q[:, :, rows] * scale,
+        grads.k[:, :, part],
+        grads.v[:, :, part],
+        grads.grad[:, :, rows],
     )
     weights = (q @ k.mT).to(delta.dtype).add_(table.mask(tile, part))
-    weights = weights.sub_(found.lse[:, :, rows, None]).exp_()
+    weights = weights.sub_(grads.lse[:, :, rows, None]).exp_()
     batch, heads, queries, keys = weights.shape
-    # Rows so long that the same memory, read with rows one shorter, has equal distances in columns.
+    # The row stride is chosen so that the same memory, read with rows one shorter, has one distance a column.
     width = queries + keys - 1
     padded = weights.new_empty(batch, heads, queries, width)
     padded[..., keys:] = 0.0
@@ -228,13 +229,13 @@ def _add_written_out(found: _Gradients, tile: Tile, table: BiasTable, delta: Ten
     columns = padded.as_strided(padded.shape, (heads * queries * width, queries * width, width - 1, 1))
     dtype = q.dtype
     low = dscores.to(dtype)
-    found.dv[:, :, part] += weights.to(dtype).mT @ grad
-    found.dk[:, :, part] += low.mT @ q
-    found.dq[:, :, rows] += (low @ k).mul_(scale)
+    grads.dv[:, :, part] += weights.to(dtype).mT @ grad
+    grads.dk[:, :, part] += low.mT @ q
+    grads.dq[:, :, rows] += (low @ k).mul_(scale)
     return columns.sum(dim=(0, 2))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, groups, span, scale = inputs
     ctx.save_for_backward(*tensors, groups, *output)
     ctx.span, ctx.scale = span, scale
@@ -250,4 +251,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return (*grads, *[None] * (7 - len(grads)))
 
 
-attend.register_autograd(_backward, setup_context=_keep)
+attend.register_autograd(_backward, setup_context=_save)

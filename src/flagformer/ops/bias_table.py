@@ -1,8 +1,8 @@
-"""Attention whose bias and mask are a table of distances: no tensor of queries times keys is ever kept.
+"""Attention whose bias and mask depend on the distance: no tensor of queries times keys is saved.
 
-Queries go in chunks. Keys are turned around, so that distances grow along queries *and* keys: then the bias
-of a chunk is a strided view of the table (neighbouring rows overlap), read by torch's fused kernel in place.
-Exact, forward and backward; keys that no query of a chunk sees are skipped.
+Queries are processed in chunks. Keys are reversed in time, so that distances grow along queries *and* keys:
+the bias of a chunk is then a strided view of the table (neighbouring rows overlap), which torch's fused
+kernel reads in place. Exact, forward and backward; keys that are masked for a whole chunk are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.lengths import LONG_TABLE
-from flagformer.ops.prune_bias import prune_bias, strips
+from flagformer.ops.prune_bias import group_heads, prune_bias
 
 # Queries in a chunk, when the table is long and when it is short. Forward and backward, n 2048, 8 heads of
 # 64, 2 threads, ms in chunks of 128 and 256: ALiBi 136, 87; a learned bias 113, 117; one of 600 distances
@@ -26,12 +26,12 @@ PAD = CHUNKS[0] - 1
 
 
 class RelativeRange(NamedTuple):
-    """Where a table of distances lies.
+    """The distances of a bias table.
 
     Attributes:
-        offset: place of the first query minus place of the first key.
-        nearest: the distance of the table's first entry; no query sees a key that is nearer.
-        same_from: entries from this distance on are equal, and none of them is out of sight; -1: unknown.
+        offset: position of the first query minus position of the first key.
+        nearest: the distance of the table's first entry; nearer keys are masked.
+        same_from: entries from this distance on are equal and not masked; -1: unknown.
     """
 
     offset: int
@@ -40,7 +40,7 @@ class RelativeRange(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Queries start ... stop and keys first ... end, by their places; keys below `far` share one bias."""
+    """Queries start ... stop and keys first ... end, by position; keys below `saturated` share one bias."""
 
     start: int
     stop: int
@@ -49,29 +49,29 @@ class Tile(NamedTuple):
     saturated: int
 
     def keys(self, total: int) -> slice:
-        """All keys, among keys turned around."""
+        """All keys of the tile, as a slice of the reversed keys."""
         return slice(total - self.end, total - self.first)
 
     def near_keys(self, total: int) -> slice:
         return slice(total - self.end, total - self.saturated)
 
-    def far_keys(self, total: int) -> slice:
+    def saturated_keys(self, total: int) -> slice:
         return slice(total - self.saturated, total - self.first)
 
 
 class BiasTable:
-    """The biases of a forward, and which keys are seen, chunk by chunk.
+    """The biases and masks of a forward, chunk by chunk.
 
     Args:
-        biases: [1 or H, L], of the distances nearest ... nearest + L - 1.
-        groups: [B, S] long or None: tokens of different numbers never meet; a padded key of group g has
-            -1 - g, and no query sees it.
+        biases: [1 or H, L], for the distances nearest ... nearest + L - 1.
+        groups: [B, S] long or None: segment ids, attention stays within a segment; a padded key of segment g
+            has -1 - g and is masked.
     """
 
     def __init__(
         self, biases: Tensor, groups: Tensor | None, span: RelativeRange, dtype: torch.dtype
     ) -> None:
-        # beyond both ends there is nothing to see: what overlapping rows read there
+        # overlapping rows read beyond both ends, where everything is masked
         self.biases = F.pad(biases.to(dtype), (PAD, PAD), value=float("-inf")).contiguous()
         self.span, self.length = span, biases.shape[1]
         self.chunk = CHUNKS[self.length < LONG_TABLE]
@@ -87,47 +87,47 @@ class BiasTable:
             stop = min(start + self.chunk, queries)
             first = max(0, offset + start - farthest)
             end = min(keys, offset + stop - nearest)
-            far = min(max(first, offset + start - same_from + 1), end) if same_from >= 0 else first
-            yield Tile(start, stop, first, end, far)
+            saturated = min(max(first, offset + start - same_from + 1), end) if same_from >= 0 else first
+            yield Tile(start, stop, first, end, saturated)
 
-    def place(self, tile: Tile) -> int:
-        """Where in `biases` the last key and the first query of a tile stand."""
+    def index(self, tile: Tile) -> int:
+        """The index in `biases` of the last key and the first query of a tile."""
         return self.span.offset + tile.start - (tile.end - 1) - self.span.nearest + PAD
 
     def mask(self, tile: Tile, keys: slice) -> Tensor:
-        """[1 or B, 1 or H, queries, keys], added to the scores; keys from the tile's last one on."""
+        """[1 or B, 1 or H, queries, keys], added to the scores; `keys` begins with the tile's last key."""
         heads, width = self.biases.shape
         size = (1, heads, tile.stop - tile.start, keys.stop - keys.start)
-        view = self.biases.as_strided(size, (0, width, 1, 1), self.place(tile))
+        view = self.biases.as_strided(size, (0, width, 1, 1), self.index(tile))
         return view if self.keys is None else view.masked_fill(self.masked(tile, keys), float("-inf"))
 
     def masked(self, tile: Tile, keys: slice) -> Tensor:
-        """[B, 1, queries, keys] bool, True for pairs of different groups."""
+        """[B, 1, queries, keys] bool, True (masked) for pairs of different segments."""
         assert self.queries is not None
         assert self.keys is not None
         return (self.queries[:, tile.start : tile.stop, None] != self.keys[:, None, keys])[:, None]
 
-    def far_mask(self, tile: Tile, keys: slice) -> Tensor | None:
-        """The mask of keys whose bias is the same; None when all are seen."""
+    def saturated_mask(self, tile: Tile, keys: slice) -> Tensor | None:
+        """The additive mask of keys that share one bias; None when all are allowed."""
         if self.keys is None:
             return None
-        unseen = self.masked(tile, keys)
-        zeros = torch.zeros(unseen.shape, dtype=self.biases.dtype, device=unseen.device)
-        return zeros.masked_fill_(unseen, float("-inf"))
+        masked = self.masked(tile, keys)
+        zeros = torch.zeros(masked.shape, dtype=self.biases.dtype, device=masked.device)
+        return zeros.masked_fill_(masked, float("-inf"))
 
     @property
-    def same(self) -> int:
-        """Where in the table the bias of all far keys stands."""
+    def saturated_index(self) -> int:
+        """The index in the table of the bias that all saturated keys share."""
         return self.span.same_from - self.span.nearest
 
 
 class HeadGroup(NamedTuple):
-    """Heads that see about as far.
+    """Neighbouring heads with a similar range of distances.
 
     Attributes:
-        heads: which.
-        table: what they see.
-        distances: the part of all biases that `table` holds.
+        heads: indices of the heads.
+        table: their biases.
+        distances: the part of all distances that `table` covers.
     """
 
     heads: slice
@@ -138,23 +138,23 @@ class HeadGroup(NamedTuple):
 def head_groups(
     q: Tensor, k: Tensor, biases: Tensor, groups: Tensor | None, span: RelativeRange, scale: float
 ) -> Iterator[HeadGroup]:
-    """The biases of a forward, without what no weight can show.
+    """The biases of a forward by groups of heads, without distances whose weights are lost in rounding.
 
-    Shared biases (of a window) stay whole, and so do those that are the same from some distance on.
+    Biases shared by all heads (a window) and saturated biases are not pruned.
     """
     dtype, count = accum_dtype(q.dtype), biases.shape[1]
     at_self = -span.nearest
     if len(biases) == 1 or span.same_from >= 0 or not 0 <= at_self < count:
         yield HeadGroup(slice(None), BiasTable(biases, groups, span, dtype), slice(0, count))
         return
-    seen = prune_bias(biases.to(dtype), q, k, at_self, scale, dtype)
-    least = -(-torch.get_num_threads() // len(q))
-    for heads, distances in strips(seen, least):
+    pruned = prune_bias(biases.to(dtype), q, k, at_self, scale, dtype)
+    min_heads = -(-torch.get_num_threads() // len(q))
+    for heads, distances in group_heads(pruned, min_heads):
         part = RelativeRange(span.offset, span.nearest + distances.start)
-        yield HeadGroup(heads, BiasTable(seen[heads, distances], groups, part, dtype), distances)
+        yield HeadGroup(heads, BiasTable(pruned[heads, distances], groups, part, dtype), distances)
 
 
 def by_heads(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Zeros [B, H, T, width], stored with heads behind time as projections store them."""
+    """Zeros [B, H, T, width], stored as [B, T, H, width] as projections store them."""
     batch, heads, length = like.shape[:3]
     return like.new_zeros(batch, length, heads, width, dtype=dtype).transpose(1, 2)

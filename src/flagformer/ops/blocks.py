@@ -1,4 +1,4 @@
-"""Sorted queries in blocks, each block against one stretch of sorted keys; like blocks served together."""
+"""Sorted queries in blocks, each with one range of sorted keys; blocks of similar size form one batch."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from torch import Tensor
 
 from flagformer.ops.key_ranges import KeyRanges
 
-BLOCK = 64  # queries: smaller ones read keys more often, larger ones meet more that is none of theirs
-SCORES = 1 << 18  # for each thread, of the blocks served together: they stay in a core's cache
-FAR = 1e30  # taken off a score for each key beyond a query's stretch
+BLOCK = 64  # queries: smaller blocks read keys more often, larger ones compute more masked scores
+SCORES = 1 << 18  # scores of a batch of blocks, for each thread: they stay in a core's cache
+FAR = 1e30  # subtracted from a score for each key position outside a query's range
 
 
 class BlockBatch(NamedTuple):
-    """I blocks of g queries, each against a stretch of s keys.
+    """I blocks of g queries, each with a range of s keys.
 
     Attributes:
-        queries: [I, g] long, numbers of queries in B * H * T.
-        keys: [I, s] long, numbers of keys in B * H * S.
-        middle, half: [I, g, 1], of each query's stretch, counted in the s keys, times FAR: those no farther
-            from its middle than half its length are met; half is negative where none is.
-        of_queries, of_keys: where what is found for the queries and keys stands, one behind the other.
+        queries: [I, g] long, query indices in B * H * T.
+        keys: [I, s] long, key indices in B * H * S.
+        center, half_width: [I, g, 1], of each query's range, as indices of the s keys, times FAR: a query
+            attends to the keys within `half_width` of `center`; `half_width` is negative for empty ranges.
+        query_slice, key_slice: where the results for the queries and keys are, among those of all batches.
     """
 
     queries: Tensor
     keys: Tensor
     center: Tensor
     half_width: Tensor
-    of_queries: slice
-    of_keys: slice
+    query_slice: slice
+    key_slice: slice
 
     def gather_rows(self, x: Tensor) -> Tensor:
-        """What the queries have in x [B, H, T], [I, g, 1]."""
+        """The values of the queries in x [B, H, T], as [I, g, 1]."""
         return x.view(-1).index_select(0, self.queries.flatten()).view_as(self.half_width)
 
     def gather_queries(self, x: Tensor) -> Tensor:
-        """The queries' places in x [places, K], [I, g, K]."""
-        return x[self.of_queries].view(*self.queries.shape, -1)
+        """View of the queries' rows in x [rows, K], as [I, g, K]."""
+        return x[self.query_slice].view(*self.queries.shape, -1)
 
     def gather_keys(self, x: Tensor) -> Tensor:
-        """The keys' places in x [places, K], [I, s, K]."""
-        return x[self.of_keys].view(*self.keys.shape, -1)
+        """View of the keys' rows in x [rows, K], as [I, s, K]."""
+        return x[self.key_slice].view(*self.keys.shape, -1)
 
-    def range_mask(self, most: Tensor) -> Tensor:
-        """[I, g, s]: `most` [I, g, 1] of a query's stretch, less than -FAR / 4 beyond.
+    def range_mask(self, inside: Tensor) -> Tensor:
+        """[I, g, s]: `inside` [I, g, 1] within a query's range, less than -FAR / 4 outside.
 
-        Made of numbers: comparing and filling take several times as long.
+        Computed arithmetically: comparing and filling take several times as long.
         """
-        numbers = torch.arange(self.keys.shape[1], device=most.device, dtype=most.dtype).mul_(FAR)
-        apart = (numbers - self.center).abs_()
-        return torch.minimum(torch.sub(self.half_width, apart, out=apart), most, out=apart)
+        index = torch.arange(self.keys.shape[1], device=inside.device, dtype=inside.dtype).mul_(FAR)
+        distance = (index - self.center).abs_()
+        return torch.minimum(torch.sub(self.half_width, distance, out=distance), inside, out=distance)
 
 
 class KeyRangeBlocks(NamedTuple):
-    """N blocks of g queries, the longest stretches first.
+    """N blocks of g queries, the longest key ranges first.
 
     Attributes:
-        queries, low, high: [N, g] long, numbers of queries in B * H * T and their stretches in `keys`; a last
-            block is filled with its last query, that meets nobody.
-        keys: [B * H * S] long, numbers of the sorted keys.
-        rank: [N] long, which of these each block of the sorted queries is.
-        where: [B * H * T] long, the place of each query in N * g.
-        cuts: of each batch the first block, the one behind the last, and the keys of the longest.
+        queries, start, end: [N, g] long, query indices in B * H * T and their ranges in `keys`; a last block
+            is padded with its last query and empty ranges.
+        keys: [B * H * S] long, sorted key indices.
+        rank: [N] long, the position of each block of sorted queries in this order.
+        where: [B * H * T] long, the position of each query in N * g.
+        splits: for each batch the first block, the end (exclusive), and the longest key range.
     """
 
     queries: Tensor
@@ -77,58 +77,57 @@ class KeyRangeBlocks(NamedTuple):
     splits: list[tuple[int, int, int]]
 
     @staticmethod
-    def of(stretches: KeyRanges) -> KeyRangeBlocks:
-        asking = _flat(stretches.by_query, stretches.by_query)
-        keys, low, high = (
-            _flat(x, stretches.by_key) for x in (stretches.by_key, stretches.low, stretches.high)
+    def of(ranges: KeyRanges) -> KeyRangeBlocks:
+        by_query = _flat(ranges.by_query, ranges.by_query)
+        keys, start, end = (_flat(x, ranges.by_key) for x in (ranges.by_key, ranges.start, ranges.end))
+        missing = -by_query.shape[1] % BLOCK
+        last = end[:, -1:]
+        queries, start, end = (
+            torch.cat([x, padding[:, -1:].expand(-1, missing)], dim=1).view(-1, BLOCK)
+            for x, padding in ((by_query, by_query), (start, last), (end, last))
         )
-        missing = -asking.shape[1] % BLOCK
-        nobody = high[:, -1:]
-        queries, low, high = (
-            torch.cat([x, filler[:, -1:].expand(-1, missing)], dim=1).view(-1, BLOCK)
-            for x, filler in ((asking, asking), (low, nobody), (high, nobody))
-        )
-        spans, order = (high[:, -1] - low[:, 0]).sort(descending=True)
+        lengths, order = (end[:, -1] - start[:, 0]).sort(descending=True)
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        places = (rank[:, None] * BLOCK + torch.arange(BLOCK, device=rank.device)).view(len(asking), -1)
-        places = places[:, : asking.shape[1]].flatten()
-        where = torch.empty_like(places).scatter_(0, asking.flatten(), places)
-        queries, low, high = (x.index_select(0, order) for x in (queries, low, high))
-        return KeyRangeBlocks(queries, low, high, keys.flatten(), rank, where, _cuts(spans.tolist()))
+        positions = rank[:, None] * BLOCK + torch.arange(BLOCK, device=rank.device)
+        positions = positions.view(len(by_query), -1)[:, : by_query.shape[1]].flatten()
+        where = torch.empty_like(positions).scatter_(0, by_query.flatten(), positions)
+        queries, start, end = (x.index_select(0, order) for x in (queries, start, end))
+        return KeyRangeBlocks(queries, start, end, keys.flatten(), rank, where, _splits(lengths.tolist()))
 
-    def batches(self, kind: torch.dtype) -> Iterator[BlockBatch]:
-        places = self.places()
+    def batches(self, dtype: torch.dtype) -> Iterator[BlockBatch]:
+        offsets = self.key_offsets()
         for first, last, longest in self.splits:
-            start = self.start[first:last, :1]
-            stretch = torch.arange(longest, device=start.device)
-            keys = self.keys[(start + stretch).clamp_(max=len(self.keys) - 1)]
-            begins, ends = ((x[first:last] - start)[..., None].to(kind) for x in (self.start, self.end))
-            middle, half = (begins + ends - 1) * (FAR / 2), (ends - begins - 0.5) * (FAR / 2)
-            of_queries, of_keys = slice(first * BLOCK, last * BLOCK), slice(places[first], places[last])
-            yield BlockBatch(self.queries[first:last], keys, middle, half, of_queries, of_keys)
+            begin = self.start[first:last, :1]
+            steps = torch.arange(longest, device=begin.device)
+            keys = self.keys[(begin + steps).clamp_(max=len(self.keys) - 1)]
+            start, end = ((x[first:last] - begin)[..., None].to(dtype) for x in (self.start, self.end))
+            center, half_width = (start + end - 1) * (FAR / 2), (end - start - 0.5) * (FAR / 2)
+            query_slice = slice(first * BLOCK, last * BLOCK)
+            key_slice = slice(offsets[first], offsets[last])
+            yield BlockBatch(self.queries[first:last], keys, center, half_width, query_slice, key_slice)
 
-    def places(self) -> list[int]:
-        """Where each block's keys begin, those of all batches one behind the other; and where all end."""
+    def key_offsets(self) -> list[int]:
+        """The first key row of each block, over all batches, and the total."""
         sizes = (longest for first, last, longest in self.splits for _ in range(first, last))
         return list(accumulate(sizes, initial=0))
 
     def to_queries(self, x: Tensor) -> Tensor:
-        """What was found for the queries [N * g, ...], [B * H * T, ...]."""
+        """Results of the blocks [N * g, ...] in the order of the queries [B * H * T, ...]."""
         return x.index_select(0, self.where)
 
 
 def _flat(x: Tensor, of: Tensor) -> Tensor:
-    """Numbers in `of` [B, H, n] -> numbers in B * H * n, [B * H, ...]."""
+    """Indices into the last dimension of `of` [B, H, n] -> indices into B * H * n, [B * H, ...]."""
     rows, length = of.shape[0] * of.shape[1], of.shape[2]
-    ahead = torch.arange(0, rows * length, length, device=x.device)
-    return x.flatten(0, 1) + ahead[:, None]
+    offsets = torch.arange(0, rows * length, length, device=x.device)
+    return x.flatten(0, 1) + offsets[:, None]
 
 
-def _cuts(spans: list[int]) -> list[tuple[int, int, int]]:
-    scores, first, cuts = SCORES * torch.get_num_threads(), 0, []
-    while first < len(spans):
-        longest = max(spans[first], 1)
-        last = min(first + max(scores // (BLOCK * longest), 1), len(spans))
-        cuts.append((first, last, longest))
+def _splits(lengths: list[int]) -> list[tuple[int, int, int]]:
+    scores, first, splits = SCORES * torch.get_num_threads(), 0, []
+    while first < len(lengths):
+        longest = max(lengths[first], 1)
+        last = min(first + max(scores // (BLOCK * longest), 1), len(lengths))
+        splits.append((first, last, longest))
         first = last
-    return cuts
+    return splits

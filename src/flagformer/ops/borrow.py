@@ -1,4 +1,4 @@
-"""Modules that one part of a model owns and another one reads."""
+"""References to modules that another part of the model owns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def borrow(reader: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Makes modules attributes of `reader`, by name, without registering them a second time.
+    """Make modules attributes of `reader`, by name, without registering them a second time.
 
-    `torch.func.functional_call` swaps the tensors of every name, but restores those of one name only: a
-    module with two names would keep what it was called with, such as the batched tensors of a `vmap`.
+    `torch.func.functional_call` replaces the tensors of every name but restores those of one name only: a
+    module with two names would keep the tensors of the call, such as the batched tensors of a `vmap`.
     """
     reader.__dict__.update(modules)

@@ -1,4 +1,4 @@
-"""Tokens in parts, one after the other: so that what a function holds within lives for one part."""
+"""A function of tokens, chunk by chunk with checkpointing: its intermediate tensors exist for one chunk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from flagformer.ops.traced import transformed
 
 
 def checkpointed_chunks(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
-    """`function` of x [B, T, D], for T / parts tokens at a time, each computed again for its gradient.
+    """`function(x)` of x [B, T, D], for T / parts tokens at a time, recomputed in the backward.
 
-    It must treat each token by itself. Transforms of `torch.func` allow no repetition: there all is kept.
+    `function` must treat each token independently. Under transforms of `torch.func`, which do not support
+    checkpointing, all intermediate tensors are saved.
     """
-    pieces = x.chunk(parts, dim=1)
-    if torch.compiler.is_exporting():  # parts of one row lie without gaps: a program must not depend on that
-        pieces = tuple(piece.clone(memory_format=torch.contiguous_format) for piece in pieces)
-    if torch.is_grad_enabled() and len(pieces) > 1 and not transformed():
-        return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in pieces], dim=1)
-    return torch.cat([function(piece) for piece in pieces], dim=1)
+    chunks = x.chunk(parts, dim=1)
+    if torch.compiler.is_exporting():  # chunks of a single row are contiguous, of several rows they are not
+        chunks = tuple(chunk.clone(memory_format=torch.contiguous_format) for chunk in chunks)
+    if torch.is_grad_enabled() and len(chunks) > 1 and not transformed():
+        return torch.cat([checkpoint(function, chunk, use_reentrant=False) for chunk in chunks], dim=1)
+    return torch.cat([function(chunk) for chunk in chunks], dim=1)

@@ -1,4 +1,4 @@
-"""What constructors are about to make, counted first: bytes of tensors, and numbers computed in Python."""
+"""Counts of the tensors and Python numbers that constructors are about to allocate."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-# torch counts the bytes of a tensor in 64 bits with a sign
+# torch stores the bytes of a tensor in a signed 64-bit integer
 MOST_BYTES = 2**63 - 1
 # numbers of formulas (slopes, frequencies) of one model: about two seconds of Python
 MOST_NUMBERS = 2**22
-NUMBER = 32  # bytes of a float in a tuple: 24, and 8 of the reference
+NUMBER = 32  # bytes of a float in a tuple: 24, and 8 for the reference
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
 
 _open: ContextVar[Counter | None] = ContextVar("counter", default=None)
 
 
 class TooLarge(Exception):
-    """Counting ended early: the rest cannot be made."""
+    """Counting ended early: the rest cannot be allocated."""
 
 
 class Counter(TorchFunctionMode):
-    """Counts what is made under it, before it is made.
+    """Counts tensors and numbers inside a `with` block, before they are allocated.
 
     Args:
         dry: numbers are counted and not computed; tensors are on the meta device.
-        bound: bytes up to which nothing happens.
-        passed: called once, before the tensor that passes `bound` is made.
+        bound: bytes above which `passed` is called.
+        passed: called once, before the tensor that exceeds `bound` is allocated.
 
     Attributes:
         bytes: of tensors and numbers so far.
-        tensors: how many so far.
-        numbers: how many so far.
+        tensors: their number so far.
+        numbers: their count so far.
         largest: bytes and shape of the largest tensor.
     """
 
@@ -48,7 +48,7 @@ class Counter(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # those on the meta device too: `to_empty` makes them real
+        # also on the meta device: `to_empty` allocates them later
         if func in FACTORIES:
             self.tensors += 1
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
@@ -72,22 +72,22 @@ class Counter(TorchFunctionMode):
             self.passed()
 
 
-def _shape(given: Any) -> tuple[int, ...]:
-    """The sizes of a factory's first arguments: `(2, 3)` or `((2, 3), ...)`."""
-    if given and isinstance(given[0], (tuple, list)):
-        given = given[0]
-    return tuple(size for size in given if isinstance(size, int))
+def _shape(args: Any) -> tuple[int, ...]:
+    """The sizes in a factory's arguments: `(2, 3)` or `((2, 3), ...)`."""
+    if args and isinstance(args[0], (tuple, list)):
+        args = args[0]
+    return tuple(size for size in args if isinstance(size, int))
 
 
 @contextmanager
 def counting(counter: Counter) -> Iterator[Counter]:
-    """Everything made inside is counted."""
-    before = _open.set(counter)
+    """Count all allocations inside the `with` block."""
+    token = _open.set(counter)
     try:
         with counter:
             yield counter
     finally:
-        _open.reset(before)
+        _open.reset(token)
 
 
 def is_counting() -> bool:
@@ -95,7 +95,7 @@ def is_counting() -> bool:
 
 
 def counted(numbers: Iterable[float], count: int) -> tuple[float, ...]:
-    """The `count` numbers of a formula, computed when they are known not to be too many."""
+    """The `count` numbers of a formula as a tuple, counted before they are computed; empty in a dry run."""
     counter = _open.get()
     if counter is not None:
         counter.add_numbers(count)

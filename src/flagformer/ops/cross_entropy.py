@@ -1,4 +1,4 @@
-"""Cross entropy of logits that are made at once, or a part of the tokens at a time."""
+"""Cross entropy of all logits together, or in chunks of tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flagformer.ops.tensor_hooks import suspend_tensor_hooks
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
-    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], in fp32 or better; the mean is NaN where no
-    target counts."""
+    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], in fp32 or fp64; the mean is NaN if all
+    targets are ignored."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     return F.cross_entropy(exact, targets.flatten(), ignore_index=ignore_index, reduction=reduction)
 
@@ -26,108 +26,111 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction:
 def chunked_cross_entropy(
     to_logits: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, ignore_index: int, chunks: int
 ) -> Tensor:
-    """The mean cross entropy, in nats, of `to_logits(x)`, which is never whole.
+    """The mean cross entropy, in nats, of `to_logits(x)`, without the logits of all tokens in memory.
 
-    Gradients are made in the forward, while a chunk's logits are there: nothing is computed twice, and only
-    they are kept, in the sizes of what they are of. At the peak there are, for a linear head, one gradient of
-    its weight and two tensors of a chunk's logits. Traced, or under transforms of torch.func, all parts are
-    one graph, whose logits torch keeps.
+    Gradients are computed in the forward, while a chunk's logits exist, so that nothing is computed twice;
+    only the gradients of `x` and of the parameters are saved. The peak memory for a linear head is one
+    gradient of its weight and two tensors of a chunk's logits. When traced, or under transforms of
+    `torch.func`, all chunks are one graph, and torch saves its logits.
 
     Args:
-        to_logits: [1, n, D] -> [1, n, V], each token by itself.
+        to_logits: [1, n, D] -> [1, n, V], each token independently.
         x: [B, T, D].
         targets: [B, T] long.
-        ignore_index: a target of this value does not count; NaN where none does.
-        chunks: the number of parts, B * T / chunks tokens each.
+        ignore_index: targets of this value are ignored; the loss is NaN if all are.
+        chunks: the number of chunks, of B * T / chunks tokens each.
     """
-    pieces = list(zip(x.flatten(0, 1).chunk(chunks), targets.flatten().chunk(chunks)))
+    parts = list(zip(x.flatten(0, 1).chunk(chunks), targets.flatten().chunk(chunks)))
     count = (targets != ignore_index).sum()
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if not traced and torch.is_grad_enabled():
-        return _with_gradients(to_logits, pieces, x, ignore_index, count)
-    parts = [cross_entropy(to_logits(piece[None]), target, ignore_index, "sum") for piece, target in pieces]
-    return torch.stack(parts).sum() / count
+        return _with_gradients(to_logits, parts, x, ignore_index, count)
+    totals = [cross_entropy(to_logits(chunk[None]), target, ignore_index, "sum") for chunk, target in parts]
+    return torch.stack(totals).sum() / count
 
 
 def _with_gradients(
     to_logits: Callable[[Tensor], Tensor],
-    pieces: Sequence[tuple[Tensor, Tensor]],
+    parts: Sequence[tuple[Tensor, Tensor]],
     x: Tensor,
     ignore_index: int,
     count: Tensor,
 ) -> Tensor:
-    """The mean, connected with what it depends on by gradients that are known already."""
-    of_x: list[Tensor] = []
+    """The mean loss, with gradients that are computed here and returned by its backward."""
+    dx: list[Tensor] = []
     totals = []
     with LeafSums() as sums:
-        for piece, target in pieces:
-            piece = piece.detach().requires_grad_(x.requires_grad)
-            total, grad = _through(to_logits, piece, target, ignore_index, sums)
+        for chunk, target in parts:
+            chunk = chunk.detach().requires_grad_(x.requires_grad)
+            total, grad = _chunk_loss(to_logits, chunk, target, ignore_index, sums)
             totals.append(total)
             if x.requires_grad:
-                of_x.append(torch.zeros_like(piece) if grad is None else grad)
-    found = [(x, torch.cat(of_x).view_as(x))] if of_x else []
-    found += sums.pairs()
-    known = [one.div_(count.clamp(min=1)) for _, one in found]  # of no target: 0, while the mean is NaN
-    mean: Tensor = _Known.apply(torch.stack(totals).sum() / count, known, *[tensor for tensor, _ in found])
+                dx.append(torch.zeros_like(chunk) if grad is None else grad)
+    pairs = [(x, torch.cat(dx).view_as(x))] if dx else []
+    pairs += sums.pairs()
+    grads = [grad.div_(count.clamp(min=1)) for _, grad in pairs]  # 0 without targets, while the mean is NaN
+    mean: Tensor = _WithGradients.apply(
+        torch.stack(totals).sum() / count, grads, *[tensor for tensor, _ in pairs]
+    )
     return mean
 
 
-def _through(
-    to_logits: Callable[[Tensor], Tensor], piece: Tensor, target: Tensor, ignore_index: int, sums: LeafSums
+def _chunk_loss(
+    to_logits: Callable[[Tensor], Tensor], chunk: Tensor, target: Tensor, ignore_index: int, sums: LeafSums
 ) -> tuple[Tensor, Tensor | None]:
-    """The sum of the cross entropy of a piece [n, D], and its gradient with respect to the piece; those with
-    respect to leaves go to `sums`."""
-    logits = to_logits(piece[None])
+    """The sum of the cross entropy of a chunk [n, D], and its gradient; gradients of leaves are added to
+    `sums`."""
+    logits = to_logits(chunk[None])
     total, grad = _sum_and_gradient(logits.detach(), target, ignore_index)
     if not logits.requires_grad:
         return total, None
-    leaves = [leaf for leaf in _leaves(logits) if leaf is not piece]
-    wanted = [*leaves, piece] if piece.requires_grad else leaves
+    leaves = [leaf for leaf in _leaves(logits) if leaf is not chunk]
+    inputs = [*leaves, chunk] if chunk.requires_grad else leaves
     edge = get_gradient_edge(logits)
     del logits  # most heads do not need them for their gradients
-    with no_autocast(piece.device), suspend_tensor_hooks(leaves):
-        # retained: what leaves pass on their way here may belong to every piece (casts, parametrizations)
-        grads = torch.autograd.grad([edge], wanted, [grad], retain_graph=True, allow_unused=True)
-    for leaf, one in zip(leaves, grads):
-        if one is not None:
-            sums.add(leaf, one)
-    return total, grads[-1] if piece.requires_grad else None
+    with no_autocast(chunk.device), suspend_tensor_hooks(leaves):
+        # the graph is retained: all chunks may share a part of it (casts, parametrizations)
+        grads = torch.autograd.grad([edge], inputs, [grad], retain_graph=True, allow_unused=True)
+    for leaf, leaf_grad in zip(leaves, grads):
+        if leaf_grad is not None:
+            sums.add(leaf, leaf_grad)
+    return total, grads[-1] if chunk.requires_grad else None
 
 
 @torch.no_grad()
 def _sum_and_gradient(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Of logits [1, n, V]: the sum of the cross entropy of the targets [n] that count, and its gradient."""
+    """The sum of the cross entropy of logits [1, n, V] and targets [n] that are not ignored, and its
+    gradient."""
     exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-    counts = target != ignore_index
-    place = target.where(counts, 0)[:, None]
-    most, picked = exact.amax(dim=-1, keepdim=True), exact.gather(1, place)
-    # in place in one copy: the head's gradient may need its logits, and a third tensor would be the peak
-    grad = (exact - most if exact.dtype == logits.dtype else exact.sub_(most)).exp_()
+    counted = target != ignore_index
+    index = target.where(counted, 0)[:, None]
+    highest, chosen = exact.amax(dim=-1, keepdim=True), exact.gather(1, index)
+    # in place in one copy: the head's backward may need its logits, and a third tensor would be the peak
+    grad = (exact - highest if exact.dtype == logits.dtype else exact.sub_(highest)).exp_()
     del exact
     sums = grad.sum(dim=-1, keepdim=True)
-    total = (most - picked + sums.log())[:, 0].where(counts, 0.0).sum()
-    # probabilities, less one at the target
-    grad.div_(sums).scatter_add_(1, place, -torch.ones_like(sums)).mul_(counts[:, None])
+    total = (highest - chosen + sums.log())[:, 0].where(counted, 0.0).sum()
+    # probabilities, minus one at the target
+    grad.div_(sums).scatter_add_(1, index, -torch.ones_like(sums)).mul_(counted[:, None])
     return total, grad.to(logits.dtype)[None]
 
 
 def _leaves(logits: Tensor) -> list[Tensor]:
-    """The tensors that a graph accumulates gradients of."""
-    found, seen, waiting = [], set(), [logits.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
+    """The leaf tensors of a graph."""
+    leaves, visited, stack = [], set(), [logits.grad_fn]
+    while stack:
+        node: Any = stack.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting += [one for one, _ in node.next_functions]
-    return found
+            leaves.append(node.variable)
+        stack += [next_node for next_node, _ in node.next_functions]
+    return leaves
 
 
-class _Known(torch.autograd.Function):
-    """A number whose gradients are given."""
+class _WithGradients(torch.autograd.Function):
+    """A value with gradients that are computed already."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
@@ -143,9 +146,9 @@ class _Known(torch.autograd.Function):
                 "call the first with `retain_graph=True`"
             )
         if torch._C._autograd._get_current_graph_task_keep_graph():
-            scaled = [one * grad for one in ctx.grads]
+            scaled = [known * grad for known in ctx.grads]
         else:
-            # in place: the gradient of [V, E] would be there twice
-            scaled = [one.mul_(grad) for one in ctx.grads]
+            # in place: a copy would hold a second gradient of [V, E]
+            scaled = [known.mul_(grad) for known in ctx.grads]
             ctx.grads = None
-        return None, None, *(one.to(dtype) for one, dtype in zip(scaled, ctx.dtypes))
+        return None, None, *(known.to(dtype) for known, dtype in zip(scaled, ctx.dtypes))

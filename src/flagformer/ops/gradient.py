@@ -1,4 +1,4 @@
-"""Gradients that are not those of the value."""
+"""Scaled gradients."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:
-    """x, whose gradient is multiplied by `share`."""
+    """x, with its gradient multiplied by `share`."""
     return x if share == 1 else x * share + x.detach() * (1 - share)

@@ -1,4 +1,4 @@
-"""Where a module is and what it computes in."""
+"""The device and dtype of a module."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def home_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of a module: those of its first floating-point parameter.
+    """The device and dtype of a module's first floating-point parameter.
 
-    Quantised layers may hold integers alone, or buffers alone: then those of its first floating-point buffer,
-    such as a scale, and without one torch's defaults.
+    Quantised layers may have no such parameter: then those of the first floating-point buffer, such as a
+    scale, and without one torch's defaults.
     """
     tensors = chain(module.parameters(), module.buffers())
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)

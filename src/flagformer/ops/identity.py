@@ -1,4 +1,4 @@
-"""Functions where modules might stand."""
+"""Plain functions in place of modules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def identity(x: Tensor) -> Tensor:
-    """x, as it is: stands where no component is chosen (a function, as a module's call costs 1 us)."""
+    """Return x: the default of slots without a component (a function, as a module's call costs 1 us)."""
     return x
 
 
 class Function(nn.Module):
-    """A plain function as a module, so that a list of modules can hold it."""
+    """A function wrapped as a module, for module lists."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -24,5 +24,5 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
-def as_module(filler: Callable[..., Any]) -> nn.Module:
-    return filler if isinstance(filler, nn.Module) else Function(filler)
+def as_module(function: Callable[..., Any]) -> nn.Module:
+    return function if isinstance(function, nn.Module) else Function(function)

@@ -1,4 +1,4 @@
-"""Keys in the order of clusters, and the stretch of them that each query meets."""
+"""Keys sorted by cluster and time, and the range of sorted keys of each query."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from torch import Tensor
 
 
 class KeyRanges(NamedTuple):
-    """Who meets whom; every tensor [B, H, ...] long.
+    """The key range of each sorted query; every tensor [B, H, ...] long.
 
     Attributes:
-        by_query: [B, H, T], the queries in order.
-        by_key: [B, H, S], the keys in order.
-        low, high: [B, H, T], the sorted keys that each sorted query meets, beside its own; neither ever goes
-            back from one query to the next.
-        own: of the keys, which is the first query's own.
-        alone: whether a query meets its own key only where it meets no other.
+        by_query: [B, H, T], query indices in sorted order.
+        by_key: [B, H, S], key indices in sorted order.
+        start, end: [B, H, T], the range of sorted keys of each sorted query, in addition to its own key;
+            both are non-decreasing.
+        self_offset: the key index of the first query's own key.
+        mask_self_unless_alone: whether a query attends to its own key only where its range is empty.
     """
 
     by_query: Tensor
     by_key: Tensor
-    low: Tensor
-    high: Tensor
-    own: int
-    alone: bool
+    start: Tensor
+    end: Tensor
+    self_offset: int
+    mask_self_unless_alone: bool
 
     @property
-    def mine(self) -> slice:
+    def self_keys(self) -> slice:
         """The queries' own keys."""
-        return slice(self.own, self.own + self.by_query.shape[2])
+        return slice(self.self_offset, self.self_offset + self.by_query.shape[2])
 
     def of(self, rows: slice, heads: slice) -> KeyRanges:
-        """Those of some rows and heads."""
-        by_query, by_key, low, high = (x[rows, heads] for x in self[:4])
-        return KeyRanges(by_query, by_key, low, high, self.own, self.alone)
+        """The ranges of some rows and heads."""
+        by_query, by_key, start, end = (x[rows, heads] for x in self[:4])
+        return KeyRanges(by_query, by_key, start, end, self.self_offset, self.mask_self_unless_alone)

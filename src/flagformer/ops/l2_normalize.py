@@ -1,4 +1,4 @@
-"""Directions without lengths."""
+"""L2 normalisation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NONE = 1e-12  # a shorter vector has no direction
+EPS = 1e-12  # as in `F.normalize`
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -15,6 +15,6 @@ def l2_normalize(x: Tensor) -> Tensor:
 
 
 def unit_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, and the lengths [...], never zero."""
-    lengths = torch.linalg.vector_norm(x, dim=-1).clamp(min=NONE)
+    """x / |x| over the last dimension, and the norms [...], at least EPS."""
+    lengths = torch.linalg.vector_norm(x, dim=-1).clamp(min=EPS)
     return x / lengths[..., None], lengths

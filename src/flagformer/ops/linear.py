@@ -1,4 +1,4 @@
-"""A projection with an initialisation of its own."""
+"""A linear projection with a custom initialisation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Init = Callable[[nn.Linear], object]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that starts at what `init` makes of torch's initial values; None: at these.
+    """`nn.Linear` whose `init` is applied after torch's initialisation, also in `reset_parameters`.
 
-    Who builds a projection chooses how it starts, and `reset_parameters` of the projection obeys, whatever
-    order modules are initialised in.
+    The initialisation belongs to the layer, so that it does not depend on the order in which modules are
+    initialised.
     """
 
     init: Init | None = None

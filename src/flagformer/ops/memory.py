@@ -1,4 +1,4 @@
-"""Memory that a machine has, and that a device has free."""
+"""Total and free memory of the machine, of a container, and of a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
-LIMITS = (  # of a container: its limit, its usage, and what of the usage is cached files
+LIMITS = (  # of a container: its limit, its usage, and the entry of `memory.stat` that counts cached files
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "file"),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -20,17 +20,17 @@ LIMITS = (  # of a container: its limit, its usage, and what of the usage is cac
 
 
 def free_on(device: torch.device) -> int | None:
-    """Bytes that new tensors on a device can have; None where the system does not say, and where tensors take
-    none (meta)."""
+    """Free bytes for new tensors on a device; None where the system does not report them, and on the meta
+    device."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return free_memory() if device.type == "cpu" else None
 
 
 def free_memory(swap: bool = True) -> int | None:
-    """Bytes that can be had, cached files included, within the limit of a container; None where the system
-    does not say. `swap`: whether those on disk count."""
+    """Free bytes, cached files included, within the limit of a container; None where the system does not
+    report them. `swap`: whether to count free swap space."""
     free, more = of_machine("MemAvailable"), of_machine("SwapFree") if swap else 0
     found = [None if free is None else free + (more or 0)]
     found += [_of_container(Path(limit), Path(used), cached) for limit, used, cached in LIMITS]
@@ -39,14 +39,14 @@ def free_memory(swap: bool = True) -> int | None:
 
 
 def whole_memory() -> int | None:
-    """Bytes of this machine, or the limit of a container; None where the system does not say."""
+    """Total bytes of the machine, or the limit of a container; None where the system does not report them."""
     found = [of_machine("MemTotal") or _physical(), *(_read(Path(limit)) for limit, _, _ in LIMITS)]
     known = [size for size in found if size is not None]
     return min(known) if known else None
 
 
 def of_machine(name: str) -> int | None:
-    """A line of /proc/meminfo, in bytes; None where there is none."""
+    """The entry `name` of /proc/meminfo, in bytes; None without one."""
     try:
         lines = MEMINFO.read_text().splitlines()
     except OSError:
@@ -69,12 +69,12 @@ def _of_container(limit: Path, used: Path, cached: str) -> int | None:
 def _read(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # there is no container, or it says "max"
+    except (OSError, ValueError):  # there is no container, or its limit is "max"
         return None
 
 
 def _physical() -> int | None:
-    """All of the machine's memory, where /proc does not exist."""
+    """The machine's total memory on systems without /proc."""
     names = getattr(os, "sysconf_names", {})
     if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
         return None

@@ -1,7 +1,7 @@
-"""Distances whose weights are lost in rounding: a steep bias leaves a head only its neighbourhood.
+"""Pruning of distances whose weights are lost in rounding: a steep bias limits a head to nearby keys.
 
-Left in, they cost twice: whole chunks of keys, and numbers below 1e-38, which processors multiply a hundred
-times slower. With ALiBi at n 2048 these were three quarters of the backward.
+Without pruning they cost twice: whole chunks of keys are computed, and denormal numbers (below 1e-38) are
+multiplied a hundred times slower. With ALiBi at n 2048 these were three quarters of the backward.
 """
 
 from __future__ import annotations
@@ -15,49 +15,53 @@ from torch import Tensor
 def prune_bias(
     biases: Tensor, q: Tensor, k: Tensor, at_self: int, scale: float, dtype: torch.dtype
 ) -> Tensor:
-    """Biases [H, L] with minus infinity where no weight can matter.
+    """Biases [H, L] with minus infinity where every weight is negligible.
 
-    All weights that a query loses make up less than `dtype`'s eps: it sees itself, with a score of at least
-    `bias[at_self] - top`, and nothing scores more than `bias + top`, where `top` is the product of the
-    longest query and the longest key (Cauchy and Schwarz). Padding does not see itself, and may lose all.
+    The pruned weights of a query sum to less than `dtype`'s eps: a query attends to itself with a score of at
+    least `bias[at_self] - bound`, and no score exceeds `bias + bound`, where `bound` is the product of the
+    largest norms of a query and a key (Cauchy and Schwarz). Padding does not attend to itself and may have
+    all of its weights pruned.
 
     Args:
-        biases: of distances, one of which, `at_self`, is that of a query to itself.
+        biases: by distance.
         q, k: [B, H, T, K], [B, H, S, K].
+        at_self: the index of the distance of a query to itself.
         scale: of the products.
-        dtype: what weights are summed in.
+        dtype: the accumulation dtype.
     """
-    longest = [torch.linalg.vector_norm(x, dim=-1, dtype=dtype).amax(dim=(0, 2)) for x in (q, k)]
-    top = abs(scale) * longest[0] * longest[1]  # [H]
+    norms = [torch.linalg.vector_norm(x, dim=-1, dtype=dtype).amax(dim=(0, 2)) for x in (q, k)]
+    score_bound = abs(scale) * norms[0] * norms[1]  # [H]
     margin = math.log(k.shape[2] / torch.finfo(dtype).eps)
-    floor = biases[:, at_self] - 2 * top - margin
+    floor = biases[:, at_self] - 2 * score_bound - margin
     return biases.masked_fill(biases < floor[:, None], float("-inf"))
 
 
-def strips(biases: Tensor, least: int) -> list[tuple[slice, slice]]:
-    """Neighbouring heads that see about as far, at least `least` of them, and the distances that they see.
+def group_heads(biases: Tensor, min_heads: int) -> list[tuple[slice, slice]]:
+    """Slices of neighbouring heads with a similar range of distances, and these ranges.
 
     Args:
-        biases: [H, L], minus infinity out of sight.
-        least: heads of a strip, so that they keep all threads busy; a rest joins the strip before.
+        biases: [H, L], minus infinity where masked.
+        min_heads: heads of a group, enough to keep all threads busy; a remainder joins the group before it.
     """
-    seen = biases > float("-inf")
-    numbers = torch.arange(seen.shape[1])
-    lows = torch.where(seen, numbers, seen.shape[1]).amin(dim=1).tolist()
-    highs = torch.where(seen, numbers, -1).amax(dim=1).tolist()
-    found: list[tuple[slice, slice]] = []
-    for start in range(0, len(lows), least):
-        heads = slice(start, start + least)
-        distances = slice(min(lows[heads]), max(highs[heads]) + 1)
-        if found and (len(lows) - start < least or _alike(found[-1][1], distances)):
-            before, wide = found.pop()
-            heads = slice(before.start, start + least)
-            distances = slice(min(wide.start, distances.start), max(wide.stop, distances.stop))
-        found.append((heads, distances))
-    return found
+    allowed = biases > float("-inf")
+    index = torch.arange(allowed.shape[1])
+    starts = torch.where(allowed, index, allowed.shape[1]).amin(dim=1).tolist()
+    ends = torch.where(allowed, index, -1).amax(dim=1).tolist()
+    groups: list[tuple[slice, slice]] = []
+    for first in range(0, len(starts), min_heads):
+        heads = slice(first, first + min_heads)
+        distances = slice(min(starts[heads]), max(ends[heads]) + 1)
+        if groups and (len(starts) - first < min_heads or _similar(groups[-1][1], distances)):
+            last_heads, last_distances = groups.pop()
+            heads = slice(last_heads.start, first + min_heads)
+            distances = slice(
+                min(last_distances.start, distances.start), max(last_distances.stop, distances.stop)
+            )
+        groups.append((heads, distances))
+    return groups
 
 
-def _alike(one: slice, other: slice) -> bool:
-    """Whether two calls would save less than a quarter of one."""
+def _similar(one: slice, other: slice) -> bool:
+    """Whether separate calls would save less than a quarter of one."""
     counts = sorted([one.stop - one.start, other.stop - other.start])
     return counts[0] * 4 > counts[1] * 3

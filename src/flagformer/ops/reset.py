@@ -1,4 +1,4 @@
-"""Initialisation of a built model, again: every module's `reset_parameters`, in the order of construction."""
+"""Reinitialisation of a built model: every module's `reset_parameters`, in the order of construction."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import nn
 
 
 def reset(module: nn.Module) -> None:
-    """Calls `reset_parameters` of `module` and of what it contains, children first, as constructors do.
+    """Call `reset_parameters` of `module` and its descendants, children first, in the order of constructors.
 
-    A module that has the method and no tensor of its own initialises its children by it.
+    A module that has the method and no tensors of its own initialises its children itself.
     """
-    own = getattr(module, "reset_parameters", None)
-    if own is None or _has_tensors(module):
+    reset_parameters = getattr(module, "reset_parameters", None)
+    if reset_parameters is None or _has_tensors(module):
         for child in module.children():
             reset(child)
-    if own is not None:
-        own()
+    if reset_parameters is not None:
+        reset_parameters()
 
 
 def _has_tensors(module: nn.Module) -> bool:
@@ -26,7 +26,7 @@ def _has_tensors(module: nn.Module) -> bool:
 
 
 def refuse_unknown(model: nn.Module) -> None:
-    """TypeError for a module inside that cannot be initialised again."""
+    """Raise TypeError for a submodule that has tensors and no `reset_parameters`."""
     for name, module in model.named_modules():
         if _has_tensors(module) and not hasattr(module, "reset_parameters"):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Attention within clusters as blocks of equal size: who meets whom, whatever the clusters' sizes."""
+"""Attention within clusters as blocks of equal size: query and key indices for clusters of any size."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from flagformer.ops.lengths import clamp_to_length, num_blocks
 
 
 class Tokens(NamedTuple):
-    """Queries or keys as routing sees them.
+    """Clusters and positions of queries or keys.
 
     Attributes:
         clusters: [B, H, n] long.
-        places: [n] long, ascending: the order of time.
+        places: [n] long, ascending positions.
     """
 
     clusters: Tensor
     places: Tensor
 
     def codes(self, span: int) -> Tensor:
-        """[B, H, n]: numbers that sort by cluster, then by time."""
+        """[B, H, n]: integers that sort by cluster, then by position."""
         return self.clusters * span + self.places
 
 
 class Chunks(NamedTuple):
-    """N chunks of g queries, each chunk against one stretch of s keys of the order by cluster and time.
+    """N chunks of g queries, each with one range of s keys; keys are sorted by cluster and position.
 
     Attributes:
-        queries: [B, N, H, g] long, numbers of queries; T where a place is empty.
-        keys: [B, N, H, s] long, numbers of keys.
-        allowed: [B, N, H, g, s] bool, which of them a query meets.
-        slots: [B, H, T] long, where each query stands in N * g.
+        queries: [B, N, H, g] long, query indices; T for padding.
+        keys: [B, N, H, s] long, key indices.
+        allowed: [B, N, H, g, s] bool, True where a query attends to a key.
+        slots: [B, H, T] long, the position of each query in N * g.
     """
 
     queries: Tensor
@@ -43,37 +43,41 @@ class Chunks(NamedTuple):
     slots: Tensor
 
 
-def stretches_of(queries: Tokens, keys: Tokens, span: int, window: int, own: int, alone: bool) -> KeyRanges:
-    """The `window` most recent earlier keys of each query's cluster, as stretches of the sorted keys.
+def sorted_key_ranges(
+    queries: Tokens, keys: Tokens, span: int, window: int, self_offset: int, mask_self_unless_alone: bool
+) -> KeyRanges:
+    """The `window` most recent earlier keys of each query's cluster, as ranges of the sorted keys.
 
     Args:
-        span: above every place.
-        own, alone: of `Stretches`.
+        span: larger than every position.
+        self_offset, mask_self_unless_alone: see `KeyRanges`.
     """
     (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
     first = torch.searchsorted(ordered, code)
     begin = torch.searchsorted(ordered, code - code % span)
-    return KeyRanges(by_query, by_key, torch.maximum(first - window, begin), first, own, alone)
+    start = torch.maximum(first - window, begin)
+    return KeyRanges(by_query, by_key, start, first, self_offset, mask_self_unless_alone)
 
 
 def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, later: bool) -> Chunks:
-    """Each query meets the `window` most recent earlier keys of its cluster; with `later` as many later ones.
+    """Chunks of queries that attend to the `window` most recent earlier keys of their cluster; with `later`
+    also to the next `window` later keys.
 
-    Keys in order are cut in tiles of the window's width: a query whose first later key is in tile b finds
-    what it meets in tiles b - 1 and b (with `later` in b + 1 too). Queries of one tile are cut in chunks of
-    `size`: at most T / size + S / window + 1, however the clusters lie, so that every shape is known before.
+    Sorted keys are split in tiles of `window` keys: if a query's first later key is in tile b, its keys are
+    in tiles b - 1 and b (with `later` also in b + 1). Queries of one tile are split in chunks of `size`: at
+    most T / size + S / window + 1 for any clusters, so that shapes do not depend on the data.
 
     Args:
-        span: above every place.
+        span: larger than every position.
     """
     (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
-    first = torch.searchsorted(ordered, code)  # [B, H, T], in order: the first key that is not earlier
+    first = torch.searchsorted(ordered, code)  # [B, H, T], sorted: the first key that is not earlier
     begin = torch.searchsorted(ordered, code - code % span)  # the first of the cluster
-    low, high, behind = torch.maximum(first - window, begin), first, first
+    range_start, range_end, first_later = torch.maximum(first - window, begin), first, first
     if later:
-        behind = torch.searchsorted(ordered, code, right=True)
-        end = torch.searchsorted(ordered, code - code % span + span)
-        high = torch.minimum(behind + window, end)
+        first_later = torch.searchsorted(ordered, code, right=True)
+        cluster_end = torch.searchsorted(ordered, code - code % span + span)
+        range_end = torch.minimum(first_later + window, cluster_end)
     tile = first // window
     slots, count = _chunked(tile, num_blocks(keys.places.shape[0] // window + 1), size)
 
@@ -81,17 +85,17 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
     shape = (*code.shape[:2], count * size)
     numbers = code.new_full(shape, total).scatter_(2, slots, by_query)
 
-    def spread(x: Tensor) -> Tensor:
-        """Of queries in order -> [B, N, H, g, 1]; zero where a place is empty."""
+    def by_chunk(x: Tensor) -> Tensor:
+        """Values of the sorted queries -> [B, N, H, g, 1]; zeros for padding."""
         placed = x.new_zeros(shape).scatter_(2, slots, x)
         return placed.unflatten(2, (count, size)).transpose(1, 2).contiguous()[..., None]
 
-    of_chunk = spread(tile)[..., 0, :]  # the first place of a chunk is taken wherever one is
+    of_chunk = by_chunk(tile)[..., 0, :]  # padding is at the end of a chunk
     rank = (of_chunk - 1) * window + torch.arange((3 if later else 2) * window, device=code.device)
     at = rank[..., None, :]  # [B, N, H, 1, s]
-    allowed = (at >= spread(low)) & (at < spread(high))
+    allowed = (at >= by_chunk(range_start)) & (at < by_chunk(range_end))
     if later:
-        allowed &= (at < spread(first)) | (at >= spread(behind))
+        allowed &= (at < by_chunk(first)) | (at >= by_chunk(first_later))
     wanted = rank.transpose(1, 2).clamp(0, by_key.shape[2] - 1)  # [B, H, N, s]
     found = by_key.gather(2, wanted.flatten(2)).view_as(wanted).transpose(1, 2)
     where = torch.empty_like(slots).scatter_(2, by_query, slots)
@@ -103,8 +107,8 @@ class Members(NamedTuple):
 
     Attributes:
         clusters: [B, N, H] long.
-        numbers: [B, N, H, g] long, numbers of queries; T where a place is empty.
-        slots: [B, H, T] long, where each query stands in N * g.
+        numbers: [B, N, H, g] long, query indices; T for padding.
+        slots: [B, H, T] long, the position of each query in N * g.
     """
 
     clusters: Tensor
@@ -113,19 +117,19 @@ class Members(NamedTuple):
 
 
 def members_of(clusters: Tensor, count: int, size: int) -> Members:
-    """Queries [B, H, T] of `count` clusters, and of one more that is nobody's, in blocks of `size`."""
+    """Queries [B, H, T] in blocks of `size`, each of one cluster; cluster `count` is padding."""
     order = clusters.sort(dim=2, stable=True)
     slots, blocks = _chunked(order.values, count + 1, size)
     shape = (*clusters.shape[:2], blocks * size)
-    nobody = clusters.new_full(shape, clusters.shape[2])
-    of_block = torch.zeros_like(nobody).scatter_(2, slots, order.values).unflatten(2, (blocks, size))
-    numbers = nobody.scatter(2, slots, order.indices).unflatten(2, (blocks, size))
+    padding = clusters.new_full(shape, clusters.shape[2])
+    of_block = torch.zeros_like(padding).scatter_(2, slots, order.values).unflatten(2, (blocks, size))
+    numbers = padding.scatter(2, slots, order.indices).unflatten(2, (blocks, size))
     where = torch.empty_like(slots).scatter_(2, order.indices, slots)
     return Members(of_block[..., 0].transpose(1, 2), numbers.transpose(1, 2), where)
 
 
 def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
-    """Ascending tile numbers [B, H, T] -> each one's slot in chunks of one tile, and how many chunks."""
+    """Ascending tile indices [B, H, T] -> the position of each query in chunks of one tile, and their count."""
     length = tile.shape[2]
     members = tile.new_zeros(*tile.shape[:2], tiles)
     members.scatter_add_(2, tile, torch.ones_like(tile))
@@ -137,10 +141,10 @@ def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
 
 
 def latest_members(keys: Tokens, count: int, window: int) -> tuple[Tensor, Tensor]:
-    """The places of each cluster's `window` last keys as a ring, and how many keys each cluster has had.
+    """Ring buffers of the positions of each cluster's last `window` keys, and the number of its keys.
 
     Returns:
-        [B, H, count, window] long, entry i mod window being the place of the cluster's i-th key; -1 where
+        [B, H, count, window] long, entry i mod window is the position of the cluster's i-th key, -1 where
         there is none; and [B, H, count] long.
     """
     batch, heads, length = keys.clusters.shape
@@ -151,7 +155,7 @@ def latest_members(keys: Tokens, count: int, window: int) -> tuple[Tensor, Tenso
         2, order.values
     )
     recent = rank >= members.gather(2, order.values) - window
-    # what is not recent goes to a ring that nobody reads
+    # older keys go to an extra ring that is dropped
     ring = torch.where(recent, order.values, count) * window + rank % window
     rings = torch.full((batch, heads, (count + 1) * window), -1, device=keys.places.device)
     rings.scatter_(2, ring, keys.places[order.indices])

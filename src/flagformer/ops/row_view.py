@@ -1,4 +1,4 @@
-"""The vectors of a tensor, read by their number wherever they lie in memory."""
+"""The vectors of a strided tensor, gathered by index."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from torch import Tensor
 
 
 class RowView(NamedTuple):
-    """
+    """A tensor as a matrix of rows, and the row of each vector.
+
     Attributes:
         rows: [R, K].
-        where: [B * H * n] long, the row of each vector.
+        row_idx: [B * H * n] long, the row of each vector.
     """
 
     rows: Tensor
-    where: Tensor
+    row_idx: Tensor
 
     @staticmethod
     def of(x: Tensor, heads: int) -> RowView:
-        """Of x [B, G, n, K]; a group serves H / G heads."""
+        """View of x [B, G, n, K]; each group serves H / G heads."""
         width, share = x.shape[3], heads // x.shape[1]
         if x.stride(3) != 1 or any(step % width for step in x.stride()[:3]):
             x = x.contiguous()
-        row, head, place = (step // width for step in x.stride()[:3])
-        of_row, of_head, of_place = (
+        row_stride, head_stride, token_stride = (step // width for step in x.stride()[:3])
+        row, head, token = (
             torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2])
         )
-        where = (of_row * row)[:, None, None] + (of_head // share * head)[:, None] + of_place * place
-        rows = x.as_strided((int(where[-1, -1, -1]) + 1, width), (width, 1))
-        return RowView(rows, where.flatten())
+        index = (row * row_stride)[:, None, None] + (head // share * head_stride)[:, None]
+        index = index + token * token_stride
+        rows = x.as_strided((int(index[-1, -1, -1]) + 1, width), (width, 1))
+        return RowView(rows, index.flatten())
 
-    def at(self, numbers: Tensor) -> Tensor:
-        """[I, n] -> [I, n, K]."""
-        where = self.where.index_select(0, numbers.flatten())
-        return self.rows.index_select(0, where).view(*numbers.shape, -1)
+    def at(self, vectors: Tensor) -> Tensor:
+        """The vectors of indices [I, n], as [I, n, K]."""
+        index = self.row_idx.index_select(0, vectors.flatten())
+        return self.rows.index_select(0, index).view(*vectors.shape, -1)

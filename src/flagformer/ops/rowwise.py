@@ -1,4 +1,4 @@
-"""Products of each token's own vectors, read and written as they lie."""
+"""Products of pairs of vectors of the same token, without copies for grouped heads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 
 def rowwise_dot(x: Tensor, y: Tensor) -> Tensor:
-    """Products of vectors of x [B, H, t, K] with those of y [B, G, t, K], [B, H, t]."""
+    """Dot products of the vectors of x [B, H, t, K] and y [B, G, t, K], as [B, H, t]."""
     return (_grouped(x, y.shape[1]) * y[:, :, None]).sum(dim=4).flatten(1, 2)
 
 
 def addcmul_rows(x: Tensor, factors: Tensor, y: Tensor, out: Tensor) -> None:
-    """Writes x [B, H, t, K] and factors [B, H, t] times y [B, G, t, K] to out [B, H, t, K]."""
-    more, of, to = (_grouped(z, y.shape[1]) for z in (x, factors, out))
-    torch.addcmul(more, of[..., None], y[:, :, None], out=to)
+    """Write x [B, H, t, K] + factors [B, H, t] * y [B, G, t, K] to out [B, H, t, K]."""
+    x, factors, out = (_grouped(z, y.shape[1]) for z in (x, factors, out))
+    torch.addcmul(x, factors[..., None], y[:, :, None], out=out)

@@ -1,4 +1,4 @@
-"""Sums over the blocks that meet a key: reading rows takes a fifth of the time of adding to them."""
+"""Sums per key over the blocks whose range contains it: reading rows takes a fifth of the time of adding."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from flagformer.ops.blocks import KeyRangeBlocks
 
 
 class SegmentSum(NamedTuple):
-    """Where the results of all batches for each key stand.
+    """Segments of result rows, one segment a key (compressed sparse rows).
 
     Attributes:
-        places: long, those for one key behind those for another.
-        begins: [B * H * S] long, where each key's begin in `places`.
+        rows: long, the result rows of the first key, of the second, and so on.
+        offsets: [B * H * S] long, where each key's segment begins in `rows`.
     """
 
-    places: Tensor
-    begins: Tensor
+    rows: Tensor
+    offsets: Tensor
 
     @staticmethod
     def of(blocks: KeyRangeBlocks) -> SegmentSum:
         keys, length = blocks.keys, len(blocks.keys)
-        # of blocks as the sorted queries have them; neither ever goes back from one to the next
-        low, high = blocks.start[:, 0][blocks.rank], blocks.end[:, -1][blocks.rank]
-        started, ended = (x.bincount(minlength=length + 1).cumsum(0)[:length] for x in (low, high))
+        # in the order of the sorted queries both are non-decreasing
+        start, end = blocks.start[:, 0][blocks.rank], blocks.end[:, -1][blocks.rank]
+        started, ended = (x.bincount(minlength=length + 1).cumsum(0)[:length] for x in (start, end))
         rank = torch.empty_like(keys).scatter_(0, keys, torch.arange(length, device=keys.device))
-        first = ended[rank]  # block that meets a key: all up to the last that has started do
+        first = ended[rank]  # the first block that contains a key; the last is the last that has started
         count = started[rank] - first
-        begins = count.cumsum(0) - count
-        block = (first - begins).repeat_interleave(count)
+        offsets = count.cumsum(0) - count
+        block = (first - offsets).repeat_interleave(count)
         block += torch.arange(len(block), device=block.device)
-        place = torch.tensor(blocks.places()[:-1], device=low.device)[blocks.rank]
-        return SegmentSum((place - low)[block] + rank.repeat_interleave(count), begins)
+        key_offset = torch.tensor(blocks.key_offsets()[:-1], device=start.device)[blocks.rank]
+        return SegmentSum((key_offset - start)[block] + rank.repeat_interleave(count), offsets)
 
     def sums(self, x: Tensor) -> Tensor:
-        """Results [places, K] -> [B * H * S, K]."""
-        return F.embedding_bag(self.places, x, self.begins, mode="sum")
+        """Sums of result rows [rows, K], one a key: [B * H * S, K]."""
+        return F.embedding_bag(self.rows, x, self.offsets, mode="sum")

@@ -1,4 +1,4 @@
-"""What FSDP2 (`fully_shard`) asks of a model: it gathers the parameters of a module for its forward alone."""
+"""Support for FSDP2 (`fully_shard`), which gathers the parameters of a module only for its forward."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+P = ParamSpec("P")
+R = TypeVar("R")
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def as_forward(
-    method: Callable[Concatenate[Module, Given], Found],
-) -> Callable[Concatenate[Module, Given], Found]:
-    """A method that reads parameters: where its module is sharded, they are gathered as for the forward.
+    method: Callable[Concatenate[Module, P], R],
+) -> Callable[Concatenate[Module, P], R]:
+    """Decorate a method that reads parameters: if the module is sharded, gather them as for its forward.
 
-    Neither the module's forward nor another such method of the same module may call it: the inner call would
-    free the parameters that the outer one still reads.
+    Do not call the method from the module's forward or from another such method of the same module: the
+    inner call would free parameters that the outer one still needs.
     """
 
     @wraps(method)
-    def call(self: Module, /, *args: Given.args, **how: Given.kwargs) -> Found:
+    def call(self: Module, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if not _is_fsdp(self):
-            return method(self, *args, **how)
+            return method(self, *args, **kwargs)
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         name = f"_{method.__name__}_as_forward"
@@ -35,23 +35,23 @@ def as_forward(
             self.__dict__[name] = method.__get__(self)
             register_fsdp_forward_method(self, name)
         with outside_inference_mode():
-            found: Found = self.__dict__[name](*args, **how)
-        return found
+            result: R = self.__dict__[name](*args, **kwargs)
+        return result
 
     return call
 
 
 def as_session(
-    method: Callable[Concatenate[Module, Given], Found],
-) -> Callable[Concatenate[Module, Given], Found]:
-    """`as_forward`, for a method that runs many forwards and keeps no graph: at its end all is sharded that
-    was at its beginning, also what FSDP2 leaves gathered for a backward."""
+    method: Callable[Concatenate[Module, P], R],
+) -> Callable[Concatenate[Module, P], R]:
+    """`as_forward` for a method that runs many forwards without a graph: at its end all modules that were
+    sharded before are sharded again, also those that FSDP2 leaves gathered for a backward."""
 
     @wraps(method)
-    def call(self: Module, /, *args: Given.args, **how: Given.kwargs) -> Found:
-        parts: list[Any] = [part for part in self.modules() if _is_fsdp(part) and any(_held_shards(part))]
+    def call(self: Module, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        parts: list[Any] = [part for part in self.modules() if _is_fsdp(part) and any(_gathered_shards(part))]
         try:
-            return as_forward(method)(self, *args, **how)
+            return as_forward(method)(self, *args, **kwargs)
         finally:
             for part in parts:
                 part.reshard()
@@ -61,8 +61,8 @@ def as_session(
 
 @contextmanager
 def without_gradient(*models: Any) -> Iterator[None]:
-    """Inference mode; for models that FSDP2 has sharded `torch.no_grad`, as training gathers into the same
-    tensors, and those of inference mode cannot be trained."""
+    """Inference mode, or `torch.no_grad` for models that FSDP2 has sharded: training gathers into the same
+    tensors, and inference tensors cannot be trained."""
     sharded = [model for model in models if is_sharded(model)]
     for model in sharded:
         refuse_sharded_above(model)
@@ -72,7 +72,7 @@ def without_gradient(*models: Any) -> Iterator[None]:
 
 @contextmanager
 def outside_inference_mode(always: bool = False) -> Iterator[None]:
-    """In place of inference mode, `torch.no_grad`; `always`: also where gradients are recorded."""
+    """`torch.no_grad` in place of inference mode; `always`: also where gradients are recorded."""
     with ExitStack() as entered:
         if always or torch.is_inference_mode_enabled():
             entered.enter_context(torch.inference_mode(False))
@@ -81,7 +81,7 @@ def outside_inference_mode(always: bool = False) -> Iterator[None]:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether `fully_shard` was applied to the model, a part of it, or a module around it."""
+    """Whether `fully_shard` was applied to the model, a submodule, or a module that contains it."""
     parts = model.modules() if isinstance(model, nn.Module) else ()
     return any(_is_fsdp(part) or any(_shards(part)) for part in parts)
 
@@ -91,28 +91,29 @@ def _is_fsdp(part: nn.Module) -> bool:
 
 
 def refuse_sharded_above(part: nn.Module, path: str = "") -> None:
-    """ValueError for parameters that a module around the model gathers, in its own forward alone.
+    """Raise ValueError for parameters that a module around the model gathers only for its own forward.
 
-    A module with hooks sees to its DTensors itself (tensor parallelism).
+    A module with forward hooks handles its DTensors itself (tensor parallelism).
     """
     if _is_fsdp(part):
         return
     for name in () if part._forward_pre_hooks else _shards(part):
         raise ValueError(
             f"parameters of this model must be gathered, but `{path}{name}` is a shard of a module around "
-            "the model, which gathers it in its own forward alone; call `unshard()` of that module before "
+            "the model, which gathers it only for its own forward; call `unshard()` of that module before "
             "and `reshard()` afterwards, or apply `fully_shard` to the model itself"
         )
     for name, child in part.named_children():
         refuse_sharded_above(child, f"{path}{name}.")
 
 
-def _held_shards(part: nn.Module) -> Iterator[str]:
-    """Those that FSDP2 gathers with the module: of modules below it that are not sharded apart, too."""
+def _gathered_shards(part: nn.Module) -> Iterator[str]:
+    """Names of the DTensors that FSDP2 gathers with the module, its own and those of submodules without
+    `fully_shard`."""
     yield from _shards(part)
     for child in part.children():
         if not _is_fsdp(child):
-            yield from _held_shards(child)
+            yield from _gathered_shards(child)
 
 
 def _shards(part: nn.Module) -> Iterator[str]:
@@ -121,10 +122,10 @@ def _shards(part: nn.Module) -> Iterator[str]:
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, the same on every rank, on the device of `like` and sharded as `like` is."""
+    """`value`, which is the same on every rank, on the device of `like` and sharded like it."""
     value = value.to(like.device)
     if not hasattr(like, "full_tensor"):
         return value
-    from torch.distributed.tensor import distribute_tensor  # seconds, that most programs do without
+    from torch.distributed.tensor import distribute_tensor  # the import takes seconds
 
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore

@@ -1,4 +1,4 @@
-"""Gradients that are handed on are no gradients yet: hooks wait for the sum."""
+"""Tensor hooks during partial backward passes: hooks must run once, on the accumulated gradient."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @contextmanager
 def suspend_tensor_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """`tensor.register_hook` is silent inside: `autograd.grad` would call what autograd calls later again."""
-    held = [(tensor, tensor._backward_hooks) for tensor in tensors if tensor._backward_hooks]
-    for tensor, _ in held:
+    """Disable the hooks of `tensor.register_hook` inside: `autograd.grad` would call them a first time."""
+    hooked = [(tensor, tensor._backward_hooks) for tensor in tensors if tensor._backward_hooks]
+    for tensor, _ in hooked:
         tensor._backward_hooks = None
     try:
         yield
     finally:
-        for tensor, hooks in held:
+        for tensor, hooks in hooked:
             tensor._backward_hooks = hooks

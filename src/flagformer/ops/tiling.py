@@ -1,5 +1,5 @@
-"""Pieces of long rows: a step on all of one waits for memory; of a piece the results stay in a core's cache
-until the next step reads them."""
+"""Tiles of long rows: an operation on a whole row waits for memory; the results of a tile stay in a core's
+cache until the next operation reads them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from torch import Tensor
 
 from flagformer.ops.traced import traced
 
-TILE_ELEMENTS = 1 << 19  # of a piece, for each thread
+TILE_ELEMENTS = 1 << 19  # of a tile, for each thread
 
 
-def longest_piece(heads: int, width: int, threads: int = 1) -> int:
-    """Tokens that a piece holds, each of so many heads (of all rows) of a width."""
+def tile_tokens(heads: int, width: int, threads: int = 1) -> int:
+    """Tokens of a tile; `heads` counts those of all rows."""
     return max(TILE_ELEMENTS * threads // (heads * width), 1)
 
 
 def sequence_tiles(x: Tensor) -> list[slice]:
-    """Of the T tokens of x [B, H, T, K], as many at a time as stay in a core's cache.
+    """Slices of the T tokens of x [B, H, T, K] that fit in a core's cache.
 
-    All of them in a graph, and on other devices, where each call costs more than it saves.
+    One slice in a graph, and on other devices, where each call costs more than it saves.
     """
     if traced() or x.device.type != "cpu":
         return [slice(None)]
     batch, heads, length, width = x.shape
-    size = longest_piece(batch * heads, width, torch.get_num_threads())
+    size = tile_tokens(batch * heads, width, torch.get_num_threads())
     return [slice(start, start + size) for start in range(0, max(length, 1), size)]
 
 
 def head_tiles(x: Tensor, groups: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Of x [B, H, T, K], as many rows, heads and groups of heads at a time as stay in a core's cache."""
+    """Slices of rows, heads and groups of heads of x [B, H, T, K] that fit in a core's cache."""
     batch, heads, length, width = x.shape
-    most = max(TILE_ELEMENTS * torch.get_num_threads() // max(length * width, 1), 1)  # heads
-    share = heads // groups
-    rows, of_row = max(most // heads, 1), max(most // share, 1)
-    for row in range(0, batch, rows):
-        for group in range(0, groups, of_row):
-            behind = min(group + of_row, groups)
-            yield slice(row, row + rows), slice(group * share, behind * share), slice(group, behind)
+    fitting = max(TILE_ELEMENTS * torch.get_num_threads() // max(length * width, 1), 1)  # heads
+    heads_per_group = heads // groups
+    num_rows, num_groups = max(fitting // heads, 1), max(fitting // heads_per_group, 1)
+    for row in range(0, batch, num_rows):
+        for group in range(0, groups, num_groups):
+            end = min(group + num_groups, groups)
+            yield (
+                slice(row, row + num_rows),
+                slice(group * heads_per_group, end * heads_per_group),
+                slice(group, end),
+            )

@@ -1,4 +1,4 @@
-"""Whether a forward computes numbers, or is traced, batched or differentiated by a transform."""
+"""Whether a forward runs eagerly, or is traced or transformed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ def transformed() -> bool:
 
 
 def traced() -> bool:
-    """Whether a read of a tensor's numbers would fail, or bind a graph to its example."""
+    """Whether reading a tensor's values would fail, or specialise a graph to its example."""
     return torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing() or _faked()
 
 
 def readable(value: Tensor) -> bool:
-    """Whether Python can read the numbers of `value` without waiting for a device or breaking a trace."""
+    """Whether Python can read the values of `value` without a device synchronisation or a graph break."""
     return value.device.type == "cpu" and not traced() and type(value) in (Tensor, nn.Parameter)
 
 
 def lasting(value: Tensor) -> bool:
-    """Whether a tensor may be kept for a later forward: `value`, an example of those at hand, outlives this
-    one. A compiled graph keeps real ones."""
+    """Whether tensors of this forward, such as `value`, may be cached for a later one. In a compiled graph
+    they may."""
     if torch.compiler.is_compiling():
         return not (torch.compiler.is_exporting() or transformed())
     return not (transformed() or _faked()) and type(value) in (Tensor, nn.Parameter)
 
 
 def _faked() -> bool:
-    """Whether fake tensors or the symbols of `make_fx` are at work."""
+    """Whether fake tensors or `make_fx` are active."""
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in MODES)

@@ -1,4 +1,4 @@
-"""Operators that torch may change without notice, and the versions of torch with which they were tried."""
+"""Private operators of torch, and the versions of torch with which they were tested."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-# Fused attention of a CPU, called by its private name so that its sums can be read.
+# Fused attention on CPU, called by its private name, which also returns the log-sum-exp.
 WITH_SUMS = SpecifierSet("==2.13.*", prereleases=True)
 
 
 def has_sums(version: str = torch.__version__) -> bool:
-    """Whether this torch is one whose fused attention of a CPU was tried; others take the dense form."""
+    """Whether the private fused attention on CPU was tested with this torch; other versions use the dense
+    form."""
     return Version(version) in WITH_SUMS
 
 
@@ -21,5 +22,5 @@ HAS_SUMS = has_sums()
 
 
 def private(name: str) -> Any:
-    """The operator `aten::name`; None where this torch has none."""
+    """The operator `aten::name`; None if this torch does not have it."""
     return getattr(torch.ops.aten, name, None)

@@ -82,12 +82,12 @@ def attend_selected(
 ) -> Tensor:
     """[B, H, T, V]: queries that a centroid picks meet the keys it picks; of several centroids the mean."""
     few = QKVBlocks(
-        rows_at(q, of_queries.numbers),
-        rows_at(kv.k[:, :, kv.num_prefix_kv :], of_keys.numbers),
-        rows_at(kv.v[:, :, kv.num_prefix_kv :], of_keys.numbers),
-        of_queries.real[..., None] & of_keys.real[..., None, :],
-        QKIndices(of_queries.numbers[..., None], of_keys.numbers[..., None, :], side.heads),
-        of_queries.numbers.masked_fill(~of_queries.real, q.shape[2]),
+        rows_at(q, of_queries.indices),
+        rows_at(kv.k[:, :, kv.num_prefix_kv :], of_keys.indices),
+        rows_at(kv.v[:, :, kv.num_prefix_kv :], of_keys.indices),
+        of_queries.valid[..., None] & of_keys.valid[..., None, :],
+        QKIndices(of_queries.indices[..., None], of_keys.indices[..., None, :], side.heads),
+        of_queries.indices.masked_fill(~of_queries.valid, q.shape[2]),
         only_earlier=False,
         may_mask_all=True,
         prefix_kv=front,

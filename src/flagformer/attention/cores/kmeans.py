@@ -14,7 +14,7 @@ from flagformer.attention.cores.reminder import moved
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, ClusterStats, commitment_loss, cosines, kmeans_step, nearest
 from flagformer.ops.l2_normalize import l2_normalize, unit_and_length
-from flagformer.ops.tiling import longest_piece, sequence_tiles
+from flagformer.ops.tiling import sequence_tiles, tile_tokens
 from flagformer.ops.traced import lasting
 
 LOSS = "kmeans.commitment"  # its name on the collector
@@ -45,7 +45,7 @@ class KMeans(nn.Module):
     def __init__(self, heads: int, count: int, width: int, decay: float, commitment: float) -> None:
         super().__init__()
         self.count, self.decay, self.commitment = count, decay, commitment
-        self.path_changes_at = (longest_piece(heads, width),)
+        self.path_changes_at = (tile_tokens(heads, width),)
         self.register_buffer("means", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("sums", torch.empty(heads, count, width, dtype=torch.float32))
         self.register_buffer("counts", torch.empty(heads, count, dtype=torch.float32))

@@ -32,7 +32,7 @@ from flagformer.ops.cluster_topk import cluster_topk
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.lengths import clamp_to_length, use_long_path
-from flagformer.ops.routing import Tokens, chunks_of, stretches_of
+from flagformer.ops.routing import Tokens, chunks_of, sorted_key_ranges
 
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
@@ -167,7 +167,7 @@ class Routing(Core):
     ) -> Tensor:
         """The same as `_chunks`, without copies of keys that queries share."""
         terms, kind = side.terms[kv.window], accum_dtype(q.dtype)
-        stretches = stretches_of(
+        stretches = sorted_key_ranges(
             Tokens(queries, terms.queries.cache_positions()),
             Tokens(keys, terms.keys.cache_positions()),
             terms.keys.end,
