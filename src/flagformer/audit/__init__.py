@@ -1,7 +1,7 @@
-"""Checks any causal language model for what goes wrong silently: `flagformer.audit(model)`.
+"""Checks a causal language model for silent faults: `flagformer.audit(model)`.
 
-The package itself can be called, so that `flagformer.audit(model)` means the same whether or not
-`flagformer.audit` was imported as a module before.
+The package itself is callable, so that `flagformer.audit(model)` works whether or not `flagformer.audit` was
+imported as a module before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["AuditFailed", "AuditReport", "CheckResult", "audit"]
 
 
 class _CallableModule(types.ModuleType):
-    """A module that hands its call on to `audit`."""
+    """A module whose call is `audit`."""
 
     __call__ = staticmethod(audit)
 

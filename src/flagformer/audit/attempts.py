@@ -1,4 +1,4 @@
-"""Telling a clear "I do not do that" from a crash."""
+"""Distinguish deliberate refusals of a model from crashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ REFUSALS = (NotImplementedError, ValueError, AssertionError)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """A NotImplementedError, or a ValueError or assertion with a text, raised on purpose outside torch."""
+    """Whether the error is a NotImplementedError, or a ValueError or AssertionError with a message that code
+    outside torch raises explicitly."""
     if isinstance(error, NotImplementedError):
         return True
     if not isinstance(error, REFUSALS) or not str(error).strip():
@@ -25,14 +26,14 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as a reader needs it: `RuntimeError: the size of ...`."""
+    """The error in one line of at most 200 characters: `RuntimeError: the size of ...`."""
     text = traceback.format_exception_only(type(error), error)[-1].strip()
     text = " ".join(text.split())
     return text if len(text) <= 200 else text[:196] + " ..."
 
 
 class Attempts:
-    """Parts of a check that a model may refuse (a note) or break down in (a crash), hiding no other."""
+    """Runs independent parts of a check; a refusal becomes a note, any other exception a crash."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -1,4 +1,4 @@
-"""The same questions once more, more briefly: in longer rows, and in the precision of training."""
+"""A shorter repetition of the checks in longer rows, and in the precision of training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flagformer.audit.report import CheckResult
 from flagformer.audit.subject import Settings
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Runs of one shape, which nothing but an order of sums may tell apart. Other shapes are rounded otherwise,
-# and in half precision a rounding decides which expert, cluster or key is chosen.
+# Checks that compare runs of one shape, which differ only by the order of sums. Other shapes round
+# differently, and in half precision rounding decides which expert, cluster or key is chosen.
 OF_ONE_SHAPE = ("determinism", "future_leak")
-ONCE = ("sensitivity", "gradients")  # say nothing more of a longer row
+ONCE = ("sensitivity", "gradients")  # not repeated in longer rows
 
 
 def further(settings: Settings, calls: Calls, wanted: set[str]) -> Iterator[tuple[Settings, set[str]]]:

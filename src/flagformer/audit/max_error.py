@@ -1,4 +1,4 @@
-"""The largest deviation seen so far, and the earliest position at which it matters."""
+"""The largest error of several comparisons, and the earliest position with an error above the tolerance."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flagformer.audit.tolerance import Tolerance
 
 
 class MaxError:
-    """Gathers comparisons of logits.
+    """Accumulates comparisons of logits.
 
     Args:
-        tolerance: what is allowed, as a share of `scale`.
+        tolerance: the largest error allowed, relative to `scale`.
         scale: the largest logit of the reference.
     """
 
@@ -25,7 +25,7 @@ class MaxError:
         self.compared = 0
 
     def compare(self, got: Tensor, wanted: Tensor, words: str, *, start: int = 0) -> None:
-        """Compares logits `[..., T, V]` whose first position is `start`; `words` say what was done."""
+        """Compare logits `[..., T, V]` whose first position is `start`; `words` describe a failure."""
         if got.shape != wanted.shape:
             raise RuntimeError(f"logits have shape {list(got.shape)}, not {list(wanted.shape)} ({words})")
         if got.numel() == 0:

@@ -1,4 +1,4 @@
-"""An audit leaves no trace: modes, gradients, buffers, parameters and random states come back."""
+"""Restore modes, gradients, buffers, parameters and random states after an audit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Parameters of a model whose audit is as fast on one thread as on two.
+# Parameters below which the audit of a model is as fast on one thread as on two.
 SMALL = 20_000_000
 
 
@@ -17,36 +17,36 @@ Number = int | float | bool | None
 
 
 class Buffers:
-    """A copy of a module's buffers and plain numbers that can be put back, also between two forwards.
+    """A copy of a module's buffers and numeric attributes that can be restored, also between two forwards.
 
-    Numbers are state as well: rotary positions of transformers keep the longest length that they met.
+    Numbers are state too: rotary positions of transformers store the longest length so far.
     """
 
     def __init__(self, module: nn.Module | None) -> None:
-        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self._numbers: list[tuple[nn.Module, dict[str, Number]]] = []
         for owner in module.modules() if module is not None else ():
             numbers = {name: value for name, value in vars(owner).items() if isinstance(value, Number)}
             self._numbers.append((owner, numbers))
             for name, buffer in owner._buffers.items():
                 if buffer is not None:
-                    self._kept.append((owner, name, buffer, buffer.detach().clone()))
+                    self._saved.append((owner, name, buffer, buffer.detach().clone()))
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Writes every buffer, as version counters miss what batch normalisation writes."""
+        """Write every buffer, as version counters do not detect the writes of batch normalisation."""
         for owner, numbers in self._numbers:
             changed = (name for name, value in numbers.items() if vars(owner).get(name, value) is not value)
             for name in [name for name in changed if name != "training"]:
                 setattr(owner, name, numbers[name])
-        for owner, name, buffer, copy in self._kept:
+        for owner, name, buffer, copy in self._saved:
             owner._buffers[name] = buffer
             buffer.copy_(copy)
 
 
 @contextmanager
 def preserve_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Parameters written to inside come back to the last bit."""
+    """Restore the exact values of parameters that are written to inside."""
     copies = [(parameter, parameter.detach().clone()) for parameter in parameters]
     try:
         yield
@@ -58,7 +58,7 @@ def preserve_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def preserve_rng_states() -> Iterator[None]:
-    """The random states of torch, on every device in use, and of Python come back."""
+    """Restore the random states of torch, on every device in use, and of Python."""
     state = random.getstate()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
@@ -70,7 +70,7 @@ def preserve_rng_states() -> Iterator[None]:
 
 @contextmanager
 def threads_for(module: nn.Module | None) -> Iterator[None]:
-    """One thread for a small model on a CPU, whose operators are too short to be shared out."""
+    """Use one thread for a small model on CPU, whose operators are too short to parallelise."""
     threads = torch.get_num_threads()
     parameters = list(module.parameters()) if module is not None else []
     small = sum(parameter.numel() for parameter in parameters) < SMALL
@@ -84,7 +84,7 @@ def threads_for(module: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def preserve_module(module: nn.Module | None) -> Iterator[None]:
-    """Random states, and a module's modes, gradients and buffers come back; inside, fp32 means fp32."""
+    """Restore random states, and a module's modes, gradients and buffers; inside, fp32 products are exact."""
     precision = torch.get_float32_matmul_precision()
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     gradients = [(p, p.grad) for p in module.parameters()] if module is not None else []

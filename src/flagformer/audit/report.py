@@ -1,4 +1,4 @@
-"""What an audit found."""
+"""The results of an audit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class CheckResult:
     Attributes:
         check: its name, for example `future_leak`.
         status: "passed", "failed" or "not applicable".
-        words: what was compared, what went wrong, or why the check does not apply.
-        deviation: the worst one seen, as a share of the largest logit; None where nothing is compared.
-        tolerance: the deviation allowed, and `tolerance_reason` why so much.
-        position: the first offending position in the sequence.
+        words: a description of the comparison, of the fault, or of why the check does not apply.
+        deviation: the largest error, relative to the largest logit; None if nothing was compared.
+        tolerance: the deviation allowed; `tolerance_reason` explains it.
+        position: the first sequence position with a fault.
         parameters: names of the parameters at fault.
-        flag: the flag whose removal cures the fault, as `name=value`; None where none does or none was tried.
-        flag_words: what was found about the flag at fault.
+        flag: the flag without which the check passes, as `name=value`; None if none was found or tried.
+        flag_words: details about the flag at fault.
     """
 
     check: str
@@ -54,7 +54,7 @@ class CheckResult:
         return self.check.replace("_", " ")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an infinite deviation becomes the word "inf"."""
+        """The result as JSON values; an infinite deviation becomes the string "inf"."""
         values = dict(self.__dict__)
         values["parameters"] = list(self.parameters)
         if self.deviation is not None and not math.isfinite(self.deviation):
@@ -62,9 +62,11 @@ class CheckResult:
         return values
 
 
-def judged(check: str, worst: MaxError, words: str, tries: Attempts | None = None) -> CheckResult:
-    """A result from comparisons: `words` and what was refused if all is well, else every fault."""
-    notes, crashes = (_few(tries.notes), _few(tries.crashes)) if tries is not None else ([], [])
+def judged(check: str, worst: MaxError, words: str, attempts: Attempts | None = None) -> CheckResult:
+    """The result of comparisons: `words` and the notes on refusals if it passed, else all faults."""
+    notes, crashes = (
+        (_shorten(attempts.notes), _shorten(attempts.crashes)) if attempts is not None else ([], [])
+    )
     if worst.compared == 0 and not crashes:
         return skipped(check, "; ".join(notes) or "nothing could be compared")
     faults = [worst.words] * worst.failed + crashes
@@ -79,7 +81,7 @@ def judged(check: str, worst: MaxError, words: str, tries: Attempts | None = Non
     )
 
 
-def _few(texts: list[str]) -> list[str]:
+def _shorten(texts: list[str]) -> list[str]:
     more = len(texts) - SHOWN
     return texts if more <= 0 else [*texts[:SHOWN], f"{more} more like this"]
 
@@ -91,12 +93,12 @@ def skipped(check: str, why: str) -> CheckResult:
 def must_be(
     check: str, holds: bool, words: str, *, position: int | None = None, parameters: tuple[str, ...] = ()
 ) -> CheckResult:
-    """A result that is decided by a condition."""
+    """The result of a condition."""
     return CheckResult(check, PASSED if holds else FAILED, words, position=position, parameters=parameters)
 
 
 class AuditFailed(RuntimeError):
-    """Raised by `AuditReport.raise_if_failed`; `report` holds everything."""
+    """Raised by `AuditReport.raise_if_failed`; `report` is the full report."""
 
     def __init__(self, report: AuditReport) -> None:
         self.report = report
@@ -105,7 +107,7 @@ class AuditFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The results of all checks, in the order in which they ran; `str(report)` is a table."""
+    """The results of all checks, in the order of execution; `str(report)` is a table."""
 
     subject: str
     results: tuple[CheckResult, ...] = field(default=())
@@ -113,7 +115,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, and something was tested."""
+        """Whether no check failed and at least one passed."""
         return not self.failures and any(result.passed for result in self.results)
 
     @property
@@ -136,7 +138,7 @@ class AuditReport:
         return as_text(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The report as JSON values."""
         return {
             "subject": self.subject,
             "passed": self.passed,
@@ -145,6 +147,6 @@ class AuditReport:
         }
 
     def raise_if_failed(self) -> None:
-        """Raises AuditFailed, whose text is the whole table, unless the audit passed."""
+        """Raise AuditFailed, whose message is the table, unless the audit passed."""
         if not self.passed:
             raise AuditFailed(self)

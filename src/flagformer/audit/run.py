@@ -1,4 +1,4 @@
-"""The audit: every check on one model, and the model as it was afterwards."""
+"""The audit: runs every check on one model and restores the model's state afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flagformer.audit.report import AuditReport, CheckResult
 from flagformer.audit.subject import Settings, Subject, checked, device_of, module_of
 from flagformer.flags import CATALOGUE
 
-SHORTEST, USUAL = 8, 32
+MIN_LENGTH, DEFAULT_LENGTH = 8, 32
 
 
 def audit(
@@ -36,33 +36,35 @@ def audit(
     rebuild: Build | None = None,
     precision: str = "fp32",
 ) -> AuditReport:
-    """Checks a causal language model for what goes wrong silently.
+    """Check a causal language model for silent faults.
 
-    No future leak, no dependence on length, padding, packing or the batch, a cache that gives what the full
-    forward gives, determinism in eval mode, a gradient for every parameter, nothing infinite under bf16. What
-    the model has no argument for is "not applicable"; a cache that a Hugging Face config promises
-    (`use_cache`) and that cannot be checked is no pass. Rotary positions are checked across the lengths that
-    such a config states. A model of this library is read once more, more briefly, in a longer row for each
-    way in which it computes long ones, up to its `max_seq_len`. Its mode, gradients, buffers and weights come
-    back as they were, and so do the random states and the number of threads: a small model on a CPU is
-    audited on one.
+    Logits depend on no later token, and not on length, padding, packing or other rows; decoding with a cache
+    gives the logits of the full forward; eval mode is deterministic; every parameter gets a gradient; logits
+    and gradients are finite under bf16. A check whose argument the model does not accept is "not applicable",
+    but a cache that a Hugging Face config claims (`use_cache`) and that cannot be checked fails. Rotary
+    positions are checked across the lengths in such a config. For models of this library a shorter audit is
+    repeated in longer rows, one for each algorithm for long rows, up to `max_seq_len`.
+
+    The model's mode, gradients, buffers and weights are restored, and so are the random states and the number
+    of threads: a small model on CPU is audited on one thread.
 
     Args:
         model: any callable `ids [B, T] -> logits [B, T, V]`: a model of this library, an `nn.Module`, a
             Hugging Face model, an x-transformers `TransformerWrapper`, or a function.
-        num_tokens: the size of the vocabulary; default: what the model says, or the width of its logits.
+        num_tokens: the size of the vocabulary; default: the model's, or the width of its logits.
         seq_len: tokens per row, at least 8; default 32, or the model's longest input if that is shorter.
-        causal: False for a model that may see the future; default: what the model says, else True.
+        causal: False for a bidirectional model; default: the model's setting, else True.
         checks: names of the checks to run, default all: sensitivity, determinism, future_leak, length,
             right_padding, left_padding, packing, batch, cache, gradients, finite.
         seed: of the ids and of every forward.
-        rebuild: flags -> model, to find the flag at fault in a model that has `flags`; default
+        rebuild: a function flags -> model, to find the flag at fault in a model that has `flags`; default
             `flagformer.build` for models of this library.
-        precision: "fp32", "bf16" or "fp16", in which the model is trained. Under autocast in that precision
-            it must repeat itself, leak nothing and train finitely; "fp32" asks for the last in bf16.
+        precision: "fp32", "bf16" or "fp16", the precision of training. Under autocast in that precision the
+            model must be deterministic, must not leak and must train with finite values; with "fp32" only
+            the last is checked, in bf16.
 
     Raises:
-        ValueError: arguments that make no sense, or a model that does not turn ids into logits.
+        ValueError: for invalid arguments, or a model that does not turn ids into logits.
     """
     began = time.perf_counter()
     model = getattr(model, "_orig_mod", model)
@@ -72,32 +74,34 @@ def audit(
     with preserve_module(module_of(model)), threads_for(module_of(model)):
         settings = _settings(model, num_tokens, seq_len, causal, seed)
         settings = replace(settings, precision=_precision(precision))
-        results = examine(model, settings, names)
-        results = _blamed(model, results, settings, rebuild)
+        results = run_checks(model, settings, names)
+        results = _with_culprits(model, results, settings, rebuild)
     return AuditReport(describe(model), tuple(results), time.perf_counter() - began)
 
 
-def examine(model: Callable[..., Any], settings: Settings, names: Iterable[str] = NAMES) -> list[CheckResult]:
-    """The named checks on a model, which is left in eval mode; wrap in `left_untouched`."""
-    module, wanted = module_of(model), set(names)
+def run_checks(
+    model: Callable[..., Any], settings: Settings, names: Iterable[str] = NAMES
+) -> list[CheckResult]:
+    """Run the named checks on a model and leave it in eval mode; call it inside `preserve_module`."""
+    module, selected = module_of(model), set(names)
     if module is not None:
         module.eval()
-    results = _examined(model, settings, wanted)
-    for others, some in further(settings, calls_of(model), wanted):
-        again = {result.check: result for result in _examined(model, others, some)}
+    results = _run_once(model, settings, selected)
+    for longer, repeated in further(settings, calls_of(model), selected):
+        again = {result.check: result for result in _run_once(model, longer, repeated)}
         results = [
-            worse(first, again[first.check], others) if first.check in again else first for first in results
+            worse(first, again[first.check], longer) if first.check in again else first for first in results
         ]
     return results
 
 
-def _examined(model: Callable[..., Any], settings: Settings, wanted: set[str]) -> list[CheckResult]:
+def _run_once(model: Callable[..., Any], settings: Settings, names: set[str]) -> list[CheckResult]:
     module = module_of(model)
     with perturbed_parameters(module, settings.seed):
         subject = Subject(model, settings)
-        results = [run(check, subject) for check in COMPARING if check.__name__ in wanted]
+        results = [run(check, subject) for check in COMPARING if check.__name__ in names]
     subject = Subject(model, settings)
-    return results + [run(check, subject) for check in AS_IT_IS if check.__name__ in wanted]
+    return results + [run(check, subject) for check in AS_IT_IS if check.__name__ in names]
 
 
 def _precision(name: str) -> torch.dtype | None:
@@ -128,9 +132,9 @@ def _settings(
 ) -> Settings:
     calls = calls_of(model)
     longest = calls.longest()
-    length = seq_len if seq_len is not None else min(USUAL, longest or USUAL)
-    if length < SHORTEST:
-        raise ValueError(f"`seq_len` must be at least {SHORTEST}, to have a past to look at, but is {length}")
+    length = seq_len if seq_len is not None else min(DEFAULT_LENGTH, longest or DEFAULT_LENGTH)
+    if length < MIN_LENGTH:
+        raise ValueError(f"`seq_len` must be at least {MIN_LENGTH}, but is {length}")
     if longest is not None and length > longest:
         raise ValueError(f"`seq_len` must be at most the model's longest input, {longest}, but is {length}")
     probe = torch.zeros(2, length, dtype=torch.long, device=device_of(module_of(model)))
@@ -156,34 +160,34 @@ def _probe(model: Callable[..., Any], ids: Tensor) -> Tensor:
     return checked(output, ids)
 
 
-def _blamed(
+def _with_culprits(
     model: Callable[..., Any], results: list[CheckResult], settings: Settings, rebuild: Build | None
 ) -> list[CheckResult]:
-    """The failed results with the flag at fault, where the model can be rebuilt from flags."""
+    """The results, with the flag at fault for failed ones if the model can be rebuilt from flags."""
     flags = getattr(model, "flags", None)
     if not isinstance(flags, Mapping) or not any(result.failed for result in results):
         return results
     if rebuild is None and _is_ours(model):
         import flagformer
 
-        rebuild, flags = flagformer.build, _not_standard(flags)
+        rebuild, flags = flagformer.build, _non_default(flags)
     if rebuild is None:
         return results
 
     def rerun(other: Callable[..., Any], check: str) -> CheckResult:
         if isinstance(other, nn.Module):
             other.to(device_of(module_of(model)))
-        return examine(other, settings, [check])[0]
+        return run_checks(other, settings, [check])[0]
 
-    blame = FaultLocator(flags, rebuild, rerun, settings.seed)
-    return [blame(result) if result.failed else result for result in results]
+    locate = FaultLocator(flags, rebuild, rerun, settings.seed)
+    return [locate(result) if result.failed else result for result in results]
 
 
 def _is_ours(model: Callable[..., Any]) -> bool:
     return type(model).__module__.partition(".")[0] == "flagformer"
 
 
-def _not_standard(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that say something: those at their standard value change nothing when they are left out."""
+def _non_default(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that differ from their defaults; removing the others changes nothing."""
     known = set(CATALOGUE.names())
     return {name: v for name, v in flags.items() if name not in known or v != CATALOGUE.default_value(name)}

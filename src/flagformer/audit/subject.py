@@ -1,4 +1,4 @@
-"""The model under audit: its inputs, its reference logits, and one way to call it."""
+"""The model under audit, its inputs, and its reference logits."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
 
 
 class NotApplicable(Exception):
-    """A check cannot say anything about this model; the text says why."""
+    """A check does not apply to this model; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an audit was asked for, and what it found out about the vocabulary and the length.
+    """The options of an audit, with the vocabulary size and the length that it uses.
 
     Attributes:
-        precision: what the model is trained in where that is not full precision.
+        precision: the dtype of training; None for full precision.
         cast: whether comparisons run under autocast.
-        brief: fewer rows, places and blocks, for rows that are read once more.
+        brief: fewer rows, positions and blocks, for the repetition in longer rows.
     """
 
     num_tokens: int
@@ -43,7 +43,7 @@ class Settings:
 
     @property
     def low(self) -> torch.dtype:
-        """Of autocast where it is on."""
+        """The dtype of autocast."""
         return self.precision or torch.bfloat16
 
     @property
@@ -56,25 +56,25 @@ class Settings:
         return 2 if self.brief else 4
 
     @property
-    def most_places(self) -> int:
-        """Positions at which something is changed or cut."""
+    def max_positions(self) -> int:
+        """The largest number of positions at which rows are changed or cut."""
         return 4 if self.brief else 32
 
     @property
     def words(self) -> str:
-        """Which rows these are."""
+        """A description of the rows."""
         return f"in rows of {self.seq_len} tokens{f' {self.low_words}' if self.cast else ''}"
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
-    """The module behind a model or behind a bound method; None for a plain function."""
+    """The module that the model is, or whose bound method it is; None for a plain function."""
     owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
 
 
 class Subject:
-    """A model with the ids it is asked about. Comparisons run without gradients, seeded, and under autocast
-    only where the settings say so."""
+    """A model with the ids of an audit. Comparisons run without gradients, with fixed seeds, and under
+    autocast if the settings ask for it."""
 
     def __init__(self, model: Callable[..., Any], settings: Settings) -> None:
         self.settings = settings
@@ -92,20 +92,20 @@ class Subject:
         return ids.to(self.device)
 
     def other_ids(self, ids: Tensor) -> Tensor:
-        """Random tokens, none of them the one that stands there."""
+        """Random tokens that differ from `ids` at every position."""
         step = torch.randint(1, self.settings.num_tokens, ids.shape, generator=self._generator)
         return (ids + step.to(ids.device)) % self.settings.num_tokens
 
     def logits(
-        self, ids: Tensor, given: CallInputs = NOTHING, *, seed: int = 0, remember: bool = False
+        self, ids: Tensor, given: CallInputs = NOTHING, *, seed: int = 0, keep_buffers: bool = False
     ) -> Tensor:
         """ids `[B, T]` -> logits `[B, T, V]`, from the same random state and buffers every time.
 
         Args:
-            seed: another one gives other random numbers.
-            remember: leave the buffers as the forward before left them.
+            seed: added to the seed of the settings.
+            keep_buffers: do not restore the buffers that earlier forwards changed.
         """
-        if not remember:
+        if not keep_buffers:
             self._buffers.restore()
         with self.comparing(seed):
             return checked(self.calls.forward(ids, given), ids)
@@ -118,12 +118,12 @@ class Subject:
             yield
 
     def autocast(self, on: bool) -> torch.autocast:
-        """That of the settings, or none."""
+        """Autocast to the dtype of the settings, or none."""
         return torch.autocast(self.device.type, self.settings.low, enabled=on)
 
     @contextmanager
     def training(self, on: bool) -> Iterator[None]:
-        """Inside, the module is in that mode; afterwards it is in eval mode."""
+        """Set the module's train mode inside, and eval mode afterwards."""
         if self.module is not None:
             self.module.train(on)
         try:
@@ -141,13 +141,13 @@ class Subject:
         return logits
 
     @cached_property
-    def wobble(self) -> MaxError:
-        """How far eval logits move with the random state, and with what was computed before."""
+    def repeatability(self) -> MaxError:
+        """The change of eval logits with the random state, and with earlier forwards."""
         worst = self.same_shape()
         again = self.logits(self.ids, seed=1)
         worst.compare(again, self.reference, "another random state gives other logits in eval mode")
-        self.logits(self.random_ids(self.settings.rows, self.settings.seq_len), remember=True)
-        again = self.logits(self.ids, remember=True)
+        self.logits(self.random_ids(self.settings.rows, self.settings.seq_len), keep_buffers=True)
+        again = self.logits(self.ids, keep_buffers=True)
         worst.compare(again, self.reference, "the same input gives other logits after another input was run")
         return worst
 
@@ -155,8 +155,8 @@ class Subject:
         return self._worst(same_shape)
 
     def other_shape(self) -> MaxError:
-        """For comparisons of runs of different shapes, which say nothing if the outputs are random."""
-        if self.wobble.failed:
+        """A comparison of runs with different shapes; not applicable if the outputs are random."""
+        if self.repeatability.failed:
             raise NotApplicable("outputs are random in eval mode: nothing to compare")
         return self._worst(other_shape)
 
@@ -168,7 +168,7 @@ class Subject:
 
     @property
     def coarsest(self) -> torch.dtype:
-        """The least precise type of the parameters; float32 where there are none."""
+        """The least precise dtype of the parameters; float32 without parameters."""
         parameters = self.module.parameters() if self.module is not None else ()
         dtypes = {p.dtype for p in parameters if p.is_floating_point()}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
@@ -177,17 +177,17 @@ class Subject:
     def why_not_causal(self) -> str:
         if self.settings.causal is None:
             return self.calls.why_not_causal()
-        return "" if self.settings.causal else "not causal, as `causal=False` says"
+        return "" if self.settings.causal else "not causal (`causal=False`)"
 
     def across(self) -> list[CallInputs]:
-        """For each of the model's turning points, positions of which the first half stands before it."""
+        """For each of the model's turning points, positions whose first half is before it."""
         if self.calls.missing(FIRST):
             return []
         half = self.settings.seq_len // 2
         return [CallInputs(first=point - half) for point in self.calls.turning_points() if point >= half]
 
     def needs(self, what: str) -> None:
-        """Leaves the check where the model cannot be given `what`; from here on the model may refuse."""
+        """Raise NotApplicable if the model does not accept `what`; from here on the model may refuse."""
         why = self.calls.missing(what)
         if why:
             raise NotApplicable(why)
@@ -200,7 +200,7 @@ def device_of(module: nn.Module | None) -> torch.device:
 
 
 def checked(logits: Any, ids: Tensor) -> Tensor:
-    """The output, if it is logits for the ids."""
+    """Return the output if it is logits for the ids, else raise ValueError."""
     fits = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[:2] == ids.shape
     if not fits or not logits.is_floating_point():
         tensor = isinstance(logits, Tensor)

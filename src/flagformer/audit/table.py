@@ -1,4 +1,4 @@
-"""A report as text that fits a terminal."""
+"""An audit report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ import textwrap
 from flagformer.audit.report import FAILED, NOT_APPLICABLE, AuditReport, CheckResult
 
 WIDTH = 110
-HEADINGS = ("check", "result", "worst", "allowed", "first at", "what was seen")
+HEADINGS = ("check", "result", "max error", "tolerance", "position", "details")
 MARKS = {FAILED: "FAILED", NOT_APPLICABLE: "n/a"}
 
 
 def as_text(report: AuditReport) -> str:
-    """A line that says it all, and a line or more for each check."""
+    """A summary line, and one or more lines for each check."""
     rows = [cells(result) for result in report.results]
     widths = [max(len(row[i]) for row in [HEADINGS, *rows]) for i in range(5)]
-    room = max(30, WIDTH - sum(widths) - 2 * 5)
+    width_left = max(30, WIDTH - sum(widths) - 2 * 5)
     lines = [summary_of(report), ""]
     for row in [HEADINGS, *rows]:
         left = "  ".join(cell.ljust(width) for cell, width in zip(row[:5], widths))
-        text = textwrap.wrap(row[5], room) or [""]
+        text = textwrap.wrap(row[5], width_left) or [""]
         lines.append(f"{left}  {text[0]}".rstrip())
         lines += [" " * (len(left) + 2) + more for more in text[1:]]
     return "\n".join([*lines, "", *reasons(report)]).rstrip()
 
 
 def reasons(report: AuditReport) -> list[str]:
-    """Why as much is allowed as is."""
-    said = {r.tolerance: r.tolerance_reason for r in report.results if r.tolerance is not None}
-    return [f"allowed {number(value)} of the largest logit, {reason}" for value, reason in said.items()]
+    """An explanation of each tolerance in the report."""
+    reasons = {r.tolerance: r.tolerance_reason for r in report.results if r.tolerance is not None}
+    return [
+        f"tolerance {number(value)} (relative to the largest logit): {reason}"
+        for value, reason in reasons.items()
+    ]
 
 
 def summary_of(report: AuditReport) -> str:
     counts = {True: "passed", False: f"FAILED {len(report.failures)} of {len(report.results)} checks"}
     skipped = sum(result.status == NOT_APPLICABLE for result in report.results)
-    beside = f", {skipped} not applicable" if skipped else ""
-    return f"audit of {report.subject}: {counts[report.passed]}{beside}, {report.seconds:.1f} s"
+    not_applicable = f", {skipped} not applicable" if skipped else ""
+    return f"audit of {report.subject}: {counts[report.passed]}{not_applicable}, {report.seconds:.1f} s"
 
 
 def cells(result: CheckResult) -> tuple[str, str, str, str, str, str]:

@@ -1,4 +1,4 @@
-"""How far two results that ought to be equal may lie apart, and why."""
+"""Tolerances for results that should be equal, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Tolerance:
 
 
 def same_shape(dtype: torch.dtype) -> Tolerance:
-    """For two runs of the same shapes: nothing may differ but the order of a kernel's sums."""
-    reason = f"8 roundings of {_short(dtype)}: the same shapes take the same sums in the same order"
+    """The tolerance of runs with the same shapes, which differ only by the order of a kernel's sums."""
+    reason = f"8 rounding errors of {_short(dtype)}, as the same shapes are summed in the same order"
     return Tolerance(min(8 * torch.finfo(dtype).eps, LOOSEST), reason)
 
 
 def other_shape(dtype: torch.dtype) -> Tolerance:
-    """For runs of different shapes: kernels choose other orders of summation.
+    """The tolerance of runs with different shapes, for which kernels sum in different orders.
 
-    Right models of 2 and of 24 layers, trained and not, were seen to differ by up to 8 roundings.
+    Correct models of 2 and of 24 layers, trained and untrained, differed by up to 8 rounding errors.
     """
-    reason = f"100 roundings of {_short(dtype)}: other shapes take the same sums in another order"
+    reason = f"100 rounding errors of {_short(dtype)}, as other shapes are summed in another order"
     return Tolerance(min(100 * torch.finfo(dtype).eps, LOOSEST), reason)
 
 

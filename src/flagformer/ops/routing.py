@@ -129,7 +129,7 @@ def members_of(clusters: Tensor, count: int, size: int) -> Members:
 
 
 def _chunked(tile: Tensor, tiles: int, size: int) -> tuple[Tensor, int]:
-    """Ascending tile indices [B, H, T] -> the position of each query in chunks of one tile, and their count."""
+    """Ascending tile indices [B, H, T] -> the position of each query in chunks of one tile, and the count."""
     length = tile.shape[2]
     members = tile.new_zeros(*tile.shape[:2], tiles)
     members.scatter_add_(2, tile, torch.ones_like(tile))

@@ -26,9 +26,7 @@ class RowView(NamedTuple):
         if x.stride(3) != 1 or any(step % width for step in x.stride()[:3]):
             x = x.contiguous()
         row_stride, head_stride, token_stride = (step // width for step in x.stride()[:3])
-        row, head, token = (
-            torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2])
-        )
+        row, head, token = (torch.arange(size, device=x.device) for size in (x.shape[0], heads, x.shape[2]))
         index = (row * row_stride)[:, None, None] + (head // share * head_stride)[:, None]
         index = index + token * token_stride
         rows = x.as_strided((int(index[-1, -1, -1]) + 1, width), (width, 1))

@@ -1,6 +1,6 @@
-"""How a family of models is called: ids in, logits out, and what else it can be given.
+"""Calling conventions of model families: ids in, logits out, and optional arguments.
 
-Every check goes through this contract, so a new family is one file here.
+Every check uses this contract, so a new family is one file here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ FIRST = "the position of the first token"
 
 @dataclass(frozen=True)
 class CallInputs:
-    """What a model is given beside the ids.
+    """Inputs of a model in addition to the ids.
 
     Attributes:
-        mask: [B, T] bool, True for real tokens.
-        starts: [B] the place of each left-padded row's first token.
+        mask: [B, T] bool, True for valid tokens.
+        starts: [B], the index of each left-padded row's first token.
         seq_lens: the lengths of the sequences packed in each row.
-        prefix: how many first tokens every token sees.
-        window: how many of the last tokens a token sees.
+        prefix: the length of the bidirectional prefix.
+        window: the size of the sliding window.
         first: the position of every row's first token.
     """
 
@@ -48,19 +48,19 @@ class Session(ABC):
 
     @abstractmethod
     def step(self, ids: Tensor) -> Tensor:
-        """Appends a block `[B, n]` and returns its logits `[B, n, V]`."""
+        """Append a block `[B, n]` and return its logits `[B, n, V]`."""
 
     def reorder(self, index: Tensor) -> bool:
-        """Takes the rows at `index` `[B]`; False where the family cannot."""
+        """Select the rows at `index` `[B]`; return False if unsupported."""
         return False
 
     def truncate(self, length: int) -> bool:
-        """Forgets all but the first `length` tokens; False where the family cannot."""
+        """Drop all but the first `length` tokens; return False if unsupported."""
         return False
 
 
 class Calls(ABC):
-    """How a model is called.
+    """The calling convention of a model.
 
     Args:
         model: the callable under audit.
@@ -71,49 +71,49 @@ class Calls(ABC):
         self.accepts = keywords_of(model)
 
     def missing(self, what: str) -> str:
-        """Why `what` (MASK, STARTS, ...) cannot be checked; empty if it can."""
-        return f"this model is not called with {what}"
+        """The reason why `what` (MASK, STARTS, ...) is unsupported; empty if it is supported."""
+        return f"this model does not accept {what}"
 
     @abstractmethod
     def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
-        """ids `[B, T]` -> logits `[B, T, V]`. Only what is not `missing` is ever given."""
+        """ids `[B, T]` -> logits `[B, T, V]`. Inputs that are `missing` are never set in `given`."""
 
     def learn(self, ids: Tensor) -> Tensor:
-        """As `forward`, so that every parameter takes part: where a model has slots, behind a segment."""
+        """As `forward`, with every parameter in the graph: models with memory slots read a segment first."""
         return self.forward(ids)
 
     def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
-        """A new one; of `given`, `starts`, `window` and `first` count, where they are not `missing`."""
+        """A new session; it supports `starts`, `window` and `first` of `given`, where not `missing`."""
         raise NotImplementedError(self.missing(CACHE))
 
     def num_tokens(self) -> int | None:
-        """The size of the vocabulary, where the model says it."""
+        """The size of the vocabulary, if the model states it."""
         return None
 
     def longest(self) -> int | None:
-        """The longest input, where the model says it."""
+        """The longest input, if the model states it."""
         return None
 
     def turning_points(self) -> tuple[int, ...]:
-        """Positions from which on the model may compute in another way, where it says them."""
+        """Positions from which on the model may compute in another way, if it states them."""
         return ()
 
     def long_rows(self) -> tuple[int, ...]:
-        """Lengths of rows that go by every way in which the model computes long ones, where it says them."""
+        """Row lengths that cover every algorithm that the model uses for long rows, if it states them."""
         return ()
 
     def promises(self, check: str) -> str:
-        """What the model says that makes it a fault if the named check cannot run; else empty."""
+        """The model's claim that makes it a failure if the named check cannot run; else empty."""
         return ""
 
     def why_not_causal(self) -> str:
-        """Empty for a causal model."""
+        """The reason why the model is not causal; empty for a causal model."""
         return ""
 
 
 def keywords_of(model: Callable[..., Any]) -> frozenset[str]:
-    """The names of the arguments a model can be called with; `**kwargs` count where it says what it wraps."""
-    wrapped = getattr(model, "get_base_model", None)  # PEFT's wrappers hand their keywords on
+    """The names of the arguments of a model's forward; for a PEFT wrapper those of its base model."""
+    wrapped = getattr(model, "get_base_model", None)  # PEFT's wrappers pass their keyword arguments on
     if callable(wrapped):
         return keywords_of(wrapped())
     target = model.forward if isinstance(model, nn.Module) else model

@@ -1,4 +1,4 @@
-"""Which convention a model follows, told from its signature and its module's name without importing it."""
+"""The calling convention of a model, inferred from its signature and module name."""
 
 from __future__ import annotations
 

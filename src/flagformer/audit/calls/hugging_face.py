@@ -23,13 +23,13 @@ from flagformer.audit.calls import (
 )
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
-# transformers says `cache` from 5.24 on; before, `past_key_values` and `cache_params`; RWKV says `state`.
+# transformers uses `cache` since 5.24, `past_key_values` and `cache_params` before; RWKV uses `state`.
 CACHES = ("cache", "past_key_values", "cache_params", "state", "past_buckets_states")
 ORIGINAL = "original_max_position_embeddings"
 
 
 class CacheNames(NamedTuple):
-    """What a model calls its cache: as an argument, and in its output."""
+    """The names of a model's cache, as an argument and in the output."""
 
     argument: str
     output: str
@@ -40,7 +40,7 @@ class HuggingFaceCalls(Calls):
 
     def missing(self, what: str) -> str:
         if what == LEFT_CACHE:
-            return "left padding with a cache is set up by `generate` here, not by the forward"
+            return "left padding with a cache is handled by `generate` in this convention, not by the forward"
         if what == CACHE:
             names = ", ".join(f"`{name}`" for name in CACHES)
             return "" if self.cache else f"this model takes and returns no cache by any of the names {names}"
@@ -54,21 +54,21 @@ class HuggingFaceCalls(Calls):
         if given.first:
             arguments["position_ids"] = positions(ids, given.first)
         if given.starts is not None:
-            places = torch.arange(ids.shape[1], device=ids.device) - given.starts[:, None]  # [B, T]
-            mask = places >= 0
+            position_ids = torch.arange(ids.shape[1], device=ids.device) - given.starts[:, None]  # [B, T]
+            mask = position_ids >= 0
             if "position_ids" in self.accepts:
-                arguments["position_ids"] = places.clamp(min=0)
+                arguments["position_ids"] = position_ids.clamp(min=0)
         if mask is not None:
             arguments["attention_mask"] = mask.long()
         return logits_in(self.model(input_ids=ids, **arguments))
 
     @cached_property
     def cache(self) -> CacheNames | None:
-        """Told by what the model returns when it is asked for a cache, and by its signature."""
-        asked = {"use_cache": True} if self._takes("use_cache") else {}
+        """Inferred from the output of a call with `use_cache=True`, and from the signature."""
+        options = {"use_cache": True} if self._takes("use_cache") else {}
         device = next((p.device for p in getattr(self.model, "parameters", list)()), None)
         with torch.no_grad():
-            output = self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), **asked)
+            output = self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), **options)
         returned = next((name for name in CACHES if getattr(output, name, None) is not None), None)
         if returned is None:
             return None
@@ -84,11 +84,11 @@ class HuggingFaceCalls(Calls):
         return getattr(self._config, "vocab_size", None)
 
     def longest(self) -> int | None:
-        """The stated length, unless positions are rotary and reach as far as they are counted."""
+        """The length in the config; None for rotary positions, which have no limit."""
         return None if self._rotation else self._stated
 
     def turning_points(self) -> tuple[int, ...]:
-        """Lengths by which rotary positions choose their frequencies (`dynamic`, `longrope`)."""
+        """Lengths at which rotary positions change their frequencies (`dynamic`, `longrope`)."""
         if not self._rotation:
             return ()
         by_kind = [self._rotation, *(v for v in self._rotation.values() if isinstance(v, dict))]
@@ -103,29 +103,29 @@ class HuggingFaceCalls(Calls):
         name = type(self.model).__name__
         decodes = getattr(getattr(self.model, "config", None), "is_decoder", False)
         masked = name.endswith("ForMaskedLM") and not decodes
-        return "not causal: a masked language model sees the whole row" if masked else ""
+        return "not causal: a masked language model attends to the whole row" if masked else ""
 
     @property
     def _config(self) -> Any:
-        """Of the part that reads text."""
+        """The config of the text decoder."""
         config = getattr(self.model, "config", None)
         of_text = getattr(config, "get_text_config", None)
         return of_text(decoder=True) if callable(of_text) else config
 
     @property
     def _rotation(self) -> dict[str, Any]:
-        """What the config says of rotary positions; empty where it has none."""
+        """The rotary parameters of the config; empty without rotary positions."""
         found = getattr(self._config, "rope_parameters", None) or getattr(self._config, "rope_scaling", None)
         return found if isinstance(found, dict) else {}
 
     @property
     def _stated(self) -> int | None:
-        """The longest input that the config states; None and -1 stand for no limit."""
+        """The longest input that the config states; None for no limit (None or -1 in the config)."""
         found = (getattr(self._config, name, None) for name in LENGTHS)
         return next((length for length in found if isinstance(length, int) and length > 0), None)
 
     def _takes(self, name: str) -> bool:
-        """Whether the forward takes this keyword, by name or among any."""
+        """Whether the forward accepts this keyword, by name or through `**kwargs`."""
         if name in self.accepts:
             return True
         parameters = inspect.signature(getattr(self.model, "forward", self.model)).parameters.values()
@@ -133,10 +133,10 @@ class HuggingFaceCalls(Calls):
 
 
 class HuggingFaceSession(Session):
-    """Hands the cache of one output to the next call.
+    """Passes the cache of one output to the next call.
 
     Args:
-        first: the position of the first token; positions are given only where it is not 0.
+        first: the position of the first token; positions are passed only if it is not 0.
     """
 
     def __init__(self, calls: HuggingFaceCalls, names: CacheNames, first: int) -> None:
@@ -158,5 +158,5 @@ class HuggingFaceSession(Session):
 
 
 def positions(ids: Tensor, first: int) -> Tensor:
-    """[B, T] from `first` on."""
+    """Position ids [B, T] that begin with `first`."""
     return torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)

@@ -1,4 +1,4 @@
-"""This library's calling convention, as far as a model follows it: a bare `ids -> logits` is the least."""
+"""This library's calling convention, as far as a model supports it; the minimum is `ids -> logits`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONTEXT_LENGTH = 5
 
 
 class PlainCalls(Calls):
-    """`model(ids, mask=, seq_start_pos=, seq_lens=, state=, ...)`, each where its signature has it.
+    """`model(ids, mask=, seq_start_pos=, seq_lens=, state=, ...)`; each argument if the signature has it.
 
     Layers with cross-attention get a random context, the same for every row.
     """
@@ -59,7 +59,7 @@ class PlainCalls(Calls):
         argument = ARGUMENTS[what]
         if argument not in self.accepts:
             return f"this model's forward takes no `{argument}`"
-        if what == PREFIX and self.layers is not self.model and not self._sees_prefix():
+        if what == PREFIX and self.layers is not self.model and not self._has_prefix():
             return "only a PrefixDecoder has a prefix"
         if what == WINDOW:
             return self.missing(CACHE) or self._state_misses("window")
@@ -68,7 +68,7 @@ class PlainCalls(Calls):
         if self.init_state is None:
             return "this model has no `init_state(batch, length)`"
         if not getattr(self.model, "can_cache", True):
-            return "this model says that it cannot cache (`can_cache` is False)"
+            return "this model does not support a cache (`can_cache` is False)"
         return ""
 
     def forward(self, ids: Tensor, given: CallInputs = NOTHING) -> Tensor:
@@ -88,7 +88,7 @@ class PlainCalls(Calls):
         return PlainSession(self, self.init_state(batch, length, **wanted))
 
     def context(self, ids: Tensor) -> Tensor | None:
-        """[B, 5, D] for layers that say `has_cross`; None for others, and where they read a model's slots."""
+        """A context [B, 5, D] for layers with `has_cross`, unless memory slots are the context; else None."""
         if not getattr(self.layers, "has_cross", False) or getattr(self.model, "num_memory_slots", False):
             return None
         width = self.layers.dims.dim_context or self.layers.dims.dim
@@ -105,24 +105,24 @@ class PlainCalls(Calls):
         return getattr(self.model, "num_tokens", None)
 
     def longest(self) -> int | None:
-        """`max_seq_len`, unless the model says that it binds nothing: no positions end there, no segment."""
+        """`max_seq_len`, or None if it limits neither positions nor segments."""
         binds = getattr(self.model, "absolute_positions", True) or getattr(
             self.model, "num_memory_slots", False
         )
         return getattr(self.model, "max_seq_len", None) if binds else None
 
     def long_rows(self) -> tuple[int, ...]:
-        """Beyond the lengths at which this library's layers turn, up to `max_seq_len`."""
+        """Lengths above those at which this library's layers change their algorithm, up to `max_seq_len`."""
         most = getattr(self.model, "max_seq_len", None)
         if most is None or not isinstance(self.layers, AttentionLayers):
             return ()
         return long_rows(self.layers, most)
 
     def why_not_causal(self) -> str:
-        sees_all = getattr(self.layers, "causal", True) is False and not self._sees_prefix()
-        return "not causal: every token may see the whole row" if sees_all else ""
+        bidirectional = getattr(self.layers, "causal", True) is False and not self._has_prefix()
+        return "not causal: every token may attend to the whole row" if bidirectional else ""
 
-    def _sees_prefix(self) -> bool:
+    def _has_prefix(self) -> bool:
         return any(kind.__name__ == "PrefixDecoder" for kind in type(self.layers).__mro__)
 
     def _state_misses(self, argument: str) -> str:
@@ -132,7 +132,7 @@ class PlainCalls(Calls):
 
 
 class PlainSession(Session):
-    """A decode state that the model writes in place; a context is given with the first block."""
+    """A decode state that the model updates in place; a context is passed with the first block."""
 
     def __init__(self, calls: PlainCalls, state: Any) -> None:
         self.calls, self.state = calls, state

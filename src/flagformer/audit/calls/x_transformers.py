@@ -1,4 +1,4 @@
-"""x-transformers' convention: `mask, seq_start_pos, cache`, intermediates returned beside the logits."""
+"""x-transformers' convention: `mask, seq_start_pos, cache`; intermediates are returned with the logits."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class XTransformersCalls(Calls):
     def missing(self, what: str) -> str:
         if what == CACHE:
             if self._causal_by_mask():
-                return "a PrefixDecoder cannot cache"
+                return "a PrefixDecoder does not support a cache"
             able = getattr(self.model, "can_cache_kv", False) and not self.why_not_causal()
-            return "" if able else "this model says that it cannot cache (`can_cache_kv` is False)"
+            return "" if able else "this model does not support a cache (`can_cache_kv` is False)"
         if what == PREFIX and self._causal_by_mask():
             return ""
         if what == LEFT_CACHE:
@@ -53,14 +53,16 @@ class XTransformersCalls(Calls):
 
     def why_not_causal(self) -> str:
         causal = getattr(getattr(self.model, "attn_layers", None), "causal", True)
-        return "" if causal or self._causal_by_mask() else "not causal: every token may see the whole row"
+        return (
+            "" if causal or self._causal_by_mask() else "not causal: every token may attend to the whole row"
+        )
 
     def _causal_by_mask(self) -> bool:
         return type(getattr(self.model, "attn_layers", None)).__name__ == "PrefixDecoder"
 
 
 class XTransformersSession(Session):
-    """Every call gets all ids so far, the cache, and how many of them are new."""
+    """Every call receives all ids so far, the cache, and the number of new ids."""
 
     def __init__(self, model: Callable[..., Any], starts: Tensor | None) -> None:
         self.model, self.starts = model, starts

@@ -1,7 +1,7 @@
 """One check a file: a function from the subject to its result.
 
-A check raises NotApplicable where it can say nothing. An argument that the model refuses in clear words makes
-a check not applicable; any other exception of the model's is a failed check, never a crash of the audit.
+A check raises NotApplicable if it has no result. If the model refuses an argument with a clear message, the
+check is not applicable; any other exception of the model is a failed check, never a crash of the audit.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def _result(check: Check, subject: Subject) -> CheckResult:
         return CheckResult(name, FAILED, f"{doing}the model raises {one_line(error)}")
 
 
-def places(first: int, end: int, most: int) -> list[int]:
-    """The positions `first <= p < end`, thinned out evenly to `most`; both ends stay."""
+def positions(first: int, end: int, limit: int) -> list[int]:
+    """At most `limit` evenly spaced positions `first <= p < end`, including both ends."""
     count = end - first
-    if count <= most:
+    if count <= limit:
         return list(range(first, end))
-    return sorted({first + round(i * (count - 1) / (most - 1)) for i in range(most)})
+    return sorted({first + round(i * (count - 1) / (limit - 1)) for i in range(limit)})

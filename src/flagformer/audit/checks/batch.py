@@ -7,18 +7,18 @@ from flagformer.audit.subject import Subject
 
 
 def batch(subject: Subject) -> CheckResult:
-    """Each row beside other rows (same shape, compared almost to the bit), then alone."""
+    """Each row in batches with other rows (same shape, almost bit-identical), then in a batch of one."""
     strict, rows = subject.same_shape(), subject.settings.rows
     for row in (0, rows - 1):
         others = subject.other_ids(subject.ids)
         others[row] = subject.ids[row]
         words = f"row {row} changes when the other rows of the batch change"
         strict.compare(subject.logits(others)[row], subject.reference[row], words)
-    said = "rows do not depend on each other"
+    passed = "rows do not depend on each other"
     if strict.failed:
-        return judged("batch", strict, said)
+        return judged("batch", strict, passed)
     worst = subject.other_shape()
     for row in range(rows):
         words = f"row {row} alone differs from the same row in a batch of {rows}"
         worst.compare(subject.logits(subject.ids[row : row + 1])[0], subject.reference[row], words)
-    return judged("batch", worst, said)
+    return judged("batch", worst, passed)

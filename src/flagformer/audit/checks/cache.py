@@ -1,4 +1,4 @@
-"""Decoding with a cache gives what the full forward gives."""
+"""Decoding with a cache gives the logits of the full forward."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ UNEVEN = (1, 4, 2, 7, 3)
 
 
 def cache(subject: Subject) -> CheckResult:
-    """In one block, token by token, in uneven blocks; also padded, windowed, rolled back, reordered."""
+    """In one block, token by token, in uneven blocks; also padded, windowed, truncated, reordered."""
     subject.needs(CACHE)
-    worst, tries = subject.other_shape(), Attempts()
+    worst, attempts = subject.other_shape(), Attempts()
     for name, blocks in schedules(subject.settings):
-        with tries.of(name):
+        with attempts.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    for part in (_across_turning_points, _left_padded, _windowed, _rolled_back, _reordered):
-        with tries.of(part.__name__.strip("_").replace("_", " ")):
+    for part in (_across_turning_points, _left_padded, _windowed, _truncated, _reordered):
+        with attempts.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
-    words = "cached equals full, whatever the blocks"
-    return judged("cache", worst, words, tries)
+    words = "cached and full logits are equal for all block sizes"
+    return judged("cache", worst, words, attempts)
 
 
 def schedules(settings: Settings) -> Iterator[tuple[str, list[int]]]:
@@ -54,14 +54,14 @@ def decoded(
     blocks: list[int],
     given: CallInputs = NOTHING,
 ) -> Tensor:
-    """The logits of all blocks, one after the other."""
+    """The concatenated logits of all blocks, decoded one after the other."""
     with subject.comparing():
         session = subject.calls.session(ids.shape[0], ids.shape[1], given)
         return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
 
 
 def _across_turning_points(subject: Subject, worst: MaxError) -> None:
-    """Positions run across a length from which on the model may compute in another way."""
+    """Positions that cross a length from which on the model may compute in another way."""
     for given in subject.across():
         wanted = subject.logits(subject.ids, given)
         got = decoded(subject, subject.ids, [1] * subject.settings.seq_len, given)
@@ -85,7 +85,7 @@ def _left_padded(subject: Subject, worst: MaxError) -> None:
 
 
 def _windowed(subject: Subject, worst: MaxError) -> None:
-    """Every query sees the last few tokens only, in the full forward and in the session."""
+    """A sliding window, in the full forward and in the session."""
     if subject.calls.missing(WINDOW):
         return
     given = CallInputs(window=subject.settings.seq_len // 3)
@@ -95,34 +95,34 @@ def _windowed(subject: Subject, worst: MaxError) -> None:
         worst.compare(got, wanted, f"with window={given.window}, {name}: cached and full logits differ")
 
 
-def _rolled_back(subject: Subject, worst: MaxError) -> None:
-    """Wrong tokens are decoded, then forgotten, as speculative decoding does."""
-    kept = subject.settings.seq_len // 2
-    session = _after(subject, kept)
+def _truncated(subject: Subject, worst: MaxError) -> None:
+    """Wrong tokens are decoded, then dropped, as in speculative decoding."""
+    length = subject.settings.seq_len // 2
+    session = _after(subject, length)
     with subject.comparing():
-        session.step(subject.other_ids(subject.ids)[:, kept : kept + 3])
-        if not session.truncate(kept):
+        session.step(subject.other_ids(subject.ids)[:, length : length + 3])
+        if not session.truncate(length):
             return
-        got = session.step(subject.ids[:, kept:])
-    words = f"after tokens were forgotten with `truncate({kept})`, cached and full logits differ"
-    worst.compare(got, subject.reference[:, kept:], words, start=kept)
+        got = session.step(subject.ids[:, length:])
+    words = f"after tokens were dropped with `truncate({length})`, cached and full logits differ"
+    worst.compare(got, subject.reference[:, length:], words, start=length)
 
 
 def _reordered(subject: Subject, worst: MaxError) -> None:
-    """Rows change places, one is doubled and one dropped, as beam search does."""
-    kept = subject.settings.seq_len // 2
+    """Rows are permuted, one is duplicated and one dropped, as in beam search."""
+    length = subject.settings.seq_len // 2
     index = torch.tensor([1, 1] if subject.settings.brief else [3, 0, 0, 1], device=subject.device)
-    session = _after(subject, kept)
+    session = _after(subject, length)
     if not session.reorder(index):
         return
     with subject.comparing():
-        got = session.step(subject.ids[index][:, kept:])
-    words = "after rows changed places with `reorder`, cached and full logits differ"
-    worst.compare(got, subject.reference[index][:, kept:], words, start=kept)
+        got = session.step(subject.ids[index][:, length:])
+    words = "after rows were reordered with `reorder`, cached and full logits differ"
+    worst.compare(got, subject.reference[index][:, length:], words, start=length)
 
 
-def _after(subject: Subject, kept: int) -> Session:
+def _after(subject: Subject, length: int) -> Session:
     with subject.comparing():
         session = subject.calls.session(subject.settings.rows, subject.settings.seq_len)
-        session.step(subject.ids[:, :kept])
+        session.step(subject.ids[:, :length])
     return session

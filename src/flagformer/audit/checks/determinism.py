@@ -7,6 +7,6 @@ from flagformer.audit.subject import Subject
 
 
 def determinism(subject: Subject) -> CheckResult:
-    """Other random states, and other inputs in between, must not matter."""
-    words = "the same after other seeds and inputs"
-    return judged("determinism", subject.wobble, words)
+    """Other random states, and other inputs in between, must not change the logits."""
+    words = "the same logits after other seeds and inputs"
+    return judged("determinism", subject.repeatability, words)

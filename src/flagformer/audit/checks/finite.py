@@ -1,4 +1,4 @@
-"""Nothing overflows or raises: in full precision, and in training under autocast."""
+"""Logits and gradients are finite in full precision, and in training under autocast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL = "in full precision"
 
 
 class NonFinite(NamedTuple):
-    """Something that is not finite."""
+    """A value that is not finite, with a description of where."""
 
     words: str
     position: int | None = None
@@ -32,7 +32,7 @@ Way = Callable[[Subject, str], NonFinite | None]
 
 
 def finite(subject: Subject) -> CheckResult:
-    """Logits, of padded and packed rows too, in full precision and under autocast; gradients there."""
+    """Logits, also of padded and packed rows, in full precision and under autocast; gradients there."""
     when = subject.settings.low_words
     subject.doing = FULL
     plain = subject.logits(subject.ids)
@@ -40,7 +40,7 @@ def finite(subject: Subject) -> CheckResult:
         ways = _in_full(subject)
         bad = _bad_logits(plain, FULL) or next(filter(None, ways.values()), None)
     if bad is None and subject.coarsest == torch.float16 and subject.settings.low == torch.bfloat16:
-        return must_be("finite", True, "in float16; bf16 autocast is not for float16 weights")
+        return must_be("finite", True, "finite in float16; bf16 autocast does not apply to float16 weights")
     if bad is None:
         subject.doing = when
         with subject.autocast(True):
@@ -50,19 +50,19 @@ def finite(subject: Subject) -> CheckResult:
             bad = bad or _trained(subject, when)
     if bad is not None:
         return must_be("finite", False, bad.words, position=bad.position, parameters=bad.parameters)
-    apart = ((low.double() - plain.double()).abs().max() / plain.abs().max().clamp(min=1e-30)).item()
-    words = f"in full precision and {when} ({apart:.1e} apart)"
+    difference = ((low.double() - plain.double()).abs().max() / plain.abs().max().clamp(min=1e-30)).item()
+    words = f"finite in full precision and {when} (relative difference {difference:.1e})"
     return must_be("finite", True, words)
 
 
 def _bad_logits(logits: Tensor, when: str) -> NonFinite | None:
-    """The first position of logits `[B, T, V]` that are NaN or +inf; -inf may forbid a token."""
-    places = (logits.isnan() | logits.isposinf()).any(dim=-1).any(dim=0).nonzero()
-    return NonFinite(f"logits are not finite {when}", int(places[0])) if len(places) else None
+    """The first position of logits `[B, T, V]` that are NaN or +inf; -inf may exclude a token."""
+    positions = (logits.isnan() | logits.isposinf()).any(dim=-1).any(dim=0).nonzero()
+    return NonFinite(f"logits are not finite {when}", int(positions[0])) if len(positions) else None
 
 
 def _in_full(subject: Subject) -> dict[Way, NonFinite | None]:
-    """What each way finds in full precision; where the model raises, the padding checks say so."""
+    """The result of each arrangement in full precision; the padding checks report what the model raises."""
     found = {}
     for way in ARRANGED:
         with contextlib.suppress(Exception):
@@ -71,8 +71,7 @@ def _in_full(subject: Subject) -> dict[Way, NonFinite | None]:
 
 
 def _arranged(subject: Subject, when: str, ways: Iterable[Way]) -> NonFinite | None:
-    """The same for the real tokens of padded and packed rows: a query that sees nothing is where NaN is
-    born."""
+    """The same for the valid tokens of padded and packed rows, where a fully masked query may give NaN."""
     for way in ways:
         bad = way(subject, when)
         if bad is not None:
@@ -122,7 +121,7 @@ def _row(n: int, side: str, when: str) -> str:
 
 
 def _trained(subject: Subject, when: str) -> NonFinite | None:
-    """Loss and gradients of one training step under the autocast around it."""
+    """The loss and gradients of one training step under the enclosing autocast."""
     if subject.module is None:
         return None
     torch.manual_seed(subject.settings.seed)

@@ -1,4 +1,4 @@
-"""Every parameter is trained."""
+"""Every parameter gets a gradient."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHOWN = 6
 
 
 def gradients(subject: Subject) -> CheckResult:
-    """A non-zero gradient somewhere in every trainable parameter within a few small steps of training.
+    """Every trainable parameter gets a non-zero gradient within a few small training steps.
 
-    More than one step, because what stands behind a gate that starts at zero gets its gradient only after the
-    gate has moved; two zeros multiplied with each other never move, and are found.
+    More than one step, because parameters after a gate that is initialised to zero get their gradient only
+    once the gate has changed; the product of two zeros never changes, and is reported.
     """
     module = subject.module
     if module is None:
@@ -36,14 +36,14 @@ def gradients(subject: Subject) -> CheckResult:
             forget_gradients(module)
             if not _backward(subject, step):
                 break
-            waiting = {name: p for name, p in waiting.items() if not _touched(p)}
+            waiting = {name: p for name, p in waiting.items() if not _has_gradient(p)}
             if not waiting:
                 break
             _move(trainable)
     names = tuple(waiting)
     if not names:
         return must_be("gradients", True, f"all {len(trainable)} parameters get a gradient")
-    return must_be("gradients", False, _say(names, len(trainable)), parameters=names)
+    return must_be("gradients", False, _describe(names, len(trainable)), parameters=names)
 
 
 def forget_gradients(module: nn.Module) -> None:
@@ -59,7 +59,7 @@ def loss_of(subject: Subject, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward(subject: Subject, step: int) -> bool:
-    """One backward pass; False where nothing requires a gradient."""
+    """Run one backward pass; return False if nothing requires a gradient."""
     seed = subject.settings.seed + step
     torch.manual_seed(seed)
     random.seed(seed)
@@ -71,7 +71,7 @@ def _backward(subject: Subject, step: int) -> bool:
     return loss.requires_grad
 
 
-def _touched(parameter: nn.Parameter) -> bool:
+def _has_gradient(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
     if gradient is None:
         return False
@@ -81,12 +81,12 @@ def _touched(parameter: nn.Parameter) -> bool:
 
 @torch.no_grad()
 def _move(trainable: Mapping[str, nn.Parameter]) -> None:
-    """A step against the gradient whose size does not depend on the gradient's."""
+    """A descent step with a largest change of STEP_SIZE."""
     for parameter in trainable.values():
-        if _touched(parameter) and parameter.grad is not None and not parameter.grad.is_sparse:
+        if _has_gradient(parameter) and parameter.grad is not None and not parameter.grad.is_sparse:
             parameter.sub_(STEP_SIZE * parameter.grad / parameter.grad.abs().max())
 
 
-def _say(names: tuple[str, ...], total: int) -> str:
+def _describe(names: tuple[str, ...], total: int) -> str:
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{len(names)} of {total} parameters got no gradient in {STEPS} steps: {shown}"

@@ -1,41 +1,41 @@
-"""Earlier logits do not depend on how many tokens follow."""
+"""Earlier logits do not depend on the number of tokens that follow."""
 
 from __future__ import annotations
 
 from flagformer.audit.attempts import Attempts
 from flagformer.audit.calls import PREFIX, CallInputs
-from flagformer.audit.checks import places
+from flagformer.audit.checks import positions
 from flagformer.audit.max_error import MaxError
 from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Subject
 
 
 def length(subject: Subject) -> CheckResult:
-    """A beginning alone gives the logits it gives inside the longer input.
+    """The first tokens give the same logits with and without the rest of the input.
 
-    Catches what a change of tokens cannot: positions counted from the end or the middle, selections and
-    statistics over the whole row.
+    Finds faults that changed tokens do not show: positions counted from the end or the middle, selections
+    and statistics over the whole row.
     """
     if subject.why_not_causal:
         raise NotApplicable(subject.why_not_causal)
-    worst, tries = subject.other_shape(), Attempts()
+    worst, attempts = subject.other_shape(), Attempts()
     prefix = 0 if subject.calls.missing(PREFIX) else subject.settings.seq_len // 4
     given = CallInputs(prefix=prefix or None)
     whole = subject.logits(subject.ids, given)
-    for end in places(max(1, prefix), subject.settings.seq_len, subject.settings.most_places):
+    for end in positions(max(1, prefix), subject.settings.seq_len, subject.settings.max_positions):
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
-        with tries.of(f"an input of {end} tokens"):
+        with attempts.of(f"an input of {end} tokens"):
             worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)
-    _across_turning_points(subject, worst, tries)
-    words = "the same alone and in a longer input"
-    return judged("length", worst, words, tries)
+    _across_turning_points(subject, worst, attempts)
+    words = "the same logits alone and at the start of a longer input"
+    return judged("length", worst, words, attempts)
 
 
-def _across_turning_points(subject: Subject, worst: MaxError, tries: Attempts) -> None:
-    """Tokens whose positions end before a turning point, alone and followed by positions beyond it."""
+def _across_turning_points(subject: Subject, worst: MaxError, attempts: Attempts) -> None:
+    """Tokens whose positions end before a turning point, with and without positions beyond it."""
     half = subject.settings.seq_len // 2
     for given in subject.across():
-        with tries.of(f"positions from {given.first} on"):
+        with attempts.of(f"positions from {given.first} on"):
             whole, alone = subject.logits(subject.ids, given), subject.logits(subject.ids[:, :half], given)
             words = (
                 f"with positions from {given.first} on, {half} tokens alone and the same at the start of "

@@ -1,4 +1,4 @@
-"""Several sequences packed in one row do not see each other."""
+"""Sequences packed in one row do not attend to each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flagformer.audit.subject import Settings, Subject
 
 
 def packing(subject: Subject) -> CheckResult:
-    """Every packed sequence against the same sequence alone."""
+    """Compare every packed sequence with the same sequence in a row of its own."""
     subject.needs(PACKING)
     worst = subject.other_shape()
     rows = packed_lengths(subject.settings)
@@ -16,16 +16,16 @@ def packing(subject: Subject) -> CheckResult:
     got = subject.logits(subject.ids, CallInputs(seq_lens=rows))
     for row, lengths in enumerate(rows):
         start = 0
-        for place, n in enumerate(lengths):
+        for index, n in enumerate(lengths):
             wanted = subject.logits(subject.ids[row : row + 1, start : start + n])[0]
-            words = f"sequence {place} of a row packed as {lengths} differs from the sequence alone"
+            words = f"sequence {index} of a row packed as {lengths} differs from the sequence alone"
             worst.compare(got[row, start : start + n], wanted, words)
             start += n
-    return judged("packing", worst, "packed sequences equal each alone")
+    return judged("packing", worst, "packed sequences equal each sequence alone")
 
 
 def packed_lengths(settings: Settings) -> list[list[int]]:
-    """Of each row: uneven thirds, a single token in front, one at the end, and one whole."""
+    """The sequence lengths of each row: uneven thirds, a single token first, one last, and a whole row."""
     total, third = settings.seq_len, settings.seq_len // 3
-    every = [[third, 1, total - third - 1], [1, total - 1], [total - third, third - 1, 1], [total]]
-    return every[: settings.rows]
+    lengths = [[third, 1, total - third - 1], [1, total - 1], [total - third, third - 1, 1], [total]]
+    return lengths[: settings.rows]

@@ -1,4 +1,4 @@
-"""Padding changes nothing for the tokens beside it."""
+"""Padding does not change the logits of valid tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flagformer.audit.subject import Subject
 
 
 def row_lengths(subject: Subject) -> list[int]:
-    """A whole row, two shorter ones, and one of a single token; in brief all but a token, and half of it."""
+    """A full row, two shorter ones, and one of a single token; in brief one token less, and half a row."""
     longest = subject.settings.seq_len
     if subject.settings.brief:
         return [longest - 1, longest // 2]
@@ -19,22 +19,22 @@ def row_lengths(subject: Subject) -> list[int]:
 
 
 def alone(subject: Subject, lengths: list[int]) -> list[Tensor]:
-    """The logits of each row's first tokens, run by itself without padding."""
+    """The logits of each row's first tokens, in a batch of one without padding."""
     return [subject.logits(subject.ids[row : row + 1, :n])[0] for row, n in enumerate(lengths)]
 
 
 def fillings(subject: Subject) -> list[tuple[str, Tensor]]:
-    """Two contents for the padding: what stands there must not matter."""
+    """Two contents for the padding, which must not change the logits."""
     return [("zeros", torch.zeros_like(subject.ids)), ("other tokens", subject.other_ids(subject.ids))]
 
 
 def right_padding(subject: Subject) -> CheckResult:
-    """Rows of different lengths, padded at the end and masked, against each row alone."""
+    """Compare rows of different lengths, padded at the end and masked, with each row alone."""
     subject.needs(MASK)
     worst = subject.other_shape()
     lengths = row_lengths(subject)
-    places = torch.arange(subject.settings.seq_len, device=subject.device)
-    mask = places < torch.tensor(lengths, device=subject.device)[:, None]  # [B, T]
+    positions = torch.arange(subject.settings.seq_len, device=subject.device)
+    mask = positions < torch.tensor(lengths, device=subject.device)[:, None]  # [B, T]
     wanted = alone(subject, lengths)
     for name, filling in fillings(subject):
         subject.doing = f"rows of {lengths} tokens padded right with {name}"
@@ -42,14 +42,14 @@ def right_padding(subject: Subject) -> CheckResult:
         for row, n in enumerate(lengths):
             words = f"a row of {n} tokens padded right with {name} and masked differs from the row alone"
             worst.compare(got[row, :n], wanted[row], words)
-    subject.doing = "a mask that hides nothing"
-    everything = subject.logits(subject.ids, CallInputs(mask=torch.ones_like(mask)))
-    worst.compare(everything, subject.reference, "a mask that hides nothing changes the logits")
+    subject.doing = "a mask of ones"
+    all_valid = subject.logits(subject.ids, CallInputs(mask=torch.ones_like(mask)))
+    worst.compare(all_valid, subject.reference, "a mask of ones changes the logits")
     return judged("right_padding", worst, "padded rows equal each row alone")
 
 
 def left_padding(subject: Subject) -> CheckResult:
-    """Rows of different lengths, padded in front, against each row alone."""
+    """Compare rows of different lengths, padded in front, with each row alone."""
     subject.needs(STARTS)
     worst = subject.other_shape()
     lengths = row_lengths(subject)

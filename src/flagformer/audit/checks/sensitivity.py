@@ -1,4 +1,4 @@
-"""A model that ignores its input passes every comparison: only if this holds do the others mean anything."""
+"""Logits depend on the input: a model that ignores it passes every comparison of the other checks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from flagformer.audit.subject import Subject
 
 
 def sensitivity(subject: Subject) -> CheckResult:
-    """A changed token must move the logits from its position on."""
-    least = subject.same_shape()
-    subject.wobble  # noqa: B018  random outputs move by themselves and are reported there
-    place = subject.settings.seq_len // 3
+    """A changed token must change the logits at or after its position."""
+    smallest = subject.same_shape()
+    subject.repeatability  # noqa: B018  random outputs always change and are reported there
+    position = subject.settings.seq_len // 3
     changed = subject.ids.clone()
-    changed[:, place] = subject.other_ids(subject.ids)[:, place]
-    moved = (subject.logits(changed) - subject.reference).abs() / least.scale
-    at, later = moved[:, place].max().item(), moved[:, place + 1 :].max().item()
-    moves = max(at, later) > least.tolerance.value
-    if not moves:
-        words = f"changing token {place} changes no logits at or after it: the other checks say nothing"
-    elif later <= least.tolerance.value:
-        words = "a token moves its own logits only: no context is used"
+    changed[:, position] = subject.other_ids(subject.ids)[:, position]
+    change = (subject.logits(changed) - subject.reference).abs() / smallest.scale
+    at, later = change[:, position].max().item(), change[:, position + 1 :].max().item()
+    changes = max(at, later) > smallest.tolerance.value
+    if not changes:
+        words = (
+            f"changing token {position} changes no logits at or after it: the other checks are meaningless"
+        )
+    elif later <= smallest.tolerance.value:
+        words = "a token changes only its own logits: no context is used"
     else:
-        words = f"own logits move by {at:.2g}, later ones by {later:.2g}"
-    return must_be("sensitivity", moves, words, position=None if moves else place)
+        words = f"a changed token changes its own logits by {at:.2g}, later ones by {later:.2g}"
+    return must_be("sensitivity", changes, words, position=None if changes else position)
