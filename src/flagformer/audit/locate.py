@@ -43,7 +43,7 @@ class FaultLocator:
                 dependent = f" (and {', '.join(removed)}, which need it)" if removed else ""
                 words = f"the check passes without {flag}{dependent}"
                 return dataclasses.replace(result, flag=flag, flag_words=words)
-        words = f"it also fails without any one of the {tried} flags that can be removed"
+        words = f"the check also fails without each one of the {tried} flags that can be removed"
         return dataclasses.replace(result, flag_words=words)
 
     def _without_one(self) -> Iterator[tuple[str, dict[str, Any]]]:

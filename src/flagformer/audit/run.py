@@ -38,15 +38,13 @@ def audit(
 ) -> AuditReport:
     """Check a causal language model for silent faults.
 
-    Logits depend on no later token, and not on length, padding, packing or other rows; decoding with a cache
-    gives the logits of the full forward; eval mode is deterministic; every parameter gets a gradient; logits
-    and gradients are finite under bf16. A check whose argument the model does not accept is "not applicable",
-    but a cache that a Hugging Face config claims (`use_cache`) and that cannot be checked fails. Rotary
-    positions are checked across the lengths in such a config. For models of this library a shorter audit is
-    repeated in longer rows, one for each algorithm for long rows, up to `max_seq_len`.
-
-    The model's mode, gradients, buffers and weights are restored, and so are the random states and the number
-    of threads: a small model on CPU is audited on one thread.
+    Logits depend on no later token, and not on length, padding, packing or other rows; a cache gives the
+    logits of the full forward; eval mode is deterministic; every parameter gets a gradient; all values are
+    finite under bf16. A check whose argument the model does not accept is "not applicable", but a cache that
+    a Hugging Face config claims (`use_cache`) and that cannot be checked fails. Rotary positions are checked
+    across the lengths in such a config. Models of this library are also audited briefly in longer rows, one
+    length for each algorithm for long rows, up to `max_seq_len`. Modes, gradients, buffers, weights, random
+    states and the number of threads (one for a small model on CPU) are restored.
 
     Args:
         model: any callable `ids [B, T] -> logits [B, T, V]`: a model of this library, an `nn.Module`, a
@@ -59,9 +57,8 @@ def audit(
         seed: of the ids and of every forward.
         rebuild: a function flags -> model, to find the flag at fault in a model that has `flags`; default
             `flagformer.build` for models of this library.
-        precision: "fp32", "bf16" or "fp16", the precision of training. Under autocast in that precision the
-            model must be deterministic, must not leak and must train with finite values; with "fp32" only
-            the last is checked, in bf16.
+        precision: "fp32", "bf16" or "fp16", the precision of training. Determinism, leaks and finite training
+            are checked under autocast in that precision; with "fp32" only the last, in bf16.
 
     Raises:
         ValueError: for invalid arguments, or a model that does not turn ids into logits.
