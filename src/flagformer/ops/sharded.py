@@ -25,9 +25,9 @@ def as_forward(
     """
 
     @wraps(method)
-    def call(self: Module, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Module, /, *args: P.args, **how: P.kwargs) -> R:
         if not _is_fsdp(self):
-            return method(self, *args, **kwargs)
+            return method(self, *args, **how)
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         name = f"_{method.__name__}_as_forward"
@@ -35,7 +35,7 @@ def as_forward(
             self.__dict__[name] = method.__get__(self)
             register_fsdp_forward_method(self, name)
         with outside_inference_mode():
-            result: R = self.__dict__[name](*args, **kwargs)
+            result: R = self.__dict__[name](*args, **how)
         return result
 
     return call
@@ -48,10 +48,10 @@ def as_session(
     sharded before are sharded again, also those that FSDP2 leaves gathered for a backward."""
 
     @wraps(method)
-    def call(self: Module, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Module, /, *args: P.args, **how: P.kwargs) -> R:
         parts: list[Any] = [part for part in self.modules() if _is_fsdp(part) and any(_gathered_shards(part))]
         try:
-            return as_forward(method)(self, *args, **kwargs)
+            return as_forward(method)(self, *args, **how)
         finally:
             for part in parts:
                 part.reshard()
