@@ -252,16 +252,16 @@ def test_a_stream_with_other_weights_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"schema": 1,\n "flags": {"dim": 16,\n}}', "flags.json:3 is not valid JSON"),
+        ('{"schema": 2,\n "flags": {"dim": 16,\n}}', "flags.json:3 is not valid JSON"),
         ("", "flags.json:1 is not valid JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         ("[1, 2]", "it is not one of ours"),
         ('{"flags": 3, "schema": 1}', "it is not one of ours"),
-        ('{"schema": 99, "flags": {}}', "has schema 99, but this version reads schema 1"),
-        ('{"flags": {}}', "has schema None, but this version reads schema 1"),
-        ('{"schema": 1, "flags": {"dimm": 16}}', "`dimm` is not a flag; did you mean `dim`?"),
-        ('{"schema": 1, "flags": {}}', "`num_tokens` is required"),
+        ('{"schema": 99, "flags": {}}', "has schema 99, but this version reads schemas 1 and 2"),
+        ('{"flags": {}}', "has schema None, but this version reads schemas 1 and 2"),
+        ('{"schema": 2, "flags": {"dimm": 16}}', "`dimm` is not a flag; did you mean `dim`?"),
+        ('{"schema": 2, "flags": {}}', "`num_tokens` is required"),
     ],
 )
 def test_damaged_flags(tmp_path, content, said):

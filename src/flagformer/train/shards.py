@@ -10,6 +10,7 @@ As with one file, a whole folder takes the name at once, and a damaged one falls
 import hashlib
 import shutil
 import warnings
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from flagformer.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from flagformer.train.files import os_error_context, sync_folder
 from flagformer.train.process_group import ALONE, ProcessGroup
+from flagformer.wrappers.storage_schema import rename_saved
 
 CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "rest.pt"
 
@@ -80,12 +82,33 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGr
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+    weights: dict[str, Any]
+    moments: dict[str, Any]
     weights, moments = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    saved = _saved_names(folder, weights)
+    held = {saved.get(name, name): value for name, value in moments["state"].items()}
+    state: dict[str, Any] = {
+        "model": {saved.get(name, name): value for name, value in weights.items()},
+        "optimizer": {**moments, "state": held},
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read too
         dcp.load(state, checkpoint_id=folder, no_dist=ranks is ALONE)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    moments = state["optimizer"]
+    for group in moments["param_groups"]:
+        group["params"] = list(rename_saved(dict.fromkeys(group["params"]), weights))
+    moments["state"] = rename_saved(moments["state"], weights)
+    weights = rename_saved(state["model"], weights)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+
+
+def _saved_names(folder: Path, names: Container[str]) -> dict[str, str]:
+    """The names of a model's parameters -> those in a folder, where version 0.1 wrote it with other names."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved = [name.removeprefix("model.") for name in held if name.startswith("model.")]
+    return rename_saved({name: name for name in saved}, names)
 
 
 def named_moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:

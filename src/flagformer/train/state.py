@@ -14,6 +14,7 @@ from flagformer.train.config import Trial
 from flagformer.train.loop import make_optimizer
 from flagformer.train.process_group import ALONE, ProcessGroup
 from flagformer.train.shards import find_shards, load_shards, named_moments, save_shards, spread_moments
+from flagformer.wrappers.storage_schema import rename_saved
 
 Found = tuple[Path | None, Checkpoint, list[str]]
 
@@ -110,9 +111,10 @@ class State:
         folder, rest = found[:2] if found is not None else (None, None)
         single = rest if folder is None else None
         if single is not None:
-            if misfit := _misfit(single.model, plain.state_dict()):
+            weights = rename_saved(single.model, plain.state_dict())
+            if misfit := _misfit(weights, plain.state_dict()):
                 raise ValueError(misfit)
-            plain.load_state_dict(single.model)
+            plain.load_state_dict(weights)
         if single is not None and self.ranks is not ALONE:
             whole = make_optimizer(plain, config)
             whole.load_state_dict(single.optimizer)

@@ -1,7 +1,8 @@
 """A model in a directory: weights as safetensors, flags as JSON; nothing in it is executed.
 
 The weights' file also holds the flags, so that whatever a `save` that was killed has left of two models, one
-file after the other, is told from a model. Directories of version 0.1 have flags in their JSON alone.
+file after the other, is told from a model. Directories of version 0.1 have flags in their JSON alone, and
+other names of parameters (`storage_schema.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flagformer.flags import FlagError
 from flagformer.flags.others import recognise_directory
 from flagformer.ops.sharded import is_sharded
 from flagformer.wrappers.faithful import refuse_changed, second_names
+from flagformer.wrappers.storage_schema import READABLE, SCHEMA, rename_saved
 
 if TYPE_CHECKING:
     from flagformer.wrappers.memformer import Memformer
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from flagformer.wrappers.vit import ViTransformerWrapper
     from flagformer.wrappers.xtransformer import XTransformer
 
-SCHEMA = 1
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
 METADATA = "flagformer"  # one key: safetensors writes several in an order that differs between two writes
 
@@ -82,7 +83,7 @@ def load_model(directory: Path, build: Any) -> nn.Module:
     except FlagError as error:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     _refuse_other_flags(record, path, directory / FLAGS)
-    state = load_tensors(path)
+    state = rename_saved(load_tensors(path), model.state_dict())
     learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
     kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
     if len(kinds) == 1:  # a model saved in half precision comes back in it
@@ -206,9 +207,10 @@ def _read_record(path: Path, weights: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
         raise ValueError(f"{path} must hold an object with `schema` and `flags`; it is not one of ours")
-    if record.get("schema") != SCHEMA:
+    if record.get("schema") not in READABLE:
         raise ValueError(
-            f"{path} has schema {record.get('schema')!r}, but this version reads schema {SCHEMA}"
+            f"{path} has schema {record.get('schema')!r}, but this version reads schemas "
+            + " and ".join(map(str, READABLE))
         )
     return record
 
