@@ -195,7 +195,7 @@ def test_half_precision_and_copies():
 WRONG = [
     ({"max_mem_len": 0}, {"return_mems": True}, "`return_mems` needs a model with memories: build it with"),
     ({"max_mem_len": 0}, {"mems": []}, "`mems` needs a model with memories: build it with `max_mem_len`"),
-    ({}, {"mems": 3}, "`mems` must be what `return_mems` gave, 2 tensors of shape [2, M, 16]"),
+    ({}, {"mems": 3}, "`mems` must be a result of `return_mems`, 2 tensors of shape [2, M, 16]"),
     ({}, {"mems": [torch.zeros(B, 3, 16)]}, "but holds 1 of shape [2, 3, 16]"),
     ({}, {"mems": [torch.zeros(B, 3, 12)] * 2}, "but holds 2 of shape [2, 3, 12]"),
     ({}, {"mems": [torch.zeros(1, 3, 16)] * 2}, "but holds 2 of shape [1, 3, 16]"),
@@ -208,7 +208,7 @@ WRONG = [
         "must hold floating point numbers, but holds torch.int64",
     ),
     ({"shift_tokens": 1}, {"mems": [torch.zeros(B, 3, 16)] * 2}, "`mems` must hold 4 tensors"),
-    ({}, {"mem_masks": torch.ones(B, 3).bool()}, "`mem_masks` must come with the `mems`"),
+    ({}, {"mem_masks": torch.ones(B, 3).bool()}, "`mem_masks` needs the `mems`"),
     ({}, {"mem_masks": torch.ones(B, 4), "mems": True}, "`mem_masks` must be boolean of shape [2, 3]"),
     ({}, {"mem_masks": 5, "mems": True}, "`mem_masks` must be boolean of shape [2, 3]"),
     (
@@ -222,7 +222,7 @@ WRONG = [
         "`mems` and `seq_lens` cannot be combined: memories continue",
     ),
     ({}, {"seq_lens": [[4, 5], [9]], "return_mems": True}, "`return_mems` and `seq_lens` cannot be combined"),
-    ({}, {"state": True, "mems": True}, "`mems` and `state` cannot be combined: a decode state holds"),
+    ({}, {"state": True, "mems": True}, "`mems` and `state` cannot be combined: a decode state already holds"),
     ({}, {"state": True, "return_mems": True}, "`return_mems` and `state` cannot be combined"),
     (
         {},

@@ -86,7 +86,7 @@ def test_bmn_slots_start_as_their_bias_with_the_norm_of_tokens():
     start, _ = memory.read(None, 1)
     bias = memory.writer.bias
     assert (start[0] - bias / bias.norm(dim=-1, keepdim=True)).abs().max() < 1e-12
-    assert (memory.seen(start) - start * math.sqrt(DIM)).abs().max() < 1e-12
+    assert (memory.as_context(start) - start * math.sqrt(DIM)).abs().max() < 1e-12
 
 
 @torch.no_grad()
@@ -113,5 +113,5 @@ def test_layers_attend_to_slots_as_a_context(update):
     plain = plain.double().eval()
     plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("slots.")})
     ids, slots = torch.randint(7, (2, 5)), torch.randn(2, COUNT, DIM).double()
-    want = plain(ids, context=model.slots.seen(slots))
+    want = plain(ids, context=model.slots.as_context(slots))
     assert (model(ids, mems=slots) - want).abs().max() < 1e-12

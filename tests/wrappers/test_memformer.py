@@ -236,7 +236,7 @@ def test_mistakes_are_named_as_given(flags, says):
         (lambda m, s, t: m(s, t.repeat(1, 2)), "`tgt` must be ids of shape"),
         (lambda m, s, t: m(s, t[:2]), "`tgt` must be ids of shape"),
         (lambda m, s, t: m(s, mems=torch.zeros(2, 3, 16).double()), "slots of shape [3, 3, 16]"),
-        (lambda m, s, t: m(s, mems=[torch.zeros(3, 3, 16)]), "`mems` must be what `return_mems` gave"),
+        (lambda m, s, t: m(s, mems=[torch.zeros(3, 3, 16)]), "`mems` must be a result of `return_mems`"),
         (lambda m, s, t: m(s, src_mask=s[:, :4] > 0), "`src_mask` must have shape [3, 6]"),
         (lambda m, s, t: m(s, t, tgt_mask=t[:, :4] > 0), "`tgt_mask` must have shape [3, 5]"),
         (lambda m, s, t: m(s, tgt_mask=t > 0), "`tgt_mask` must come with the `tgt`"),

@@ -221,7 +221,7 @@ def test_context_dropout_applies_to_source_tokens_only(ids):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"prepend_mask": REAL}, "`prepend_mask` must come with the `prepend_embeds`"),
+        ({"prepend_mask": REAL}, "`prepend_mask` needs the `prepend_embeds`"),
         ({"prepend_embeds": torch.zeros(4, P, 9)}, r"of shape \[4, P, 16\].* of shape \[4, 3, 9\]"),
         ({"prepend_embeds": torch.zeros(3, P, 16)}, r"of shape \[4, P, 16\].* of shape \[3, 3, 16\]"),
         ({"prepend_embeds": torch.zeros(4, 0, 16)}, "P at least 1"),

@@ -1,4 +1,4 @@
-"""What flows through a model beside activations: sizes, standing, masks, keys, side results, state."""
+"""Records that pass through a model with the activations: sizes, layouts, masks, keys, outputs, state."""
 
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.constant import Constant

@@ -1,4 +1,4 @@
-"""Results that are not the result: auxiliary losses, and tensors somebody asked to see."""
+"""Side outputs of a forward: auxiliary losses, and intermediate tensors on request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class OutputCollector:
-    """Collects losses by name, and tensors by name when asked for.
+    """Collects losses by name, and intermediate tensors by name on request.
 
     Args:
-        requested: names that `record` stores, for example {"attn.weights"}; all others are dropped at once.
-        weights: losses that are made only when somebody asks, and what each is multiplied by.
+        requested: names that `record` stores, for example {"attn.weights"}; all others are dropped.
+        weights: name -> weight of each loss that is computed only on request.
         hidden_steps: execution steps whose stream `record_hidden` stores, for `RecurrentState`.
 
-    `is_active` says whether any of these is there: most forwards need not look further.
+    `is_active` is True if any of these is set. Most forwards check this alone.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OutputCollector:
         return name in self.requested
 
     def is_loss_requested(self, name: str) -> bool:
-        """Whether a loss of this name is to be made."""
+        """Whether a loss of this name is to be computed."""
         return name in self.weights
 
     def record(self, name: str, value: Tensor) -> None:
@@ -44,7 +44,7 @@ class OutputCollector:
             self.recorded.setdefault(name, []).append(value)
 
     def record_hidden(self, step: int, stream: Tensor) -> None:
-        """What a step reads, before its norm [B, T, D]."""
+        """Store the input [B, T, D] of a step, before its norm."""
         if step in self.hidden_steps:
             self.hiddens[step] = stream
 
@@ -56,6 +56,6 @@ class OutputCollector:
             self.losses.setdefault(name, []).extend(values)
 
     def fork(self) -> OutputCollector:
-        """An empty collector with the same requests: for a computation that may run twice, or for one of
-        several that share a result."""
+        """An empty collector with the same requests, for a computation that may run twice or that several
+        results share."""
         return OutputCollector(self.requested, self.weights)

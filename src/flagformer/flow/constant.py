@@ -1,4 +1,4 @@
-"""Numbers of a formula, such as slopes and rates: no part of a module's state."""
+"""Constants of a formula, such as slopes and rates, outside a module's state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flagformer.ops.traced import lasting
 
 
 class Constant:
-    """fp32 numbers, made on a device when a forward asks for them.
+    """fp32 numbers, created on a device at their first use there.
 
-    No buffer: whatever a model goes through (half precision, the meta device, `to_empty`, a copy, a shard),
-    the numbers are those of its constructor.
+    This is not a buffer: half precision, the meta device, `to_empty`, copies and sharding leave the numbers
+    as the constructor got them.
     """
 
     def __init__(self, numbers: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""One decoding session: preallocated, written in place, without gradient."""
+"""Decode state: preallocated caches, written in place, without gradient."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from flagformer.flow.mask import narrowest
 
 
 class LayerCache(Protocol):
-    """What one component remembers between blocks of tokens."""
+    """The cache of one component between blocks of tokens."""
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row index[i] was (beam search)."""
+        """Replace row i by row index[i] (beam search)."""
 
     def gather_positions(self, source: Tensor) -> None:
-        """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
+        """Replace cache position p of row b by position source[b, p]; -1: empty. source [B, S] long."""
 
     def size_bytes(self) -> int:
-        """Memory held."""
+        """Memory in bytes."""
 
 
 class KVCache:
-    """One self-attention step: keys [B, G, capacity, K], values [B, G, capacity, V], filled from the left."""
+    """Cache of one self-attention step: keys [B, G, capacity, K] and values [B, G, capacity, V], filled from
+    the left."""
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 
     def extend(
-        self, k: Tensor, v: Tensor, start: int, first: int, fresh: Tensor | None = None
+        self, k: Tensor, v: Tensor, start: int, first: int, write_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Writes T new entries at `start`, only those that are True in `fresh` [B, T]; returns the keys and
-        values from `first` on."""
+        """Write T new entries at `start`, those that are True in `write_mask` [B, T]; None: all. Return the
+        keys and values from `first` on."""
         end = start + k.shape[2]
-        for held, new in ((self.k, k), (self.v, v)):
-            place = held[:, :, start:end]
-            place.copy_(new if fresh is None else torch.where(fresh[:, None, :, None], new, place))
+        for cache, new in ((self.k, k), (self.v, v)):
+            block = cache[:, :, start:end]
+            block.copy_(new if write_mask is None else torch.where(write_mask[:, None, :, None], new, block))
         return self.k[:, :, first:end], self.v[:, :, first:end]
 
     def reorder(self, index: Tensor) -> None:
@@ -49,30 +50,30 @@ class KVCache:
         self.v.copy_(self.v.index_select(0, index))
 
     def gather_positions(self, source: Tensor) -> None:
-        for held in (self.k, self.v):
-            wide = source.clamp(min=0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
-            held[:, :, : source.shape[1]] = held.gather(2, wide)  # no query sees an empty place
+        for cache in (self.k, self.v):
+            index = source.clamp(min=0)[:, None, :, None].expand(-1, cache.shape[1], -1, cache.shape[3])
+            cache[:, :, : source.shape[1]] = cache.gather(2, index)  # empty positions are masked
 
     def size_bytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
 
 class TokenShiftCache:
-    """What tokens were at the entry of one step: [B, room + capacity, D], with `room` zeros in front.
+    """Inputs of the token shift of one step: [B, num_zeros + capacity, D], with `num_zeros` zeros in front.
 
-    All of them are kept, so that `truncate` needs no care.
+    The inputs of all tokens are stored, so `truncate` changes nothing here.
     """
 
-    def __init__(self, x: Tensor, room: int) -> None:
-        self.x, self.num_zeros = x, room
+    def __init__(self, x: Tensor, num_zeros: int) -> None:
+        self.x, self.num_zeros = x, num_zeros
 
-    def extend(self, x: Tensor, start: int, fresh: Tensor | None = None) -> None:
-        """Writes T new tokens at `start`, only those that are True in `fresh` [B, T]."""
-        held = self.x[:, self.num_zeros + start : self.num_zeros + start + x.shape[1]]
-        held.copy_(x if fresh is None else torch.where(fresh[..., None], x, held))
+    def extend(self, x: Tensor, start: int, write_mask: Tensor | None = None) -> None:
+        """Write T new tokens at `start`, those that are True in `write_mask` [B, T]; None: all."""
+        block = self.x[:, self.num_zeros + start : self.num_zeros + start + x.shape[1]]
+        block.copy_(x if write_mask is None else torch.where(write_mask[..., None], x, block))
 
     def shifted(self, steps: int, dims: slice, layout: Layout) -> Tensor:
-        """These dimensions of the tokens that stand so many places before those of the layout."""
+        """The dimensions `dims` of the tokens `steps` positions before those of the layout."""
         first = self.num_zeros + layout.start - steps
         return self.x[:, first : first + layout.length, dims]
 
@@ -80,9 +81,9 @@ class TokenShiftCache:
         self.x.copy_(self.x.index_select(0, index))
 
     def gather_positions(self, source: Tensor) -> None:
-        wide = source[..., None].expand(-1, -1, self.x.shape[2])
-        held = self.x[:, self.num_zeros :]
-        held[:, : source.shape[1]] = held.gather(1, wide.clamp(min=0)).masked_fill(wide < 0, 0.0)
+        index = source[..., None].expand(-1, -1, self.x.shape[2])
+        cache = self.x[:, self.num_zeros :]
+        cache[:, : source.shape[1]] = cache.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0.0)
 
     def size_bytes(self) -> int:
         return self.x.nbytes
@@ -100,47 +101,48 @@ class CrossAttentionCache:
             self.entries = KeyValues(k, v)
 
     def gather_positions(self, source: Tensor) -> None:
-        """A context does not move with the tokens that read it."""
+        """Do nothing: the context stays where it is when tokens move."""
 
     def size_bytes(self) -> int:
         return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
 
 
 class DecodeState:
-    """The memory of a decoding session, built by `model.init_state(batch, length)`.
+    """The state of incremental decoding, made by `model.init_state(batch, length)`.
 
     Attributes:
-        batch: rows.
-        capacity: how many tokens fit.
-        length: how many tokens it holds.
-        window: every query sees at most this many of the last tokens; None: all.
-        first: [B] long, the place of each row's first real token; None without left padding.
-        bias_row: [H, capacity + 1], the position biases of the distances capacity ... 0; None for no bias.
+        batch: number of rows B.
+        capacity: maximum number of tokens.
+        length: number of tokens stored.
+        window: every query attends to at most this many of the last tokens; None: all.
+        row_starts: [B] long, the cache position of each row's first valid token; None without left padding.
+        relative_bias: [H, capacity + 1], the position bias of the distances capacity ... 0; None for no bias.
             The first is never read: a slice that is never the whole row is one case for a compiled graph.
         signature: kind, key/value heads G and their widths K and V at each execution step of the stack that
-            made it.
-        prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
-        steps: what attention remembers, by execution step (tied modules run at several).
-        entries: what the entries of sublayers remember, likewise.
-        cores: what cores remember beside keys and values, likewise.
-        context_layout: standing of the context's tokens, once a forward has brought one.
-        pattern: how memory tokens stand among the others; None where all are tokens.
-        prepended: how many entries behind the first memory are prepended embeddings, one number or [B, 1].
-        fresh: [B, T] bool, what of the coming block is new; False: its place holds an older token, which
-            stays. None: all.
+            made the state.
+        prefix: [B] or [1] long, the number of first tokens of each row to which all tokens attend; None
+            without a prefix.
+        attention_caches: caches of attention, by execution step (tied modules run at several steps).
+        input_mixer_caches: caches of input mixers, by execution step.
+        core_caches: caches of attention cores other than keys and values, by execution step.
+        context_layout: layout of the context, after the first forward with a context.
+        pattern: where memory tokens are inserted; None for no memory tokens.
+        prepended: number of prepended embeddings after the first memory tokens, one number or [B, 1].
+        write_mask: [B, T] bool, True for the entries of the next block to write; where it is False the cache
+            keeps an older token. None: all.
     """
 
-    # no dataclass: FSDP2 gives a sharded module copies of those, and a session is written to
+    # not a dataclass: FSDP2 gives a sharded module copies of dataclasses, and this one is written to
 
     def __init__(
         self,
         batch: int,
         capacity: int,
         window: int | None = None,
-        first: Tensor | None = None,
+        row_starts: Tensor | None = None,
         signature: tuple[tuple[str, int, int, int], ...] = (),
     ) -> None:
-        self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, first
+        self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, row_starts
         self.signature = signature
         self.length = 0
         self.prefix: Tensor | None = None
@@ -155,7 +157,7 @@ class DecodeState:
 
     @property
     def layer_caches(self) -> tuple[LayerCache, ...]:
-        """All that is remembered."""
+        """All caches."""
         return (
             *self.attention_caches.values(),
             *self.input_mixer_caches.values(),
@@ -163,7 +165,7 @@ class DecodeState:
         )
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
-        """The standing of tokens start ... start + length."""
+        """Layout of the tokens start ... start + length."""
         if self.row_starts is None:
             layout = Layout.arange(length, device, start)
         else:
@@ -173,7 +175,7 @@ class DecodeState:
         return replace(layout, always_visible=self.pattern.always_visible(layout.positions, self.prepended))
 
     def last_query_bias(self, keys: int) -> Tensor | None:
-        """[1, H, 1, S], the bias of the newest token against the last S; None for no bias."""
+        """[1, H, 1, S], the bias of the last query for the last S keys; None for no bias."""
         return (
             None
             if self.relative_bias is None
@@ -181,71 +183,71 @@ class DecodeState:
         )
 
     def window_start(self, window: int | None = None) -> int:
-        """The first place that the next query may still see, by the session's window and a sublayer's own."""
+        """First cache position that the window of the state and a sublayer's own allow the next query."""
         width = narrowest(self.window, window)
         return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 
     def read_prefix(self, prefix: Tensor, block: int) -> None:
-        """Remembers the prefix that the first block of tokens brings, whole."""
+        """Store the prefix, which is given whole with the first block of tokens."""
         check_prefix(prefix, self.row_starts, self.length, block)
         self.prefix = prefix
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row index[i] was (beam search); index [B] long."""
+        """Replace row i by row index[i] (beam search); index [B] long."""
         check_rows(index, self.batch)
         if self.prefix is not None and len(self.prefix) > 1:
             self.prefix = self.prefix.index_select(0, index)
         if isinstance(self.prepended, Tensor):
             self.prepended = self.prepended.index_select(0, index)
-        for step in self.layer_caches:
-            step.reorder(index)
+        for cache in self.layer_caches:
+            cache.reorder(index)
         if self.row_starts is not None:
             self.row_starts = self.row_starts.index_select(0, index)
         if self.context_layout is not None and self.context_layout.valid is not None:
-            padding = self.context_layout.valid.index_select(0, index)
-            self.context_layout = Layout(self.context_layout.positions, padding)
+            valid = self.context_layout.valid.index_select(0, index)
+            self.context_layout = Layout(self.context_layout.positions, valid)
 
     def gather_positions(self, source: Tensor) -> None:
-        """Place p of each row becomes what place source[b, p] was, -1: empty; source [B, S] long."""
-        for step in self.layer_caches:
-            step.gather_positions(source)
+        """Replace cache position p of row b by position source[b, p]; -1: empty. source [B, S] long."""
+        for cache in self.layer_caches:
+            cache.gather_positions(source)
 
     def truncate(self, length: int) -> None:
-        """Forgets all tokens from `length` on (a rejected speculation)."""
-        check_kept(length, self.length, self.prefix, self.row_starts)
+        """Remove all tokens from `length` on (rejected speculative tokens)."""
+        check_truncation(length, self.length, self.prefix, self.row_starts)
         self.length = length
 
     def size_bytes(self) -> int:
-        return sum(step.size_bytes() for step in self.layer_caches)
+        return sum(cache.size_bytes() for cache in self.layer_caches)
 
 
-def check_prefix(prefix: Tensor, first: Tensor | None, held: int, block: int) -> None:
-    """A prefix comes whole, with the first block of tokens."""
-    if held:
+def check_prefix(prefix: Tensor, row_starts: Tensor | None, stored: int, block: int) -> None:
+    """Check that the prefix is given whole, with the first block of tokens."""
+    if stored:
         raise ValueError(
-            "`prefix_attn_len` belongs to the first block of a decoding session, but `state` holds "
-            f"{held} tokens already: leave it out, the state remembers it"
+            "`prefix_attn_len` belongs to the first block of a decode state, but `state` holds "
+            f"{stored} tokens already: leave it out, the state stores it"
         )
-    ends = prefix if first is None else prefix + first
+    ends = prefix if row_starts is None else prefix + row_starts
     if not torch.compiler.is_compiling() and (longest := int(ends.max())) > block:
         raise ValueError(
             f"`prefix_attn_len` reaches to token {longest}, but the first block has {block}: give the "
-            "whole prefix at once, as its tokens see each other"
+            "whole prefix in one block, as its tokens attend to each other"
         )
 
 
-def check_kept(length: int, held: int, prefix: Tensor | None, first: Tensor | None) -> None:
-    """How many tokens a truncation keeps: of those that are there, all of the prefix."""
-    if length < 0 or length > held:
-        raise ValueError(f"`length` must be between 0 and the state's {held}, but is {length}")
+def check_truncation(length: int, stored: int, prefix: Tensor | None, row_starts: Tensor | None) -> None:
+    """Check the length after a truncation: at most the present one, and at least the prefix."""
+    if length < 0 or length > stored:
+        raise ValueError(f"`length` must be between 0 and the state's {stored}, but is {length}")
     if prefix is not None:
-        end = int((prefix if first is None else prefix + first).max())
+        end = int((prefix if row_starts is None else prefix + row_starts).max())
         if length < end:
             raise ValueError(f"`length` must keep the prefix, {end} tokens, but is {length}")
 
 
 def check_rows(index: Tensor, batch: int) -> None:
-    """[B] row numbers."""
+    """Check row indices [B]."""
     if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (batch,):
         text = f"{batch} row numbers, but is {index.dtype} of shape {list(index.shape)}"
         raise ValueError(f"`index` must be {text}")

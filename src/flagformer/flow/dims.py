@@ -11,18 +11,18 @@ from flagformer.flags import Flag, component
 @component("dims")
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """The sizes that every component of a stack knows."""
+    """The sizes that every component of a stack receives."""
 
     dim: Annotated[int, Flag("dim", "model width D", ge=1)]
     heads: Annotated[int, Flag("heads", "attention heads H", ge=1)] = 8
     dim_head: Annotated[int, Flag("attn_dim_head", "width K of one head", ge=1)] = 64
-    causal: Annotated[bool, Flag("causal", "no position sees a later one (fixed by Encoder and Decoder)")] = (
-        False
-    )
+    causal: Annotated[
+        bool, Flag("causal", "no position attends to a later one (fixed by Encoder and Decoder)")
+    ] = False
     dim_context: Annotated[
         int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", ge=1)
     ] = None
-    # no flag: the width V of a value head in the attention that is being built; None: K
+    # no flag: the width V of a value head in the attention under construction; None: K
     value_width: int | None = None
 
     @property

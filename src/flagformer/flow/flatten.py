@@ -1,4 +1,4 @@
-"""The tensors of a record, taken out and put back: so that all of them can be inputs of one operator."""
+"""Flatten a record to its tensors and back, so that all of them can be inputs of one operator."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class TensorLeaf:
-    """Stands where a tensor was."""
+    """Placeholder for a tensor."""
 
 
 LEAF = TensorLeaf()
 
 
 def flatten(value: Any) -> tuple[Any, list[Tensor]]:
-    """The same record with holes, and what stood there, in the order of its fields.
+    """Return the record with a placeholder for each tensor, and the tensors in the order of its fields.
 
-    Looks into dataclasses, tuples, lists and dictionaries; everything else stays as it is.
+    Dataclasses, tuples, lists and dictionaries are traversed; every other value is kept.
     """
     tensors: list[Tensor] = []
 
@@ -33,14 +33,14 @@ def flatten(value: Any) -> tuple[Any, list[Tensor]]:
 
 
 def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The record with its holes filled, in the order in which `lift` made them."""
+    """Return the record with its placeholders replaced by `tensors`, in the order of `flatten`."""
     return _walk(value, lambda leaf: next(tensors) if leaf is LEAF else leaf)
 
 
 def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: _walk(getattr(value, field.name), change) for field in fields(value)}
-        return replace(value, **parts)
+        changed = {field.name: _walk(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **changed)
     if isinstance(value, dict):
         return {key: _walk(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

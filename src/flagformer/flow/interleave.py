@@ -1,8 +1,8 @@
-"""Memory tokens and prepended embeddings between the tokens of a row: who stands where, and the way back.
+"""Interleave memory tokens with the entries of a row, and separate them again.
 
-A *stream* is what came in: prepended embeddings, then tokens, [B, N]. Woven with memory it has L places, and
-every row is contiguous: what hides in front of a row's first real entry is left out, and the row ends at the
-last place. Everything positional then follows from places, as it does without memory.
+The *entries* of a row are its prepended embeddings followed by its tokens, [B, N]. Interleaved with memory
+tokens a row has L positions. Valid rows are contiguous and end at the last position: padding in front of the
+first valid entry is skipped. Position encodings and masks then use these positions, as without memory.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from torch import Tensor
 from flagformer.flow.layout import Layout
 
 Count = TypeVar("Count", int, Tensor)
-NEVER = 2**40  # a block that no row fills
+NEVER = 2**40  # a block longer than any row
 
 
 @dataclass(frozen=True)
 class InsertionPattern:
-    """`memory` memory tokens in front of every block of `every` entries of a row."""
+    """`memory` memory tokens before every block of `every` entries of a row."""
 
     memory: int = 0
     every: int = NEVER
 
     def length_with_memory(self, count: Count) -> Count:
-        """How many places so many entries take."""
+        """The number of positions of `count` entries with their memory tokens."""
         return count + self.memory * -(-count // self.every)
 
-    def cache_position(self, number: Count) -> Count:
-        """Where a row's entry of this number stands, from 0 on."""
-        return number + self.memory * (number // self.every + 1)
+    def cache_position(self, entry: Count) -> Count:
+        """The position of an entry of a row; both count from 0."""
+        return entry + self.memory * (entry // self.every + 1)
 
-    def locate(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The number of the entry at each place of a row, or of the next one where memory stands; and how
-        far the place is within its block (memory below `memory`)."""
-        block, inside = places // (self.every + self.memory), places % (self.every + self.memory)
-        return block * self.every + (inside - self.memory).clamp(min=0), inside
+    def locate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the entry at each position of a row (for a memory token: the next entry), and the offset of
+        the position in its block (below `memory` for memory tokens)."""
+        block, offset = positions // (self.every + self.memory), positions % (self.every + self.memory)
+        return block * self.every + (offset - self.memory).clamp(min=0), offset
 
-    def always_visible(self, places: Tensor, prepended: Tensor | int) -> Tensor:
-        """Bool, True where memory or one of the row's first `prepended` entries stands."""
-        number, inside = self.locate(places)
-        return (inside < self.memory) | (number < prepended)
+    def always_visible(self, positions: Tensor, prepended: Tensor | int) -> Tensor:
+        """Bool, True for memory tokens and the row's first `prepended` entries."""
+        entry, offset = self.locate(positions)
+        return (offset < self.memory) | (entry < prepended)
 
 
 @dataclass(frozen=True)
 class Interleaving:
-    """One block of a stream and its memory.
+    """One block of entries and its memory tokens.
 
     Attributes:
-        layout: the standing of the L places.
-        columns: [1 or B, L] long, the entry of the stream at each place; -1 for none.
-        index: [1 or B, L] long, into the memory tokens and the stream behind them; None: `front` memory
-            tokens, then the stream as it is.
-        places: [1 or B, N] long, the place of each entry of the stream, any for one that is left out; None:
-            the last N.
-        front: how many memory tokens stand in front where there is no index.
+        layout: layout of the L positions.
+        entry_index: [1 or B, L] long, the entry at each position; -1 for none.
+        source_index: [1 or B, L] long, index into the memory tokens followed by the entries; None:
+            `num_leading` memory tokens, then the entries in order.
+        cache_positions: [1 or B, N] long, the position of each entry, arbitrary for a skipped one; None: the
+            last N.
+        num_leading: number of memory tokens in front if `source_index` is None.
     """
 
     layout: Layout
@@ -67,32 +67,30 @@ class Interleaving:
     cache_positions: Tensor | None = None
     num_leading: int = 0
 
-    def merge(self, memory: Tensor, stream: Tensor) -> Tensor:
+    def merge(self, memory: Tensor, entries: Tensor) -> Tensor:
         """[M, D] and [B, N, D] -> [B, L, D]."""
         if self.source_index is None and not self.num_leading:
-            return stream
-        both = torch.cat([memory.expand(stream.shape[0], -1, -1), stream], dim=1)
+            return entries
+        both = torch.cat([memory.expand(entries.shape[0], -1, -1), entries], dim=1)
         return both if self.source_index is None else _take(both, self.source_index)
 
-    def unmerge(self, woven: Tensor) -> Tensor:
+    def unmerge(self, merged: Tensor) -> Tensor:
         """[B, L, D] -> [B, N, D]."""
-        return (
-            woven[:, self.num_leading :]
-            if self.cache_positions is None
-            else _take(woven, self.cache_positions)
-        )
+        if self.cache_positions is None:
+            return merged[:, self.num_leading :]
+        return _take(merged, self.cache_positions)
 
-    def mask(self, given: Tensor, keys: Tensor) -> Tensor:
-        """A mask of the stream's entries -> one of places: memory sees all and is seen by all.
+    def mask(self, attn_mask: Tensor, kv_entry_index: Tensor) -> Tensor:
+        """Extend a mask of entries to one of positions. Memory tokens attend to all and all to them.
 
         Args:
-            given: [1 or B, 1 or H, N, S] bool.
-            keys: [1 or B, places] long, the entry of the stream at each place of the keys; -1 for none.
+            attn_mask: [1 or B, 1 or H, N, S] bool.
+            kv_entry_index: [1 or B, number of keys] long, the entry at each key; -1 for none.
         """
-        wide = F.pad(given, (1, 0, 1, 0), value=True).transpose(1, 2)  # [1 or B, N + 1, 1 or H, S + 1]
-        rows = torch.arange(given.shape[0], device=given.device)[:, None, None]
-        queries, seen = self.entry_index[:, :, None] + 1, keys[:, None] + 1
-        return wide[rows, queries, :, seen].permute(0, 3, 1, 2)
+        padded = F.pad(attn_mask, (1, 0, 1, 0), value=True).transpose(1, 2)  # [1 or B, N + 1, 1 or H, S + 1]
+        rows = torch.arange(attn_mask.shape[0], device=attn_mask.device)[:, None, None]
+        q_idx, kv_idx = self.entry_index[:, :, None] + 1, kv_entry_index[:, None] + 1
+        return padded[rows, q_idx, :, kv_idx].permute(0, 3, 1, 2)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -103,86 +101,92 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def interleave_unpadded(
-    pattern: InsertionPattern, held: int, count: int, prepended: int, device: torch.device
+    pattern: InsertionPattern, stored: int, count: int, prepended: int, device: torch.device
 ) -> Interleaving:
-    """Rows without padding, all alike: `count` entries behind `held` ones."""
-    start, end = pattern.length_with_memory(held), pattern.length_with_memory(held + count)
-    places = torch.arange(start, end, device=device)[None]
-    number, inside = pattern.locate(places)
-    memory = inside < pattern.memory
-    columns = torch.where(memory, -1, number - held)
-    layout = replace(Layout.arange(end - start, device, start), always_visible=memory | (number < prepended))
-    if not pattern.memory or (held and end - start == count):
-        return Interleaving(layout, columns)
-    # a compiled graph of any length must not know whether there is one block
+    """Rows without padding, all of one form: `count` entries after `stored` ones."""
+    start, end = pattern.length_with_memory(stored), pattern.length_with_memory(stored + count)
+    entry, offset = pattern.locate(torch.arange(start, end, device=device)[None])
+    is_memory = offset < pattern.memory
+    entry_index = torch.where(is_memory, -1, entry - stored)
+    layout = Layout.arange(end - start, device, start)
+    layout = replace(layout, always_visible=is_memory | (entry < prepended))
+    if not pattern.memory or (stored and end - start == count):
+        return Interleaving(layout, entry_index)
+    # a compiled graph of any length must not depend on the number of blocks
     known = pattern.every == NEVER or not torch.compiler.is_compiling()
-    if known and held % pattern.every == 0 and count <= pattern.every:
-        return Interleaving(layout, columns, num_leading=pattern.memory)
-    index = torch.where(memory, inside, columns + pattern.memory)
-    numbers = torch.arange(held, held + count, device=device)[None]
-    return Interleaving(layout, columns, index, pattern.cache_position(numbers) - start)
+    if known and stored % pattern.every == 0 and count <= pattern.every:
+        return Interleaving(layout, entry_index, num_leading=pattern.memory)
+    source_index = torch.where(is_memory, offset, entry_index + pattern.memory)
+    entries = torch.arange(stored, stored + count, device=device)[None]
+    return Interleaving(layout, entry_index, source_index, pattern.cache_position(entries) - start)
 
 
-def interleave_padded(pattern: InsertionPattern, real: Tensor, prepended: int) -> Interleaving:
-    """Rows with padding; `real` [B, N] bool, of it `prepended` in front.
+def interleave_padded(pattern: InsertionPattern, valid: Tensor, prepended: int) -> Interleaving:
+    """Rows with padding; `valid` [B, N] bool, the first `prepended` of it for prepended embeddings.
 
-    Hidden tokens in front of the first real one, and hidden prepended embeddings, are left out; tokens that
-    hide further behind keep their places.
+    Padding in front of the first valid token and invalid prepended embeddings are skipped; padding after the
+    first valid token keeps its positions.
     """
-    front, tokens = real[:, :prepended], real[:, prepended:]
+    front, tokens = valid[:, :prepended], valid[:, prepended:]
     counted = torch.cat([front, tokens.cumsum(dim=1) > 0], dim=1)
-    numbers = counted.cumsum(dim=1) - 1
-    length = pattern.length_with_memory(real.shape[1])
-    first = length - pattern.length_with_memory(counted.sum(dim=1, keepdim=True))
-    places = torch.where(counted, first + pattern.cache_position(numbers), -1)
-    columns = _columns(places, length)
-    own = torch.arange(length, device=real.device) - first  # [B, L], negative in front of the row
-    number, inside = pattern.locate(own)
-    last = torch.where(real, numbers, -1).amax(dim=1, keepdim=True)
-    # the memory in front of a block is real where the block or one behind it holds a real entry
-    begins = number - (inside - pattern.memory).clamp(min=0)
-    padding = torch.where(columns < 0, (own >= 0) & (begins <= last), real.gather(1, columns.clamp(min=0)))
-    layout = Layout(own.clamp(min=0), padding, always_visible=columns < prepended)
-    return Interleaving(layout, columns, _index(pattern, columns, inside, own), places.clamp(min=0))
+    entries = counted.cumsum(dim=1) - 1  # index of each entry in its row
+    length = pattern.length_with_memory(valid.shape[1])
+    row_starts = length - pattern.length_with_memory(counted.sum(dim=1, keepdim=True))
+    positions = torch.where(counted, row_starts + pattern.cache_position(entries), -1)
+    entry_index = _entry_index(positions, length)
+    in_row = torch.arange(length, device=valid.device) - row_starts  # [B, L], negative before the row
+    entry, offset = pattern.locate(in_row)
+    last = torch.where(valid, entries, -1).amax(dim=1, keepdim=True)
+    # memory tokens of a block are valid if this block or a later one has a valid entry
+    block_start = entry - (offset - pattern.memory).clamp(min=0)
+    valid_memory = (in_row >= 0) & (block_start <= last)
+    merged_valid = torch.where(entry_index < 0, valid_memory, valid.gather(1, entry_index.clamp(min=0)))
+    layout = Layout(in_row.clamp(min=0), merged_valid, always_visible=entry_index < prepended)
+    source_index = _source_index(pattern, entry_index, offset, in_row)
+    return Interleaving(layout, entry_index, source_index, positions.clamp(min=0))
 
 
 def interleave_packed(pattern: InsertionPattern, tokens: Layout) -> Interleaving:
-    """Rows of several sequences: each has memory of its own."""
-    numbers, segments, real = tokens.positions, tokens.segment_ids, tokens.valid
-    assert segments is not None
-    assert real is not None
-    count, sequences = tokens.length, tokens.num_segments
-    held = numbers.new_zeros(segments.shape[0], sequences + 1).scatter_add(
-        1, segments, torch.ones_like(segments)
-    )
-    # what stands behind the last sequence has no memory
-    sizes = torch.cat([pattern.length_with_memory(held[:, :-1]), held[:, -1:]], dim=1)
+    """Rows of several packed sequences, each with its own memory tokens."""
+    entries, segment_ids, valid = tokens.positions, tokens.segment_ids, tokens.valid
+    assert segment_ids is not None
+    assert valid is not None
+    count, num_segments = tokens.length, tokens.num_segments
+    counts = entries.new_zeros(segment_ids.shape[0], num_segments + 1)
+    counts = counts.scatter_add(1, segment_ids, torch.ones_like(segment_ids))
+    # the padding after the last sequence has no memory tokens
+    sizes = torch.cat([pattern.length_with_memory(counts[:, :-1]), counts[:, -1:]], dim=1)
     ends = sizes.cumsum(dim=1)
-    blocks = min(count, (count + (pattern.every - 1) * sequences) // pattern.every)
-    length = count + pattern.memory * blocks
-    first, origins = length - ends[:, -1:], ends - sizes
-    inward = torch.where(real, pattern.cache_position(numbers), numbers)
-    places = first + origins.gather(1, segments) + inward
-    columns = _columns(places, length)
-    content = torch.arange(length, device=real.device) - first
-    woven = torch.searchsorted(ends, content.contiguous(), right=True).clamp(max=sequences)
-    own = content - origins.gather(1, woven)
-    _, inside = pattern.locate(own)
-    padding = torch.where(columns < 0, content >= 0, real.gather(1, columns.clamp(min=0)))
-    layout = Layout(own.clamp(min=0), padding, woven, num_segments=sequences, always_visible=columns < 0)
-    return Interleaving(layout, columns, _index(pattern, columns, inside, content), places)
+    num_blocks = min(count, (count + (pattern.every - 1) * num_segments) // pattern.every)
+    length = count + pattern.memory * num_blocks
+    row_starts, segment_starts = length - ends[:, -1:], ends - sizes
+    in_segment = torch.where(valid, pattern.cache_position(entries), entries)
+    positions = row_starts + segment_starts.gather(1, segment_ids) + in_segment
+    entry_index = _entry_index(positions, length)
+    in_row = torch.arange(length, device=valid.device) - row_starts
+    merged_ids = torch.searchsorted(ends, in_row.contiguous(), right=True).clamp(max=num_segments)
+    merged_positions = in_row - segment_starts.gather(1, merged_ids)
+    _, offset = pattern.locate(merged_positions)
+    layout = Layout(
+        merged_positions.clamp(min=0),
+        torch.where(entry_index < 0, in_row >= 0, valid.gather(1, entry_index.clamp(min=0))),
+        merged_ids,
+        num_segments=num_segments,
+        always_visible=entry_index < 0,
+    )
+    return Interleaving(layout, entry_index, _source_index(pattern, entry_index, offset, in_row), positions)
 
 
-def _columns(places: Tensor, length: int) -> Tensor:
-    """[B, L] long, which entry has each place; -1 for none."""
-    batch, count = places.shape
-    columns = places.new_full((batch, length + 1), -1)
-    numbers = torch.arange(count, device=places.device).expand(batch, -1)
-    columns = columns.scatter(1, torch.where(places < 0, length, places), numbers)
-    return columns[:, :length]
+def _entry_index(positions: Tensor, length: int) -> Tensor:
+    """[B, L] long, the entry at each position; -1 for none."""
+    batch, count = positions.shape
+    entry_index = positions.new_full((batch, length + 1), -1)
+    entries = torch.arange(count, device=positions.device).expand(batch, -1)
+    entry_index = entry_index.scatter(1, torch.where(positions < 0, length, positions), entries)
+    return entry_index[:, :length]
 
 
-def _index(pattern: InsertionPattern, columns: Tensor, inside: Tensor, own: Tensor) -> Tensor:
-    """[B, L] long into memory and stream; what stands in front of a row is any."""
-    memory = torch.where(own < 0, 0, inside)
-    return torch.where(columns < 0, memory, columns + pattern.memory)
+def _source_index(pattern: InsertionPattern, entry_index: Tensor, offset: Tensor, in_row: Tensor) -> Tensor:
+    """[B, L] long, index into memory tokens followed by entries; arbitrary before the start of a row."""
+    memory = torch.where(in_row < 0, 0, offset)
+    return torch.where(entry_index < 0, memory, entry_index + pattern.memory)

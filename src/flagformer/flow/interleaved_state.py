@@ -1,30 +1,32 @@
-"""A decoding session that counts tokens, around one that also holds memory and prepended embeddings."""
+"""Decode state with interleaved memory tokens and prepended embeddings."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from flagformer.flow.decode_state import DecodeState, check_kept, check_prefix
+from flagformer.flow.decode_state import DecodeState, check_prefix, check_truncation
 from flagformer.flow.interleave import InsertionPattern, Interleaving, interleave_unpadded
 from flagformer.flow.layout import Layout
 
 
 class InterleavedDecodeState:
-    """What `init_state` gives where memory tokens or prepended embeddings stand between tokens.
+    """Result of `init_state` for a model with memory tokens or prepended embeddings.
 
-    All rows end at one place of `inner`, whatever memory each of them holds: when some come to a new block of
-    memory and others do not, rows move by as many places, so that each stays contiguous.
+    It counts tokens; `inner` counts the cache positions of tokens, memory tokens and prepended embeddings.
+    All rows end at the same cache position of `inner`. When only some rows begin a new block of memory
+    tokens, the rows are shifted so that each stays contiguous.
 
     Attributes:
-        inner: the session of the layers; its places count memory and prepended embeddings.
-        pattern: how memory stands among the others.
-        capacity: how many tokens fit.
-        room: how many prepended embeddings fit.
-        starts: [B] long, the place of each row's first real token; None without left padding.
-        length: how many tokens it holds.
-        prepended: how many embeddings the first block has prepended.
-        prefix: [B] or [1] long, how many first tokens of each row all tokens see; None without a prefix.
+        inner: the state of the layers.
+        pattern: where memory tokens are inserted.
+        capacity: maximum number of tokens.
+        num_prepended_capacity: maximum number of prepended embeddings.
+        row_starts: [B] long, the index of each row's first valid token; None without left padding.
+        length: number of tokens stored.
+        prepended: number of embeddings prepended to the first block.
+        prefix: [B] or [1] long, the number of first tokens of each row to which all tokens attend; None
+            without a prefix.
     """
 
     def __init__(
@@ -32,24 +34,19 @@ class InterleavedDecodeState:
         inner: DecodeState,
         pattern: InsertionPattern,
         capacity: int,
-        room: int = 0,
-        starts: Tensor | None = None,
+        num_prepended_capacity: int = 0,
+        row_starts: Tensor | None = None,
     ) -> None:
-        self.inner, self.pattern, self.capacity, self.num_prepended_capacity, self.row_starts = (
-            inner,
-            pattern,
-            capacity,
-            room,
-            starts,
-        )
+        self.inner, self.pattern, self.row_starts = inner, pattern, row_starts
+        self.capacity, self.num_prepended_capacity = capacity, num_prepended_capacity
         self.length = self.prepended = 0
         self.prefix: Tensor | None = None
         self.inner.pattern = pattern
-        # tokens and prepended embeddings of each row that are left out and real; where it begins in `inner`
+        # per row: its first cache position in `inner`, valid prepended embeddings, skipped padding tokens
         self._row_offsets = [0] * self.batch
         self._num_valid = [0] * self.batch
-        self._num_skipped: list[int] = self._row_offsets if starts is None else starts.tolist()
-        # [B, P] long, the prepended embeddings of each row, real ones first; None: in order
+        self._num_skipped: list[int] = self._row_offsets if row_starts is None else row_starts.tolist()
+        # [B, P] long, the prepended embeddings of each row, valid ones first; None: in order
         self._order: Tensor | None = None
 
     @property
@@ -62,7 +59,7 @@ class InterleavedDecodeState:
 
     @property
     def num_entries(self) -> int:
-        """Prepended embeddings and tokens."""
+        """Number of prepended embeddings and tokens."""
         return self.prepended + self.length
 
     @property
@@ -70,41 +67,41 @@ class InterleavedDecodeState:
         return self.inner.signature
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
-        """The standing of tokens start ... start + length among tokens alone."""
+        """Layout of the tokens start ... start + length, without memory tokens and prepended embeddings."""
         if self.row_starts is None:
             return Layout.arange(length, device, start)
         return Layout.left_padded(self.row_starts, length, start)
 
     def begin_block(
-        self, count: int, prepended: int, padding: Tensor | None, device: torch.device
+        self, count: int, prepended: int, prepend_mask: Tensor | None, device: torch.device
     ) -> Interleaving:
-        """Makes ready for the next `count` tokens, behind `prepended` embeddings in the first block, of which
-        `padding` [B, P] says which are real. The layers may then run; `leave` ends it."""
+        """Prepare `inner` for the next `count` tokens. In the first block `prepended` embeddings precede
+        them, valid where `prepend_mask` [B, P] is True. Run the layers, then call `end_block`."""
         if not self.num_entries:
-            self._read_prepended(prepended, padding)
+            self._read_prepended(prepended, prepend_mask)
         self.inner.write_mask = None
         if self._is_uniform(prepended):
-            weave = interleave_unpadded(
+            interleaving = interleave_unpadded(
                 self.pattern, self.num_entries, prepended + count, self._num_valid[0], device
             )
-            self.inner.length = weave.layout.start
-            return weave
-        return self._enter_rows(count, prepended, padding, device)
+            self.inner.length = interleaving.layout.start
+            return interleaving
+        return self._begin_padded_block(count, prepended, prepend_mask, device)
 
     def end_block(self, count: int, prepended: int, prefix: Tensor | None) -> None:
-        """The layers have taken in what `enter` made ready."""
+        """Count the tokens and embeddings of the block, after the layers have run."""
         self.length, self.prepended = self.length + count, self.prepended + prepended
         self.inner.write_mask = None
         if prefix is not None:
             self.prefix = prefix
 
     def entry_index(self, end: int, prepended: int, device: torch.device) -> Tensor:
-        """[B, end] long, which entry of the stream each place of `inner` holds or will; -1: none."""
-        own = torch.arange(end, device=device) - _column(self._row_offsets, device)
-        return torch.where(own < 0, -1, self._entries(own, prepended))
+        """[B, end] long, the entry at each cache position of `inner`, with the next block; -1: none."""
+        in_row = torch.arange(end, device=device) - _column(self._row_offsets, device)
+        return torch.where(in_row < 0, -1, self._entries(in_row, prepended))
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row index[i] was (beam search); index [B] long."""
+        """Replace row i by row index[i] (beam search); index [B] long."""
         self.inner.reorder(index)
         if self.prefix is not None and len(self.prefix) > 1:
             self.prefix = self.prefix.index_select(0, index)
@@ -120,97 +117,98 @@ class InterleavedDecodeState:
             )
 
     def truncate(self, length: int) -> None:
-        """Forgets all tokens from `length` on (a rejected speculation); prepended embeddings stay."""
-        check_kept(length, self.length, self.prefix, self.row_starts)
-        contents = self._row_lengths(length)
-        end = max(contents)
+        """Remove all tokens from `length` on (rejected speculative tokens); prepended embeddings stay."""
+        check_truncation(length, self.length, self.prefix, self.row_starts)
+        row_lengths = self._row_lengths(length)
+        end = max(row_lengths)
         if self.inner.row_starts is not None:
-            self._move([end - content for content in contents], end, self.inner.row_starts.device)
+            self._shift_rows([end - one for one in row_lengths], end, self.inner.row_starts.device)
         self.inner.length, self.length = end, length
 
     def size_bytes(self) -> int:
         return self.inner.size_bytes()
 
     def read_prefix(self, prefix: Tensor, block: int) -> None:
-        """Checks the prefix that the first block of tokens brings, whole."""
+        """Check the prefix, which is given whole with the first block of tokens."""
         check_prefix(prefix, self.row_starts, self.length, block)
 
-    def _read_prepended(self, prepended: int, padding: Tensor | None) -> None:
+    def _read_prepended(self, prepended: int, prepend_mask: Tensor | None) -> None:
         self._num_valid, self._order, self.inner.prepended = [prepended] * self.batch, None, prepended
-        if padding is not None:
-            self._num_valid = padding.sum(dim=1).tolist()
-            self._order = (~padding).long().argsort(dim=1, stable=True)
-            self.inner.prepended = padding.sum(dim=1, keepdim=True)
+        if prepend_mask is not None:
+            self._num_valid = prepend_mask.sum(dim=1).tolist()
+            self._order = (~prepend_mask).long().argsort(dim=1, stable=True)
+            self.inner.prepended = prepend_mask.sum(dim=1, keepdim=True)
 
     def _is_uniform(self, prepended: int = 0) -> bool:
-        """Whether nothing is left out in any row."""
+        """Whether no row skips an entry."""
         return not any(self._num_skipped) and min(self._num_valid) == self.prepended + prepended
 
     def _row_lengths(self, tokens: int) -> list[int]:
-        """How many places each row takes."""
-        counts = [real + max(tokens - skip, 0) for real, skip in zip(self._num_valid, self._num_skipped)]
+        """The number of cache positions of each row."""
+        counts = [valid + max(tokens - skip, 0) for valid, skip in zip(self._num_valid, self._num_skipped)]
         return [self.pattern.length_with_memory(count) for count in counts]
 
-    def _enter_rows(
-        self, count: int, prepended: int, padding: Tensor | None, device: torch.device
+    def _begin_padded_block(
+        self, count: int, prepended: int, prepend_mask: Tensor | None, device: torch.device
     ) -> Interleaving:
-        held = self._row_lengths(self.length) if self.num_entries else [0] * self.batch
-        contents = self._row_lengths(self.length + count)
-        new = [after - before for before, after in zip(held, contents)]
-        end, length = max(1, *contents), max(1, *new)  # one place at least, be it a pad in every row
-        self._move([end - content for content in contents], end, device)
+        stored = self._row_lengths(self.length) if self.num_entries else [0] * self.batch
+        row_lengths = self._row_lengths(self.length + count)
+        new = [after - before for before, after in zip(stored, row_lengths)]
+        end, length = max(1, *row_lengths), max(1, *new)  # at least one position, padding in every row or not
+        self._shift_rows([end - one for one in row_lengths], end, device)
         self.inner.length = end - length
         layout = self.inner.layout(end - length, length, device)
-        begun = max(self._num_skipped) <= self.length and not prepended
-        if begun and set(new) == {count}:
+        all_started = max(self._num_skipped) <= self.length and not prepended
+        if all_started and set(new) == {count}:
             return Interleaving(layout, torch.arange(count, device=device)[None])
-        fronts = _column(self._row_offsets, device)
-        own = layout.cache_positions() - fronts  # [B, L]
-        fresh = own >= _column(held, device)
+        row_offsets = _column(self._row_offsets, device)
+        in_row = layout.cache_positions() - row_offsets  # [B, L]
+        is_new = in_row >= _column(stored, device)
         if self.num_entries and set(new) != {length}:
-            self.inner.write_mask = fresh | (
-                own < 0
-            )  # pads are written, so that no place is without a number
-        entries = self._entries(own, prepended) - self.num_entries
-        columns = torch.where(fresh & (entries >= 0), entries, -1)
-        _, inside = self.pattern.locate(own)
-        memory = torch.where(fresh & (columns < 0), inside, 0)
-        index = torch.where(columns < 0, memory, columns + self.pattern.memory)
-        numbers = self._numbers(count, prepended, padding, device)
-        places = fronts + self.pattern.cache_position(numbers) - layout.start
-        return Interleaving(layout, columns, index, places.clamp(0, length - 1))
+            # padding is written too, so that no cache position is uninitialised
+            self.inner.write_mask = is_new | (in_row < 0)
+        entries = self._entries(in_row, prepended) - self.num_entries
+        entry_index = torch.where(is_new & (entries >= 0), entries, -1)
+        _, offset = self.pattern.locate(in_row)
+        memory = torch.where(is_new & (entry_index < 0), offset, 0)
+        source_index = torch.where(entry_index < 0, memory, entry_index + self.pattern.memory)
+        in_row_entries = self._in_row_entries(count, prepended, prepend_mask, device)
+        positions = row_offsets + self.pattern.cache_position(in_row_entries) - layout.start
+        return Interleaving(layout, entry_index, source_index, positions.clamp(0, length - 1))
 
-    def _entries(self, own: Tensor, prepended: int) -> Tensor:
-        """Which entry of the stream stands at places of the rows' own; -1 for memory."""
-        number, inside = self.pattern.locate(own)
-        real = _column(self._num_valid, own.device)
-        front = number
+    def _entries(self, in_row: Tensor, prepended: int) -> Tensor:
+        """The entry at positions of a row; -1 for memory tokens."""
+        number, offset = self.pattern.locate(in_row)
+        num_valid = _column(self._num_valid, in_row.device)
+        embeds = number
         if self._order is not None:
-            front = self._order.gather(1, number.clamp(0, self._order.shape[1] - 1))
-        tokens = number - real + prepended + self.prepended + _column(self._num_skipped, own.device)
-        entries = torch.where(number < real, front, tokens)
-        return torch.where(inside < self.pattern.memory, -1, entries)
+            embeds = self._order.gather(1, number.clamp(0, self._order.shape[1] - 1))
+        tokens = number - num_valid + prepended + self.prepended + _column(self._num_skipped, in_row.device)
+        entries = torch.where(number < num_valid, embeds, tokens)
+        return torch.where(offset < self.pattern.memory, -1, entries)
 
-    def _numbers(self, count: int, prepended: int, padding: Tensor | None, device: torch.device) -> Tensor:
-        """[B, P + T], the number of each coming entry within its row; any for one that is left out."""
+    def _in_row_entries(
+        self, count: int, prepended: int, prepend_mask: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """[B, P + T], the index of each new entry in its row; arbitrary for a skipped one."""
         tokens = torch.arange(self.length, self.length + count, device=device)
         tokens = tokens - _column(self._num_skipped, device) + _column(self._num_valid, device)
-        if padding is None:
-            front = torch.arange(prepended, device=device).expand(self.batch, -1)
+        if prepend_mask is None:
+            embeds = torch.arange(prepended, device=device).expand(self.batch, -1)
         else:
-            front = padding.cumsum(dim=1) - 1
-        return torch.cat([front, tokens], dim=1).clamp(min=0)
+            embeds = prepend_mask.cumsum(dim=1) - 1
+        return torch.cat([embeds, tokens], dim=1).clamp(min=0)
 
-    def _move(self, fronts: list[int], end: int, device: torch.device) -> None:
-        """Rows begin at these places from now on."""
-        if fronts == self._row_offsets and self.inner.row_starts is not None:
+    def _shift_rows(self, row_offsets: list[int], end: int, device: torch.device) -> None:
+        """Move the rows of the caches so that they start at `row_offsets`."""
+        if row_offsets == self._row_offsets and self.inner.row_starts is not None:
             return
-        first = torch.tensor(fronts, device=device)
-        if self.num_entries and fronts != self._row_offsets:
-            by = first - torch.tensor(self._row_offsets, device=device)
-            source = torch.arange(end, device=device) - by[:, None]
+        row_starts = torch.tensor(row_offsets, device=device)
+        if self.num_entries and row_offsets != self._row_offsets:
+            shift = row_starts - torch.tensor(self._row_offsets, device=device)
+            source = torch.arange(end, device=device) - shift[:, None]
             self.inner.gather_positions(source.clamp(-1, self.inner.capacity - 1))
-        self._row_offsets, self.inner.row_starts = fronts, first
+        self._row_offsets, self.inner.row_starts = row_offsets, row_starts
 
 
 def _column(numbers: list[int], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where tokens stand: positions, padding and segments, made once for a forward."""
+"""Positions, padding and segments of tokens, computed once per forward."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """The standing of T tokens; everything positional and every mask derives from it.
+    """Positions, validity and segments of T tokens; position encodings and masks are computed from it.
 
     Attributes:
-        positions: [1 or B, T] long, each token's own position (its encoding, not its place in storage).
-        padding: [1 or B, T] bool, True for real tokens; None when all are real.
-        segments: [B, T] long, tokens of different segments never meet; None when there is one.
-        start: the place in storage of the first token (what a decode state already holds).
-        by_place: tokens that may meet are as far apart as their places; False when a user gave positions.
-        sequences: how many sequences a row may hold.
-        lasting: [1 or B, T] bool, True for memory tokens and prepended embeddings: a window counts the
-            others, and never hides these; None where there are none.
+        positions: [1 or B, T] long, the position of each token that its encoding uses.
+        valid: [1 or B, T] bool, True for tokens, False for padding; None: all are valid.
+        segment_ids: [B, T] long; attention stays within a segment. None: there is one segment.
+        start: the cache position of the first token, the number of entries that a decode state stores.
+        contiguous_positions: whether the distance of two tokens of a segment in position is that in cache
+            position; False for positions that the user gave.
+        num_segments: maximum number of segments in a row.
+        always_visible: [1 or B, T] bool, True for memory tokens and prepended embeddings, which a window
+            neither counts nor masks; None: there are none.
     """
 
     positions: Tensor
@@ -40,61 +41,60 @@ class Layout:
         return self.start + self.length
 
     def cache_positions(self) -> Tensor:
-        """[T] long, the place of each token in storage: the order of time."""
+        """[T] long, the cache position of each token, in the order of time."""
         return torch.arange(self.start, self.end, device=self.positions.device)
 
-    def masked_by(self, padding: Tensor) -> Layout:
-        """The same standing, with only those tokens real that are also True in `padding` [B, T]."""
-        both = padding if self.valid is None else self.valid & padding
-        return replace(self, valid=both)
+    def masked_by(self, valid: Tensor) -> Layout:
+        """Return the layout with only those tokens valid that are also True in `valid` [B, T]."""
+        return replace(self, valid=valid if self.valid is None else self.valid & valid)
 
     def concat(self, other: Layout) -> Layout:
-        """These tokens and, directly behind them, those of `other`; neither has segments."""
+        """Return the layout of these tokens followed by those of `other`; neither has segments."""
         assert self.end == other.start
         assert self.segment_ids is None
         assert other.segment_ids is None
-        padding = None
+        valid = None
         if self.valid is not None or other.valid is not None:
-            padding = _joined(
+            valid = _joined(
                 *(one.valid if one.valid is not None else one.all_valid() for one in (self, other))
             )
         positions = _joined(self.positions, other.positions)
         return Layout(
             positions,
-            padding,
+            valid,
             start=self.start,
             contiguous_positions=self.contiguous_positions and other.contiguous_positions,
         )
 
     def all_valid(self) -> Tensor:
-        """[1, T] bool: all tokens are real."""
+        """[1, T] bool, all True."""
         return torch.ones(1, self.length, dtype=torch.bool, device=self.positions.device)
 
     @staticmethod
     def arange(length: int, device: torch.device, start: int = 0) -> Layout:
-        """T tokens in a row without padding."""
-        places = torch.arange(start, start + length, device=device)
-        return Layout(places[None], start=start)
+        """Consecutive positions from `start` on, without padding."""
+        positions = torch.arange(start, start + length, device=device)
+        return Layout(positions[None], start=start)
 
     @staticmethod
-    def left_padded(first: Tensor, length: int, start: int = 0) -> Layout:
-        """Rows whose first real token stands at place `first` [B]; it has position 0."""
-        places = torch.arange(start, start + length, device=first.device)
-        offset = places - first[:, None]  # [B, T]
+    def left_padded(row_starts: Tensor, length: int, start: int = 0) -> Layout:
+        """Rows whose first valid token is at index `row_starts` [B]; it has position 0."""
+        index = torch.arange(start, start + length, device=row_starts.device)
+        offset = index - row_starts[:, None]  # [B, T]
         return Layout(offset.clamp(min=0), valid=offset >= 0, start=start)
 
     @staticmethod
     def packed(lengths: Tensor, length: int) -> Layout:
-        """Rows of several sequences, one behind the other; `lengths` [B, N], zeros where there are fewer.
+        """Rows of several packed sequences; `lengths` [B, N], zeros where a row has fewer than N.
 
-        Positions start anew with each sequence; what stands behind the last one is padding.
+        Positions start from 0 in each sequence; the rest of a row after its last sequence is padding.
         """
         ends = lengths.cumsum(dim=1)
-        places = torch.arange(length, device=lengths.device).expand(lengths.shape[0], length).contiguous()
-        segments = torch.searchsorted(ends, places, right=True)  # [B, T]
+        index = torch.arange(length, device=lengths.device).expand(lengths.shape[0], length).contiguous()
+        segment_ids = torch.searchsorted(ends, index, right=True)  # [B, T]
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
-        padding = places < ends[:, -1:]
-        return Layout(places - starts.gather(1, segments), padding, segments, num_segments=lengths.shape[1])
+        positions = index - starts.gather(1, segment_ids)
+        return Layout(positions, index < ends[:, -1:], segment_ids, num_segments=lengths.shape[1])
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a forward found out, by name."""
+"""The side outputs of a forward, by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from flagformer.ops.full_precision import accum_dtype
 
 @dataclass(frozen=True)
 class Outputs:
-    """The side results of a forward.
+    """The side outputs of a forward.
 
     Attributes:
-        embeddings: [B, T, D], what the head reads.
-        logits: [B, T, V]; None where they were not computed.
-        losses: auxiliary losses by name, weighted: "attn.z" holds one for each attention sublayer that ran.
-        attention: [B, H, T, seats + S] a self- or cross-attention sublayer, in the order they ran; only
-            when asked for.
-        hiddens: [B, T, D], the stream before each sublayer and at the end; only when asked for.
-        mems: what the next segment's forward reads; only when asked for.
+        embeddings: [B, T, D], the input of the head.
+        logits: [B, T, V]; None if they were not computed.
+        losses: weighted auxiliary losses by name: "attn.z" holds one for each attention sublayer that ran.
+        attention: [B, H, T, prefix + S], the attention probabilities of each self- or cross-attention
+            sublayer in order of execution; only on request.
+        hiddens: [B, T, D], the residual stream before each sublayer and at the end; only on request.
+        mems: the memories that the next segment's forward reads; only on request.
     """
 
     embeddings: Tensor
@@ -33,13 +33,13 @@ class Outputs:
 
     @property
     def attn_z_loss(self) -> Tensor | None:
-        """The z-loss of all attention, weighted; None where nobody asked for it."""
-        parts = self.losses.get("attn.z")
-        return sum(parts[1:], parts[0]) if parts else None
+        """The weighted sum of the z-losses of attention; None if it was not requested."""
+        losses = self.losses.get("attn.z")
+        return sum(losses[1:], losses[0]) if losses else None
 
     @property
     def extra_loss(self) -> Tensor | None:
-        """The sum of all auxiliary losses; None where there are none."""
-        parts = [value for values in self.losses.values() for value in values]
-        wider = [part.to(accum_dtype(part.dtype)) for part in parts]
-        return sum(wider[1:], wider[0]) if wider else None
+        """The sum of all auxiliary losses; None if there are none."""
+        losses = [value for values in self.losses.values() for value in values]
+        terms = [loss.to(accum_dtype(loss.dtype)) for loss in losses]
+        return sum(terms[1:], terms[0]) if terms else None

@@ -1,4 +1,4 @@
-"""What one segment of a text leaves for the forward of the next: tokens it read, and slots it wrote."""
+"""Memory between the segments of a text: hidden states of earlier tokens, and memory slots."""
 
 from __future__ import annotations
 
@@ -12,63 +12,64 @@ from flagformer.flow import Layout, RecurrentState
 
 
 class Recurrence(ABC):
-    """Contract of the slot `recurrence`, built as `(dim, kinds)`: the kind of each step that remembers."""
+    """Contract of the slot `recurrence`, built as `(dim, kinds)`: the kind of each recurrent step."""
 
     @abstractmethod
-    def read(self, mems: Any, masks: Any, batch: int, leaves: bool) -> RecurrentState | None:
-        """What a user hands over, checked; None where it is nothing. `leaves`: new ones are asked for."""
+    def read(self, mems: Any, masks: Any, batch: int, return_mems: bool) -> RecurrentState | None:
+        """Check the user's `mems` and return them as a state; None for none."""
 
     @abstractmethod
-    def lowered(self, held: RecurrentState | None) -> RecurrentState | None:
-        """The same as the steps read them: each its own, or those of a step above."""
+    def shifted(self, mems: RecurrentState | None) -> RecurrentState | None:
+        """Return the memories in the order in which steps read them: each its own, or a later step's."""
 
     @abstractmethod
     def write(
-        self, held: RecurrentState | None, streams: Mapping[int, Tensor], layout: Layout
+        self, mems: RecurrentState | None, hiddens: Mapping[int, Tensor], layout: Layout
     ) -> RecurrentState:
-        """What is left: of what was held, and of what the steps read of a segment with this layout."""
+        """Return the next memories, from the previous ones and the inputs of the steps in this segment."""
 
 
 class SlotMemory(nn.Module, ABC):
     """Contract of the slot `slots`, built as `(dim)`: vectors that cross-attention reads and segments write.
 
     Attributes:
-        count: M, how many; 0: there are none.
+        count: number of slots M; 0: there are none.
     """
 
     count: int
 
     @abstractmethod
     def read(self, mems: Any, batch: int) -> tuple[Tensor | None, Any]:
-        """What a user hands over as `mems`, or None: slots [B, M, D], and what else there is in it."""
+        """Split the user's `mems` (or None) into slots [B, M, D] and the rest."""
 
     @abstractmethod
-    def seen(self, slots: Tensor) -> Tensor:
-        """[B, M, D], as cross-attention reads them: of the size of tokens."""
+    def as_context(self, slots: Tensor) -> Tensor:
+        """[B, M, D], scaled to the norm of tokens for cross-attention."""
 
     @abstractmethod
-    def write(self, slots: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """What a segment makes of them, [B, M, D].
+    def write(self, slots: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the slots [B, M, D] after a segment.
 
         Args:
-            tokens: [B, T, D], the segment behind the last layer.
-            padding: [1 or B, T] bool, True for real tokens; a row without any leaves its slots as they are.
+            tokens: [B, T, D], the output of the last layer for the segment.
+            valid: [1 or B, T] bool, True for tokens, False for padding; a row without valid tokens keeps its
+                slots. None: all are valid.
         """
 
 
 class Writer(nn.Module, ABC):
-    """What a segment makes of slots, once; and what they are before the first one."""
+    """One update of slots by a segment, and the initial slots."""
 
     def start(self) -> Tensor:
-        """[M, D]."""
-        found: Tensor = self(None, None, None)  # FSDP2 gathers parameters in `forward` alone
-        return found
+        """[M, D], the initial slots."""
+        initial: Tensor = self(None, None, None)  # FSDP2 gathers parameters only in `forward`
+        return initial
 
     @abstractmethod
-    def seen(self, slots: Tensor) -> Tensor:
-        """[B, M, D], of the size of tokens."""
+    def as_context(self, slots: Tensor) -> Tensor:
+        """[B, M, D], scaled to the norm of tokens."""
 
     @abstractmethod
-    def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
-        """slots [B, M, D], tokens [B, T, D], real [1 or B, T] bool or None for all -> [B, M, D]; without
-        slots, what they are at the start, [M, D]."""
+    def forward(self, slots: Tensor | None, tokens: Tensor | None, valid: Tensor | None) -> Tensor:
+        """slots [B, M, D], tokens [B, T, D], valid [1 or B, T] bool or None for all -> [B, M, D]; without
+        slots the initial ones, [M, D]."""

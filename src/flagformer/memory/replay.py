@@ -14,51 +14,52 @@ from flagformer.ops.home import home_of
 from flagformer.ops.sharded import refuse_sharded_above
 from flagformer.stack.executor.forward_context import ForwardContext, same_rng
 
-# (number of the segment, what it reads) -> (its loss or None, what it leaves)
+# (index of the segment, its incoming memory) -> (its loss or None, the next memory)
 Segment = Callable[[int, RecurrentState | None], tuple[Tensor | None, RecurrentState]]
 
 
 def replay(
     model: nn.Module, read: Segment, start: RecurrentState | None, count: int
 ) -> tuple[list[Tensor | None], RecurrentState]:
-    """Adds to every parameter's gradient that of the sum of all losses; exact, in the memory of one segment.
+    """Accumulate the exact gradient of the sum of all losses, with the activations of one segment in memory.
 
-    All segments but the last run once without a graph, and what they leave is kept; then, from the last to
-    the first, each runs with one, under the random numbers of its first run, and hands the gradient of the
-    slots that it read to the one before. What grows with the segments is what each leaves, and where the
-    random numbers stood for those that draw any.
+    All segments except the last run once without a graph, and their recurrent states are stored. Then, from
+    the last to the first, each runs with a graph and the random numbers of its first run, and passes the
+    gradient of its incoming slots to the segment before. Memory grows with the number of segments by one
+    recurrent state each, and a random number generator state for those that draw random numbers.
 
     Args:
-        model: what segments are read by; its k-means count the tokens of the second run alone.
-        read: runs a segment; slots carry the only gradient between two of them.
-        start: what the first one reads; gradients flow into its slots. None: the slots that the model starts
-            with.
+        model: the model that reads the segments; its k-means statistics count the second run only.
+        read: runs a segment; gradients between two segments flow through slots only.
+        start: the incoming memory of the first segment; gradients flow into its slots. None: the model's
+            initial slots.
 
     Returns:
-        losses without graph, None for segments that gave none; and what the last segment leaves.
+        losses without graph, None for segments without a loss; and the state after the last segment.
     """
     refuse_sharded_above(model)
-    around = ForwardContext(home_of(model)[0])
-    held: list[RecurrentState | None] = [None if start is None else start.detach()]
-    draws: list[tuple[Tensor, ...] | None] = []
+    context = ForwardContext(home_of(model)[0])
+    states: list[RecurrentState | None] = [None if start is None else start.detach()]
+    rng_states: list[tuple[Tensor, ...] | None] = []
     with torch.no_grad(), frozen_statistics(model):
-        for number in range(count - 1):
-            before = around.rng_state()
-            held.append(read(number, held[-1])[1])
-            draws.append(None if same_rng(before, around.rng_state()) else before)
-    draws.append(None)  # the last runs once
+        for index in range(count - 1):
+            before = context.rng_state()
+            states.append(read(index, states[-1])[1])
+            rng_states.append(None if same_rng(before, context.rng_state()) else before)
+    rng_states.append(None)  # the last segment runs once
     losses: list[Tensor | None] = []
     last, grad = None, None
-    for number in reversed(range(count)):
-        here = held.pop()
-        here = None if here is None else replace(here, slots=_slots(here).detach().requires_grad_())
-        with around.with_rng_state(draws.pop()):
-            loss, left = read(number, here)
-        last = left.detach() if last is None else last
-        _backward([(loss, None)] + ([(_slots(left), grad)] if grad is not None else []))
+    for index in reversed(range(count)):
+        incoming = states.pop()
+        if incoming is not None:
+            incoming = replace(incoming, slots=_slots(incoming).detach().requires_grad_())
+        with context.with_rng_state(rng_states.pop()):
+            loss, outgoing = read(index, incoming)
+        last = outgoing.detach() if last is None else last
+        _backward([(loss, None)] + ([(_slots(outgoing), grad)] if grad is not None else []))
         losses.append(None if loss is None else loss.detach())
-        grad = None if here is None else _slots(here).grad
-        del loss, left  # what no gradient asked for has a graph still
+        grad = None if incoming is None else _slots(incoming).grad
+        del loss, outgoing  # tensors without a gradient still hold their graph
     if start is not None and grad is not None:
         _backward([(_slots(start), grad)])
     assert last is not None
@@ -66,12 +67,12 @@ def replay(
 
 
 def _backward(ends: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
-    """From each end that has a graph, with its gradient; None: one."""
-    found = [(end, grad) for end, grad in ends if end is not None and end.requires_grad]
-    if found:
-        torch.autograd.backward([end for end, _ in found], [grad for _, grad in found])
+    """Backpropagate from each tensor that has a graph, with its gradient; None: 1."""
+    pairs = [(end, grad) for end, grad in ends if end is not None and end.requires_grad]
+    if pairs:
+        torch.autograd.backward([end for end, _ in pairs], [grad for _, grad in pairs])
 
 
-def _slots(memories: RecurrentState) -> Tensor:
-    assert memories.slots is not None
-    return memories.slots
+def _slots(state: RecurrentState) -> Tensor:
+    assert state.slots is not None
+    return state.slots

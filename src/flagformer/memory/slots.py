@@ -14,12 +14,12 @@ from flagformer.memory.write_bmn import BMNWriter
 from flagformer.memory.write_gru import GRUWriter
 from flagformer.ops.full_precision import no_autocast
 
-SHARP = 0.25  # the temperature where none is said
+BMN_TEMPERATURE = 0.25  # the default
 
 
 @component("slots")
 class NoSlots(SlotMemory):
-    """Cross-attention reads the caller's context."""
+    """No memory slots: cross-attention reads the caller's context."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class NoSlots(SlotMemory):
             raise ValueError("`mems` holds slots, but this model has none: build it with `num_memory_slots`")
         return None, mems
 
-    def seen(self, slots: Tensor) -> Tensor:
+    def as_context(self, slots: Tensor) -> Tensor:
         return slots
 
-    def write(self, slots: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+    def write(self, slots: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
         return slots
 
 
 @component("slots", select="num_memory_slots", paper="arXiv:2010.06891, section 3", kind="c")
 class MemorySlots(SlotMemory):
-    """M vectors a row, which cross-attention reads in place of a context, and each segment writes when read.
+    """M vectors per row, which cross-attention reads in place of a context and each segment updates.
 
-    Departure: the paper's slots belong to an encoder; here any layers with cross-attention read them, a
-    decoder's too: it sees what earlier segments wrote.
+    Departure: the paper's slots belong to an encoder; here any layers with cross-attention read them, also
+    those of a decoder, which thus reads earlier segments.
     """
 
     def __init__(
@@ -67,9 +67,7 @@ class MemorySlots(SlotMemory):
             text = f"`mem_update_attn_heads` must divide `dim` = {dim}, but is {heads}"
             findings.append(Finding("mem_update_attn_heads", text))
         if temperature is not None and update != "bmn":
-            text = (
-                f"`memory_temperature` needs `memory_update='bmn'` (it is {update!r}), whose softmax it tunes"
-            )
+            text = f"`memory_temperature` needs `memory_update='bmn'` (it is {update!r}), whose softmax it scales"
             findings.append(Finding("memory_temperature", f"{text}; leave it out"))
         if findings:
             raise FlagError(findings)
@@ -77,32 +75,32 @@ class MemorySlots(SlotMemory):
         self.writer: Writer = (
             GRUWriter(dim, count, heads)
             if update == "gru"
-            else BMNWriter(dim, count, heads, SHARP if temperature is None else temperature)
+            else BMNWriter(dim, count, heads, BMN_TEMPERATURE if temperature is None else temperature)
         )
 
     def read(self, mems: Any, batch: int) -> tuple[Tensor, Any]:
         if mems is None:
             return self.writer.start().expand(batch, -1, -1), None
-        rest = mems if isinstance(mems, RecurrentState) and mems.hiddens else None
+        tokens = mems if isinstance(mems, RecurrentState) and mems.hiddens else None
         slots = mems.slots if isinstance(mems, RecurrentState) else mems
         shape = [batch, self.count, self.dim]
         if not isinstance(slots, Tensor) or list(slots.shape) != shape or not slots.is_floating_point():
             found = list(slots.shape) if isinstance(slots, Tensor) else type(mems).__name__
             raise ValueError(
-                f"`mems` must be what `return_mems` gave, with slots of shape {shape} (`num_memory_slots` "
+                f"`mems` must be a result of `return_mems`, with slots of shape {shape} (`num_memory_slots` "
                 f"for each of {batch} rows), but is {found}"
             )
-        return slots, rest
+        return slots, tokens
 
-    def seen(self, slots: Tensor) -> Tensor:
-        return self.writer.seen(slots)
+    def as_context(self, slots: Tensor) -> Tensor:
+        return self.writer.as_context(slots)
 
-    def write(self, slots: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        # what is kept over many segments is not rounded at each
+    def write(self, slots: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        # full precision, as rounding errors would accumulate over segments
         with no_autocast(slots.device):
             new, tokens = slots, tokens.to(slots.dtype)
             for _ in range(self.rounds):
-                new = self.writer(new, tokens, padding)
-        if padding is None:
+                new = self.writer(new, tokens, valid)
+        if valid is None:
             return new
-        return torch.where(padding.any(dim=1)[:, None, None], new, slots)
+        return torch.where(valid.any(dim=1)[:, None, None], new, slots)

@@ -1,4 +1,4 @@
-"""Slots as the hidden state of a recurrent unit, as memformer writes them."""
+"""Slots as the hidden state of a recurrent unit, as in the package memformer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagformer.norm.layernorm import LayerNorm
 class GRUWriter(Writer):
     """`m <- GRU(attention(m, segment), m)`, then `m <- m + feedforward(norm(m))`.
 
-    Slots start as learned vectors, drawn from a normal distribution, and are of the size of tokens.
+    Slots start as learned vectors, drawn from a normal distribution, on the scale of tokens.
     """
 
     def __init__(self, dim: int, count: int, heads: int) -> None:
@@ -30,12 +30,12 @@ class GRUWriter(Writer):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.slots)
 
-    def seen(self, slots: Tensor) -> Tensor:
+    def as_context(self, slots: Tensor) -> Tensor:
         return slots
 
-    def forward(self, slots: Tensor | None, tokens: Tensor | None, real: Tensor | None) -> Tensor:
+    def forward(self, slots: Tensor | None, tokens: Tensor | None, valid: Tensor | None) -> Tensor:
         if slots is None or tokens is None:
-            return self.slots.clone()  # FSDP2 frees a gathered parameter behind the forward
-        read = self.to_out(self.attention(slots, tokens, real))
+            return self.slots.clone()  # FSDP2 frees a gathered parameter after the forward
+        read = self.to_out(self.attention(slots, tokens, valid))
         new = self.gru(read.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * M, D] -> [B, M, D]
         return new + self.feedforward(new)

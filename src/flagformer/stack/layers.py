@@ -25,7 +25,7 @@ from flagformer.flow import (
     Prefix,
     SideInputs,
 )
-from flagformer.flow.recurrent_state import RecurrentState, check_alone, read_memories
+from flagformer.flow.recurrent_state import RecurrentState, check_combination, read_memories
 from flagformer.ops.full_precision import in_full
 from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
@@ -210,7 +210,7 @@ class AttentionLayers(Whole):
         held = None
         if mems is not None or mem_masks is not None:
             others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
-            check_alone(mems, mem_masks, False, others)
+            check_combination(mems, mem_masks, False, others)
             held = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim)
         if layout is None:
             layout = make_layout(x, mask, seq_start_pos, state, held)

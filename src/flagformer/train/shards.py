@@ -82,9 +82,8 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGr
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-    weights: dict[str, Any]
-    moments: dict[str, Any]
-    weights, moments = get_state_dict(model, optimizer)
+    found: Any = get_state_dict(model, optimizer)
+    weights, moments = found
     saved = _saved_names(folder, weights)
     held = {saved.get(name, name): value for name, value in moments["state"].items()}
     state: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What stands beside the tokens of a forward, memory and prepended embeddings: checked, put in, taken out."""
+"""Memory tokens and prepended embeddings of a forward: check them, insert them, remove them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ State = DecodeState | InterleavedDecodeState
 
 @dataclass(frozen=True)
 class PrependedEmbeds:
-    """Embeddings of the caller's own, in front of the tokens.
+    """Embeddings that the caller prepends to the tokens.
 
     Attributes:
-        length: P, how many.
-        padding: [B, P] bool, True for real ones; None: all are.
+        length: their number P.
+        mask: [B, P] bool, True for valid ones; None: all are valid.
     """
 
     length: int = 0
-    padding: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def refuse_unread(pattern: InsertionPattern, layers: AttentionLayers) -> None:
@@ -58,29 +58,29 @@ def open_session(
     pattern: InsertionPattern,
     batch: int,
     length: int,
-    starts: Tensor | None,
+    row_starts: Tensor | None,
     prepended: int,
 ) -> State:
-    """A decoding session with room for what stands beside `length` tokens."""
+    """A decode state with capacity for `length` tokens, their memory tokens and prepended embeddings."""
     if isinstance(prepended, bool) or not isinstance(prepended, int) or prepended < 0:
         raise ValueError(f"`num_prepend_embeds` must be a whole number of at least 0, but is {prepended!r}")
     if pattern == InsertionPattern() and not prepended:
-        return make(batch, length, seq_start_pos=starts)
+        return make(batch, length, seq_start_pos=row_starts)
     check_size("batch", batch)
     check_size("length", length)
-    first = None if starts is None else check_starts("seq_start_pos", starts, batch)
+    starts = None if row_starts is None else check_starts("seq_start_pos", row_starts, batch)
     return InterleavedDecodeState(
-        make(batch, pattern.length_with_memory(length + prepended)), pattern, length, prepended, first
+        make(batch, pattern.length_with_memory(length + prepended)), pattern, length, prepended, starts
     )
 
 
-def read_front(
+def read_prepended(
     embeds: Tensor | None, mask: Tensor | None, batch: int, width: int, layers: AttentionLayers
 ) -> PrependedEmbeds:
-    """`prepend_embeds` [B, P, E] and `prepend_mask` [B, P], checked."""
+    """Check `prepend_embeds` [B, P, E] and `prepend_mask` [B, P]."""
     if embeds is None:
         if mask is not None:
-            raise ValueError("`prepend_mask` must come with the `prepend_embeds` that it masks, but is alone")
+            raise ValueError("`prepend_mask` needs the `prepend_embeds` that it masks, but these are None")
         return PrependedEmbeds()
     check_tensor("prepend_embeds", embeds)
     fits = embeds.dim() == 3 and embeds.shape[0] == batch and embeds.shape[1] and embeds.shape[2] == width
@@ -98,123 +98,120 @@ def read_front(
 
 
 class NoInterleaving:
-    """A forward of tokens only."""
+    """Inputs of a forward without memory tokens and prepended embeddings."""
 
     def __init__(self, layout: Layout, state: DecodeState | None) -> None:
         self.layout, self.state = layout, state
 
-    def merge(self, memory: Tensor, stream: Tensor) -> Tensor:
-        return stream
+    def merge(self, memory: Tensor, entries: Tensor) -> Tensor:
+        return entries
 
-    def unmerge(self, woven: Tensor) -> Tensor:
-        return woven
+    def unmerge(self, merged: Tensor) -> Tensor:
+        return merged
 
-    def mask(self, given: Tensor | None, heads: int, batch: int) -> Tensor | None:
-        return given
+    def mask(self, attn_mask: Tensor | None, heads: int, batch: int) -> Tensor | None:
+        return attn_mask
 
-    def prefix(self, given: Tensor | None) -> Tensor | None:
-        return given
+    def prefix(self, length: Tensor | None) -> Tensor | None:
+        return length
 
-    def done(self, prefix: Tensor | None) -> None:
-        """The layers have run."""
+    def end(self, prefix: Tensor | None) -> None:
+        """Call this after the layers have run."""
 
 
 class InterleavedInputs:
-    """A forward with memory or prepended embeddings between tokens."""
+    """Inputs of a forward with memory tokens or prepended embeddings."""
 
     def __init__(
         self,
         pattern: InsertionPattern,
         tokens: Layout,
-        front: PrependedEmbeds,
+        prepended: PrependedEmbeds,
         state: InterleavedDecodeState | None,
     ) -> None:
-        self.pattern, self.front, self.session, self.count = pattern, front, state, tokens.length
+        self.pattern, self.prepended, self.outer, self.count = pattern, prepended, state, tokens.length
         self.state = None if state is None else state.inner
         device = tokens.positions.device
         if state is not None:
-            self.weave = state.begin_block(tokens.length, front.length, front.padding, device)
+            self.interleaving = state.begin_block(tokens.length, prepended.length, prepended.mask, device)
         else:
-            self.weave = _weave(pattern, tokens, front)
-        self.layout = self.weave.layout
+            self.interleaving = _interleave(pattern, tokens, prepended)
+        self.layout = self.interleaving.layout
 
-    def merge(self, memory: Tensor, stream: Tensor) -> Tensor:
+    def merge(self, memory: Tensor, entries: Tensor) -> Tensor:
         """[M, D] and [B, P + T, D] -> [B, L, D]."""
-        return self.weave.merge(memory, stream)
+        return self.interleaving.merge(memory, entries)
 
-    def unmerge(self, woven: Tensor) -> Tensor:
+    def unmerge(self, merged: Tensor) -> Tensor:
         """[B, L, D] -> [B, P + T, D]."""
-        return self.weave.unmerge(woven)
+        return self.interleaving.unmerge(merged)
 
-    def mask(self, given: Tensor | None, heads: int, batch: int) -> Tensor | None:
+    def mask(self, attn_mask: Tensor | None, heads: int, batch: int) -> Tensor | None:
         """`attn_mask` of prepended embeddings and tokens -> [1 or B, 1 or H, L, S]."""
-        if given is None:
+        if attn_mask is None:
             return None
-        count, device = self.front.length + self.count, self.layout.positions.device
-        if self.session is None:
-            held, keys = 0, self.weave.entry_index
-        else:
-            held, keys = (
-                self.session.num_entries,
-                self.session.entry_index(self.layout.end, self.front.length, device),
-            )
-        return self.weave.mask(check_attention_mask(given, batch, heads, count, held + count), keys)
+        count, device = self.prepended.length + self.count, self.layout.positions.device
+        stored, kv_entry_index = 0, self.interleaving.entry_index
+        if self.outer is not None:
+            stored = self.outer.num_entries
+            kv_entry_index = self.outer.entry_index(self.layout.end, self.prepended.length, device)
+        checked = check_attention_mask(attn_mask, batch, heads, count, stored + count)
+        return self.interleaving.mask(checked, kv_entry_index)
 
-    def prefix(self, given: Tensor | None) -> Tensor | None:
-        """How many places a prefix of so many tokens takes, what stands in front of them included."""
-        if given is None:
+    def prefix(self, length: Tensor | None) -> Tensor | None:
+        """A prefix length in tokens -> in positions, with memory tokens and prepended embeddings."""
+        if length is None:
             return None
-        if self.session is not None:
-            self.session.read_prefix(given, self.count)
-        padding = self.front.padding
-        return self.pattern.length_with_memory(
-            given + (self.front.length if padding is None else padding.sum(dim=1))
-        )
+        if self.outer is not None:
+            self.outer.read_prefix(length, self.count)
+        mask = self.prepended.mask
+        num_prepended = self.prepended.length if mask is None else mask.sum(dim=1)
+        return self.pattern.length_with_memory(length + num_prepended)
 
-    def done(self, prefix: Tensor | None) -> None:
-        """The layers have run."""
-        if self.session is not None:
-            self.session.end_block(self.count, self.front.length, prefix)
+    def end(self, prefix: Tensor | None) -> None:
+        """Call this after the layers have run."""
+        if self.outer is not None:
+            self.outer.end_block(self.count, self.prepended.length, prefix)
 
 
 def make_interleaving(
     pattern: InsertionPattern,
     tokens: Layout,
-    front: PrependedEmbeds,
+    prepended: PrependedEmbeds,
     state: State | None,
     layers: AttentionLayers,
 ) -> NoInterleaving | InterleavedInputs:
-    """How the tokens of this forward stand among what is beside them."""
-    if isinstance(state, DecodeState) and pattern == InsertionPattern() and not front.length:
+    """Interleave the tokens of a forward with memory tokens and prepended embeddings, if there are any."""
+    if isinstance(state, DecodeState) and pattern == InsertionPattern() and not prepended.length:
         return NoInterleaving(tokens, state)
     if state is not None:
-        woven = check_state(state, pattern, front.length)
-        return InterleavedInputs(pattern, tokens, front, woven)
-    if pattern == InsertionPattern() and not front.length:
+        checked = check_state(state, pattern, prepended.length)
+        return InterleavedInputs(pattern, tokens, prepended, checked)
+    if pattern == InsertionPattern() and not prepended.length:
         return NoInterleaving(tokens, None)
-    beside = "`prepend_embeds`" if front.length else "memory tokens (`num_memory_tokens`)"
+    inserted = "`prepend_embeds`" if prepended.length else "memory tokens (`num_memory_tokens`)"
     if not tokens.contiguous_positions and layers.is_relative:
         raise ValueError(
-            f"`pos` and {beside} cannot be combined in a model with relative positions, because these have "
-            "none among yours: leave `pos` out, or build with absolute positions only"
+            f"`pos` and {inserted} cannot be combined in a model with relative positions, because `pos` has "
+            "no position for them: leave `pos` out, or build with absolute positions only"
         )
-    if front.length and tokens.segment_ids is not None:
+    if prepended.length and tokens.segment_ids is not None:
         raise ValueError(
-            "`prepend_embeds` and `seq_lens` cannot be combined, because nothing says which of the packed "
-            "sequences they belong to: give a row to each sequence"
+            "`prepend_embeds` and `seq_lens` cannot be combined, because it is undefined to which of the "
+            "packed sequences they belong: give a row to each sequence"
         )
-    return InterleavedInputs(pattern, tokens, front, None)
+    return InterleavedInputs(pattern, tokens, prepended, None)
 
 
-def _weave(pattern: InsertionPattern, tokens: Layout, front: PrependedEmbeds) -> Interleaving:
+def _interleave(pattern: InsertionPattern, tokens: Layout, prepended: PrependedEmbeds) -> Interleaving:
     if tokens.segment_ids is not None:
         return interleave_packed(pattern, tokens)
-    if tokens.valid is None and front.padding is None:
-        count = front.length + tokens.length
-        return interleave_unpadded(pattern, 0, count, front.length, tokens.positions.device)
-    real = [part for part in (front.padding, tokens.valid) if part is not None]
-    parts = [
-        real[0].new_ones(real[0].shape[0], length) if padding is None else padding
-        for length, padding in ((front.length, front.padding), (tokens.length, tokens.valid))
+    if tokens.valid is None and prepended.mask is None:
+        count = prepended.length + tokens.length
+        return interleave_unpadded(pattern, 0, count, prepended.length, tokens.positions.device)
+    masks = [mask for mask in (prepended.mask, tokens.valid) if mask is not None]
+    valid = [
+        masks[0].new_ones(masks[0].shape[0], length) if mask is None else mask
+        for length, mask in ((prepended.length, prepended.mask), (tokens.length, tokens.valid))
     ]
-    return interleave_padded(pattern, torch.cat(parts, dim=1), front.length)
+    return interleave_padded(pattern, torch.cat(valid, dim=1), prepended.length)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flagformer.flags import Finding, FlagError
 from flagformer.flow import Layout, RecurrentState
-from flagformer.flow.recurrent_state import check_alone
+from flagformer.flow.recurrent_state import check_combination
 from flagformer.stack.layers import AttentionLayers
 
 
@@ -72,7 +72,7 @@ def read_incoming_memory(
                 "`mem_masks` is for memories of tokens (`max_mem_len`), but this model has slots alone"
             )
         others = _beside_slots(others)
-    check_alone(mems, masks, leaves, others)
+    check_combination(mems, masks, leaves, others)
     return IncomingMemory(slots, model.recurrence.read(tokens, masks, x.shape[0], leaves and slots is None))
 
 
@@ -88,7 +88,7 @@ def cross_attention_context(
                 f"`{name}` cannot be given: cross-attention of this model reads its memory slots "
                 "(`num_memory_slots`)"
             )
-    return model.slots.seen(past.slots) if state is None or not state.length else None
+    return model.slots.as_context(past.slots) if state is None or not state.length else None
 
 
 def next_memory(

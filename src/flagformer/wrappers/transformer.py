@@ -22,7 +22,7 @@ from flagformer.ops.sharded import as_forward
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
-from flagformer.wrappers.interleaving import make_interleaving, read_front, refuse_unread
+from flagformer.wrappers.interleaving import make_interleaving, read_prepended, refuse_unread
 from flagformer.wrappers.positions import with_positions
 from flagformer.wrappers.return_options import ReturnOptions
 from flagformer.wrappers.segments import (
@@ -187,18 +187,18 @@ class TransformerWrapper(Sessions):
         return total if embedding else total - sum(parameter.numel() for parameter in outside)
 
     def explain(self) -> str:
-        """What was built, slot by slot, and why each kernel was chosen."""
+        """Describe the components, slot by slot, and the reason for each kernel."""
         own = ("absolute", "memory", "slots", "head", "recurrence")
         slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
 
     def save(self, directory: str | Path) -> None:
-        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
         save_model(self, Path(directory))
 
     def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
-        """A session over any number of segments, anew or from a directory that `Stream.save` wrote."""
+        """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote."""
         stream = Stream(self, batch_size)
         if directory is not None:
             stream.restore(directory)
@@ -210,11 +210,11 @@ class TransformerWrapper(Sessions):
         return self._logits(embeddings)
 
     def _logits(self, embeddings: Tensor) -> Tensor:
-        found: Tensor = self.head(embeddings, self._vectors)
-        return found
+        logits: Tensor = self.head(embeddings, self._vectors)
+        return logits
 
     def _vectors(self, device: torch.device) -> Tensor:
-        """[V, E], the vector of each token as the layers read it."""
+        """[V, E], the embedding of each token as the layers read it."""
         return self.form(vectors_of(self.token_emb, self.num_tokens, device))
 
     def forward(
@@ -251,53 +251,56 @@ class TransformerWrapper(Sessions):
 
         Args:
             x: [B, T] integers in [0, V).
-            mask: [B, T] bool, True for real tokens.
-            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look;
-                with `mems` S is T, or M + T.
-            context: [B, S, D_context] for cross-attention; while decoding only with the prompt.
-            context_mask: [B, S] bool, True for real tokens.
-            seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
-            seq_lens: packed rows: the lengths of the sequences that stand one behind the other in each row,
-                as a list of lists or [B, N] integers filled with zeros. They never meet, each starts at
-                position 0, and what stands behind the last one is padding.
-            pos: [T] or [B, T] integers, positions of your own; the order of time stays that of the tokens.
-                Refused beside memory tokens and prepended embeddings where positions are relative.
-            prefix_attn_len: PrefixDecoder only: so many first real tokens of each row (or packed sequence)
-                are seen by all of it, and so is what stands in front of them; one number or [B]. While
-                decoding only with the first block, which must hold the prefix.
-            window: a token sees at most this many of the last tokens, itself included; memory tokens and
-                prepended embeddings stay in sight and do not count.
-            state: of `init_state`: x continues what it holds.
-            embed_ids: [B, T] integers for each name in `embed_num_tokens`; those vectors are added.
+            mask: [B, T] bool, True for tokens, False for padding.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention is
+                allowed; with `mems` S is T, or M + T.
+            context: [B, S, D_context] for cross-attention; in decoding with the prompt only.
+            context_mask: [B, S] bool, True for tokens, False for padding.
+            seq_start_pos: [B] the index of each left-padded row's first valid token, which has position 0.
+            seq_lens: the lengths of the sequences packed in each row, as a list of lists or [B, N] integers
+                filled with zeros. Attention stays within a sequence, each starts at position 0, and tokens
+                after the last one are padding.
+            pos: [T] or [B, T] integers, your own positions; causality still follows the order of the tokens.
+                Refused with memory tokens and prepended embeddings if positions are relative.
+            prefix_attn_len: PrefixDecoder only: the number of first valid tokens of each row (or packed
+                sequence) to which all its tokens attend, prepended entries not counted; one number or [B].
+                In decoding with the first block only, which must hold the prefix.
+            window: a token attends to at most this many of the last tokens, itself included; memory tokens
+                and prepended embeddings are always allowed and not counted.
+            state: a result of `init_state`; x continues its tokens.
+            embed_ids: [B, T] integers for each name in `embed_num_tokens`; their embeddings are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
-            mems: of the forward before, by `return_mems`: x continues its tokens, and positions go on. Also a
-                list of tensors [B, M, D], all that came before; or slots alone, also where a state begins.
-            mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            detach_mems: no gradient flows into memories; False lets it; None: as in the papers, into slots.
-            return_mems: (what is returned otherwise, memories); in Outputs with `return_intermediates`.
-            return_attn_z_loss: (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this forward;
-                may be said with `return_intermediates`; with `return_embeddings`: (embeddings, Outputs).
-            return_losses: (logits, Outputs) with the auxiliary losses of this forward, which only training
-                makes (but the z-loss of attention); goes with others as `return_attn_z_loss` does.
-            attn_z_loss_weight: in place of the flag; asked for without either, the loss weighs 1e-4.
-            prepend_embeds: [B, P, E], in front of the tokens of each row and without absolute positions; they
-                join behind `post_emb_norm`. What is returned then has P + T in place of T, and `attn_mask`
-                speaks of P + T; a prefix holds all of them. While decoding only with the first block.
-            prepend_mask: [B, P] bool, True for real ones; the others are as if they were not there.
-            return_embeddings: the output of the last layer in place of logits.
-            return_logits_and_embeddings: (logits, embeddings).
-            return_intermediates: (logits, Outputs) with the stream before each sublayer and attention maps.
-            return_attn: (logits, attention maps), each [B, H, T, seats + S], one per attention sublayer. In
-                maps and streams T counts memory tokens and prepended embeddings too, as the layers saw them.
+            mems: result of `return_mems` of the previous segment, whose tokens and positions x continues. Or
+                a list of tensors [B, M, D] of all earlier tokens; or memory slots, also with a new state.
+            mem_masks: [B, M] bool or a list of equal ones, True for valid tokens of `mems`.
+            detach_mems: True: no gradient flows into `mems`; False: into all; None: into slots, as in the
+                papers.
+            return_mems: return (the usual result, memories); in Outputs with `return_intermediates`.
+            return_attn_z_loss: return (logits, Outputs), whose `attn_z_loss` is the weighted z-loss of this
+                forward; can be combined with `return_intermediates`; with `return_embeddings`: (embeddings,
+                Outputs).
+            return_losses: return (logits, Outputs) with the auxiliary losses of this forward. Only training
+                has them, except the z-loss of attention. Combines with others as `return_attn_z_loss`.
+            attn_z_loss_weight: replaces the flag; without both a requested loss has weight 1e-4.
+            prepend_embeds: [B, P, E], placed before the tokens of each row, without absolute positions and
+                after `post_emb_norm`. Results then have length P + T, and so has `attn_mask`; they are part
+                of a prefix. In decoding with the first block only.
+            prepend_mask: [B, P] bool, True for valid ones; the others are ignored.
+            return_embeddings: return the output of the last layer in place of logits.
+            return_logits_and_embeddings: return (logits, embeddings).
+            return_intermediates: return (logits, Outputs) with the residual stream before each sublayer and
+                attention maps.
+            return_attn: return (logits, attention maps), each [B, H, T, prefix + S], one per attention
+                sublayer. T of maps and residual streams counts memory tokens and prepended embeddings.
 
         Returns:
-            logits [B, T, V], or what the `return_` argument says.
+            logits [B, T, V], or the result of the `return_` argument.
 
         Raises:
-            ValueError: naming the argument, what it was and what it must be.
+            ValueError: names the argument, its value and the values allowed.
         """
         check_ids(x, self.num_tokens)
-        forms = ReturnOptions(
+        options = ReturnOptions(
             return_embeddings,
             return_logits_and_embeddings,
             return_intermediates,
@@ -311,26 +314,27 @@ class TransformerWrapper(Sessions):
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if past.tokens is None else past.tokens.shift_layout(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
-        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, forms.outputs)
-        collector = forms.collector(weights, self.attn_layers.recurrent_steps)
-        front = read_front(prepend_embeds, prepend_mask, x.shape[0], self.embedding.width, self.attn_layers)
+        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
+        collector = options.collector(weights, self.attn_layers.recurrent_steps)
+        width = self.embedding.width
+        prepended = read_prepended(prepend_embeds, prepend_mask, x.shape[0], width, self.attn_layers)
         prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
         embedded = self.form(self.token_emb(x)) + self.pos_emb(layout.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
-        weaving = make_interleaving(self.memory.pattern, layout, front, state, self.attn_layers)
+        inputs = make_interleaving(self.memory.pattern, layout, prepended, state, self.attn_layers)
         out = self.attn_layers(
-            weaving.merge(self.memory(embedded), embedded),
-            attn_mask=weaving.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
+            inputs.merge(self.memory(embedded), embedded),
+            attn_mask=inputs.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
             context=cross_attention_context(self, past, context, context_mask, state),
             context_mask=context_mask,
-            prefix_attn_len=weaving.prefix(prefix),
-            layout=weaving.layout,
+            prefix_attn_len=inputs.prefix(prefix),
+            layout=inputs.layout,
             window=window,
-            state=weaving.state,
-            mems=self.recurrence.lowered(past.tokens),
+            state=inputs.state,
+            mems=self.recurrence.shifted(past.tokens),
             collector=collector,
         )
-        weaving.done(prefix)
-        out = weaving.unmerge(out)
-        left = next_memory(self, past, out, collector.hiddens, layout, detach_mems) if return_mems else None
-        return forms.pack(out, self._logits, collector, left)
+        inputs.end(prefix)
+        out = inputs.unmerge(out)
+        new = next_memory(self, past, out, collector.hiddens, layout, detach_mems) if return_mems else None
+        return options.pack(out, self._logits, collector, new)
