@@ -222,7 +222,11 @@ WRONG = [
         "`mems` and `seq_lens` cannot be combined: memories continue",
     ),
     ({}, {"seq_lens": [[4, 5], [9]], "return_mems": True}, "`return_mems` and `seq_lens` cannot be combined"),
-    ({}, {"state": True, "mems": True}, "`mems` and `state` cannot be combined: a decode state already holds"),
+    (
+        {},
+        {"state": True, "mems": True},
+        "`mems` and `state` cannot be combined: a decode state",
+    ),
     ({}, {"state": True, "return_mems": True}, "`return_mems` and `state` cannot be combined"),
     (
         {},

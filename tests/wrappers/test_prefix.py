@@ -97,9 +97,7 @@ def test_the_state_stores_the_prefix(ids):
     model = build().net
     state = model.init_state(2, 10)
     model(ids[:, :5], state=state, prefix_attn_len=torch.tensor([4, 3]))
-    with pytest.raises(
-        ValueError, match=r"`state` holds 5 tokens already: leave it out, the state remembers"
-    ):
+    with pytest.raises(ValueError, match=r"`state` holds 5 tokens already: leave it out, the state holds"):
         model(ids[:, 5:], state=state, prefix_attn_len=4)
     with pytest.raises(ValueError, match=r"must keep the prefix, 4 tokens, but is 3"):
         state.truncate(3)

@@ -16,7 +16,7 @@ class Flags(TypedDict, total=False):
     attn_dim_head: int
     """width K of one head"""
     causal: bool
-    """no position sees a later one (fixed by Encoder and Decoder)"""
+    """no position attends to a later one (fixed by Encoder and Decoder)"""
     cross_attn_dim_context: int | None
     """width of the context; None: `dim`"""
     depth: int | None

@@ -226,7 +226,7 @@ def check_prefix(prefix: Tensor, row_starts: Tensor | None, stored: int, block: 
     if stored:
         raise ValueError(
             "`prefix_attn_len` belongs to the first block of a decode state, but `state` holds "
-            f"{stored} tokens already: leave it out, the state stores it"
+            f"{stored} tokens already: leave it out, the state holds it"
         )
     ends = prefix if row_starts is None else prefix + row_starts
     if not torch.compiler.is_compiling() and (longest := int(ends.max())) > block:

@@ -95,9 +95,9 @@ class RecurrentState:
         index = torch.arange(1, layout.length + 1, device=layout.valid.device)
         num_pads = layout.length - (index * layout.valid).amax(dim=1)  # [1 or B], padding at the end
         source = torch.arange(total.length, device=num_pads.device)[last] - num_pads[:, None]
-        exists, source = (source >= 0).expand(rows, -1), source.clamp(min=0).expand(rows, -1)  # [B, M]
-        positions = total.positions.expand(rows, -1).gather(1, source).masked_fill(~exists, -1)
-        valid = total.valid.expand(rows, -1).gather(1, source) & exists
+        is_stored, source = (source >= 0).expand(rows, -1), source.clamp(min=0).expand(rows, -1)  # [B, M]
+        positions = total.positions.expand(rows, -1).gather(1, source).masked_fill(~is_stored, -1)
+        valid = total.valid.expand(rows, -1).gather(1, source) & is_stored
         shifted = tuple(
             hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[2])) for hidden in hiddens
         )

@@ -67,7 +67,9 @@ class MemorySlots(SlotMemory):
             text = f"`mem_update_attn_heads` must divide `dim` = {dim}, but is {heads}"
             findings.append(Finding("mem_update_attn_heads", text))
         if temperature is not None and update != "bmn":
-            text = f"`memory_temperature` needs `memory_update='bmn'` (it is {update!r}), whose softmax it scales"
+            text = (
+                f"`memory_temperature` needs `memory_update='bmn'` (it is {update!r}): it scales its softmax"
+            )
             findings.append(Finding("memory_temperature", f"{text}; leave it out"))
         if findings:
             raise FlagError(findings)

@@ -123,7 +123,7 @@ def check_state(
     if prepended and state.num_entries:
         raise ValueError(
             "`prepend_embeds` belongs to the first block of a decoding session, but `state` holds "
-            f"{state.length} tokens already: leave it out, the state remembers it"
+            f"{state.length} tokens already: leave it out, the state holds it"
         )
     return state
 

@@ -119,7 +119,7 @@ def _beside_slots(others: Mapping[str, Any]) -> dict[str, Any]:
     if state is not None and state.length:
         raise ValueError(
             f"`mems` belongs to the first block of a segment, but `state` holds {state.length} tokens "
-            "already: leave it out, the state remembers it"
+            "already: leave it out, the state holds it"
         )
     return {name: value for name, value in others.items() if name != "state"}
 
