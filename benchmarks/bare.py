@@ -1,10 +1,10 @@
-"""A decoder in plain torch, written by hand: the practical limit that libraries are held against.
+"""A decoder in plain torch, written by hand: the practical limit for comparisons.
 
 In the manner of nanoGPT, gpt-fast and the Llama reference code: one fused qkv projection, rotation as one
 complex multiplication of neighbouring pairs, `scaled_dot_product_attention` with `is_causal`, one fused
 gate/value projection. No mask where none is needed, no flags, no hooks. Where two plain forms exist, the one
 measured faster on a CPU is used: RMSNorm by `vector_norm` instead of `F.rms_norm`, complex rotation instead
-of halves, ALiBi as a kept float mask, the T5 bias as a mask with gradient.
+of halves, ALiBi as a cached float mask, the T5 bias as a mask with gradient.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FAMILIES = ("llama", "absolute", "alibi", "t5")
-# Measured in training on long rows only, and without a bare form.
+# Timed in training on long rows only, and without a bare form.
 LONG_FAMILIES = ("dynamic", "window", "prefix_kv")
 WINDOW, NUM_PREFIX_KV = 256, 16
 T5_BUCKETS, T5_DISTANCE = 32, 128
@@ -23,7 +23,7 @@ T5_BUCKETS, T5_DISTANCE = 32, 128
 
 @dataclass(frozen=True)
 class Size:
-    """What every contender is built with; `inner` is the feedforward width."""
+    """The sizes of every contender; `inner` is the feedforward dimension."""
 
     family: str
     dim: int = 512
@@ -70,26 +70,26 @@ class Block(nn.Module):
         self.up = nn.Linear(dim, 2 * inner if self.llama else inner, bias=not self.llama)
         self.down = nn.Linear(inner, dim, bias=not self.llama)
 
-    def norm(self, x: Tensor, gain: Tensor) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.llama:
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return x * (gain * (x.shape[-1] ** 0.5 / (length + 1e-6)))
-        return F.layer_norm(x, gain.shape, gain)
+            return x * (weight * (x.shape[-1] ** 0.5 / (length + 1e-6)))
+        return F.layer_norm(x, weight.shape, weight)
 
-    def heads_of(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v as [B, H, T, K]; q and k turned by the complex numbers in `turn` [T, 1, 1, K/2]."""
+    def heads_of(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as [B, H, T, K]; q and k rotated by the complex numbers in `rotation` [T, 1, 1, K/2]."""
         batch, time, dim = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.heads, dim // self.heads)
-        if turn is None:
+        if rotation is None:
             return qkv.permute(2, 0, 3, 1, 4).unbind(0)
         qk, v = qkv.split((2, 1), dim=2)
         pairs = torch.view_as_complex(qk.unflatten(-1, (-1, 2)))
-        qk = torch.view_as_real(pairs * turn).flatten(-2)
+        qk = torch.view_as_real(pairs * rotation).flatten(-2)
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v.squeeze(2).transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Adds the attention's output [B, H, T, K] and the feedforward's to the stream."""
+        """Add the attention's output [B, H, T, K] and the feedforward's to the stream."""
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         hidden = self.up(self.norm(x, self.ff_norm))
         if self.llama:
@@ -97,8 +97,8 @@ class Block(nn.Module):
             return x + self.down(F.silu(gate) * value)
         return x + self.down(F.gelu(hidden))
 
-    def forward(self, x: Tensor, turn: Tensor | None, bias: Tensor | None) -> Tensor:
-        q, k, v = self.heads_of(self.norm(x, self.attn_norm), turn)
+    def forward(self, x: Tensor, rotation: Tensor | None, bias: Tensor | None) -> Tensor:
+        q, k, v = self.heads_of(self.norm(x, self.attn_norm), rotation)
         return self.finish(x, F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None))
 
 
@@ -120,12 +120,12 @@ class Bare(nn.Module):
         if size.family == "llama":
             rate = 10000.0 ** (-torch.arange(0, size.head_dim, 2) / size.head_dim)
             angle = torch.outer(steps.float(), rate)[:, None, None]
-            self.register_buffer("turn", torch.polar(torch.ones_like(angle), angle), persistent=False)
+            self.register_buffer("rotation", torch.polar(torch.ones_like(angle), angle), persistent=False)
         self.register_buffer("steps", steps, persistent=False)
         self._alibi: Tensor | None = None
 
-    def turned(self, start: int, stop: int) -> Tensor | None:
-        return self.turn[start:stop] if self.size.family == "llama" else None
+    def rotation_of(self, start: int, stop: int) -> Tensor | None:
+        return self.rotation[start:stop] if self.size.family == "llama" else None
 
     def embedded(self, ids: Tensor, start: int = 0) -> Tensor:
         x = self.embed(ids)
@@ -134,12 +134,12 @@ class Bare(nn.Module):
         return x
 
     def bias(self, time: int) -> Tensor | None:
-        """[1, H, T, T] added to the scores, the causal mask within; None where the kernel's own mask does."""
+        """[1, H, T, T] added to the scores, with the causal mask; None if the kernel applies it."""
         if self.size.family not in ("alibi", "t5"):
             return None
         if self._alibi is not None and self._alibi.shape[-1] == time:
             return self._alibi
-        with torch.inference_mode(False):  # the kept mask must serve training after inference
+        with torch.inference_mode(False):  # the cached mask must work in training after inference
             steps = self.steps[:time]
             causal = torch.full((time, time), float("-inf")).triu(1)
             distance = (steps[:, None] - steps).clamp(min=0)
@@ -162,7 +162,7 @@ class Bare(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         time = ids.shape[1]
-        x, turn, bias = self.embedded(ids), self.turned(0, time), self.bias(time)
+        x, rotation, bias = self.embedded(ids), self.rotation_of(0, time), self.bias(time)
         for block in self.blocks:
-            x = block(x, turn, bias)
+            x = block(x, rotation, bias)
         return self.logits(x)

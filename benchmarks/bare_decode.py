@@ -19,31 +19,31 @@ def generate(model: Bare, prompt: Tensor, count: int) -> Tensor:
     row = model.bias_row(total)
     token = _prefill(model, prompt, layers)
     out[:, :1] = token
-    for place in range(time, total - 1):
-        token = _step(model, token, place, layers, row)
-        out[:, place - time + 1 : place - time + 2] = token
+    for position in range(time, total - 1):
+        token = _step(model, token, position, layers, row)
+        out[:, position - time + 1 : position - time + 2] = token
     return out
 
 
 def _prefill(model: Bare, prompt: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
     time = prompt.shape[1]
-    x, turn, bias = model.embedded(prompt), model.turned(0, time), model.bias(time)
+    x, rotation, bias = model.embedded(prompt), model.rotation_of(0, time), model.bias(time)
     for block, (keys, values) in zip(model.blocks, layers, strict=True):
-        q, k, v = block.heads_of(block.norm(x, block.attn_norm), turn)
+        q, k, v = block.heads_of(block.norm(x, block.attn_norm), rotation)
         keys[:, :, :time], values[:, :, :time] = k, v
         x = block.finish(x, F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None))
     return model.logits(x[:, -1:]).argmax(-1)
 
 
 def _step(
-    model: Bare, token: Tensor, place: int, layers: list[tuple[Tensor, Tensor]], row: Tensor | None
+    model: Bare, token: Tensor, position: int, layers: list[tuple[Tensor, Tensor]], row: Tensor | None
 ) -> Tensor:
-    end = place + 1
-    x, turn = model.embedded(token, place), model.turned(place, end)
+    end = position + 1
+    x, rotation = model.embedded(token, position), model.rotation_of(position, end)
     bias = None if row is None else row[..., row.shape[-1] - end :]
     for block, (keys, values) in zip(model.blocks, layers, strict=True):
-        q, k, v = block.heads_of(block.norm(x, block.attn_norm), turn)
-        keys[:, :, place:end], values[:, :, place:end] = k, v
+        q, k, v = block.heads_of(block.norm(x, block.attn_norm), rotation)
+        keys[:, :, position:end], values[:, :, position:end] = k, v
         attended = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], bias)
         x = block.finish(x, attended)
     return model.logits(x).argmax(-1)

@@ -17,7 +17,7 @@ TOLERATED = 0.01  # parameter counts may differ by the gate's bias or a norm's, 
 
 @dataclass
 class Contender:
-    """One library in one setting; `library` is the column, `setting` what was chosen within it."""
+    """One library in one setting; `library` is the column, `setting` its configuration."""
 
     library: str
     setting: str
@@ -39,7 +39,7 @@ def bare(size: Size) -> list[Contender]:
 
 
 def flagformer(size: Size) -> list[Contender]:
-    """The public way: flags, `build`, `AutoregressiveWrapper.generate`."""
+    """The public API: flags, `build`, `AutoregressiveWrapper.generate`."""
     from flagformer import AutoregressiveWrapper, build
 
     model = build(flagformer_flags(size))
@@ -83,7 +83,7 @@ def flagformer_flags(size: Size) -> dict[str, object]:
 
 
 def x_transformers(size: Size) -> list[Contender]:
-    """With and without `attn_flash`, where the library allows it; the caller keeps the faster."""
+    """With and without `attn_flash`, if the library allows it; the caller keeps the faster."""
     import x_transformers as xt
 
     flags = {
@@ -198,7 +198,7 @@ def _check(contender: Contender, reference: int, size: Size) -> None:
 
 
 def _check_greedy(contender: Contender, ids: Tensor, name: str) -> None:
-    """Each decoded token must be the best one of a full forward over what came before it."""
+    """Each decoded token must be the most likely one of a full forward over the tokens before it."""
     new = contender.generate(ids, 16)
     if new.shape != (len(ids), 16):
         raise RuntimeError(f"{name}: generate returned shape {tuple(new.shape)}, asked for {(len(ids), 16)}")

@@ -1,4 +1,4 @@
-"""The models of `memory.py`: one decoder under each executor, and the same of two other libraries."""
+"""The models of `memory.py`: one decoder under each executor, and the same in two other libraries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LOSSES = ("hidden states alone", "whole logits", "loss_chunks")
 
 @dataclass(frozen=True)
 class Size:
-    """D, tokens of the one row, heads; inner width 4 D."""
+    """D, tokens of the row, heads; feedforward dimension 4 D."""
 
     dim: int = 256
     length: int = 512
@@ -34,7 +34,7 @@ class Size:
 
 @dataclass
 class Job:
-    """A model and its loss, whose graph is what a backward needs."""
+    """A model and its loss, whose graph the backward needs."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
@@ -44,7 +44,7 @@ class Job:
 
 
 def job(name: str, depth: int, size: Size) -> Job:
-    """Raises ImportError, with what to install, where a peer is not there."""
+    """Raises ImportError with the package to install if a peer is missing."""
     torch.manual_seed(0)
     ids = torch.randint(VOCAB, (1, size.length))
     if name in EXECUTORS:
@@ -63,7 +63,7 @@ def job(name: str, depth: int, size: Size) -> Job:
 
 
 def loss_job(name: str, depth: int, size: Size, chunks: int) -> Job:
-    """One decoder of a large vocabulary: without logits, with all at once, with a part at a time."""
+    """One decoder with a large vocabulary: without logits, with all, in chunks."""
     from flagformer import AutoregressiveWrapper
 
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def _x_transformers(depth: int, size: Size) -> nn.Module:
 
 
 def _routing(depth: int, size: Size) -> nn.Module:
-    """Reversible, half of the heads local, half routed: what the library is for."""
+    """Reversible, half of the heads local, half routed: the peer's main configuration."""
     try:
         from routing_transformer import RoutingTransformerLM
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Memory of one call: what is kept for the backward, and the peak of the process (Linux)."""
+"""Memory of one call: bytes saved for the backward, and the peak of the process (Linux)."""
 
 import ctypes
 import gc
@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def give_back_at_once() -> None:
-    """Tells the allocator to return what is freed, so that the peak is that of live tensors."""
+    """Make the allocator return freed memory, so that the peak is that of live tensors."""
     if sys.platform != "linux":
         raise SystemExit("the peak of a process is read from /proc, which only Linux has")
     libc = ctypes.CDLL("libc.so.6")
@@ -25,7 +25,7 @@ def give_back_at_once() -> None:
 
 
 def peak(call: Callable[[], object]) -> int:
-    """Bytes by which the process grows at most while it runs."""
+    """The peak growth of the process in bytes during the call."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _status("VmRSS")
@@ -35,7 +35,7 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def live(call: Callable[[], object]) -> int:
-    """Bytes of all tensors that are alive at once while it runs, at most: the same in each run."""
+    """The peak bytes of all live tensors during the call: the same in each run."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     found = profiler.profiler.kineto_results.events()
@@ -45,7 +45,7 @@ def live(call: Callable[[], object]) -> int:
 
 
 def held(call: Callable[[], object]) -> int:
-    """Bytes by which the process has grown when it has run and its result, a graph, is alive."""
+    """The growth of the process in bytes after the call, while its result, a graph, is alive."""
     gc.collect()
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc_trim(0)
@@ -58,7 +58,7 @@ def held(call: Callable[[], object]) -> int:
 
 
 def saved(call: Callable[[], object], model: nn.Module) -> int:
-    """Bytes of the tensors that a forward gives autograd for its backward, each once, parameters apart.
+    """Bytes of the tensors that a forward saves for the backward, each once, without parameters.
 
     Tensors that a library stores outside autograd are missing here: `held` includes them.
     """

@@ -1,4 +1,4 @@
-"""What benchmarks that train models share: their arguments, and the file that collects their runs."""
+"""Shared by benchmarks that train models: their arguments, and the file of their runs."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def arguments(description: str, names: list[str]) -> argparse.ArgumentParser:
-    """Those of every such benchmark; `names` are its models."""
+    """The common arguments; `names` are the models."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=names, choices=names)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -17,7 +17,7 @@ def arguments(description: str, names: list[str]) -> argparse.ArgumentParser:
 
 
 def collect(path: Path | None, rows: list[dict]) -> list[dict]:
-    """Adds runs to a file in place of those of the same name and seed, a line each; all that it holds."""
+    """Add runs to a file, replacing those of the same name and seed, a line each; return all of them."""
     if path is None:
         return rows
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

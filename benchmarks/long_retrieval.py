@@ -61,7 +61,7 @@ def train(name: str, seed: int, steps: Sequence[int]) -> tuple[torch.nn.Module, 
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, length: int) -> float:
-    """The share of values found, of chance 1 / 16."""
+    """The fraction of values found; chance is 1 / 16."""
     inputs, targets = TASK.batch("test", 0, 0, ASKED, length)
     found = [model(part)[:, -1].argmax(dim=-1) for part in inputs.split(max(TOKENS // length, 1))]
     return float((torch.cat(found) == targets[:, -1]).float().mean())

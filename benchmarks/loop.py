@@ -33,7 +33,7 @@ STUDY = Path(__file__).resolve().parents[1] / "studies" / "positions.yaml"
 
 
 class Bare:
-    """The loop that one writes by hand."""
+    """The loop written by hand."""
 
     def __init__(self, trial: Trial, text: Tensor) -> None:
         torch.manual_seed(trial.seed)
@@ -63,7 +63,7 @@ class Bare:
 
 
 class Turns:
-    """The trial runs to its end in one call; every `steps` steps the bare loop takes a turn."""
+    """The trial runs to its end in one call; every `steps` steps the bare loop runs."""
 
     def __init__(self, bare: Bare, steps: int) -> None:
         self.bare, self.steps = bare, steps

@@ -35,7 +35,7 @@ def timed(jobs: dict[str, Job], rounds: int, clock: str) -> dict[str, list[float
 
 
 def gauged(one: Job) -> dict[str, int]:
-    """Gradients exist before, so that the peak is of activations and what passes by."""
+    """Gradients exist before, so that the peak is of activations and temporary tensors."""
     one.step()
     return {"saved": saved(one.loss, one.model), "held": held(one.loss), "peak": peak(one.step)}
 
@@ -60,7 +60,7 @@ def measure(parts: dict[int, dict[str, Callable[[], Job]]], rounds: int, clock: 
 
 
 def installed_only(names: list[str]) -> list[str]:
-    """Without the peers that are missing, which are named."""
+    """The names without missing peers, which are printed."""
     found = []
     for name in names:
         try:
@@ -73,7 +73,7 @@ def installed_only(names: list[str]) -> list[str]:
 
 
 def show(rows: list[dict]) -> None:
-    """A line of the table for each row; time as a ratio to the sequential one's, round by round."""
+    """Print a line of the table for each row; time as a ratio to the sequential one's, round by round."""
     base = next((row["seconds"] for row in rows if row["name"] in ("sequential", LOSSES[1])), [])
     for row in rows:
         time = f"{statistics.median(row['seconds']) * 1e3:.0f}" if row["seconds"] else ""
@@ -83,7 +83,7 @@ def show(rows: list[dict]) -> None:
 
 
 def write(path: Path, part: str, rows: list[dict], clock: str) -> dict:
-    """Adds the rows to the file, in place of those of the same depth and name."""
+    """Add the rows to the file, replacing those of the same depth and name."""
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     new = {(row.get("depth"), row["name"]) for row in rows}
     old = [row for row in held.get(part, []) if (row.get("depth"), row["name"]) not in new]

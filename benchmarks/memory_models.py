@@ -1,4 +1,4 @@
-"""Time and memory of learning through segments: replay, back-propagation through all of them, one long row.
+"""Time and memory of training through segments: replay, back-propagation through all, one long row.
 
     python benchmarks/memory_models.py [--counts 1 2 4 8 16 32 64] [--rounds 3] [--threads 2]
                                        [--clock wall|cpu] [--segment 256] [--only NAME ...]
@@ -7,8 +7,8 @@
 A decoder (d 128, 4 layers, 4 heads, rotary, 16 slots) reads segments of 256 tokens, one row. *replay* is
 `train_segments`; *through all* is one backward through every segment; *dense* is the same decoder
 without slots on one row of all tokens. Gradients of parameters exist before. Live is the most that tensors
-take at once in a step, which is the same in each run; peak is the growth of the process, the median of
-several, as a heap in pieces adds up to a tenth to it.
+take together in a step, which is the same in each run; peak is the growth of the process, the median of
+several, as a fragmented heap adds up to a tenth to it.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def dense(model: nn.Module, ids: torch.Tensor) -> None:
 
 
 def steps(count: int, size: int, names: list[str]) -> Steps:
-    """A training step of each contender on `count` segments of `size` tokens; gradients are there already."""
+    """A training step of each contender on `count` segments of `size` tokens, with existing gradients."""
     torch.manual_seed(0)
     ids = torch.randint(VOCAB, (1, count * size + 1))
     slots = flagformer.build({**SIZES, **SLOTS, "max_seq_len": size}).train()
@@ -75,7 +75,7 @@ def peaked(count: int, size: int, name: str, threads: int) -> int:
 
 
 def memory(count: int, name: str, options: argparse.Namespace) -> dict[str, object]:
-    """The peak of each process, and what is alive in any of them."""
+    """The peak of each process, and the live bytes of any of them."""
     peaks = []
     for _ in range(options.processes):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def write(path: Path, rows: list[dict], options: argparse.Namespace) -> list[dict]:
-    """Adds the rows to the file, in place of those of the same size and name; all that it holds."""
+    """Add the rows to the file, replacing those of the same size and name; return all of them."""
     held = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     new = {(row["segments"], row["name"]) for row in rows}
     rows = [row for row in held if (row["segments"], row["name"]) not in new] + rows

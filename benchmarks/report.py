@@ -25,7 +25,7 @@ def header() -> str:
 
 
 def line(result: dict) -> str:
-    """One table line; a library that has no such model leaves its cells empty."""
+    """One table line; cells of a library without such a model are empty."""
     samples, scale = result["seconds"], 1e3 / result["units"]
     cells = [result["row"], result["unit"]]
     for name in COLUMNS:

@@ -1,4 +1,4 @@
-"""Attention within clusters against attention to everything: time by length, with the exponent it grows by.
+"""Attention within clusters against dense attention: time by length, with the exponent of its growth.
 
     python benchmarks/routing.py                    # 1k to 16k, one thread, several minutes
     python benchmarks/routing.py --lengths 1024 2048 --rounds 1 --json mine.json --plot mine.png
@@ -7,9 +7,9 @@
     python benchmarks/routing.py --lengths 8192 --compile        # training, all by torch.compile
 
 One attention layer (d 512, 8 heads of 64, window 128, one cluster a window) in this library: dense, local,
-routing with own and with shared keys; and, where it is installed, routing-transformer's between norms and
-with a residual as ours has them. Auxiliary losses are part of both. The same without projections and norms,
-when queries, keys and values are given ("attention alone"). Every contender runs once a round, in turning
+routing with separate and with shared keys; and, if installed, routing-transformer's between norms and
+with the same residual. Auxiliary losses are included in both. The same without projections and norms,
+for given queries, keys and values ("attention alone"). Every contender runs once a round, in rotating
 order.
 """
 
@@ -40,7 +40,7 @@ PEER = "routing-transformer"
 
 
 class Size(NamedTuple):
-    """Tokens of the row, and how many of them a query sees."""
+    """Tokens of the row, and the number of keys of a query."""
 
     length: int
     window: int
@@ -70,7 +70,7 @@ def layers(size: Size, families: list[str], peer: bool) -> dict[str, Work]:
         from routing_transformer.routing_transformer import SelfAttention
 
         torch.manual_seed(0)
-        # no local heads; its own default of separate keys for what is not shared
+        # no local heads; its own default of separate keys for unshared ones
         theirs = SelfAttention(DIM, 1, size.length, HEADS, 0, size.window, dim_head=WIDTH, causal=True)
         found[PEER] = partial(_theirs, nn.ModuleList([nn.LayerNorm(DIM), theirs, nn.LayerNorm(DIM)]).train())
     return found
@@ -134,14 +134,14 @@ def _heads(x: Tensor) -> Tensor:
 
 
 def train(work: Work, *inputs: Tensor) -> None:
-    """Forward and backward, to the inputs too."""
+    """Forward and backward, including the gradients of inputs."""
     out, loss = work(*(x.detach().requires_grad_() for x in inputs))
     torch.autograd.backward((out, loss), (_gradient(out.shape), torch.ones(())))
 
 
 @cache
 def _gradient(shape: torch.Size) -> Tensor:
-    """As a model gives it: token by token, and not one number for all."""
+    """Like that of a model: different for each token."""
     if len(shape) == 3:
         return torch.randn(shape)
     batch, heads, length, width = shape
@@ -178,7 +178,7 @@ def decoder(family: str, size: Size) -> Callable[[], None]:
             if rings is not None:
                 rings.length = (
                     size.length
-                )  # the ring gets the same place again: its cost, not its content, counts
+                )  # the ring buffer gets the same position again: its cost counts, its content does not
             model(token, state=state)
 
     return steps
@@ -187,7 +187,7 @@ def decoder(family: str, size: Size) -> Callable[[], None]:
 STEPS = 20
 
 
-SPAN = (2048, 16384)  # lengths that the exponent is of, where there are two
+SPAN = (2048, 16384)  # lengths for the exponent, if there are two
 
 
 def exponent(seconds: dict[int, float]) -> float:

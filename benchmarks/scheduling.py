@@ -34,7 +34,7 @@ threads: 1
 
 
 def fake(trial: Any, directory: Path) -> None:
-    """The result of a trial that took no time."""
+    """The result of a trial without work."""
     entry = {"split": "test", "seq_len": 16, "nats": 1.0 + trial.seed / 100, "bits_per_byte": None}
     line = {
         "step": 1,

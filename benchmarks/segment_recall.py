@@ -1,10 +1,10 @@
-"""How well symbols of the first segment are recalled segments later: slots, memories of tokens, neither.
+"""Recall of symbols of the first segment in later segments: slots, XL memories, neither.
 
     python benchmarks/segment_recall.py [--only NAME ...] [--seeds 0 1 2] [--steps 400] [--json FILE]
                                         [--figure FILE] [--threads 1]
 
 Models of two layers of width 64 learn `segment_recall` on rows of 5 segments of 8 tokens, with the gradient
-through all of them, and are asked at each delay they were trained at, and at 10, 16 and 40.
+through all of them, and are evaluated at each delay of the training, and at 10, 16 and 40.
 """
 
 import statistics

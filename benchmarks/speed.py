@@ -23,7 +23,7 @@ from workloads import Row, rows, work
 def fastest_settings(row: Row, contenders: list[Contender], clock: str) -> list[Contender]:
     """One contender per library: its fastest setting in one untimed round, which is the warm-up as well.
 
-    A model whose settings differ in decoding only (the kind of cache) stands once in the other rows.
+    A model whose settings differ in decoding only (the kind of cache) appears once in the other rows.
     """
     best: dict[str, tuple[float, Contender]] = {}
     models = set()

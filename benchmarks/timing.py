@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once per round, so that a slow minute falls on all of them."""
+"""Interleaved timing: every contender once per round, so that a slow minute affects all of them."""
 
 import gc
 import statistics
@@ -9,7 +9,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def once(work: Callable[[], object], clock: str) -> float:
-    """Seconds of one call, with the garbage collector held back as `timeit` does."""
+    """Seconds of one call, with the garbage collector disabled as in `timeit`."""
     now = CLOCKS[clock]
     gc.collect()
     gc.disable()
@@ -22,7 +22,7 @@ def once(work: Callable[[], object], clock: str) -> float:
 
 
 def interleave(works: dict[str, Callable[[], object]], rounds: int, clock: str) -> dict[str, list[float]]:
-    """`rounds` samples in seconds for each name; the order turns by one place each round."""
+    """`rounds` samples in seconds for each name; the order rotates by one each round."""
     names = list(works)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -33,5 +33,5 @@ def interleave(works: dict[str, Callable[[], object]], rounds: int, clock: str) 
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over the rounds of ours / theirs: what both met in the same round cancels."""
+    """Median over the rounds of ours / theirs: load of the machine in the same round cancels."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,4 +1,4 @@
-"""The rows of the table: what one timed call does, in which size, how often."""
+"""The rows of the table: one timed call, its size, its repetitions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SMALL = {"dim": 64, "depth": 2, "heads": 4, "length": 64}
 
 @dataclass(frozen=True)
 class Row:
-    """`calls` timed calls make one sample; `units` is what the time is divided by for the table."""
+    """`calls` timed calls make one sample; the time in the table is divided by `units`."""
 
     name: str
     size: Size
@@ -39,7 +39,7 @@ PROMPT = 32
 
 
 def rows(quick: bool) -> list[Row]:
-    """Every row. `quick` shortens rounds and lengths to a smoke run whose figures mean little."""
+    """Every row. `quick` shortens rounds and lengths to a smoke run without meaningful figures."""
     found = []
     long, rounds = (128, 2) if quick else (512, 9)
     for family in FAMILIES:
@@ -69,7 +69,7 @@ def rows(quick: bool) -> list[Row]:
 
 
 def work(row: Row, contender: Contender | Stepper) -> Callable[[], object]:
-    """The function one sample times."""
+    """The function timed for one sample."""
     if isinstance(contender, Stepper):
         batch = batch_of(row.size, row.batch, row.length)
         return _repeat(lambda: _step(contender, batch), row.calls)
@@ -112,7 +112,7 @@ def _step(contender: Stepper, batch: Tensor) -> Tensor:
 
 
 def _train(contender: Contender, ids: Tensor, optimizer: torch.optim.Optimizer | None) -> Tensor:
-    """Loss and gradients on all positions; the loss is the same line for everyone."""
+    """Loss and gradients on all positions; the loss is the same for all contenders."""
     contender.model.train()
     contender.model.zero_grad(set_to_none=True)
     logits = contender.logits(ids[:, :-1])

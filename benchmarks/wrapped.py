@@ -1,4 +1,4 @@
-"""Training steps of the wrappers that are no decoder, XTransformer and ViTransformerWrapper, of both."""
+"""Training steps of the other wrappers, XTransformer and ViTransformerWrapper, of both libraries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ IMAGE, PATCH, CLASSES = 224, 16, 100
 
 @dataclass
 class Stepper:
-    """One library in one setting: `loss(batch)` is all that is asked of it."""
+    """One library in one setting, with `loss(batch)`."""
 
     library: str
     setting: str
@@ -82,7 +82,7 @@ def gather(size: Size, libraries: tuple[str, ...]) -> list[Stepper]:
 
 
 def _check(contender: Stepper, reference: Stepper, size: Size) -> None:
-    """The same number of parameters, within 1 %, and a loss near that of a model that knows nothing."""
+    """The same number of parameters, within 1 %, and a loss close to that of uniform predictions."""
     ours, theirs = contender.parameters(), reference.parameters()
     if abs(ours - theirs) > 0.01 * theirs:
         raise RuntimeError(f"{contender.library} has {ours} parameters, {reference.library} {theirs}")
@@ -98,7 +98,7 @@ def _stack(size: Size) -> dict[str, int]:
 
 
 def _halves(size: Size) -> dict[str, int]:
-    """Flags of both halves; the heads are 64 wide, what both libraries take when nothing is said."""
+    """Flags of both halves; the head dim is 64, the default of both libraries."""
     half = {"num_tokens": size.vocab, "max_seq_len": size.length, "depth": size.depth, "heads": size.heads}
     return {f"{prefix}_{name}": value for prefix in ("enc", "dec") for name, value in half.items()}
 

@@ -1,4 +1,4 @@
-"""Models of flags in which nothing starts at zero or is the same twice."""
+"""Models with perturbed parameters: none is zero, and no two are equal."""
 
 import torch
 
@@ -6,7 +6,7 @@ import flagformer
 
 
 def perturbed(flags, seed=0, dtype=torch.float32):
-    """What `flagformer.build` makes, in training mode, with noise on every parameter."""
+    """The model of `flagformer.build` in training mode, with noise on every parameter."""
     torch.manual_seed(seed)
     model = flagformer.build(flags).to(dtype)
     with torch.no_grad():

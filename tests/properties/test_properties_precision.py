@@ -123,7 +123,7 @@ BIASES = {
 KERNELS = {
     "dense": {},
     "with prefix kv": {"attn_num_mem_kv": 1},
-    "written out": {"attn_talking_heads": True},
+    "eager": {"attn_talking_heads": True},
     "local": {"n_local_attn_heads": 2, "local_attn_window_size": 24},
 }
 

@@ -270,7 +270,7 @@ def test_no_later_token_changes_a_single_bit():
         assert not torch.equal(before[:, 40:], after[:, 40:])
 
 
-@pytest.mark.parametrize("kernel", [{}, {"attn_flash": False}], ids=["fused", "written out"])
+@pytest.mark.parametrize("kernel", [{}, {"attn_flash": False}], ids=["fused", "eager"])
 @pytest.mark.parametrize("kind", ["local", "routing"])
 def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
     """Longer than a block, and no multiple of one: padding indices must give no gradient."""

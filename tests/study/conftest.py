@@ -1,4 +1,4 @@
-"""A study small enough to be run many times, and the command as users type it."""
+"""A study small enough to run many times, and the command in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generator of malformed study and training files: each has one known fault, most of them in a known
+"""A generator of malformed study and training files: each has one known fault, most of them at a known
 line."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ MAPPINGS = ("base", "data", "train", "compare", "grid", "tune", "evaluate")
 WRONG_MAPPINGS = ("word", "7", "[1, 2]", ".nan", "''")
 LISTS = ("seq_lens", "seeds")
 WRONG_LISTS = ("word", "[a]", "[0.5]", "[-1]", "[2, 2]", "{a: 1}", "[[1]]", "[.nan]", "[]x")
-ELSEWHERE = {  # what, and what it becomes
+ELSEWHERE = {  # the text, and its replacement
     "an unknown setting": ("  steps: 20", "  stpes: 20"),
     "an unknown block": ("train:", "trian:"),
     "an unknown flag": ("  depth: 1", "  deepness: 1"),
@@ -145,8 +145,8 @@ ENCODINGS = {
 
 @dataclass(frozen=True)
 class Malformed:
-    """One file: what is wrong, whether it is a study or a training file, its bytes, and the line of the fault
-    where there is one."""
+    """One file: its fault, whether it is a study or a training file, its bytes, and the line of the fault
+    if there is one."""
 
     fault: str
     kind: str
@@ -168,7 +168,7 @@ def malformed() -> Iterator[Malformed]:
 
 
 def _values(kind: str, text: str) -> Iterator[Malformed]:
-    """Every key with values that it cannot have."""
+    """Every key with invalid values."""
     for line, words in enumerate(text.splitlines(), start=1):
         key = words.partition(":")[0].strip()
         wrong = WRONG_NUMBERS if key in NUMBERS else WRONG_LISTS if key in LISTS else ()
@@ -184,7 +184,7 @@ def _values(kind: str, text: str) -> Iterator[Malformed]:
 
 
 def _without(text: str, key: str, instead: str = "") -> str:
-    """The text without a top-level key and what stands below it."""
+    """The text without a top-level key and its block."""
     kept, inside = [], False
     for line in text.splitlines(keepends=True):
         if not line.startswith(" "):

@@ -1,6 +1,6 @@
-"""A cluster of three raylets on this machine, a program of its own: its nodes die by the test's signals.
+"""A cluster of three raylets on this machine in its own process: the test kills its nodes by signals.
 
-Says one line of JSON: the address, and the raylets of the nodes that may die. Lives until its input ends.
+Prints one line of JSON: the address, and the raylets that may be killed. Runs until its input ends.
 """
 
 import json

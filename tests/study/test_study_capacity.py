@@ -1,4 +1,4 @@
-"""A study or a training that this machine cannot run is refused at once, with the figures."""
+"""A study or a training that exceeds this machine is refused before it starts, with the figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(file: Path, *overrides: str) -> str:
 
 
 @no_cuda
-def test_a_device_that_is_not_here_is_refused_at_its_place(tiny: Path) -> None:
+def test_a_missing_device_is_refused_at_its_line(tiny: Path) -> None:
     found = refused(tiny, "train.device=cuda")
     assert "`train.device` must be auto or cpu here, but is cuda: torch finds no CUDA device" in found
     own = refused(tiny, "compare.rotary.train.device=cuda")
@@ -58,7 +58,7 @@ def test_a_trial_larger_than_the_machine_is_refused_with_both_figures(tiny: Path
     assert "`rotary` needs" in refused(tiny, "tune.dim=[16, 4096]", "match=none")
 
 
-def test_what_the_file_says_of_memory_overrules_the_estimate(tiny: Path) -> None:
+def test_memory_given_in_the_file_overrides_the_estimate(tiny: Path) -> None:
     assert prepare(tiny, ["base.dim=2048", "base.depth=8", "memory=1.5", "concurrency=null"]).costs
     found = refused(tiny, "memory=3")
     assert found == (
@@ -67,21 +67,19 @@ def test_what_the_file_says_of_memory_overrules_the_estimate(tiny: Path) -> None
     )
 
 
-def test_trials_at_once_that_do_not_fit_are_refused(tiny: Path) -> None:
+def test_concurrent_trials_that_do_not_fit_are_refused(tiny: Path) -> None:
     assert prepare(tiny, ["memory=1", "concurrency=2"]).costs
     found = refused(tiny, "memory=1", "concurrency=3", "seeds=3")
     assert "3 trials of about 1.0 GiB each need about 3.0 GiB of memory, but this machine has 2.0" in found
     assert prepare(tiny, ["memory=1", "concurrency=30", "seeds=1"]).costs, "two trials are never thirty"
 
 
-def test_a_cluster_has_memory_and_devices_of_its_own(tiny: Path) -> None:
+def test_a_cluster_has_its_own_memory_and_devices(tiny: Path) -> None:
     pytest.importorskip("ray")
     assert prepare(tiny, ["executor=ray", "memory=100", "train.device=cuda"]).costs
 
 
-def test_a_system_that_does_not_tell_its_memory_refuses_nothing(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_without_memory_figures_refuses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "whole_memory", lambda: None)
     assert prepare(tiny, ["memory=1000"]).costs
 
@@ -93,7 +91,7 @@ def test_a_system_that_does_not_tell_its_memory_refuses_nothing(
         ("train.batch_size=400000", "but this machine has 2.0 GiB; lower `batch_size`"),
     ],
 )
-def test_train_refuses_alike_and_leaves_nothing(tmp_path: Path, override: str, words: str) -> None:
+def test_train_refuses_equally_and_leaves_no_files(tmp_path: Path, override: str, words: str) -> None:
     file, out = tmp_path / "t.yaml", tmp_path / "run"
     file.write_text(TRAIN)
     found = CliRunner().invoke(app, ["train", str(file), override, "--out", str(out)])

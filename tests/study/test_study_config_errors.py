@@ -1,4 +1,4 @@
-"""Bad study files and bad overrides: one screen, the place, exit status 2, no traceback."""
+"""Bad study files and bad overrides: one screen, the line, exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def changed(old: str, new: str) -> str:
 
 
 REQUIRED = ("name", "base", "data", "train", "compare")
-# what is in the file, then (line, words) of every mistake that must be named
+# content of the file, then (line, text) of every mistake that must be named
 BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "empty": ("", [(1, "is empty")]),
     "only a comment": ("# nothing\n\n", [(1, "is empty")]),
@@ -134,7 +134,7 @@ def assert_one_screen(result: Result, status: int) -> None:
     assert max(map(len, result.stderr.splitlines())) <= 500
 
 
-def test_mistakes_of_several_kinds_come_in_the_order_of_lines(tmp_path: Path, command: Command) -> None:
+def test_mistakes_of_several_kinds_are_sorted_by_line(tmp_path: Path, command: Command) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(BAD["many at once"][0])
     lines = [int(line) for line in re.findall(r"bad\.yaml:(\d+)", command("run", path).stderr)]
@@ -152,7 +152,7 @@ def test_wrong_flags_are_named_with_wrong_blocks(tmp_path: Path, command: Comman
     assert "two.yaml:10: variant `rotary`: `rotary_pos_em` is not a flag" in out.stderr
 
 
-def test_seeds_may_be_left_out(tmp_path: Path, command: Command) -> None:
+def test_seeds_are_optional(tmp_path: Path, command: Command) -> None:
     path = tmp_path / "plain.yaml"
     path.write_text(TINY.replace("seeds: 2\n", ""))
     out = command("run", path, "--dry-run")
@@ -182,7 +182,7 @@ def test_more_mistakes_than_a_screen_are_counted(tmp_path: Path, command: Comman
     ],
     ids=["missing", "directory", "not utf-8", "too large", "zeros"],
 )
-def test_files_that_are_no_text(
+def test_files_that_are_not_text(
     make: Callable[[Path], object], words: str, tmp_path: Path, command: Command
 ) -> None:
     path = tmp_path / "bad.yaml"
@@ -208,14 +208,14 @@ def test_files_that_are_no_text(
         ("compare.learned=5", "must be a mapping of flags"),
     ],
 )
-def test_bad_overrides_are_named_as_typed(override: str, words: str, tiny: Path, command: Command) -> None:
+def test_bad_overrides_are_named_as_given(override: str, words: str, tiny: Path, command: Command) -> None:
     result = command("run", tiny, override, "--dry-run")
     assert_one_screen(result, 2)
     assert f"override `{override}`" in result.stderr
     assert words in result.stderr
 
 
-def test_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, command: Command, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(tiny: Path, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = command("run", tiny, "base.depth=2", "train.steps=7", "--dry-run", "--out", out)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""What a study says of cost: FLOPs against torch's counter on real tensors and against formulas, for every
+"""The estimated cost of a study: FLOPs against torch's counter on allocated tensors and formulas, for every
 flag."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cost_of(flags: dict, **train: object) -> Cost:
 
 
 def attention(key_value_heads: int = HEADS, value: int = HEAD) -> int:
-    """Multiply-adds a token: queries, keys and values, the scores and what they weigh, the way out."""
+    """Multiply-adds a token: queries, keys and values, scores and weighted sum, output projection."""
     projections = DIM * INNER + DIM * key_value_heads * (HEAD + value) + HEADS * value * DIM
     return projections + LENGTH * HEADS * (HEAD + value)
 
@@ -56,7 +56,7 @@ CHOICES = [choice for choice in choices() if not settings(choice).keys() & {"cro
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
-def test_flops_on_no_device_are_those_of_real_tensors(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_on_meta_equal_those_of_allocated_tensors(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # zeros after the narrower of keys and values, for the fused kernel of CPU: no arithmetic of the model
     monkeypatch.setattr("flagformer.attention.kernels.sdpa._zeros_pay", lambda q, k: False)
     flags = settings(choice)
@@ -67,7 +67,7 @@ def test_flops_on_no_device_are_those_of_real_tensors(choice: Any, monkeypatch: 
     assert counted == real > 0
 
 
-def test_flops_of_segments_are_those_of_real_tensors() -> None:
+def test_flops_of_segments_equal_those_of_allocated_tensors() -> None:
     flags = {**PLAIN, "cross_attend": True, "num_memory_slots": 2, "num_tokens": 9, "max_seq_len": 4}
     with torch.device("meta"):
         counted = forward_flops(flagformer.build(flags), torch.zeros(1, 12, dtype=torch.long), 4)
@@ -78,17 +78,17 @@ def test_flops_of_segments_are_those_of_real_tensors() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_parameters_are_those_of_the_model() -> None:
+def test_parameters_equal_those_of_the_model() -> None:
     flags = {**PLAIN, "num_tokens": VOCABULARY, "max_seq_len": LENGTH}
     model, found = flagformer.build(flags), cost_of(PLAIN)
     assert found.params == model.num_params()
     assert found.body == model.num_params(embedding=False)
-    assert found.active == found.body + 2 * DIM  # a row of the tokens' table and one of the places'
+    assert found.active == found.body + 2 * DIM  # a row of the token table and one of the position table
     tied = cost_of({**PLAIN, "tie_embedding": True})
     assert tied.active == tied.params - (LENGTH - 1) * DIM + DIM
 
 
-def test_what_is_kept_for_backward_grows_with_the_micro_batch() -> None:
+def test_saved_bytes_grow_with_the_micro_batch() -> None:
     whole, halves = cost_of(PLAIN), cost_of(PLAIN, accumulate=2)
     assert whole.saved_bytes > 1.8 * halves.saved_bytes
     assert whole.memory_bytes == ADAMW * 4 * whole.params + whole.saved_bytes
@@ -115,7 +115,7 @@ KEPT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("flags", KEPT, ids=lambda flags: "-".join(flags))
-def test_what_backward_keeps_is_estimated_as_what_runs(flags: dict[str, Any]) -> None:
+def test_saved_bytes_are_estimated_close_to_the_measured_ones(flags: dict[str, Any]) -> None:
     """Within a fifth; only repeated heads of grouped keys and values differ."""
     sizes = {}
     for device in ("meta", "cpu"):
@@ -125,8 +125,8 @@ def test_what_backward_keeps_is_estimated_as_what_runs(flags: dict[str, Any]) ->
     assert 0.95 < sizes["meta"] / sizes["cpu"] < 1.2
 
 
-def test_flops_of_heads_that_read_few_keys() -> None:
-    """Long rows: a window counts its keys, blocks of local heads theirs, and the dense figure all of them."""
+def test_flops_of_heads_that_attend_to_few_keys() -> None:
+    """Long rows: a window counts its keys, local heads their blocks, and the dense figure all keys."""
 
     def flops(**flags: Any) -> tuple[int, int]:
         with torch.device("meta"):
@@ -134,7 +134,7 @@ def test_flops_of_heads_that_read_few_keys() -> None:
 
     dense, same = flops()
     assert dense == same
-    every_key = 2 * 4 * 512 * 512 * 16  # 4 heads, queries, keys, width of q and v
+    every_key = 2 * 4 * 512 * 512 * 16  # 4 heads, queries, keys, dim of q and v
     window, of_window = flops(attn_max_attend_past=31)
     assert of_window == dense
     assert dense - window == every_key * (512 - 32) // 512

@@ -1,4 +1,4 @@
-"""Files that would never end, and records of a run directory that are JSON but no record."""
+"""Files without an end, and records of a run directory that are JSON of another form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_file_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
         ("{" + GOOD + ', "evaluation": [{}]}', "`evaluation.0.split` is missing"),
     ],
 )
-def test_a_result_that_is_none_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_result_is_named(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
@@ -51,7 +51,7 @@ def test_a_result_that_is_none_is_named(text: str, said: str, tmp_path: Path) ->
         assert part in str(caught.value)
 
 
-def test_what_was_examined_and_the_setting_are_checked(tmp_path: Path) -> None:
+def test_audits_and_environment_of_a_record_are_checked(tmp_path: Path) -> None:
     (tmp_path / "examined.json").write_text("{}")
     (tmp_path / "setting.json").write_text('{"variants": []}')
     with pytest.raises(ValueError, match=r"examined\.json is damaged: `stamps` is missing"):
@@ -60,7 +60,7 @@ def test_what_was_examined_and_the_setting_are_checked(tmp_path: Path) -> None:
         read_setting(tmp_path)
 
 
-def test_compare_holds_no_more_variants_than_a_grid_may_make() -> None:
+def test_compare_is_limited_like_a_grid() -> None:
     rows = "".join(f"  v{i}: {{}}\n" for i in range(MOST_VARIANTS + 1))
     _, mistakes = read_variants(parse_source("compare:\n" + rows, "s.yaml"), None)
     assert [mistake.message for mistake in mistakes] == [

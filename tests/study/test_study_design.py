@@ -1,4 +1,4 @@
-"""Grids, sweeps, tuning, matching, provenance: what a study file grows into."""
+"""Grids, sweeps, tuning, matching, provenance: the plan of a study file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_grid_is_crossed_with_the_variants(tiny: Path) -> None:
     assert study.trial("rotary depth=2 lr=0.02", 0).train.lr == 0.02
 
 
-def test_a_grid_alone_makes_the_variants(tiny: Path) -> None:
+def test_a_grid_without_compare_makes_the_variants(tiny: Path) -> None:
     study, _ = load_study(tiny, ["compare=", "grid={depth: [1, 2]}"])
     assert list(study.compare) == ["depth=1", "depth=2"]
 
@@ -64,7 +64,7 @@ def test_a_sweep_makes_variants(tiny: Path, typed: str, names: list[str]) -> Non
         ("base.depth=1,", "`depth` must be"),
     ],
 )
-def test_a_sweep_that_cannot_be(tiny: Path, typed: str, words: str) -> None:
+def test_an_invalid_sweep(tiny: Path, typed: str, words: str) -> None:
     with pytest.raises(StudyFileError, match=re.escape(words)) as caught:
         prepare(tiny, [typed])
     assert caught.value.mistakes[0].place == f"override `{typed}`"
@@ -74,7 +74,7 @@ def test_a_list_is_no_sweep(tiny: Path) -> None:
     assert load_study(tiny, ["evaluate.seq_lens=[16, 24]"])[0].evaluate.seq_lens == (16, 24)
 
 
-def test_mistakes_of_a_grid_stand_at_their_lines(tiny: Path) -> None:
+def test_mistakes_of_a_grid_have_their_lines(tiny: Path) -> None:
     with tiny.open("a") as file:
         file.write("grid:\n  deppth: [1, 2]\n")
     line = len(tiny.read_text().splitlines())
@@ -82,7 +82,7 @@ def test_mistakes_of_a_grid_stand_at_their_lines(tiny: Path) -> None:
         prepare(tiny)
 
 
-def test_every_variant_is_tuned_alike(tiny: Path) -> None:
+def test_every_variant_gets_the_same_tuning(tiny: Path) -> None:
     study, _ = load_study(tiny, ["tune={lr: [0.1, 0.2, 0.3], ff_mult: [2, 4]}"])
     assert len(study.runs) == 2 * 2 * 6
     budgets = {
@@ -105,12 +105,12 @@ def test_every_variant_is_tuned_alike(tiny: Path) -> None:
         ("{rotary_pos_emb: [true, false]}", "`compare.rotary` and `tune` both set `rotary_pos_emb`"),
     ],
 )
-def test_tuning_that_cannot_be(tiny: Path, tune: str, words: str) -> None:
+def test_invalid_tuning(tiny: Path, tune: str, words: str) -> None:
     with pytest.raises(StudyFileError, match=re.escape(words)):
         load_study(tiny, [f"tune={tune}"])
 
 
-def test_twice_the_tokens_are_refused(tiny: Path, command: Command) -> None:
+def test_tokens_given_twice_are_refused(tiny: Path, command: Command) -> None:
     tiny.write_text(
         tiny.read_text().replace("learned: {}", "learned: {}\n  longer:\n    train: {steps: 400}")
     )
@@ -125,7 +125,7 @@ def test_twice_the_tokens_are_refused(tiny: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize("what", ["params", "flops"])
-def test_matching_turns_the_knob(tiny: Path, what: str) -> None:
+def test_matching_adjusts_the_chosen_flag(tiny: Path, what: str) -> None:
     prepared = prepare(tiny, [f"match={what}", "compare.gated={ff_glu: true}", "base.dim=64"])
     amounts = [cost.params if what == "params" else cost.flops_per_token for cost in prepared.costs.values()]
     assert max(amounts) <= 1.01 * min(amounts)
@@ -149,12 +149,12 @@ def test_matching_flops_by_steps(tiny: Path) -> None:
         (["match=everything"], "`match.what` must be 'params', 'flops', 'tokens' or 'none'"),
     ],
 )
-def test_what_cannot_be_matched_is_refused(tiny: Path, overrides: list[str], words: str) -> None:
+def test_impossible_matches_are_refused(tiny: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(StudyFileError, match=re.escape(words)):
         prepare(tiny, overrides)
 
 
-def test_a_copy_is_trained_from_other_weights_on_the_same_data(tiny: Path) -> None:
+def test_a_copy_trains_from_other_weights_on_the_same_data(tiny: Path) -> None:
     study, _ = load_study(tiny, ["compare={plain: {}, copy: {}, copy 2: {}}"])
     trials = [study.trial(name, 0) for name in study.compare]
     assert [trial.copy_number for trial in trials] == [0, 1, 2]
@@ -163,7 +163,7 @@ def test_a_copy_is_trained_from_other_weights_on_the_same_data(tiny: Path) -> No
     assert {trial.seed for trial in trials} == {0}
 
 
-def test_the_resolved_file_says_where_each_value_comes_from(tiny: Path, tmp_path: Path) -> None:
+def test_the_resolved_file_has_the_origin_of_each_value(tiny: Path, tmp_path: Path) -> None:
     prepared = prepare(tiny, ["train.steps=9", "grid={depth: [1, 2]}", "tune.lr=[0.1, 0.2]"])
     write_study(tmp_path, prepared.study, prepared.origins)
     text = (tmp_path / "study.yaml").read_text()
@@ -174,7 +174,7 @@ def test_the_resolved_file_says_where_each_value_comes_from(tiny: Path, tmp_path
     assert read_study(tmp_path) == prepared.study
 
 
-def test_dry_run_says_what_was_matched_and_tried(tiny: Path, command: Command) -> None:
+def test_dry_run_prints_matches_and_attempts(tiny: Path, command: Command) -> None:
     overrides = ["match=params", "base.dim=64", "compare.gated={ff_glu: true}", "tune.lr=[0.1, 0.2]"]
     result = command("run", tiny, *overrides, "--dry-run")
     assert result.exit_code == 0, result.stderr

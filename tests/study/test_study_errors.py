@@ -1,4 +1,4 @@
-"""Errors as users meet them, and the command as a whole."""
+"""Errors on the command line, and the command as a whole."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def test_long_messages_are_cut_to_a_screen(capsys: pytest.CaptureFixture) -> Non
     assert said[-1] == "... and 177 more lines"
 
 
-def test_the_traceback_can_be_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_traceback_is_optional(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("FLAGFORMER_TRACEBACK", "1")
     with pytest.raises(SystemExit), clear_errors():
         raise ValueError("deep inside")
@@ -66,7 +64,7 @@ def test_exits_of_the_command_line_pass() -> None:
         raise typer.Exit(3)
 
 
-def test_a_mistake_of_the_program_is_no_message() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(KeyError), clear_errors():
         raise KeyError("a bug is to be seen as one")
 

@@ -1,4 +1,4 @@
-"""What a study file means once it is resolved."""
+"""The meaning of a resolved study file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_resolved_file_is_the_same_study(tiny: Path) -> None:
         ("concurrency=1", True),
     ],
 )
-def test_a_trial_id_depends_on_what_decides_its_result(tiny: Path, override: str, same: bool) -> None:
+def test_a_trial_id_depends_on_the_inputs_of_its_result(tiny: Path, override: str, same: bool) -> None:
     before, after = load_study(tiny)[0].runs, load_study(tiny, [override])[0].runs
     shared = {run.trial.id for run in before} & {run.trial.id for run in after}
     assert len(shared) == (len(before) if same else 0)

@@ -1,4 +1,4 @@
-"""What a trial is estimated to need, against what its process takes."""
+"""The estimated memory of a trial against that of its process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def trial(kind: str) -> Trial:
-    """One step of 16 rows of 512 tokens: tensors take more than all else."""
+    """One step of 16 rows of 512 tokens: most of the memory is tensors."""
     train = {"steps": 1, "warmup": 0, "batch_size": 16, "device": "cpu"}
     return Trial.model_validate({
         "flags": {"dim": 128, "depth": 2, "heads": 4, **KINDS[kind]},
@@ -41,7 +41,7 @@ def trial(kind: str) -> Trial:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """`peak_memory_bytes` of each kind, each in a process of its own, as a study runs them."""
+    """`peak_memory_bytes` of each kind, each in its own process, as in a study."""
     pool: Pool[str] = Pool(run_trial, 1, 1, PRELOAD)
     found = {}
     for kind in KINDS:
@@ -55,15 +55,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the rise of memory is known on Linux only")
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_estimate_holds_what_a_trial_takes(kind: str, measured: dict[str, int]) -> None:
-    """At most what is estimated, because that many trials start at once; at least half of what is estimated
+def test_an_estimate_bounds_the_memory_of_a_trial(kind: str, measured: dict[str, int]) -> None:
+    """At most the estimate, by which trials are started concurrently; at least half of the estimate
     for tensors, because activations of a backward do not all live at the same time."""
     estimate = bytes_of(trial(kind))
     assert (estimate - PROCESS) / 2 < measured[kind] < estimate
 
 
 @pytest.mark.parametrize("flags", [{"reversible": True}, {"checkpoint": "sublayer"}])
-def test_what_is_computed_again_is_that_of_one_sublayer(flags: dict[str, Any]) -> None:
+def test_recomputation_counts_one_sublayer(flags: dict[str, Any]) -> None:
     ids = torch.zeros(2, 64, dtype=torch.long, device="meta")
 
     def built(**more: Any) -> Any:

@@ -27,7 +27,7 @@ LLAMA = {
     "vocab_size": 128256,
 }  # fmt: skip
 SIZES = "{num_tokens: 128256, max_seq_len: 8192, dim: 4096, depth: 32, heads: 32, attn_kv_heads: 8}"
-# the text of a file, and what the message must say
+# the content of a file, and the expected text of the message
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "GPT-2": (json.dumps(GPT2), ("Hugging Face", "num_tokens: 50257", "dim: 768")),
     "Llama": (json.dumps(LLAMA, indent="\t"), ("Hugging Face", SIZES)),
@@ -96,7 +96,7 @@ def test_the_file_of_another_library_is_named(command: str, case: str, tmp_path:
     result = call(command, path)
     assert_one_screen(result, 2)
     assert result.stderr.startswith(f"error: {path}:1: is ")
-    assert len(result.stderr.splitlines()) == 1, "one error says it all"
+    assert len(result.stderr.splitlines()) == 1, "there must be one error"
     for part in (*said, "but this command takes", COMMANDS[command]):
         assert part in result.stderr
 
@@ -158,7 +158,7 @@ def test_the_directory_of_another_library_is_named(command: str, fill, tmp_path:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_is_no_text_is_named(command: str, content: bytes, what: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(command: str, content: bytes, what: str, tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_bytes(content)
     result = call(command, path)
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_text_is_named(command: str, content: bytes, what: str
     assert COMMANDS[command] in result.stderr
 
 
-def test_load_says_what_it_was_given(tmp_path: Path) -> None:
+def test_load_names_the_kind_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for place, what in ((tmp_path / "file", "is a file"), (tmp_path / "gpt2", "does not exist")):
         with pytest.raises(ValueError, match=what):
@@ -179,7 +179,7 @@ def test_load_says_what_it_was_given(tmp_path: Path) -> None:
         flagformer.load(tmp_path)
 
 
-def test_files_of_this_library_are_never_taken_for_others() -> None:
+def test_files_of_this_library_are_recognised() -> None:
     assert recognise(dict.fromkeys(CATALOGUE.names(), 1)) is None
     for kind in (StudyFile, RunFile):
         assert recognise(dict.fromkeys(kind.model_fields, 1)) is None

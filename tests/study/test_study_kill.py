@@ -1,4 +1,4 @@
-"""Killed and stopped at any moment and run again, a study ends with the table of an undisturbed run."""
+"""A study killed or stopped at any moment and resumed gives the table of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
-    """One directory goes through every way to end a study; each time what was finished stays as it is."""
+    """One directory through every way to end a study; finished results stay unchanged each time."""
     out = tmp_path / "out"
     trials = [out / "trials" / run.trial.id for run in prepare(tiny).study.runs]
 
@@ -30,7 +30,7 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
 
     study = StudyProcess(tiny, out)
     worker = until(lambda: next(filter(None, map(study.worker_of, trials)), None))
-    os.kill(worker, signal.SIGSTOP)  # or a quick study could end before the signal reaches it
+    os.kill(worker, signal.SIGSTOP)  # otherwise a fast study could end before the signal arrives
     study.process.send_signal(signal.SIGINT)
     os.kill(worker, signal.SIGCONT)
     status, errors = study.wait()
@@ -73,5 +73,5 @@ def test_sigterm_is_a_clean_stop(tiny: Path, tmp_path: Path) -> None:
 
 
 def assert_no_process_left(study: StudyProcess) -> None:
-    """No worker trains on when its study is gone."""
+    """No worker keeps training after its study has ended."""
     until(lambda: not study.family())

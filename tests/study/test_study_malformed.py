@@ -16,7 +16,7 @@ from flagformer.study.config_errors import StudyFileError
 from flagformer.study.run import prepare
 
 FILES = list(malformed())
-WHOLE = re.compile(r"(is a directory|cannot be read|has [\d,]+ bytes)")  # faults of a file that has no lines
+WHOLE = re.compile(r"(is a directory|cannot be read|has [\d,]+ bytes)")  # faults of files without lines
 
 
 def refusal(path: Path, bad: Malformed) -> StudyFileError:
@@ -27,13 +27,13 @@ def refusal(path: Path, bad: Malformed) -> StudyFileError:
 
 
 @pytest.mark.parametrize(("kind", "text"), [("study", STUDY), ("run", RUN)])
-def test_the_files_that_are_spoilt_are_good(kind: str, text: str, tmp_path: Path) -> None:
+def test_the_unmodified_files_are_valid(kind: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(text)
     load_run(path, []) if kind == "run" else prepare(path)
 
 
-def test_there_are_enough() -> None:
+def test_the_number_of_files() -> None:
     assert len(FILES) >= 200
     assert len({(bad.kind, bad.content) for bad in FILES}) == len(FILES)
 
@@ -54,7 +54,7 @@ def test_a_malformed_file_is_refused_by_file_and_line(bad: Malformed, tmp_path: 
 
 
 @pytest.mark.parametrize("bad", FILES[::12], ids=lambda bad: f"{bad.kind}-{bad.fault[:40]}")
-def test_the_command_says_the_same_with_status_2(bad: Malformed, tmp_path: Path) -> None:
+def test_the_command_reports_the_same_with_status_2(bad: Malformed, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(bad.content)
     words = ["train", str(path)] if bad.kind == "run" else ["study", "run", str(path)]

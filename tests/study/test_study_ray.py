@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster: workers and nodes die, and the table is that of an undisturbed run."""
+"""Trials on a Ray cluster: workers and nodes die, and the table equals that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STEPS = "train.steps=800"
 
 @pytest.fixture
 def cluster() -> Iterator[dict[str, Any]]:
-    """Three nodes of one core; "raylets" are those of two of them, which may die."""
+    """Three nodes of one core; "raylets" lists those of two of them, which may be killed."""
     here = Path(__file__).parent
     process = subprocess.Popen(
         [sys.executable, str(here / "ray_cluster.py")],
@@ -83,7 +83,7 @@ def test_the_loss_of_a_worker_and_of_a_node_changes_nothing(tiny: Path, tmp_path
     until(lambda: trained_by(trials, doomed))
     kept = finished(out)
     node = descendants(doomed)
-    for pid in node:  # mothers first: a worker that a raylet has lost would be another's loss
+    for pid in node:  # parents first: a worker orphaned by a raylet would count as another loss
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     status, errors = study.wait()
@@ -101,9 +101,7 @@ def test_the_loss_of_a_worker_and_of_a_node_changes_nothing(tiny: Path, tmp_path
 
 @needs_ray
 @pytest.mark.slow
-def test_tuned_matched_and_audited_it_is_the_table_of_one_machine(
-    tiny: Path, tmp_path: Path, cluster
-) -> None:
+def test_tuned_matched_and_audited_it_equals_one_machine(tiny: Path, tmp_path: Path, cluster) -> None:
     tiny.write_text(
         TINY.replace("rotary: {rotary_pos_emb: true, use_abs_pos_emb: false}", "gated: {ff_glu: true}")
     )
@@ -121,7 +119,7 @@ def test_tuned_matched_and_audited_it_is_the_table_of_one_machine(
 
 
 def trained_by(trials: list[Path], raylet: int) -> int | None:
-    """A worker of this node that is in the middle of a trial."""
+    """A worker of this node in the middle of a trial."""
     workers = descendants(raylet)
     for trial in trials:
         if logged(trial) >= 30 and not (trial / "result.json").exists() and (pid := trainer(trial, workers)):
@@ -137,19 +135,19 @@ def order_of(tiny: Path, out: Path, **changes: Any) -> TaskSpec:
 
 
 def elsewhere(order: TaskSpec) -> Any:
-    """What a node answers: a process of its own, as it changes its folder and its output."""
+    """The answer of a node, in its own process, as it changes its folder and its output."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(run_here, (order,))
 
 
-def test_a_node_that_sees_the_directory_trains_there(tiny: Path, tmp_path: Path) -> None:
+def test_a_node_with_the_shared_directory_trains_there(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "study.token").write_text("mine")
     order = order_of(tiny, tmp_path)
     assert elsewhere(order) == ({}, None)
     assert (order.directory / "result.json").exists()
 
 
-def test_a_node_that_does_not_sends_back_what_it_made(tiny: Path, tmp_path: Path) -> None:
+def test_a_node_without_it_sends_its_files_back(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "study.token").write_text("another study's")
     order = order_of(tiny, tmp_path)
     files, failure = elsewhere(order)
@@ -181,7 +179,7 @@ def test_a_node_that_differs_is_refused(tiny: Path, tmp_path: Path, changes, wor
     assert not any(name.endswith("result.json") for name in files)
 
 
-def test_trials_that_fit_are_counted_by_what_is_short() -> None:
+def test_concurrent_trials_are_limited_by_the_scarcest_resource() -> None:
     needs = Resources(cpus=2, gpus=0.5, memory=4)
     assert needs.times({"CPU": 16, "GPU": 2, "memory": 100}) == 4
     assert needs.times({"CPU": 16, "GPU": 8, "memory": 9}) == 2
@@ -214,7 +212,7 @@ def test_an_unreachable_cluster_is_reported_before_any_audit(
     assert not (place / "study.yaml").exists()
 
 
-def test_a_machine_without_ray_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_ray_names_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"needs the package ray.*pip install 'flagformer\[ray\]'"):
         prepare(tiny, ["executor=ray"])

@@ -1,4 +1,4 @@
-"""The report of a study that is done, half done and not begun; made from files alone."""
+"""The report of a study that is finished, running or not started; built from files only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "wbr"}
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order; gathers texts, ids and attributes that could load something."""
+    """Check that tags close in order; collect texts, ids and attributes that could load something."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_a_finished_study(study: Study, tmp_path: Path, command: Command) -> Non
     assert (out / "report.html").read_text().count("<svg") == 4
 
 
-def test_figures_take_the_colours_of_the_page(study: Study, tmp_path: Path) -> None:
+def test_figures_use_the_colours_of_the_page(study: Study, tmp_path: Path) -> None:
     begin(tmp_path / "out", study)
     write_report(tmp_path / "out")
     svg = re.findall(r"<svg.*?</svg>", (tmp_path / "out" / "report.html").read_text(), re.DOTALL)
@@ -140,7 +140,7 @@ def test_figures_take_the_colours_of_the_page(study: Study, tmp_path: Path) -> N
         assert 'width="' not in figure[: figure.index(">")]
 
 
-def test_figures_are_files_too(study: Study, tmp_path: Path) -> None:
+def test_figures_are_written_as_files(study: Study, tmp_path: Path) -> None:
     begin(tmp_path / "out", study)
     write_report(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
@@ -157,7 +157,7 @@ def test_figures_are_files_too(study: Study, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("states", ["nothing", "first steps", "one seed", "a failure"])
-def test_half_way(states: str, study: Study, tmp_path: Path, command: Command) -> None:
+def test_a_running_study(states: str, study: Study, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
     begin(out, study)
     first, second = study.runs[:2]
@@ -219,7 +219,7 @@ def test_the_same_files_give_the_same_report(study: Study, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", ["missing", "empty"])
-def test_no_study_to_report(what: str, tmp_path: Path, command: Command) -> None:
+def test_a_report_without_a_study(what: str, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
     if what == "empty":
         out.mkdir()

@@ -1,4 +1,4 @@
-"""How many trials run at once: by cores, by memory, as the file says."""
+"""The number of concurrent trials: by cores, by memory, by the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flagformer.train.loop import token_losses
 
 @pytest.fixture
 def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
-    """The tiny study of two variants on a machine of 8 cores and 64 GiB, with what is asked for."""
+    """The tiny study of two variants on a machine of 8 cores and 64 GiB, with the given requests."""
     monkeypatch.setattr(resources, "count_cores", lambda: 8)
     monkeypatch.setattr(resources, "free_memory", lambda swap: 64 * GIB)
 
@@ -43,24 +43,24 @@ def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
         (["concurrency=5", "threads=3"], 5, 3, "as the file says"),
     ],
 )
-def test_cores_and_memory_are_shared_out(study, overrides, at_once, threads, why):
+def test_cores_and_memory_are_divided(study, overrides, at_once, threads, why):
     found = share_out(study(*overrides))
     assert (found.at_once, found.threads, found.why) == (at_once, threads, why)
 
 
-def test_a_system_that_does_not_tell_its_memory_is_shared_by_cores(study, monkeypatch):
+def test_a_system_without_memory_figures_divides_cores(study, monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda swap: None)
     assert share_out(study("memory=200")).at_once == 8
 
 
-def test_gpus_are_asked_of_ray_only(study):
+def test_gpus_are_requested_from_ray_only(study):
     with pytest.raises(StudyFileError, match="`gpus` must be left out with `executor: local`"):
         study("gpus=1")
     assert study("executor=ray", "gpus=0.5").gpus == 0.5
 
 
-def test_what_is_saved_is_what_autograd_saves():
-    """On a real device the same hooks see the same bytes."""
+def test_estimated_saved_bytes_equal_those_of_autograd():
+    """On a device with memory the same hooks record the same bytes."""
     flags = {"model": "decoder", "num_tokens": 9, "max_seq_len": 16, "dim": 32, "depth": 2, "heads": 2}
     with torch.device("meta"):
         estimated = saved_bytes(flagformer.build(flags), torch.zeros(4, 16, dtype=torch.long))
@@ -76,7 +76,7 @@ def test_what_is_saved_is_what_autograd_saves():
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     saved = sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in weights)
     assert loss.requires_grad
-    # the fused kernel of a CPU saves rows' sums where the eager one, on meta, saves all weights
+    # the fused kernel of a CPU saves one sum a row where the eager one, on meta, saves all weights
     assert saved * 0.9 < estimated < saved * 1.5
 
 
@@ -87,7 +87,7 @@ def test_a_larger_variant_or_batch_needs_more(study):
     assert trial_bytes(study("train.batch_size=4096", "train.accumulate=1024")) == small
 
 
-def test_what_a_variant_trains_with_and_what_is_tuned_counts_too(study):
+def test_overrides_of_a_variant_and_tuning_count_too(study):
     small = trial_bytes(study())
     own = ["match=none", "compare.rotary.train.batch_size=4096"]
     assert trial_bytes(study(*own)) > 2 * small
@@ -96,7 +96,7 @@ def test_what_a_variant_trains_with_and_what_is_tuned_counts_too(study):
 
 
 @pytest.mark.parametrize(("overrides", "at_once"), [([], 8), (["threads=3"], 2), (["executor=ray"], 8)])
-def test_variants_are_examined_by_the_cores_of_this_machine(study, tmp_path, monkeypatch, overrides, at_once):
+def test_audits_use_the_cores_of_this_machine(study, tmp_path, monkeypatch, overrides, at_once):
     asked = []
     monkeypatch.setattr(run, "count_cores", lambda: 8)
     monkeypatch.setattr(run, "examine_variants", lambda *words: asked.append(words[2]))

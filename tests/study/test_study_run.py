@@ -1,4 +1,4 @@
-"""Trials that fail, directories that are taken, studies that grow."""
+"""Trials that fail, directories in use, studies that grow."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Command = Callable[..., Result]
 
 
 def run(file: Path, out: Path, *overrides: str, function: Any = None) -> tuple[Results, str]:
-    """Runs with short trials; returns the results and what was said."""
+    """Run with short trials; return the results and the output."""
     said = io.StringIO()
     prepared = prepare(file, ["train.steps=12", "train.checkpoint_every=5", *overrides])
     return run_study(prepared, out, Console(file=said, width=200), function), said.getvalue()
 
 
-def test_a_crash_and_a_kill_leave_the_others_alone_and_are_tried_again(tiny: Path, tmp_path: Path) -> None:
+def test_a_crash_and_a_kill_do_not_affect_others_and_are_retried(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results, said = run(tiny, out, function=fails)
     assert results.count("finished") == 3
@@ -39,7 +39,7 @@ def test_a_crash_and_a_kill_leave_the_others_alone_and_are_tried_again(tiny: Pat
     assert "the roof is on fire" in (out / "report.html").read_text()
     assert "Traceback" in (out / "trials" / failed.run.trial.id / "output.txt").read_text()
     kept = finished(out)
-    results, said = run(tiny, out, function=dies)  # seed 0 of rotary is finished and not started again
+    results, said = run(tiny, out, function=dies)  # seed 0 of rotary is finished and not restarted
     assert results.count("finished") == 4
     assert "3 finished before, 1 to run" in said
     assert finished(out).items() >= kept.items()
@@ -51,7 +51,7 @@ def test_a_killed_trial_is_named_with_its_signal(tiny: Path, tmp_path: Path) -> 
     assert "rotary, seed 0: failed: the process was killed by SIGKILL" in said
 
 
-def test_every_way_to_end_is_recorded_by_name_and_the_study_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_every_end_is_recorded_by_name_and_the_study_continues(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results, said = run(tiny, out, "concurrency=1", function=ends_in_every_way)
     assert {trial.run.label: trial.state for trial in results.trials} == {
@@ -70,7 +70,7 @@ def test_every_way_to_end_is_recorded_by_name_and_the_study_goes_on(tiny: Path, 
     assert results.row("learned").loss.n == 1
 
 
-def test_lost_processes_are_started_again_as_often_as_asked(tiny: Path, tmp_path: Path) -> None:
+def test_lost_processes_are_restarted_up_to_the_limit(tiny: Path, tmp_path: Path) -> None:
     run(tiny, tmp_path / "undisturbed")
     results, said = run(tiny, tmp_path / "out", "retries=1", function=dies_once)
     assert results.count("finished") == 4
@@ -78,7 +78,7 @@ def test_lost_processes_are_started_again_as_often_as_asked(tiny: Path, tmp_path
     assert table(tmp_path / "out")["rows"] == table(tmp_path / "undisturbed")["rows"]
 
 
-def test_candidates_that_are_lost_are_started_again(tiny: Path, tmp_path: Path) -> None:
+def test_lost_candidates_are_restarted(tiny: Path, tmp_path: Path) -> None:
     design = ("audit=true", "tune.lr=[1e-3, 1e-2]", "seeds=1")
     run(tiny, tmp_path / "undisturbed", *design)
     results, said = run(tiny, tmp_path / "out", *design, "retries=1", function=dies_once)
@@ -93,14 +93,14 @@ def test_a_kill_for_lack_of_memory_is_distinguished_from_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(failures, "COUNTERS", tmp_path / "vmstat")
-    assert failures.count_oom_kills() == 0, "a system that does not count"
+    assert failures.count_oom_kills() == 0, "a system without a counter"
     (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 3\n")
     assert failures.killed(-9, oom_kills=3).kind == "killed"
     assert failures.killed(-9, oom_kills=2).kind == "memory"
     assert failures.killed(-15, oom_kills=2).message == "the process was killed by SIGTERM"
 
 
-def test_a_full_disk_stops_the_study_and_keeps_what_is_finished(tiny: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_study_and_keeps_finished_trials(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OSError, match=r"disk is full.*free some space and run the same command again"):
         run(tiny, out, function=fills_the_disk)
@@ -111,7 +111,9 @@ def test_a_full_disk_stops_the_study_and_keeps_what_is_finished(tiny: Path, tmp_
     assert finished(out).items() >= kept.items()
 
 
-def test_another_study_is_refused_and_nothing_changes(tiny: Path, tmp_path: Path, command: Command) -> None:
+def test_another_study_is_refused_and_files_stay_unchanged(
+    tiny: Path, tmp_path: Path, command: Command
+) -> None:
     out = tmp_path / "out"
     run(tiny, out, "compare={learned: {}}", "seeds=1")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -141,7 +143,7 @@ def test_another_study_is_refused_and_nothing_changes(tiny: Path, tmp_path: Path
     ],
     ids=["not empty", "a file", "damaged study", "binary study"],
 )
-def test_other_peoples_directories_are_refused(
+def test_directories_of_other_programs_are_refused(
     make: Callable[[Path], object], words: str, tiny: Path, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The schema for editors says yes to good files and no to what the command refuses."""
+"""The schema for editors accepts valid files and rejects those that the command refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALIDATOR = Draft202012Validator(study_schema())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_studies_are_good(path: Path) -> None:
+def test_shipped_studies_are_valid(path: Path) -> None:
     assert list(VALIDATOR.iter_errors(parse_source(path.read_text(), path.name).data)) == []
 
 
@@ -39,12 +39,12 @@ def test_shipped_studies_are_good(path: Path) -> None:
         ("name: tiny\n", ""),
     ],
 )
-def test_the_schema_judges_as_the_command_does(old: str, new: str) -> None:
+def test_the_schema_agrees_with_the_command(old: str, new: str) -> None:
     data = parse_source(STUDY.replace(old, new, 1), "x").data
     assert VALIDATOR.is_valid(data) == (not old)
 
 
-def test_images_are_no_mistake() -> None:
+def test_images_are_valid() -> None:
     text = STUDY.replace("source: copy", "source: digits").replace(
         "  dim: 16", "  model: vit\n  patch_size: 2\n  dim: 16"
     )
@@ -55,8 +55,8 @@ def test_images_are_no_mistake() -> None:
     assert not VALIDATOR.is_valid(data)
 
 
-def test_the_committed_file_is_complete() -> None:
-    """An editor takes the file alone: nothing in it refers to another one."""
+def test_the_committed_file_is_self_contained() -> None:
+    """An editor loads a single file: it has no references to others."""
     text = (ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8")
     assert json.loads(text) == json.loads(json.dumps(study_schema()))
     assert ".json#" not in text

@@ -1,4 +1,4 @@
-"""What comes of tuning: the best by validation, its edge, its budget, its figure; and every form of the
+"""Results of tuning: the best by validation, its edge, its budget, its figure; and every form of the
 report."""
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_a_candidate_that_diverged_is_not_chosen(study: Study, tmp_path: Path) -
     assert write_report(out).row("plain").tuned["train.lr"] != 0.02
 
 
-def test_every_form_of_the_report_says_the_same(study: Study, tmp_path: Path) -> None:
+def test_every_form_of_the_report_agrees(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     begin(out, study)
     for run in study.runs:
@@ -111,7 +111,7 @@ def test_every_form_of_the_report_says_the_same(study: Study, tmp_path: Path) ->
     assert " worse |" in table[2]
 
 
-def test_watch_shows_how_far_it_is(study: Study, tmp_path: Path, command: Command) -> None:
+def test_watch_shows_the_progress(study: Study, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
     begin(out, study)
     finish(out, study.runs[0])

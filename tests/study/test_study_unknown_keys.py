@@ -1,4 +1,4 @@
-"""Unknown keys at every level of a file, and seeds that cannot be."""
+"""Unknown keys at every level of a file, and invalid seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flagformer.study.file import StudyFile
 from flagformer.study.words import MEANINGS, SYNONYMS, _keys, suggestion
 
 RUN = TINY.partition("compare:")[0]
-# an override of the tiny study, and what its one message says
+# an override of the tiny study, and its message
 STUDY_KEYS = {
     "train.learning_rate=1": "`train.learning_rate` is not known; say `lr`",
     "train.max_steps=1": "say `steps`",
@@ -58,12 +58,12 @@ RUN_KEYS = {
 
 
 @pytest.mark.parametrize("override", STUDY_KEYS)
-def test_a_study_says_what_was_meant(override: str, tmp_path: Path) -> None:
+def test_a_study_suggests_the_intended_key(override: str, tmp_path: Path) -> None:
     refused("study run", TINY, override, STUDY_KEYS[override], tmp_path)
 
 
 @pytest.mark.parametrize("override", RUN_KEYS)
-def test_a_training_says_what_was_meant(override: str, tmp_path: Path) -> None:
+def test_a_training_suggests_the_intended_key(override: str, tmp_path: Path) -> None:
     text = RUN.partition("seeds:")[0]
     refused("train", text, override, RUN_KEYS[override], tmp_path)
 
@@ -78,7 +78,7 @@ def refused(command: str, text: str, override: str, said: str, folder: Path) -> 
     assert said in result.stderr
 
 
-def test_every_meaning_is_a_key_and_no_key_has_another_meaning() -> None:
+def test_every_suggestion_is_a_key_and_no_key_has_one() -> None:
     known = {"": {*StudyFile.model_fields, *RunFile.model_fields}, **_keys()}
     assert set(MEANINGS) == set(known)
     for block, keys in known.items():
@@ -88,7 +88,7 @@ def test_every_meaning_is_a_key_and_no_key_has_another_meaning() -> None:
             assert suggestion(block, name, keys) == f"; say `{key}`"
 
 
-def test_nothing_far_is_suggested() -> None:
+def test_distant_names_get_no_suggestion() -> None:
     for block, keys in _keys().items():
         for name in ("wibble", "optimizer_state", "zzz"):
             assert "did you mean" not in suggestion(block, name, keys)

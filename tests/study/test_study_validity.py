@@ -1,4 +1,4 @@
-"""Stamps: what an audit finds stands in every table, and a win that is none is never called one."""
+"""Audit summaries: failed audits are shown in every table, and an invalid win is never called better."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Command = Callable[..., Result]
 LEAK = "compare={plain: {}, leaky: {attn_softclamp_logits: true}}"
 
 
-def test_a_planted_leak_is_stamped_and_never_better(tiny: Path, tmp_path: Path, command: Command) -> None:
+def test_a_planted_leak_is_marked_and_never_better(tiny: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
     prepared = prepare(tiny, [LEAK, "audit=true", "seeds=3", "evaluate.seq_lens=[16]", "train.steps=60"])
     run_study(prepared, out, Console(file=io.StringIO()), leaks, examine_leaking)
@@ -29,7 +29,7 @@ def test_a_planted_leak_is_stamped_and_never_better(tiny: Path, tmp_path: Path, 
     assert results.row("plain").stamp.found == dict.fromkeys(STAMPS, "passed")
     assert leaky.difference is not None
     assert leaky.difference.p_holm is not None
-    assert leaky.difference.p_holm < 0.05  # it would have been called better
+    assert leaky.difference.p_holm < 0.05  # otherwise it would be called better
     assert leaky.loss.mean < 0.8 * results.row("plain").loss.mean
     assert leaky.difference.verdict == "invalid"
     assert {difference.verdict for difference in leaky.quality_difference.values()} == {"invalid"}
@@ -43,14 +43,14 @@ def test_a_planted_leak_is_stamped_and_never_better(tiny: Path, tmp_path: Path, 
     assert "INVALID" in (out / "table.tex").read_text()
 
 
-def test_a_leaking_baseline_makes_nothing_worse(tiny: Path, tmp_path: Path) -> None:
+def test_a_leaking_baseline_is_no_reference(tiny: Path, tmp_path: Path) -> None:
     leak = "compare={leaky: {attn_softclamp_logits: true}, plain: {}}"
     prepared = prepare(tiny, [leak, "audit=true", "evaluate.seq_lens=[16]", "train.steps=60"])
     run_study(prepared, tmp_path / "out", Console(file=io.StringIO()), leaks, examine_leaking)
     assert write_report(tmp_path / "out").row("plain").difference.verdict == "invalid"
 
 
-def test_a_variant_is_examined_once(tiny: Path, tmp_path: Path) -> None:
+def test_a_variant_is_audited_once(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     overrides = ["audit=true", "train.steps=5", "seeds=1"]
     run_study(prepare(tiny, overrides), out, Console(file=io.StringIO()))
@@ -71,7 +71,7 @@ def test_a_variant_is_examined_once(tiny: Path, tmp_path: Path) -> None:
         ({"attn_dim_head": 8, "attn_one_kv_head": True}, 2 * 8 * 4),
     ],
 )
-def test_the_decode_state_is_what_keys_and_values_take(tiny: Path, flags: dict, size: int) -> None:
+def test_the_decode_state_has_the_size_of_its_keys_and_values(tiny: Path, flags: dict, size: int) -> None:
     import flagformer
 
     trial = prepare(tiny, ["compare={plain: {}}"]).study.runs[0].trial

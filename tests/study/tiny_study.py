@@ -1,4 +1,4 @@
-"""The tiny study, trial functions that go wrong, and the study as a process of its own."""
+"""The tiny study, trial functions that fail, and the study as its own process."""
 
 from __future__ import annotations
 
@@ -40,27 +40,25 @@ threads: 1
 audit: false
 """
 START = "from flagformer.cli.study import study; study()"
-PATIENCE = (
-    200.0  # seconds until a process that should have moved counts as stuck; only a broken run waits so long
-)
+PATIENCE = 200.0  # seconds until a process counts as stuck; only a broken run waits that long
 
 
 def fails(trial: Any, directory: Path) -> object:
-    """Runs the trial, except that seed 1 of the rotary variant crashes, its log begun."""
+    """Run the trial; seed 1 of the rotary variant crashes after its log has begun."""
     if trial.seed == 1 and "rotary_pos_emb" in trial.flags:
         raise RuntimeError("the roof is on fire")
     return run_trial(trial, directory)
 
 
 def dies(trial: Any, directory: Path) -> object:
-    """Runs the trial, except that seed 0 of the rotary variant is killed by the system."""
+    """Run the trial; seed 0 of the rotary variant is killed by the system."""
     if trial.seed == 0 and "rotary_pos_emb" in trial.flags:
         os.kill(os.getpid(), signal.SIGKILL)
     return run_trial(trial, directory)
 
 
 def ends_in_every_way(trial: Any, directory: Path) -> object:
-    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 wants too much memory, seed 1 crashes."""
+    """Learned: seed 0 runs, seed 1 diverges. Rotary: seed 0 exceeds its memory, seed 1 crashes."""
     if "rotary_pos_emb" in trial.flags:
         if trial.seed == 0:
             torch.empty(1 << 55)
@@ -71,7 +69,7 @@ def ends_in_every_way(trial: Any, directory: Path) -> object:
 
 
 def dies_once(trial: Any, directory: Path) -> object:
-    """Is killed by the system at its first attempt."""
+    """Killed by the system at the first attempt."""
     mark = directory / "died"
     if not mark.exists():
         mark.touch()
@@ -80,26 +78,26 @@ def dies_once(trial: Any, directory: Path) -> object:
 
 
 def _poisoned(model: Any, config: Any) -> Any:
-    """An optimizer for a model that has just lost a weight."""
+    """An optimizer for a model without one of its weights."""
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
     return make_optimizer(model, config)
 
 
 def fills_the_disk(trial: Any, directory: Path) -> object:
-    """Runs seed 0; after it there is no space left."""
+    """Run seed 0; afterwards the disk is full."""
     if trial.seed == 1:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "checkpoint.pt"))
     return run_trial(trial, directory)
 
 
 def _listening() -> None:
-    """Ctrl-C is heard, also where the tests run in the background of a shell, which turns it off."""
+    """Enable Ctrl-C, also if the tests run in the background of a shell, which disables it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class StudyProcess:
-    """`flagformer study run` as a user starts it; its whole family of processes can be found by a mark."""
+    """`flagformer study run` as a user starts it; its process tree is found by a mark."""
 
     def __init__(self, file: Path, out: Path, *overrides: str, **env: str) -> None:
         self.mark = uuid.uuid4().hex
@@ -119,7 +117,7 @@ class StudyProcess:
         return self.process.returncode, errors
 
     def family(self) -> list[int]:
-        """Every living process that descends from this study, itself included."""
+        """Every living process of this study, itself included."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and self.mark in _read(entry / "environ") and _state(entry) != "Z":
@@ -132,7 +130,7 @@ class StudyProcess:
 
 
 def trainer(trial: Path, among: list[int]) -> int | None:
-    """The process of these that trains in the directory of a trial."""
+    """The one of these processes that trains in the directory of a trial."""
     for pid in among:
         try:
             links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
@@ -144,7 +142,7 @@ def trainer(trial: Path, among: list[int]) -> int | None:
 
 
 def descendants(parent: int) -> list[int]:
-    """A process and all that descend from it, mothers first."""
+    """A process and all its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (words := _read(entry / "stat").rpartition(")")[2].split()):
@@ -156,7 +154,7 @@ def descendants(parent: int) -> list[int]:
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """Waits for a condition and returns what made it true."""
+    """Wait for a condition and return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition never came true"
@@ -176,7 +174,7 @@ def finished(out: Path) -> dict[str, bytes]:
 
 
 def table(out: Path) -> dict[str, Any]:
-    """results.json without what is measured."""
+    """results.json without measured values."""
     results = json.loads((out / "results.json").read_text())
     del results["measured"]
     return results
@@ -194,14 +192,14 @@ def _state(entry: Path) -> str:
 
 
 def leaks(trial: Any, directory: Path) -> object:
-    """Runs the trial; the clamped variant has a mask that is off by one, and sees the token it is to
+    """Run the trial; the clamped variant has a mask that is off by one, and attends to the token to
     predict."""
     _plant_the_leak(trial)
     return run_trial(trial, directory)
 
 
 def examine_leaking(trial: Any, directory: Path) -> object:
-    """Examines the variant with the same mask."""
+    """Audit the variant with the same mask."""
     _plant_the_leak(trial)
     return examine(trial, directory)
 

@@ -1,4 +1,4 @@
-"""`flagformer train` and `flagformer generate` as a user meets them."""
+"""`flagformer train` and `flagformer generate` on the command line."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_train_writes_a_run_and_prints_its_figures(trained, file):
     assert "runs/small" in output
 
 
-def test_overrides_and_out_are_obeyed(file, tmp_path):
+def test_overrides_and_out_are_applied(file, tmp_path):
     out = tmp_path / "elsewhere"
     result = call("train", file, "train.steps=3", "base.depth=2", "seed=7", "--out", out)
     assert result.exit_code == 0, result.output
@@ -77,7 +77,7 @@ def test_the_run_of_another_trial_is_refused_by_name(trained, file):
     refused(call("train", file, "train.lr=1e-4"), "runs/small holds another trial (it differs in train)")
 
 
-def test_a_directory_with_other_things_in_it_is_refused(file, tmp_path):
+def test_a_directory_with_other_files_is_refused(file, tmp_path):
     (tmp_path / "things").mkdir()
     (tmp_path / "things" / "letter.txt").touch()
     refused(call("train", file, "--out", "things"), "things", "letter.txt")
@@ -111,14 +111,14 @@ def test_a_directory_with_other_things_in_it_is_refused(file, tmp_path):
 def test_mistakes_in_the_file_are_named(file, text, parts):
     file.write_text(text.replace("TEXT", "text"))
     refused(call("train", file), *parts)
-    assert not Path("runs").exists(), "nothing is made before everything is checked"
+    assert not Path("runs").exists(), "no file is written before all checks"
 
 
 def test_a_missing_file_is_named(file):
     refused(call("train", "nothing.yaml"), "nothing.yaml")
 
 
-def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
+def test_ctrl_c_explains_how_to_resume(file, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
@@ -150,7 +150,7 @@ def test_generate_continues_the_prompt_repeatably(trained):
     )
 
 
-def test_generate_takes_the_likeliest_bytes_at_temperature_0(trained):
+def test_generate_takes_the_most_likely_bytes_at_temperature_0(trained):
     import flagformer
 
     written = call("generate", trained, "--prompt", "again, ", "--length", 4, "--temperature", 0).stdout
@@ -160,14 +160,14 @@ def test_generate_takes_the_likeliest_bytes_at_temperature_0(trained):
     assert written.rstrip("\n") == bytes(ids).decode(errors="replace").rstrip("\n")
 
 
-def test_generated_control_characters_do_not_reach_a_terminal(trained):
+def test_generated_control_characters_are_escaped(trained):
     output = call("generate", trained, "--length", 200, "--temperature", 5, "--seed", 0).stdout
     assert len(output) > 100
     assert not {character for character in output if ord(character) < 32} - {"\n", "\t"}
     assert "\x1b" not in output
 
 
-def test_absolute_positions_shorten_what_is_not_asked_for(file):
+def test_absolute_positions_limit_the_default_length(file):
     assert call("train", file, "base.rotary_pos_emb=false").exit_code == 0
     assert call("generate", "runs/small", "--prompt", "abc").exit_code == 0
     refused(call("generate", "runs/small", "--length", 99), "absolute positions", "99")
@@ -183,11 +183,11 @@ def test_absolute_positions_shorten_what_is_not_asked_for(file):
         (["--top-p", 2], ["but is 2.0"]),
     ],
 )
-def test_impossible_settings_are_refused(trained, words, parts):
+def test_invalid_settings_are_refused(trained, words, parts):
     refused(call("generate", trained, *words), *parts)
 
 
-def test_generate_says_what_is_wrong_with_the_directory(tmp_path):
+def test_generate_names_the_fault_of_the_directory(tmp_path):
     refused(call("generate", tmp_path / "nowhere"), "nowhere is not one")
     refused(call("generate", tmp_path), "nothing was trained there")
     (tmp_path / "study" / "trials" / "abc").mkdir(parents=True)

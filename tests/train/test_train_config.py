@@ -1,4 +1,4 @@
-"""Blocks of a file: closed, checked, and identified by their content."""
+"""Blocks of a file: closed schemas, checked, and identified by their content."""
 
 import math
 from itertools import pairwise
@@ -37,7 +37,7 @@ def test_mistakes_are_refused(kind, block, message):
         kind.model_validate(block)
 
 
-def test_an_id_is_its_content():
+def test_an_id_is_a_hash_of_the_content():
     assert tiny().id == tiny().id
     assert Trial.model_validate_json(tiny().model_dump_json()).id == tiny().id
     others = [
@@ -50,13 +50,13 @@ def test_an_id_is_its_content():
     assert len({trial.id for trial in [tiny(), *others]}) == 6
 
 
-def test_the_order_of_flags_does_not_matter():
+def test_the_order_of_flags_has_no_effect():
     flags = {"dim": 16, "heads": 2, "depth": 1}
     one, two = (Trial(flags=dict(sorted(flags.items(), reverse=order))) for order in (False, True))
     assert one.id == two.id
 
 
-def test_data_decides_vocabulary_and_positions():
+def test_data_sets_vocabulary_and_positions():
     flags = tiny().model_flags
     assert flags["model"] == "decoder"
     assert flags["num_tokens"] == 9
@@ -84,7 +84,7 @@ def test_data_decides_vocabulary_and_positions():
         ),
     ],
 )
-def test_check_finds_what_could_not_run(changes, message):
+def test_check_finds_configurations_that_cannot_run(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny(**changes).check()
 
@@ -95,7 +95,7 @@ def test_check_finds_what_could_not_run(changes, message):
     decay=st.sampled_from(["cosine", "linear", "constant"]),
     lr_end=st.floats(0, 1),
 )
-def test_learning_rate_rises_then_falls_to_its_end(steps, share, decay, lr_end):
+def test_learning_rate_warms_up_then_decays_to_its_end(steps, share, decay, lr_end):
     warmup = int(share * steps)
     config = TrainConfig(steps=steps, warmup=warmup, decay=decay, lr=0.5, lr_end=lr_end)
     rates = [learning_rate(step, config) for step in range(1, steps + 1)]

@@ -1,4 +1,4 @@
-"""Damaged files and full disks: named, never half believed, nothing finished lost."""
+"""Damaged files and full disks: named, never partly used, and no finished work is lost."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def stopped(directory: Path, step: int = 8) -> Path:
 
 @pytest.mark.parametrize("damage", [flip, cut])
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, place):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, damage, place):
     whole = run_trial(tiny(), tmp_path / "whole")
     directory = stopped(tmp_path / "run")
     damage(directory / CURRENT, place)
@@ -55,7 +55,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_no_changed_bit_of_a_checkpoint_is_believed(tmp_path, data):
+def test_a_checkpoint_with_a_changed_bit_is_never_loaded(tmp_path, data):
     save_checkpoint(tmp_path, checkpoint(1))
     save_checkpoint(tmp_path, checkpoint(2))
     whole, notes = load_checkpoint(tmp_path)
@@ -136,12 +136,12 @@ def test_damaged_json_is_named(tmp_path, name):
     ],
 )
 def test_a_full_disk_names_the_file_and_loses_nothing(tmp_path, full, named):
-    """/dev/full answers every write with "no space left", as a full disk does."""
+    """/dev/full fails every write with "no space left", like a full disk."""
     whole = run_trial(tiny(), tmp_path / "whole")
     directory = tmp_path / "run"
     directory.mkdir()
     if full == "checkpoint.new.pt.tmp":
-        stopped(directory, step=5)  # one good checkpoint, of step 3, before the disk fills
+        stopped(directory, step=5)  # one valid checkpoint, of step 3, before the disk is full
     (directory / full).unlink(missing_ok=True)
     (directory / full).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
@@ -156,7 +156,7 @@ def test_a_full_disk_names_the_file_and_loses_nothing(tmp_path, full, named):
     assert outcome(result) == outcome(whole)
 
 
-def test_a_disk_that_fills_while_the_model_is_saved(tmp_path, monkeypatch):
+def test_a_disk_full_while_the_model_is_saved(tmp_path, monkeypatch):
     whole = run_trial(tiny(), tmp_path / "whole")
     directory = tmp_path / "run"
 
@@ -172,8 +172,8 @@ def test_a_disk_that_fills_while_the_model_is_saved(tmp_path, monkeypatch):
     assert losses(directory) == losses(tmp_path / "whole")
 
 
-def test_a_line_cut_by_a_full_disk_is_an_error_and_is_dropped(tmp_path):
-    """The system writes what fits of a line and reports nothing; a limit on the size does so as well."""
+def test_a_line_truncated_by_a_full_disk_is_an_error_and_is_dropped(tmp_path):
+    """The system writes a part of a line without an error; so does a limit on the file size."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "log.jsonl"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -194,7 +194,7 @@ def test_a_line_cut_by_a_full_disk_is_an_error_and_is_dropped(tmp_path):
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(old=st.binary(max_size=50), new=st.binary(max_size=50))
-def test_an_atomic_write_is_whole(tmp_path, old, new):
+def test_an_atomic_write_is_complete(tmp_path, old, new):
     path = tmp_path / "file"
     write_atomic(path, old)
     assert path.read_bytes() == old
@@ -211,7 +211,7 @@ def test_json_files_are_json(tmp_path):
     assert read_json(tmp_path / "a") == {"x": 1}, "the refused write must leave the old file"
 
 
-def test_a_log_being_written_reads_up_to_its_last_whole_line(tmp_path):
+def test_a_log_being_written_reads_up_to_its_last_complete_line(tmp_path):
     path = tmp_path / "log.jsonl"
     with Log(path) as log:
         log.write({"step": 1, "loss": 0.5})

@@ -1,4 +1,4 @@
-"""Two processes that train one model: one process's losses, checkpoints that any number of them can read."""
+"""Two processes train one model: losses of one process, checkpoints for any number of processes."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def torchrun(*words: object, **popen: Any) -> subprocess.Popen:
 
 
 def two_ranks(folder: Path, *jobs: tuple[dict[str, Any], Path, str, int | None]) -> None:
-    """Runs trials with two ranks, one after another in the same processes."""
+    """Run trials with two ranks, one after another in the same processes."""
     path = folder / "jobs.json"
     path.write_text(json.dumps([(changes, str(place), how, die) for changes, place, how, die in jobs]))
     process = torchrun(HERE / "two_ranks.py", path)
@@ -57,7 +57,7 @@ def two_ranks(folder: Path, *jobs: tuple[dict[str, Any], Path, str, int | None])
 
 
 def still(segment: int | None = None, **flags: Any) -> dict[str, Any]:
-    """A trial of twelve steps without dropout, in which ranks see different numbers of scored tokens."""
+    """A trial of twelve steps without dropout, in which ranks have different numbers of scored tokens."""
     data = {"source": "associative_recall", "pairs": 1, "asks": 2, "keys": 4, "values": 4, "seq_len": 12}
     measured = {"seq_lens": [12, 24], "batches": 3}
     train = {**LONG, "segment": segment}
@@ -65,7 +65,7 @@ def still(segment: int | None = None, **flags: Any) -> dict[str, Any]:
 
 
 def placed(batches: int) -> dict[str, Any]:
-    """A copy of a trial, without dropout, every position of which is scored."""
+    """A copy of a trial, without dropout, with every position scored."""
     data = {"source": "file", "path": __file__, "seq_len": 12}
     measured = {"seq_lens": [12, 24], "batches": batches}
     return {"flags": STILL, "train": LONG, "data": data, "evaluate": measured, "copy_number": 1}
@@ -87,7 +87,7 @@ def assert_close(directory: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks did, in one start of them: whole runs, and runs that they left at step 5."""
+    """Runs of two ranks in one start: complete runs, and runs stopped at step 5."""
     folder = tmp_path_factory.mktemp("first")
     jobs: list[Any] = [
         (still(**flags), folder / name, parallel, None) for name, (parallel, flags) in FORMS.items()
@@ -101,7 +101,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process's run of the trial that is handed about."""
+    """One process's run of the trial that changes between processes."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("whole")
     run_trial(tiny(**still()), directory)
@@ -110,7 +110,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_two_ranks_are_one_process(first, tmp_path, name):
+def test_two_ranks_equal_one_process(first, tmp_path, name):
     result = run_trial(tiny(**still(**FORMS[name][1])), tmp_path)
     assert_close(first / name, tmp_path)
     with_ranks = json.loads((first / name / "result.json").read_text())
@@ -123,7 +123,7 @@ def test_two_ranks_are_one_process(first, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 3])  # of which the second rank has none, or fewer
-def test_losses_by_position_are_those_of_one_process(first, tmp_path, batches):
+def test_losses_by_position_equal_those_of_one_process(first, tmp_path, batches):
     result = run_trial(tiny(**placed(batches)), tmp_path)
     assert all(len(entry["by_position"]) >= 12 for entry in result["evaluation"])
     assert_close(first / f"placed {batches}", tmp_path)
@@ -131,7 +131,7 @@ def test_losses_by_position_are_those_of_one_process(first, tmp_path, batches):
 
 @pytest.mark.slow
 def test_two_by_one_and_back(first, whole, tmp_path):
-    """DDP's checkpoint is read by one process, that one's by FSDP; and the other way round."""
+    """One process loads DDP's checkpoint, FSDP loads that of the process; and in reverse."""
     handed = []
     for here, there in (("ddp", "fsdp"), ("fsdp", "ddp")):
         directory = first / f"left by {here}"
@@ -149,14 +149,14 @@ def test_two_by_one_and_back(first, whole, tmp_path):
             "resumed at step 3 by 1 of what 2",
             "resumed at step 6 by 2 of what 1",
         ]
-    # the same two ranks go on to the bit, with dropout
+    # the same two ranks resume bit by bit, with dropout
     assert losses(first / "left") == losses(first / "dropout")
     ends = [json.loads((first / name / "result.json").read_text()) for name in ("left", "dropout")]
     assert outcome(ends[0]) == outcome(ends[1])
 
 
 @pytest.mark.slow
-def test_the_command_survives_the_loss_of_a_rank_and_reads_damage(tmp_path):
+def test_the_command_survives_the_loss_of_a_rank_and_reports_damage(tmp_path):
     file, out = tmp_path / "run.yaml", tmp_path / "out"
     write_file(file, still(), parallel="fsdp")
     process = torchrun("-m", "flagformer", "train", file, "train.steps=60", "--out", out)
@@ -175,7 +175,7 @@ def test_the_command_survives_the_loss_of_a_rank_and_reads_damage(tmp_path):
     process = torchrun("-m", "flagformer", "train", file, "train.steps=60", "--out", out)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert said.count("finished after 60 steps") == 1, "one rank talks"
+    assert said.count("finished after 60 steps") == 1, "only one rank prints"
     assert "shards is damaged: the checksum of __1_0.distcp is wrong" in " ".join(said.split())
     assert [line[0] for line in losses(out)] == list(range(1, 61))
 
@@ -198,7 +198,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_says_once_what_is_wrong(tmp_path):
+def test_the_command_reports_an_error_once(tmp_path):
     file = tmp_path / "run.yaml"
     write_file(file, {"train": {"batch_size": 9, "accumulate": 3}})
     process = torchrun("-m", "flagformer", "train", file, "--out", tmp_path / "out")
@@ -211,12 +211,12 @@ def write_file(file: Path, changes: dict[str, Any], **more: Any) -> None:
     """A tiny trial as the file of `flagformer train`."""
     content = tiny(**changes).model_dump(mode="json")
     base = content.pop("flags")
-    del content["copy_number"]  # a study's
+    del content["copy_number"]  # the keys of a study
     file.write_text(json.dumps({**content, "base": base, **more}))
 
 
 def rank_of(parent: int, rank: int) -> int:
-    """The process of a rank that torchrun has started."""
+    """The process of a rank started by torchrun."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -229,7 +229,7 @@ def rank_of(parent: int, rank: int) -> int:
     raise AssertionError(f"torchrun {parent} has no rank {rank}")
 
 
-def test_one_process_has_every_row():
+def test_one_process_gets_every_row():
     rows = torch.arange(12).view(6, 2)
     assert torch.equal(ALONE.share(rows), rows)
     one = SingleProcess()

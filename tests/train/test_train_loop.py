@@ -1,4 +1,4 @@
-"""One update: what is weighed, clipped, decayed, and refused."""
+"""One update: loss weights, clipping, decay, and refusals."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Bigram(nn.Module):
 
 
 def uneven_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight rows in which the number of scored targets runs from 1 to 8: a mean of means would differ."""
+    """Eight rows with 1 to 8 scored targets: a mean of means would differ."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(VOCABULARY, (8, 8), generator=generator)
     targets = torch.randint(VOCABULARY, (8, 8), generator=generator)
@@ -42,10 +42,10 @@ def test_an_update_does_not_depend_on_the_micro_batches(accumulate):
         optimizer = make_optimizer(model, config)
         steps += [train_step(model, optimizer, uneven_batch(), 0.01, config) for _ in range(3)]
     for one, two in zip(steps[:3], steps[3:]):
-        # fp32 sums in another order: a few units in the last place
+        # fp32 sums in another order: a few units in the last digit
         assert one.loss == pytest.approx(two.loss, rel=1e-6)
         assert one.gradient_norm == pytest.approx(two.gradient_norm, rel=1e-5)
-    # AdamW divides by the gradient's size: where that is tiny, rounding is enlarged, up to a share of lr
+    # AdamW divides by the gradient's size: for tiny gradients, rounding grows to a fraction of lr
     torch.testing.assert_close(whole.state_dict(), divided.state_dict(), rtol=1e-5, atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_the_loss_is_the_mean_over_scored_tokens():
     assert step.gradient_norm is None
 
 
-def test_token_losses_are_zero_where_nothing_is_scored():
+def test_token_losses_are_zero_at_ignored_targets():
     inputs, targets = uneven_batch()
     found = token_losses(Bigram()(inputs).bfloat16(), targets)
     assert found.dtype == torch.float32
@@ -71,7 +71,7 @@ def test_token_losses_are_zero_where_nothing_is_scored():
     assert torch.equal(found == 0, targets == IGNORE)
 
 
-def test_clipping_bounds_the_gradient_that_is_applied(monkeypatch):
+def test_clipping_bounds_the_applied_gradient(monkeypatch):
     model = Bigram()
     config = TrainConfig(batch_size=8, clip=0.01)
     optimizer = make_optimizer(model, config)
@@ -89,7 +89,7 @@ def test_matrices_decay_and_vectors_do_not():
     assert decays == {id(model.table.weight): 0.3, id(model.bias): 0.0}
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_skipped():
     model = Bigram()
     model.bias.requires_grad_(False)
     groups = make_optimizer(model, TrainConfig()).param_groups
@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(clip):
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_centroids_move_once_and_extra_losses_are_trained_on(accumulate):
+def test_centroids_update_once_and_extra_losses_are_trained(accumulate):
     """The same update for any number of micro-batches; the reported loss is the cross entropy only."""
     flags = {
         "num_tokens": VOCABULARY, "max_seq_len": 8, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8,
@@ -126,7 +126,7 @@ def test_centroids_move_once_and_extra_losses_are_trained_on(accumulate):
         assert step.loss == pytest.approx(expected.item(), rel=1e-5)
         found[factor] = model.state_dict()
     centroids = [name for name in found[0.0] if "kmeans" in name]
-    for name in centroids:  # they are what the same first forward saw
+    for name in centroids:  # the tokens of the same first forward
         torch.testing.assert_close(found[0.0][name], found[5.0][name], rtol=0, atol=1e-6)
         assert found[0.0][name].abs().sum() > 0
     weight = "attn_layers.sublayers.0.fn.source.projection.to_qkv.weight"

@@ -1,4 +1,4 @@
-"""The memory that a trial reports: its own, without Python's and torch's."""
+"""The reported memory of a trial: its own, without that of Python and torch."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_a_rise_counts_from_its_start() -> None:
 
 
 @on_linux
-def test_a_small_trial_does_not_report_the_process(tmp_path: Path) -> None:
-    """torch alone holds 200 MiB and more."""
+def test_a_small_trial_does_not_report_the_whole_process(tmp_path: Path) -> None:
+    """torch uses 200 MiB and more by itself."""
     trial = tiny()
-    run_trial(trial, tmp_path / "first")  # loads what training needs
+    run_trial(trial, tmp_path / "first")  # imports for training
     assert run_trial(trial, tmp_path / "second")["cost"]["peak_memory_bytes"] < 64 * MIB
 
 

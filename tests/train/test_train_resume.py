@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and run again equals the run that was never stopped, to the last bit."""
+"""A run stopped at any moment and resumed equals the uninterrupted run bit by bit."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from flagformer.train.trial import run_trial
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """The run that was never stopped."""
+    """The uninterrupted run."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, run_trial(tiny(), directory)
 
@@ -33,7 +33,7 @@ def assert_same_run(directory: Path, result: dict, whole: tuple[Path, dict]) -> 
 
 
 def test_the_same_trial_gives_the_same_bits(whole, tmp_path):
-    torch.manual_seed(999)  # what came before in the process must not matter
+    torch.manual_seed(999)  # earlier work in the process must have no effect
     assert_same_run(tmp_path, run_trial(tiny(), tmp_path), whole)
 
 
@@ -42,7 +42,7 @@ def test_another_seed_gives_other_losses(whole, tmp_path):
     assert not {loss for _, loss, _ in losses(tmp_path)} & {loss for _, loss, _ in losses(whole[0])}
 
 
-def test_validation_does_not_disturb_training(whole, tmp_path):
+def test_validation_does_not_affect_training(whole, tmp_path):
     run_trial(tiny(train={"eval_every": 0}), tmp_path)
     assert [line[:2] for line in losses(tmp_path)] == [line[:2] for line in losses(whole[0])]
 
@@ -62,7 +62,7 @@ def test_stopped_many_times(whole, tmp_path):
 
 
 def calls_of_the_system(monkeypatch: pytest.MonkeyPatch, die_at: int) -> list[str]:
-    """Count renames and syncs; die instead of the one numbered `die_at`."""
+    """Count renames and syncs; die at number `die_at`."""
     made: list[str] = []
 
     def counted(name, real):
@@ -80,7 +80,7 @@ def calls_of_the_system(monkeypatch: pytest.MonkeyPatch, die_at: int) -> list[st
 
 
 def test_stopped_at_every_rename_and_sync(whole, tmp_path):
-    """Every moment at which the files on the disk change their meaning, checkpoints half written included."""
+    """Every moment at which the files on disk change their meaning, partly written checkpoints included."""
     with pytest.MonkeyPatch.context() as patch:
         made = calls_of_the_system(patch, die_at=0)
         run_trial(tiny(), tmp_path / "counting")
@@ -107,7 +107,7 @@ run_trial(tiny_trial.tiny(train={"steps": 3000, "checkpoint_every": 40, "eval_ev
 
 
 def test_kill_9(tmp_path):
-    """A real process, killed twice while it runs; its log is then the uninterrupted one."""
+    """A process killed twice while it runs; its log then equals the uninterrupted one."""
     directory = tmp_path / "run"
     here = str(Path(__file__).parent)
     reached = 0
@@ -139,7 +139,7 @@ def test_a_finished_trial_is_not_trained_again(whole):
     assert (directory / "log.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_finished_directory_holds_no_leftovers(whole):
+def test_a_finished_directory_has_no_temporary_files(whole):
     names = {path.name for path in whole[0].iterdir()}
     assert names == {"trial.json", "log.jsonl", "model", "result.json", "training.lock"}
 
@@ -177,8 +177,8 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
         run_trial(trial, tmp_path / "run")
 
 
-def test_micro_batches_change_memory_not_the_run(tmp_path):
-    """8 sequences at once, or 4 x 2, or 8 x 1: the same losses at every step, without dropout."""
+def test_micro_batches_change_memory_only(tmp_path):
+    """8 sequences in one batch, or 4 x 2, or 8 x 1: the same losses at every step, without dropout."""
     plain = {"attn_dropout": 0.0, "ff_dropout": 0.0}
     curves = []
     for accumulate in (1, 4, 8):

@@ -1,4 +1,4 @@
-"""Rows read in segments: what the next segment hears, what is learned through it, what is refused."""
+"""Rows read in segments: memories for the next segment, gradients through them, refusals."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ def model_of(**flags):
     return flagformer.build({**SIZES, **flags}).double()
 
 
-def test_without_memory_every_segment_stands_alone():
+def test_without_memory_segments_are_independent():
     model = model_of()
     alone = torch.cat([model(part) for part in ROWS.split(4, dim=1)], dim=1)
     torch.testing.assert_close(read_rows(model, ROWS, 4).logits, alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("flags", [SLOTS, TOKENS, {**SLOTS, **TOKENS}], ids=["slots", "tokens", "both"])
-def test_a_segment_reads_what_the_ones_before_left(flags):
+def test_a_segment_uses_the_memories_of_earlier_ones(flags):
     model = model_of(**flags).eval()
     changed = ROWS.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 11
@@ -37,7 +37,7 @@ def test_a_segment_reads_what_the_ones_before_left(flags):
     assert torch.equal(read_rows(model, ROWS[:, :4], 4).logits, model(ROWS[:, :4]))
 
 
-def test_learning_through_slots_is_that_of_replay():
+def test_learning_through_slots_equals_replay():
     """`train_segments` gives the exact gradients of the mean over a text; its targets are the next tokens."""
     first, second = model_of(**SLOTS), model_of(**SLOTS)
     losses = token_losses(read_rows(first, ROWS[:, :-1], 4).logits, ROWS[:, 1:])
@@ -45,7 +45,7 @@ def test_learning_through_slots_is_that_of_replay():
     flagformer.train_segments(second, ROWS)
     for one, two in zip(first.parameters(), second.parameters()):
         assert one.grad is not None
-        # losses are taken in fp32, the rest in fp64
+        # losses are fp32, the rest is fp64
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_the_auxiliary_loss_is_the_mean_of_the_segments():
     assert read_rows(model.eval(), ROWS, 4).extra is None
 
 
-def test_a_trial_reads_as_it_says(tmp_path):
+def test_a_trial_uses_the_configured_segments(tmp_path):
     trial = tiny(flags=SLOTS, data=TASK, train={"segment": 4}, evaluate={"seq_lens": [12, 24], "batches": 2})
     assert trial.model_flags["max_seq_len"] == 4
     result = run_trial(trial, tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints and results of other shapes: named by file and by what differs, and real ones accepted."""
+"""Checkpoints and results of another form: named by file and difference; those of trials are accepted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stopped(directory: Path, **changes: Any) -> Path:
     return directory / CURRENT
 
 
-def test_what_a_real_trial_writes_is_read(finished: Path, tmp_path: Path) -> None:
+def test_files_of_a_trial_are_read(finished: Path, tmp_path: Path) -> None:
     result = read_result(finished / "result.json", whole=True)
     assert result == json.loads((finished / "result.json").read_text())
     assert read_settings(finished / "trial.json")["train"]["precision"] == "fp32"
@@ -44,7 +44,7 @@ def test_what_a_real_trial_writes_is_read(finished: Path, tmp_path: Path) -> Non
 
 
 def refusal(path: Path) -> str:
-    """What `read_result` says of a file it refuses; empty for one it reads."""
+    """The error of `read_result` for a file; empty if it is valid."""
     try:
         read_result(path, whole=True)
     except ValueError as error:
@@ -53,7 +53,7 @@ def refusal(path: Path) -> str:
 
 
 def every_entry(value: Any, route: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The routes of all entries of a result."""
+    """The paths of all entries of a result."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [
         *([route] if route else []),
@@ -61,7 +61,7 @@ def every_entry(value: Any, route: tuple[Any, ...] = ()) -> list[tuple[Any, ...]
     ]
 
 
-def test_every_entry_of_another_type_is_named_or_not_used(finished: Path, tmp_path: Path) -> None:
+def test_every_entry_of_another_type_is_named_or_unused(finished: Path, tmp_path: Path) -> None:
     good = json.loads((finished / "result.json").read_text())
     refused = set()
     for route in every_entry(good):
@@ -105,7 +105,7 @@ def test_a_damaged_result_is_named_by_every_reader(text: str, said: str, tmp_pat
         assert said in str(caught.value)
 
 
-def test_the_last_line_of_a_log_of_another_shape_is_no_line(tmp_path: Path) -> None:
+def test_a_malformed_last_line_of_a_log_is_ignored(tmp_path: Path) -> None:
     for line in ("[1]", '{"step": "x"}', '{"step": null}', "{", '{"loss": 1}'):
         (tmp_path / "log.jsonl").write_text(line + "\n")
         assert last_line(tmp_path) == {}
@@ -142,7 +142,7 @@ def other_groups(held: checkpoint.Checkpoint) -> checkpoint.Checkpoint:
         (lambda held: replace(held, data="0" * 16), "was trained on another data (0000000000000000 in"),
     ],
 )
-def test_a_checkpoint_of_something_else_is_named(
+def test_a_checkpoint_of_another_program_is_named(
     change: Callable[[Any], Any], said: str, tmp_path: Path
 ) -> None:
     path = stopped(tmp_path)
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_something_else_is_named(
     [[1], {}, {"model": {}}, torch.ones(2)],
     ids=["a list", "empty", "weights", "a tensor"],
 )
-def test_a_checkpoint_of_another_shape_is_damaged(content: Any, tmp_path: Path, monkeypatch) -> None:
+def test_a_malformed_checkpoint_is_damaged(content: Any, tmp_path: Path, monkeypatch) -> None:
     path = stopped(tmp_path)
     monkeypatch.setattr(checkpoint, "asdict", lambda held: content)
     write_checkpoint(path, None)  # type: ignore[arg-type]

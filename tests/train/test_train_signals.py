@@ -1,4 +1,4 @@
-"""`flagformer train` under the signals of a terminal and of a batch system, as a process of its own."""
+"""`flagformer train` under the signals of a terminal and of a batch system, in its own process."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ PATIENCE = 120  # seconds; a loaded machine imports torch in ten
 
 
 def stopped_by(number: signal.Signals, file: Path, out: Path, after: int) -> str:
-    """What `flagformer train` says on standard error when a signal comes after so many steps."""
+    """Standard error of `flagformer train` when a signal arrives after a number of steps."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flagformer", "train", str(file), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # heard also where the tests run in the background of a shell, which turns SIGINT off
+        # received also if the tests run in the background of a shell, which disables SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + PATIENCE
     log = out / "log.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < after:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the steps never came"
+        assert time.monotonic() < deadline, "training did not reach the step"
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
@@ -66,7 +66,7 @@ def test_a_signal_ends_training_with_a_checkpoint_of_its_step(tmp_path: Path) ->
     assert losses(out) == losses(tmp_path / "undisturbed")
 
 
-def test_signals_wait_for_a_step_and_a_second_one_does_not() -> None:
+def test_signals_wait_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
     stopping = Stopping()
     before = signal.getsignal(signal.SIGTERM)
     with stopping.heard():
@@ -80,7 +80,7 @@ def test_signals_wait_for_a_step_and_a_second_one_does_not() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_torchrun_sends_twice_is_one_request() -> None:
+def test_two_signals_of_torchrun_are_one_request() -> None:
     stopping = Stopping(patient=True)
     with stopping.heard(), stopping.after_steps():
         for _ in range(2):

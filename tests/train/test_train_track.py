@@ -59,7 +59,7 @@ def test_an_absent_package_is_named(
         track(run, to)
 
 
-def test_what_cannot_be_tracked(run: Path, tmp_path: Path) -> None:
+def test_untracked_directories_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensorboard, wandb, mlflow"):
         track(run, "paper")
     with pytest.raises(ValueError, match="holds no run"):
@@ -86,7 +86,7 @@ def test_mlflow_gets_every_number(run: Path) -> None:
     assert found.data.metrics["test/nats_16"] == 1.5
 
 
-def test_wandb_keeps_its_files_here(run: Path) -> None:
+def test_wandb_writes_its_files_here(run: Path) -> None:
     pytest.importorskip("wandb", exc_type=ImportError)
     track(run, "wandb")
     assert list((run / "track").glob("wandb/offline-run-*/*.wandb"))
@@ -142,13 +142,13 @@ def test_two_runs_of_one_name_do_not_replace_each_other(
     assert names == ["run", "run-b"]
 
 
-def test_tensorboard_holds_nothing_twice(run: Path) -> None:
+def test_tensorboard_has_no_duplicates(run: Path) -> None:
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
     )
     track(run, "tensorboard")
     grown(run)
-    half = run / "track" / "tensorboard.partial" / "run"  # of a call that was killed
+    half = run / "track" / "tensorboard.partial" / "run"  # of a killed call
     half.mkdir(parents=True)
     (half / "events.out.tfevents.1").write_bytes(b"")
     track(run, "tensorboard")
@@ -158,7 +158,7 @@ def test_tensorboard_holds_nothing_twice(run: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == [1, 3]
 
 
-def test_mlflow_holds_nothing_twice(run: Path) -> None:
+def test_mlflow_has_no_duplicates(run: Path) -> None:
     mlflow = pytest.importorskip("mlflow", exc_type=ImportError)
     for _ in range(2):
         track(run, "mlflow")
@@ -168,7 +168,7 @@ def test_mlflow_holds_nothing_twice(run: Path) -> None:
     assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 3]
 
 
-def test_wandb_holds_nothing_twice(run: Path) -> None:
+def test_wandb_has_no_duplicates(run: Path) -> None:
     pytest.importorskip("wandb", exc_type=ImportError)
     for _ in range(2):
         track(run, "wandb")

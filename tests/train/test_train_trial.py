@@ -13,7 +13,7 @@ STRICT = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
 
 
 def test_a_pattern_is_learned(tmp_path):
-    """Bytes that repeat with period 5: a trained model must know nearly all, at the training length and
+    """Bytes that repeat with period 5: a trained model must predict nearly all, at the training length and
     beyond.
     """
     text = tmp_path / "text"
@@ -35,7 +35,7 @@ def test_a_pattern_is_learned(tmp_path):
     (entry,) = result["evaluation"]
     assert result["status"] == "finished"
     assert losses(tmp_path / "run")[0][1] > 3, (
-        "an untrained model spreads over 256 bytes: near ln 256 = 5.5 nats"
+        "an untrained model is uniform over 256 bytes: near ln 256 = 5.5 nats"
     )
     assert entry["nats"] < 0.1
     assert entry["accuracy"] > 0.99
@@ -56,7 +56,7 @@ def test_a_task_reports_accuracy_with_its_chance_level(tmp_path):
     assert "chance: 1 / symbols" in result["metric"]
 
 
-def test_the_result_is_what_is_on_the_disk(tmp_path):
+def test_the_result_equals_the_file(tmp_path):
     result = run_trial(tiny(), tmp_path)
     assert json.loads((tmp_path / "result.json").read_text(), **STRICT) == result
     assert result["train_loss"] == losses(tmp_path)[-1][1]
@@ -64,7 +64,7 @@ def test_the_result_is_what_is_on_the_disk(tmp_path):
     assert result["cost"]["tokens_per_second"] > 0
 
 
-def test_a_trial_that_diverges_stops_and_says_so(tmp_path):
+def test_a_trial_that_diverges_stops_with_an_error(tmp_path):
     trial = tiny(train={"lr": 1e3, "weight_decay": 10, "warmup": 0, "clip": 0, "eval_every": 0})
     result = run_trial(trial, tmp_path)
     assert result["status"] == "diverged"
@@ -84,13 +84,13 @@ def test_lower_precision_trains_close_to_full(tmp_path, change):
     run_trial(tiny(train=change), tmp_path / "low")
     assert torch.get_float32_matmul_precision() == before
     full, low = (torch.tensor([line[1] for line in losses(tmp_path / name)]) for name in ("full", "low"))
-    # bf16 keeps 8 bits: products are off by 0.4 % at most, the loss of this model by less
+    # bf16 has 8 bits: products are off by 0.4 % at most, the loss of this model by less
     torch.testing.assert_close(low, full, rtol=0.02, atol=0.02)
     if "precision" in change:
         assert not torch.equal(low, full), "bf16 must have been used"
 
 
-def test_the_model_is_left_in_its_mode_by_validation(tmp_path):
+def test_validation_restores_the_training_mode(tmp_path):
     """With dropout, a model left in eval mode after a validation would train differently; see also the resume
     tests.
     """

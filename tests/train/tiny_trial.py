@@ -1,4 +1,4 @@
-"""A trial small enough to be trained hundreds of times, with all in it that resuming could get wrong."""
+"""A trial small enough to train hundreds of times, with every feature that resuming must restore."""
 
 import json
 from collections.abc import Callable
@@ -32,18 +32,18 @@ def tiny(**changes: Any) -> Trial:
 
 
 def losses(directory: Path) -> list[tuple[int, float, float | None]]:
-    """Step, loss and validation loss of every line; a doubled or missing step shows."""
+    """Step, loss and validation loss of every line; duplicated or missing steps differ."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
 
 
 def outcome(result: dict[str, Any]) -> dict[str, Any]:
-    """What of a result must not depend on the clock or on where it was interrupted."""
+    """The parts of a result that must not depend on time or interruptions."""
     return {key: value for key, value in result.items() if key not in ("cost", "notes")}
 
 
 class Killed(BaseException):
-    """Stands for a kill: no handler of the program may catch it."""
+    """Simulates a kill: no handler of the program may catch it."""
 
 
 def killer(step: int) -> Callable[[dict[str, Any]], None]:

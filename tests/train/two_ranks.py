@@ -1,6 +1,6 @@
-"""What each of two ranks does; started by torchrun: two_ranks.py JOBS.json.
+"""The work of each of two ranks; started by torchrun: two_ranks.py JOBS.json.
 
-A job: the changes of a tiny trial, the directory, "ddp" or "fsdp", and the step at which all ranks fall dead.
+A job: the changes of a tiny trial, the directory, "ddp" or "fsdp", and the step at which all ranks die.
 """
 
 import json

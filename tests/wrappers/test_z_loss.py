@@ -13,7 +13,7 @@ SIZES = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2,
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 FORMS = {
     "fused": {},
-    "written out": {"attn_flash": False},
+    "eager": {"attn_flash": False},
     "learned bias": {"rel_pos_bias": True},
     "prefix kv": {"attn_num_mem_kv": 3},
     "clamped": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.7},
