@@ -1,6 +1,6 @@
 """flagformer: one transformer core, configured by flags.
 
-Names are loaded when somebody asks for them: `import flagformer` alone takes milliseconds and loads no torch.
+Names are imported on first use: `import flagformer` takes milliseconds and does not import torch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
     "update_kmeans",
 ]  # fmt: skip
 
-HOMES = {
+MODULES = {
     "attention.cores.kmeans": ("update_kmeans",),
     "presets": ("preset",),
     "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
@@ -73,20 +73,20 @@ HOMES = {
     "wrappers.xl": ("XLAutoregressiveWrapper",),
     "wrappers.xtransformer": ("XTransformer",),
 }
-# modules that users name behind the package alone; `audit` is one that can be called
-ROOMS = ("audit", "catalogue", "interop", "presets")
+# submodules that are attributes of the package; `audit` is also a function
+SUBMODULES = ("audit", "catalogue", "interop", "presets")
 
-# every stack resolves its flags against it; the components come, and torch with them, when it is asked
+# every stack resolves its flags against it; the first look-up imports the components, and torch
 CATALOGUE.fill_from("flagformer.catalogue")
 
-if not TYPE_CHECKING:  # a type checker shall refuse names that are not there
+if not TYPE_CHECKING:  # hidden from type checkers, so that they report unknown names
 
     def __getattr__(name: str) -> Any:
-        if name in ROOMS:
+        if name in SUBMODULES:
             return import_module(f"flagformer.{name}")
-        for home, names in HOMES.items():
+        for module, names in MODULES.items():
             if name in names:
-                found = globals()[name] = getattr(import_module(f"flagformer.{home}"), name)
+                found = globals()[name] = getattr(import_module(f"flagformer.{module}"), name)
                 return found
         raise AttributeError(f"module 'flagformer' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""Every component, in the order of application: the one place that knows what exists."""
+"""The catalogue: every component, in the order of application. Add a new component here."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ CATALOGUE.fill(
         Project, AttentionOnAttention,
         DenseCore, ResidualScores, ResidualCrossScores, Routing, RoutedContext,
         NoLocal, LocalHeads,
-        # the fastest kernel first: the first that serves every filled slot is taken
+        # the fastest kernel first: the first that supports the components of all slots is used
         SDPA, SDPATrainableBias, Eager,
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared,

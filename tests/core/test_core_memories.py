@@ -260,7 +260,10 @@ REFUSED = [
     ({"only_cross": True}, "`max_mem_len` and `only_cross` cannot be combined, because only self-attention"),
     ({"custom_layers": "cf", "depth": None}, "`max_mem_len` and `custom_layers` cannot be combined"),
     ({"shift_mem_down": 2}, "`shift_mem_down` must be below the 2 self-attention steps of these layers"),
-    ({"max_mem_len": 0, "shift_mem_down": 1}, "`shift_mem_down` has no effect here, because it tunes"),
+    (
+        {"max_mem_len": 0, "shift_mem_down": 1},
+        "`shift_mem_down` has no effect here, because it is a parameter",
+    ),
     ({"max_mem_len": -1}, "`max_mem_len` must be at least 0"),
     ({"max_mem_len": 2.5}, "`max_mem_len` must be"),
 ]

@@ -133,7 +133,7 @@ WRONG = [
     ({"pos": torch.arange(T)}, "`pos` cannot be given with `state`"),
     ({"seq_lens": [[9], [9]]}, "`seq_lens` cannot be given with `state`"),
     ({"seq_start_pos": torch.tensor([0, 1])}, "`seq_start_pos` cannot be given with `state`"),
-    ({"window": 3}, "`window` cannot be given with `state`: say it to `init_state`"),
+    ({"window": 3}, "`window` cannot be passed with `state`: pass it to `init_state`"),
     ({"x": ids()[:1]}, "`state` holds 0 of 9 tokens of 2 rows; `x` with 9 more of 1 rows does not fit"),
     ({"x": torch.zeros(B, 10).long()}, "`x` with 10 more of 2 rows does not fit: init_state(batch, length)"),
 ]
@@ -171,7 +171,7 @@ def test_state_of_another_model(other):
         ({"length": 2.0}, "`length` must be a whole number of at least 1, but is 2.0"),
         ({"window": 0}, "`window` must be a whole number of at least 1, but is 0"),
         ({"seq_start_pos": torch.tensor([1])}, "`seq_start_pos` must be 2 integers, one per row"),
-        ({"seq_start_pos": torch.tensor([-1, 0])}, "`seq_start_pos` must hold places from 0 on"),
+        ({"seq_start_pos": torch.tensor([-1, 0])}, "`seq_start_pos` must hold indices of at least 0"),
     ],
 )
 def test_misuse_of_init_state(how, text):

@@ -229,7 +229,7 @@ class Handing(nn.Module):
 
 
 def test_undeclared_inter_layer_state_is_found():
-    with pytest.raises(ValueError, match="hands on `mine`"):
+    with pytest.raises(ValueError, match="passes `mine`"):
         decoder(feedforward=Spec(Handing))(torch.randn(2, 7, 16))
 
 

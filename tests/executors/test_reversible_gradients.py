@@ -149,7 +149,7 @@ def test_two_streams_follow_the_formula():
     fourth = second + seen[3]
     torch.testing.assert_close(got, layers.final_norm((third + fourth) / 2), rtol=0, atol=1e-12)
     norms = [sublayer.in_norm for sublayer in layers.sublayers]
-    fed = layers.sublayers[3].fn.of_tokens(norms[3](third))
+    fed = layers.sublayers[3].fn.compute(norms[3](third))
     torch.testing.assert_close(fed, seen[3], rtol=0, atol=1e-12)
 
 

@@ -100,7 +100,9 @@ def test_two_components_for_one_slot(slot, one, other):
         for item in (one, other)
     }
     text = refused(**flags, cross_attend="c" in (one.kind, other.kind))
-    assert f"`{one.say()}` and `{other.say()}` cannot be combined, because both fill `{slot}`" in text
+    assert (
+        f"`{one.say()}` and `{other.say()}` cannot be combined, because both fill the slot `{slot}`" in text
+    )
 
 
 def test_three_components_for_one_slot():
@@ -137,14 +139,14 @@ def test_score_modification_selects_the_eager_kernel():
 @pytest.mark.parametrize("flags", [{"attn_flash": True}, {"attn_flash": (False, True)}, {"kernel": SDPA}])
 def test_score_modification_refuses_the_fused_kernel(flags):
     text = refused(score=SoftClamp, **flags)
-    assert "and `score` cannot be combined, because it reads the scores, which the fused kernel" in text
+    assert "and `score` cannot be combined, because it reads the attention scores, which the fused" in text
     assert f"`{next(iter(flags))}" in text
 
 
 @pytest.mark.parametrize("flags", [{"attn_flash": True}, {"kernel": SDPA}])
 def test_learned_bias_refuses_the_fused_kernel(flags):
     text = refused(dynamic_pos_bias=True, **flags)
-    assert "and `dynamic_pos_bias` cannot be combined, because a learned bias needs a gradient" in text
+    assert "and `dynamic_pos_bias` cannot be combined, because the fused kernel computes no gradient" in text
 
 
 def test_kernel_given_as_a_supported_class():
@@ -204,12 +206,14 @@ def test_module_given_for_a_slot():
 
 
 def test_invalid_values_for_a_slot():
-    assert "`score` must be a Spec, a class or a module that fills the slot, but is 3" in refused(score=3)
+    assert "`score` must be a Spec, a class or a module that meets the slot's contract, but is 3" in refused(
+        score=3
+    )
 
 
 def test_flag_with_a_component_given_for_its_slot():
     text = refused(norm=RMSNorm, use_rmsnorm=True)
-    assert "`use_rmsnorm` has no effect here, because something else was given for `norm`" in text
+    assert "`use_rmsnorm` has no effect here, because `norm` is set to a component of your own" in text
 
 
 @pytest.mark.parametrize("order", [{"only_cross": True}, {"custom_layers": "cf", "depth": None}])

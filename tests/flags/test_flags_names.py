@@ -109,7 +109,7 @@ def test_incompatible_sizes_are_reported_together():
         ({"sandwich_coef": 3}, "sandwich_coef", "must be at most `depth` = 2, but is 3"),
         ({"custom_layers": "abf", "depth": None}, "custom_layers", "holds 'b'"),
         ({"custom_layers": (), "depth": None}, "custom_layers", "is empty"),
-        ({"dim": 400_000}, "dim", "no memory for a model of these sizes"),
+        ({"dim": 400_000}, "dim", "not enough memory for a model of these sizes"),
     ],
 )
 def test_impossible_sizes(flags, flag, text):
@@ -140,7 +140,10 @@ def test_split_prefixes():
         ({"rotary_pos_em": True}, "`enc_rotary_pos_em` is not a flag; did you mean `enc_rotary_pos_emb`?"),
         ({"attn_dropout": 2}, "`enc_attn_dropout` must be below 1"),
         ({"attn_dropout": (0.1,) * 3}, "`enc_attn_dropout` has 3 values for 2 self-attention sublayers"),
-        ({"rotary_emb_dim": 4}, "it tunes `enc_rotary_pos_emb` or `enc_rotary_xpos`, which is not set"),
+        (
+            {"rotary_emb_dim": 4},
+            "it is a parameter of `enc_rotary_pos_emb` or `enc_rotary_xpos`, which is not set",
+        ),
         ({"attn_kv_heads": 2, "attn_one_kv_head": True}, "`enc_attn_kv_heads` and `enc_attn_one_kv_head`"),
         ({"attn_flash": True, "rel_pos_bias": True}, "`enc_attn_flash=True` and `enc_rel_pos_bias`"),
         ({"only_cross": True, "rotary_pos_emb": True}, "`enc_rotary_pos_emb` and `enc_only_cross`"),
@@ -217,16 +220,24 @@ def test_tuples_for_a_component_shared_by_the_stack():
 @pytest.mark.parametrize(
     ("flags", "dead", "why"),
     [
-        ({"rotary_emb_dim": 4}, "rotary_emb_dim", "it tunes `rotary_pos_emb`"),
-        ({"rotary_emb_dim": 4, "rotary_pos_emb": False}, "rotary_emb_dim", "it tunes `rotary_pos_emb`"),
-        ({"alibi_num_heads": 2, "rel_pos_bias": True}, "alibi_num_heads", "it tunes `alibi_pos_bias`"),
-        ({"rel_pos_max_distance": 64}, "rel_pos_max_distance", "it tunes `rel_pos_bias`"),
-        ({"dynamic_pos_bias_norm": True}, "dynamic_pos_bias_norm", "it tunes `dynamic_pos_bias`"),
-        ({"layerscale_init_value": 0.3}, "layerscale_init_value", "it tunes `use_layerscale`"),
+        ({"rotary_emb_dim": 4}, "rotary_emb_dim", "it is a parameter of `rotary_pos_emb`"),
+        (
+            {"rotary_emb_dim": 4, "rotary_pos_emb": False},
+            "rotary_emb_dim",
+            "it is a parameter of `rotary_pos_emb`",
+        ),
+        (
+            {"alibi_num_heads": 2, "rel_pos_bias": True},
+            "alibi_num_heads",
+            "it is a parameter of `alibi_pos_bias`",
+        ),
+        ({"rel_pos_max_distance": 64}, "rel_pos_max_distance", "it is a parameter of `rel_pos_bias`"),
+        ({"dynamic_pos_bias_norm": True}, "dynamic_pos_bias_norm", "it is a parameter of `dynamic_pos_bias`"),
+        ({"layerscale_init_value": 0.3}, "layerscale_init_value", "it is a parameter of `use_layerscale`"),
         (
             {"attn_qk_norm_scale": 5.0, "attn_qk_rmsnorm": True},
             "attn_qk_norm_scale",
-            "it tunes `attn_qk_norm`",
+            "it is a parameter of `attn_qk_norm`",
         ),
         ({"cross_attn_kv_heads": 2}, "cross_attn_kv_heads", "no cross-attention"),
         ({"cross_attn_dim_context": 8}, "cross_attn_dim_context", "no cross-attention"),
@@ -234,7 +245,11 @@ def test_tuples_for_a_component_shared_by_the_stack():
         ({"custom_layers": "aa", "depth": None, "ff_glu": True}, "ff_glu", "no feedforward"),
         ({"custom_layers": "aa", "depth": None, "ff_mult": 2.0}, "ff_mult", "no feedforward"),
         ({"custom_layers": "ff", "depth": None, "attn_dropout": 0.2}, "attn_dropout", "no attention"),
-        ({"kernel": Eager, "attn_dropout": 0.2}, "attn_dropout", "something else was given for `kernel`"),
+        (
+            {"kernel": Eager, "attn_dropout": 0.2},
+            "attn_dropout",
+            "`kernel` is set to a component of your own",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(flags, dead, why):

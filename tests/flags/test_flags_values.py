@@ -71,8 +71,8 @@ def test_an_impossible_rotation_is_the_only_finding():
 def test_rotary_values_have_no_form_for_cross_attention():
     text = refused(cross_attend=True, rotary_pos_emb=True, cross_attn_rotary_embed_values=True)
     assert text["cross_attn_rotary_embed_values"] == (
-        "`cross_attn_rotary_embed_values` is not a flag, because `attn_rotary_embed_values` has no form for "
-        "cross-attention alone"
+        "`cross_attn_rotary_embed_values` is not a flag, because `attn_rotary_embed_values` has no "
+        "cross-attention form"
     )
 
 

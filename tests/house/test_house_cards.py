@@ -61,6 +61,6 @@ def test_cards_name_the_conflicts():
         for one, other in ((known[first], known[second]), (known[second], known[first])):
             name = owner(one)
             text = sections(name)["Conflicts"] if name in FILES else ""
-            if name in FILES and not any(f"`{flag}" in text for flag in (*other.flags, *other.beside)):
+            if name in FILES and not any(f"`{flag}" in text for flag in (*other.flags, *other.extra)):
                 faults.append(f"{name} keeps silent about {other.name}")
     assert not faults, "\n".join(faults)

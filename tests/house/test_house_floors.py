@@ -88,7 +88,7 @@ def test_every_name_resolves_and_the_registry_is_full():
     import flagformer
 
     assert set(flagformer.__all__) <= set(dir(flagformer))
-    homes = {name for names in flagformer.HOMES.values() for name in names}
+    homes = {name for names in flagformer.MODULES.values() for name in names}
     assert homes <= set(flagformer.__all__)
     assert all(callable(getattr(flagformer, name)) for name in flagformer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Decode'"):

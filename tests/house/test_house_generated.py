@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 import flagformer
 from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, FlagError
-from flagformer.flags.names import read_names
+from flagformer.flags.names import parse_flags
 from flagformer.reference import __main__ as command
 from flagformer.reference import choices, pairs, schema, settings
 from flagformer.reference.entries import entries, with_crossed
@@ -81,7 +81,7 @@ def test_types_load_without_the_library():
 def test_schema_agrees_with_the_engine(entry):
     validator = Draft202012Validator({"$ref": "#/$defs/flags", "$defs": schema()["$defs"]})
     for value in VALUES:
-        findings = read_names({entry.name: value}, CATALOGUE, MODEL_SCOPES, "").findings
+        findings = parse_flags({entry.name: value}, CATALOGUE, MODEL_SCOPES, "").findings
         wanted = not findings and entry.name not in FIXED
         assert validator.is_valid({entry.name: value}) == wanted, f"{entry.name}={value!r}: {findings}"
 
@@ -119,7 +119,7 @@ def test_refusals_name_both_flags():
     for verdict in found:
         if verdict.reason:
             for choice in (verdict.first, verdict.second):
-                assert any(f"`{name}" in verdict.reason for name in (*choice.flags, *choice.beside)), verdict
+                assert any(f"`{name}" in verdict.reason for name in (*choice.flags, *choice.extra)), verdict
 
 
 def test_refusal_of_a_pair_is_a_flag_error():

@@ -21,7 +21,9 @@ class Refusal:
 
 REFUSED = {
     "a gate's bias under ff_no_bias": Refusal(Case({"ff_glu": True}), "ff.0.proj.bias", {"ff_no_bias": True}),
-    "alibi with grouped heads": Refusal(Case({**ALIBI, "attn_kv_heads": 2}), "slopes belong to heads"),
+    "alibi with grouped heads": Refusal(
+        Case({**ALIBI, "attn_kv_heads": 2}), "order of heads and slopes differs"
+    ),
     "memory under qk rms norm": Refusal(
         Case({"attn_qk_rmsnorm": True, "attn_num_mem_kv": 2}, **OF_NEW), "mem_k"
     ),
@@ -32,9 +34,7 @@ REFUSED = {
         Case({"rotary_xpos": True, "attn_dim_head": 32, "rotary_emb_dim": 32, "attn_num_mem_kv": 2}),
         "origin of xPos",
     ),
-    "memory under alibi": Refusal(
-        Case({**ALIBI, "attn_num_mem_kv": 2}, **OF_OLD), "in front of the first token"
-    ),
+    "memory under alibi": Refusal(Case({**ALIBI, "attn_num_mem_kv": 2}, **OF_OLD), "before the first token"),
     "scale and sandwich norm": Refusal(
         Case({**SCALE, "sandwich_norm": True}, **OF_NEW), "before the sandwich norm"
     ),
@@ -47,12 +47,12 @@ REFUSED = {
     "t5 over layers of other groups": Refusal(
         Case({**T5, "attn_kv_heads": (4, 2)}, **OF_NEW), "attn_kv_heads"
     ),
-    "residual attention with a bias": Refusal(Case({**ALIBI, "residual_attn": True}), "count once a layer"),
+    "residual attention with a bias": Refusal(Case({**ALIBI, "residual_attn": True}), "again in each layer"),
     "residual attention with talking heads": Refusal(
-        Case({"residual_attn": True}, **TALKING), "count once a layer"
+        Case({"residual_attn": True}, **TALKING), "again in each layer"
     ),
     "a clamp with a bias": Refusal(
-        Case({**T5, "attn_softclamp_logits": True}, **OF_NEW), "clamps behind the position bias"
+        Case({**T5, "attn_softclamp_logits": True}, **OF_NEW), "clamps after the position bias"
     ),
     "tied logits without a last norm": Refusal(
         Case({"tie_embedding": True, "pre_norm": False}, **OF_OLD), "does not divide logits by sqrt(D)"

@@ -37,7 +37,7 @@ def compare(ours: torch.nn.Module, theirs: dict[str, Any], case: Case, version: 
     """
     stored = theirs["weights"].items()
     weights = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in stored}
-    carried = convert_x_transformers(weights, ours, Dialect(version, said=case.peer_flags(version)))
+    carried = convert_x_transformers(weights, ours, Dialect(version, flags=case.peer_flags(version)))
     carried.write()
     said = run(ours, case)
     said[-1].backward()
@@ -138,7 +138,7 @@ def test_the_version_is_read_from_the_weights(version: str, old_peer: dict[str, 
     for name in ("learned positions", "post norm", "images", "llama", "rms norm", "gated values"):
         weights = of_peer(version, name, old_peer)["weights"]
         if name in ("llama", "rms norm"):
-            with pytest.raises(ValueError, match="`version` must say which x-transformers"):
+            with pytest.raises(ValueError, match="`version` of x-transformers must be passed"):
                 version_of(weights)
         else:
             assert version_of(weights) == version

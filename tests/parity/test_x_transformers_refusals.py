@@ -41,9 +41,9 @@ def test_every_missing_and_every_unused_weight_is_listed() -> None:
     with pytest.raises(ValueError) as caught:
         load_x_transformers(weights, flagformer.build(case.our_flags(NEW)))
     lines = str(caught.value).splitlines()[1:]
-    assert any("`a.stranger` has no place" in line for line in lines)
+    assert any("`a.stranger` has no counterpart" in line for line in lines)
     assert any("`to_logits.weight` is missing" in line for line in lines)
-    assert any("sublayers.1.fn" in line and "gets no weights" in line for line in lines)
+    assert any("sublayers.1.fn" in line and "has no counterpart" in line for line in lines)
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
@@ -110,19 +110,19 @@ def test_scales_stored_without_offset() -> None:
 def test_a_factor_outside_the_weights_must_be_given(old_peer: dict[str, Any]) -> None:
     name = "cosine attention with gains"
     ours = flagformer.build(CASES[name].our_flags(OLD))
-    with pytest.raises(ValueError, match="load by `flags`"):
+    with pytest.raises(ValueError, match="load with `flags`"):
         load_x_transformers(old_peer["results"][name]["weights"], ours, version=OLD)
 
 
 DIFFERENT = [
-    ({"attn_sparse_topk": 3}, OLD, "`attn_sparse_topk` of x-transformers 1.27 keeps all scores but"),
-    ({"cross_attend": True, "attn_max_attend_past": 3}, OLD, "hides a part of the context"),
-    ({"cross_attend": True, "attn_max_attend_past": 3}, NEW, "hides a part of the context"),
-    ({"attn_pre_talking_heads": True}, NEW, "`attn_pre_talking_heads` alone is not here"),
+    ({"attn_sparse_topk": 3}, OLD, "`attn_sparse_topk` of x-transformers 1.27 keeps all scores except"),
+    ({"cross_attend": True, "attn_max_attend_past": 3}, OLD, "masks a part of the context"),
+    ({"cross_attend": True, "attn_max_attend_past": 3}, NEW, "masks a part of the context"),
+    ({"attn_pre_talking_heads": True}, NEW, "`attn_pre_talking_heads` without the other is not supported"),
     (
         {"model": "xtransformer", "dim": 32, "dec_attn_post_talking_heads": True},
         NEW,
-        "`dec_attn_post_talking_heads` alone",
+        "`dec_attn_post_talking_heads` without",
     ),
 ]
 
@@ -137,7 +137,7 @@ def test_another_function_of_the_same_name_is_refused(flags: dict[str, Any], ver
 def test_required_declarations() -> None:
     with pytest.raises(ValueError, match=r"`model` must be one of TransformerWrapper, .*, but is Linear"):
         load_x_transformers({}, torch.nn.Linear(2, 2), version=NEW)
-    with pytest.raises(ValueError, match="give either `model`, to be written, or `flags`"):
+    with pytest.raises(ValueError, match="pass either `model`, to load into, or `flags`"):
         load_x_transformers({}, version=NEW)
     with pytest.raises(ValueError, match=r"`version` must be '1\.27' or '2\.31'.*but is '1\.30'"):
         load_x_transformers({}, flags={}, version="1.30")

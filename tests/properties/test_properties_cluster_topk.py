@@ -49,12 +49,12 @@ def test_a_causal_model_is_refused_or_warns(kind):
     text = refusal({**FLAGS, "model": kind})
     assert "`routing_selection='topk'` and a causal model cannot be combined" in text
     assert "`routing_selection='leaky'`" in text
-    with pytest.warns(UserWarning, match="shows the future"):
+    with pytest.warns(UserWarning, match="leaks future tokens"):
         model = flagformer.build({**TOPK, "model": kind, "routing_selection": "leaky"})
     assert not model.can_cache
     with pytest.raises(ValueError, match="sees later tokens"):
         model.init_state(1, 8)
-    assert "no, because tokens see later ones" in model.explain()
+    assert "no, because tokens attend to later ones" in model.explain()
 
 
 def test_a_causal_model_selects_from_its_context():

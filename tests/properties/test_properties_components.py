@@ -85,7 +85,9 @@ def test_an_invalid_component_is_refused_by_name(slot):
     for mistake, value in MISTAKES.items():
         found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: value})
         assert set(found) == {slot}, mistake
-        assert "must be a Spec, a class or a module that fills the slot, but" in found[slot], mistake
+        assert "must be a Spec, a class or a module that meets the slot's contract, but" in found[slot], (
+            mistake
+        )
         assert "docs/flags.md" in found[slot], mistake
 
 
@@ -150,7 +152,7 @@ def test_a_class_and_a_function_fill_a_callable_slot(slot):
 @pytest.mark.parametrize("slot", sorted(CALLED))
 def test_a_module_with_parameters_fills_one_slot(slot):
     found = refused(flagformer.Decoder, **BASE, **{slot: Doubled()})
-    assert "would share its parameters" in found[slot]
+    assert "would share, with its parameters" in found[slot]
     flagformer.Decoder(**BASE, **{slot: nn.Identity if slot in {"norm", "activation", "branch"} else first})
 
 
@@ -166,7 +168,7 @@ def test_messages_show_the_name_of_the_user():
 
 def test_an_initialisation_needs_the_last_projection_of_a_feedforward():
     found = refused(flagformer.Decoder, **BASE, feedforward=Doubled, zero_init_branch_output=True)
-    assert "outer" in found["zero_init_branch_output"]
+    assert "`w_out`" in found["zero_init_branch_output"]
 
 
 def test_rules_of_values_return_values():

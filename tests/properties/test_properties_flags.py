@@ -50,7 +50,7 @@ def slot_reaches(slot, kind):
 def test_a_list_for_a_component_of_the_whole_stack_is_refused(slot):
     first, second = two_fillers(slot)
     for given in ([first, second], (first,), []):
-        assert "must be one filler" in refusal({**PLAN, slot: given})[slot]
+        assert "must be one component" in refusal({**PLAN, slot: given})[slot]
 
 
 @pytest.mark.parametrize("slot", [slot for slot in PER_LAYER if SLOTS[slot].scope != "branch"])
@@ -81,7 +81,7 @@ def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
     chosen = {**PLAN, **extra, item.select: (flags[item.select], *rest)}
     value = flags[name]
     found = refusal({**chosen, name: (value,) * count})[name]
-    assert "at layer 1 has no effect" in found
+    assert "has no effect at layer 1" in found
     assert repr(value) in found
     resolve({**chosen, name: (value, *rest)}, CATALOGUE)  # None is unset
     resolve({**chosen, name: value}, CATALOGUE)  # one value for all layers that select it

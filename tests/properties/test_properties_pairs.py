@@ -47,10 +47,10 @@ def is_named(one, other, text):
     """Whether a refusal names a choice, or a flag it requires if that flag is the conflict."""
     if any(f"`{flag}" in text for flag in one.flags):
         return True
-    if not any(f"`{flag}" in text for flag in one.beside):
+    if not any(f"`{flag}" in text for flag in one.extra):
         return False
     try:
-        flagformer.check({**tiny(other), **one.beside})
+        flagformer.check({**tiny(other), **one.extra})
     except FlagError:
         return True
     return False

@@ -40,7 +40,7 @@ def cases():
             flag = next(iter(choice.flags))
             given = {**settings(choice), **TINY, "max_seq_len": LENGTH}
             own = {param.flag.name for param in choice.component.params} if choice.component else set()
-            tuned = own & set(choice.beside) | {flag}
+            tuned = own & set(choice.extra) | {flag}
             without = BASE | {name: value for name, value in given.items() if name not in tuned}
             found[choice.name] = (flag, given, without)
     for key, flags in (tunings() | cross_forms()).items():
@@ -160,7 +160,7 @@ def refused(flags):
     found = set()
     for choice in choices():
         try:
-            flagformer.check({**flags, **choice.beside, **choice.flags})
+            flagformer.check({**flags, **choice.extra, **choice.flags})
         except FlagError:
             found.add(choice.name)
     return found

@@ -31,7 +31,7 @@ def outputs(model):
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore:.*shows the future")
+@pytest.mark.filterwarnings("ignore:.*leaks future tokens")
 def test_load_restores_a_saved_model(tmp_path, monkeypatch):
     """One test, as each of the settings takes milliseconds."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)

@@ -57,7 +57,7 @@ def test_a_graph_computes_the_same():
     tokens = torch.randn(9, 16, dtype=torch.double, requires_grad=True)
     gates = RouterOutput.of(forward.router(tokens))
     found = []
-    for way in (forward._chosen, forward._every):
+    for way in (forward._routed, forward._all_experts):
         out = way(tokens, gates)
         found.append(
             [out, *torch.autograd.grad(out.cos().sum(), [tokens, *forward.parameters()], retain_graph=True)]

@@ -124,7 +124,7 @@ def test_feedforward_dropout_keeps_the_mean(cls):
 
 def test_layer_scale_multiplies_each_dimension():
     """arXiv:2103.17239, equation 2."""
-    branch = LayerScale(DIMS, start=0.25)
+    branch = LayerScale(DIMS, init_value=0.25)
     assert (branch.weight == 0.25).all()
     branch.weight.data = torch.randn(6)
     x = torch.randn(2, 3, 6)

@@ -97,7 +97,7 @@ def test_other_logits(ids):
         ({"emb_dim": 0}, "`emb_dim` must be at least 1"),
         ({"emb_frac_gradient": 0}, "`emb_frac_gradient` must be at least 0.001"),
         ({"emb_frac_gradient": 1.5}, "`emb_frac_gradient` must be at most 1"),
-        ({"embed_num_tokens": {"type": 0}}, "must hold numbers of at least 1, but holds 'type': 0"),
+        ({"embed_num_tokens": {"type": 0}}, "must have values of at least 1, but 'type' is 0"),
         ({"embed_num_tokens": {"type": "a"}}, "`embed_num_tokens` must be dict"),
         ({"embed_num_tokens": {"a.b": 3}}, "must hold names as in code, but holds 'a.b'"),
         ({"embed_num_tokens": 3}, "`embed_num_tokens` must be dict"),

@@ -127,9 +127,12 @@ def test_gradients_flow_through_slots_by_default():
     [
         (
             {"cross_attend": False},
-            "`num_memory_slots` needs cross-attention, and there is none; say `cross_attend=True`",
+            "`num_memory_slots` needs cross-attention, but this model has none; set `cross_attend=True`",
         ),
-        ({"num_memory_slots": 0, "memory_update": "bmn"}, "it tunes `num_memory_slots`, which is not set"),
+        (
+            {"num_memory_slots": 0, "memory_update": "bmn"},
+            "it is a parameter of `num_memory_slots`, which is not set",
+        ),
         ({"cross_attn_dim_context": 8}, "`num_memory_slots` and `cross_attn_dim_context` cannot be combined"),
         (
             {"max_seq_len": 0, "use_abs_pos_emb": False},

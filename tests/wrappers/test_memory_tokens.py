@@ -319,7 +319,10 @@ def test_decoding_compiles_two_graphs(starts):
 
 def test_invalid_combinations_are_refused():
     for flags, says in (
-        ({"memory_tokens_interspersed_every": 3}, "it tunes `num_memory_tokens`, which is not set"),
+        (
+            {"memory_tokens_interspersed_every": 3},
+            "it is a parameter of `num_memory_tokens`, which is not set",
+        ),
         ({"num_memory_tokens": 2, "memory_tokens_interspersed_every": 0}, "must be at least 1"),
         ({"num_memory_tokens": -1}, "`num_memory_tokens` must be at least 0"),
         (

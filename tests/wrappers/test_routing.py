@@ -156,8 +156,8 @@ def test_invalid_values_are_refused_by_name(name):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"moe_num_experts": 3}, "it tunes `moe_layers`, which is not set"),
-        ({"pkm_num_keys": 3}, "it tunes `pkm_layers`, which is not set"),
+        ({"moe_num_experts": 3}, "it is a parameter of `moe_layers`, which is not set"),
+        ({"pkm_num_keys": 3}, "it is a parameter of `pkm_layers`, which is not set"),
         ({"moe_layers": (1,), "pkm_layers": (1,)}, "`pkm_layers` and `moe_layers` cannot be combined"),
         ({"ff_moe": True, "ff_pkm": True}, "`ff_pkm` and `ff_moe` cannot be combined"),
         ({"ff_moe": True, "moe_layers": (1,)}, "both say the same"),

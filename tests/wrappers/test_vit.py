@@ -131,11 +131,11 @@ ENCODER = [
 @pytest.mark.parametrize("choice", ENCODER, ids=lambda choice: choice.name)
 def test_every_flag_of_an_encoder_works(choice):
     needs = {need.flag for need in choice.component.requires}
-    if "causal" in needs or "cross_attend" in {*choice.flags, *choice.beside}:
+    if "causal" in needs or "cross_attend" in {*choice.flags, *choice.extra}:
         with pytest.raises(flagformer.FlagError):
             build(**choice.flags)
         return
-    model = build(**choice.beside, **choice.flags, num_register_tokens=1)
+    model = build(**choice.extra, **choice.flags, num_register_tokens=1)
     assert choice.component.name in model.explain()
     rows = model(images())
     assert rows.isfinite().all()

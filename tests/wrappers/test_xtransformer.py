@@ -93,7 +93,7 @@ def test_every_flag_reaches_its_half(choice, prefix, pair):
     # a decoder always attends to the encoder, and refuses the flag for it
     given = {
         name: value
-        for name, value in {**choice.beside, **choice.flags}.items()
+        for name, value in {**choice.extra, **choice.flags}.items()
         if (prefix, name) != ("dec_", "cross_attend")
     }
     needs = {need.flag for need in choice.component.requires}

@@ -1,4 +1,4 @@
-"""What happens to a sublayer's output before it joins the stream."""
+"""Modules on the output of a sublayer, before the residual sum."""
 
 from __future__ import annotations
 

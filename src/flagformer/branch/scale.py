@@ -1,4 +1,4 @@
-"""LayerScale (arXiv:2103.17239), and the fixed half of macaron feedforwards (1906.02762)."""
+"""LayerScale (arXiv:2103.17239), and the half-step of macaron feedforwards (1906.02762)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from flagformer.flow import Dims
 
 @component("branch", select="use_layerscale", paper="arXiv:2103.17239, section 2")
 class LayerScale(Branch):
-    """A learned gain per dimension that starts small. It follows a sandwich norm, which would undo it."""
+    """A learned scale per dimension with a small initial value, applied after the sandwich norm."""
 
     def __init__(
         self,
         dims: Dims,
         *,
-        start: Annotated[float, Flag("layerscale_init_value", "what the gains start at")] = 0.1,
+        init_value: Annotated[float, Flag("layerscale_init_value", "initial value of the scales")] = 0.1,
     ) -> None:
         super().__init__()
-        self.start = float(start)
+        self.init_value = float(init_value)
         self.weight = nn.Parameter(torch.empty(dims.dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, self.start)
+        nn.init.constant_(self.weight, self.init_value)
 
     def forward(self, out: Tensor) -> Tensor:
         return out * self.weight
 
 
 class HalfStep(Branch):
-    """Half of the output, for the two feedforwards of a macaron block (1906.02762)."""
+    """The output times 0.5, for the two feedforwards of a macaron block (1906.02762)."""
 
     def forward(self, out: Tensor) -> Tensor:
         return out * 0.5

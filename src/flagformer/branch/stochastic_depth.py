@@ -14,11 +14,11 @@ from flagformer.flow import Dims
 
 @component("branch", select="layer_dropout", paper="arXiv:1603.09382")
 class StochasticDepth(Branch):
-    """In training, a row skips the sublayer with this probability.
+    """Skip the sublayer with a given probability, per row, in training only.
 
-    Departures: each row draws for itself, and what is kept is divided by 1 - p in training, where the paper
-    draws once for the batch and scales at test time: the same mean, one compiled graph. The draws come from
-    torch's generator, so `torch.manual_seed` fixes them.
+    Departures: rows are drawn independently and kept outputs are divided by 1 - p in training, where the
+    paper draws once per batch and scales at test time. The mean is the same, and one compiled graph serves
+    all draws. Random numbers come from torch's default generator.
     """
 
     def __init__(
@@ -35,5 +35,5 @@ class StochasticDepth(Branch):
     def forward(self, out: Tensor) -> Tensor:
         if not self.training:
             return out
-        draws = torch.rand(out.shape[0], 1, 1, device=out.device)
-        return out * ((draws >= self.rate).to(out.dtype) / (1 - self.rate))
+        drawn = torch.rand(out.shape[0], 1, 1, device=out.device)
+        return out * ((drawn >= self.rate).to(out.dtype) / (1 - self.rate))

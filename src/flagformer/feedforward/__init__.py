@@ -1,4 +1,4 @@
-"""Feedforward sublayers: each token by itself."""
+"""Feedforward sublayers, applied to each token independently."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flagformer.flow import SideInputs
 class FeedForward(nn.Module, ABC):
     """Contract of the slot `feedforward`, built as `(dims, activation)`: [B, T, D] -> [B, T, D]."""
 
-    reads_activation = True  # whether the activation acts
-    has_aux_loss = False  # whether it puts losses on the collector in training
+    reads_activation = True  # whether the activation is used
+    has_aux_loss = False  # whether it adds auxiliary losses to the collector in training
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> Tensor: ...
@@ -22,7 +22,7 @@ class FeedForward(nn.Module, ABC):
 class Activation(ABC):
     """Contract of the slot `activation`: a pointwise function.
 
-    Any function, class without arguments or module fills it: `activation=torch.tanh`, `activation=nn.Mish`.
+    Any function, module or class without arguments can fill it: `activation=torch.tanh`, `nn.Mish`.
     """
 
     @abstractmethod

@@ -11,7 +11,7 @@ from flagformer.flags import component
 
 @component("activation", paper="arXiv:1606.08415")
 class GELU(Activation):
-    """x times the normal distribution function of x (the exact form, with erf)."""
+    """x times the standard normal CDF of x (the exact form, with erf)."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.gelu(x)

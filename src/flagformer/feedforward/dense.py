@@ -18,9 +18,12 @@ from flagformer.ops.linear import Linear
 
 Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", ge=1e-3)]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", ge=0, lt=1)]
-NoBias = Annotated[bool, Flag("ff_no_bias", "no biases at all (PaLM, 2204.02311)")]
+NoBias = Annotated[bool, Flag("ff_no_bias", "no biases in the feedforward (PaLM, 2204.02311)")]
 Chunks = Annotated[
-    int, Flag("ff_chunks", "so many parts of the tokens, one after the other, each computed again", ge=1)
+    int,
+    Flag(
+        "ff_chunks", "number of chunks of tokens, computed in sequence and recomputed in the backward", ge=1
+    ),
 ]
 PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
 
@@ -34,7 +37,7 @@ class _Options(NamedTuple):
 
 
 class _Projections(FeedForward):
-    """What both forms share: an inner projection, and the way from the activation out; tokens in parts."""
+    """Base of both forms: input projection, norm, dropout, output projection, and chunks of tokens."""
 
     def __init__(self, dims: Dims, activation: Activation, halves: int, options: _Options) -> None:
         super().__init__()
@@ -47,20 +50,20 @@ class _Projections(FeedForward):
         self.chunks = options.chunks
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        return self.of_tokens(x) if self.chunks == 1 else checkpointed_chunks(self.of_tokens, x, self.chunks)
+        return self.compute(x) if self.chunks == 1 else checkpointed_chunks(self.compute, x, self.chunks)
 
-    def of_tokens(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def compute(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D], for any number of tokens."""
         return self.w_out(self.dropout(self.norm(self.hidden(x))))
 
     @abstractmethod
     def hidden(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, F] behind the activation."""
+        """[B, T, D] -> [B, T, F], after the activation."""
 
 
 @component("feedforward", paper="arXiv:1706.03762, section 3.3")
 class Dense(_Projections):
-    """Two projections with an activation between."""
+    """Two projections with an activation in between."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Dense(_Projections):
 
 
 class Gain(nn.Module):
-    """A learned number per inner dimension, [F]; ones at the start."""
+    """A learned scale per inner dimension, [F], initially one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -96,10 +99,10 @@ class Gain(nn.Module):
 
 @component("feedforward", select="ff_glu", paper="arXiv:2002.05202")
 class GLU(_Projections):
-    """The inner projection has two halves: values, and gates that pass through the activation.
+    """Gated linear unit: half of the input projection is multiplied by the activation of the other half.
 
-    `ff_glu` alone is GEGLU, with `ff_swish` SwiGLU. The inner width is not reduced by 2/3 as in the paper:
-    say `ff_mult=8/3` for equal parameters.
+    `ff_glu` is GEGLU by default and SwiGLU with `ff_swish`. The inner width is not reduced by 2/3 as in the
+    paper: use `ff_mult=8/3` for an equal number of parameters.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class GLU(_Projections):
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
         mult_bias: Annotated[
-            bool, Flag("ff_glu_mult_bias", "a learned gain per inner dimension, behind the gate")
+            bool, Flag("ff_glu_mult_bias", "a learned scale per inner dimension, after the gate")
         ] = False,
         chunks: Chunks = 1,
     ) -> None:

@@ -15,8 +15,8 @@ from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.traced import traced
 
-BALANCE, Z = "moe.balance", "moe.z"  # names on the collector
-SEVERAL = "experts have no one last projection"
+BALANCE, Z = "moe.balance", "moe.z"  # names of the auxiliary losses
+SEVERAL = "each expert has an output projection of its own"
 
 
 @component(
@@ -30,12 +30,11 @@ SEVERAL = "experts have no one last projection"
     ],
 )
 class MixtureOfExperts(FeedForward):
-    """The two likeliest experts of a token, weighed by their probabilities, which are made to sum to one.
+    """Top-2 mixture of experts, weighted by the router probabilities of the two, normalized to sum to one.
 
-    Departures: an expert takes every token that chooses it, where the paper gives it a capacity and drops
-    what is too much; so a token's output depends on that token alone, and no later token takes its place. The
-    second expert is always used, where the paper draws: training and eval compute the same function. The
-    router's probabilities are fp32 (2101.03961, section 2.4).
+    Departures: experts have no capacity and drop no tokens, so that the output of a token depends on that
+    token only. The second expert is always used, where the paper samples it, so that training and evaluation
+    compute the same function. Router probabilities are fp32 (2101.03961, section 2.4).
     """
 
     def __init__(
@@ -43,10 +42,8 @@ class MixtureOfExperts(FeedForward):
         dims: Dims,
         activation: Activation,
         *,
-        experts: Annotated[int, Flag("moe_num_experts", "experts E of a mixture", ge=1)] = 4,
-        balance: Annotated[
-            float, Flag("moe_loss_coef", "weight of the loss that spreads tokens over experts", ge=0)
-        ] = 1e-2,
+        experts: Annotated[int, Flag("moe_num_experts", "number E of experts", ge=1)] = 4,
+        balance: Annotated[float, Flag("moe_loss_coef", "weight of the load-balancing loss", ge=0)] = 1e-2,
         z: Annotated[
             float, Flag("moe_z_loss_coef", "weight of the router's z-loss (2202.08906)", ge=0)
         ] = 1e-3,
@@ -70,38 +67,38 @@ class MixtureOfExperts(FeedForward):
         gates = RouterOutput.of(logits)
         if self.training:
             self._add_losses(logits, gates, x.shape, side)
-        of_each = self._every if traced() else self._chosen
-        return of_each(tokens, gates).view_as(x)
+        run = self._all_experts if traced() else self._routed
+        return run(tokens, gates).view_as(x)
 
     def _add_losses(self, logits: Tensor, gates: RouterOutput, shape: torch.Size, side: SideInputs) -> None:
-        padding = side.layout.valid
-        real = None if padding is None else padding.expand(shape[:2]).flatten()
+        valid = side.layout.valid
+        valid = None if valid is None else valid.expand(shape[:2]).flatten()
         if self.balance:
-            side.collector.add_loss(BALANCE, self.balance * balance_loss(gates, real))
+            side.collector.add_loss(BALANCE, self.balance * balance_loss(gates, valid))
         if self.z:
-            side.collector.add_loss(Z, self.z * router_z_loss(logits, real))
+            side.collector.add_loss(Z, self.z * router_z_loss(logits, valid))
 
     def _expert(self, number: int, tokens: Tensor) -> Tensor:
         return self.w_out(number, self.dropout(self.activation(self.w_in(number, tokens))))
 
-    def _chosen(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
-        """Every expert on the tokens that chose it."""
+    def _routed(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
+        """Apply every expert to the tokens that are routed to it."""
         out = torch.zeros_like(tokens)
         for number in range(self.experts):
             rows, choice = gates.of_expert(number)
-            weighed = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
-            out = out.index_add(0, rows, weighed.to(out.dtype))
+            weighted = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
+            out = out.index_add(0, rows, weighted.to(out.dtype))
         return out
 
-    def _every(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
-        """Every expert on every token: a graph cannot hold sizes that only the data tell."""
+    def _all_experts(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
+        """Apply every expert to all tokens, for compilers: graphs have no data-dependent sizes."""
         weights = torch.zeros_like(gates.probabilities).scatter(1, gates.experts, gates.weights)
-        parts = [self._expert(n, tokens) * weights[:, n, None] for n in range(self.experts)]
-        return torch.stack(parts).sum(dim=0).to(tokens.dtype)
+        outputs = [self._expert(n, tokens) * weights[:, n, None] for n in range(self.experts)]
+        return torch.stack(outputs).sum(dim=0).to(tokens.dtype)
 
 
 class Experts(nn.Module):
-    """The same projection of E experts, each with weights of its own, started like `nn.Linear`."""
+    """A linear layer for each of E experts, initialised like `nn.Linear`."""
 
     def __init__(self, experts: int, width: int, out: int) -> None:
         super().__init__()

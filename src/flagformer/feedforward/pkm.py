@@ -1,4 +1,4 @@
-"""Product-key memory (arXiv:1907.05242): a feedforward that looks values up in a large table."""
+"""Product-key memory (arXiv:1907.05242): a feedforward that looks up values in a large table."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from flagformer.flow import Dims, SideInputs
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.reset import reset
 
-TOPK, HEADS, WIDTH = 32, 4, 128  # of the package: keys that count, lookups of a token, width of a half key
-LOOKED_UP = "its output is a sum of stored values, not a projection"
+TOPK, HEADS, WIDTH = 32, 4, 128  # defaults of the package: selected keys, heads, width of a half key
+LOOKED_UP = "it has no output projection: its output is a sum of stored values"
 
 
 @component(
@@ -31,10 +31,10 @@ LOOKED_UP = "its output is a sum of stored values, not a projection"
     ],
 )
 class ProductKeys(FeedForward):
-    """Each token sums the values of the best of N ** 2 keys, found as pairs of N half keys.
+    """Weighted sum of the values of the top-k of N ** 2 keys, found as pairs of N half keys.
 
-    The `product-key-memory` package does the arithmetic, in the dtype of the weights whatever autocast says.
-    Departure: queries are layer-normed, as a batch norm would show each token the others.
+    Computed by the `product-key-memory` package, in the dtype of the weights also under autocast. Departure:
+    LayerNorm of the queries in place of BatchNorm, which would mix tokens.
     """
 
     reads_activation = False
@@ -46,25 +46,25 @@ class ProductKeys(FeedForward):
         *,
         keys: Annotated[
             int,
-            Flag("pkm_num_keys", "half keys N of a product-key memory, which holds N ** 2 values", ge=2),
+            Flag("pkm_num_keys", "number N of half keys of a product-key memory with N ** 2 values", ge=2),
         ] = 128,
         dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
         device = torch.get_default_device()
-        with torch.device("meta"):  # the package initialises its values twice
+        with torch.device("meta"):  # saves time: the package initialises its values twice
             memory = Lookup(dims.dim, keys, dropout)
         self.memory = memory.to_empty(device=device)
         reset(self.memory)
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        # the package's sum of values takes no two dtypes
+        # the embedding bag of the package needs weights and values of one dtype
         with no_autocast(x.device):
             return self.memory(x.to(self.memory.keys.dtype)).to(x.dtype)
 
 
 class Lookup(PKM):
-    """The package's, whose parts know how they start."""
+    """The memory of the package, with `reset_parameters`."""
 
     def __init__(self, dim: int, keys: int, dropout: float) -> None:
         super().__init__(
@@ -82,16 +82,16 @@ class Lookup(PKM):
 
 
 class Values(nn.EmbeddingBag):
-    """The stored values, which start as the package's do."""
+    """The stored values, initialised as in the package."""
 
     def reset_parameters(self) -> None:
         init_(self.weight)
 
 
 def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """For an optimizer: the values of product-key memories with a learning rate of their own, and the rest.
+    """Return parameter groups for an optimizer: the values of product-key memories with `lr`, and the rest.
 
-    A value is looked up by few tokens; the paper's code learns it at 1e-3 where the rest takes 2.5e-4.
+    Each value is looked up by few tokens; the paper's code uses 1e-3 for values and 2.5e-4 for the rest.
     """
     values = {id(value) for value in _values(model)}
     rest = [p for p in model.parameters() if id(p) not in values]

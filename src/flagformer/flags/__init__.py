@@ -1,7 +1,7 @@
-"""Flags: what users type, what it means, and why it cannot be. Imports no torch."""
+"""Flags: parsing, validation and resolution of a flat dictionary of settings. Imports no torch."""
 
 from flagformer.flags.errors import ErrorCollector, Finding, FlagError, nearest, with_prefix
-from flagformer.flags.flag import Component, Flag, Param, Requirement, component
+from flagformer.flags.flag import ANY, Component, Flag, Param, Requirement, component
 from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
 from flagformer.flags.resolve import Resolved, SublayerSpec, resolve
@@ -9,6 +9,7 @@ from flagformer.flags.slots import LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
 from flagformer.flags.spec import Instance, Spec
 
 __all__ = [
+    "ANY",
     "CATALOGUE",
     "LAYER_SCOPES",
     "MODEL_SCOPES",

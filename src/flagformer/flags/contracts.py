@@ -1,4 +1,7 @@
-"""What a class, module or function must offer to fill a slot, read from the slot's known fillers."""
+"""Contracts of slots: the base class, constructor arguments and methods that a component must have.
+
+They are derived from the components of the catalogue.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from flagformer.flags.errors import Finding, FlagError
 from flagformer.flags.registry import Registry
 from flagformer.flags.spec import Instance, Spec
 
-MANUAL = "`Fillers of your own` in docs/flags.md"
+MANUAL = "`Your own components` in docs/flags.md"
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What the model calls on the filler of a slot.
+    """The interface of the components of a slot.
 
     Attributes:
-        base: the class that all known fillers share.
-        module: `nn.Module` where fillers must be modules; None where any object serves.
-        built: the arguments of a filler's constructor, by position.
-        methods: each method of `base`, and its arguments by position.
-        names: what else must be there on an instance.
+        base: the base class of all known components.
+        module: `nn.Module` where components must be modules; None where any object is accepted.
+        built: the positional arguments of the constructor.
+        methods: each method of `base`, with its positional arguments.
+        names: further attributes that an instance must have.
     """
 
     base: type
@@ -35,7 +38,7 @@ class Contract:
 
     @property
     def call(self) -> str:
-        """The one method of a contract that a plain function can meet; empty for other contracts."""
+        """The only method, which a plain function can implement; empty for contracts with more members."""
         return "" if self.names or len(self.methods) != 1 else next(iter(self.methods))
 
     @property
@@ -45,7 +48,7 @@ class Contract:
 
 @functools.lru_cache(maxsize=128)
 def contract_of(registry: Registry, slot: str) -> Contract:
-    """The contract of a slot: its abstract class, or the class of its one filler."""
+    """Return the contract of a slot: its abstract class, or the class of its only component."""
     classes = [item.cls for item in registry.in_slot(slot)]
     shared = [one for one in classes[0].__mro__ if all(issubclass(other, one) for other in classes)]
     abstract = [one for one in shared if getattr(one, "__abstractmethods__", None)]
@@ -54,48 +57,48 @@ def contract_of(registry: Registry, slot: str) -> Contract:
     methods = {name: _positional(value)[1:] for name, value in own.items() if inspect.isfunction(value)}
     names = {name for name in [*own, *inspect.get_annotations(base)] if _is_public(name)}
     names -= {*methods, "component"}
-    if set(methods) in ({"forward"}, {"__call__"}):  # the model asks for the rest with a standard value
+    if set(methods) in ({"forward"}, {"__call__"}):  # other attributes have defaults
         names -= {name for name, value in own.items() if not isinstance(value, property)}
     built = max((_positional(cls) for cls in classes), key=len)
     return Contract(base, _module_class(base), built, methods, frozenset(names))
 
 
-def filler_fault(contract: Contract, filler: Spec | Instance) -> str:
-    """Why a filler cannot be what fills the slot; empty where none is known before it is built."""
-    if isinstance(filler, Instance):
-        return object_fault(contract, filler.module)
-    if not isinstance(filler.params, Mapping) or not all(isinstance(name, str) for name in filler.params):
-        return f"Spec has the params {filler.params!r}: give a dictionary of names"
-    if isinstance(filler.cls, type):
-        return class_fault(contract, filler.cls, filler.params)
-    return "" if _is_function(filler.cls) else f"Spec holds {filler.cls!r}, which is no class"
+def contract_error(contract: Contract, choice: Spec | Instance) -> str:
+    """Return how a component breaks the contract; empty if no violation shows before it is built."""
+    if isinstance(choice, Instance):
+        return object_error(contract, choice.module)
+    if not isinstance(choice.params, Mapping) or not all(isinstance(name, str) for name in choice.params):
+        return f"Spec has the params {choice.params!r}: pass a dictionary with parameter names as keys"
+    if isinstance(choice.cls, type):
+        return class_error(contract, choice.cls, choice.params)
+    return "" if _is_function(choice.cls) else f"Spec holds {choice.cls!r}, which is not a class"
 
 
-def class_fault(contract: Contract, cls: type, params: Mapping[str, Any]) -> str:
-    """Why instances of a class cannot fill the slot; empty where nothing is known against it."""
+def class_error(contract: Contract, cls: type, params: Mapping[str, Any]) -> str:
+    """Return how a class breaks the contract; empty if no violation is found."""
     if contract.module is not None and not issubclass(cls, contract.module):
-        return f"{cls.__name__} is no nn.Module"
-    fault = _binding(cls, contract.built, params)
-    if fault:
+        return f"{cls.__name__} is not an nn.Module"
+    error = _signature_error(cls, contract.built, params)
+    if error:
         shown = (*contract.built, *(f"{name}={value!r}" for name, value in params.items()))
-        return f"{_called(cls.__name__, shown)}, as it is built, fails: {fault}"
+        return f"the call {_called(cls.__name__, shown)} fails: {error}"
     missing = [name for name in contract.methods if not _implements(cls, name)]
     if missing:
         return f"{cls.__name__} has no {_listed(missing)}"
-    return _calls(contract, cls, cls.__name__)
+    return _method_error(contract, cls, cls.__name__)
 
 
-def object_fault(contract: Contract, value: Any) -> str:
-    """Why an object, built or given, cannot fill the slot; empty where nothing is known against it."""
+def object_error(contract: Contract, value: Any) -> str:
+    """Return how an object breaks the contract; empty if no violation is found."""
     name = getattr(value, "__name__", type(value).__name__) if hasattr(value, "__dict__") else ""
     subject = name or f"is {value!r}, which"
     if isinstance(value, functools.partial) and isinstance(value.func, type):
-        return f"functools.partial makes a {value.func.__name__} of what it gets: give a Spec of the class"
+        return f"functools.partial returns a new {value.func.__name__} at each call: pass a Spec of the class"
     if contract.call and _is_function(value):
-        fault = _binding(value, contract.methods[contract.call])
-        return f"{_called(name, contract.methods[contract.call])} fails: {fault}" if fault else ""
+        error = _signature_error(value, contract.methods[contract.call])
+        return f"the call {_called(name, contract.methods[contract.call])} fails: {error}" if error else ""
     if contract.module is not None and not isinstance(value, contract.module):
-        return f"{subject} is no nn.Module"
+        return f"{subject} is not an nn.Module"
     own = getattr(value, "__dict__", {})
     missing = [
         name
@@ -103,31 +106,33 @@ def object_fault(contract: Contract, value: Any) -> str:
         if _defined(name, type(value)) not in own and not _implements(type(value), name)
     ]
     missing += [one for one in sorted(contract.names) if not hasattr(value, one)]
-    return f"{subject} has no {_listed(missing)}" if missing else _calls(contract, value, name)
+    return f"{subject} has no {_listed(missing)}" if missing else _method_error(contract, value, name)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A slot as it was typed, and the contract of what fills it."""
+class UserSlot:
+    """A slot that a user fills: its name as typed, and its contract."""
 
     typed: str
     contract: Contract
 
-    def finding(self, fault: str) -> Finding:
-        what = f"`{self.typed}` must be a Spec, a class or a module that fills the slot, but {fault}"
-        way = "" if self.contract.call else f"derive a class from {self.contract.home}, "
-        return Finding(self.typed, f"{what}; {way}see {MANUAL}")
+    def finding(self, error: str) -> Finding:
+        text = (
+            f"`{self.typed}` must be a Spec, a class or a module that meets the slot's contract, but {error}"
+        )
+        fix = "" if self.contract.call else f"derive a class from {self.contract.home}, "
+        return Finding(self.typed, f"{text}; {fix}see {MANUAL}")
 
     def build(self, cls: Callable[..., Any], shapes: Sequence[Any], params: Mapping[str, Any]) -> Any:
-        """An instance; FlagError where it cannot be built of `shapes`, or does not meet the contract."""
+        """Return `cls(*shapes, **params)`; raise FlagError if that fails or breaks the contract."""
         try:
             built = cls(*shapes, **params)
         except (TypeError, AttributeError) as error:
             shown = _called(cls.__name__, self.contract.built)
-            raise FlagError([self.finding(f"{shown}, as it is built, fails: {error}")]) from error
-        fault = object_fault(self.contract, built)
-        if fault:
-            raise FlagError([self.finding(fault)])
+            raise FlagError([self.finding(f"the call {shown} fails: {error}")]) from error
+        violation = object_error(self.contract, built)
+        if violation:
+            raise FlagError([self.finding(violation)])
         return built
 
 
@@ -150,7 +155,7 @@ def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _implements(cls: type, name: str) -> bool:
-    """Whether a class has a method that is neither abstract nor the `forward` that `nn.Module` raises in."""
+    """Whether a class implements a method; the `forward` of `nn.Module`, which raises, does not count."""
     module = _module_class(cls)
     found = _static(cls, _defined(name, cls))
     unset = module is not None and found is vars(module).get("forward")
@@ -158,45 +163,45 @@ def _implements(cls: type, name: str) -> bool:
 
 
 def _defined(method: str, cls: type) -> str:
-    """The method to write for a call: a module's is `forward`."""
+    """Return the name of the method to define: `forward` for the call of a module."""
     return "forward" if method == "__call__" and _module_class(cls) is not None else method
 
 
 def _static(cls: type, name: str) -> Any:
-    """An attribute of a class as it stands in its body, or None; those of its metaclass are not its own."""
+    """Return an attribute from the class bodies of the MRO, or None; the metaclass is not searched."""
     return next((vars(one)[name] for one in cls.__mro__ if name in vars(one)), None)
 
 
-def _binding(
+def _signature_error(
     function: Callable[..., Any], names: tuple[str, ...], params: Mapping[str, Any] | None = None
 ) -> str:
-    """Why a function cannot be called with that many arguments; empty where it can, or shows no signature."""
+    """Return why a call with these arguments fails; empty if it is valid or the signature is unknown."""
     try:
         inspect.signature(function).bind(*names, **(params or {}))
-    except ValueError:  # written in C: it shows none
+    except ValueError:  # functions written in C may have no signature
         return ""
     except TypeError as error:
         return str(error)
     return ""
 
 
-def _calls(contract: Contract, filler: Any, name: str) -> str:
-    """The first method that cannot be called as the model calls it."""
-    faults = (
-        f"{name}.{_called(method, names)} fails: {fault}"
+def _method_error(contract: Contract, component: Any, name: str) -> str:
+    """Return the error of the first method that does not accept the arguments of the contract."""
+    errors = (
+        f"the call {name}.{_called(method, names)} fails: {error}"
         for method, names in contract.methods.items()
-        for fault in [_binding(*_bound(filler, method, names))]
-        if fault
+        for error in [_signature_error(*_bound(component, method, names))]
+        if error
     )
-    return next(faults, "")
+    return next(errors, "")
 
 
-def _bound(filler: Any, method: str, names: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """A method, and what it is called with: `self` too where it is looked up on a class."""
-    of_class = isinstance(filler, type)
-    method = _defined(method, filler if of_class else type(filler))
-    plain = of_class and not isinstance(_static(filler, method), (staticmethod, classmethod))
-    return getattr(filler, method), ("self", *names) if plain else names
+def _bound(component: Any, method: str, names: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """Return a method and the names of its arguments, with `self` where it is looked up on a class."""
+    of_class = isinstance(component, type)
+    method = _defined(method, component if of_class else type(component))
+    unbound = of_class and not isinstance(_static(component, method), (staticmethod, classmethod))
+    return getattr(component, method), ("self", *names) if unbound else names
 
 
 def _called(name: str, names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The one error of flags: every finding at once, a line each."""
+"""FlagError: one error for a set of flags, with a line for each finding."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Words that change nothing of what a name means.
-FILLING = {"use", "enable", "with", "num", "n"}
+# Words that do not change the meaning of a name.
+FILLER_WORDS = {"use", "enable", "with", "num", "n"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: the flag as typed, and a sentence that says why and what to do."""
+    """One mistake: the flag as typed, and a sentence with the reason and the fix."""
 
     flag: str
     message: str
-    is_unknown: bool = False  # no flag has this name; what the others mean is still known
+    is_unknown: bool = False  # no flag has this name; the other flags can still be resolved
 
     def __str__(self) -> str:
         return self.message
 
 
 class FlagError(ValueError):
-    """Flags that cannot be built. `findings` holds each mistake; the text shows them all."""
+    """Invalid flags. `findings` holds each mistake; the message lists them all."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -39,13 +39,13 @@ class FlagError(ValueError):
 
 
 class ErrorCollector:
-    """The findings of several attempts, raised together."""
+    """Collects the findings of several calls, to raise them together."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
     def collect(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives; None where it raised FlagError, whose findings are kept."""
+        """Return `make()`; None if it raised FlagError, whose findings are collected."""
         try:
             return make()
         except FlagError as error:
@@ -58,7 +58,7 @@ class ErrorCollector:
 
 
 def with_prefix(findings: Iterable[Finding], prefix: str, names: Collection[str]) -> list[Finding]:
-    """The findings with `prefix` before each of those flag names, as the user typed them."""
+    """Return the findings with `prefix` added to each of the flags `names`, as the user typed them."""
 
     def typed(match: re.Match[str]) -> str:
         return f"`{prefix}{match[1]}" if match[1] in names else match[0]
@@ -74,16 +74,16 @@ def with_prefix(findings: Iterable[Finding], prefix: str, names: Collection[str]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean `x`?` for a misspelt name, or an empty string."""
+    """Return `; did you mean `x`?` for a misspelt name, else an empty string."""
     close = closest(name, known)
     return f"; did you mean `{close}`?" if close else ""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` misspells, or an empty string.
+    """Return the known name that `name` misspells, or an empty string.
 
-    A misspelling has the words of the name that was meant, each with a letter or two wrong; a name with
-    another word means something else, however alike the rest is.
+    A misspelling consists of the same words with a letter or two wrong. A name with a different word is a
+    different name, however similar the rest.
     """
     close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.6)
     return next((other for other in close if _is_misspelling(name, other)), "")
@@ -93,11 +93,11 @@ def _is_misspelling(typed: str, known: str) -> bool:
     if difflib.SequenceMatcher(None, typed.replace("_", ""), known.replace("_", "")).ratio() >= 0.95:
         return True
     words, others = typed.split("_"), known.split("_")
-    if len(words) == len(others) and all(map(_is_alike, words, others)):
+    if len(words) == len(others) and all(map(_is_similar, words, others)):
         return True
-    left, extra = set(others) - set(words), set(words) - set(others)
-    return len(left) <= 1 and extra <= FILLING
+    missing, extra = set(others) - set(words), set(words) - set(others)
+    return len(missing) <= 1 and extra <= FILLER_WORDS
 
 
-def _is_alike(word: str, other: str) -> bool:
+def _is_similar(word: str, other: str) -> bool:
     return word == other or difflib.SequenceMatcher(None, word, other).ratio() >= 0.75

@@ -1,7 +1,7 @@
-"""What a flag is, what a component is, and how a class declares both.
+"""Flags and components, and the decorator that declares them.
 
-A component is a class that fills a slot. Its keyword-only constructor parameters, annotated with
-`Annotated[type, Flag(name, doc)]`, are its flags: name, type, default and doc stand there once.
+A component is a class that fills a slot. Its keyword-only constructor parameters with an annotation
+`Annotated[type, Flag(name, doc)]` are its flags, which take their type and default from there.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T", bound=type)
+# `Component.when`: all values except None, False and 0 select the component.
+ANY: Any = ...
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One setting as users type it.
+    """One setting.
 
     Args:
-        name: the name users type, for example `rotary_emb_dim`.
+        name: as users type it, for example `rotary_emb_dim`.
         doc: one line, without the name.
-        choices: the only values allowed; empty means any of the type.
-        least: the smallest number allowed.
-        below: numbers must stay under this one.
+        choices: the allowed values; empty: all values of the type.
+        ge: numbers must be at least this.
+        lt: numbers must be below this.
     """
 
     name: str
@@ -46,36 +48,36 @@ class Param:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A declared constraint: `flag` must have `value`, because `reason`."""
+    """A declared constraint: `flag` must have `value`, for the given `reason`."""
 
     flag: str
     value: Any
     reason: str
 
     def say(self, prefix: str = "") -> str:
-        """What is asked, as a user would type it."""
+        """Return the requirement as a user types it."""
         name = f"{prefix}{self.flag}"
         return f"no `{name}`" if self.value is None else f"`{name}={self.value!r}`"
 
 
 @dataclass(frozen=True)
 class Component:
-    """A class with its slot, the flag that selects it, and what it asks of others.
+    """A class with its slot, the flag that selects it, and its requirements.
 
     Attributes:
-        select: the flag that selects this filler; None for the one taken when nothing is said.
-        when: the value of `select` that selects it; `...` means any value but None, False and 0.
-        needs: what it asks of the attention kernel ("learned_bias", "scores") or the executor ("carry",
-            "stream").
-        supports: kernels and executors only: the needs this one can serve.
-        requires: constraints that no rule can derive, each with its reason.
-        kind: the only kind of attention that it fills ("a" or "c"); empty: both.
+        select: the flag that selects this component; None for the default of its slot.
+        when: the value of `select` that selects it; `ANY`: all values except None, False and 0.
+        needs: features that the attention kernel ("learned_bias", "scores") or the executor ("carry",
+            "stream") must support.
+        supports: kernels and executors only: the needs that they support.
+        requires: constraints that cannot be derived, each with its reason.
+        kind: the kind of attention that it is for ("a" or "c"); empty: both.
     """
 
     cls: type
     slot: str
     select: str | None = None
-    when: Any = ...
+    when: Any = ANY
     doc: str = ""
     paper: str = ""
     needs: frozenset[str] = frozenset()
@@ -89,19 +91,19 @@ class Component:
         return self.cls.__name__
 
     def is_selected_by(self, value: Any) -> bool:
-        if self.when is ...:
+        if self.when is ANY:
             return value is not None and value is not False and value != 0
         return type(value) is type(self.when) and value == self.when
 
     def say(self) -> str:
-        """How a user selects this filler: `pre_norm=False`, `rotary_pos_emb`."""
+        """Return how a user selects this component: `pre_norm=False`, `rotary_pos_emb`."""
         if self.select is None:
             return self.name
-        return self.select if self.when is ... else f"{self.select}={self.when!r}"
+        return self.select if self.when is ANY else f"{self.select}={self.when!r}"
 
 
 def read_params(cls: type) -> tuple[Param, ...]:
-    """The flags among a constructor's keyword parameters, in their order."""
+    """Return the flags among the parameters of a constructor, in their order."""
     hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009  mypy refuses `cls.__init__`
     params = []
     for argument, parameter in inspect.signature(cls).parameters.items():
@@ -119,14 +121,14 @@ def component(
     slot: str,
     *,
     select: str | None = None,
-    when: Any = ...,
+    when: Any = ANY,
     paper: str = "",
     needs: Iterable[str] = (),
     supports: Iterable[str] = (),
     requires: Iterable[Requirement] = (),
     kind: str = "",
 ) -> Callable[[T], T]:
-    """Class decorator: declares that the class fills `slot`. The catalogue decides whether it is known."""
+    """Declare that a class fills `slot`. It is registered only if the catalogue lists it."""
 
     def declare(cls: T) -> T:
         doc = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")

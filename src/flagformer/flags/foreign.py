@@ -1,53 +1,53 @@
-"""Names that other libraries know and this one does not, and what to type here in their place."""
+"""Flag names of other libraries, with the flag or the advice to use in this library."""
 
 from __future__ import annotations
 
-TALKING = "heads mix before and after the softmax together: say `attn_talking_heads`"
+TALKING = "heads are mixed before and after the softmax together: use `attn_talking_heads`"
 FOREIGN = {
     # x-transformers 1.27
-    "attn_onnxable": "every model exports as it is (torch.export); leave it out",
-    "attn_dim": "attention has the width of the model: say `dim`",
-    "attn_heads": "all attention has the same number of heads: say `heads`",
-    "attn_causal": "the whole stack is causal or not: say `causal`, or use Encoder or Decoder",
-    "cross_attn_dim_head": "all attention has heads of one width: say `attn_dim_head`",
-    "attn_dim_context": "only cross-attention reads a context: say `cross_attn_dim_context`",
-    "cross_attn_max_attend_past": "a context has no past: `attn_max_attend_past` is for self-attention",
-    "ff_dim": "a feedforward reads the width of the model: say `dim`, and `ff_mult` for its inner width",
-    "ff_dim_out": "a feedforward gives the width of the model: say `dim`, and `ff_mult` for its inner width",
+    "attn_onnxable": "every model can be exported (torch.export); leave it out",
+    "attn_dim": "attention has the width of the model: use `dim`",
+    "attn_heads": "all attention has the same number of heads: use `heads`",
+    "attn_causal": "the whole stack is causal or not: use `causal`, Encoder or Decoder",
+    "cross_attn_dim_head": "all attention has heads of one width: use `attn_dim_head`",
+    "attn_dim_context": "only cross-attention reads a context: use `cross_attn_dim_context`",
+    "cross_attn_max_attend_past": "windows are for self-attention only: use `attn_max_attend_past`",
+    "ff_dim": "a feedforward has the width of the model: use `dim`, and `ff_mult` for its inner width",
+    "ff_dim_out": "a feedforward has the width of the model: use `dim`, and `ff_mult` for its inner width",
     # x-transformers 2.31
     "attn_pre_talking_heads": TALKING,
     "attn_post_talking_heads": TALKING,
     "attn_pre_scale_post_talking_heads": TALKING,
-    "attn_custom_attn_fn": "give the class that turns scores into weights: `normalizer=MyNormalizer`",
-    "ff_custom_activation": "give the function, class or module to the slot: `activation=torch.tanh`",
-    "norm_add_unit_offset": "gains are kept as they are; `load_x_transformers` takes it for weights",
+    "attn_custom_attn_fn": "pass the class that turns scores into weights: `normalizer=MyNormalizer`",
+    "ff_custom_activation": "pass the function, class or module to the slot: `activation=torch.tanh`",
+    "norm_add_unit_offset": "norm weights are stored without an offset; `load_x_transformers` takes it",
     "verbose": "nothing is printed; leave it out",
-    "attn_k_rmsnorm": "queries and keys are normed together: say `attn_qk_rmsnorm`",
-    "attn_dim_out": "attention gives the width of the model: say `dim`",
+    "attn_k_rmsnorm": "queries and keys are normalized together: use `attn_qk_rmsnorm`",
+    "attn_dim_out": "attention has the width of the model: use `dim`",
     "attn_project_out": "heads are always projected; leave it out",
-    "attn_attend_sdp_kwargs": "the kernel is chosen by what is filled; leave it out, or say `attn_flash`",
-    "attn_flash_pack_seq": "packed rows are given to the forward, as seq_lens; leave it out",
-    "only_attn": "say `custom_layers='aaa'`, an 'a' for each layer",
-    "rel_pos_kwargs": "say `rel_pos_num_buckets` and `rel_pos_max_distance`",
-    "residual_fn_kwargs": "say `scale_residual_constant`",
-    "tie_embedding_scale": "tied logits are divided by the root of the width: `tie_embedding`; leave it out",
-    "token_emb": "the embedding is made of `num_tokens` and `emb_dim`; leave it out",
-    "input_not_include_cache": "generation reads new tokens alone; leave it out",
+    "attn_attend_sdp_kwargs": "the kernel is chosen automatically; leave it out, or use `attn_flash`",
+    "attn_flash_pack_seq": "packed rows are passed to forward, as seq_lens; leave it out",
+    "only_attn": "use `custom_layers='aaa'`, an 'a' for each layer",
+    "rel_pos_kwargs": "use `rel_pos_num_buckets` and `rel_pos_max_distance`",
+    "residual_fn_kwargs": "use `scale_residual_constant`",
+    "tie_embedding_scale": "`tie_embedding` divides logits by the square root of the width; leave it out",
+    "token_emb": "the embedding is built from `num_tokens` and `emb_dim`; leave it out",
+    "input_not_include_cache": "generation with a cache reads only new tokens; leave it out",
 }
-# What is not there, and the names of x-transformers 2.31 that ask for it.
+# Features that are not supported, and their flags in x-transformers 2.31.
 ABSENT = {
-    "norms by learned functions (dynamic tanh, Derf); give a class to `norm`": (
+    "norms by learned functions (dynamic tanh, Derf); pass a class as `norm`": (
         "use_dynamic_tanh use_derf dynamic_tanh_init_alpha"
     ),
-    "norms and scales that a condition sets": (
+    "adaptive norms and scales (conditioning)": (
         "use_adaptive_layernorm use_adaptive_rmsnorm use_adaptive_layerscale dim_condition "
         "adaptive_condition_mlp adaptive_condition_mlp_expansion"
     ),
-    "polar positions, and rotation of some heads only; give a class to `rotation`": (
+    "polar positions, and rotation of some heads only; pass a class as `rotation`": (
         "rotate_num_heads polar_pos_emb polar_bias_uniform_init attn_rotate_num_heads"
     ),
-    "norms both before and behind each sublayer under that name; say `sandwich_norm`": "pre_and_post_norm",
-    "residual streams that are mixed, split, gated or aggregated, and hyper-connections; give a class to "
+    "norms of that name, before and after each sublayer; use `sandwich_norm`": "pre_and_post_norm",
+    "residual streams that are mixed, split, gated or aggregated, and hyper-connections; pass a class as "
     "`residual`": (
         "attn_aggregated_residuals attn_aggregated_residual_kwargs orthog_residual mv_split_residual "
         "gated_multi_residual num_residual_streams hyper_conn_sinkhorn_iters qkv_receive_diff_residuals "
@@ -60,28 +60,27 @@ ABSENT = {
     "skips between layers (U-Net), and integration of all earlier layers": (
         "unet_skips integrate_layers layer_integrate_use_softmax"
     ),
-    "residuals of values across layers": (
+    "value residuals across layers": (
         "add_value_residual learned_value_residual_mix attn_learned_value_residual_mix"
     ),
-    "gates of low rank, of the output or by head under that name; say `attn_gate_values` or "
-    "`attn_gate_value_heads`": (
+    "low-rank, output or per-head gates of that name; use `attn_gate_values` or `attn_gate_value_heads`": (
         "attn_gate_values_rank attn_gate_values_headwise attn_output_gate attn_output_gate_rank "
         "attn_output_gate_headwise attn_low_rank_silu_gates"
     ),
     "other ways from scores to weights (hard, sigmoid, Gumbel, straight-through, selective, signed, "
-    "distances, inverted); give a class to `normalizer` or `score`": (
+    "distances, inverted); pass a class as `normalizer` or `score`": (
         "attn_sparse_topk_straight_through attn_hard attn_l2_distance attn_sigmoid attn_gumbel_softmax "
         "attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_selective attn_cog_signed "
         "attn_inverted_attention"
     ),
-    "values that are normed, projected apart or exponentiated (LASER); give a class to `projection`": (
+    "normalized, separately projected or exponentiated values (LASER); pass a class as `projection`": (
         "attn_value_rmsnorm attn_orthog_projected_values attn_orthog_projected_values_per_head attn_laser "
         "attn_laser_softclamp_value"
     ),
-    "latent queries, keys and values (MLA); give a class to `projection`": (
+    "latent queries, keys and values (MLA); pass a class as `projection`": (
         "attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv attn_latent_rope_subheads"
     ),
-    "biases that read the data (data-dependent ALiBi, CoPE, projected relative positions); give a class to "
+    "data-dependent biases (data-dependent ALiBi, CoPE, projected relative positions); pass a class as "
     "`score`": (
         "attn_data_dependent_alibi attn_data_dependent_alibi_per_row "
         "attn_data_dependent_alibi_per_row_dim_head attn_data_dependent_alibi_kwargs "
@@ -91,27 +90,27 @@ ABSENT = {
     "hybrids of attention with another module": (
         "attn_hybrid_module attn_hybrid_mask_kwarg attn_hybrid_fold_axial_dim attn_hybrid_learned_mix"
     ),
-    "dropout behind a whole sublayer; say `layer_dropout`, `attn_dropout` or `ff_dropout`": (
+    "dropout after a whole sublayer; use `layer_dropout`, `attn_dropout` or `ff_dropout`": (
         "attn_sublayer_dropout ff_sublayer_dropout"
     ),
-    "output projections of several layers; give a class to `output` or `feedforward`": (
+    "output projections of several layers; pass a class as `output` or `feedforward`": (
         "attn_output_proj_depth ff_output_proj_depth"
     ),
-    "SoLU; give a class to `activation`": "ff_solu",
+    "SoLU; pass a class as `activation`": "ff_solu",
     "embeddings in each feedforward": "ff_deep_embed",
-    "several, mixed, continuous or own heads of logits": (
+    "output heads of that name (several, mixture of softmaxes, continuous, custom)": (
         "num_output_heads mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits add_continuous_pred_head "
         "to_logits squeeze_out_last_dim"
     ),
     "recycling and loops of the whole stack; `weight_tie_layers` runs one block `depth` times": (
         "recycling train_max_recycle_steps looped max_looped_steps"
     ),
-    "pooled outputs and class tokens; pool what `return_only_embed` gives": (
+    "pooled outputs and class tokens; pool the embeddings of `return_only_embed`": (
         "average_pool_embed use_cls_token num_cls_tokens attn_pool num_pooled_tokens attn_pool_depth "
         "dim_pooled_tokens"
     ),
 }
-# Names of Hugging Face, GPT, LLaMA, litgpt and torch.nn -> the flag that says the same.
+# Names in Hugging Face, GPT, LLaMA, litgpt and torch.nn, by the flag with the same meaning.
 COMMON = {
     "depth": "n_layer n_layers num_layers num_hidden_layers layers num_blocks n_blocks num_encoder_layers "
     "num_decoder_layers",
@@ -137,20 +136,16 @@ COMMON = {
     "attn_flash": "flash use_flash flash_attention attn_implementation use_flash_attention",
     "checkpoint": "gradient_checkpointing use_gradient_checkpointing",
 }
-SAYS = {name: flag for flag, names in COMMON.items() for name in names.split()}
+FLAG_OF = {name: flag for flag, names in COMMON.items() for name in names.split()}
 NOTES = {"ff_mult": ", the inner width as a multiple of `dim`", "ff_swish": " and `ff_glu`"}
-FOREIGN |= {
-    name: f"there are no {what}" if not what.startswith(("SoLU", "dropout", "recycling")) else f"no {what}"
-    for what, names in ABSENT.items()
-    for name in names.split()
-}
+FOREIGN |= {name: f"not supported: {what}" for what, names in ABSENT.items() for name in names.split()}
 
 
 def hint_for_unknown(name: str) -> str:
-    """What to do about a foreign name, cross-attention forms included; empty for others."""
+    """Return the advice for a name of another library or its `cross_` form; empty for other names."""
     for form in (name, name.removeprefix("cross_")):
         if form in FOREIGN:
             return FOREIGN[form]
-        if form in SAYS:
-            return f"say `{SAYS[form]}`{NOTES.get(SAYS[form], '')}"
+        if form in FLAG_OF:
+            return f"use `{FLAG_OF[form]}`{NOTES.get(FLAG_OF[form], '')}"
     return ""

@@ -1,6 +1,6 @@
-"""Files and directories of other libraries, and records of this one, recognised by their keys and names.
+"""Recognises files and directories of other libraries, and run records of this one, by keys and names.
 
-Every command and `load` ask here, so that one sentence names what was given and says what to do.
+Every command and `load` use it, so that their messages name the file and the fix.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flagformer.flags.foreign import SAYS
+from flagformer.flags.foreign import FLAG_OF
 
 SIZES = ("num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_kv_heads")
-LARGEST_CONFIG = 1 << 20  # bytes of a JSON file that is looked into
-DEEPEST = 3  # levels of keys that are looked at
+LARGEST_CONFIG = 1 << 20  # largest JSON file to read, in bytes
+DEEPEST = 3  # levels of keys to compare
 BY_HAND = "write its settings as flags under `base`, and as `data` and `train`"
-TO_AUDIT = "load it by `transformers`; `flagformer.audit(model)` checks it as it is"
+TO_AUDIT = "load it with `transformers`; `flagformer.audit(model)` checks it as it is"
 
 
 class Other(NamedTuple):
-    """Something that is no file of flags, no training file and no study.
+    """A recognised file or directory.
 
     Attributes:
         what: its name, with an article.
-        advice: what to do.
+        advice: how to use it.
     """
 
     what: str
@@ -32,7 +32,7 @@ class Other(NamedTuple):
 
 
 class _Marks(NamedTuple):
-    """`what` has at least `least` of these keys; `b` in `a: {b: 1}` is `a.b`."""
+    """`what` has at least `least` of these keys; `a.b` is the key `b` in `a`."""
 
     what: str
     least: int
@@ -40,7 +40,7 @@ class _Marks(NamedTuple):
     advice: str = BY_HAND
 
 
-# Configurations of models: one of the marks, and with the names of sizes at least three.
+# Model configurations: one of these keys, and at least three together with the names of sizes.
 MODELS = (
     _Marks(
         "the `config.json` of a Hugging Face model",
@@ -50,8 +50,8 @@ MODELS = (
     _Marks("a configuration of litgpt", 1, "hf_config padded_vocab_size norm_class_name rotary_percentage"),
     _Marks("a configuration of GPT-2", 1, "n_embd n_ctx n_positions"),
 )
-RECORD = "give the directory that it is in"
-# The first that fits is meant.
+RECORD = "pass its directory"
+# The first match is used.
 FILES = (
     _Marks("the `flags.json` of a saved model", 3, "schema saved flags", RECORD),
     _Marks("the `trial.json` of a training run", 4, "id flags copy_number train evaluate", RECORD),
@@ -61,7 +61,7 @@ FILES = (
         "a sweep of Weights & Biases",
         2,
         "method parameters program early_terminate run_cap metric.name metric.goal",
-        "list what it varies under `grid`, or under `tune` what is chosen for each variant",
+        "list what it varies under `grid`, or under `tune` what is tuned for each variant",
     ),
     _Marks(
         "a configuration of Hydra",
@@ -89,7 +89,7 @@ FILES = (
         "a `tokenizer.json` or `tokenizer_config.json`",
         2,
         "added_tokens pre_tokenizer post_processor tokenizer_class added_tokens_decoder model_max_length",
-        "name it as `tokenizer` in `data: {source: tokens}`",
+        "pass it as `tokenizer` in `data: {source: tokens}`",
     ),
     _Marks("a `generation_config.json`", 2, "transformers_version _from_model_config eos_token_id", TO_AUDIT),
     _Marks("a configuration of DeepSpeed", 1, "zero_optimization train_micro_batch_size_per_gpu"),
@@ -107,16 +107,16 @@ FILES = (
         "logging_steps do_train do_eval",
     ),
 )
-OURS = {"base", "compare", "grid", "seeds"}  # a file with these keys is meant to be a study or a training
+OURS = {"base", "compare", "grid", "seeds"}  # keys of study and training files
 
 
 def recognise(settings: Mapping[str, Any]) -> Other | None:
-    """What a mapping of another library, or a record of this one, is; None for all others."""
+    """Recognise a configuration of another library or a record of this one; None for all others."""
     if OURS & set(settings):
         return None
     keys = set(_keys(settings))
     for what, least, marks, _ in MODELS:
-        if len(keys & set(marks.split())) >= least and len(keys & {*SAYS, *marks.split()}) > 2:
+        if len(keys & set(marks.split())) >= least and len(keys & {*FLAG_OF, *marks.split()}) > 2:
             return Other(what, _sizes(settings))
     for what, least, marks, advice in FILES:
         if len(keys & set(marks.split())) >= least:
@@ -125,13 +125,13 @@ def recognise(settings: Mapping[str, Any]) -> Other | None:
 
 
 def recognise_directory(path: Path) -> Other | None:
-    """What a directory of another library, or a run directory of this one, is; None for all others."""
+    """Recognise a directory of another library or a run directory of this one; None for all others."""
     if (path / "study.yaml").is_file():
-        return Other("the run directory of a study", f"its file is {path / 'study.yaml'}")
+        return Other("the run directory of a study", f"pass its file, {path / 'study.yaml'}")
     if (path / "trial.json").is_file():
-        return Other("the run directory of a training", "give the YAML file that it was made from")
+        return Other("the run directory of a training run", "pass the YAML file of the run")
     if (path / "flags.json").is_file():
-        return Other("the directory of a saved model", "`flagformer audit` and `flagformer.load` read it")
+        return Other("the directory of a saved model", "use `flagformer audit` or `flagformer.load`")
     if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
         return Other("a model in the cache of Hugging Face", TO_AUDIT)
     for name, what in (
@@ -152,12 +152,12 @@ def recognise_directory(path: Path) -> Other | None:
         ("model_index.json", "a pipeline of diffusers"),
     ):
         if (path / name).exists():
-            return Other(what, "its weights are not read; build a model of the same flags")
+            return Other(what, "its weights cannot be loaded; build a model with the same flags")
     return None
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[str]:
-    """Keys of the first levels: `a`, `a.b`; `a[]` of a list; `_target_` wherever it stands."""
+    """Yield the keys of the first levels: `a`, `a.b`; `a[]` for a list; `_target_` at every level."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         yield name
@@ -170,14 +170,14 @@ def _keys(settings: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iter
 
 
 def _sizes(settings: Mapping[str, Any]) -> str:
-    found = {SAYS[name]: value for name, value in settings.items() if SAYS.get(name) in SIZES}
+    found = {FLAG_OF[name]: value for name, value in settings.items() if FLAG_OF.get(name) in SIZES}
     ours = ", ".join(f"{name}: {found[name]!r}" for name in SIZES if name in found)
-    called = f"its sizes are called here {{{ours}}}; " if ours else ""
-    return f"{called}build with flags of `docs/flags.md`, as no weights are read"
+    sizes = f"its sizes are {{{ours}}} in flags of this library; " if ours else ""
+    return f"{sizes}build a model with the flags of `docs/flags.md`; its weights cannot be loaded"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object of moderate size; None for all others."""
+    """Read a JSON object of moderate size; None for all other files."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
             return None

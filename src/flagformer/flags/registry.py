@@ -1,4 +1,4 @@
-"""What exists: the components of the catalogue, found by slot and by flag."""
+"""The registry of components, with look-up by slot and by flag."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from flagformer.flags.flag import Component, Flag, Param
+from flagformer.flags.flag import ANY, Component, Flag, Param
 from flagformer.flags.slots import SLOTS
 
 
 @dataclass
 class Tables:
-    """Components in their order, by slot, by parameter and by selector; flags with a `cross_` form."""
+    """Components in order, by slot, by parameter and by selector; flags with a `cross_` form."""
 
     components: list[Component] = field(default_factory=list)
     by_slot: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
@@ -32,24 +32,24 @@ class Registry:
         self.fill(classes)
 
     def fill_from(self, module: str) -> None:
-        """Names the module whose import fills it; it is imported at the first question."""
+        """Set the module whose import fills the registry; it is imported at the first look-up."""
         self._source = module
 
     @property
     def _found(self) -> Tables:
         if self._source:
-            # imported until that is done: a second thread waits for the first one's import
+            # a second thread waits here until the first has finished the import
             import_module(self._source)
             self._source = ""
         return self._tables
 
     @property
     def components(self) -> list[Component]:
-        """In the order in which they are documented and tried."""
+        """All components, in the order in which they are documented and tried."""
         return self._found.components
 
     def fill(self, classes: Iterable[type]) -> None:
-        """Adds components, in the order in which they are documented and tried."""
+        """Add components, in the order in which they are documented and tried."""
         for cls in classes:
             self._add(cls.component)  # type: ignore[attr-defined]
 
@@ -73,7 +73,7 @@ class Registry:
         return tuple(self._found.by_slot[slot])
 
     def default(self, slot: str) -> Component | None:
-        """The filler taken when no flag selects one."""
+        """Return the component used when no flag selects one."""
         return next((item for item in self._found.by_slot[slot] if item.select is None), None)
 
     def selected_by(self, name: str) -> tuple[Component, ...]:
@@ -83,7 +83,7 @@ class Registry:
         return tuple(self._found.params.get(name, ()))
 
     def names(self, scopes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Every flag's name, in catalogue order, cross-attention forms not included."""
+        """Return the names of all flags, in catalogue order, without cross-attention forms."""
         wanted = set(scopes) if scopes is not None else None
         found: dict[str, None] = {}
         for item in self.components:
@@ -94,35 +94,35 @@ class Registry:
         return tuple(found)
 
     def scope(self, name: str) -> str:
-        """The scope of a flag, by the slot of the first component that declares it."""
+        """Return the scope of a flag: that of the slot of the first component that declares it."""
         return SLOTS[self.owners(name)[0].slot].scope
 
     def owners(self, name: str) -> list[Component]:
-        """The components that a flag tunes, or else those it selects; those that fill a slot."""
+        """Return the components with this parameter, else those that the flag selects; those of a slot."""
         if name in SLOTS:
             return list(self.in_slot(name))
         return [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
 
     def param(self, name: str) -> Param:
-        """One declaration of a flag; a pure selector gets a boolean one made of its components' docs."""
+        """Return the declaration of a flag; for a pure selector a boolean with the docs of its components."""
         declared = self.params_named(name)
         if declared:
             return declared[0][1]
         items = self.selected_by(name)
-        doc = "; ".join(f"{item.say()}: {item.doc}" if item.when is not ... else item.doc for item in items)
+        doc = "; ".join(f"{item.say()}: {item.doc}" if item.when is not ANY else item.doc for item in items)
         return Param(name, Flag(name, doc), bool | None, None, required=False)
 
     def reaches(self, name: str, kind: str) -> bool:
-        """Whether a flag or slot of attention means something in self- ("a") or cross-attention ("c")."""
+        """Whether a flag or slot of attention applies to self- ("a") or cross-attention ("c")."""
         return any(item.kind in ("", kind) for item in self.owners(name))
 
     def crossed(self) -> Collection[str]:
-        """The flags of attention that have a form for cross-attention only."""
+        """Return the flags of attention that have a cross-attention form."""
         return self._found.crossed.keys()
 
     def default_value(self, name: str) -> Any:
         return self.param(name).default
 
 
-# What the library knows; filled from `flagformer.catalogue`, which stands above every component.
+# The components of the library; filled by `flagformer.catalogue`, which imports every component.
 CATALOGUE = Registry()

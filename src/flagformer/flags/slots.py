@@ -1,4 +1,4 @@
-"""The slots of a model: what may be filled, how often, and the contract in words."""
+"""The slots of a model: their scope, how many components they take, and their contract in words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the model.
+    """A slot of the model, which components fill.
 
     Attributes:
-        scope: where it is filled: once per "model" (the wrapper), once per "stack" (the layers),
-            or in every "attention", "feedforward" or "branch" (any sublayer).
-        many: whether several fillers may share it.
-        read_by: slots of the stack: the kind of sublayer that alone reads it; empty: every kind.
+        scope: filled once per "model" (the wrapper), once per "stack" (the layers), or in every "attention",
+            "feedforward" or "branch" (any sublayer).
+        many: whether it takes several components.
+        read_by: for slots of the stack: the only kind of sublayer that uses it; empty: all kinds.
     """
 
     name: str
@@ -30,47 +30,47 @@ def _slots(*slots: Slot) -> dict[str, Slot]:
 SLOTS = _slots(
     Slot("wrapper", "model", "ids [B,T] -> logits [B,T,V]"),
     Slot("absolute", "model", "positions -> vectors added to the token embedding"),
-    Slot("memory", "model", "learned tokens woven between those of a row", read_by="a"),
+    Slot("memory", "model", "learned tokens in front of a row or interleaved with its tokens", read_by="a"),
     Slot("head", "model", "(x, embedding) -> logits"),
-    Slot("recurrence", "model", "(memories, streams) -> memories for the next segment", read_by="a"),
-    Slot("slots", "model", "(slots, segment) -> slots for the next segment, which cross-attention reads"),
+    Slot("recurrence", "model", "(mems, hidden states) -> mems for the next segment", read_by="a"),
+    Slot("slots", "model", "(memory slots, segment) -> memory slots for the next segment"),
     Slot("dims", "stack", "the sizes that components share"),
     Slot("plan", "stack", "flags -> the order of sublayers"),
     Slot("norm", "stack", "x -> x"),
-    Slot("norm_position", "stack", "where a sublayer is normed: before, after, both"),
+    Slot("norm_position", "stack", "position of the norms: before a sublayer, after it, or both"),
     Slot(
         "residual",
         "stack",
-        "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; change(h, norm) -> h; close(h, norm) -> x",
+        "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; apply_norm(h, norm) -> h; close(h, norm) -> x",
     ),
-    Slot("init", "stack", "sublayers -> what their last weights start at", many=True),
-    Slot("hints", "stack", "what the layers ask of the wrapper around them"),
-    Slot("context_dropout", "stack", "(context, mask) -> which of its tokens cross-attention reads"),
+    Slot("init", "stack", "(sublayers) -> initial weights of the last projection of each", many=True),
+    Slot("hints", "stack", "options of the layers that wrappers read"),
+    Slot("context_dropout", "stack", "(context, mask) -> mask of the tokens that cross-attention reads"),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
-    Slot("rotation", "stack", "q or k, with angles -> the same, turned by its own positions", read_by="a"),
+    Slot("rotation", "stack", "(q or k, cos and sin) -> q or k, rotated by its positions", read_by="a"),
     Slot(
         "position_bias",
         "stack",
         "(q_positions, k_positions) -> [1 or B, H, T, S] added to the scores",
         read_by="a",
     ),
-    Slot("values", "attention", "what holds of the values -> the same: width, shared, turned", many=True),
-    Slot("projection", "attention", "x -> q, k, v by heads"),
-    Slot("qk_norm", "attention", "(q, k) -> (q, k), and the scale of their product"),
-    Slot("window", "attention", "how many earlier tokens a query of self-attention sees"),
-    Slot("prefix_kv", "attention", "kv -> kv, by seating keys in front that every query sees", many=True),
+    Slot("values", "attention", "options of the values: width, shared with the keys, rotated", many=True),
+    Slot("projection", "attention", "x -> q, k, v, split into heads"),
+    Slot("qk_norm", "attention", "(q, k) -> normalized (q, k), and the scale of their product"),
+    Slot("window", "attention", "number of earlier tokens that a query of self-attention attends to"),
+    Slot("prefix_kv", "attention", "kv -> kv with prefix keys and values for every query", many=True),
     Slot("score", "attention", "(scores, q, k, pairs) -> scores, before the bias and the mask", many=True),
     Slot("normalizer", "attention", "scores -> attention weights"),
-    Slot("weight_mod", "attention", "weights -> weights, before the values are gathered", many=True),
-    Slot("gate", "attention", "(out, x) -> out, after the values are gathered", many=True),
+    Slot("weight_mod", "attention", "weights -> weights, before they multiply the values", many=True),
+    Slot("gate", "attention", "(out, x) -> out, before the output projection", many=True),
     Slot("output", "attention", "heads [B, T, H * V] -> [B, T, D]"),
-    Slot("core", "attention", "(q, kv, side) -> out: which pairs are considered"),
-    Slot("local", "attention", "which heads see the tokens around them only, in place of the core"),
-    Slot("kernel", "attention", "(q, k, v, pairs) -> out: the arithmetic of attention"),
+    Slot("core", "attention", "(q, kv, side) -> out: which query-key pairs are computed"),
+    Slot("local", "attention", "number of heads with local attention in place of the core"),
+    Slot("kernel", "attention", "(q, k, v, pairs) -> out: how attention is computed"),
     Slot("feedforward", "feedforward", "(x, side) -> x"),
     Slot("activation", "feedforward", "x -> x, pointwise"),
-    Slot("input_mixer", "branch", "(x, side) -> x, on what a sublayer reads, behind the norm"),
-    Slot("branch", "branch", "out -> out, on what a sublayer adds to the stream", many=True),
+    Slot("input_mixer", "branch", "(x, side) -> x, on the input of a sublayer, after the norm"),
+    Slot("branch", "branch", "out -> out, on the output of a sublayer, before the residual sum", many=True),
 )
 
 LAYER_SCOPES = frozenset({"stack", "attention", "feedforward", "branch"})

@@ -1,4 +1,4 @@
-"""A choice before it exists: the class of a component and the values of its parameters."""
+"""Specs: the class of a component and the values of its parameters, before it is built."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flagformer.flags.contracts import Place
+    from flagformer.flags.contracts import UserSlot
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A frozen recipe: `spec.build(dims)` is `cls(dims, **params)`.
+    """A class and its parameters: `spec.build(dims)` returns `cls(dims, **params)`.
 
-    Any slot of the layers takes a Spec of an unregistered class (`position_bias=Spec(MyBias, {"width": 3})`),
-    so that an experiment needs no fork.
+    Every slot of the layers accepts a Spec of a class that is not registered:
+    `position_bias=Spec(MyBias, {"width": 3})`.
     """
 
     cls: type
     params: Mapping[str, Any] = field(default_factory=dict)
-    place: Place | None = field(default=None, compare=False, repr=False)  # the slot that a user gave it for
+    slot: UserSlot | None = field(default=None, compare=False, repr=False)  # set for a user's component
 
     def build(self, *shapes: Any) -> Any:
-        if self.place is not None:
-            return self.place.build(self.cls, shapes, self.params)
+        if self.slot is not None:
+            return self.slot.build(self.cls, shapes, self.params)
         return self.cls(*shapes, **self.params)
 
     @property
@@ -38,7 +38,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Instance:
-    """A module that exists already, given by the user to fill a slot."""
+    """A module built by the user, which fills a slot."""
 
     module: Any
     params: Mapping[str, Any] = field(default_factory=dict)

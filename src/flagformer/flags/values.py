@@ -1,4 +1,4 @@
-"""Is a value of the type a flag asks for? Torch-free, one clear sentence when it is not."""
+"""Validation of flag values: types, choices and bounds. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from flagformer.flags.flag import Param
 
-LARGEST = 2**31  # sizes beyond it overflow in torch before they could fail for lack of memory
+LARGEST = 2**31  # larger sizes overflow in torch before memory runs out
 
 
 def type_name(kind: Any) -> str:
-    """The type as a reader would say it: `int | None`."""
+    """Return the type as it is written in Python: `int | None`."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return " | ".join(type_name(part) for part in get_args(kind))
@@ -45,7 +45,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def validation_error(param: Param, value: Any) -> str:
-    """What is wrong with `value`, as the rest of a sentence that starts with the flag; empty if nothing."""
+    """Return the error of `value` as a clause that follows the flag's name; empty if it is valid."""
     flag = param.flag
     if not _fits(value, param.type):
         return f"must be {type_name(param.type)}, but is {value!r} ({type(value).__name__})"
@@ -54,9 +54,7 @@ def validation_error(param: Param, value: Any) -> str:
     if isinstance(value, dict):
         small = [name for name, item in value.items() if flag.ge is not None and item < flag.ge]
         return (
-            f"must hold numbers of at least {flag.ge}, but holds {small[0]!r}: {value[small[0]]}"
-            if small
-            else ""
+            f"must have values of at least {flag.ge}, but {small[0]!r} is {value[small[0]]}" if small else ""
         )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if flag.ge is not None and value < flag.ge:
@@ -69,5 +67,5 @@ def validation_error(param: Param, value: Any) -> str:
 
 
 def normalize(value: Any) -> Any:
-    """Lists become tuples, as files and command lines cannot write tuples."""
+    """Convert lists to tuples, as JSON, YAML and command lines have no tuples."""
     return tuple(normalize(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Weights of other libraries, carried into flagformer models."""
+"""Conversion of weights and flags of other libraries."""
 
 from flagformer.interop.flag_translator import flags_of_x_transformers
 from flagformer.interop.x_transformers import load_x_transformers

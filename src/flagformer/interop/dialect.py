@@ -1,4 +1,4 @@
-"""In what x-transformers 1.27 and 2.31 differ, as far as weights hold it."""
+"""Differences between the weights of x-transformers 1.27 and 2.31."""
 
 from __future__ import annotations
 
@@ -16,79 +16,79 @@ UNIT_OFFSET, COSINE = "norm_add_unit_offset", "attn_qk_norm_scale"
 
 @dataclass(frozen=True)
 class Dialect:
-    """What the stored numbers of one version mean.
+    """The meaning of the stored weights of one version.
 
     Attributes:
         version: "1.27" or "2.31".
-        unit_offset: `norm_add_unit_offset` where `said` has none.
-        said: the arguments that x-transformers was built with; None: nobody said them.
-        prefix: what stands in front of those of this half.
+        unit_offset: `norm_add_unit_offset`, unless `flags` has it.
+        flags: the arguments of the x-transformers model; None: unknown.
+        prefix: prefix of the arguments of this encoder or decoder.
     """
 
     version: str
     unit_offset: bool = True
-    said: Mapping[str, Any] | None = None
+    flags: Mapping[str, Any] | None = None
     prefix: str = ""
 
     def half(self, prefix: str) -> Dialect:
-        """The same for the arguments behind `prefix`."""
+        """Return the dialect for the arguments with `prefix`."""
         return replace(self, prefix=prefix)
 
     @property
     def offset(self) -> float:
-        """What norms and LayerScale add to a stored gain."""
+        """The number that norms and LayerScale add to a stored weight."""
         if self.version == OLD:
             return 0.0
-        return float((self.said or {}).get(self.prefix + UNIT_OFFSET, self.unit_offset))
+        return float((self.flags or {}).get(self.prefix + UNIT_OFFSET, self.unit_offset))
 
     def cosine(self, cross: bool) -> float | None:
-        """The factor of `attn_qk_norm`, which in 1.27 multiplies its learned gains too; None: not said."""
-        if self.said is None:
+        """Return the scale of `attn_qk_norm`, which in 1.27 multiplies learned scales too; None: unknown."""
+        if self.flags is None:
             return None
-        own = self.said.get(self.prefix + COSINE, 10)
-        return float(self.said.get(f"{self.prefix}cross_{COSINE}", own) if cross else own)
+        own = self.flags.get(self.prefix + COSINE, 10)
+        return float(self.flags.get(f"{self.prefix}cross_{COSINE}", own) if cross else own)
 
     @property
-    def turns_neighbours(self) -> bool:
-        """Rotated pairs are (2i, 2i + 1), where 1.27 and this library pair i and i + R / 2."""
+    def interleaved_rotation(self) -> bool:
+        """Whether rotated pairs are (2i, 2i + 1); in 1.27 and this library they are i and i + R / 2."""
         return self.version == NEW
 
     @property
-    def whole_lengths(self) -> bool:
-        """ScaleNorm stores the length itself, not a multiple of sqrt(D)."""
+    def absolute_scale(self) -> bool:
+        """Whether ScaleNorm stores its scale itself; else it is divided by sqrt(D)."""
         return self.version == OLD
 
     @property
     def replaces_scores(self) -> bool:
-        """Talking heads put the mixed scores in place of the scores, and do not add them."""
+        """Whether talking heads replace the scores by the mixed ones; else they are added."""
         return self.version == OLD
 
     @property
     def plain_tied_logits(self) -> bool:
-        """Logits of a tied embedding are not divided by sqrt(D)."""
+        """Whether tied logits have no factor; else they are divided by sqrt(D)."""
         return self.version == OLD
 
     @property
     def biased_memory(self) -> bool:
-        """Memory keys get the position bias of keys in front of the first token."""
+        """Whether memory keys have the position bias of keys before the first token."""
         return self.version == OLD
 
 
 def check_version(version: str | None) -> None:
-    """ValueError for a version that is not known."""
+    """Raise ValueError for an unknown version."""
     if version is not None and version not in VERSIONS:
         known = " or ".join(repr(name) for name in VERSIONS)
-        raise ValueError(f"`version` must be {known}, or None to find out, but is {version!r}")
+        raise ValueError(f"`version` must be {known}, or None to detect it, but is {version!r}")
 
 
 def version_of(weights: Mapping[str, Tensor] | nn.Module) -> str:
-    """Which version wrote these weights.
+    """Detect the version that wrote these weights.
 
-    A module tells by its class. A state dict tells by the names of its LayerNorms, and by what one version
-    alone has; one without any of that (RMSNorm, ScaleNorm or no gains at all) does not tell.
+    A module is recognised by its class, a state dict by the names of its LayerNorms and of weights that only
+    one version has. A state dict without them (RMSNorm, ScaleNorm or no norm weights) is not recognised.
 
     Raises:
-        ValueError: when it does not show.
+        ValueError: if the version cannot be detected.
     """
     if isinstance(weights, nn.Module):
         found = {_version_of_layers(module) for module in weights.modules()} - {None}
@@ -98,12 +98,14 @@ def version_of(weights: Mapping[str, Tensor] | nn.Module) -> str:
         found = {_version_of_key(key, value) for key, value in weights.items()} - {None}
     if len(found) == 1:
         return str(found.pop())
-    why = "marks of both are there" if found else "norms without the mark of either"
-    raise ValueError(f"`version` must say which x-transformers wrote these weights ('1.27' or '2.31'): {why}")
+    why = "they have names of both versions" if found else "no name is specific to one version"
+    raise ValueError(
+        f"`version` of x-transformers must be passed for these weights ('1.27' or '2.31'): {why}"
+    )
 
 
 def _version_of_layers(module: Any) -> str | None:
-    """Stacks of 1.27 know ResiDual, those of 2.31 know residual streams."""
+    """Detect a stack by its attributes: ResiDual in 1.27, residual streams in 2.31."""
     if not hasattr(module, "layers") or not hasattr(module, "disable_abs_pos_emb"):
         return None
     return OLD if hasattr(module, "resi_dual") else NEW if hasattr(module, "num_residual_streams") else None

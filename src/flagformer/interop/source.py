@@ -1,4 +1,4 @@
-"""A state dict that is read key by key, so that what nobody asked for can be named."""
+"""The state dict to convert, with a record of the keys that were used, and the converted weights."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from flagformer.interop.dialect import Dialect
 
 
 class SourceWeights:
-    """The weights to be carried; `refused` gathers reasons, `rest` what was never taken.
+    """The weights to convert; `errors` collects reasons against it, `unused` lists the keys not taken.
 
     Args:
-        dialect: what the stored numbers mean.
+        dialect: the meaning of the stored weights.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], dialect: Dialect) -> None:
         self.dialect = dialect
         self._tensors, self._prefix = dict(tensors), ""
         self._taken: set[str] = set()
-        self.refused: list[str] = []
+        self.errors: list[str] = []
 
     def under(self, prefix: str, dialect: Dialect | None = None) -> SourceWeights:
-        """The same weights, read by keys without `prefix`; what is taken and refused is shared."""
+        """Return a view of the weights with `prefix`; taken keys and errors are shared."""
         part = SourceWeights({}, dialect or self.dialect)
-        part._tensors, part._taken, part.refused = self._tensors, self._taken, self.refused
+        part._tensors, part._taken, part.errors = self._tensors, self._taken, self.errors
         part._prefix = self._prefix + prefix
         return part
 
     def take(self, key: str) -> Tensor | None:
-        """The tensor, or None with a reason noted when there is none."""
+        """Return a tensor and mark it as taken; if it is missing, add an error and return None."""
         found = self.peek(key)
         if found is None:
-            self.refused.append(f"`{self._prefix}{key}` is missing")
+            self.errors.append(f"`{self._prefix}{key}` is missing")
         return found
 
     def peek(self, key: str) -> Tensor | None:
-        """The tensor if there is one, which then counts as taken."""
+        """Return a tensor and mark it as taken; None if it is missing."""
         whole = self._prefix + key
         if whole not in self._tensors:
             return None
@@ -47,45 +47,45 @@ class SourceWeights:
         return self._tensors[whole]
 
     def refuse(self, reason: str, key: str | None = None) -> None:
-        """Notes why something, or the weight `key`, cannot be carried."""
-        self.refused.append(reason if key is None else f"`{self._prefix}{key}`: {reason}")
+        """Add a reason why the model, or the weight `key`, cannot be converted."""
+        self.errors.append(reason if key is None else f"`{self._prefix}{key}`: {reason}")
 
-    def rest(self) -> list[str]:
+    def unused(self) -> list[str]:
         return [key for key in self._tensors if key not in self._taken]
 
 
 class ConvertedWeights:
-    """Which tensor goes to which parameter; nothing is written before everything fits."""
+    """The converted tensor of each parameter; nothing is written until `write`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._pairs: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     def put(self, target: Any, value: Tensor | None) -> None:
-        """`value` for the parameter `target`; None when the source had none, which it has noted."""
+        """Set the value of the parameter `target`; None, for a missing weight, is ignored."""
         if value is not None:
             self._pairs[id(target)] = (target, value)
 
     def put_row(self, target: Any, row: int, value: Tensor | None) -> None:
-        """`value` for one row of a parameter that holds one for each sublayer."""
+        """Set the value of one row of a parameter with a row per sublayer."""
         if value is not None:
-            _, held = self._pairs.get(id(target), (target, target.detach().clone()))
-            held = held.index_copy(0, torch.tensor([row], device=held.device), value[None].to(held))
-            self.put(target, held)
+            _, rows = self._pairs.get(id(target), (target, target.detach().clone()))
+            rows = rows.index_copy(0, torch.tensor([row], device=rows.device), value[None].to(rows))
+            self.put(target, rows)
 
     def multiply(self, target: Any, factor: float) -> None:
-        """Multiplies what is held for `target`."""
+        """Multiply the value of the parameter `target`."""
         if id(target) in self._pairs:
             self.put(target, self._pairs[id(target)][1] * factor)
 
     def pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each parameter with its value, which is a function of the weights that autograd can follow."""
+        """Return each parameter with its value, a differentiable function of the weights."""
         return list(self._pairs.values())
 
     def problems(self) -> list[str]:
-        """Parameters without a value, and values of another shape."""
+        """Return the errors: parameters without a value, and values with a wrong shape."""
         missing = [
-            f"`{name}` of this model gets no weights"
+            f"`{name}` of this model has no counterpart in these weights"
             for i, name in self._names.items()
             if i not in self._pairs
         ]

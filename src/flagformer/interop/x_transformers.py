@@ -1,9 +1,9 @@
-"""Weights of x-transformers 1.27 and 2.31, carried into a model of this library.
+"""Conversion of weights of x-transformers 1.27 and 2.31 to models of this library.
 
-The libraries order some things differently: neighbouring against half-split rotated pairs, interleaved
-against consecutive grouped heads, three projections against a fused one, gains stored minus one, learned
-positions that are scaled at use. All of that is a permutation or a factor, and is undone here. What is not is
-refused by name.
+The libraries differ in the order of rotated pairs (interleaved or half-split) and of grouped heads
+(interleaved or consecutive), in three projections or a fused one, in norm weights stored minus one, and in
+learned positions that are scaled at use. These permutations and factors are converted. Other differences
+raise an error.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 Weights = Mapping[str, Tensor] | nn.Module
-# What carries each kind of model.
-KINDS: dict[type[nn.Module], Any] = {
+# The conversion of each kind of model.
+CONVERTERS: dict[type[nn.Module], Any] = {
     TransformerWrapper: convert_transformer,
     XTransformer: convert_encoder_decoder,
     ViTransformerWrapper: convert_vision,
@@ -48,35 +48,35 @@ def load_x_transformers(
     version: str | None = None,
     norm_add_unit_offset: bool = True,
 ) -> Any:
-    """A model of this library with the weights of x-transformers 1.27 or 2.31: equal logits and gradients.
+    """Load weights of x-transformers 1.27 or 2.31 into a model with equal logits and gradients.
 
     Args:
         weights: a model of x-transformers (TransformerWrapper, XTransformer, ViTransformerWrapper,
-            AutoregressiveWrapper, AttentionLayers and its kinds), or its `state_dict()`.
-        model: the model to write, of the same class and built with the same flags. Where the two libraries
-            start from other values, say them: x-transformers rotates half of each head (`rotary_emb_dim`)
-            and keeps learned positions beside ALiBi and dynamic biases (`use_abs_pos_emb`). Its `ff_no_bias`
-            beside `ff_glu` keeps one bias: build without `ff_no_bias`, other biases are then zeros.
-        flags: in place of `model`: the arguments that x-transformers was built with, in one dictionary, those
-            of the wrapper beside those of its layers, and `model` as for `flagformer.build`. What they mean
-            there is translated (see `flags_of_x_transformers`).
-        version: "1.27" or "2.31"; None: what the weights show.
-        norm_add_unit_offset: 2.31 only, as the weights were trained; the default of x-transformers. Said by
-            `flags` where they hold it.
+            AutoregressiveWrapper, AttentionLayers and its subclasses), or its `state_dict()`.
+        model: the model to load into, of the same class and built with the same flags. Set flags explicitly
+            where the defaults differ: x-transformers rotates half of each head (`rotary_emb_dim`) and keeps
+            learned positions with ALiBi and dynamic biases (`use_abs_pos_emb`). With `ff_no_bias` and
+            `ff_glu` it keeps one bias: build without `ff_no_bias`, the other biases are then zeros.
+        flags: in place of `model`: the arguments of the wrapper and the layers of x-transformers in one
+            dictionary, and `model` as for `flagformer.build`. They are translated by
+            `flags_of_x_transformers`.
+        version: "1.27" or "2.31"; None: detected from the weights.
+        norm_add_unit_offset: 2.31 only, as in training; the default is that of x-transformers. A value in
+            `flags` takes precedence.
 
     Returns:
-        `model`, or the new one in eval mode. The encoder's logits projection that 1.27 keeps in an
-        XTransformer is left out with a warning: nothing reads it there.
+        `model`, or the new model in eval mode. The unused logits projection of the encoder in an XTransformer
+        of 1.27 is dropped with a warning.
 
     Raises:
-        ValueError: naming every weight that has no place here, every parameter that gets none and everything
-            that is another function there; the model is then unchanged. Flags without weights (the
-            activation, the scale of `attn_qk_norm`, ALiBi's number of heads, interpolation) leave no trace
-            in weights: with `model` they are not checked, with `flags` they are those of the new model.
-        FlagError: for `flags` that have no counterpart here.
+        ValueError: listing all weights and parameters without a counterpart, and all flags with a different
+            function; the model is then unchanged. Settings that have no weights (the activation, the scale of
+            `attn_qk_norm`, the number of ALiBi heads, interpolation) are not checked with `model`; with
+            `flags` they are set in the new model.
+        FlagError: for `flags` that have no counterpart in this library.
     """
     if (model is None) == (flags is None):
-        raise ValueError("give either `model`, to be written, or `flags`, of which one is built")
+        raise ValueError("pass either `model`, to load into, or `flags`, to build a new model")
     check_version(version)
     version = version or version_of(weights)
     if model is None:
@@ -86,23 +86,23 @@ def load_x_transformers(
 
 
 def convert_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -> ConvertedWeights:
-    """Which tensor belongs to which parameter, each a differentiable function of the weights; writes nothing.
+    """Convert the weights without writing them; each value is a differentiable function of the weights.
 
     Raises:
         ValueError: as `load_x_transformers`.
     """
     inner = model.net if isinstance(model, AutoregressiveWrapper) else model
-    kinds = [kind for kind in KINDS if isinstance(inner, kind)]
+    kinds = [kind for kind in CONVERTERS if isinstance(inner, kind)]
     if not kinds:
-        known = ", ".join(kind.__name__ for kind in KINDS)
+        known = ", ".join(kind.__name__ for kind in CONVERTERS)
         raise ValueError(f"`model` must be one of {known}, but is {type(model).__name__}")
     tensors = dict(weights.state_dict() if isinstance(weights, nn.Module) else weights)
-    source, carried = SourceWeights(without_net(tensors), dialect), ConvertedWeights(inner)
-    KINDS[kinds[0]](source, carried, inner)
-    reasons = source.refused + [f"`{key}` has no place in this model" for key in source.rest()]
-    reasons += carried.problems()
+    source, converted = SourceWeights(without_net(tensors), dialect), ConvertedWeights(inner)
+    CONVERTERS[kinds[0]](source, converted, inner)
+    reasons = source.errors + [f"`{key}` has no counterpart in this model" for key in source.unused()]
+    reasons += converted.problems()
     if reasons:
         lines = "\n".join(f"  {reason}" for reason in dict.fromkeys(reasons))
-        text = "these x-transformers weights do not fit this model; build it with the same flags"
+        text = "these x-transformers weights do not fit this model; build it with the flags of the weights"
         raise ValueError(f"{text}\n{lines}")
-    return carried
+    return converted

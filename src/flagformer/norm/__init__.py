@@ -1,4 +1,4 @@
-"""Norms: `norm(x) -> x`, over the last dimension. Each is built with that dimension's width."""
+"""Norms: `norm(x) -> x` over the last dimension, built with the size of that dimension."""
 
 from __future__ import annotations
 

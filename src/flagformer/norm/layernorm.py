@@ -12,9 +12,9 @@ from flagformer.norm import Norm
 
 @component("norm", paper="arXiv:1607.06450")
 class LayerNorm(Norm):
-    """Zero mean, unit variance, a gain per dimension.
+    """Zero mean and unit variance, with a learned weight per dimension.
 
-    Departure from the paper: no bias, which the following projection can represent.
+    Departure from the paper: no bias, as the projection that follows can represent it.
     """
 
     def __init__(self, dim: int) -> None:

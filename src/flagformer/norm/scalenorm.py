@@ -12,16 +12,16 @@ from flagformer.norm.rmsnorm import rsqrt_ms
 
 @component("norm", select="use_scalenorm", paper="arXiv:1910.05895, section 2.2")
 class ScaleNorm(Norm):
-    """One learned length for all vectors; it starts at sqrt(D)."""
+    """Unit L2 norm times one learned scale, initially sqrt(D)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.width = dim
+        self.dim = dim
         self.weight = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, self.width**0.5)
+        nn.init.constant_(self.weight, self.dim**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (rsqrt_ms(x) * (self.weight * self.width**-0.5))
+        return x * (rsqrt_ms(x) * (self.weight * self.dim**-0.5))

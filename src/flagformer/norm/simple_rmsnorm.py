@@ -11,7 +11,7 @@ from flagformer.norm.rmsnorm import rsqrt_ms
 
 @component("norm", select="use_simple_rmsnorm", paper="arXiv:2307.14995, section 2.4")
 class SimpleRMSNorm(Norm):
-    """Unit root mean square; nothing is learned."""
+    """Unit root mean square, without parameters."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

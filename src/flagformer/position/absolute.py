@@ -15,31 +15,31 @@ from flagformer.ops.identity import identity
 from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.position import AbsolutePosition
 
-UNIT = Flag("l2norm_embed", "token and learned position vectors have length 1 and start small")
+UNIT = Flag("l2norm_embed", "L2-normalize token and learned position embeddings, with a small initial scale")
 
 
 @component("absolute", select="use_abs_pos_emb", when=True, paper="arXiv:1706.03762, section 3.5")
 class Learned(AbsolutePosition):
-    """A learned vector per position below `max_seq_len`; under `l2norm_embed` of length 1."""
+    """A learned embedding per position below `max_seq_len`; L2-normalized with `l2norm_embed`."""
 
     def __init__(self, dim: int, max_seq_len: int, *, unit: Annotated[bool, UNIT] = False) -> None:
         super().__init__()
         if not max_seq_len:
-            text = "`max_seq_len` must be at least 1 under `use_abs_pos_emb=True`, but is 0"
+            text = "`max_seq_len` must be at least 1 with `use_abs_pos_emb=True`, but is 0"
             raise FlagError([Finding("max_seq_len", text)])
         self.limit = max_seq_len
         self.table = TokenEmbedding(max_seq_len, dim, 1e-5 if unit else None)
-        self.form = l2_normalize if unit else identity
+        self.normalize = l2_normalize if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.form(self.table(positions))
+        return self.normalize(self.table(positions))
 
 
 @component("absolute", select="scaled_sinu_pos_emb", paper="arXiv:1706.03762, section 3.5")
 class Sinusoidal(AbsolutePosition):
-    """Sines and cosines of the position, times one learned scale that starts at D ** -0.5.
+    """Sines and cosines of the position, times one learned scale, initially D ** -0.5.
 
-    Sines fill the first half of the vector and cosines the second, where the paper interleaves them.
+    Sines fill the first half of the dimensions and cosines the second; the paper interleaves them.
     """
 
     limit = None
@@ -47,7 +47,7 @@ class Sinusoidal(AbsolutePosition):
     def __init__(self, dim: int, max_seq_len: int) -> None:
         super().__init__()
         if dim % 2:
-            text = f"`dim` (`emb_dim` where it is set) must be even under `scaled_sinu_pos_emb`, but is {dim}"
+            text = f"`dim` (`emb_dim` where it is set) must be even with `scaled_sinu_pos_emb`, but is {dim}"
             raise FlagError([Finding("dim", text)])
         half = dim // 2
         self.frequencies = Constant(counted((10000.0 ** (-i / half) for i in range(half)), half))
@@ -59,13 +59,13 @@ class Sinusoidal(AbsolutePosition):
         nn.init.constant_(self.scale, self.width**-0.5)
 
     def forward(self, positions: Tensor) -> Tensor:
-        turns = positions[..., None] * self.frequencies.on(positions.device)
-        return torch.cat([turns.sin(), turns.cos()], dim=-1).to(self.scale.dtype) * self.scale
+        angles = positions[..., None] * self.frequencies.on(positions.device)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.scale.dtype) * self.scale
 
 
 @component("absolute", select="use_abs_pos_emb", when=False)
 class NoAbsolute(AbsolutePosition):
-    """Nothing is added; what is said when a relative scheme is chosen."""
+    """No absolute positions; the default with a relative position scheme."""
 
     limit = None
 

@@ -1,4 +1,4 @@
-"""Reference: everything that is written from the catalogue and must never disagree with it."""
+"""Generated reference: pages, schemas and types that are written from the catalogue."""
 
 from flagformer.reference.schema import schema
 from flagformer.reference.selectors import BASE, Choice, choices, pairs, settings

@@ -1,4 +1,4 @@
-"""`python -m flagformer.reference`: writes the generated files; `--check` names those that are stale."""
+"""`python -m flagformer.reference` writes the generated files; `--check` lists the stale ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flagformer.reference.files import root, stale, write
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: everything is fresh now; 1: a file is stale under `--check`, or there is no clone to write to."""
+    """Return 0 if all files are up to date; 1 if one is stale under `--check`, or without a clone."""
     parser = argparse.ArgumentParser(prog="python -m flagformer.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     checking = parser.parse_args(arguments).check
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if not checking:
-        print("\n".join(f"wrote {name}" for name in write(folder)) or "everything was fresh")
+        print("\n".join(f"wrote {name}" for name in write(folder)) or "all files are up to date")
         return 0
     old = stale(folder)
     for name in old:

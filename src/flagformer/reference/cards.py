@@ -1,4 +1,4 @@
-"""Which component has a card in `docs/papers/`, and under which name."""
+"""The cards in `docs/papers/` and their file names."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from flagformer.flags import CATALOGUE, Component
 
 
 def card_name(item: Component) -> str:
-    """`norm-rmsnorm.md`; empty for a component that has neither a paper nor a selector."""
+    """Return the file name, `norm-rmsnorm.md`; empty for a component with neither paper nor selector."""
     return f"{item.slot}-{item.name.lower()}.md" if item.paper or item.select else ""
 
 
 def cards() -> dict[str, Component]:
-    """Every card that must be there, by its file's name."""
+    """Return the components that must have a card, by file name."""
     return {card_name(item): item for item in CATALOGUE if card_name(item)}

@@ -1,4 +1,4 @@
-"""The last parts of `docs/flags.md`: what cannot go together, and every pair at a glance."""
+"""The last parts of `docs/flags.md`: conflicts, and the table of all pairs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ WORKS, REFUSED, SAME = ".", "x", "="
 
 
 def conflicts_part(found: Sequence[Verdict]) -> str:
-    """Rules and their reasons: crowded slots, needs of the kernel, declared constraints, refused pairs."""
+    """Rules with reasons: slots with one component, needs of components, requirements, refused pairs."""
     return page(
         "## Conflicts",
-        "A slot with one place takes one filler. Of these, any two are refused:",
-        table(("slot", "choose one"), _crowds()),
-        "Where a filler needs what a kernel does not honour, `attn_flash` demands in vain:",
-        table(("filler", "needs", "honoured by", "otherwise refused, because"), _needs("kernel", REASONS)),
-        "The same of executors:",
-        table(
-            ("filler", "needs", "honoured by", "otherwise refused, because"), _needs("executor", EXECUTION)
-        ),
-        "A declared constraint:",
-        table(("filler", "needs", "because"), _declared()) or "None in this version.",
+        "Most slots take one component. Two of these for the same slot are refused:",
+        table(("slot", "choose one"), _single_slots()),
+        "A component may need features that not every kernel supports; with other kernels it is refused:",
+        table(("component", "needs", "supported by", "reason"), _needs("kernel", REASONS)),
+        "Needs that not every executor supports:",
+        table(("component", "needs", "supported by", "reason"), _needs("executor", EXECUTION)),
+        "Requirements on other flags:",
+        table(("component", "needs", "because"), _declared()) or "None in this version.",
         "All other refused pairs:",
-        table(("one", "other", "message"), [_refused(v) for v in found if v.reason and not _crowded(v)]),
+        table(("first", "second", "message"), [_refused(v) for v in found if v.reason and not _same_slot(v)]),
     ).rstrip()
 
 
 def pairs_part(found: Sequence[Verdict]) -> str:
-    """Every pair of choices: a triangle of signs."""
+    """Every pair of choices, as a triangular table."""
     all_choices = choices()
     refused = sum(1 for verdict in found if verdict.reason)
     base = ", ".join(f"{name}={value!r}" for name, value in BASE.items())
@@ -41,14 +39,13 @@ def pairs_part(found: Sequence[Verdict]) -> str:
         "## Pairs",
         f"All {len(found)} pairs of {len(all_choices)} choices, each resolved and built on the meta device "
         f"over the base `{base}`. {len(found) - refused} work (`{WORKS}`), {refused} are refused "
-        f"(`{REFUSED}`, for the reasons above); `{SAME}` marks two values of one flag, and a flag that the "
-        "other brings along. Choices that are not "
-        f"`True` or `False` stand at {_values(all_choices)}.",
+        f"(`{REFUSED}`, for the reasons above); `{SAME}` marks two values of one flag, and a flag that is "
+        f"set with the other. Choices other than `True` and `False`: {_values(all_choices)}.",
         "```text\n" + "\n".join(_triangle(all_choices, found)) + "\n```",
     ).rstrip()
 
 
-def _crowds() -> list[tuple[str, str]]:
+def _single_slots() -> list[tuple[str, str]]:
     rows = []
     for slot in SLOTS.values():
         chosen = [code(item.say()) for item in CATALOGUE.in_slot(slot.name) if item.select is not None]
@@ -58,12 +55,12 @@ def _crowds() -> list[tuple[str, str]]:
 
 
 def _needs(slot: str, reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
-    serving = CATALOGUE.in_slot(slot)
+    supporting = CATALOGUE.in_slot(slot)
     rows: list[tuple[str, ...]] = []
     for item in CATALOGUE:
         for need in sorted(item.needs & reasons.keys()):
-            honoured = ", ".join(one.name for one in serving if need in one.supports)
-            rows.append((code(item.say()), code(need), honoured, reasons[need]))
+            names = ", ".join(one.name for one in supporting if need in one.supports)
+            rows.append((code(item.say()), code(need), names, reasons[need]))
     return rows
 
 
@@ -75,9 +72,9 @@ def _refused(verdict: Verdict) -> tuple[str, ...]:
     return code(verdict.first.name), code(verdict.second.name), verdict.reason
 
 
-def _crowded(verdict: Verdict) -> bool:
-    fillers = (verdict.first.component, verdict.second.component)
-    return all(fillers) and _slot(fillers[0]) == _slot(fillers[1])
+def _same_slot(verdict: Verdict) -> bool:
+    components = (verdict.first.component, verdict.second.component)
+    return all(components) and _slot(components[0]) == _slot(components[1])
 
 
 def _slot(item: Component | None) -> str:

@@ -1,4 +1,4 @@
-"""The catalogue by name: every flag that users may type, with its type, where it is read and who reads it."""
+"""The flags of the catalogue: name, declaration, scope and components of each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Entry:
     """A flag.
 
     Attributes:
-        name: as typed, with the cross-attention prefix where it is one.
+        name: as typed, with `cross_` for the cross-attention form.
         param: its declaration: type, default and doc.
         scope: "model", "stack", "attention", "feedforward" or "branch".
-        owners: the components that it selects or tunes.
+        owners: the components that it selects or configures.
     """
 
     name: str
@@ -29,22 +29,22 @@ class Entry:
 
     @property
     def per_layer(self) -> bool:
-        """Whether a tuple may give each layer a value of its own."""
+        """Whether a tuple sets one value per layer."""
         return self.scope in PER_LAYER
 
     @property
     def crossed(self) -> bool:
-        """Whether it has a form for cross-attention only."""
+        """Whether it has a cross-attention form."""
         return self.name in CATALOGUE.crossed()
 
     @property
     def is_cross_form(self) -> bool:
-        """Whether it is that form."""
+        """Whether it is a cross-attention form."""
         return self.name != self.param.flag.name
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        """The types a value may have: a flag with choices has a Literal of them."""
+        """The types of its values; a Literal for a flag with choices."""
         choices = self.param.flag.choices
         if choices:
             plain = (Literal[tuple(value for value in choices if value is not None)],)
@@ -54,7 +54,7 @@ class Entry:
 
 
 def entries(scopes: Iterable[str]) -> tuple[Entry, ...]:
-    """The flags of some scopes, in the order of the catalogue, without cross-attention forms."""
+    """Return the flags of the given scopes, in catalogue order, without cross-attention forms."""
     return tuple(
         Entry(name, CATALOGUE.param(name), CATALOGUE.scope(name), _owners(name))
         for name in CATALOGUE.names(scopes)
@@ -62,7 +62,7 @@ def entries(scopes: Iterable[str]) -> tuple[Entry, ...]:
 
 
 def with_crossed(found: Iterable[Entry]) -> tuple[Entry, ...]:
-    """The same with each cross-attention form behind its flag."""
+    """Return the flags with each cross-attention form after its flag."""
     forms = []
     for entry in found:
         forms.append(entry)

@@ -1,4 +1,4 @@
-"""What a flag is used together with: caches, padding, packing, tracing, low precision; and the refusals."""
+"""Features that flags are tested with: caches, padding, packing, compilation, low precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from flagformer.wrappers.build import build, check
 ROWS, LENGTH = 2, 8
 SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (6, 3, 2, 256, 1), float: (0.25, 2.0)}
 
-# What a flag that tunes may need beside what it tunes.
-BESIDE: tuple[dict[str, Any], ...] = (
+# Further flags that a parameter may need, apart from the selector of its component.
+EXTRA: tuple[dict[str, Any], ...] = (
     {},
     {"cross_attend": True},
     {"cross_attend": True, "memory_update": "bmn"},
@@ -29,10 +29,10 @@ class Feature:
     """A column of `docs/flags.md`.
 
     Attributes:
-        name: its head.
-        holds: what the tests ask of every setting that does not refuse it.
-        flags: what turns it on; none: it is a way to call any model.
-        call: uses it on a model, which refuses it by an error.
+        name: the heading of the column.
+        holds: the property that tests check for every flag that supports it.
+        flags: the flags that enable it; empty for a way of calling any model.
+        call: uses it on a model, which raises an error if it is not supported.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Feature:
 
 
 def features() -> tuple[Feature, ...]:
-    """Those whose flags the catalogue has."""
+    """Return the features whose flags are in the catalogue."""
     return tuple(feature for feature in FEATURES if set(feature.flags) <= set(CATALOGUE.names()))
 
 
 def settings_of(flag: str) -> tuple[dict[str, Any], ...]:
-    """Flags of small decoders: each choice that a flag offers, or another value of a flag that tunes.
+    """Return settings of small decoders with a flag: each of its choices, or one value of a parameter.
 
-    Nothing where no rule finds a value.
+    Empty if no value is found.
     """
     if flag in BASE:
         return (settings(),)
@@ -60,7 +60,7 @@ def settings_of(flag: str) -> tuple[dict[str, Any], ...]:
 
 
 def refusal(feature: Feature, flags: Mapping[str, Any]) -> str:
-    """Why a model of these flags cannot be used with the feature; empty where it can."""
+    """Return why a model with these flags does not support the feature; empty if it does."""
     try:
         if feature.call is None:
             check({**flags, **feature.flags})
@@ -75,15 +75,15 @@ def refusal(feature: Feature, flags: Mapping[str, Any]) -> str:
 
 
 def _tuned(flag: str) -> Iterator[dict[str, Any]]:
-    """Settings to try, the simplest first."""
+    """Yield settings to try, the simplest first."""
     for owner, param in CATALOGUE.params_named(flag):
-        for more in BESIDE:
+        for more in EXTRA:
             for value in _values(param):
                 yield {**settings(), **_selecting(owner), **more, flag: value}
 
 
 def _selecting(owner: Component) -> Mapping[str, Any]:
-    """Flags of the first choice that takes this component."""
+    """Return the flags of the first choice that selects this component."""
     if owner.select is None:
         return {}
     chosen = (choice.flags for choice in choices() if owner.select in choice.flags)
@@ -91,7 +91,7 @@ def _selecting(owner: Component) -> Mapping[str, Any]:
 
 
 def _values(param: Param) -> list[Any]:
-    """Small values of the flag's type, without the one that is taken when nothing is said."""
+    """Return small values of the flag's type other than its default."""
     found: list[Any] = [value for value in param.flag.choices if value is not None]
     for kind in kinds_of(param.type):
         found += SMALL.get(kind, ())
@@ -106,39 +106,43 @@ def _refused(flags: Mapping[str, Any]) -> bool:
     return False
 
 
-def _call(model: Any, **how: Any) -> None:
+def _call(model: Any, **kwargs: Any) -> None:
     dims = model.attn_layers.dims
     if model.attn_layers.has_cross and not model.num_memory_slots:
-        how["context"] = torch.zeros(ROWS, 3, dims.dim_context or dims.dim)
-    model(torch.zeros(ROWS, LENGTH, dtype=torch.long), **how)
+        kwargs["context"] = torch.zeros(ROWS, 3, dims.dim_context or dims.dim)
+    model(torch.zeros(ROWS, LENGTH, dtype=torch.long), **kwargs)
 
 
 FEATURES = (
     Feature(
         "cache",
-        "blocks and single tokens behind a decode state give what the whole row gives",
+        "decoding with a state, in blocks and token by token, equals one forward over the whole row",
         call=lambda model: _call(model, state=model.init_state(ROWS, LENGTH)),
     ),
     Feature(
         "generation",
-        "64 greedy tokens behind prompts of several lengths are the same with and without a decode state",
+        "64 greedy tokens after prompts of several lengths are the same with and without a decode state",
         call=AutoregressiveWrapper,
     ),
     Feature(
         "left padding",
-        "a row gives the same with padding in front, cached too",
+        "the output of a row does not change with padding in front, with a cache too",
         call=lambda model: _call(model, seq_start_pos=torch.zeros(ROWS, dtype=torch.long)),
     ),
     Feature(
         "packing",
-        "sequences packed in one row give the same as alone",
+        "sequences packed in one row have the same output as in rows of their own",
         call=lambda model: _call(model, seq_lens=torch.full((ROWS, 2), LENGTH // 2)),
     ),
-    Feature("memories", "it builds with `max_mem_len`, and has every property there", {"max_mem_len": 4}),
-    Feature("compile", "`torch.compile` makes one graph, `fullgraph=True`, with the same logits"),
-    Feature("export", "`torch.export` makes one program for any length of input, with the same logits"),
     Feature(
-        "bf16", "under bf16 autocast and with bf16 weights logits and gradients are finite, decoding too"
+        "memories", "it can be combined with `max_mem_len`, and keeps every property", {"max_mem_len": 4}
     ),
-    Feature("reversible", "it builds with `reversible`, and has every property there", {"reversible": True}),
+    Feature("compile", "`torch.compile(fullgraph=True)` gives one graph with the same logits"),
+    Feature("export", "`torch.export` gives one program for all input lengths, with the same logits"),
+    Feature(
+        "bf16", "logits and gradients are finite under bf16 autocast and with bf16 weights, in decoding too"
+    ),
+    Feature(
+        "reversible", "it can be combined with `reversible`, and keeps every property", {"reversible": True}
+    ),
 )

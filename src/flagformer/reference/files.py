@@ -1,4 +1,4 @@
-"""The generated files: what they must hold, and whether they do."""
+"""The generated files: their contents, and the check whether they are up to date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _json(make: Callable[[], dict[str, Any]]) -> str:
     return json.dumps(make(), indent=2) + "\n"
 
 
-# From the root of a clone. The type comes first, as every other import of the package reads it.
+# Paths from the root of a clone. typed.py comes first, as the rest of the package imports it.
 FILES: Mapping[str, Callable[[], str]] = {
     "src/flagformer/flags/typed.py": typed_source,
     "docs/flags.schema.json": lambda: _json(schema),
@@ -30,10 +30,10 @@ FILES: Mapping[str, Callable[[], str]] = {
 
 
 def root() -> Path:
-    """The clone that this package is installed from, editable.
+    """Return the root of the clone from which the package is installed in editable mode.
 
     Raises:
-        ValueError: when it is installed in another way, which leaves nothing to write to.
+        ValueError: if it is installed in another way.
     """
     folder = Path(__file__).resolve().parents[3]
     if not (folder / "pyproject.toml").is_file():
@@ -46,17 +46,17 @@ def root() -> Path:
 
 @cache
 def text_of(name: str) -> str:
-    """What a file must hold, which takes seconds to find out and stays the same."""
+    """Return the generated text of a file; cached, as it takes seconds."""
     return FILES[name]()
 
 
 def stale(folder: Path) -> list[str]:
-    """The files that do not hold what the catalogue says."""
+    """Return the files that differ from their generated text."""
     return [name for name in FILES if _read(folder / name) != text_of(name)]
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the stale files; returns their names."""
+    """Write the stale files and return their names."""
     names = stale(folder)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""`docs/flags.md`: every slot with its fillers, every flag and what goes with it, conflicts, every pair."""
+"""`docs/flags.md`: slots and their components, flags, supported features, conflicts, pairs."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
 import flagformer
-from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.flags import ANY, CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Component, Slot
 from flagformer.flags.contracts import contract_of
 from flagformer.flags.flag import read_params
 from flagformer.presets import PRESETS
@@ -21,24 +21,25 @@ INTRO = """\
 
 Every flag of flagformer {version}. Generated from the catalogue by `make docs`; do not edit.
 
-A model is a set of filled slots. A *selector* fills a slot (`rotary_pos_emb=True`), a *parameter* tunes its
-filler (`rotary_emb_dim=16`). `None`, `False` and `0` select nothing, unless the table says so
-(`pre_norm=False`). A parameter whose filler is not selected is an error, and so is an unknown name.
+A model consists of slots that are filled with components. A *selector* chooses the component of a slot
+(`rotary_pos_emb=True`), a *parameter* configures it (`rotary_emb_dim=16`). `None`, `False` and `0` select
+nothing, except where the table lists them (`pre_norm=False`). A parameter of a component that is not selected
+is an error, and so is an unknown name.
 
 - `AttentionLayers`, `Encoder`, `Decoder`, `PrefixDecoder` and `CrossAttender` take the flags of the stack and
   its sublayers; `TransformerWrapper` takes those of the model; `flagformer.build` takes both, and `model`
   ({models}) in place of `causal`.
-- *cross*: the flag also has a form for cross-attention only, with `cross_` in front: `cross_attn_kv_heads=2`.
-  Without it, `attn_` flags reach self- and cross-attention alike.
-- *layers*: a tuple (in files: a list) gives each such sublayer its own value. `attn_` flags count
-  self-attention sublayers and cross-attention sublayers apart, flags of the slot `branch` all sublayers.
-- A slot of the layers also takes a `Spec`, a class, a module or, where one call is all that is asked, a plain
+- *cross*: the flag also has a form for cross-attention only, with the prefix `cross_`:
+  `cross_attn_kv_heads=2`. Without that form, `attn_` flags apply to both self- and cross-attention.
+- *layers*: a tuple (in files: a list) sets one value per sublayer. `attn_` flags count self-attention and
+  cross-attention sublayers separately, flags of the slot `branch` count all sublayers.
+- A slot of the layers also takes a `Spec`, a class, a module or, where the contract is a single call, a plain
   function under its own name: `position_bias=Spec(MyBias)`, `activation=torch.tanh`
-  (see [Fillers of your own](#fillers-of-your-own)).
+  (see [Your own components](#your-own-components)).
 """
-FILLERS = """
-Derive a class from the contract of the slot, write its methods, and give the class, or a `Spec` with its
-parameters. It is built with the arguments of the third column, once for each place that it fills:
+OWN_COMPONENTS = """
+Derive a class from the contract of the slot, implement its methods, and pass the class, or a `Spec` with its
+parameters. It is built with the arguments of the third column, once for each slot that it fills:
 
 ```python
 import torch
@@ -58,10 +59,10 @@ class MeanNorm(Norm):
 layers = Decoder(dim=64, depth=2, norm=Spec(MeanNorm, {"eps": 1e-5}))
 ```
 
-A class that declares nothing is taken to need what its slot may need: for example, fused kernels do not run a
-score of your own. `@component(slot, needs=..., supports=...)` says it more exactly. A module with parameters
-that you give ready-made fills one place only. Where a slot asks for one call alone, a plain function serves
-too. What does not meet the contract is a `FlagError` at construction.
+A class without a declaration is taken to have all needs of its slot: for example, a score modification of
+your own is never run by a fused kernel. Declare its needs with `@component(slot, needs=..., supports=...)`.
+A module with parameters that you pass as an instance can fill one slot only, as its parameters would be
+shared. A component that does not meet the contract raises a `FlagError` at construction.
 """
 SCOPES = {
     "model": ("The model", "Filled once, by `TransformerWrapper`."),
@@ -73,7 +74,7 @@ SCOPES = {
 
 
 def flags_page() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     from flagformer.wrappers.build import MODELS, WHOLE
 
     found = verdicts()
@@ -82,22 +83,24 @@ def flags_page() -> str:
     for scope, (title, when) in SCOPES.items():
         parts.append(f"## {title}\n\n{when}")
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
-    parts.append("## Whole models\n\nModels with flags of their own beside those of their layers.")
+    parts.append("## Whole models\n\nModels with flags of their own, in addition to those of their layers.")
     parts += [_whole(kind, cls) for kind, cls in WHOLE.items()]
-    return page(*parts, _own_fillers(), _presets(), together_part(), conflicts_part(found), pairs_part(found))
+    return page(
+        *parts, _own_components(), _presets(), together_part(), conflicts_part(found), pairs_part(found)
+    )
 
 
-def _own_fillers() -> str:
+def _own_components() -> str:
     rows = []
     for slot in (slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES):
         contract = contract_of(CATALOGUE, slot.name)
         methods = [code(f"{name}({', '.join(names)})") for name, names in contract.methods.items()]
-        beside = [code(name) for name in sorted(contract.names)]
+        attributes = [code(name) for name in sorted(contract.names)]
         built = code(f"({', '.join(contract.built)})")
-        rows.append((code(slot.name), code(contract.home), built, ", ".join([*methods, *beside])))
+        rows.append((code(slot.name), code(contract.home), built, ", ".join([*methods, *attributes])))
     return page(
-        "## Fillers of your own",
-        FILLERS,
+        "## Your own components",
+        OWN_COMPONENTS,
         table(("slot", "derive from", "built as", "methods and attributes"), rows),
     ).rstrip()
 
@@ -109,7 +112,7 @@ def _presets() -> str:
     ]
     return page(
         "## Presets",
-        "`flagformer.presets.preset(name)` gives these flags, to be completed with sizes.",
+        "`flagformer.presets.preset(name)` returns these flags; add the sizes of the model.",
         table(("preset", "flags"), rows),
     ).rstrip()
 
@@ -117,31 +120,31 @@ def _presets() -> str:
 def _whole(kind: str, cls: Any) -> str:
     prefixes = [code(part.prefix) for part in cls.parts if part.prefix]
     scopes = ", ".join(sorted(cls.parts[0].scopes, key=list(SCOPES).index))
-    inner = f"every flag of {scopes}" + (f", behind {' or '.join(prefixes)}" if prefixes else "")
+    inner = f"every flag of {scopes}" + (f", with the prefix {' or '.join(prefixes)}" if prefixes else "")
     left_out = [code(part.prefix + name) for part in cls.parts for name in sorted(part.decided)]
     params = [Entry(param.flag.name, param, "model", ()) for param in read_params(cls)]
     first = (cls.__doc__ or "").splitlines()[0]
     return page(
         f"### `model: {kind}`",
-        f"{cls.__name__}. {first} Beside the flags below it takes {inner}, without {', '.join(left_out)}, "
-        "which it decides itself.",
+        f"{cls.__name__}. {first} It takes the flags below and {inner}, except "
+        f"{', '.join(left_out)}, which it sets itself.",
         table(("flag", "type", "default", "also", "meaning"), [_flag(entry) for entry in params]),
     ).rstrip()
 
 
 def _slot(slot: Slot) -> str:
-    places = "any number of fillers" if slot.many else "one filler"
-    fillers = [_filler(item) for item in CATALOGUE.in_slot(slot.name)]
+    count = "any number of components" if slot.many else "one component"
+    rows = [_component(item) for item in CATALOGUE.in_slot(slot.name)]
     owned = [entry for entry in entries(MODEL_SCOPES) if entry.owners[0].slot == slot.name]
     return page(
         f"### `{slot.name}`",
-        f"`{slot.contract}`; {places}.",
-        table(("filler", "selected by", "paper", "what it is"), fillers) or "No filler in this version.",
+        f"`{slot.contract}`; {count}.",
+        table(("component", "selected by", "paper", "description"), rows) or "No component in this version.",
         table(("flag", "type", "default", "also", "meaning"), [_flag(entry) for entry in owned]),
     ).rstrip()
 
 
-def _filler(item: Component) -> tuple[str, ...]:
+def _component(item: Component) -> tuple[str, ...]:
     card = card_name(item)
     name = f"[{item.name}](papers/{card})" if card else item.name
     return name, _selection(item), linked(item.paper), item.doc
@@ -150,12 +153,12 @@ def _filler(item: Component) -> tuple[str, ...]:
 def _selection(item: Component) -> str:
     if item.select is not None:
         return code(item.say())
-    return "itself, where it serves" if item.slot == "kernel" else "standard"
+    return "automatic" if item.slot == "kernel" else "default"
 
 
 def _flag(entry: Entry) -> tuple[str, ...]:
     forms = (["cross"] if entry.crossed else []) + (["layers"] if entry.per_layer else [])
-    return code(entry.name), _types(entry), _standard(entry), ", ".join(forms), _meaning(entry)
+    return code(entry.name), _types(entry), _default(entry), ", ".join(forms), _meaning(entry)
 
 
 def _types(entry: Entry) -> str:
@@ -171,7 +174,7 @@ def _type(kind: Any) -> str:
     return str(kind.__name__)
 
 
-def _standard(entry: Entry) -> str:
+def _default(entry: Entry) -> str:
     if entry.param.required and entry.name not in {item.select for item in entry.owners}:
         return "required"
     return code(entry.param.default) if entry.param.default is not None else ""
@@ -182,11 +185,11 @@ def _meaning(entry: Entry) -> str:
     selected = [item for item in entry.owners if item.select == entry.name]
     if selected and not any(param.flag.name == entry.name for item in selected for param in item.params):
         values = [
-            f"{item.name} ({code(item.when)})" if item.when is not ... else item.name for item in selected
+            f"{item.name} ({code(item.when)})" if item.when is not ANY else item.name for item in selected
         ]
         return f"selects {' or '.join(values)}"
     limits = [f"at least {flag.ge:g}"] if flag.ge is not None else []
     limits += [f"below {flag.lt:g}"] if flag.lt is not None else []
-    tuned = [item.name for item in entry.owners if item.select not in (None, entry.name)]
-    limits += [f"of {' and '.join(tuned)}"] if tuned and len(tuned) == len(entry.owners) else []
+    names = [item.name for item in entry.owners if item.select not in (None, entry.name)]
+    limits += [f"of {' and '.join(names)}"] if names and len(names) == len(entry.owners) else []
     return linked(flag.doc.rstrip(".")) + (f" ({'; '.join(limits)})" if limits else "")

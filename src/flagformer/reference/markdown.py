@@ -1,4 +1,4 @@
-"""Small pieces of Markdown."""
+"""Helpers that write Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ARXIV = re.compile(r"(arXiv:)?\b(\d{4}\.\d{5})\b")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, or nothing without rows."""
+    """Return a table; empty without rows."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     rule = "|" + "---|" * len(heads)
     return "\n".join(["| " + " | ".join(heads) + " |", rule, *lines]) if lines else ""
@@ -20,10 +20,10 @@ def code(text: object) -> str:
 
 
 def linked(paper: str) -> str:
-    """`arXiv:1910.07467, section 3` with a link at the number."""
+    """Return `arXiv:1910.07467, section 3` with the number as a link."""
     return ARXIV.sub(lambda found: f"[{found[2]}](https://arxiv.org/abs/{found[2]})", paper)
 
 
 def page(*parts: str) -> str:
-    """Parts with an empty line between; empty ones are left out."""
+    """Join the parts that are not empty, with an empty line between them."""
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""The JSON schema of flat flags, for editors that complete and check files of them."""
+"""The JSON schema of flags, for completion and validation in editors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES: dict[Any, str] = {
     bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"
 }  # fmt: skip
-# What `flagformer.build` decides itself, from `model`.
+# Set by `flagformer.build` from `model`.
 FIXED = frozenset({"causal"})
 
 
 def schema() -> dict[str, Any]:
-    """The schema of the flags that `flagformer.build` takes.
+    """Return the schema of the flags of `flagformer.build`.
 
-    `$defs/flags` is the same without required names, for parts of a model such as a study's variants.
+    `$defs/flags` has no required names; it is for parts of a model, such as the variants of a study.
     """
     required = [p.flag.name for item in CATALOGUE for p in item.params if p.required and not item.select]
     return {
         "$schema": DIALECT,
         "title": "flagformer flags",
-        "description": "What flagformer.build takes.",
+        "description": "The flags of flagformer.build.",
         "if": {"properties": {"model": {"enum": list(WHOLE)}}, "required": ["model"]},
         "then": {"anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in WHOLE]},
         "else": {"$ref": "#/$defs/flags", "required": required},
@@ -44,7 +44,7 @@ def _properties() -> dict[str, Any]:
 
 
 def _whole(kind: str) -> dict[str, Any]:
-    """A model with flags of its own around parts that take those of the catalogue."""
+    """Return the schema of a model with flags of its own and parts with flags of the catalogue."""
     params = read_params(WHOLE[kind])
     own = {param.flag.name: _property(Entry(param.flag.name, param, "model", ())) for param in params}
     inner, required = {}, [param.flag.name for param in params if param.required]
@@ -68,7 +68,7 @@ def _property(entry: Entry) -> dict[str, Any]:
     if entry.per_layer:
         null = [] if type(None) in entry.kinds else [{"type": "null"}]
         each = {"items": _any_of([*options, *null]), "minItems": 1}
-        options.append({"type": "array", **each, "description": "one for each layer, null for none"})
+        options.append({"type": "array", **each, "description": "one value per layer, null for none"})
     found = dict(_any_of(options))
     found["description"] = entry.param.flag.doc
     if not entry.param.required and entry.param.default is not None:

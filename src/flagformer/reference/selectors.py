@@ -1,7 +1,7 @@
-"""Every choice that the catalogue offers, as flags that can be set: what pairs are made of.
+"""Every choice of the catalogue, as flags; tests and `docs/flags.md` build all pairs of them.
 
-A choice is a filler with a selector, a flag of the plan, or a kind of model. The table is derived, so that a
-new component is in it the moment the catalogue knows it.
+A choice is a component with a selector, a flag of the plan, or a kind of model. New components of the
+catalogue are included automatically.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Union, get_args, get_origin
 
-from flagformer.flags import CATALOGUE, Component, Param
+from flagformer.flags import ANY, CATALOGUE, Component, Param
 from flagformer.wrappers.build import MODELS
 
-# A small model of bytes on which every choice is possible.
+# A small byte-level model that supports every choice.
 BASE: dict[str, Any] = {
     "model": "decoder", "num_tokens": 256, "max_seq_len": 32,
     "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8,
 }  # fmt: skip
-# Values that no rule would find: stacks with as many sublayers as the base has, values wider than what
-# is turned.
+# Values that cannot be derived: stacks with as many sublayers as BASE, values wider than the rotated part.
 VALUES: dict[str, Any] = {
     "custom_layers": ("a", "a", "f", "f"),
     "sandwich_coef": 1,
     "layers_execute_order": (0, 1, 2, 3, 2, 3),
     "attn_value_dim_head": 12,
 }
-# What has to be said with a choice, where no other choice says it.
-WITH: dict[str, dict[str, Any]] = {
+# Flags that must be set with a choice, unless another choice sets them.
+EXTRA: dict[str, dict[str, Any]] = {
     name: {"cross_attend": True}
     for name in (
         "num_memory_slots",
@@ -40,18 +39,18 @@ WITH: dict[str, dict[str, Any]] = {
     )
 } | {
     "attn_rotary_embed_values": {"rotary_pos_emb": True},
-    # windows that leave something out of a few tokens
+    # windows shorter than the test rows
     "n_local_attn_heads": {"local_attn_window_size": 3},
     "num_clusters": {"window_size": 2},
     "context_num_clusters": {"cross_attend": True, "context_window_size": 2},
     "ff_pkm": {"pkm_num_keys": 8},
 }
-# Other flags that decide the same.
+# Other flags that set the same.
 INSTEAD: dict[str, set[str]] = {
     "cross_attend": {"only_cross", "custom_layers"},
     "rotary_pos_emb": {"rotary_xpos"},
 }
-# What a choice takes out of the base.
+# Flags of BASE that a choice replaces.
 WITHOUT: dict[str, tuple[str, ...]] = {"custom_layers": ("depth",)}
 
 
@@ -60,42 +59,42 @@ class Choice:
     """One choice.
 
     Attributes:
-        name: as users say it: `rotary_pos_emb`, `pre_norm=False`.
-        flags: what selects it.
-        beside: what has to be said with it, where no other choice says it.
-        without: flags of the base that it replaces.
-        component: the filler; None for a flag of the plan or a kind of model.
+        name: as users type it: `rotary_pos_emb`, `pre_norm=False`.
+        flags: the flags that select it.
+        extra: flags that must be set with it, unless another choice sets them.
+        without: flags of `BASE` that it replaces.
+        component: None for a flag of the plan or a kind of model.
     """
 
     name: str
     flags: Mapping[str, Any]
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     component: Component | None = field(default=None, compare=False)
 
 
 def choices() -> tuple[Choice, ...]:
-    """Every choice, in the order of the catalogue; the kinds of model first."""
+    """Return every choice, the kinds of model first, then in the order of the catalogue."""
     kinds = [Choice(f"model={kind}", {"model": kind}) for kind in MODELS if kind != BASE["model"]]
     found = [*kinds, *(choice for item in CATALOGUE for choice in _of(item))]
     return tuple({choice.name: choice for choice in reversed(found)}.values())[::-1]
 
 
 def pairs() -> Iterator[tuple[Choice, Choice]]:
-    """Every two choices, but for two values of one flag, and a choice with what has to be said beside it."""
+    """Yield all pairs of choices, except two values of one flag and a choice with its extra flags."""
     for first, second in combinations(choices(), 2):
-        said = [{*choice.flags, *choice.beside} for choice in (first, second)]
-        if not set(first.flags) & said[1] and not said[0] & set(second.flags):
+        names = [{*choice.flags, *choice.extra} for choice in (first, second)]
+        if not set(first.flags) & names[1] and not names[0] & set(second.flags):
             yield first, second
 
 
 def settings(*chosen: Choice) -> dict[str, Any]:
-    """The flags of a small model with these choices, for `flagformer.build`."""
+    """Return the flags of a small model with these choices, for `flagformer.build`."""
     left_out = {name for choice in chosen for name in choice.without}
     flags = {name: value for name, value in BASE.items() if name not in left_out}
     for choice in chosen:
         flags |= choice.flags
-    for name, value in (item for choice in chosen for item in choice.beside.items()):
+    for name, value in (item for choice in chosen for item in choice.extra.items()):
         if not INSTEAD.get(name, set()) & set(flags):
             flags[name] = value
     return flags
@@ -107,7 +106,7 @@ def _of(item: Component) -> list[Choice]:
         return [_choice(name, param) for name, param in params.items() if name not in BASE]
     if item.select is None:
         return []
-    if item.when is not ...:
+    if item.when is not ANY:
         return [Choice(item.say(), {item.select: item.when}, component=item)]
     return [_choice(item.select, params.get(item.select), item)]
 
@@ -117,11 +116,11 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
         value = VALUES[name]
     else:
         value = True if param is None else _value(param)
-    return Choice(name, {name: value}, WITH.get(name, {}), WITHOUT.get(name, ()), item)
+    return Choice(name, {name: value}, EXTRA.get(name, {}), WITHOUT.get(name, ()), item)
 
 
 def _value(param: Param) -> Any:
-    """A small value that is not the one taken when nothing is said."""
+    """Return a small value other than the default."""
     for kind in kinds_of(param.type):
         options = [value for value in param.flag.choices if value not in (None, param.default)]
         if options:
@@ -136,5 +135,5 @@ def _value(param: Param) -> Any:
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The types that a flag's type allows."""
+    """Return the members of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

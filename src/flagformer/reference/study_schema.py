@@ -1,5 +1,6 @@
-"""The JSON schema of study files, for editors that complete and check them: `flagformer study schema`, and
-`docs/study.schema.json`.
+"""The JSON schema of study files, for completion and validation in editors.
+
+`flagformer study schema` prints it; `docs/study.schema.json` is a copy.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from flagformer.train.config import EvaluateConfig, TrainConfig
 BLOCKS: dict[str, Any] = {
     "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
 }  # fmt: skip
-KINDS = ("flags", "vit")  # of token models, of images
+KINDS = ("flags", "vit")  # models of tokens, models of images
 
 
 def study_schema() -> dict[str, Any]:
-    """The whole file, in one document: every key with its type, bounds and meaning."""
+    """Return the schema of a study file: every key with its type, bounds and meaning."""
     flags = flags_schema()
     defs: dict[str, Any] = {kind: flags["$defs"][kind] for kind in KINDS}
     top = StudyFile.model_json_schema()
@@ -41,12 +42,15 @@ def study_schema() -> dict[str, Any]:
         "match": {"anyOf": [{"enum": ["params", "flops", "tokens", "none"]}, {"$ref": "#/$defs/match"}]},
         "compare": {
             "type": "object",
-            "description": "What each variant changes; the first is the baseline.",
+            "description": "The flags that each variant changes; the first variant is the baseline.",
             "additionalProperties": {"anyOf": [*own, {"type": "null"}]},
             "minProperties": 1,
         },
-        "grid": {**lists, "description": "Values whose every combination is crossed with the variants."},
-        "tune": {**lists, "description": "Values that every variant tries; the best by validation counts."},
+        "grid": {**lists, "description": "Values of flags; every combination is run with every variant."},
+        "tune": {
+            **lists,
+            "description": "Values that are tuned for every variant; the best by validation is reported.",
+        },
         "seeds": _seeds(),
     }
     return {
@@ -61,7 +65,7 @@ def study_schema() -> dict[str, Any]:
 
 
 def _names(defs: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Every flag, by reference to where it is said what it may be."""
+    """Return every flag with a reference to its schema."""
     return {name: {"$ref": f"#/$defs/{kind}/properties/{name}"} for name in defs[kind]["properties"]}
 
 

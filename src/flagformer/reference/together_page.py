@@ -1,4 +1,4 @@
-"""The part of `docs/flags.md` that says what a flag goes with: caches, padding, packing, tracing, ..."""
+"""The part of `docs/flags.md` on the features that each flag supports: caches, padding, packing, ..."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ YES, NO, UNKNOWN = "yes", "no", ""
 
 
 def together_part() -> str:
-    """A row for each flag, a column for each feature; refusals with their reasons behind."""
+    """Return a table with a row per flag and a column per feature, then the reasons of refusals."""
     columns = features()
     rows, reasons = [], []
     for entry in entries(MODEL_SCOPES):
@@ -20,18 +20,18 @@ def together_part() -> str:
         found = zip(columns, cells)
         reasons += [(code(entry.name), feature.name, why) for feature, (_, why) in found if why]
     return page(
-        "## Together with",
-        "Asked of a small decoder with the flag set, by building it with what the column needs and calling "
-        f"it; `{YES}` where nothing refuses, and the tests hold it for that flag. Nothing is said where a "
-        "flag asks for inputs beside ids, or is fixed by the kind of model.",
+        "## Supported features",
+        "Each flag is set on a small decoder, which is then built and called with the feature of the column. "
+        f"`{YES}`: it is supported, and tests check the property for that flag. A cell is empty where a flag "
+        "needs inputs other than ids, or is fixed by the kind of model.",
         "\n".join(f"- *{feature.name}*: {feature.holds}." for feature in columns),
         table(("flag", *(feature.name for feature in columns)), rows),
-        table(("flag", "not with", "because"), reasons),
+        table(("flag", "does not support", "because"), reasons),
     ).rstrip()
 
 
 def answer(flag: str, feature: Feature) -> tuple[str, str]:
-    """The cell of a flag, and why it says no."""
+    """Return the cell of a flag, and the reason for a "no"."""
     found = [refusal(feature, flags) for flags in settings_of(flag)]
     if not found:
         return UNKNOWN, ""

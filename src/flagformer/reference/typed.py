@@ -1,4 +1,4 @@
-"""`flags/typed.py`: the TypedDict by which editors complete and check the flags of AttentionLayers."""
+"""`flags/typed.py`: a TypedDict with the flags of AttentionLayers, for editors and type checkers."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from typing import Any, Literal, TypedDict
 
 
 class Flags(TypedDict, total=False):
-    """Every flag is optional here; `flagformer.FlagError` says at construction what is missing."""
+    """Every flag is optional here; a missing one raises `flagformer.FlagError` at construction."""
 
 '''
 
 
 def typed_source() -> str:
-    """The text of the module: a field and its doc for each flag, then one for each slot."""
+    """Return the text of the module: a field and its doc for each flag, then a field for each slot."""
     fields = [line for entry in with_crossed(entries(LAYER_SCOPES)) for line in _field(entry)]
     slots = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
-    lines = ["    # a Spec, a class or a module in place of what the flags select, for any slot"]
+    lines = ["    # a Spec, a class or a module in place of the component that the flags select"]
     lines += [f"    {name}: Any" for name in slots]
     return HEAD + "\n".join([*fields, *lines]) + "\n"
 
 
 def _field(entry: Entry) -> list[str]:
-    """The annotation, and a string behind it that editors show."""
+    """Return the annotation and the docstring that follows it."""
     doc = f"{entry.param.flag.doc} (cross-attention only)" if entry.is_cross_form else entry.param.flag.doc
     text = textwrap.wrap(f'"""{doc}"""', WIDTH, initial_indent="    ", subsequent_indent="    ")
     return [*_annotation(entry.name, _type(entry)), *text]
 
 
 def _annotation(name: str, kind: str) -> list[str]:
-    """In one line, or in parentheses where that is too long."""
+    """Return the annotation in one line, or in parentheses where it is too long."""
     if len(name) + len(kind) + 6 <= WIDTH + 5:
         return [f"    {name}: {kind}"]
     return [f"    {name}: (", f"        {kind}", "    )"]
 
 
 def _type(entry: Entry) -> str:
-    plain = [_say(kind) for kind in entry.kinds if kind is not type(None)]
+    plain = [_type_text(kind) for kind in entry.kinds if kind is not type(None)]
     none = ["None"] if type(None) in entry.kinds else []
     layers = [f"tuple[{' | '.join([*plain, 'None'])}, ...]"] if entry.per_layer else []
     return " | ".join(plain + layers + none)
 
 
-def _say(kind: Any) -> str:
+def _type_text(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(repr(value) for value in get_args(kind))}]".replace("'", '"')
     if get_origin(kind) is tuple:
-        return f"tuple[{_say(get_args(kind)[0])}, ...]"
+        return f"tuple[{_type_text(get_args(kind)[0])}, ...]"
     return str(kind.__name__)

@@ -1,4 +1,4 @@
-"""What every pair of choices does: it works, or is refused with a reason."""
+"""The verdict on every pair of choices: it works, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flagformer.wrappers.build import check
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two choices, and why they are refused together; no reason: they work."""
+    """Two choices and the reason why they cannot be combined; empty if they can."""
 
     first: Choice
     second: Choice
@@ -21,7 +21,7 @@ class Verdict:
 
 @cache
 def verdicts() -> tuple[Verdict, ...]:
-    """One for each pair, found by building a small model on the meta device."""
+    """Return a verdict for each pair, from building a small model on the meta device."""
     return tuple(Verdict(first, second, _reason(first, second)) for first, second in pairs())
 
 

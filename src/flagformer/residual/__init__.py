@@ -1,4 +1,4 @@
-"""The residual stream: one seam with five verbs; `h` is opaque to everyone else."""
+"""The residual stream: an interface of five methods; `h` is opaque to the other components."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module, ABC):
-    """Contract of the slot `residual`, built as `(dims, modules)`: the number of sublayers that are built.
+    """Contract of the slot `residual`, built as `(dims, modules)` with the number of sublayer modules.
 
-    `module` says which of them speaks; a tied one speaks at several steps.
+    `module` is the index of the sublayer's module; a tied module runs at several steps.
     """
 
     @abstractmethod
     def open(self, x: Tensor) -> Any:
-        """[B, T, D] -> the stream h."""
+        """Open the stream: [B, T, D] -> h."""
 
     @abstractmethod
     def read(self, h: Any, module: int) -> Tensor:
-        """What the sublayer sees."""
+        """Return the input of a sublayer, [B, T, D]."""
 
     @abstractmethod
     def write(self, h: Any, out: Tensor, module: int) -> Any:
-        """The stream after the sublayer said `out`."""
+        """Return the stream after a sublayer with the output `out` [B, T, D]."""
 
     @abstractmethod
     def apply_norm(self, h: Any, norm: Callable[[Tensor], Tensor]) -> Any:
-        """The stream with a norm over what the next sublayer reads (post-norm)."""
+        """Return the stream with the norm of the next sublayer's input (post-norm)."""
 
     @abstractmethod
     def close(self, h: Any, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream -> [B, T, D], through the final norm."""
+        """Close the stream: h -> [B, T, D], after the final norm."""

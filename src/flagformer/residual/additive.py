@@ -1,4 +1,4 @@
-"""x + f(x) (arXiv:1512.03385), with a fixed (2203.00555) or learned (2110.09456) weight of x."""
+"""x + f(x) (arXiv:1512.03385), with x scaled by a constant (2203.00555) or a learned weight (2110.09456)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flagformer.residual import Residual
 
 Constant = Annotated[
     float,
-    Flag("scale_residual_constant", "the stream is multiplied by it at each sublayer (2203.00555)", ge=1e-3),
+    Flag("scale_residual_constant", "factor of the stream at each sublayer (2203.00555)", ge=1e-3),
 ]
 
 
 class SingleStream(Residual):
-    """A stream that is one tensor [B, T, D]: fillers say how it is written."""
+    """A stream of one tensor [B, T, D]; subclasses implement `write`."""
 
     def open(self, x: Tensor) -> Tensor:
         return x
@@ -40,7 +40,7 @@ class SingleStream(Residual):
 
 @component("residual", paper="arXiv:1512.03385")
 class Additive(SingleStream):
-    """Each sublayer adds to the stream."""
+    """The output of each sublayer is added to the stream."""
 
     def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Additive(SingleStream):
 
 @component("residual", select="scale_residual", paper="arXiv:2110.09456, section 2.1", needs={"stream"})
 class Scaled(SingleStream):
-    """Each sublayer adds to the stream times a learned gain per dimension."""
+    """The output of each sublayer is added to the stream times a learned weight per dimension."""
 
     def __init__(self, dims: Dims, modules: int, *, constant: Constant = 1.0) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Scaled(SingleStream):
         nn.init.ones_(self.weight)
 
     def forward(self, h: Tensor, module: int) -> Tensor:
-        """[B, T, D], the stream as the sublayer keeps it."""
+        """Return the scaled stream [B, T, D]."""
         return h * self.weight[module]
 
     def write(self, h: Tensor, out: Tensor, module: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""ResiDual: a post-norm stream and a pre-norm one side by side (arXiv:2304.14802)."""
+"""ResiDual: a post-norm and a pre-norm stream in parallel (arXiv:2304.14802)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Streams = tuple[Tensor, Tensor]
 
 @component("residual", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
 class ResiDual(Residual):
-    """Sublayers read a stream that is normed behind each of them; a second one only sums, and joins last."""
+    """A post-norm stream that sublayers read, plus a stream of plain sums that is added at the end."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ResiDual(Residual):
         *,
         scale: Annotated[
             float,
-            Flag("resi_dual_scale", "of what the second stream sums, against overflow in fp16", ge=1e-6),
+            Flag("resi_dual_scale", "scale of the second stream, against overflow in fp16", ge=1e-6),
         ] = 1.0,
     ) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two streams that take turns (RevNet, arXiv:1707.04585): what reversible execution runs over."""
+"""The two residual streams of reversible execution (RevNet, arXiv:1707.04585)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from flagformer.residual import Residual
 
-# Between 512 and 1024 neighbouring numbers are 2 ** -14 apart in fp32, and 2 ** -43 in fp64: a sum with this
-# one is rounded to that grid, and as it is taken away again the gradient passes straight through.
+# Between 512 and 1024 the spacing of floats is 2 ** -14 in fp32 and 2 ** -43 in fp64: adding this constant
+# rounds a number to that grid, subtracting it again restores the number; the gradient is the identity.
 GRID = 768.0
 
 
 class StreamPair(NamedTuple):
-    """Both streams; they change places behind each sublayer.
+    """Both streams; they are swapped after each sublayer.
 
     Attributes:
-        read: [B, T, D], what the next sublayer sees.
-        write: [B, T, D], what it adds to.
-        dtype: of the model; the streams are at least fp32.
+        read: [B, T, D], the input of the next sublayer.
+        write: [B, T, D], the stream to which its output is added.
+        dtype: dtype of the model; the streams are at least fp32.
     """
 
     read: Tensor
@@ -30,14 +30,15 @@ class StreamPair(NamedTuple):
 
 
 class ReversibleStreams(Residual):
-    """Each sublayer reads one stream and adds to the other, `x[i + 1] = x[i - 1] + f(x[i])`; the output is
-    their mean.
+    """Each sublayer reads one stream and adds to the other, `x[i + 1] = x[i - 1] + f(x[i])`.
 
-    Streams of a model in half precision are kept in fp32: a sum taken apart is as right as its rounding.
+    The output is the mean of both. Streams of a model in half precision are fp32, as subtraction recovers a
+    stream up to the rounding of the sum.
 
     Args:
-        exact: what is added is rounded to multiples of 2 ** -14 in fp32 (2 ** -43 in fp64), straight through
-            for gradients: then the sums of numbers below 1024 have no rounding, and take apart to the bit.
+        exact: round the output of each sublayer to multiples of 2 ** -14 in fp32 (2 ** -43 in fp64), with
+            straight-through gradients. Sums of magnitude below 1024 are then exact, and subtraction recovers
+            them bit by bit.
     """
 
     def __init__(self, exact: bool = False) -> None:
@@ -45,8 +46,7 @@ class ReversibleStreams(Residual):
         self.exact = exact
 
     def open(self, x: Tensor) -> StreamPair:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        stream = self._rounded(wide)
+        stream = self._rounded(x.to(torch.promote_types(x.dtype, torch.float32)))
         return StreamPair(stream, stream, x.dtype)
 
     def read(self, h: StreamPair, module: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From scores to attention weights: modifiers of the scores, and what turns them into weights."""
+"""From scores to attention weights: score modifications, normalizers and weight modifications."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from flagformer.flow import Pairs
 
 
 class Score(nn.Module, ABC):
-    """Contract of the slot `score`, built as `(dims)`: sees scaled scores before the bias and the mask."""
+    """Contract of the slot `score`, built as `(dims)`: changes scaled scores before bias and mask."""
 
     @abstractmethod
     def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-        """scores [B, H, T, seats + S] -> the same shape."""
+        """scores [B, H, T, P + S] with P prefix keys -> the same shape."""
 
 
 class AttentionNormalizer(nn.Module, ABC):
-    """Contract of the slot `weights`, built as `(dims)`."""
+    """Contract of the slot `normalizer`, built as `(dims)`: turns scores into attention weights."""
 
     @abstractmethod
     def forward(self, scores: Tensor) -> Tensor:
-        """scores [B, H, T, S], minus infinity where a pair may not meet -> weights."""
+        """scores [B, H, T, S], -inf where attention is not allowed -> attention weights."""
 
 
 class WeightMod(nn.Module, ABC):
-    """Contract of the slot `mix`, built as `(dims)`: changes the weights before values are gathered."""
+    """Contract of the slot `weight_mod`, built as `(dims)`: changes attention weights."""
 
     @abstractmethod
     def forward(self, weights: Tensor) -> Tensor:
-        """weights [B, H, T, seats + S], zero where a pair may not meet -> the same shape."""
+        """weights [B, H, T, P + S], zero where attention is not allowed -> the same shape."""

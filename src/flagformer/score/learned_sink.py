@@ -14,9 +14,9 @@ from flagformer.score import AttentionNormalizer
     "normalizer", select="attn_head_learned_sink", paper="arXiv:2309.17453, section 3.3", needs={"scores"}
 )
 class LearnedSink(AttentionNormalizer):
-    """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than one.
+    """Softmax with a learned sink score per head in its denominator: weights sum to less than one.
 
-    Departure: the paper's sink is a learned token; a score of its own is what later models made of it.
+    Departure: the paper's sink is a learned token; later models use a learned score, as here.
     """
 
     def __init__(self, dims: Dims) -> None:

@@ -13,13 +13,13 @@ from flagformer.score import Score
 
 @component("score", select="attn_softclamp_logits", paper="arXiv:2408.00118, section 2", needs={"scores"})
 class SoftClamp(Score):
-    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach."""
+    """Soft-capped scores: cap * tanh(score / cap). The position bias is added afterwards, uncapped."""
 
     def __init__(
         self,
         dims: Dims,
         *,
-        cap: Annotated[float, Flag("attn_logit_softclamp_value", "the largest score", ge=1e-3)] = 50.0,
+        cap: Annotated[float, Flag("attn_logit_softclamp_value", "the cap of scores", ge=1e-3)] = 50.0,
     ) -> None:
         super().__init__()
         self.cap = float(cap)

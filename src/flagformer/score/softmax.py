@@ -11,7 +11,7 @@ from flagformer.score import AttentionNormalizer
 
 @component("normalizer", paper="arXiv:1706.03762, section 3.2.1")
 class Softmax(AttentionNormalizer):
-    """Weights are positive and sum to one."""
+    """Softmax over the keys: weights are positive and sum to one."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Talking heads (arXiv:2003.02436): heads mix, before and after the softmax."""
+"""Talking heads (arXiv:2003.02436): heads are mixed before and after the softmax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME, PAPER = "attn_talking_heads", "arXiv:2003.02436, section 3"
 
 
 class HeadMixing(nn.Module):
-    """[B, H, T, S] -> the same: each head becomes a learned sum of all; at the start, itself."""
+    """[B, H, T, S] -> [B, H, T, S]: each head becomes a learned sum of all heads; initially the identity."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class HeadMixing(nn.Module):
 
 @component("score", select=NAME, paper=PAPER, needs={"scores"})
 class TalkingScores(Score):
-    """Every head's scores are a learned sum of all heads' scores."""
+    """Scores of each head are a learned sum of the scores of all heads."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class TalkingScores(Score):
 
 @component("weight_mod", select=NAME, paper=PAPER, needs={"scores"})
 class TalkingWeights(WeightMod):
-    """Every head's attention weights are a learned sum of all heads' weights."""
+    """Attention weights of each head are a learned sum of the weights of all heads."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

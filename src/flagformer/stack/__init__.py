@@ -1,1 +1,1 @@
-"""The stack of sublayers: its plan, its sublayers, and what executes them."""
+"""The stack of sublayers: plan, sublayers and executors."""

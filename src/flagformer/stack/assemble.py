@@ -1,4 +1,4 @@
-"""Specs -> modules: one sublayer after the other."""
+"""Builds the sublayers of a stack from their specs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flagformer.ops.identity import as_module, identity
 from flagformer.position import Rotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
-from flagformer.stack.sublayer import Step, Sublayer, sublayer_class
+from flagformer.stack.sublayer import Sublayer, TensorFn, sublayer_class
 
 NormMaker = Callable[[], Norm]
 
@@ -30,26 +30,29 @@ def build_sublayers(
     placement: Placement,
     rotation: Rotation,
     residual: Residual,
-    gathered: ErrorCollector,
+    errors: ErrorCollector,
 ) -> Sequence[Sublayer]:
-    """The modules of the plan, in the plan's order of modules; raises what was gathered, here and before."""
+    """Build the sublayer modules of the plan; raise all errors collected here and before."""
 
-    def place(filled: bool) -> Step:
-        return norm() if filled else identity
+    def norm_or_identity(has_norm: bool) -> TensorFn:
+        return norm() if has_norm else identity
 
     functions = [
-        gathered.collect(partial(_function, module, dims, rotation, resolved.flags))
+        errors.collect(partial(_function, module, dims, rotation, resolved.flags))
         for module in resolved.modules
     ]
-    gathered.findings += _idle_core(resolved, functions) + _idle_activation(resolved)
-    gathered.raise_all()
+    errors.findings += _unused_core(resolved, functions) + _unused_activation(resolved)
+    errors.raise_all()
 
     def sublayer(index: int, module: SublayerSpec, function: nn.Module | None) -> Sublayer:
         input_mixer = module.slots["input_mixer"][0].build(dims)
-        before, behind, over = map(place, (placement.before, placement.branch, placement.after))
-        branch = _branch(module, dims, resolved.plan.halves)
-        form = sublayer_class(input_mixer, (behind, over, branch), residual)
-        return form(index, module.kind, input_mixer, function, before, behind, over, branch, residual)
+        positions = (placement.before, placement.branch, placement.after)
+        in_norm, branch_norm, out_norm = map(norm_or_identity, positions)
+        branch = _branch(module, dims, resolved.plan.half_step)
+        cls = sublayer_class(input_mixer, (branch_norm, out_norm, branch), residual)
+        return cls(
+            index, module.kind, input_mixer, function, in_norm, branch_norm, out_norm, branch, residual
+        )
 
     built = [sublayer(index, *each) for index, each in enumerate(zip(resolved.modules, functions))]
     return nn.ModuleList(built)  # type: ignore[return-value]
@@ -68,18 +71,18 @@ def _function(module: SublayerSpec, dims: Dims, rotation: Rotation, flags: Mappi
     return module.slots["feedforward"][0].build(dims, activation)
 
 
-def _idle_activation(resolved: Resolved) -> list[Finding]:
-    """An activation that was chosen where no feedforward has one."""
+def _unused_activation(resolved: Resolved) -> list[Finding]:
+    """Return a finding for a selected activation that no feedforward uses."""
     forwards = [
         (m.slots["activation"][0], m.slots["feedforward"][0]) for m in resolved.modules if m.kind == "f"
     ]
-    if any(getattr(filler.cls, "reads_activation", True) for _, filler in forwards):
+    if any(getattr(feedforward.cls, "reads_activation", True) for _, feedforward in forwards):
         return []
     chosen = dict.fromkeys((declared("activation", a), declared("feedforward", f)) for a, f in forwards)
     return [
         Finding(
             item.select,
-            f"`{item.say()}` and `{forward.say()}` cannot be combined, because no feedforward here has an"
+            f"`{item.say()}` and `{forward.say()}` cannot be combined, because this feedforward has no"
             f" activation; leave `{item.say()}` out",
         )
         for item, forward in chosen
@@ -87,27 +90,27 @@ def _idle_activation(resolved: Resolved) -> list[Finding]:
     ]
 
 
-def _branch(module: SublayerSpec, dims: Dims, halves: bool) -> Step:
-    parts: list[nn.Module] = [HalfStep()] if halves and module.kind == "f" else []
-    parts += [as_module(filler.build(dims)) for filler in module.slots["branch"]]
+def _branch(module: SublayerSpec, dims: Dims, half_step: bool) -> TensorFn:
+    parts: list[nn.Module] = [HalfStep()] if half_step and module.kind == "f" else []
+    parts += [as_module(choice.build(dims)) for choice in module.slots["branch"]]
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
-def _idle_core(resolved: Resolved, functions: Sequence[nn.Module | None]) -> list[Finding]:
-    """A core that was chosen where all heads are local."""
+def _unused_core(resolved: Resolved, functions: Sequence[nn.Module | None]) -> list[Finding]:
+    """Return a finding for a selected core where all heads are local."""
     own = [(m.slots["core"][0], f) for m, f in zip(resolved.modules, functions) if m.kind == "a"]
     if any(function is None for _, function in own):
         return []
-    served = {type(part) for _, function in own if function is not None for part in function.modules()}
-    idle = [declared("core", filler) for filler, _ in own if filler.cls not in served]
+    used = {type(part) for _, function in own if function is not None for part in function.modules()}
+    unused = [declared("core", choice) for choice, _ in own if choice.cls not in used]
     return [
         Finding(
             item.select,
-            f"`{item.say()}` and `n_local_attn_heads` cannot be combined here, because all heads of every"
-            " layer are local; leave some over, or leave one of both out",
+            f"`{item.say()}` and `n_local_attn_heads` cannot be combined here, because all heads of all"
+            " layers are local; reduce `n_local_attn_heads`, or leave one of the two out",
         )
-        for item in dict.fromkeys(idle)
+        for item in dict.fromkeys(unused)
         if item.select is not None
     ]

@@ -1,4 +1,4 @@
-"""Which tokens of a context cross-attention reads in training (Perceiver AR, arXiv:2202.07765)."""
+"""Dropout of context tokens in cross-attention (Perceiver AR, arXiv:2202.07765)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from flagformer.stack.inputs import check_padding
 
 
 class ContextDropout(nn.Module, ABC):
-    """Contract of the slot `context_tokens`: called once a forward, before any sublayer runs."""
+    """Contract of the slot `context_dropout`: called once per forward, before the first sublayer."""
 
     @abstractmethod
     def forward(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
-        """context [B, S, D_context], mask [B, S] bool or None for all -> the tokens that are read."""
+        """Return the mask of the context tokens to read: [B, S] bool, or None for all.
+
+        Args:
+            context: [B, S, D_context].
+            mask: [B, S] bool, True for valid tokens; None: all are valid.
+        """
 
 
 @component("context_dropout")
 class NoContextDropout(ContextDropout):
-    """Every real one."""
+    """Cross-attention reads all valid tokens of the context."""
 
     def forward(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
         return mask
@@ -36,34 +41,35 @@ class NoContextDropout(ContextDropout):
     kind="c",
 )
 class RandomContextDropout(ContextDropout):
-    """In training a share of each row's tokens is hidden from all cross-attention, drawn at each forward.
+    """In training, mask a random fraction of each row's context tokens in all cross-attention.
 
-    At least one token of each row stays. The draws come from torch's generator; a recomputation does not draw
-    again. Departure: the paper reads fewer tokens; a mask leaves rows of different lengths as they are.
+    The mask is drawn once per forward from torch's default generator and reused in recomputation. At least
+    one token of each row is kept. Departure: the paper drops tokens from the input; a mask supports rows of
+    different lengths.
     """
 
     def __init__(
         self,
         *,
-        share: Annotated[
+        rate: Annotated[
             float,
             Flag(
                 "cross_attn_tokens_dropout",
-                "share of the context's tokens hidden from cross-attention in training",
+                "fraction of context tokens that cross-attention masks in training",
                 ge=0,
                 lt=1,
             ),
         ],
     ) -> None:
         super().__init__()
-        self.share = share
+        self.rate = rate
 
     def forward(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
         if not self.training:
             return mask
         shape = context.shape[:2]
         if mask is None:
-            real = torch.ones(shape, dtype=torch.bool, device=context.device)
+            valid = torch.ones(shape, dtype=torch.bool, device=context.device)
         else:
-            real = check_padding("context_mask", mask, *shape)
-        return keep_some(real, 1 - self.share)
+            valid = check_padding("context_mask", mask, *shape)
+        return keep_some(valid, 1 - self.rate)

@@ -1,4 +1,4 @@
-"""What the layers ask of the wrapper around them."""
+"""Options of the layers that wrappers read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flagformer.flags import Flag, component
 @component("hints")
 @dataclass(frozen=True, kw_only=True)
 class WrapperHints:
-    """Read by wrappers; the layers themselves do nothing with it."""
+    """Options for wrappers; the layers do not use them."""
 
     disable_abs_pos_emb: Annotated[
         bool | None,
         Flag(
             "disable_abs_pos_emb",
-            "whether wrappers leave out absolute positions; None: where the layers know relative ones",
+            "whether wrappers omit absolute positions; None: if the layers have relative ones",
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""What users hand to a stack, checked: shapes and dtypes named as they typed them."""
+"""Checks of the arguments of a stack: types, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def check_size(name: str, value: Any) -> None:
 
 
 def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
-    """A padding mask [B, T] bool, True for real tokens."""
+    """Check a padding mask [B, T] bool, True for valid tokens."""
     check_tensor(name, mask)
     if mask.dtype != torch.bool:
-        raise ValueError(f"`{name}` must be boolean (True = real token), but is {mask.dtype}")
+        raise ValueError(f"`{name}` must be boolean (True = valid token), but is {mask.dtype}")
     if tuple(mask.shape) != (batch, length):
         raise ValueError(f"`{name}` must have shape [{batch}, {length}], but has {list(mask.shape)}")
     return mask
 
 
 def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
-    """[B] integers, the place of each row's first real token."""
+    """Check row starts [B]: the index of each row's first valid token."""
     check_tensor(name, starts)
     if starts.dtype not in (torch.int64, torch.int32) or tuple(starts.shape) != (batch,):
         raise ValueError(
@@ -40,14 +40,14 @@ def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
             f"but is {starts.dtype} of shape {list(starts.shape)}"
         )
     if readable(starts) and bool((starts < 0).any()):
-        raise ValueError(f"`{name}` must hold places from 0 on, but is {starts.tolist()}")
+        raise ValueError(f"`{name}` must hold indices of at least 0, but is {starts.tolist()}")
     return starts.long()
 
 
 def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, keys: int) -> Tensor:
-    """[T,S], [H,T,S], [B,T,S] or [1 or B,1 or H,T,S] bool -> four dimensions.
+    """Check an attention mask: [T,S], [H,T,S], [B,T,S] or [1 or B,1 or H,T,S] bool -> four dimensions.
 
-    Three dimensions are heads or rows, told apart by their number; where both fit, four must be given.
+    A first dimension of three is H or B, by its size; if H == B, four dimensions are required.
     """
     check_tensor("attn_mask", mask)
     shapes = (
@@ -72,37 +72,41 @@ def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, key
 
 
 def check_window(window: Any, causal: bool, decoding: bool) -> None:
-    """How many of the last tokens a query sees; only where it sees no later ones."""
+    """Check a window: the number of last tokens that a query attends to; for causal layers only."""
     check_size("window", window)
     if decoding:
-        raise ValueError("`window` cannot be given with `state`: say it to `init_state`")
+        raise ValueError("`window` cannot be passed with `state`: pass it to `init_state`")
     if not causal:
-        raise ValueError("`window` needs causal layers (Decoder, PrefixDecoder), but these see later tokens")
+        raise ValueError(
+            "`window` needs causal layers (Decoder, PrefixDecoder), but these attend to later tokens"
+        )
 
 
 def check_context(
-    context: Tensor | None, mask: Tensor | None, wanted: bool, held: bool, width: int, batch: int
+    context: Tensor | None, mask: Tensor | None, has_cross: bool, cached: bool, dim: int, batch: int
 ) -> None:
-    """A context is given exactly when there is cross-attention that does not hold one already."""
-    if not wanted and context is not None:
+    """Check that a context is passed exactly if cross-attention needs one that is not cached."""
+    if not has_cross and context is not None:
         raise ValueError(
-            "`context` was given, but there is no cross-attention: build with `cross_attend=True`"
+            "`context` was passed, but the model has no cross-attention: build it with `cross_attend=True`"
         )
-    if wanted and context is None and not held:
+    if has_cross and context is None and not cached:
         raise ValueError("`context` is required, because the model has cross-attention (`cross_attend`)")
     if context is None:
         if mask is not None:
-            raise ValueError("`context_mask` must come with the `context` that it masks, but came alone")
+            raise ValueError(
+                "`context_mask` must be passed with the `context` that it masks, but `context` is None"
+            )
         return
     check_tensor("context", context)
-    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width:
-        raise ValueError(f"`context` must have shape [{batch}, S, {width}], but has {list(context.shape)}")
+    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != dim:
+        raise ValueError(f"`context` must have shape [{batch}, S, {dim}], but has {list(context.shape)}")
 
 
 def check_stack_input(
     x: Tensor, dim: int, state: DecodeState | None, signature: tuple[tuple[str | int, ...], ...]
 ) -> tuple[int, int]:
-    """Batch and length of x [B, T, `dim`], which must fit the decoding session `state` of these layers."""
+    """Check x [B, T, `dim`] against the decode state of these layers; return B and T."""
     check_tensor("x", x)
     if x.dim() != 3 or x.shape[2] != dim:
         raise ValueError(f"`x` must have shape [B, T, {dim}], but has {list(x.shape)}")
@@ -110,8 +114,8 @@ def check_stack_input(
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
     if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
         raise ValueError(
-            f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
+            f"`state` holds {state.length} of {state.capacity} tokens for {state.batch} rows; "
             f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
-            "init_state(batch, length) sizes it"
+            "init_state(batch, length) sets the capacity"
         )
     return x.shape[0], x.shape[1]

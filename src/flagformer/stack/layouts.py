@@ -1,4 +1,4 @@
-"""Where the tokens of a forward stand, and what a user's own mask says of them and of earlier ones."""
+"""The layout of the tokens of a forward, and the user's attention mask over them and cached tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def make_layout(
     mask: Tensor | None,
     starts: Tensor | None,
     state: DecodeState | None,
-    held: RecurrentState | None,
+    mems: RecurrentState | None,
 ) -> Layout:
-    """The layout of x [B, T, D], behind what a state or memories hold."""
+    """Return the layout of x [B, T, D], after the tokens of a decode state or of XL memories."""
     batch, length = x.shape[:2]
     if state is not None:
         return state.layout(state.length, length, x.device)
@@ -25,23 +25,23 @@ def make_layout(
         layout = Layout.left_padded(check_starts("seq_start_pos", starts, batch), length)
     if mask is not None:
         layout = layout.masked_by(check_padding("mask", mask, batch, length))
-    return layout if held is None else held.shift_layout(layout)
+    return layout if mems is None else mems.shift_layout(layout)
 
 
 def read_mask(
-    mask: Tensor, batch: int, heads: int, length: int, state: DecodeState | None, held: RecurrentState | None
+    mask: Tensor, batch: int, heads: int, length: int, state: DecodeState | None, mems: RecurrentState | None
 ) -> DenseMask:
-    """What `attn_mask` says of S keys, with those that a state or memories hold.
+    """Return `attn_mask` over all S keys, with those of a decode state or of XL memories.
 
-    With memories it may also speak of the tokens alone, [.., T, T]: then it leaves memories in sight.
+    With memories the mask may also be [.., T, T], for the tokens only; all memories are then allowed.
     """
     check_tensor("attn_mask", mask)
     if state is not None:
         return DenseMask(check_attention_mask(mask, batch, heads, length, state.length + length))
-    if held is None:
+    if mems is None:
         return DenseMask(check_attention_mask(mask, batch, heads, length, length))
     if mask.shape[-1:] == (length,):
-        given = F.pad(check_attention_mask(mask, batch, heads, length, length), (held.length, 0), value=True)
+        given = F.pad(check_attention_mask(mask, batch, heads, length, length), (mems.length, 0), value=True)
     else:
-        given = check_attention_mask(mask, batch, heads, length, held.length + length)
-    return DenseMask(given, held.layout.start)
+        given = check_attention_mask(mask, batch, heads, length, mems.length + length)
+    return DenseMask(given, mems.layout.start)

@@ -1,4 +1,4 @@
-"""Lengths from which on rows are computed in another way, and rows to test that are longer."""
+"""Row lengths at which layers change their algorithm, and longer rows for tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from flagformer.ops.lengths import LENGTHS
 
 
 def path_change_lengths(layers: nn.Module) -> list[int]:
-    """Lengths at which a module computes in another way: its `path_changes_at`, and that of long rows."""
+    """Return the lengths at which modules change their algorithm: `path_changes_at`, and `LENGTHS`."""
     own = (length for part in layers.modules() for length in getattr(part, "path_changes_at", ()))
     return sorted({*LENGTHS, *own})
 
 
 def long_rows(layers: nn.Module, longest: int) -> tuple[int, ...]:
-    """Lengths of rows, at most `longest`, that go by every way in which these layers compute.
+    """Return row lengths, at most `longest`, that together use every algorithm of these layers.
 
-    One row is longer than all lengths between two general ones at which a part turns, by a quarter.
+    Each is a quarter longer than the last change of a module between two of `LENGTHS`.
     """
     found = []
     for low, high in pairwise((0, *LENGTHS, longest + 1)):
-        turns = [
+        changes = [
             length for length in path_change_lengths(layers) if low <= length < high and length <= longest
         ]
-        if turns:
-            found.append(min(turns[-1] + turns[-1] // 4, longest))
+        if changes:
+            found.append(min(changes[-1] + changes[-1] // 4, longest))
     return tuple(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Where a sublayer is normed: three places, and one after the last sublayer."""
+"""Positions of the norms: three per sublayer, and one after the last sublayer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Annotated
 
 from flagformer.flags import Flag, component
 
-Final = Annotated[bool, Flag("pre_norm_has_final_norm", "norm of the stream behind the last sublayer")]
+Final = Annotated[bool, Flag("pre_norm_has_final_norm", "norm of the stream after the last sublayer")]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Contract of the slot `placement`: which of the places hold a norm.
+    """Contract of the slot `norm_position`: the positions that have a norm.
 
     Attributes:
-        before: of what the sublayer reads.
-        branch: of what it adds.
-        after: of the stream behind it.
-        final: of the stream behind the last one.
+        before: the input of a sublayer.
+        branch: its output, before the residual sum.
+        after: the stream after the residual sum.
+        final: the stream after the last sublayer.
     """
 
     before: bool = True
@@ -37,7 +37,7 @@ class PreNorm(Placement):
 
 @component("norm_position", select="pre_norm", when=False, paper="arXiv:1706.03762", needs={"stream"})
 class PostNorm(Placement):
-    """Norm of the stream after each sublayer, as in the first transformer."""
+    """Norm of the stream after each sublayer, as in the original transformer."""
 
     def __init__(self) -> None:
         super().__init__(before=False, after=True, final=False)
@@ -45,7 +45,7 @@ class PostNorm(Placement):
 
 @component("norm_position", select="sandwich_norm", paper="arXiv:2105.13290, section 2.3")
 class SandwichNorm(Placement):
-    """Norm before each sublayer and of what it adds (CogView)."""
+    """Norm before each sublayer and of its output (CogView)."""
 
     def __init__(self, *, final: Final = True) -> None:
         super().__init__(branch=True, final=final)
@@ -53,7 +53,7 @@ class SandwichNorm(Placement):
 
 @component("norm_position", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})
 class DualNorm(Placement):
-    """Norm of the stream after each sublayer, and once of the sum that the second stream keeps."""
+    """Norm of the stream after each sublayer, and a final norm of the second stream."""
 
     def __init__(self) -> None:
         super().__init__(before=False, after=True)

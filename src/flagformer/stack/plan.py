@@ -1,4 +1,4 @@
-"""The order of sublayers, in pure Python: flags -> kinds of modules, and which runs when.
+"""The order of sublayers, in pure Python: flags -> kinds of modules, and the module of each step.
 
 Kinds: "a" self-attention, "c" cross-attention, "f" feedforward.
 """
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from flagformer.flags import Finding, Flag, FlagError, component
 
 KINDS = ("a", "c", "f")
-# Sublayers that run; more take minutes to build, and no published model has a tenth of them.
-MOST = 10_000
+# Largest number of steps; more take minutes to build, and published models have less than a tenth.
+MAX_STEPS = 10_000
 
 
 @component("plan")
@@ -21,13 +21,13 @@ class Plan:
 
     Attributes:
         kinds: the kind of each module.
-        order: the module that runs at each step (tied modules run at several).
-        halves: feedforwards count half (macaron).
+        order: the module of each step (tied modules run at several steps).
+        half_step: whether feedforward outputs are halved (macaron).
     """
 
     kinds: tuple[str, ...]
     order: tuple[int, ...]
-    halves: bool
+    half_step: bool
 
     def __init__(
         self,
@@ -39,25 +39,30 @@ class Plan:
         only_cross: Annotated[bool, Flag("only_cross", "blocks are c-f: no self-attention")] = False,
         macaron: Annotated[bool, Flag("macaron", "blocks are f-a-f with halved f (1906.02762)")] = False,
         custom_layers: Annotated[
-            tuple[str, ...] | str | None, Flag("custom_layers", "the sublayers one by one, of 'a', 'c', 'f'")
+            tuple[str, ...] | str | None, Flag("custom_layers", "the sequence of sublayers, of 'a', 'c', 'f'")
         ] = None,
         sandwich_coef: Annotated[
-            int | None, Flag("sandwich_coef", "so many a first and f last (1911.03864)", ge=1)
+            int | None,
+            Flag(
+                "sandwich_coef",
+                "number of a first and of f last (1911.03864)",
+                ge=1,
+            ),
         ] = None,
         par_ratio: Annotated[
             int | None,
-            Flag("par_ratio", "every so many sublayers one attention, f last (2009.04534)", ge=2),
+            Flag("par_ratio", "sublayers per attention, f last (2009.04534)", ge=2),
         ] = None,
         tied: Annotated[
             bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")
         ] = False,
         execute: Annotated[
-            tuple[int, ...] | None, Flag("layers_execute_order", "which sublayer runs at each step")
+            tuple[int, ...] | None, Flag("layers_execute_order", "index of the sublayer of each step")
         ] = None,
     ) -> None:
-        self.halves = macaron
+        self.half_step = macaron
         block = _block(cross_attend, only_cross, macaron)
-        _refuse_too_many(depth, len(block), custom_layers, execute)
+        _check_number(depth, len(block), custom_layers, execute)
         if custom_layers is not None:
             given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
             given |= {"sandwich_coef": sandwich_coef, "par_ratio": par_ratio, "weight_tie_layers": tied}
@@ -81,15 +86,15 @@ class Plan:
             self.order = _executed(execute, len(self.kinds), given)
 
 
-def _refuse_too_many(
+def _check_number(
     depth: int | None, width: int, custom_layers: Sequence[str] | None, execute: Sequence[int] | None
 ) -> None:
     given = {"depth": (depth or 0) * width, "custom_layers": len(custom_layers or ())}
     given["layers_execute_order"] = len(execute or ())
     findings = [
-        Finding(name, f"`{name}` must give at most {MOST} sublayers that run, but gives {count}")
+        Finding(name, f"`{name}` must give at most {MAX_STEPS} sublayers, but gives {count}")
         for name, count in given.items()
-        if count > MOST
+        if count > MAX_STEPS
     ]
     if findings:
         raise FlagError(findings)
@@ -112,8 +117,8 @@ def _custom(layers: tuple[str, ...] | str, given: dict[str, Any]) -> tuple[str, 
     kinds = tuple(layers)
     wrong = [kind for kind in kinds if kind not in KINDS]
     if wrong or not kinds:
-        what = f"holds {wrong[0]!r}" if wrong else "is empty"
-        text = f"`custom_layers` must be a sequence of 'a', 'c' and 'f', but {what}"
+        error = f"holds {wrong[0]!r}" if wrong else "is empty"
+        text = f"`custom_layers` must be a sequence of 'a', 'c' and 'f', but {error}"
         findings.append(Finding("custom_layers", text))
     if findings:
         raise FlagError(findings)
@@ -152,8 +157,8 @@ def _par(block: tuple[str, ...], depth: int, ratio: int, given: dict[str, Any]) 
     width = (front + front // count) // count if count else 0
     if not findings and len(attention) > width:
         word = "`cross_attend`" if len(attention) > 1 else "`depth`"
-        text = f"`par_ratio` must leave room for {'-'.join(attention)} ({word}) in each of its {count} parts"
-        findings.append(Finding("par_ratio", f"{text}, but is {ratio} for {total} sublayers; raise it"))
+        text = f"`par_ratio` is too small for {'-'.join(attention)} ({word}) in each of its {count} parts"
+        findings.append(Finding("par_ratio", f"{text}: it is {ratio} for {total} sublayers; increase it"))
     if findings:
         raise FlagError(findings)
     head = (attention + ("f",) * (width - len(attention))) * count
@@ -162,16 +167,16 @@ def _par(block: tuple[str, ...], depth: int, ratio: int, given: dict[str, Any]) 
 
 def _executed(order: tuple[int, ...], count: int, given: dict[str, Any]) -> tuple[int, ...]:
     if given["weight_tie_layers"]:
-        text = (
-            "`layers_execute_order` and `weight_tie_layers` cannot be combined, because both order the runs"
-        )
+        text = "`layers_execute_order` and `weight_tie_layers` cannot be combined, because both set the order"
         raise FlagError([Finding("layers_execute_order", text)])
     wrong = [index for index in order if not 0 <= index < count]
-    idle = sorted(set(range(count)) - set(order))
-    if wrong or idle:
-        made = [f"`{name}`" for name, value in given.items() if value]
-        sublayers = f"the {count} sublayers" + (f" of {' and '.join(made)}" if made else "")
-        what = f"holds {wrong[0]}" if wrong else f"never runs number {idle[0]}, which would learn nothing"
-        text = f"`layers_execute_order` must run each of {sublayers} by its number, from 0, but {what}"
+    unused = sorted(set(range(count)) - set(order))
+    if wrong or unused:
+        names = [f"`{name}`" for name, value in given.items() if value]
+        sublayers = f"the {count} sublayers" + (f" of {' and '.join(names)}" if names else "")
+        error = (
+            f"holds {wrong[0]}" if wrong else f"does not contain {unused[0]}, which would never be trained"
+        )
+        text = f"`layers_execute_order` must contain the index, from 0, of each of {sublayers}, but {error}"
         raise FlagError([Finding("layers_execute_order", text)])
     return order

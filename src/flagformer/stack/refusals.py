@@ -1,4 +1,4 @@
-"""What only shows when all sublayers of a stack are built: carries that have nowhere to go, idle contexts."""
+"""Checks of a whole stack once its sublayers are built: residual scores, contexts, shared modules."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from torch import nn
 from flagformer.flags import Finding, FlagError, Instance, Resolved
 from flagformer.flow import Dims
 
-# Flags that say which sublayers there are.
+# Flags that order the sublayers.
 ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
-# kind -> the flag that hands its scores on, and the kind in words
-CARRIES = {"a": ("residual_attn", "self-attention"), "c": ("cross_residual_attn", "cross-attention")}
+# kind -> the flag of residual attention, and the name of the kind
+RESIDUAL_ATTENTION = {
+    "a": ("residual_attn", "self-attention"),
+    "c": ("cross_residual_attn", "cross-attention"),
+}
 
-# kind -> the flag that says whom centroids of routing attention pick
+# kind -> the flag for the selection of keys in routing attention
 SELECTIONS = {"a": "routing_selection", "c": "context_selection"}
 
 
 def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
     if dims.dim_context is not None and not has_cross:
         text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
-        raise FlagError([Finding("cross_attn_dim_context", text + "; set `cross_attend=True` too")])
+        raise FlagError(
+            [Finding("cross_attn_dim_context", text + "; set `cross_attend=True`, or leave it out")]
+        )
 
 
 def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
-    """A module with parameters or buffers that fills several places, which would share them."""
-    fillers = [("norm", filler) for filler in resolved.stack["norm"]]
-    fillers += [
+    """Raise FlagError for a module instance with parameters or buffers that several slots would share."""
+    choices = [("norm", choice) for choice in resolved.stack["norm"]]
+    choices += [
         (slot, one) for module in resolved.modules for slot, many in module.slots.items() for one in many
     ]
     given = {
-        id(filler.module): slot
-        for slot, filler in fillers
-        if isinstance(filler, Instance)
-        and isinstance(filler.module, nn.Module)
-        and filler.module.state_dict()
+        id(choice.module): slot
+        for slot, choice in choices
+        if isinstance(choice, Instance)
+        and isinstance(choice.module, nn.Module)
+        and choice.module.state_dict()
     }
     children = (child for module in layers.modules() for child in module._modules.values()) if given else ()
     counts = Counter(id(child) for child in children if id(child) in given)
     findings = [
         Finding(
             slot,
-            f"`{slot}` was given one module for {counts[key]} places, which would share its parameters or"
-            " buffers; give the class or a Spec, so that each place gets a module of its own",
+            f"`{slot}` is one module that {counts[key]} sublayers would share, with its parameters and"
+            " buffers; pass the class or a Spec, so that each of them gets a module of its own",
         )
         for key, slot in given.items()
         if counts[key] > 1
@@ -56,28 +61,32 @@ def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
 
 
 def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
-    """Scores handed on to nobody, or to layers of other keys; `steps`: the sublayers as they run."""
+    """Raise FlagError for residual attention in one layer only, or between layers with different keys.
+
+    Args:
+        steps: the sublayers in the order in which they run.
+    """
     findings = []
-    for kind, (flag, words) in CARRIES.items():
-        carrying = [
+    for kind, (flag, words) in RESIDUAL_ATTENTION.items():
+        attention = [
             step.fn for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)
         ]
-        if len(carrying) == 1:
+        if len(attention) == 1:
             text = f"`{flag}` has no effect here, because scores pass from one {words} to the next, and"
-            findings.append(Finding(flag, f"{text} {_under(flags)}only one carries them; leave it out"))
+            findings.append(Finding(flag, f"{text} {_with_order(flags)}only one layer has it; leave it out"))
         for other, counts in (
-            ("attn_num_mem_kv", {fn.num_prefix_kv for fn in carrying}),
-            ("attn_max_attend_past", {fn.window for fn in carrying}),
+            ("attn_num_mem_kv", {fn.num_prefix_kv for fn in attention}),
+            ("attn_max_attend_past", {fn.window for fn in attention}),
         ):
             if len(counts) > 1:
-                text = f"`{flag}` and `{other}` cannot be combined here, because layers with different"
-                findings.append(Finding(flag, f"{text} numbers of keys cannot add up their scores"))
+                text = f"`{flag}` and `{other}` cannot be combined here, because the scores of layers"
+                findings.append(Finding(flag, f"{text} with different numbers of keys cannot be added"))
     if findings:
         raise FlagError(findings)
 
 
 def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> bool:
-    """Whether attention lets later tokens decide whom an earlier one meets, and the user knows it."""
+    """Return whether later tokens influence the keys of earlier ones; raise FlagError unless intended."""
     leaking = dict.fromkeys(
         SELECTIONS[step.kind]
         for step in steps
@@ -85,35 +94,35 @@ def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) ->
     )
     if not causal or not leaking:
         return False
-    why = "each centroid picks among all tokens of a row, so that later ones push earlier ones out"
-    unknown = [name for name in leaking if "topk" in _values(flags[name])]
-    if unknown:
+    why = "each centroid selects tokens of the whole row, so that later tokens displace earlier ones"
+    unintended = [name for name in leaking if "topk" in _values(flags[name])]
+    if unintended:
         raise FlagError(
             Finding(
                 name,
-                f"`{name}='topk'` and a causal model cannot be combined, because it shows the future: {why};"
-                f" leave it out, or say `{name}='leaky'` to have it all the same",
+                f"`{name}='topk'` and a causal model cannot be combined, because it leaks future tokens: "
+                f"{why}; leave it out, or use `{name}='leaky'` to allow the leak",
             )
-            for name in unknown
+            for name in unintended
         )
     for name in leaking:
-        warnings.warn(f"`{name}='leaky'` shows the future: {why}", stacklevel=2)
+        warnings.warn(f"`{name}='leaky'` leaks future tokens: {why}", stacklevel=2)
     return True
 
 
 def _values(flag: Any) -> tuple[Any, ...]:
-    """One value, or one for each layer."""
+    """Return the value of each layer."""
     return flag if isinstance(flag, tuple) else (flag,)
 
 
-def _under(flags: Mapping[str, Any]) -> str:
-    """The flag that ordered the sublayers, in words; nothing where none did."""
+def _with_order(flags: Mapping[str, Any]) -> str:
+    """Name the flag that orders the sublayers; empty if there is none."""
     order = next((name for name in ORDERS if flags.get(name)), "")
-    return f"under `{order}` " if order else ""
+    return f"with `{order}` " if order else ""
 
 
 def fixed_flags(flags: Any, owner: str, **fixed: bool) -> Any:
-    """`flags` with those that the named stack `owner` sets; refused where they are given too."""
+    """Return `flags` with the flags that the class `owner` fixes; raise FlagError if one of them was set."""
     findings = [
         Finding(name, f"`{name}` is fixed by {owner} as {value}; leave it out, or use AttentionLayers")
         for name, value in fixed.items()

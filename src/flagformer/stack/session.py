@@ -1,4 +1,4 @@
-"""What the sublayers of a stack remember in one decoding session."""
+"""The caches of the sublayers of a stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagformer.stack.sublayer import Sublayer
 def init_caches(
     state: DecodeState, steps: Sequence[Sublayer], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Asks every sublayer, at each step at which it runs, for its memory."""
+    """Add the caches of every sublayer, at each of its steps, to a decode state."""
     for step, sublayer in enumerate(steps):
         cache = sublayer.input_mixer.init_cache(state, dtype, device)
         if cache is not None:
@@ -23,6 +23,6 @@ def init_caches(
             continue
         state.attention_caches[step] = sublayer.fn.source.init_cache(state, dtype, device)
         core = sublayer.fn.core
-        session = core.init_cache(state, device) if isinstance(core, Core) else None
-        if session is not None:
-            state.core_caches[step] = session
+        core_cache = core.init_cache(state, device) if isinstance(core, Core) else None
+        if core_cache is not None:
+            state.core_caches[step] = core_cache

@@ -1,4 +1,4 @@
-"""One sublayer: norm, function, norm, branch, stream, norm; unfilled places hold `identity`."""
+"""One sublayer: norm, function, norm, branch, residual, norm; empty positions hold `identity`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from flagformer.ops.identity import identity
 from flagformer.residual import Residual
 from flagformer.residual.additive import Additive
 
-Step = Callable[[Tensor], Tensor]
+TensorFn = Callable[[Tensor], Tensor]
+Step = TensorFn
 
 
 class Sublayer(nn.Module):
     """`(h, side) -> h`: reads the stream, computes, writes the stream.
 
     Args:
-        index: which of the stack's modules it is.
+        index: index of this module in the stack.
         kind: "a", "c" or "f".
-        input_mixer: `(x, side) -> x`, before the function and behind the norm.
+        input_mixer: `(x, side) -> x`, after the norm and before the function.
         fn: attention or feedforward, `(x, side) -> x`.
-        in_norm, branch_norm, out_norm: of what is read, of what is added, of the stream.
-        branch: what happens to the output before it joins the stream.
+        in_norm, branch_norm, out_norm: norms of the input, of the output, and of the stream after the sum.
+        branch: modules on the output before the residual sum.
     """
 
     residual: Residual
@@ -40,10 +41,10 @@ class Sublayer(nn.Module):
         kind: str,
         input_mixer: InputMixer,
         fn: Any,
-        in_norm: Step,
-        branch_norm: Step,
-        out_norm: Step,
-        branch: Step,
+        in_norm: TensorFn,
+        branch_norm: TensorFn,
+        out_norm: TensorFn,
+        branch: TensorFn,
         residual: Residual,
     ) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Sublayer(nn.Module):
         return self.residual.apply_norm(self.residual.write(h, out, self.index), self.out_norm)
 
     def _with_memory(self, memory: Tensor, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
-        """Tokens that stand behind memories [B, M, D]: both pass the norm and the input mixer, in a row."""
+        """Apply norm and input mixer to XL memories [B, M, D] and tokens, concatenated in one row."""
         assert side.kv_layout is not None
         both = torch.cat([self.in_norm(memory.to(x.dtype)), x], dim=1)
         both = self.input_mixer(both, replace(side, layout=side.kv_layout))
@@ -71,7 +72,7 @@ class Sublayer(nn.Module):
 
 
 class PreNormAdditive(Sublayer):
-    """What most models are made of, h + fn(norm(h)), without the calls of places where nothing stands."""
+    """The common case h + fn(norm(h)), without calls of identities."""
 
     def forward(self, h: Tensor, side: SideInputs) -> Tensor:
         if side.mems:
@@ -79,8 +80,12 @@ class PreNormAdditive(Sublayer):
         return h + self.fn(self.in_norm(h), side)
 
 
-def sublayer_class(input_mixer: InputMixer, steps: Sequence[Step], residual: Residual) -> type[Sublayer]:
-    """`Plain` where nothing but the norm in front is filled; `steps` are the branch and the norms behind."""
+def sublayer_class(input_mixer: InputMixer, fns: Sequence[TensorFn], residual: Residual) -> type[Sublayer]:
+    """Return `PreNormAdditive` if only the input norm is filled, else `Sublayer`.
+
+    Args:
+        fns: the branch, the branch norm and the output norm.
+    """
     adds = type(residual) is Additive and residual.constant == 1.0
-    straight = type(input_mixer) is Identity and all(step is identity for step in steps)
-    return PreNormAdditive if adds and straight else Sublayer
+    is_plain = type(input_mixer) is Identity and all(fn is identity for fn in fns)
+    return PreNormAdditive if adds and is_plain else Sublayer

@@ -1,4 +1,4 @@
-"""What the last weights of each sublayer start at."""
+"""Initial weights of the output projection of each sublayer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flagformer.flags import Finding, FlagError, Requirement, component
 from flagformer.ops.linear import Init, Linear
 
 WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
-SANDWICH = Requirement("sandwich_norm", None, "a norm of zeros has no direction, and its gradient no bound")
-WHOLE = Requirement("zero_init_branch_output", None, "it starts every last projection at zero already")
+SANDWICH = Requirement("sandwich_norm", None, "the norm of a zero output has an unbounded gradient")
+WHOLE = Requirement("zero_init_branch_output", None, "it sets every output projection to zero already")
 
 
 class WeightInit(ABC):
-    """Contract of the slot `start`: called once, with the sublayers that are built, in the catalogue's order.
+    """Contract of the slot `init`: called once with the built sublayers, in the order of the catalogue.
 
     Attributes:
         kinds: the kinds of sublayers that it changes.
@@ -31,41 +31,41 @@ class WeightInit(ABC):
     def __call__(self, sublayers: Sequence[Any]) -> None: ...
 
 
-def apply_init(starts: Sequence[Any], sublayers: Sequence[Any]) -> None:
-    """Applies them; one that changes nothing, or nothing that stays, is refused."""
+def apply_init(inits: Sequence[Any], sublayers: Sequence[Any]) -> None:
+    """Apply each init; raise FlagError for one without effect."""
     present = {sublayer.kind for sublayer in sublayers}
-    for index, start in enumerate(starts):
-        if isinstance(start, WeightInit):
-            _refuse_idle(start, starts[index + 1 :], present)
-        start(sublayers)
+    for index, init in enumerate(inits):
+        if isinstance(init, WeightInit):
+            _refuse_unused(init, inits[index + 1 :], present)
+        init(sublayers)
 
 
-def _refuse_idle(start: WeightInit, behind: Sequence[Any], present: set[str]) -> None:
-    later = [other for other in behind if isinstance(other, WeightInit) and other.kinds & start.kinds]
-    if (start.kinds & present).difference(*(other.kinds for other in later)):
+def _refuse_unused(init: WeightInit, others: Sequence[Any], present: set[str]) -> None:
+    later = [other for other in others if isinstance(other, WeightInit) and other.kinds & init.kinds]
+    if (init.kinds & present).difference(*(other.kinds for other in later)):
         return
-    kinds = " or ".join(WORDS[kind] for kind in sorted(start.kinds))
-    others = " and ".join(f"`{_say(other)}`" for other in later)
-    why = f"{others} set all that it sets" if later else f"this model has no {kinds} sublayer"
-    text = f"`{_say(start)}` has no effect here, because {why}; leave it out"
-    raise FlagError([Finding(_say(start), text)])
+    kinds = " or ".join(WORDS[kind] for kind in sorted(init.kinds))
+    names = " and ".join(f"`{_flag(other)}`" for other in later)
+    why = f"{names} overwrites all its weights" if later else f"this model has no {kinds} sublayer"
+    text = f"`{_flag(init)}` has no effect here, because {why}; leave it out"
+    raise FlagError([Finding(_flag(init), text)])
 
 
-def _say(start: WeightInit) -> str:
-    declared = getattr(start, "component", None)
+def _flag(init: WeightInit) -> str:
+    declared = getattr(init, "component", None)
     return "init" if declared is None else str(declared.say())
 
 
-def undo(starts: Sequence[Any], sublayers: Sequence[Any]) -> None:
-    """Last projections start as torch's do, until `begin` is called."""
-    for start in (start for start in starts if isinstance(start, WeightInit)):
-        for last in (_last(start, sublayer) for sublayer in sublayers if sublayer.kind in start.kinds):
+def undo(inits: Sequence[Any], sublayers: Sequence[Any]) -> None:
+    """Restore torch's initialisation of output projections, until `apply_init` is called."""
+    for init in (init for init in inits if isinstance(init, WeightInit)):
+        for last in (_last(init, sublayer) for sublayer in sublayers if sublayer.kind in init.kinds):
             if isinstance(last, Linear):
                 last.init = None
 
 
-def _begin_at(last: nn.Linear, init: Init) -> None:
-    """Now, and whenever it is reset."""
+def _initialise(last: nn.Linear, init: Init) -> None:
+    """Initialise a projection now and at each later reset."""
     if isinstance(last, Linear):
         last.init = init
     with torch.no_grad():
@@ -74,37 +74,37 @@ def _begin_at(last: nn.Linear, init: Init) -> None:
 
 @component("init", select="depth_scale_residual", paper="arXiv:2203.00555, section 3")
 class DepthScaledInit(WeightInit):
-    """The i-th sublayer's last projection starts with the standard deviation (i * its inputs) ** -0.5.
+    """Initialise the output projection of sublayer i with standard deviation (i * in_features) ** -0.5.
 
-    The sum of all sublayers then grows with the logarithm of their number, as in the start of OLMo.
+    The sum of all sublayers then grows with the logarithm of their number, as in OLMo.
     """
 
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for index, sublayer in enumerate(sublayers, start=1):
-            _begin_at(_last(self, sublayer), partial(_scaled, index=index))
+            _initialise(_last(self, sublayer), partial(_scaled, index=index))
 
 
 class _Zeros(WeightInit):
-    """The last projection of some kinds of sublayers is zero."""
+    """Set the output projections of some kinds of sublayers to zero."""
 
     def __call__(self, sublayers: Sequence[Any]) -> None:
         for sublayer in (sublayer for sublayer in sublayers if sublayer.kind in self.kinds):
-            _begin_at(_last(self, sublayer), _zeroed)
+            _initialise(_last(self, sublayer), _zeroed)
 
 
 @component(
     "init",
     select="zero_init_branch_output",
     paper="arXiv:1901.09321",
-    requires=[SANDWICH, Requirement("depth_scale_residual", None, "zeros have no scale")],
+    requires=[SANDWICH, Requirement("depth_scale_residual", None, "zero weights have no scale")],
 )
 class ZeroBranchesInit(_Zeros):
-    """Sublayers start by adding nothing: their last projection is zero."""
+    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
 
 
 @component("init", select="attn_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
 class ZeroAttentionInit(_Zeros):
-    """Self- and cross-attention start by adding nothing."""
+    """Set the output projections of self- and cross-attention to zero."""
 
     kinds = frozenset("ac")
 
@@ -116,19 +116,19 @@ class ZeroAttentionInit(_Zeros):
     requires=[
         SANDWICH,
         WHOLE,
-        Requirement("attn_zero_init_output", None, "it starts cross-attention at zero too"),
+        Requirement("attn_zero_init_output", None, "it sets cross-attention to zero too"),
     ],
     kind="c",
 )
 class ZeroCrossAttentionInit(_Zeros):
-    """Cross-attention starts by adding nothing, so that a context can be brought to a trained model."""
+    """Set the output projections of cross-attention to zero, to add a context to a trained model."""
 
     kinds = frozenset("c")
 
 
 @component("init", select="ff_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
 class ZeroFeedForwardInit(_Zeros):
-    """Feedforwards start by adding nothing."""
+    """Set the output projections of feedforwards to zero."""
 
     kinds = frozenset("f")
 
@@ -143,13 +143,16 @@ def _zeroed(last: nn.Linear) -> None:
         nn.init.zeros_(last.bias)
 
 
-def _last(start: WeightInit, sublayer: Any) -> nn.Linear:
-    """The projection that decides what a sublayer adds at first."""
+def _last(init: WeightInit, sublayer: Any) -> nn.Linear:
+    """Return the output projection of a sublayer."""
     if sublayer.kind != "f":
         return sublayer.fn.to_out.last
     last = getattr(sublayer.fn, "w_out", None)
     if last is None:
-        text = f"`{_say(start)}` and `feedforward` cannot be combined here, because a feedforward of type"
-        text = f"{text} {type(sublayer.fn).__name__} has no attribute outer, the last nn.Linear that it sets"
-        raise FlagError([Finding(_say(start), f"{text}; add it, or leave the flag out")])
+        name = f"`{_flag(init)}`"
+        text = (
+            f"{name} and `feedforward` cannot be combined here, because {type(sublayer.fn).__name__} has no"
+        )
+        text = f"{text} attribute `w_out`, the output projection; add it, or leave {name} out"
+        raise FlagError([Finding(_flag(init), text)])
     return last

@@ -1,4 +1,4 @@
-"""A model or a stack: it is initialised again as it was at first, and what memory cannot hold is refused."""
+"""Base class of models and stacks: initialisation of all parts, and a check of the memory they need."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from flagformer.stack.sizes import within_memory
 
 
 class Whole(nn.Module):
-    """A model or a stack, whose `reset_parameters` initialises everything that it contains.
+    """A model or a stack, whose `reset_parameters` initialises all its parts.
 
-    Constructors of subclasses raise FlagError for a model that does not fit into memory, before it is made.
+    Constructors of subclasses raise FlagError, before allocation, for a model that does not fit into memory.
 
     Attributes:
-        first: names of the parts that constructors initialise before the other children, in this order; a
-            part may belong to another module, as a tied embedding does.
+        first: names of the parts that are initialised before the other children, in this order; a part may
+            belong to another module, as a tied embedding does.
     """
 
     first: Sequence[str] = ()
 
-    def __init_subclass__(cls, **how: Any) -> None:
-        super().__init_subclass__(**how)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _sized(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _with_memory_check(cls.__init__)  # type: ignore[method-assign]
 
     def reset_parameters(self) -> None:
-        """Initialises every parameter and buffer as the constructor did; the same seed gives the same values.
+        """Initialise every parameter and buffer as the constructor does; equal seeds give equal values.
 
         Raises:
-            TypeError: for a module of your own with tensors and without `reset_parameters`.
+            TypeError: for a user's module that has tensors and no `reset_parameters`.
         """
         refuse_unknown(self)
         for name in self.first:
@@ -43,8 +43,8 @@ class Whole(nn.Module):
                 reset(child)
 
 
-def _sized(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that makes what fits into memory."""
+def _with_memory_check(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor that checks the memory first."""
 
     @functools.wraps(init)
     def __init__(self: Whole, *args: Any, **flags: Any) -> None:

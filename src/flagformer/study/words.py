@@ -12,7 +12,7 @@ import flagformer  # noqa: F401  # which fills the catalogue of flags
 from flagformer.data.catalogue import DataConfig
 from flagformer.flags import CATALOGUE
 from flagformer.flags.errors import closest
-from flagformer.flags.foreign import SAYS
+from flagformer.flags.foreign import FLAG_OF
 from flagformer.study.design import MatchConfig
 from flagformer.train.config import EvaluateConfig, TrainConfig
 
@@ -99,8 +99,8 @@ def home(name: str, block: str) -> str:
     for other, keys in _keys().items():
         if other != block and name in keys:
             return f"it is a setting of `{other}`: write `{other}: {{{name}: ...}}`"
-    if block != "base" and SAYS.get(name) in flags:
-        return f"the flag of the model is called `{SAYS[name]}`: write it under `base`"
+    if block != "base" and FLAG_OF.get(name) in flags:
+        return f"the flag of the model is called `{FLAG_OF[name]}`: write it under `base`"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Executors: in which order, and with which memory, sublayers run."""
+"""Executors run the sublayers and decide which activations are saved for the backward."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from flagformer.stack.sublayer import Sublayer
 
 
 class Executor(ABC):
-    """Contract of the slot `executor`; before each sublayer it sets `side.step`, and tells the collector's
-    `remember` what the sublayer reads."""
+    """Contract of the slot `executor`.
 
-    saves: str  # what is kept for backward, for `explain`
+    Before each sublayer it sets `side.step` and passes the input to `side.collector.record_hidden`.
+    """
+
+    saves: str  # the tensors saved for the backward, for `explain`
 
     @abstractmethod
     def wrap_residual(self, residual: Residual) -> Residual:
-        """The stream that it runs over: this one, or one of its own in place of it."""
+        """Return the residual to use: this one, or one of the executor's own."""
 
     @abstractmethod
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
-        """The opened stream -> the stream behind the last sublayer."""
+        """Run all sublayers: the opened stream -> the stream after the last sublayer."""
 
 
 def recomputes(side: SideInputs) -> bool:
-    """Whether there is a backward to compute activations again for, and nothing forbids it.
+    """Whether activations are recomputed in the backward.
 
-    A decoding session and tensors that a collector requests are made once; transforms of `torch.func` allow
-    no repetition.
+    False without gradients, with a decode state, when a collector requests tensors by name, and under
+    transforms of `torch.func`, which do not support recomputation.
     """
     return (
         torch.is_grad_enabled() and side.state is None and not side.collector.requested and not transformed()

@@ -35,9 +35,9 @@ FUSED = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-# Projections and fused attention: most of the time, and few of the bytes. What is pointwise, and the products
-# of queries and keys [B, H, T, S], is computed again.
-COSTLY = {
+# Operators whose outputs are saved: projections and fused attention take most of the time and little of the
+# memory. Pointwise operators and the scores [B, H, T, S] are recomputed.
+SAVED_OPS = {
     aten.mm.default,
     aten.addmm.default,
     *(operator.default for name in FUSED if (operator := private(name)) is not None),
@@ -47,12 +47,12 @@ COSTLY = {
 
 @component("executor", select="checkpoint", paper="arXiv:1604.06174", supports={"stream"})
 class Checkpointed(Executor):
-    """Keeps the stream before each sublayer and computes the sublayer again for its gradient.
+    """Saves the stream before each sublayer and recomputes the sublayer in the backward.
 
-    "selective" keeps the outputs of projections and of fused attention too, and computes only the rest again
-    (arXiv:2205.05198, section 5, keeps more: all but the attention's products and weights). Dropout draws the
-    same numbers again. Without gradients, while decoding, when tensors are asked for by name, or under
-    transforms of `torch.func`, it is the sequential executor.
+    "selective" also saves the outputs of projections and of fused attention and recomputes the rest
+    (arXiv:2205.05198, section 5, saves more: all except attention scores and weights). Dropout uses the same
+    random numbers in recomputation. Without gradients, while decoding, when tensors are requested by name, or
+    under transforms of `torch.func`, sublayers run sequentially without recomputation.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class Checkpointed(Executor):
             str | None,
             Flag(
                 "checkpoint",
-                "recompute activations in the backward: of whole sublayers, or all but costly ones",
+                "recompute activations in the backward: of whole sublayers, or all except expensive ones",
                 choices=("sublayer", "selective", None),
             ),
         ],
     ) -> None:
         self.unit = unit
-        self.plain = Sequential()
-        kept = "the stream before each sublayer"
+        self.sequential = Sequential()
+        saved = "the stream before each sublayer"
         self.saves = (
-            f"{kept}, projections and fused attention; the rest is computed again"
+            f"{saved}, projections and fused attention; the rest is recomputed"
             if unit == "selective"
-            else f"{kept}; the rest is computed again"
+            else f"{saved}; the rest is recomputed"
         )
 
     def wrap_residual(self, residual: Residual) -> Residual:
@@ -81,37 +81,37 @@ class Checkpointed(Executor):
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         if not recomputes(side):
-            return self.plain.run(sublayers, residual, h, side)
+            return self.sequential.run(sublayers, residual, h, side)
         if torch.compiler.is_compiling():
             return self._traced(sublayers, residual, h, side)
         contexts: Callable[[], Contexts] = noop_context_fn
-        around: AbstractContextManager[None] = nullcontext()
+        autocast: AbstractContextManager[None] = nullcontext()
         if self.unit == "selective":
-            # a weight whose cast is cached is not cast again, and the repetition would miss that operator
-            contexts, around = _costly, ForwardContext(side.layout.positions.device).autocast()
-        with around:
+            # without the cast cache, so that recomputation runs the same operators as the forward
+            contexts, autocast = _selective, ForwardContext(side.layout.positions.device).autocast()
+        with autocast:
             for step, sublayer in enumerate(sublayers):
                 side.collector.record_hidden(step, residual.read(h, sublayer.index))
                 here = replace(side, step=step)
-                again = partial(_replaying, contexts, here)
-                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=again)
+                context_fn = partial(_contexts, contexts, here)
+                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=context_fn)
         return h
 
     def _traced(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
-        """For a compiler: what it traces once says nothing twice."""
+        """For compilers, which trace a sublayer once, so that its losses are not added twice."""
         for step, sublayer in enumerate(sublayers):
             side.collector.record_hidden(step, residual.read(h, sublayer.index))
             here = replace(side, step=step)
             if self.unit == "selective":
-                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=_costly)
+                h = checkpoint(sublayer, h, here, use_reentrant=False, context_fn=_selective)
             else:
                 h = checkpoint(sublayer, h, here, use_reentrant=False)
         return h
 
 
 @contextmanager
-def replaying(side: SideInputs) -> Iterator[None]:
-    """The side inputs of a repetition: it says so, and its losses are on the collector already."""
+def recomputing(side: SideInputs) -> Iterator[None]:
+    """Mark the side inputs as recomputation, whose losses the collector has already."""
     collector, side.collector, side.recomputing = side.collector, side.collector.fork(), True
     try:
         yield
@@ -119,28 +119,28 @@ def replaying(side: SideInputs) -> Iterator[None]:
         side.collector, side.recomputing = collector, False
 
 
-def _costly() -> Contexts:
+def _selective() -> Contexts:
     return create_selective_checkpoint_contexts(_policy)
 
 
-def _replaying(contexts: Callable[[], Contexts], side: SideInputs) -> Contexts:
-    forward, again = contexts()
-    return forward, _Repetition(side, again)
+def _contexts(contexts: Callable[[], Contexts], side: SideInputs) -> Contexts:
+    forward, recompute = contexts()
+    return forward, _Recomputation(side, recompute)
 
 
-class _Repetition(AbstractContextManager[None]):
-    """Around each repetition of one forward: there are as many as backwards.
+class _Recomputation(AbstractContextManager[None]):
+    """The context of each recomputation of one forward; every backward enters it once.
 
     Args:
-        again: torch's own context of it.
+        recompute: torch's own context of recomputation.
     """
 
-    def __init__(self, side: SideInputs, again: AbstractContextManager[Any]) -> None:
-        self.side, self.again = side, again
+    def __init__(self, side: SideInputs, recompute: AbstractContextManager[Any]) -> None:
+        self.side, self.recompute = side, recompute
         self.entered = ExitStack()
 
     def __enter__(self) -> None:
-        for context in (replaying(self.side), _unspent(self.again), self.again):
+        for context in (recomputing(self.side), _keep_saved(self.recompute), self.recompute):
             self.entered.enter_context(context)
 
     def __exit__(self, *error: Any) -> None:
@@ -148,15 +148,15 @@ class _Repetition(AbstractContextManager[None]):
 
 
 @contextmanager
-def _unspent(again: AbstractContextManager[Any]) -> Iterator[None]:
-    """A repetition takes the kept outputs out of torch's storage; the next backward needs them too."""
-    storage = getattr(again, "storage", {})
-    held = {operator: copy(outputs) for operator, outputs in storage.items()}
+def _keep_saved(recompute: AbstractContextManager[Any]) -> Iterator[None]:
+    """Restore the saved outputs, which a recomputation removes from torch's storage, for later backwards."""
+    storage = getattr(recompute, "storage", {})
+    saved = {operator: copy(outputs) for operator, outputs in storage.items()}
     try:
         yield
     finally:
-        storage.update(held)
+        storage.update(saved)
 
 
-def _policy(context: Any, operator: Any, *arguments: Any, **how: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,4 +1,4 @@
-"""What surrounds a sublayer and must be the same when it is computed again: random numbers and autocast."""
+"""Autocast and random number state, to be restored when a sublayer is recomputed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ForwardContext:
-    """Autocast as it stood when this was made, and access to the generators of the CPU and a device."""
+    """The autocast state at construction, and access to the generators of the CPU and a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -23,14 +23,14 @@ class ForwardContext:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The same casts. Without their cache: one filled without gradients would cut weights off."""
+        """Enter the saved autocast state, uncached: casts cached under `no_grad` have no gradient."""
         with ExitStack() as entered:
             for name, enabled, dtype in self.casts:
                 entered.enter_context(torch.autocast(name, dtype, enabled, cache_enabled=False))
             yield
 
     def rng_state(self) -> tuple[Tensor, ...]:
-        """Where torch's generators stand."""
+        """Return the state of torch's generators."""
         if self.device.type in ("cpu", "meta"):
             return (torch.get_rng_state(),)
         return torch.get_rng_state(), torch.get_device_module(self.device).get_rng_state(self.device)
@@ -42,7 +42,7 @@ class ForwardContext:
 
     @contextmanager
     def with_rng_state(self, states: tuple[Tensor, ...] | None) -> Iterator[None]:
-        """Generators that stand there for a while, and then as before; None: nothing is drawn."""
+        """Set the generators' state temporarily; None leaves it unchanged."""
         if states is None:
             yield
             return

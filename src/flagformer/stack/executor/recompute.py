@@ -1,4 +1,4 @@
-"""A sublayer as one operator of autograd that keeps nothing and computes itself again for its gradient."""
+"""A sublayer as an autograd function that saves no activations and recomputes them in the backward."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from flagformer.stack.sublayer import Sublayer
 
 
 class StreamSlot:
-    """The two streams at the place that a backward has reached: each step finds its own and leaves the next.
+    """Holds the two streams during a backward: each step takes its outputs and stores its inputs.
 
     Args:
-        exact: whether both streams must come out as the one input that they were.
+        exact: whether to check that both streams end up equal, as they were at the input.
     """
 
     def __init__(self, exact: bool) -> None:
@@ -34,60 +34,60 @@ class StreamSlot:
         return streams
 
     def close(self, read: Tensor, write: Tensor) -> None:
-        """At the first sublayer: the way back has ended where the way there began."""
+        """Check the streams at the first sublayer."""
         if self.exact and not torch.equal(read, write):
             raise RuntimeError(
-                "`reversible_exact` could not find the streams again: they must stay below 1024 and finite, "
-                f"but the input came back {(read - write).abs().max().item():.2g} off; leave it out"
+                "`reversible_exact` could not recover the streams: they must be finite and below 1024, but "
+                f"the recovered input is off by {(read - write).abs().max().item():.2g}; leave it out"
             )
 
 
 class SublayerCall:
-    """One sublayer at one step of a forward, and how to compute it again.
+    """One sublayer at one step of a forward, for recomputation.
 
     Args:
-        record: the side inputs, with holes for tensors.
-        beside: how many tensors fill them.
-        dtype: of the model.
-        around: autocast and random numbers of the forward.
-        handed: where the backward finds its streams.
+        record: the side inputs without their tensors.
+        num_tensors: the number of these tensors.
+        dtype: dtype of the model.
+        context: autocast and random number state of the forward.
+        streams: the streams of the backward.
     """
 
     def __init__(
         self,
         sublayer: Sublayer,
         record: SideInputs,
-        beside: int,
+        num_tensors: int,
         dtype: torch.dtype,
-        around: ForwardContext,
-        handed: StreamSlot,
+        context: ForwardContext,
+        streams: StreamSlot,
     ) -> None:
-        self.sublayer, self.record, self.beside, self.dtype = sublayer, record, beside, dtype
-        self.around, self.handed = around, handed
+        self.sublayer, self.record, self.num_tensors, self.dtype = sublayer, record, num_tensors, dtype
+        self.context, self.streams = context, streams
         self.parameters = [p for p in sublayer.parameters() if p.requires_grad]
         self.training = sublayer.training
-        self.draws: tuple[Tensor, ...] | None = None
-        self.names: list[str] = []
+        self.rng_state: tuple[Tensor, ...] | None = None
+        self.loss_names: list[str] = []
 
-    def first(self, read: Tensor, write: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
-        """The forward: the written stream and the losses, whose names it notes; and whether it drew."""
-        before = self.around.rng_state()
+    def forward(self, read: Tensor, write: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
+        """Return the written stream and the losses; store the loss names and the RNG state if it was used."""
+        before = self.context.rng_state()
         out, losses = self._compute(read, write, tensors, recomputing=False)
-        self.draws = None if same_rng(before, self.around.rng_state()) else before
-        self.names = [name for name, values in losses.items() for _ in values]
+        self.rng_state = None if same_rng(before, self.context.rng_state()) else before
+        self.loss_names = [name for name, values in losses.items() for _ in values]
         return out, *(value for values in losses.values() for value in values)
 
-    def again(self, read: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
-        """What it adds to the written stream, and the losses."""
+    def recompute(self, read: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
+        """Return the output of the sublayer and the losses."""
         if self.sublayer.training != self.training:
             was, now = ("training", "eval") if self.training else ("eval", "training")
             raise RuntimeError(
-                f"the model must be in one mode from forward to backward, but went from {was} to {now} mode: "
-                "`reversible` computes activations again"
+                f"the mode must not change between forward and backward, but went from {was} to {now}: "
+                "`reversible` recomputes activations"
             )
-        nothing = read.new_zeros(())  # a number takes no part in what dtype a sum has
-        with self.around.autocast(), self.around.with_rng_state(self.draws):
-            out, losses = self._compute(read, nothing, tensors, recomputing=True)
+        zero = read.new_zeros(())  # a scalar, which does not affect the dtype of the sum
+        with self.context.autocast(), self.context.with_rng_state(self.rng_state):
+            out, losses = self._compute(read, zero, tensors, recomputing=True)
         return out, *(value for values in losses.values() for value in values)
 
     def _compute(
@@ -99,62 +99,64 @@ class SublayerCall:
             carry=Carry(),
             recomputing=recomputing,
         )
-        # the written stream is the next one to be read
+        # the streams are swapped: the written one is read next
         out = self.sublayer(StreamPair(read, write, self.dtype), side).read
         if names := side.carry.names():
-            handed_on = ", ".join(f"`{name}`" for name in names)
+            carried = ", ".join(f"`{name}`" for name in names)
             raise ValueError(
-                f"`reversible` computes each sublayer again alone, but one of yours hands on {handed_on} "
+                f"`reversible` recomputes each sublayer on its own, but one of yours passes {carried} "
                 'to later ones: declare `needs={"carry"}` on its component, and use another executor'
             )
         return out, side.collector.losses
 
 
 class RecomputeFunction(torch.autograd.Function):
-    """`(write, read, side tensors, parameters) -> (write + f(read), losses)`; the backward computes f again.
+    """`(write, read, side tensors, parameters) -> (write + f(read), losses)`; the backward recomputes f.
 
-    Everything that gets a gradient is an input and every gradient is returned, so that to autograd, hooks and
-    DistributedDataParallel it is an operator like any other.
+    All tensors with gradients are inputs and all gradients are returned, so that hooks and
+    DistributedDataParallel work as for any operator.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, step: SublayerCall, write: Tensor, read: Tensor, *tensors: Tensor
+        ctx: Any, call: SublayerCall, write: Tensor, read: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.step = step
+        ctx.call = call
         ctx.set_materialize_grads(False)
-        # parameters too: a change before the backward is then an error, as for any operator
+        # with the parameters, so that a change before the backward raises an error, as for any operator
         ctx.save_for_backward(*tensors)
-        out, *losses = step.first(read, write, iter(tensors))
+        out, *losses = call.forward(read, write, iter(tensors))
         ctx.mark_non_differentiable(*(loss for loss in losses if not loss.is_floating_point()))
         return out, *losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *of_losses: Tensor | None) -> tuple[Tensor | None, ...]:
-        step, (_, of_write, of_read, *of_rest) = ctx.step, ctx.needs_input_grad
-        beside, parameters = ctx.saved_tensors[: step.beside], step.parameters
-        after, read = step.handed.take()
-        inputs = [read.detach().requires_grad_(of_read)]
-        inputs += [side.detach().requires_grad_(needs) for side, needs in zip(beside, of_rest)]
+        call, (_, write_needs, read_needs, *rest_needs) = ctx.call, ctx.needs_input_grad
+        tensors, parameters = ctx.saved_tensors[: call.num_tensors], call.parameters
+        after, read = call.streams.take()
+        inputs = [read.detach().requires_grad_(read_needs)]
+        inputs += [tensor.detach().requires_grad_(needs) for tensor, needs in zip(tensors, rest_needs)]
         with torch.set_grad_enabled(any(one is not None for one in (grad, *of_losses))):
-            out, *losses = step.again(inputs[0], iter(inputs[1:]))
+            out, *losses = call.recompute(inputs[0], iter(inputs[1:]))
         before = after - out.detach()
-        step.handed.streams = (read, before)
-        if step.record.step == 0:
-            step.handed.close(*step.handed.take())
+        call.streams.streams = (read, before)
+        if call.record.step == 0:
+            call.streams.close(*call.streams.take())
         found = gradients((out, *losses), (grad, *of_losses), [*inputs, *parameters])
-        return None, grad if of_write else None, *found
+        return None, grad if write_needs else None, *found
 
 
 class BackwardStart(torch.autograd.Function):
-    """The streams, those of earlier steps that others read, and the losses, as they are; its backward, the
-    first to run, hands over the streams."""
+    """The identity on the streams, on inputs of earlier steps, and on the losses.
+
+    Its backward runs first and stores the streams for the steps.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, handed: StreamSlot, read: Tensor, write: Tensor, *rest: Tensor
+        ctx: Any, streams: StreamSlot, read: Tensor, write: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.handed = handed
+        ctx.streams = streams
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(read, write)
         ctx.mark_non_differentiable(*(one for one in rest if not one.is_floating_point()))
@@ -163,25 +165,25 @@ class BackwardStart(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_gradients("`reversible`", "build without it, or use `torch.func`")
-        ctx.handed.streams = tuple(ctx.saved_tensors)
+        ctx.streams.streams = tuple(ctx.saved_tensors)
         return None, *grads
 
 
 def gradients(
     outputs: Sequence[Tensor], grads: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Of the outputs, weighed by `grads`, for each input; None where there is none."""
+    """Return the gradients of `outputs`, weighted by `grads`, for each input; None where there is none."""
     pairs = [
         (out, grad.to(out.dtype))
         for out, grad in zip(outputs, grads)
         if grad is not None and out.requires_grad
     ]
-    wanted = [one for one in inputs if one.requires_grad]
-    if not pairs or not wanted:
+    targets = [one for one in inputs if one.requires_grad]
+    if not pairs or not targets:
         return [None for _ in inputs]
-    with suspend_tensor_hooks(wanted):
+    with suspend_tensor_hooks(targets):
         found = torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True
+            [out for out, _ in pairs], targets, [grad for _, grad in pairs], allow_unused=True
         )
     rest = iter(found)
     return [next(rest) if one.requires_grad else None for one in inputs]

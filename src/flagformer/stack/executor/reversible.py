@@ -20,15 +20,15 @@ from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
 
-def refuse_pieces(sublayers: Sequence[Sublayer]) -> None:
-    """FSDP2 gathers the parameters of a sharded module when it is called, and they are wanted before."""
+def refuse_sharded_parts(sublayers: Sequence[Sublayer]) -> None:
+    """Raise ValueError for sharded modules inside sublayers: FSDP2 gathers their parameters only in calls."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     sharded = [type(part).__name__ for one in sublayers for part in one.modules()]
     if any(name.startswith("FSDP") for name in sharded):
         raise ValueError(
-            "`reversible` layers cannot be sharded piece by piece, as gradients go to the parameters "
-            "themselves: call `fully_shard` on the stack (`model.attn_layers`) or the model only"
+            "the parts of `reversible` layers cannot be sharded one by one, as autograd needs their whole "
+            "parameters: call `fully_shard` on the stack (`model.attn_layers`) or the model only"
         )
 
 
@@ -40,20 +40,20 @@ def refuse_pieces(sublayers: Sequence[Sublayer]) -> None:
         Requirement(
             "scale_residual_constant",
             1.0,
-            "a stream multiplied at each sublayer, and divided on the way back, multiplies its rounding",
+            "dividing the stream by it in the backward amplifies rounding errors",
         )
     ],
 )
 class Reversible(Executor):
-    """Two streams take turns, and the backward finds each from those behind it: no activation is kept.
+    """Two residual streams, from which the backward recomputes all activations: none are saved.
 
-    Every sublayer reads one stream and adds to the other, in whatever order the plan says; the output is
-    their mean (Reformer's is their concatenation). The model is another one than without this flag, with the
-    same parameters. Without gradients, while decoding, when tensors are asked for by name, or under
-    transforms of `torch.func`, the same two streams run in plain order.
+    Sublayers alternately read one stream and add to the other, in the order of the plan; the output is the
+    mean of both (Reformer concatenates them). The function differs from that of a model without this flag;
+    the parameters are the same. Without gradients, while decoding, when tensors are requested by name, or
+    under transforms of `torch.func`, the two streams run without recomputation.
     """
 
-    saves = "the two streams behind the last sublayer; each sublayer is computed again from them"
+    saves = "the two streams after the last sublayer; each sublayer is recomputed from them"
 
     def __init__(
         self,
@@ -62,44 +62,44 @@ class Reversible(Executor):
             bool,
             Flag(
                 "reversible_exact",
-                "round what is added to a grid, so that streams below 1024 are found again to the bit",
+                "round outputs to a grid, so that streams below 1024 are recovered bit by bit",
             ),
         ] = False,
     ) -> None:
         self.exact = exact
-        self.plain = Sequential()
+        self.sequential = Sequential()
 
     def wrap_residual(self, residual: Residual) -> ReversibleStreams:
         return ReversibleStreams(self.exact)
 
     def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: StreamPair, side: SideInputs) -> Any:
         if not recomputes(side):
-            return self.plain.run(sublayers, residual, h, side)
+            return self.sequential.run(sublayers, residual, h, side)
         return self._run(sublayers, h, side)
 
-    # a graph cannot replay random numbers: sublayers are compiled, each by itself, and this is not. (What
-    # `torch.compiler.disable` does, without loading the compiler before it is needed.)
+    # graphs cannot restore the RNG state: sublayers are compiled one by one, this loop is not. (Like
+    # `torch.compiler.disable`, without importing the compiler.)
     @torch._disable_dynamo(recursive=False)
     def _run(self, sublayers: Sequence[Sublayer], h: StreamPair, side: SideInputs) -> StreamPair:
-        refuse_pieces(sublayers)
-        around, handed = ForwardContext(h.read.device), StreamSlot(self.exact)
-        record, beside = flatten(replace(side, collector=side.collector.fork(), recomputing=True))
+        refuse_sharded_parts(sublayers)
+        context, streams = ForwardContext(h.read.device), StreamSlot(self.exact)
+        record, tensors = flatten(replace(side, collector=side.collector.fork(), recomputing=True))
         names: list[str] = []
         losses: list[Tensor] = []
         read, write = h.read, h.write
-        with around.autocast():
+        with context.autocast():
             for number, sublayer in enumerate(sublayers):
                 side.collector.record_hidden(number, read.to(h.dtype))
-                step = SublayerCall(
-                    sublayer, replace(record, step=number), len(beside), h.dtype, around, handed
+                call = SublayerCall(
+                    sublayer, replace(record, step=number), len(tensors), h.dtype, context, streams
                 )
-                out, *said = RecomputeFunction.apply(step, write, read, *beside, *step.parameters)
-                names += step.names
-                losses += said
+                out, *new_losses = RecomputeFunction.apply(call, write, read, *tensors, *call.parameters)
+                names += call.loss_names
+                losses += new_losses
                 read, write = out, read
-        kept = side.collector.hiddens  # gradients of memories, too, arrive where the streams are known
-        read, write, *rest = BackwardStart.apply(handed, read, write, *kept.values(), *losses)
-        kept.update(zip(kept, rest))
-        for name, loss in zip(names, rest[len(kept) :]):
+        hiddens = side.collector.hiddens  # so that gradients of XL memories arrive after the streams
+        read, write, *rest = BackwardStart.apply(streams, read, write, *hiddens.values(), *losses)
+        hiddens.update(zip(hiddens, rest))
+        for name, loss in zip(names, rest[len(hiddens) :]):
             side.collector.add_loss(name, loss)
         return StreamPair(read, write, h.dtype)

@@ -1,4 +1,4 @@
-"""One sublayer after the other."""
+"""Sequential execution of the sublayers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagformer.stack.sublayer import Sublayer
 
 @component("executor", supports={"carry", "stream"})
 class Sequential(Executor):
-    """Runs in order; autograd keeps every activation."""
+    """Runs the sublayers in order; autograd saves all activations."""
 
     saves = "every activation"
 
