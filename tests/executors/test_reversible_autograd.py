@@ -83,7 +83,7 @@ def test_a_mode_changed_before_the_backward_is_an_error():
     layers = decoder(**DROPS)
     loss = layers(torch.randn(2, 7, 16)).sum()
     layers.eval()
-    with pytest.raises(RuntimeError, match="training to eval mode"):
+    with pytest.raises(RuntimeError, match="from training to eval"):
         loss.backward()
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 
 class Flags(TypedDict, total=False):
-    """Every flag is optional here; `flagformer.FlagError` says at construction what is missing."""
+    """Every flag is optional here; a missing one raises `flagformer.FlagError` at construction."""
 
     dim: int
     """model width D"""
@@ -28,61 +28,59 @@ class Flags(TypedDict, total=False):
     macaron: bool
     """blocks are f-a-f with halved f (1906.02762)"""
     custom_layers: tuple[str, ...] | str | None
-    """the sublayers one by one, of 'a', 'c', 'f'"""
+    """the sequence of sublayers, of 'a', 'c', 'f'"""
     sandwich_coef: int | None
-    """so many a first and f last (1911.03864)"""
+    """number of a first and of f last (1911.03864)"""
     par_ratio: int | None
-    """every so many sublayers one attention, f last (2009.04534)"""
+    """sublayers per attention, f last (2009.04534)"""
     weight_tie_layers: bool
     """one block runs `depth` times (ALBERT, 1909.11942)"""
     layers_execute_order: tuple[int, ...] | None
-    """which sublayer runs at each step"""
+    """index of the sublayer of each step"""
     disable_abs_pos_emb: bool | None
-    """whether wrappers leave out absolute positions; None: where the layers know relative ones"""
+    """whether wrappers omit absolute positions; None: if the layers have relative ones"""
     use_rmsnorm: bool | None
-    """Unit root mean square, a gain per dimension."""
+    """Unit root mean square, with a learned weight per dimension."""
     use_scalenorm: bool | None
-    """One learned length for all vectors; it starts at sqrt(D)."""
+    """Unit L2 norm times one learned scale, initially sqrt(D)."""
     use_simple_rmsnorm: bool | None
-    """Unit root mean square; nothing is learned."""
+    """Unit root mean square, without parameters."""
     pre_norm_has_final_norm: bool
-    """norm of the stream behind the last sublayer"""
+    """norm of the stream after the last sublayer"""
     pre_norm: bool | None
-    """pre_norm=False: Norm of the stream after each sublayer, as in the first transformer."""
+    """pre_norm=False: Norm of the stream after each sublayer, as in the original transformer."""
     sandwich_norm: bool | None
-    """Norm before each sublayer and of what it adds (CogView)."""
+    """Norm before each sublayer and of its output (CogView)."""
     resi_dual: bool | None
-    """Norm of the stream after each sublayer, and once of the sum that the second stream keeps.;
-    Sublayers read a stream that is normed behind each of them; a second one only sums, and joins
-    last."""
+    """Norm of the stream after each sublayer, and a final norm of the second stream.; A post-norm stream
+    that sublayers read, plus a stream of plain sums that is added at the end."""
     scale_residual_constant: float
-    """the stream is multiplied by it at each sublayer (2203.00555)"""
+    """factor of the stream at each sublayer (2203.00555)"""
     scale_residual: bool | None
-    """Each sublayer adds to the stream times a learned gain per dimension."""
+    """The output of each sublayer is added to the stream times a learned weight per dimension."""
     gate_residual: bool | None
-    """A gated recurrent unit per sublayer reads what it said, and the stream is its hidden state."""
+    """A GRU cell per sublayer: its input is the sublayer's output, its hidden state the stream."""
     resi_dual_scale: float
-    """of what the second stream sums, against overflow in fp16"""
+    """scale of the second stream, against overflow in fp16"""
     depth_scale_residual: bool | None
-    """The i-th sublayer's last projection starts with the standard deviation (i * its inputs) **
+    """Initialise the output projection of sublayer i with standard deviation (i * in_features) **
     -0.5."""
     zero_init_branch_output: bool | None
-    """Sublayers start by adding nothing: their last projection is zero."""
+    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
     attn_zero_init_output: bool | None
-    """Self- and cross-attention start by adding nothing."""
+    """Set the output projections of self- and cross-attention to zero."""
     cross_attn_zero_init_output: bool | None
-    """Cross-attention starts by adding nothing, so that a context can be brought to a trained model."""
+    """Set the output projections of cross-attention to zero, to add a context to a trained model."""
     ff_zero_init_output: bool | None
-    """Feedforwards start by adding nothing."""
+    """Set the output projections of feedforwards to zero."""
     cross_attn_tokens_dropout: float
-    """share of the context's tokens hidden from cross-attention in training"""
+    """fraction of context tokens that cross-attention masks in training"""
     checkpoint: Literal["sublayer", "selective"] | None
-    """recompute activations in the backward: of whole sublayers, or all but costly ones"""
+    """recompute activations in the backward: of whole sublayers, or all except expensive ones"""
     reversible: bool | None
-    """Two streams take turns, and the backward finds each from those behind it: no activation is
-    kept."""
+    """Two residual streams, from which the backward recomputes all activations: none are saved."""
     reversible_exact: bool
-    """round what is added to a grid, so that streams below 1024 are found again to the bit"""
+    """round outputs to a grid, so that streams below 1024 are recovered bit by bit"""
     rotary_pos_emb: bool | None
     """Turns pairs of dimensions of q and k by angles that grow with the position."""
     rotary_emb_dim: int | None
@@ -171,30 +169,29 @@ class Flags(TypedDict, total=False):
     """One zero key with a zero value: a query may attend to nothing (`add_zero_attn` of torch). (cross-
     attention only)"""
     attn_talking_heads: bool | tuple[bool | None, ...] | None
-    """Every head's scores are a learned sum of all heads' scores.; Every head's attention weights are a
-    learned sum of all heads' weights."""
+    """Scores of each head are a learned sum of the scores of all heads.; Attention weights of each head
+    are a learned sum of the weights of all heads."""
     cross_attn_talking_heads: bool | tuple[bool | None, ...] | None
-    """Every head's scores are a learned sum of all heads' scores.; Every head's attention weights are a
-    learned sum of all heads' weights. (cross-attention only)"""
+    """Scores of each head are a learned sum of the scores of all heads.; Attention weights of each head
+    are a learned sum of the weights of all heads. (cross-attention only)"""
     attn_softclamp_logits: bool | tuple[bool | None, ...] | None
-    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach."""
+    """Soft-capped scores: cap * tanh(score / cap). The position bias is added afterwards, uncapped."""
     cross_attn_softclamp_logits: bool | tuple[bool | None, ...] | None
-    """No score leaves -cap ... cap. The position bias is added behind it, and keeps its reach. (cross-
-    attention only)"""
+    """Soft-capped scores: cap * tanh(score / cap). The position bias is added afterwards, uncapped.
+    (cross-attention only)"""
     attn_logit_softclamp_value: float | tuple[float | None, ...]
-    """the largest score"""
+    """the cap of scores"""
     cross_attn_logit_softclamp_value: float | tuple[float | None, ...]
-    """the largest score (cross-attention only)"""
+    """the cap of scores (cross-attention only)"""
     attn_sparse_topk: int | tuple[int | None, ...] | None
-    """keys k that a query attends to"""
+    """number k of keys that a query attends to"""
     cross_attn_sparse_topk: int | tuple[int | None, ...] | None
-    """keys k that a query attends to (cross-attention only)"""
+    """number k of keys that a query attends to (cross-attention only)"""
     attn_head_learned_sink: bool | tuple[bool | None, ...] | None
-    """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than
-    one."""
+    """Softmax with a learned sink score per head in its denominator: weights sum to less than one."""
     cross_attn_head_learned_sink: bool | tuple[bool | None, ...] | None
-    """Softmax with one more, learned score per head, whose weight goes nowhere: weights sum to less than
-    one. (cross-attention only)"""
+    """Softmax with a learned sink score per head in its denominator: weights sum to less than one.
+    (cross-attention only)"""
     attn_tensor_product: bool | tuple[bool | None, ...] | None
     """A role of each token multiplies what its heads gathered, and the gathered is added
     (2208.06061)."""
@@ -276,26 +273,27 @@ class Flags(TypedDict, total=False):
     ff_dropout: float | tuple[float | None, ...]
     """dropout before the output projection"""
     ff_no_bias: bool | tuple[bool | None, ...]
-    """no biases at all (PaLM, 2204.02311)"""
+    """no biases in the feedforward (PaLM, 2204.02311)"""
     ff_post_act_ln: bool | tuple[bool | None, ...]
     """LayerNorm after the activation (2110.09456)"""
     ff_chunks: int | tuple[int | None, ...]
-    """so many parts of the tokens, one after the other, each computed again"""
+    """number of chunks of tokens, computed in sequence and recomputed in the backward"""
     ff_glu: bool | tuple[bool | None, ...] | None
-    """The inner projection has two halves: values, and gates that pass through the activation."""
+    """Gated linear unit: half of the input projection is multiplied by the activation of the other
+    half."""
     ff_glu_mult_bias: bool | tuple[bool | None, ...]
-    """a learned gain per inner dimension, behind the gate"""
+    """a learned scale per inner dimension, after the gate"""
     ff_pkm: bool | tuple[bool | None, ...] | None
-    """Each token sums the values of the best of N ** 2 keys, found as pairs of N half keys."""
+    """Weighted sum of the values of the top-k of N ** 2 keys, found as pairs of N half keys."""
     pkm_num_keys: int | tuple[int | None, ...]
-    """half keys N of a product-key memory, which holds N ** 2 values"""
+    """number N of half keys of a product-key memory with N ** 2 values"""
     ff_moe: bool | tuple[bool | None, ...] | None
-    """The two likeliest experts of a token, weighed by their probabilities, which are made to sum to
+    """Top-2 mixture of experts, weighted by the router probabilities of the two, normalized to sum to
     one."""
     moe_num_experts: int | tuple[int | None, ...]
-    """experts E of a mixture"""
+    """number E of experts"""
     moe_loss_coef: float | tuple[float | None, ...]
-    """weight of the loss that spreads tokens over experts"""
+    """weight of the load-balancing loss"""
     moe_z_loss_coef: float | tuple[float | None, ...]
     """weight of the router's z-loss (2202.08906)"""
     ff_swish: bool | tuple[bool | None, ...] | None
@@ -305,13 +303,12 @@ class Flags(TypedDict, total=False):
     shift_tokens: int | tuple[int | None, ...]
     """neighbours on each visible side that give a part"""
     use_layerscale: bool | tuple[bool | None, ...] | None
-    """A learned gain per dimension that starts small. It follows a sandwich norm, which would undo
-    it."""
+    """A learned scale per dimension with a small initial value, applied after the sandwich norm."""
     layerscale_init_value: float | tuple[float | None, ...]
-    """what the gains start at"""
+    """initial value of the scales"""
     layer_dropout: float | tuple[float | None, ...]
     """probability that a row skips the sublayer"""
-    # a Spec, a class or a module in place of what the flags select, for any slot
+    # a Spec, a class or a module in place of the component that the flags select
     dims: Any
     plan: Any
     norm: Any

@@ -95,7 +95,7 @@ def check_context(
     if context is None:
         if mask is not None:
             raise ValueError(
-                "`context_mask` must be passed with the `context` that it masks, but `context` is None"
+                "`context_mask` must come with the `context` that it masks, but `context` is None"
             )
         return
     check_tensor("context", context)
@@ -114,7 +114,7 @@ def check_stack_input(
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
     if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
         raise ValueError(
-            f"`state` holds {state.length} of {state.capacity} tokens for {state.batch} rows; "
+            f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
             f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
             "init_state(batch, length) sets the capacity"
         )

@@ -15,7 +15,7 @@ from flagformer.ops.linear import Init, Linear
 
 WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
 SANDWICH = Requirement("sandwich_norm", None, "the norm of a zero output has an unbounded gradient")
-WHOLE = Requirement("zero_init_branch_output", None, "it sets every output projection to zero already")
+WHOLE = Requirement("zero_init_branch_output", None, "all output projections are set to zero already")
 
 
 class WeightInit(ABC):
@@ -116,7 +116,7 @@ class ZeroAttentionInit(_Zeros):
     requires=[
         SANDWICH,
         WHOLE,
-        Requirement("attn_zero_init_output", None, "it sets cross-attention to zero too"),
+        Requirement("attn_zero_init_output", None, "cross-attention is set to zero already"),
     ],
     kind="c",
 )
