@@ -43,15 +43,10 @@ class Plan:
         ] = None,
         sandwich_coef: Annotated[
             int | None,
-            Flag(
-                "sandwich_coef",
-                "number of a first and of f last (1911.03864)",
-                ge=1,
-            ),
+            Flag("sandwich_coef", "number of a first and of f last (1911.03864)", ge=1),
         ] = None,
         par_ratio: Annotated[
-            int | None,
-            Flag("par_ratio", "sublayers per attention, f last (2009.04534)", ge=2),
+            int | None, Flag("par_ratio", "sublayers per attention, f last (2009.04534)", ge=2)
         ] = None,
         tied: Annotated[
             bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")
