@@ -106,11 +106,11 @@ def _refused(flags: Mapping[str, Any]) -> bool:
     return False
 
 
-def _call(model: Any, **kwargs: Any) -> None:
+def _call(model: Any, **how: Any) -> None:
     dims = model.attn_layers.dims
     if model.attn_layers.has_cross and not model.num_memory_slots:
-        kwargs["context"] = torch.zeros(ROWS, 3, dims.dim_context or dims.dim)
-    model(torch.zeros(ROWS, LENGTH, dtype=torch.long), **kwargs)
+        how["context"] = torch.zeros(ROWS, 3, dims.dim_context or dims.dim)
+    model(torch.zeros(ROWS, LENGTH, dtype=torch.long), **how)
 
 
 FEATURES = (

@@ -24,8 +24,8 @@ class Whole(nn.Module):
 
     first: Sequence[str] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
         if "__init__" in vars(cls):
             cls.__init__ = _with_memory_check(cls.__init__)  # type: ignore[method-assign]
 

@@ -158,5 +158,5 @@ def _keep_saved(recompute: AbstractContextManager[Any]) -> Iterator[None]:
         storage.update(saved)
 
 
-def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _policy(context: Any, operator: Any, *args: Any, **how: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
