@@ -28,7 +28,7 @@ demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
 test: $(VENV)/.dev $(VENV)/.peers
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 $(QUICK)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 
 import torch
 from property_subject import TIGHT, Subject, differ, perturb, same
@@ -194,12 +193,12 @@ def context_padding(subject):
 
 
 def copies(subject):
-    """Deep copies, pickles and rebuilt models give the same outputs and share no tensor."""
+    """Deep copies, saved and rebuilt models give the same outputs and share no tensor."""
     model, want = subject.model, subject(subject.ids)
     rebuilt = flagformer.build(model.flags).to(want.dtype).eval()
     rebuilt.load_state_dict(model.state_dict())
-    made = {"deepcopy": copy.deepcopy(model), "pickle": pickle.loads(pickle.dumps(model)), "rebuilt": rebuilt}
-    buffer = io.BytesIO()
+    made = {"deepcopy": copy.deepcopy(model), "rebuilt": rebuilt}
+    buffer = io.BytesIO()  # a pickle too; test_properties_buffers.py covers plain pickles
     torch.save(model, buffer)
     buffer.seek(0)
     made["torch.save"] = torch.load(buffer, weights_only=False)
@@ -243,7 +242,7 @@ def low_precision_is_finite(subject):
     """The whole model in half precision, decoding included."""
     for dtype in (torch.float16, torch.bfloat16):
         low = Subject(subject.flags, dtype)
-        logits = [low(low.ids)] + ([run_cached(low)] if low.model.can_cache else [])
+        logits = [low(low.ids)] + ([run_cached(low, blocks=(5, 1, 3))] if low.model.can_cache else [])
         for one in logits:
             assert one.dtype is dtype, f"logits of a model in {dtype} are {one.dtype}"
             assert one.isfinite().all(), f"logits of a model in {dtype} are not finite"

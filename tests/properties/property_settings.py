@@ -83,11 +83,14 @@ ORDERS = {
 }  # fmt: skip
 
 
-def for_graphs(flags):
-    """The same flags with a length for the paths of long rows, and with one block, which has every
-    sublayer of the second one, where the order allows it."""
-    flags = {**flags, "max_seq_len": LONG + 64}
+def one_block(flags):
+    """The same flags with one block, which has every sublayer of a second one, where the order allows it."""
     return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
+
+
+def for_graphs(flags):
+    """The flags of one block with a length for the paths of long rows."""
+    return one_block({**flags, "max_seq_len": LONG + 64})
 
 
 def tunings():

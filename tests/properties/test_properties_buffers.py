@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from property_settings import one_block
 from test_properties_singles import SINGLES, tiny
 from test_properties_storage import WHOLE, outputs
 
@@ -22,6 +23,11 @@ def unfilled_memory_is_nan():
     torch.use_deterministic_algorithms(True)  # `fill_uninitialized_memory` is on by default
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def small(name):
+    """The flags of a setting, in one block: what a second one has is made in the same way."""
+    return one_block(tiny(name, "decoder"))
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def test_a_model_made_in_another_way_computes_the_same():
     """One test, as each of the settings takes milliseconds."""
     wrong = []
     for name in SINGLES:
-        flags = tiny(name, "decoder")
+        flags = small(name)
         torch.manual_seed(1)
         model = flagformer.build(flags).eval()
         want = outputs(copy.deepcopy(model))
@@ -121,9 +127,9 @@ def test_a_model_built_in_half_precision_equals_a_cast_one(dtype):
     wrong = []
     for name in SINGLES:
         torch.manual_seed(1)
-        model = flagformer.build(tiny(name, "decoder")).eval()
+        model = flagformer.build(small(name)).eval()
         with default_dtype(dtype):
-            early = flagformer.build(tiny(name, "decoder")).eval()
+            early = flagformer.build(small(name)).eval()
         early.load_state_dict(model.state_dict())
         late = model.to(dtype)
         state = late.state_dict()
@@ -161,5 +167,5 @@ def hidden(model):
 
 
 def test_a_state_dict_has_all_tensors_of_a_model():
-    found = {name: hidden(flagformer.build(tiny(name, "decoder"))) for name in SINGLES}
+    found = {name: hidden(flagformer.build(small(name))) for name in SINGLES}
     assert not {name: names for name, names in found.items() if names}

@@ -11,11 +11,11 @@ import flagformer
 from flagformer import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL
 
-NEW = 64
+NEW = 28
 # Rows of different lengths are padded on the left.
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 # A length for prompt and new tokens with absolute positions; for others a window starts in the middle.
-ROOM, WINDOW = 80, 24
+ROOM, WINDOW = 40, 12
 NO_LOGIT_PER_TOKEN = {"return_only_embed", "logits_dim (tuned)"}
 # Orders with as many sublayers as a decoder with cross-attention has.
 ORDERS = {
