@@ -13,7 +13,7 @@ from flagformer.reference import choices, settings
 # Stacks without self-attention have no reader of memories; memory tokens precede a whole row.
 REFUSED = {
     "only_cross": "`max_mem_len` and `only_cross` cannot be combined",
-    "num_memory_tokens": "`max_mem_len` needs no `num_memory_tokens`",
+    "num_memory_tokens": "`max_mem_len` and `num_memory_tokens` cannot be combined",
 }
 CHOICES = {choice.name: choice for choice in choices()}
 

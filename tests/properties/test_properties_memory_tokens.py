@@ -12,7 +12,7 @@ from flagformer.reference import choices, settings
 BLOCKS = {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}
 REFUSED = {
     "only_cross": "`num_memory_tokens` and `only_cross`",
-    "max_mem_len": "`max_mem_len` needs no `num_memory_tokens`",
+    "max_mem_len": "`max_mem_len` and `num_memory_tokens` cannot be combined",
 }
 CHOICES = {choice.name: choice for choice in choices() if choice.name != "num_memory_tokens"}
 
