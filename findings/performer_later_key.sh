@@ -3,7 +3,7 @@
 # Expected: with causal=True the output at position t depends on positions up to t alone.
 # Seen: the kernel features of the keys are divided by the largest feature of the whole row, later keys included, and a
 # fixed 1e-4 is added after that. A last key of 4 times the usual length makes the features of all earlier keys
-# vanish beside the constant, and every earlier output moves towards the plain mean of the values seen so far.
+# vanish compared with the constant, and every earlier output moves towards the plain mean of the values seen so far.
 # Output seen (torch 2.13.0, CPU): relative change of earlier outputs 0.03 at length 1, 0.79 at length 4.
 set -euo pipefail
 folder=$(mktemp -d)

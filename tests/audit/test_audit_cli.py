@@ -214,7 +214,7 @@ def test_flags_lists_every_flag_with_its_default() -> None:
 def test_one_flag_is_explained() -> None:
     text = words(call("flags", "rel_pos_bias").output)
     assert "arXiv:1910.10683" in text
-    assert "which has one place: cannot be combined with `alibi_pos_bias`" in text
+    assert "which takes one component: cannot be combined with `alibi_pos_bias`" in text
     assert "cannot be combined with `attn_flash=True`, because the fused kernel" in text
     assert "cannot be combined with `rel_pos_bias`" in words(call("flags", "attn_flash").output)
     assert "only with `rotary_pos_emb`" in words(call("flags", "rotary_emb_dim").output)

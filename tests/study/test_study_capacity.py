@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from flagformer.cli.main import app
-from flagformer.study import room
+from flagformer.study import capacity
 from flagformer.study.config_errors import StudyFileError
 from flagformer.study.resources import GIB
 from flagformer.study.run import prepare
@@ -25,7 +25,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA 
 
 @pytest.fixture(autouse=True)
 def two_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "whole_memory", lambda: 2 * GIB)
+    monkeypatch.setattr(capacity, "whole_memory", lambda: 2 * GIB)
 
 
 def refused(file: Path, *overrides: str) -> str:
@@ -80,7 +80,7 @@ def test_a_cluster_has_its_own_memory_and_devices(tiny: Path) -> None:
 
 
 def test_a_system_without_memory_figures_refuses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "whole_memory", lambda: None)
+    monkeypatch.setattr(capacity, "whole_memory", lambda: None)
     assert prepare(tiny, ["memory=1000"]).costs
 
 

@@ -23,15 +23,15 @@ REQUIRED = ("name", "base", "data", "train", "compare")
 BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "empty": ("", [(1, "is empty")]),
     "only a comment": ("# nothing\n\n", [(1, "is empty")]),
-    "a list": ("- name: x\n- base: {}\n", [(1, "must hold a mapping")]),
-    "a word": ("positions\n", [(1, "must hold a mapping")]),
+    "a list": ("- name: x\n- base: {}\n", [(1, "must contain a mapping")]),
+    "a word": ("positions\n", [(1, "must contain a mapping")]),
     "bad yaml": (changed("compare:\n", "compare: {\n"), [(10, "is not valid YAML")]),
     "a tab": (changed("  dim: 16\n", "\tdim: 16\n"), [(3, "is not valid YAML")]),
     "a control character": ("name: \x07\n", [(1, "is not valid YAML")]),
     "a python object": ("name: !!python/object/apply:os.system [ls]\n", [(1, "`name`")]),
     "a key twice": (
         changed("  heads: 2\n", "  heads: 2\n  dim: 32\n"),
-        [(6, "`dim` stands here a second time")],
+        [(6, "`dim` is set twice")],
     ),
     "an alias without end": ("name: tiny\nbase: &a {x: *a}\n", [(2, "alias")]),
     "nested deeply": ("name: " + "[" * 3000, [(1, "nested too deeply")]),
@@ -221,5 +221,5 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tiny: Path, command: Command
     assert result.exit_code == 0, result.output
     assert re.search(r"^ *learned +[\d,]+ +\S+ k +\S+ KiB +448 ", result.stdout, re.MULTILINE)
     assert re.search(r"^ *rotary +.*rotary_pos_emb=True", result.stdout, re.MULTILINE)
-    assert "4 trials: 2 variants x 2 seeds, 7 steps each; 2 at once" in result.stdout
+    assert "4 trials: 2 variants x 2 seeds, 7 steps each; 2 in parallel" in result.stdout
     assert not out.exists()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flagformer.study.audits import _read
 from flagformer.study.config_errors import StudyFileError
 from flagformer.study.directory import read_setting
-from flagformer.study.examine import _read
 from flagformer.study.source import LARGEST_FILE, parse_source, read_source
 from flagformer.study.variants import MOST_VARIANTS, read_variants
 from flagformer.train.result import read_result
@@ -36,7 +36,7 @@ def test_a_file_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{}", "`status` is missing"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must be a JSON object"),
         ('{"status": 3}', "`status` must be of type str, but is 3"),
         ("{" + GOOD + ', "evaluation": 5}', "`evaluation` must be a list, but is 5"),
         ("{" + GOOD + ', "evaluation": [{}]}', "`evaluation.0.split` is missing"),
@@ -64,5 +64,5 @@ def test_compare_is_limited_like_a_grid() -> None:
     rows = "".join(f"  v{i}: {{}}\n" for i in range(MOST_VARIANTS + 1))
     _, mistakes = read_variants(parse_source("compare:\n" + rows, "s.yaml"), None)
     assert [mistake.message for mistake in mistakes] == [
-        "`compare` holds 501 variants; a study has at most 500; split it"
+        "`compare` has 501 variants; a study has at most 500; split it"
     ]

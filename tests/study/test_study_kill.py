@@ -36,7 +36,7 @@ def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
     status, errors = study.wait()
     assert status == 130
     assert f"{len(finished(out))} of 4 trials are finished and kept in {out}" in errors
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to resume" in errors
     assert "Traceback" not in errors
     assert_no_process_left(study)
     assert finished(out).items() >= kept.items()
@@ -68,7 +68,7 @@ def test_sigterm_is_a_clean_stop(tiny: Path, tmp_path: Path) -> None:
     study.process.terminate()
     status, errors = study.wait()
     assert status == 130
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to resume" in errors
     assert_no_process_left(study)
 
 

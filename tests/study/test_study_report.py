@@ -121,8 +121,8 @@ def test_a_finished_study(study: Study, tmp_path: Path, command: Command) -> Non
     for variant in study.compare:
         assert sum(row[0].startswith(variant) for row in page.rows) == 3 + 3  # three tables, one row a seed
         assert variant in result.stdout
-    assert "From 16 to 64 tokens, in bits per byte: plain (+0.00) keep theirs or gain; " in page.text
-    assert "a b+c (+0.20) lose up to 0.5; rotary (+1.00) lose more than 0.5." in page.text
+    assert "Change of bits per byte from 16 to 64 tokens: no loss for plain (+0.00); " in page.text
+    assert "a loss of up to 0.5 for a b+c (+0.20); a loss of more than 0.5 for rotary (+1.00)." in page.text
     assert "Trials: 9 finished." in page.text
     assert page.text.count("not recorded") == 0
     assert (out / "report.html").read_text().count("<svg") == 4

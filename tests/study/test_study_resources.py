@@ -99,8 +99,8 @@ def test_overrides_of_a_variant_and_tuning_count_too(study):
 def test_audits_use_the_cores_of_this_machine(study, tmp_path, monkeypatch, overrides, at_once):
     asked = []
     monkeypatch.setattr(run, "count_cores", lambda: 8)
-    monkeypatch.setattr(run, "examine_variants", lambda *words: asked.append(words[2]))
+    monkeypatch.setattr(run, "run_audits", lambda *words: asked.append(words[2]))
     found = study(*overrides)
     given = share_out(found)
-    run._examine(found, tmp_path, {"trials_at_once": given.at_once, "threads": given.threads}, print)
+    run._audit_variants(found, tmp_path, {"trials_at_once": given.at_once, "threads": given.threads}, print)
     assert asked == [at_once]

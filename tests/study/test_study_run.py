@@ -62,7 +62,7 @@ def test_every_end_is_recorded_by_name_and_the_study_continues(tiny: Path, tmp_p
     }
     kinds = [json.loads(path.read_text())["kind"] for path in out.glob("trials/*/failure.json")]
     assert sorted(kinds) == ["error", "memory"]
-    assert "rotary, seed 0: failed: out of memory when 144115188075855872 bytes more were asked for" in said
+    assert "rotary, seed 0: failed: out of memory when allocating 144115188075855872 bytes" in said
     assert "learned, seed 1: diverged at step 1: the loss is not finite" in said
     words = legend(results)
     assert "failed (2): rotary, seed 0 and rotary, seed 1" in words
@@ -119,11 +119,13 @@ def test_another_study_is_refused_and_files_stay_unchanged(
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = command("run", tiny, "name=other", "--out", out)
     assert result.exit_code == 2
-    assert f"{out} holds the study `tiny`, not `other`; choose another directory with --out" in result.stderr
+    assert (
+        f"{out} contains the study `tiny`, not `other`; choose another directory with --out" in result.stderr
+    )
     result = command("run", tiny, "train.steps=13", "base.dim=32", "--out", out)
     assert result.exit_code == 2
-    assert "`train.steps`: 12 there, 13 here" in result.stderr
-    assert "`base.dim`: 16 there, 32 here" in result.stderr
+    assert "`train.steps`: 12 in the directory, 13 in this study" in result.stderr
+    assert "`base.dim`: 16 in the directory, 32 in this study" in result.stderr
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -132,7 +134,7 @@ def test_another_study_is_refused_and_files_stay_unchanged(
     [
         (
             lambda out: (out.mkdir(), (out / "thesis.txt").write_text("x")),
-            "is not empty and holds no study (thesis.txt)",
+            "is not empty and contains no study (thesis.txt)",
         ),
         (lambda out: out.write_text("x"), "is a file"),
         (

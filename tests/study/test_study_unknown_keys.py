@@ -17,8 +17,8 @@ from flagformer.study.words import MEANINGS, SYNONYMS, _keys, suggestion
 RUN = TINY.partition("compare:")[0]
 # an override of the tiny study, and its message
 STUDY_KEYS = {
-    "train.learning_rate=1": "`train.learning_rate` is not known; say `lr`",
-    "train.max_steps=1": "say `steps`",
+    "train.learning_rate=1": "`train.learning_rate` is not known; use `lr`",
+    "train.max_steps=1": "use `steps`",
     "train.epochs=1": "`train.epochs` is not known",
     "train.seq_lens=[8]": "it is a setting of `evaluate`: write `evaluate: {seq_lens: ...}`",
     "train.dim=1": "it is a flag of the model: write it under `base`",
@@ -26,32 +26,32 @@ STUDY_KEYS = {
     "steps=5": "`steps` is not known; it is a setting of `train`: write `train: {steps: ...}`",
     "depth=2": "it is a flag of the model",
     "n_layer=2": "the flag of the model is called `depth`",
-    "variants.a=1": "say `compare`",
-    "model.dim=1": "say `base`",
-    "sweep.dim=1": "say `grid`",
-    "data.length=8": "say `seq_len`",
+    "variants.a=1": "use `compare`",
+    "model.dim=1": "use `base`",
+    "sweep.dim=1": "use `grid`",
+    "data.length=8": "use `seq_len`",
     "data.batch_size=8": "it is a setting of `train`",
-    "evaluate.lengths=[8]": "say `seq_lens`",
+    "evaluate.lengths=[8]": "use `seq_lens`",
     "evaluate.batchs=1": "did you mean `batches`?",
-    "match.tolerance=1": "say `within`",
+    "match.tolerance=1": "use `within`",
     "base.lr=1": "`lr` is not a flag; it is a setting of `train`: write `train: {lr: ...}`",
     "base.symbols=1": "it is a setting of `data`",
     "compare.rotary.lr=1": "variant `rotary`: `lr` is not a flag; it is a setting of `train`",
-    "compare.rotary.train.learning_rate=1": "say `lr`",
-    "train.learning_rate=1e-3,1e-2": "`grid.train.learning_rate` is not known; say `lr`",
-    "seeds=[9223372036854775808]": "from 0 to 2^63 - 1, such as [0, 1, 2], but holds 9223372036854775808",
-    "seeds=[99999999999999999999999]": "but holds 99999999999999999999999",
+    "compare.rotary.train.learning_rate=1": "use `lr`",
+    "train.learning_rate=1e-3,1e-2": "`grid.train.learning_rate` is not known; use `lr`",
+    "seeds=[9223372036854775808]": "from 0 to 2^63 - 1, such as [0, 1, 2], but contains 9223372036854775808",
+    "seeds=[99999999999999999999999]": "but contains 99999999999999999999999",
     "seeds=9223372036854775808": "`seeds` must be a count from 1 to 1000",
-    "seeds=[0,-1]": "but holds -1",
-    "seeds=[3,1,3]": "but holds 3 twice",
-    "seeds=[1.0]": "but holds 1.0",
+    "seeds=[0,-1]": "but contains -1",
+    "seeds=[3,1,3]": "but contains 3 twice",
+    "seeds=[1.0]": "but contains 1.0",
     "seeds=[]": "but is []",
     "seeds=true": "but is true",
 }
 RUN_KEYS = {
     "seed=9223372036854775808": "`seed` must be less than 9223372036854775808, but is 9223372036854775808",
     "seed=-1": "`seed` must be greater than or equal to 0",
-    "optimizer.lr=1": "`optimizer` is not known; say `train`",
+    "optimizer.lr=1": "`optimizer` is not known; use `train`",
     "base.lr=1": "`lr` is not a flag; it is a setting of `train`",
     "lr=1": "it is a setting of `train`",
 }
@@ -85,7 +85,7 @@ def test_every_suggestion_is_a_key_and_no_key_has_one() -> None:
         assert set(MEANINGS[block]) <= keys
         assert not keys & SYNONYMS[block].keys()
         for name, key in SYNONYMS[block].items():
-            assert suggestion(block, name, keys) == f"; say `{key}`"
+            assert suggestion(block, name, keys) == f"; use `{key}`"
 
 
 def test_distant_names_get_no_suggestion() -> None:

@@ -12,7 +12,7 @@ from click.testing import Result
 from rich.console import Console
 from tiny_study import examine_leaking, leaks
 
-from flagformer.study.examine import STAMPS, examined
+from flagformer.study.audits import STAMPS, audit_results
 from flagformer.study.run import prepare, run_study, write_report
 
 Command = Callable[..., Result]
@@ -76,4 +76,4 @@ def test_the_decode_state_has_the_size_of_its_keys_and_values(tiny: Path, flags:
 
     trial = prepare(tiny, ["compare={plain: {}}"]).study.runs[0].trial
     trial = trial.model_copy(update={"flags": {**trial.flags, **flags}})
-    assert examined(flagformer.build(trial.model_flags), trial)["state_bytes_per_token"] == size
+    assert audit_results(flagformer.build(trial.model_flags), trial)["state_bytes_per_token"] == size

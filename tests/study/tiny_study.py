@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flagformer.attention import scores
-from flagformer.study.examine import examine
+from flagformer.study.audits import audit_variant
 from flagformer.train import state
 from flagformer.train.loop import make_optimizer
 from flagformer.train.trial import run_trial
@@ -201,7 +201,7 @@ def leaks(trial: Any, directory: Path) -> object:
 def examine_leaking(trial: Any, directory: Path) -> object:
     """Audit the variant with the same mask."""
     _plant_the_leak(trial)
-    return examine(trial, directory)
+    return audit_variant(trial, directory)
 
 
 def _plant_the_leak(trial: Any) -> None:

@@ -74,7 +74,7 @@ def test_overrides_and_out_are_applied(file, tmp_path):
 
 
 def test_the_run_of_another_trial_is_refused_by_name(trained, file):
-    refused(call("train", file, "train.lr=1e-4"), "runs/small holds another trial (it differs in train)")
+    refused(call("train", file, "train.lr=1e-4"), "runs/small contains another trial (it differs in train)")
 
 
 def test_a_directory_with_other_files_is_refused(file, tmp_path):
@@ -126,7 +126,7 @@ def test_ctrl_c_explains_how_to_resume(file, monkeypatch):
         patch.setattr("flagformer.train.trial.train_step", interrupted)
         result = call("train", file)
     assert result.exit_code == 130
-    assert "goes on from the last checkpoint in runs/small" in result.stderr.replace("\n", " ")
+    assert "resume from the last checkpoint in runs/small" in result.stderr.replace("\n", " ")
     assert call("train", file).exit_code == 0
 
 
@@ -178,7 +178,7 @@ def test_absolute_positions_limit_the_default_length(file):
     [
         (["--length", 0], ["`seq_len` must be a whole number of at least 1, but is 0"]),
         (["--temperature", -1], ["temperature"]),
-        (["--prompt", ""], ["`--prompt` must hold at least one byte"]),
+        (["--prompt", ""], ["`--prompt` must have at least one byte"]),
         (["--top-k", 3, "--top-p", 0.5], ["must not both be given"]),
         (["--top-p", 2], ["but is 2.0"]),
     ],

@@ -74,7 +74,7 @@ def test_data_sets_vocabulary_and_positions():
         ({"flags": {"num_tokens": 10}}, "`num_tokens` must be 9, the vocabulary of the data, but is 10"),
         (
             {"flags": {"max_seq_len": 20}},
-            "`max_seq_len` must be at least 24, the longest row that .* but is 20",
+            "`max_seq_len` must be at least 24, the length of the longest row.* but is 20",
         ),
         ({"flags": {"dimm": 20}}, "`dimm` is not a flag"),
         ({"data": {"source": "file", "path": "/nowhere/text"}}, "/nowhere/text is not there"),

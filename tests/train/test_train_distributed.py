@@ -15,7 +15,7 @@ from tiny_trial import Killed, killer, losses, outcome, tiny
 from two_ranks import LONG
 
 from flagformer.train.checkpoint import read_checkpoint
-from flagformer.train.process_group import ALONE, SingleProcess
+from flagformer.train.process_group import SINGLE, SingleProcess
 from flagformer.train.trial import run_trial
 
 HERE = Path(__file__).parent
@@ -231,7 +231,7 @@ def rank_of(parent: int, rank: int) -> int:
 
 def test_one_process_gets_every_row():
     rows = torch.arange(12).view(6, 2)
-    assert torch.equal(ALONE.share(rows), rows)
+    assert torch.equal(SINGLE.share(rows), rows)
     one = SingleProcess()
     one.world = 3
     shares = []

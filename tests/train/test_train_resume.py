@@ -155,7 +155,7 @@ def test_another_number_of_threads_is_noted(tmp_path, monkeypatch):
 
 
 def test_the_directory_of_another_trial_is_refused(whole):
-    with pytest.raises(ValueError, match=r"holds another trial \(it differs in train, seed\)") as caught:
+    with pytest.raises(ValueError, match=r"contains another trial \(it differs in train, seed\)") as caught:
         run_trial(tiny(seed=6, train={"lr": 1e-3}), whole[0])
     assert str(whole[0]) in str(caught.value)
 

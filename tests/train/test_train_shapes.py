@@ -84,9 +84,9 @@ def test_every_entry_of_another_type_is_named_or_unused(finished: Path, tmp_path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1]", "must hold a JSON object"),
+        ("[1]", "must be a JSON object"),
         ('{"status": ', "is damaged"),
-        ('{"status": NaN}', "NaN is no JSON"),
+        ('{"status": NaN}', "NaN is not valid JSON"),
         ('{"status": "finished"}', "`steps` is missing"),
         ('{"status": "won", "steps": 1, "evaluation": [], "cost": {"tokens_per_second": 1}}', "but is 'won'"),
         (
@@ -134,8 +134,8 @@ def other_groups(held: checkpoint.Checkpoint) -> checkpoint.Checkpoint:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (other_names, "` is there alone, "),
-        (other_shapes, ", 1] there and ["),
+        (other_names, "the model has no `"),
+        (other_shapes, ", 1] in the checkpoint and ["),
         (other_moments, "`exp_avg` of a parameter of shape"),
         (other_groups, "group"),
         (lambda held: replace(held, trial="0" * 12), "was trained on another trial (000000000000 in"),

@@ -62,7 +62,7 @@ def test_an_absent_package_is_named(
 def test_untracked_directories_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensorboard, wandb, mlflow"):
         track(run, "paper")
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="contains no run"):
         track(tmp_path, "wandb")
 
 

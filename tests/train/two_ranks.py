@@ -13,7 +13,7 @@ from tiny_trial import Killed, tiny
 
 from flagformer.train import trial as trial_module
 from flagformer.train.loop import train_step
-from flagformer.train.process_group import Distributed, joined, leave
+from flagformer.train.process_group import Distributed, exit_rank, joined
 
 LONG = {"steps": 12, "batch_size": 8, "checkpoint_every": 3, "eval_every": 4}
 
@@ -39,4 +39,4 @@ if __name__ == "__main__":
     with joined():
         for job in json.loads(Path(sys.argv[1]).read_text()):
             run(*job)
-    leave()
+    exit_rank()

@@ -50,7 +50,7 @@ def audit(
 def audited(
     config: Path, overrides: list[str], seq_len: int | None, seed: int, *, show: bool
 ) -> dict[str, AuditReport]:
-    """A report for each model that `config` names, printed as soon as it is there."""
+    """A report for each model that `config` names, printed as soon as it is ready."""
     import torch
     from rich.console import Console
 
@@ -76,7 +76,7 @@ def audited(
 
 
 def print_report(console: Console, name: str, report: AuditReport, *, brief: bool) -> None:
-    """One line; the table too, unless the model is one of several and passed."""
+    """Print the summary line, and the table unless the model is one of several and passed."""
     from flagformer.audit.table import reasons, summary_of
 
     style = "bold" if report.passed else "bold red"
@@ -90,7 +90,7 @@ def print_report(console: Console, name: str, report: AuditReport, *, brief: boo
 
 
 def table(report: AuditReport) -> Table:
-    """One row for each check; the column of positions only where there is one."""
+    """One row for each check; the column of positions only if there are any."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Errors as users should meet them: one screen on standard error, an exit status, no traceback.
+"""Error messages for users: at most one screen on standard error, an exit status, no traceback.
 
 Status 2: the command or a file of the user's is wrong. Status 1: something failed, such as a full disk.
 Status 130: interrupted. `FLAGFORMER_TRACEBACK=1` shows the traceback as well, for those who look for the
@@ -23,7 +23,7 @@ WRONG_PATH = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirecto
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns the errors of the block into a message and `SystemExit`."""
+    """Convert the errors of the block to a message and `SystemExit`."""
     try:
         yield
     except (typer.Exit, typer.Abort):  # both are RuntimeErrors
@@ -32,7 +32,7 @@ def clear_errors() -> Iterator[None]:
         leave(str(error) or "stopped", 130, label="")
     except ValueError as error:
         leave(str(error), 2)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
@@ -42,7 +42,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def leave(message: str, status: int, label: str = "error: ") -> None:
-    """Prints at most a screen of the message and exits."""
+    """Print at most a screen of the message and exit."""
     if os.environ.get("FLAGFORMER_TRACEBACK"):
         traceback.print_exc()
     lines = message[:MOST_CHARACTERS].splitlines() or ["no reason was given"]

@@ -1,4 +1,4 @@
-"""What can be said about a flag, gathered from the components that declare it."""
+"""The description of a flag, collected from the components that declare it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagformer.flags.values import type_name
 
 @dataclass(frozen=True)
 class Card:
-    """One flag as a reader needs it.
+    """The documentation of one flag.
 
     Attributes:
         kind: its type and its limits.
@@ -37,12 +37,12 @@ class Card:
 
 
 def cards() -> list[Card]:
-    """Every flag, the kind of model first, then in the order of the catalogue."""
+    """All flags: `model` first, then in the order of the catalogue."""
     return [_model_card(), *(card_of(name) for name in CATALOGUE.names())]
 
 
 def find(word: str) -> tuple[list[Card], bool]:
-    """The flag of that name and True, or every flag whose text holds the word and False."""
+    """The flag of that name and True, or all flags whose text contains the word and False."""
     every = cards()
     name = canonical(word, CATALOGUE)
     exact = [card for card in every if card.name == name]
@@ -50,7 +50,7 @@ def find(word: str) -> tuple[list[Card], bool]:
 
 
 def known_words() -> list[str]:
-    """Names, and words in names, that a misspelt one may have meant."""
+    """Names, and words in names, as suggestions for a misspelt one."""
     names = ["model", *CATALOGUE.names(), *SLOTS]
     names += [CROSS + name for name in CATALOGUE.crossed()]
     parts = [part for name in names for part in name.split("_") if len(part) > 2]
@@ -81,39 +81,39 @@ def rules_of(name: str) -> Iterable[str]:
     selects = CATALOGUE.selected_by(name)
     yield from _only_with(name)
     for item in selects:
-        yield from _rivals(item)
+        yield from _alternatives(item)
         for need in item.requires:
             yield f"`{item.say()}` needs {need.say()}, because {need.reason}"
         yield from _unserved(item)
     scope = CATALOGUE.scope(name)
     if name in CATALOGUE.crossed():
-        yield f"holds for self- and cross-attention; `{CROSS}{name}` sets cross-attention apart"
+        yield f"applies to self- and cross-attention; `{CROSS}{name}` sets cross-attention separately"
     if scope in ("attention", "feedforward", "branch"):
-        yield "a tuple (a list in YAML) as long as there are such layers sets each of them"
+        yield "a tuple (a list in YAML) with one value per layer sets each layer"
 
 
 def _only_with(name: str) -> Iterable[str]:
-    """A parameter whose owner must be selected first."""
+    """The selectors that a parameter needs."""
     if CATALOGUE.selected_by(name):
         return
     owners = [item for item, _ in CATALOGUE.params_named(name)]
     if owners and all(item.select for item in owners):
         says = " or ".join(f"`{item.say()}`" for item in owners)
-        yield f"means something only with {says}; refused without"
+        yield f"has an effect only with {says}; an error without"
 
 
-def _rivals(item: Component) -> Iterable[str]:
-    """Other fillers of a slot that has one place."""
+def _alternatives(item: Component) -> Iterable[str]:
+    """The alternatives of a slot that takes one component."""
     if SLOTS[item.slot].many:
         return
     others = [o for o in CATALOGUE.in_slot(item.slot) if o.select and o.select != item.select]
     if others:
         says = ", ".join(f"`{other.say()}`" for other in others)
-        yield f"`{item.say()}` fills `{item.slot}`, which has one place: cannot be combined with {says}"
+        yield f"`{item.say()}` fills `{item.slot}`, which takes one component: cannot be combined with {says}"
 
 
 def _unserved(item: Component) -> Iterable[str]:
-    """Kernels and executors that cannot do what a component asks for; for one, what it cannot serve."""
+    """The kernels and executors that do not support a component, or the components they do not support."""
     for slot, reasons in (("kernel", REASONS), ("executor", EXECUTION)):
         for one in (one for one in CATALOGUE.in_slot(slot) if one.select):
             for other in (other for other in CATALOGUE if item in (one, other)):
@@ -136,7 +136,7 @@ def _kind(name: str) -> str:
 
 
 def _doc(name: str) -> str:
-    """What a parameter is and what a selector selects, value by value where there are several."""
+    """The description of a parameter, or of what a selector selects, for each value if there are several."""
     selects = CATALOGUE.selected_by(name)
     tuned = [param.flag.doc for _, param in CATALOGUE.params_named(name)[:1]]
     whens = [f"{item.when!r}: " if item.when is not ... else "" for item in selects]
@@ -145,7 +145,7 @@ def _doc(name: str) -> str:
 
 
 def _standard(name: str) -> str:
-    """The default as typed; for selectors what stands for it."""
+    """The default as typed; for selectors the value that selects the default component."""
     declared = CATALOGUE.params_named(name)
     if any(param.required and item.select != name for item, param in declared):
         return "required"

@@ -28,7 +28,7 @@ def flags(
         found, exact = (cards(), False) if word is None else find(word)
         if word is not None and not found:
             hint = nearest(word, known_words()) or "; `flagformer flags` lists them all"
-            raise ValueError(f"no flag is called `{word}`, and none speaks of it{hint}")
+            raise ValueError(f"no flag is called `{word}`, and no description contains it{hint}")
         if exact:
             explain(found[0], str(word))
         else:
@@ -59,7 +59,7 @@ def list_cards(found: list[Card]) -> None:
 
 
 def explain(card: Card, word: str) -> None:
-    """Everything about one flag; `word` is how it was typed."""
+    """Print all information about one flag; `word` is its name as typed."""
     from rich.table import Table
     from rich.text import Text
 

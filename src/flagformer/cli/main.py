@@ -1,4 +1,4 @@
-"""The `flagformer` command. Every subcommand imports what it needs when it is called."""
+"""The `flagformer` command. Subcommands import their modules when they are called."""
 
 from __future__ import annotations
 

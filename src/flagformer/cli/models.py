@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from flagformer.study.source import Route, Source
     from flagformer.train.config import Trial
 
-USUAL = {"num_tokens": 256, "max_seq_len": 256}  # bytes, where a file of flags says nothing
+DEFAULTS = {"num_tokens": 256, "max_seq_len": 256}  # bytes, for files that do not set them
 AUDITED = "a file of flags, a training or study file, or the directory of a saved model"
 STUDY_KEYS = frozenset({"base", "compare", "data", "train"})
 
 
 class Named(NamedTuple):
-    """A model that a path names: what builds it, and the `train.precision` it is trained in."""
+    """A model that a path names: its build function, and the `train.precision` of its training."""
 
     build: Callable[[], Any]
     precision: str = "fp32"
@@ -55,7 +55,7 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
         _, trial = load_run(path, overrides)
         _check(source, ("base",), trial.model_flags)
         return {path.stem: _of_trial(trial)}
-    flags = source.data if source.data.get("model") in WHOLE else {**USUAL, **source.data}
+    flags = source.data if source.data.get("model") in WHOLE else {**DEFAULTS, **source.data}
     _check(source, (), flags)
     return {path.stem: Named(lambda: flagformer.build(flags))}
 
@@ -74,7 +74,7 @@ def _saved(path: Path, overrides: list[str]) -> dict[str, Named]:
 
 
 def _precision_of(run: Path) -> str:
-    """What the trial in a run directory was trained in; fp32 where there is none."""
+    """The precision of the trial in a run directory; fp32 without a trial."""
     from flagformer.train.result import read_settings
 
     path = run / "trial.json"
@@ -100,7 +100,7 @@ def _of_trial(trial: Trial) -> Named:
 
 
 def _check(source: Source, route: Route, flags: dict[str, Any]) -> None:
-    """Refuses flags that cannot be built, at their lines, without building anything."""
+    """Raise errors for invalid flags, with their lines, without building a model."""
     import flagformer
     from flagformer.study.config_errors import StudyFileError
 

@@ -34,7 +34,7 @@ BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": 
 
 
 class RunFile(BaseModel):
-    """The keys of a training file: a study file without the comparison. The blocks are checked one by one."""
+    """The keys of a training file: a study file without the comparison. Blocks are validated separately."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class RunFile(BaseModel):
     threads: int | None = Field(default=None, ge=1, le=4096, description="Threads of each process.")
     parallel: Parallel = Field(
         default="ddp",
-        description="How the processes of torchrun share a model: each holds it, or (fsdp) a part of it.",
+        description="Parallel training with torchrun: ddp replicates the model, fsdp shards it.",
     )
 
     @field_validator("name")
@@ -57,7 +57,7 @@ class RunFile(BaseModel):
 
 
 def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
-    """Read a training file, apply `key=value` overrides; StudyFileError names every mistake with its line.
+    """Read a training file and apply `key=value` overrides; StudyFileError with all errors and their lines.
 
     What cannot be trained (flags that exclude each other, a text too short) is found here too.
     """
@@ -91,7 +91,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
 
 
 def _placed(source: Source, message: str) -> ConfigError:
-    """At the key that the message starts with, where the file has it; otherwise at the data."""
+    """The error at the key that the message starts with, if the file has it; otherwise at the data."""
     name = message.removeprefix("`").partition("`")[0]
     for block in ("base", "data", "evaluate"):
         if name in (source.data.get(block) or {}):

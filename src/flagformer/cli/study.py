@@ -33,7 +33,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check everything, build every variant, train nothing.")
     ] = False,
 ) -> None:
-    """Run a study, or go on with one: finished trials are kept, the others go on from their checkpoints."""
+    """Run or resume a study: finished trials are kept, the others resume from their checkpoints."""
     with clear_errors():
         from flagformer.study.run import prepare, run_study
         from flagformer.train.process_group import by_torchrun
@@ -58,7 +58,7 @@ def run(
 
 @study.command()
 def report(directory: Annotated[Path, typer.Argument(help="The run directory of a study.")]) -> None:
-    """Make results.json and the report (HTML, Markdown, CSV, LaTeX) again from what is finished, and print
+    """Generate results.json and the report (HTML, Markdown, CSV, LaTeX) from the finished trials, and print
     the table."""
     with clear_errors():
         from flagformer.study.run import write_report
@@ -69,10 +69,10 @@ def report(directory: Annotated[Path, typer.Argument(help="The run directory of 
 @study.command()
 def watch(
     directory: Annotated[Path, typer.Argument(help="The run directory of a study.")],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
 ) -> None:
-    """Show how far a study is, and its table so far, until every trial has ended."""
+    """Show the progress of a study and its current table until every trial has ended."""
     with clear_errors():
         from flagformer.study.watch import watch as watch_study
 
@@ -113,7 +113,7 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     for name in ("variant", "parameters", "FLOPs/token", "memory", "tokens", "changes"):
         table.add_column(name, justify="left" if name in ("variant", "changes") else "right", overflow="fold")
     for name, cost in prepared.costs.items():
-        copy = f" (copy {study.copies[name]}: other first weights)" if study.copies[name] else ""
+        copy = f" (copy {study.copies[name]}: other initial weights)" if study.copies[name] else ""
         table.add_row(
             name, count(cost.params), short(cost.flops_per_token), size(cost.memory_bytes),
             count(study.tokens_of(name)), flags_text(study.compare[name]) + copy,
@@ -127,11 +127,11 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
             f"{one.before:g} -> {one.after:g} ({count(one.amount)} of {count(one.wanted)})"
         )
     tries = f" x {plural(len(study.candidates), 'candidate')}" if study.tune else ""
-    shares = share_out(study, prepared.costs)
+    plan = share_out(study, prepared.costs)
     typer.echo(
         f"{plural(len(study.runs), 'trial')}: {plural(len(study.compare), 'variant')} x "
         f"{plural(len(study.seeds), 'seed')}{tries}, "
-        f"{study.train.steps:,} steps each; {shares.at_once} at once ({shares.why}) with "
-        f"{plural(shares.threads, 'thread')} and about {shares.trial / GIB:.1f} GiB each, in "
+        f"{study.train.steps:,} steps each; {plan.at_once} in parallel ({plan.why}) with "
+        f"{plural(plan.threads, 'thread')} and about {plan.trial / GIB:.1f} GiB each, in "
         f"{out or Path('runs') / study.name}"
     )

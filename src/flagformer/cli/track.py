@@ -13,14 +13,13 @@ def track(
     to: Annotated[str, typer.Option(help="tensorboard, wandb or mlflow.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the tracker keeps its files. [default: RUN/track]", show_default=False),
+        typer.Option(help="Directory of the tracker's files. [default: RUN/track]", show_default=False),
     ] = None,
 ) -> None:
-    """Tell a tracker the steps and results of a run, or of every trial of a study; nothing leaves this
-    machine."""
+    """Export the steps and results of a run, or of every trial of a study, to a tracker's local files."""
     with clear_errors():
         from flagformer.train.track import track as track_runs
 
         count = track_runs(run, to, out)
-        told = "nothing is new" if not count else "1 run told" if count == 1 else f"{count} runs told"
-        typer.echo(f"{told} to {to}: {out or run / 'track'}")
+        done = "no new runs" if not count else "1 run exported" if count == 1 else f"{count} runs exported"
+        typer.echo(f"{done} to {to}: {out or run / 'track'}")

@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 
 
 def train(
-    file: Annotated[
-        Path, typer.Argument(help="YAML with base, and data, train, evaluate, seed where wanted.")
-    ],
+    file: Annotated[Path, typer.Argument(help="YAML with base, and optionally data, train, evaluate, seed.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="For example train.steps=50 base.depth=4."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/NAME]")] = None,
 ) -> None:
-    """Train one model and measure it. Run again after a stop, it goes on from its last checkpoint.
+    """Train and evaluate one model. Run the same command again to resume from the last checkpoint.
 
     On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
     """
     with clear_errors():
-        from flagformer.train.process_group import RemoteRankError, by_torchrun, joined, leave
+        from flagformer.train.process_group import RemoteRankError, by_torchrun, exit_rank, joined
 
         if not by_torchrun():
             _train(file, overrides or [], out)
@@ -40,22 +38,22 @@ def train(
         except RemoteRankError:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            if int(os.environ["RANK"]):  # rank 0 says it
+            if int(os.environ["RANK"]):  # rank 0 reports it
                 raise SystemExit(130) from None
             raise
-        leave()
+        exit_rank()
 
 
 def _train(file: Path, overrides: list[str], out: Path | None) -> None:
-    """What every process does; the first reads the file and talks."""
+    """Train in this process; rank 0 reads the file and prints."""
     import torch
 
     from flagformer.cli.runfile import load_run
-    from flagformer.study.room import check_machine
-    from flagformer.train.process_group import ALONE, Distributed, ProcessGroup, by_torchrun
+    from flagformer.study.capacity import check_machine
+    from flagformer.train.process_group import SINGLE, Distributed, ProcessGroup, by_torchrun
 
     together = Distributed("ddp") if by_torchrun() else None
-    reader: ProcessGroup = together or ALONE
+    reader: ProcessGroup = together or SINGLE
 
     def read() -> "tuple[RunFile, Trial, Path]":
         run, trial = load_run(file, overrides)
@@ -65,10 +63,10 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
             check_machine(trial, alone=together is None)
         return run, trial, directory
 
-    run, trial, directory = reader.by_first(read)
+    run, trial, directory = reader.on_rank_zero(read)
     if run.threads:
         torch.set_num_threads(run.threads)
-    ranks = Distributed(run.parallel) if together else ALONE
+    ranks = Distributed(run.parallel) if together else SINGLE
     result = run_with_progress(trial, directory, ranks)
     if not ranks.is_first:
         return
@@ -82,7 +80,7 @@ def _train(file: Path, overrides: list[str], out: Path | None) -> None:
 
 
 def refuse_foreign(directory: Path) -> None:
-    """ValueError if `directory` is a file or holds something that no training left there."""
+    """Raise ValueError if `directory` is a file or contains files of something else."""
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"`--out` must be a directory, but {directory} is a file")
     if directory.is_dir() and not (directory / "trial.json").exists():
@@ -92,12 +90,12 @@ def refuse_foreign(directory: Path) -> None:
         if strange:
             raise ValueError(
                 f"`--out` must be new or an earlier run of this trial, but {directory} "
-                f"holds {min(strange)!r} and no trial.json; use another directory"
+                f"contains {min(strange)!r} and no trial.json; use another directory"
             )
 
 
 def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") -> dict[str, Any]:
-    """`run_trial` with a progress line on standard error, where rank 0 draws it."""
+    """`run_trial` with a progress line on standard error of rank 0."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -128,12 +126,12 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") ->
             with stopping.heard():
                 return run_trial(trial, directory, report, ranks, stopping)
         except KeyboardInterrupt as stop:
-            text = f"stopped; the same command goes on from the last checkpoint in {directory}"
+            text = f"stopped; run the same command again to resume from the last checkpoint in {directory}"
             raise KeyboardInterrupt(str(stop) or text) from None
 
 
 def show(result: dict[str, Any], directory: Path) -> None:
-    """Print what came out, one row per test length."""
+    """Print the results, one row per test length."""
     from rich.console import Console
     from rich.table import Table
 

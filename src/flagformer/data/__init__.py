@@ -1,4 +1,4 @@
-"""Data: what a trial learns from, as a pure function of the split, the step and the seed.
+"""Data: batches for training and evaluation, as a pure function of the split, the step and the seed.
 
 A `Source` is its own configuration: its fields are the keys of the `data` block of a study or training file.
 `batch` depends on its arguments alone, so a resumed run sees the data an uninterrupted one would have seen,
@@ -47,7 +47,7 @@ class Source(BaseModel, ABC):
 
     @abstractmethod
     def check(self, split: Split, seq_len: int) -> None:
-        """Raise ValueError or OSError, naming file and figures, if `batch` could not serve this split at this
+        """Raise ValueError or OSError, with file and sizes, if `batch` cannot generate this split at this
         length.
         """
 

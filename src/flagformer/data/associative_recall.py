@@ -81,7 +81,7 @@ class AssociativeRecall(Generated):
         inputs.scatter_(1, places, keys.gather(1, which))
         wanted = values.gather(1, which)
         if self.answers:
-            inputs.scatter_(1, places + 1, wanted)  # there is always a place behind a question
+            inputs.scatter_(1, places + 1, wanted)  # there is always a position after a question
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets.scatter_(1, places, wanted)
         return inputs, targets

@@ -1,4 +1,4 @@
-"""Bytes that are no text, distinguished from text by what text does not hold."""
+"""Detection of binary data by bytes that text does not contain."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 
 from torch import Tensor
 
-SAMPLE = 1 << 16  # bytes that are looked at in each of a few places
+SAMPLE = 1 << 16  # bytes of each of several samples
 PLACES = 5
-STRAY = 3  # zeros, control characters or bytes that are no UTF-8 that a text of any length may hold
+MAX_INVALID = 3  # zeros, control characters or invalid UTF-8 bytes that a text of any length may contain
 # What text uses of the control characters: backspace, white space, escape, the separators of records.
 TEXTUAL = b"\b\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"
 CONTROL = bytes(byte for byte in range(1, 32) if byte not in TEXTUAL)
@@ -19,7 +19,7 @@ WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 
 
 def is_binary(content: Tensor) -> bool:
-    """Whether uint8 [N] is no text in an encoding that holds one byte for an ASCII character.
+    """Whether uint8 [N] is not text in an encoding with one byte per ASCII character.
 
     Up to a fifth of any text may be control characters, and of UTF-8 zeros too, between records. Other bytes
     may hold a zero in 1,024, and none where one byte in 50 is a control character: compressed bytes have one
@@ -29,11 +29,11 @@ def is_binary(content: Tensor) -> bool:
     size = sum(map(len, samples))
     zeros = sum(sample.count(0) for sample in samples)
     odd = zeros + size - sum(len(sample.translate(None, CONTROL)) for sample in samples)
-    if odd > max(STRAY, size // 5):
+    if odd > max(MAX_INVALID, size // 5):
         return True
-    if sum(map(_count_invalid, samples)) <= _stray(size):
+    if sum(map(_count_invalid, samples)) <= _max_invalid(size):
         return False
-    return zeros > _stray(size) or (zeros > 0 and odd > max(STRAY, size // 50))
+    return zeros > _max_invalid(size) or (zeros > 0 and odd > max(MAX_INVALID, size // 50))
 
 
 def wide_encoding(content: Tensor) -> str | None:
@@ -49,8 +49,8 @@ def samples_of(content: Tensor) -> list[bytes]:
     return [content[at : at + SAMPLE].numpy().tobytes() for at in places]
 
 
-def _stray(size: int) -> int:
-    return max(STRAY, size >> 10)
+def _max_invalid(size: int) -> int:
+    return max(MAX_INVALID, size >> 10)
 
 
 def _count_invalid(sample: bytes) -> int:

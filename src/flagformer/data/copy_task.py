@@ -38,7 +38,7 @@ class Repetition(Generated):
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half = seq_len // 2
         drawn = torch.randint(self.symbols, (batch_size, half), generator=generator)
-        # separators first; besides the middle one, one is left at the end when seq_len is odd
+        # separators first; if seq_len is odd, there is one at the end in addition to the one in the middle
         whole = torch.full((batch_size, seq_len + 1), self.symbols)
         whole[:, :half] = drawn
         whole[:, half + 1 : 2 * half + 1] = self.answer(drawn)

@@ -101,9 +101,9 @@ def _refuse_field(path: Path, field: str | None) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _map(path: Path, size: int, modified: int) -> Tensor:
-    """The file's bytes; size and time are there so that a changed file is mapped anew."""
+    """The file's bytes; size and time are arguments so that a changed file is mapped again."""
     with path.open("rb") as file:
-        # torch refuses read-only memory; a private copy-on-write map is as cheap and is never written to
+        # torch does not accept read-only memory; a private copy-on-write map is as cheap and never written
         content = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
     refuse_binary(path, content)
     return content

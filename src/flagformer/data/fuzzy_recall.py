@@ -12,15 +12,15 @@ from flagformer.data.generated import Generated
 
 class FuzzyRecall(Generated):
     """`k1 k1' v1 v1' k2 k2' v2 v2' ... k2 k2' v2 v2'`: associative recall whose keys and values are `width`
-    tokens each, so that no single token says what is asked.
+    tokens each, so that a single token does not identify a key.
 
     `pairs` pairs, all keys different, then each key again with its value; the rest of the row in front is
-    blank (token 0). Scored are the tokens of the values behind the repeated keys. Tokens: blank, then `keys`,
+    blank (token 0). Scored are the tokens of the values after the repeated keys. Tokens: blank, then `keys`,
     then `values`. Departure: all keys and values have one width, where the authors draw widths from 1 to 3.
     """
 
     metric: ClassVar[str] = (
-        "the tokens of the value behind each repeated key; accuracy: the share of tokens right; "
+        "the tokens of the value after each repeated key; accuracy: the share of tokens right; "
         "chance: 1 / values"
     )
 
@@ -51,15 +51,15 @@ class FuzzyRecall(Generated):
         keys = 1 + self._different(batch_size, generator)
         values = torch.randint(self.values, shape, generator=generator) + 1 + self.keys
         order = torch.rand(batch_size, self.pairs, generator=generator).argsort(1)[..., None].expand(shape)
-        told = torch.cat([keys, values], dim=-1)  # [B, pairs, 2 * width]
+        stored = torch.cat([keys, values], dim=-1)  # [B, pairs, 2 * width]
         asked = torch.cat([keys.gather(1, order), values.gather(1, order)], dim=-1)
-        row = torch.cat([told.flatten(1), asked.flatten(1)], dim=1)
-        scored = torch.full_like(told, IGNORE)
+        row = torch.cat([stored.flatten(1), asked.flatten(1)], dim=1)
+        scored = torch.full_like(stored, IGNORE)
         scored[..., self.width :] = values.gather(1, order)
-        wanted = torch.cat([torch.full_like(told, IGNORE).flatten(1), scored.flatten(1)], dim=1)
+        wanted = torch.cat([torch.full_like(stored, IGNORE).flatten(1), scored.flatten(1)], dim=1)
         front = seq_len - row.shape[1]
         inputs = torch.cat([torch.zeros(batch_size, front, dtype=torch.long), row], dim=1)
-        # a target belongs to the place before its token
+        # a target is at the position before its token
         targets = torch.cat([torch.full((batch_size, front), IGNORE), wanted], dim=1).roll(-1, 1)
         return inputs, targets
 

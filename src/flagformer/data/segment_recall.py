@@ -10,14 +10,14 @@ from flagformer.data import IGNORE, Source, Split, draws, short_hash
 
 
 class SegmentRecall(Source):
-    """`s1 s2 ... | noise | ... | 2 1 1 4 ...`: the first segment begins with symbols, and later ones ask
-    for them by their places.
+    """`s1 s2 ... | noise | ... | 2 1 1 4 ...`: the first segment begins with symbols, later segments query
+    them by position.
 
-    A row is `seq_len / segment` segments of `segment` tokens. Each segment from the second on asks or
-    holds noise, as a coin says (one at least asks), or asks `delay` segments behind the first alone; at
-    each place of one that asks, the symbol at the place that it names is to be predicted. A model that
-    reads each segment alone, or all with less memory than the delay asks for, is left with chance.
-    Tokens: `stored` places, then `symbols` symbols, then `noise` kinds of noise.
+    A row is `seq_len / segment` segments of `segment` tokens. Each segment from the second on is, at random,
+    a query or noise (at least one is a query); with `delay` only the segment `delay` after the first is a
+    query. The target of each token of a query is the symbol at the position that the token names. A model
+    that reads segments independently, or with too little memory for the delay, is at chance level. Tokens:
+    `stored` positions, then `symbols` symbols, then `noise` kinds of noise.
     """
 
     metric: ClassVar[str] = (

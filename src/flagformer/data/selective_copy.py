@@ -15,9 +15,9 @@ class SelectiveCopy(Generated):
     """`. a . . b c . | a b c`: `copies` random symbols at random places among blanks, a separator, the
     symbols in order.
 
-    What is to be remembered stands anywhere, so that counting places does not find it. Tokens: the symbols,
-    then blank, then the separator. Departure: the symbols are predicted one after another, each with those
-    before it in sight, as a language model does; the authors read them off blanks.
+    The symbols are at random positions, so that a fixed offset does not find them. Tokens: the symbols, then
+    blank, then the separator. Departure: the symbols are predicted one after another, each with the previous
+    ones as input, as in a language model; the authors predict them at blanks.
     """
 
     metric: ClassVar[str] = (

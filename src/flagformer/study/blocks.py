@@ -1,4 +1,4 @@
-"""Checks one block of a study file with its pydantic type; mistakes come out with their lines."""
+"""Validation of one block of a study file with its pydantic type; errors have the lines of the file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flagformer.study.words import models_of, suggestion
 
 
 def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple[Any, list[ConfigError]]:
-    """Validates `value`, which stands at `route` of the file, as `kind`: a model or a union of models.
+    """Validate `value`, at `route` of the file, as `kind`: a model or a union of models.
 
-    YAML already knows numbers from words, so types are strict as in JSON: `steps: "50"` and `steps: true`
-    are mistakes.
+    YAML distinguishes numbers from strings, so types are strict as in JSON: `steps: "50"` and `steps: true`
+    are errors.
 
     Returns:
-        (the instance, []) or (None, every mistake).
+        (the instance, []) or (None, all errors).
     """
     if not isinstance(value, dict):
         name = ".".join(route)
@@ -37,8 +37,7 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
 def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> ConfigError:
     full = (*route, *_route_in(value, item["loc"]))
     sentence = _sentence(full, kind, item)
-    # a fault of several keys together is told of the block; its sentence begins with the key that is to
-    # change
+    # an error of several keys together is reported for the block; its message begins with the key to change
     key = sentence.removeprefix("`").partition("`")[0]
     if item["type"] == "value_error" and isinstance(value, dict) and key in value and not item["loc"]:
         full = (*full, key)
@@ -68,7 +67,7 @@ def _sentence(route: Route, kind: Any, item: Any) -> str:
 
 
 def _route_in(value: object, location: tuple[int | str, ...]) -> Route:
-    """pydantic's location without the names of union members, which stand nowhere in the file."""
+    """pydantic's location without the names of union members, which are not in the file."""
     route: list[str] = []
     for depth, part in enumerate(location):
         last = depth == len(location) - 1
@@ -82,8 +81,7 @@ def _route_in(value: object, location: tuple[int | str, ...]) -> Route:
 
 
 def _field_names(kind: Any, location: tuple[int | str, ...]) -> set[str]:
-    """The names known at the place of an unknown one; of a union's member where `location` starts with its
-    tag."""
+    """The valid names next to an unknown one; for a union, of the member whose tag `location` starts with."""
     models = models_of(kind)
     tagged = [model for model in models if len(models) > 1 and location[0] in _literals(model)]
     names: set[str] = set()

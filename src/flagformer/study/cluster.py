@@ -1,9 +1,9 @@
-"""The trials of a study on a Ray cluster that is there: `executor: ray`, at the address in RAY_ADDRESS.
+"""Runs the trials of a study on an existing Ray cluster: `executor: ray`, at the address in RAY_ADDRESS.
 
-A trial is a Ray task in a worker of its own, with the study's cores, GPUs and memory reserved. Where its node
-sees the run directory it trains there and goes on from its last checkpoint after a loss; where not, it trains
-in a folder of its node, and what it has made comes back when it is finished. A node must have the packages
-and the data that the study began with, or results could not be compared: what differs is said and refused.
+A trial is a Ray task in its own worker, with cores, GPUs and memory reserved. If its node shares the run
+directory, the trial trains there and resumes from its last checkpoint after a loss; otherwise it trains in a
+temporary directory of the node, and its files are copied back when it is finished. A node must have the
+packages and the data of the study, so that results are comparable; differences raise an error.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ import flagformer
 from flagformer.study.directory import OUTPUT, RESULT
 from flagformer.study.executor import Ended, Executor, Failure, Job
 from flagformer.study.failures import describe
-from flagformer.study.worker import offer_for_memory, redirect_output, wait_until_free
+from flagformer.study.worker import raise_oom_score, redirect_output, wait_until_free
 from flagformer.train.files import write_atomic
 
 GIB = 2**30
 PATIENCE = 10.0  # seconds for the head of a cluster to answer
-TOKEN = "study.token"  # a node that reads it here sees the run directory
+TOKEN = "study.token"  # a node that can read this file shares the run directory
 Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial reserves on a node."""
+    """The resources that a trial reserves on a node."""
 
     cpus: int
     gpus: float
@@ -49,19 +49,19 @@ class Resources:
         return f"{self.cpus} cores{gpus} and {self.memory / GIB:.1f} GiB of memory"
 
     def times(self, resources: dict[str, float]) -> int:
-        """How many such trials fit into the resources of a node."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return min(int(resources.get(name, 0) / value) for name, value in wanted.items() if value)
+        """The number of such trials that fit into the resources of a node."""
+        required = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return min(int(resources.get(name, 0) / value) for name, value in required.items() if value)
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """All that a node must know to run a trial."""
+    """The description of a trial that is sent to a node."""
 
     function: Callable[[Any, Path], object]
     trial: Any
     directory: Path
-    folder: Path  # from which relative paths of the data start
+    folder: Path  # base of the data's relative paths
     threads: int
     versions: dict[str, str]
     data: str  # fingerprint
@@ -72,13 +72,14 @@ class Cluster(Executor[Job]):
     """Runs trials as tasks of the Ray cluster at RAY_ADDRESS, or the one that runs on this machine.
 
     Args:
-        function: `function(trial, directory)`, a module-level function of a module that nodes have too.
-        directory: of the run.
-        gpus: of one trial; None: 1 where the cluster has any.
-        most: trials at once; None: as many as the cluster holds.
+        function: `function(trial, directory)`, a module-level function of a module that is installed on the
+            nodes.
+        directory: the run directory.
+        gpus: GPUs of one trial; None: 1 if the cluster has any.
+        most: trials in parallel; None: as many as the cluster can run.
 
     Raises:
-        ValueError: ray is not installed, no cluster runs, or no node of it has room for one trial.
+        ValueError: ray is not installed, no cluster runs, or no node has the resources of one trial.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Cluster(Executor[Job]):
         if gpus is None:
             gpus = float(any(node["Resources"].get("GPU") for node in self._nodes()))
         self.needs = Resources(threads, gpus, memory)
-        if not self._room():
+        if not self._capacity():
             self.ray.shutdown()
             raise ValueError(
                 f"`executor: ray` finds no node with {self.needs} for a trial; "
@@ -104,7 +105,7 @@ class Cluster(Executor[Job]):
         self.directory, self.function = directory.absolute(), function
         self.data, self.token = data, os.urandom(8).hex()
         write_atomic(self.directory / TOKEN, self.token.encode())
-        # max_calls: a process per trial, as on one machine; max_retries: the study starts again and says so
+        # max_calls: one process per trial, as on one machine; max_retries: the study retries and logs it
         self.task = self.ray.remote(
             max_calls=1, max_retries=0, num_cpus=threads, num_gpus=gpus, memory=memory
         )(run_here)
@@ -112,19 +113,19 @@ class Cluster(Executor[Job]):
 
     @property
     def has_room(self) -> bool:
-        # one at least: a cluster that has lost its nodes may get others
-        return len(self.running) < (self.most or max(1, self._room()))
+        # at least one: a cluster that has lost its nodes may get new ones
+        return len(self.running) < (self.most or max(1, self._capacity()))
 
     @property
     def busy(self) -> bool:
         return bool(self.running)
 
     def start(self, job: Job, trial: Any, directory: Path) -> None:
-        place = directory.absolute()
-        order = TaskSpec(
-            self.function, trial, place, Path.cwd(), self.needs.cpus, versions(), self.data, self.token
+        directory = directory.absolute()
+        spec = TaskSpec(
+            self.function, trial, directory, Path.cwd(), self.needs.cpus, versions(), self.data, self.token
         )
-        self.running[self.task.remote(order)] = Running(job, place)
+        self.running[self.task.remote(spec)] = Running(job, directory)
 
     def ended(self, timeout: float) -> list[Ended[Job]]:
         if not self.running:
@@ -135,7 +136,7 @@ class Cluster(Executor[Job]):
 
     def stop(self) -> None:
         for task in self.running:
-            with contextlib.suppress(Exception):  # of a node or worker that is gone already
+            with contextlib.suppress(Exception):  # the node or worker may be gone already
                 self.ray.cancel(task, force=True)
         self.running = {}
         (self.directory / TOKEN).unlink(missing_ok=True)
@@ -145,7 +146,7 @@ class Cluster(Executor[Job]):
         running = self.running.pop(task)
         try:
             files, failure = self.ray.get(task)
-            _unpack(files, running.directory)
+            _write_files(files, running.directory)
         except self.ray.exceptions.RayError as error:
             failure = self._of_ray(error)
         except OSError as error:
@@ -155,32 +156,32 @@ class Cluster(Executor[Job]):
     def _of_ray(self, error: Exception) -> Failure:
         known, text = self.ray.exceptions, " ".join(str(error).split())
         if isinstance(error, known.OutOfMemoryError):
-            return Failure("memory", "Ray has ended the trial, as its node was out of memory")
+            return Failure("memory", "Ray stopped the trial because its node was out of memory")
         if isinstance(error, (known.NodeDiedError, known.LocalRayletDiedError)):
             return Failure("lost", "its node was lost")
         if isinstance(error, known.WorkerCrashedError):
             return Failure("lost", "its process or its node was killed")
         if isinstance(error, known.ObjectLostError):
-            return Failure("lost", "what it had made was lost with its node")
+            return Failure("lost", "its results were lost with its node")
         return Failure("error", f"{type(error).__name__}: {text[:200]}")
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         return sum(self.needs.times(node["Resources"]) for node in self._nodes())
 
 
 @dataclass
 class Running(Generic[Job]):
-    """A trial under way."""
+    """A running trial."""
 
     job: Job
     directory: Path
 
 
 def connect() -> Any:
-    """The package ray, connected to the cluster; ValueError where there is none of either."""
+    """Import ray and connect to the cluster; ValueError if either is missing."""
     ray, address = import_ray(), os.environ.get("RAY_ADDRESS") or "auto"
     try:
         check_reachable(address)
@@ -188,21 +189,21 @@ def connect() -> Any:
     except (OSError, RuntimeError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ValueError(
-            f"`executor: ray` needs a cluster that runs, but finds none {where}: start one with "
+            f"`executor: ray` needs a running cluster, but finds none {where}: start one with "
             f"`ray start --head`, or name its address in RAY_ADDRESS ({' '.join(str(error).split())[:120]})"
         ) from None
     return ray
 
 
 def check_reachable(address: str) -> None:
-    """OSError if nobody listens at `HOST:PORT`; Ray itself would go on trying for minutes."""
+    """Raise OSError if nothing listens at `HOST:PORT`; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 def import_ray() -> Any:
-    """The package ray; ValueError with the command that installs it."""
+    """The package ray; ValueError with the install command if it is missing."""
     try:
         import ray
     except ImportError:
@@ -213,70 +214,71 @@ def import_ray() -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Packages on which a result depends."""
+    """Versions of the packages that affect results."""
     return {"flagformer": flagformer.__version__, "torch": torch.__version__, "numpy": version("numpy")}
 
 
-def run_here(order: TaskSpec) -> tuple[Files, Failure | None]:
-    """The body of a task, on its node: runs the trial and returns the files that the study cannot see."""
-    offer_for_memory()
-    if order.folder.is_dir():
-        os.chdir(order.folder)
-    shared = _sees(order)
-    place = order.directory if shared else Path(tempfile.mkdtemp(prefix="flagformer-"))
+def run_here(spec: TaskSpec) -> tuple[Files, Failure | None]:
+    """The body of a task on its node: run the trial; return its files if the run directory is not shared."""
+    raise_oom_score()
+    if spec.folder.is_dir():
+        os.chdir(spec.folder)
+    shared = _is_shared(spec)
+    place = spec.directory if shared else Path(tempfile.mkdtemp(prefix="flagformer-"))
     try:
-        failure = _run(order, place)
-        return {} if shared else _packed(place), failure
+        failure = _run(spec, place)
+        return {} if shared else _collect_files(place), failure
     finally:
         if not shared:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _run(order: TaskSpec, place: Path) -> Failure | None:
+def _run(spec: TaskSpec, place: Path) -> Failure | None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         redirect_output(place / OUTPUT)
-        refuse_differences(order)
-        torch.set_num_threads(order.threads)
+        refuse_differences(spec)
+        torch.set_num_threads(spec.threads)
         wait_until_free(place)
-        order.function(order.trial, place)
+        spec.function(spec.trial, place)
     except Exception as error:
         return describe(error)
     return None
 
 
-def refuse_differences(order: TaskSpec) -> None:
-    """ValueError if this node would train on other data or by other packages than the study."""
-    mine, name = versions(), os.uname().nodename
-    for package_, wanted in order.versions.items():
-        if mine[package_] != wanted:
+def refuse_differences(spec: TaskSpec) -> None:
+    """Raise ValueError if this node has other data or package versions than the study."""
+    installed, name = versions(), os.uname().nodename
+    for package, required in spec.versions.items():
+        if installed[package] != required:
             raise ValueError(
-                f"node {name} has {package_} {mine[package_]}, the study {wanted}; install the same"
+                f"node {name} has {package} {installed[package]}, but the study has {required}; install the "
+                "same version"
             )
-    data = order.trial.source.fingerprint()
-    if data != order.data:
+    data = spec.trial.source.fingerprint()
+    if data != spec.data:
         raise ValueError(
-            f"node {name} has other data (fingerprint {data}, the study's {order.data}): files or Python "
-            "versions differ"
+            f"node {name} has other data (fingerprint {data}, that of the study is {spec.data}): files or "
+            "Python versions differ"
         )
 
 
-def _sees(order: TaskSpec) -> bool:
+def _is_shared(spec: TaskSpec) -> bool:
     try:
-        return (order.directory.parents[1] / TOKEN).read_text() == order.token
+        return (spec.directory.parents[1] / TOKEN).read_text() == spec.token
     except OSError:
         return False
 
 
-def _packed(place: Path) -> Files:
-    """What a trial leaves; of one that is not finished only what says why."""
+def _collect_files(place: Path) -> Files:
+    """The files of a finished trial; only the output of any other."""
     finished = (place / RESULT).exists()
     paths = [path for path in sorted(place.rglob("*")) if path.is_file()] if finished else [place / OUTPUT]
     return {str(path.relative_to(place)): path.read_bytes() for path in paths if path.exists()}
 
 
-def _unpack(files: Files, directory: Path) -> None:
-    """Writes the files of a trial, its result last: with it, all else is there."""
+def _write_files(files: Files, directory: Path) -> None:
+    """Write the files of a trial, the result last, so that a result implies that all files are complete."""
     for name in sorted(files, key=lambda name: (name == RESULT, name)):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / name, files[name])

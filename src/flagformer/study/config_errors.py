@@ -1,4 +1,4 @@
-"""Mistakes of a study file: where, what, and what to do; all of them in one error."""
+"""Errors of a study file, each with its line and advice, reported together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True, order=True)
 class ConfigError:
-    """One mistake: `place` is `FILE:LINE` or the override as it was typed."""
+    """One error of a study file; `place` is `FILE:LINE`, or the override as typed."""
 
     line: int
     place: str
@@ -25,7 +25,7 @@ class ConfigError:
 
 
 class StudyFileError(ValueError):
-    """A study file that cannot be run; `.mistakes` holds every finding, `str()` fits one screen."""
+    """A study file that cannot be run; `.mistakes` has all errors, `str()` at most one screen of them."""
 
     def __init__(self, mistakes: Iterable[ConfigError]) -> None:
         self.mistakes = tuple(sorted(set(mistakes)))
@@ -37,6 +37,6 @@ class StudyFileError(ValueError):
 
 
 def repr_short(value: object) -> str:
-    """The value as the user would recognise it, shortened."""
+    """The value as the user wrote it, shortened to 60 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:56] + " ..."

@@ -1,11 +1,11 @@
-"""What a variant costs before it is trained, and whether it can be built at all.
+"""The costs of variants before training, and a check that they can be built.
 
 FLOPs per token: the forward pass at the training length, as `torch.utils.flop_counter` counts it: two per
-multiply-add of matrix products, element-wise work and embedding look-ups not counted. Attention counts the
-keys that are computed: windows of long rows, blocks of local and routing heads; a causal kernel, which skips
-up to half of the rest, counts in full. `dense_flops_per_token` counts all keys for every head.
+multiply-add of matrix products, without element-wise operations and embedding look-ups. Attention counts the
+keys that are computed (windows of long rows, blocks of local and routing heads); a causal kernel, which skips
+up to half of them, counts in full. `dense_flops_per_token` counts all keys for every head.
 
-Sizes and FLOPs are those of the kernels that run on a CPU.
+Sizes and FLOPs are those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
 from flagformer.train.segment_reader import read_rows
 
-ADAMW = 4  # fp32 copies of a weight: itself, its gradient and AdamW's two moments
+ADAMW = 4  # fp32 tensors of a weight's size: itself, its gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Cost:
     """Size and arithmetic of one variant.
 
     Attributes:
-        params: of them `body` without token and position embeddings, and `active` for one token: of tables
-            that are looked up (embeddings), one row.
+        params: all parameters; `body` excludes token and position embeddings, `active` counts one row of each
+            embedding table.
         flops_per_token: of a forward pass at the training length.
-        dense_flops_per_token: the same, if every head computed its scores with all keys of the row.
-        saved_bytes: what a micro-batch of training keeps for its backward pass, in fp32; the same storage
-            counts once, parameters do not.
-        memory_bytes: `saved_bytes`, what a backward computes again at once, weights, gradients and AdamW's
-            moments: a lower bound of training.
+        dense_flops_per_token: the same, if every head computed the scores of all keys of the row.
+        saved_bytes: the tensors that autograd saves for the backward of one micro-batch, in fp32, without
+            parameters; shared storage counts once.
+        memory_bytes: `saved_bytes`, the largest recomputation, weights, gradients and AdamW's moments: a
+            lower bound for training.
     """
 
     params: int
@@ -56,14 +56,14 @@ class Cost:
 
 
 def check_variants(study: Study, source: Source) -> dict[str, Cost]:
-    """Builds every variant without memory or time (on torch's meta device) and reads the data once.
+    """Build every variant on torch's meta device, which takes no memory, and read the data once.
 
     Returns:
-        variant -> Cost, of its first candidate.
+        variant -> Cost of its first candidate.
 
     Raises:
-        StudyFileError: every variant that cannot be trained or tested, with the line of the flag or of the
-            variant.
+        StudyFileError: for all variants that cannot be trained or tested, with the line of the flag or of
+            the variant.
     """
     mistakes: list[ConfigError] = []
     costs: dict[str, Cost] = {}
@@ -82,7 +82,7 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
                 mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
             except (ValueError, OSError) as error:
                 mistakes.append(_other_mistake(source, variant, str(error)))
-            except (RuntimeError, MemoryError, OverflowError) as error:  # sizes that torch cannot hold
+            except (RuntimeError, MemoryError, OverflowError) as error:  # sizes that torch cannot represent
                 text = f"variant `{variant}` cannot be built: {' '.join(str(error).split())}"
                 mistakes.append(source.mistake(("compare", variant), text))
     if mistakes:
@@ -91,9 +91,10 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
 
 
 def cost(trial: Trial, model: Any = None) -> Cost:
-    """Size, arithmetic and memory of the model that a trial builds; shapes only, nothing is computed.
+    """Size, FLOPs and memory of a trial's model, from shapes alone.
 
-    `model` is that model on torch's meta device, where it is built already.
+    Args:
+        model: the model on torch's meta device; None: build it.
     """
     seq_len = trial.source.seq_len
     with torch.device("meta"):
@@ -116,17 +117,17 @@ def cost(trial: Trial, model: Any = None) -> Cost:
 
 
 def micro_batch(trial: Trial) -> Tensor:
-    """Inputs of the shape that one forward and backward of training have."""
+    """Example inputs of one forward and backward of training."""
     rows = max(1, trial.train.batch_size // trial.train.accumulate)
     return trial.source.example(rows, trial.source.seq_len)
 
 
 def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) -> tuple[int, int]:
-    """Of one forward pass: what is computed, attention written out as matrix products, and what would be if
-    every head computed its scores with all keys of the row."""
+    """FLOPs of one forward pass with eager attention, and the same if every head computed the scores of all
+    keys of the row."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)  # the counter wants the graph of learned vectors that a module is given
-    # the math kernel is made of matrix products that the counter knows on every device
+    model.requires_grad_(False)  # the counter would follow the graph of learned inputs of a module
+    # the math kernel consists of matrix products, which the counter supports on every device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), AttentionFlops(model) as counted:
         read_rows(model, inputs, segment)
     for parameter in learned:
@@ -139,7 +140,7 @@ def _body(model: Any, params: int) -> int:
 
 
 def _active(model: Any, params: int) -> int:
-    """A table that is only looked up gives a token one row; one that is tied to the head is used in full."""
+    """Parameters that one token uses: one row of an embedding table, all of a table tied to the head."""
     if model.flags.get("model") == "vit":
         return params
     tables = [table for part in (model.token_emb, model.pos_emb) for table in part.parameters()]
@@ -152,51 +153,53 @@ def _active(model: Any, params: int) -> int:
 
 
 def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
-    """Bytes that autograd keeps of one micro-batch and its loss, as its hooks see them; not parameters."""
-    kept = Kept(model)
-    with kept, FusedOnMeta():
+    """Bytes that autograd saves for one micro-batch and its loss, without parameters."""
+    saved = SavedTensors(model)
+    with saved, FusedOnMeta():
         logits = read_rows(model, inputs, segment, losses=True).logits
         token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
-    return kept.size
+    return saved.size
 
 
 def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
-    """Bytes that a backward keeps of one sublayer while it computes this again: the most of any; 0 where the
-    executor computes nothing again."""
-    again: list[Any] = [part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")]
-    kept, before, most = Kept(model), [0], [0]
+    """Bytes that autograd saves while a backward recomputes one sublayer, the maximum over sublayers; 0 if
+    the executor does not recompute."""
+    stacks: list[Any] = [
+        part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")
+    ]
+    saved, before, sizes = SavedTensors(model), [0], [0]
     hooks: list[Any] = []
-    for part in again:
-        for sublayer in part.sublayers:
+    for stack in stacks:
+        for sublayer in stack.sublayers:
             hooks += [
-                sublayer.register_forward_pre_hook(lambda *given: before.append(kept.size)),
-                sublayer.register_forward_hook(lambda *given: most.append(kept.size - before.pop())),
+                sublayer.register_forward_pre_hook(lambda *args: before.append(saved.size)),
+                sublayer.register_forward_hook(lambda *args: sizes.append(saved.size - before.pop())),
             ]
-    found = [part.executor for part in again]
+    executors = [stack.executor for stack in stacks]
     try:
-        for part in again:
-            part.executor = part.executor.plain
-        if again:
-            with kept, FusedOnMeta():
+        for stack in stacks:
+            stack.executor = stack.executor.plain
+        if stacks:
+            with saved, FusedOnMeta():
                 read_rows(model, inputs, segment, losses=True)
     finally:
-        for part, executor in zip(again, found, strict=True):
-            part.executor = executor
+        for stack, executor in zip(stacks, executors, strict=True):
+            stack.executor = executor
         for hook in hooks:
             hook.remove()
-    return max(most)
+    return max(sizes)
 
 
-class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Inside, `size` counts the bytes of the storages that autograd saves, but for a model's parameters."""
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of the storages that autograd saves inside in `size`, without a model's parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self.tensors: dict[int, Tensor] = {}  # held: the address of a freed one is given out again
+        self.tensors: dict[int, Tensor] = {}  # kept alive, as addresses of freed tensors are reused
         self.size = 0
-        super().__init__(self._keep, lambda tensor: tensor)
+        super().__init__(self._count, lambda tensor: tensor)
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.parameters and storage._cdata not in self.tensors:
             self.tensors[storage._cdata] = tensor
@@ -205,7 +208,7 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _other_mistake(source: Source, variant: str, message: str) -> ConfigError:
-    """At the key whose name the message starts with; the variant is named only where the key is its own."""
+    """The error at the key that the message starts with; the variant is named only if it sets the key."""
     name = message.removeprefix("`").partition("`")[0]
     for route in (("compare", variant, name), ("base", name), ("data", name), ("evaluate", name)):
         if route in source.lines or route in source.overrides:

@@ -1,4 +1,4 @@
-"""What torch's counters miss of attention: operators of this library, fused kernels on the meta device."""
+"""FLOPs and memory of attention that torch's counters miss: custom operators, fused kernels on meta."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from flagformer.ops.tried import HAS_SUMS
 def _by_distance_flops(
     q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Any, span: Any, scale: float, out_val: Any = None
 ) -> int:
-    """Scores and weighted values of the keys within the table, of all keys where it has no far end."""
-    seen = k.shape[2] if RelativeRange(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
-    return _attention_flops(q, v, seen)
+    """FLOPs of the keys within the bias table; of all keys if the table saturates."""
+    keys = k.shape[2] if RelativeRange(*span).same_from >= 0 else min(k.shape[2], biases.shape[-1])
+    return _attention_flops(q, v, keys)
 
 
-def _attention_flops(q: Tensor, v: Tensor, seen: int) -> int:
-    """Of `seen` keys for each query."""
-    return 2 * q.shape[0] * q.shape[1] * q.shape[2] * seen * (q.shape[3] + v.shape[3])
+def _attention_flops(q: Tensor, v: Tensor, keys: int) -> int:
+    """FLOPs of attention with `keys` keys per query."""
+    return 2 * q.shape[0] * q.shape[1] * q.shape[2] * keys * (q.shape[3] + v.shape[3])
 
 
 class FusedOnMeta(TorchFunctionMode):
-    """Inside, `scaled_dot_product_attention` of meta tensors keeps for backward what the fused kernel keeps.
+    """Makes `scaled_dot_product_attention` of meta tensors save the tensors of the fused kernel.
 
-    torch writes attention out on the meta device, so that all weights would be counted. Dropout and masks
-    with a gradient are written out on a CPU too.
+    torch uses eager attention on the meta device, so that all attention weights would be counted. With
+    dropout, and for masks with a gradient, attention is eager on CPU too.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,19 +65,19 @@ def _fused(
 
 
 class AttentionFlops:
-    """Inside, `counter` counts every kernel of a model's attention, and `more` is by how much dense attention
-    would exceed what its cores compute."""
+    """Counts every kernel of a model's attention in `counter`; `more` is the number of FLOPs that dense
+    attention in all heads would add."""
 
     def __init__(self, model: nn.Module) -> None:
         self.cores = [part for part in model.modules() if isinstance(part, Core)]
-        self.active: list[nn.Module] = []  # a core may hold others
+        self.active: list[nn.Module] = []  # cores may be nested
         self.more, self.before = 0, 0
         formulas: dict[Any, Any] = {
             torch.ops.flagformer.by_distance: _by_distance_flops,
             torch.ops.flagformer.attend_sorted: self._sorted_flops,
         }
         for formula in (_by_distance_flops, AttentionFlops._sorted_flops):
-            setattr(formula, "_get_raw", True)  # noqa: B010  # it is given tensors, not shapes
+            setattr(formula, "_get_raw", True)  # noqa: B010  # called with tensors in place of shapes
         self.counter = FlopCounterMode(display=False, custom_mapping=formulas)
 
     def __enter__(self) -> AttentionFlops:
@@ -99,18 +99,18 @@ class AttentionFlops:
     def total(self) -> int:
         return self.counter.get_total_flops()
 
-    def _sorted_flops(self, q: Tensor, k: Tensor, v: Tensor, *places: Any, out_val: Any = None) -> int:
-        """Each query reads at most the window of its cluster."""
+    def _sorted_flops(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, out_val: Any = None) -> int:
+        """Each query attends to at most the window of its cluster."""
         window: Any = self.active[-1].window
         return _attention_flops(q, v, min(k.shape[2], window))
 
-    def _enter(self, core: nn.Module, given: Any) -> None:
+    def _enter(self, core: nn.Module, args: Any) -> None:
         if not self.active:
             self.before = self.total
         self.active.append(core)
 
-    def _leave(self, core: nn.Module, given: Any, out: Any) -> None:
+    def _leave(self, core: nn.Module, args: Any, out: Any) -> None:
         self.active.pop()
         if not self.active:
-            q, kv = given[0], given[1]
+            q, kv = args[0], args[1]
             self.more += max(0, _attention_flops(q, kv.v, kv.k.shape[2]) - (self.total - self.before))

@@ -1,4 +1,4 @@
-"""A resolved study: every variant, every candidate that is tried for it, every trial."""
+"""A resolved study: its variants, their tuning candidates, and the trials."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from pydantic import Field
 from flagformer.data.catalogue import DataConfig
 from flagformer.train.config import Block, EvaluateConfig, TrainConfig, Trial
 
-TRAIN = "train."  # in front of the training settings among a variant's or a grid's keys
-# keys that say how trials are run, never what comes out
+TRAIN = "train."  # prefix of training settings among the keys of a variant or a grid
+# keys that affect how trials are executed, never their results
 EXECUTION = ("concurrency", "threads", "memory", "executor", "gpus", "retries")
-Own = dict[str, Any]  # what a variant changes: flags, and training settings under `train`
+Own = dict[str, Any]  # the changes of a variant: flags, and training settings under `train`
 Setting = dict[str, Any]  # `lr_scale: 2` (a flag) and `train.lr: 1e-3` (a training setting)
 
 
 class MatchConfig(Block):
-    """What is made equal between variants, and by which knob; a study file may say just `match: params`."""
+    """The quantity that is matched between variants, and the knob for it; short form: `match: params`."""
 
     what: Literal["params", "flops", "tokens", "none"] = Field(
         default="tokens",
-        description="params: parameters; flops: forward FLOPs per token, or those of the training as a whole "
-        "`by: steps`; tokens: tokens trained on, which all but `none` and `by: steps` ask for.",
+        description="params: parameters; flops: forward FLOPs per token, or of the whole training with "
+        "`by: steps`; tokens: training tokens, which must be equal for all but `none` and `by: steps`.",
     )
     by: Literal["ff_mult", "dim", "depth", "steps"] = Field(
-        default="ff_mult", description="What is turned in every variant but the baseline."
+        default="ff_mult", description="The setting that is changed in every variant but the baseline."
     )
-    within: float = Field(default=0.01, gt=0, lt=1, description="How far from the baseline counts as equal.")
+    within: float = Field(
+        default=0.01, gt=0, lt=1, description="Relative difference from the baseline that counts as equal."
+    )
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trial and its place in the study; `tuned` is the candidate it belongs to, empty without tuning."""
+    """A trial of a variant with a seed; `tuned` is its tuning candidate, empty without tuning."""
 
     variant: str
     seed: int
@@ -44,15 +46,15 @@ class Run:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """The name in messages."""
         candidate = "".join(f", {key.removeprefix(TRAIN)} {value}" for key, value in self.tuned.items())
         return f"{self.variant}, seed {self.seed}{candidate}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A resolved study. `data`, `train` and `evaluate` are the validated blocks; `compare` holds what each
-    variant changes in the base: flags, and training settings under `train`."""
+    """A resolved study. `data`, `train` and `evaluate` are the validated blocks; `compare` maps each variant
+    to its changes of the base: flags, and training settings under `train`."""
 
     name: str
     base: dict[str, Any]
@@ -74,36 +76,36 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """The first variant: what the others are compared with."""
+        """The first variant, with which the others are compared."""
         return next(iter(self.compare))
 
     @property
     def data_name(self) -> str:
-        """What the data block names: stdlib, file, copy, ..."""
+        """The data source: stdlib, file, copy, ..."""
         return str(self.data.model_dump()["source"])
 
     @property
     def variants(self) -> dict[str, dict[str, Any]]:
-        """Every variant's complete flags."""
+        """The complete flags of every variant."""
         return {name: {**self.base, **own_flags(own)} for name, own in self.compare.items()}
 
     @property
     def candidates(self) -> list[Setting]:
-        """What is tried for every variant, all alike; one empty setting without `tune`."""
+        """The tuning candidates, the same for every variant; one empty setting without `tune`."""
         return [dict(zip(self.tune, values)) for values in product(*self.tune.values())]
 
     @cached_property
     def copies(self) -> dict[str, int]:
-        """How many variants before this one change the same: those are trained from other first weights."""
-        seen: list[Own] = []
-        found = {}
+        """The number of earlier variants with the same changes; copies get other initial weights."""
+        earlier: list[Own] = []
+        copies = {}
         for name, own in self.compare.items():
-            found[name] = seen.count(own)
-            seen.append(own)
-        return found
+            copies[name] = earlier.count(own)
+            earlier.append(own)
+        return copies
 
     def train_of(self, variant: str, tuned: Setting | None = None) -> TrainConfig:
-        """The training settings of a variant, with those of a candidate."""
+        """The training settings of a variant, updated with those of a candidate."""
         own = self.compare[variant].get("train", {})
         candidate = {
             key.removeprefix(TRAIN): value for key, value in (tuned or {}).items() if key.startswith(TRAIN)
@@ -111,7 +113,7 @@ class Study:
         return TrainConfig.model_validate({**self.train.model_dump(), **own, **candidate})
 
     def tokens_of(self, variant: str) -> int:
-        """Tokens that a trial of the variant is trained on."""
+        """The number of training tokens of a trial of the variant."""
         train = self.train_of(variant)
         return train.steps * train.batch_size * self.data.seq_len
 
@@ -126,8 +128,7 @@ class Study:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Every trial, all variants and candidates of a seed before the next seed, so that a study cut short
-        compares like with like."""
+        """All trials, by seed first, so that an interrupted study has the same seeds of all variants."""
         return [
             Run(variant, seed, self.trial(variant, seed, tuned), tuned)
             for seed in self.seeds
@@ -136,7 +137,7 @@ class Study:
         ]
 
     def resolved(self) -> dict[str, Any]:
-        """The study as plain data that reads back as the same study: a grid is spelled out in `compare`."""
+        """The study as plain data that resolves to the same study; a grid is expanded in `compare`."""
         plain = {
             "name": self.name,
             "base": self.base,
@@ -155,17 +156,17 @@ class Study:
 
 
 def own_flags(own: Own) -> dict[str, Any]:
-    """The flags among what a variant changes."""
+    """The flags among the changes of a variant."""
     return {key: value for key, value in own.items() if key != "train"}
 
 
 def flat(own: Own) -> Setting:
-    """What a variant changes on one level: `train: {lr: 1}` becomes `train.lr: 1`."""
+    """The changes of a variant without nesting: `train: {lr: 1}` becomes `train.lr: 1`."""
     return {**own_flags(own), **{TRAIN + key: value for key, value in own.get("train", {}).items()}}
 
 
 def with_setting(own: Own, setting: Setting) -> Own:
-    """What a variant changes, and `setting` besides."""
+    """The changes of a variant, updated with `setting`."""
     train = {key.removeprefix(TRAIN): value for key, value in setting.items() if key.startswith(TRAIN)}
     flags = {key: value for key, value in setting.items() if not key.startswith(TRAIN)}
     together = {**own, **flags}

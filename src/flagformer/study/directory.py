@@ -1,16 +1,14 @@
-"""The run directory: what lies where, and whose it is.
+"""The run directory: its files, and the study that it belongs to.
 
-    DIR/study.yaml          the resolved study, each value with its origin: which study this directory belongs
-                            to
+    DIR/study.yaml          the resolved study, each value with its origin; identifies the study
     DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
-    DIR/variants/ID/        what was examined of a variant (see `examine.py`)
+    DIR/variants/ID/        the audit of a variant (see `audits.py`)
     DIR/trials/ID/          one trial (see `flagformer.train`); output.txt; failure.json of the last attempt
     DIR/results.json        the table
     DIR/report.html         the report; also report.md, table.csv, table.tex and figure-NAME.svg
-    DIR/training.lock       held by the process that runs the study; the system frees it however that
-                            process ends
+    DIR/training.lock       locked by the process that runs the study; the system releases the lock at its end
 
-Every file is written whole or not at all, so `kill -9` and a full disk leave nothing that cannot be read.
+Files are written atomically, so `kill -9` and a full disk leave no partial file.
 """
 
 from __future__ import annotations
@@ -29,28 +27,28 @@ from flagformer.train.files import read_record, write_atomic, write_json
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
 _SETTING: dict[str, Any] = {"variants?": {}, "matched?": {}, "machine?": {}, "packages?": {}}
-COMMON = ("base", "data", "train", "evaluate", "match")  # what every trial of a study shares
-# what can be there before study.yaml is
+COMMON = ("base", "data", "train", "evaluate", "match")  # shared by all trials of a study
+# files that may exist before study.yaml
 OWN_FILES = {"training.lock", "trials", "variants", STUDY + ".tmp"}
 
 
 class ForeignDirectory(ValueError):
-    """A run directory that belongs to something else."""
+    """A run directory that belongs to another study, or to none."""
 
 
 def trial_directory(directory: Path, trial_id: str) -> Path:
-    """Where one trial keeps everything it writes."""
+    """The directory of all files of one trial."""
     return directory / "trials" / trial_id
 
 
 def refuse_foreign(directory: Path, study: Study) -> None:
-    """Lets the study go on in a directory that is new, empty or its own.
+    """Raise an error unless the directory is new, empty, or belongs to the study.
 
-    Variants and seeds may be added or left out; what all trials share may not change, so that nothing
-    finished is lost from view.
+    Variants and seeds may be added or removed; settings shared by all trials may not change, so that finished
+    trials remain part of the study.
 
     Raises:
-        Foreign: the directory holds another study, or something that is no study.
+        ForeignDirectory: the directory belongs to another study, or has other contents.
     """
     if not directory.exists():
         return
@@ -59,22 +57,23 @@ def refuse_foreign(directory: Path, study: Study) -> None:
     if not (directory / STUDY).exists():
         others = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
         if others:
-            held = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+            contents = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
             raise ForeignDirectory(
-                f"{directory} is not empty and holds no study ({held}); choose another directory with --out"
+                f"{directory} is not empty and contains no study ({contents}); choose another directory with "
+                "--out"
             )
         return
     theirs, mine = read_study(directory).resolved(), study.resolved()
-    what = "choose another directory with --out, or delete that one"
+    advice = "choose another directory with --out, or delete that one"
     if theirs["name"] != mine["name"]:
         raise ForeignDirectory(
-            f"{directory} holds the study `{theirs['name']}`, not `{mine['name']}`; {what}"
+            f"{directory} contains the study `{theirs['name']}`, not `{mine['name']}`; {advice}"
         )
     changed = [line for key in COMMON for line in _changes(key, theirs[key], mine[key])]
     if changed:
         listed = "\n".join(f"  {line}" for line in changed[:8]) + ("\n  ..." if len(changed) > 8 else "")
         raise ForeignDirectory(
-            f"{directory} holds the study `{mine['name']}` with other settings:\n{listed}\n{what}"
+            f"{directory} contains the study `{mine['name']}` with other settings:\n{listed}\n{advice}"
         )
 
 
@@ -82,12 +81,11 @@ def read_study(directory: Path) -> Study:
     """The resolved study of a run directory.
 
     Raises:
-        Foreign: there is none.
-        StudyFileError: study.yaml has been damaged; file and line are named.
+        ForeignDirectory: there is none, or study.yaml is damaged (the message has file and line).
     """
     path = directory / STUDY
     if not path.is_file():
-        where = "is not there" if not directory.exists() else f"holds no study ({STUDY} is not in it)"
+        where = "does not exist" if not directory.exists() else f"contains no study (no {STUDY})"
         raise ForeignDirectory(f"{directory} {where}; give the directory of a study, such as runs/NAME")
     try:
         text = path.read_bytes().decode("utf-8")
@@ -102,24 +100,24 @@ def read_study(directory: Path) -> Study:
 
 
 def write_study(directory: Path, study: Study, origins: Mapping[str, str] | None = None) -> None:
-    """Saves the resolved study, with where each value comes from, and with it the claim on the directory."""
+    """Save the resolved study, with the origin of each value; the directory then belongs to the study."""
     head = f"# The resolved study `{study.name}`: defaults, overrides and matching filled in.\n"
     write_atomic(directory / STUDY, (head + annotated(study, origins or {})).encode())
 
 
 def read_setting(directory: Path) -> dict[str, Any]:
-    """setting.json, empty before the first run wrote it."""
+    """The contents of setting.json; empty before the first run."""
     path = directory / SETTING
     return read_record(path, _SETTING) if path.exists() else {}
 
 
 def write_setting(directory: Path, setting: dict[str, Any]) -> None:
-    """Saves setting.json."""
+    """Save setting.json."""
     write_json(directory / SETTING, setting)
 
 
 def _changes(key: str, theirs: object, mine: object) -> list[str]:
-    """One line for every value that differs: `train.steps: 300 there, 400 here`."""
+    """One line for every value that differs: `train.steps`: 300 in the directory, 400 in this study."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         names = dict.fromkeys([*theirs, *mine])
         return [
@@ -127,4 +125,4 @@ def _changes(key: str, theirs: object, mine: object) -> list[str]:
         ]
     if theirs == mine:
         return []
-    return [f"`{key}`: {repr_short(theirs)} there, {repr_short(mine)} here"]
+    return [f"`{key}`: {repr_short(theirs)} in the directory, {repr_short(mine)} in this study"]

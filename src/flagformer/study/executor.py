@@ -1,4 +1,4 @@
-"""What runs the trials of a study: the contract that the local pool and a Ray cluster share."""
+"""The interface of trial executors: the local pool and the Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial did not finish.
+    """The reason why a trial did not finish.
 
-    `kind`: "error", "disk" (no space), "memory" (none left), or what another attempt may mend: "killed" (its
-    process) and "lost" (its node).
+    Attributes:
+        kind: "error", "disk" (full), "memory" (out of memory), "killed" (the process) or "lost" (the node);
+            the last two may be retried.
     """
 
     kind: str
@@ -24,14 +25,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ended(Generic[Job]):
-    """A trial that is under way no more; `failure` is None when the trial function returned."""
+    """A trial that has ended; `failure` is None if the trial function returned."""
 
     job: Job
     failure: Failure | None
 
 
 class Executor(ABC, Generic[Job]):
-    """Starts trials and says how they ended; whatever ends one of them, the others go on."""
+    """Starts trials and reports how they ended; the failure of one trial does not affect the others."""
 
     @property
     @abstractmethod
@@ -41,16 +42,16 @@ class Executor(ABC, Generic[Job]):
     @property
     @abstractmethod
     def busy(self) -> bool:
-        """Whether a trial is under way."""
+        """Whether a trial is running."""
 
     @abstractmethod
     def start(self, job: Job, trial: object, directory: Path) -> None:
-        """Starts the trial function on `(trial, directory)`; `job` comes back with its end."""
+        """Start the trial function on `(trial, directory)`; `job` is returned when it ends."""
 
     @abstractmethod
     def ended(self, timeout: float) -> list[Ended[Job]]:
-        """The trials that ended, waiting up to `timeout` seconds for the first of them."""
+        """Wait up to `timeout` seconds for a trial to end, and return the trials that have ended."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends every trial that is under way; their checkpoints stay."""
+        """Stop all running trials; their checkpoints remain."""

@@ -1,4 +1,4 @@
-"""How a trial ended, in one line: errors, full disks, memory that ran out, kills."""
+"""One-line descriptions of failures: errors, full disks, out of memory, kills."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def describe(error: BaseException) -> Failure:
     text = " ".join(str(error).split()) or "no message"
     if _is_memory(error, text):
         tried = TRIED.search(text)
-        wanted = f" when {tried[1].rstrip('.')} more were asked for" if tried else ""
+        requested = f" when allocating {tried[1].rstrip('.')}" if tried else ""
         return Failure(
-            "memory", f"out of memory{wanted}; lower `train.batch_size` or raise `train.accumulate`"
+            "memory", f"out of memory{requested}; lower `train.batch_size` or raise `train.accumulate`"
         )
     if isinstance(error, ValueError):
         return Failure("error", text)
@@ -30,16 +30,16 @@ def describe(error: BaseException) -> Failure:
 
 
 def killed(exit_code: int | None, oom_kills: int) -> Failure:
-    """What ended a process that left no word; `oom_kills` is the system's count when it was started."""
+    """The failure of a process that reported none; `oom_kills` is the system's count at its start."""
     if exit_code is None or exit_code >= 0:
         return Failure("killed", f"the process ended with status {exit_code}")
     if exit_code == -signal.SIGKILL and count_oom_kills() > oom_kills:
-        return Failure("memory", "the process was killed by the system, which was out of memory")
+        return Failure("memory", "the process was killed by the system because it was out of memory")
     return Failure("killed", f"the process was killed by {_signal_name(-exit_code)}")
 
 
 def count_oom_kills() -> int:
-    """How many processes the system has killed for want of memory; 0 where it does not say."""
+    """The number of processes that the system has killed when out of memory; 0 if unknown."""
     try:
         lines = COUNTERS.read_text().splitlines()
     except OSError:
@@ -48,7 +48,7 @@ def count_oom_kills() -> int:
 
 
 def _is_memory(error: BaseException, text: str) -> bool:
-    """torch has a class for the memory of a GPU; that of a CPU is a RuntimeError with these words."""
+    """torch has an exception class for GPU memory; for CPU memory it raises RuntimeError with this text."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
 

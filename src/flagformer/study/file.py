@@ -1,7 +1,7 @@
-"""The study file: what is compared, on which data, with which budget and how many seeds.
+"""The study file: variants, data, training budget and seeds.
 
-A file is read once; every mistake of it comes out in one error with `FILE:LINE`. What leaves this module is
-resolved: defaults are filled, overrides applied, and every trial is decided.
+A file is read once; all of its errors are reported together, with `FILE:LINE`. The resulting study is
+resolved: defaults are filled in, overrides applied, and every trial is determined.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONAL = ("evaluate", "match")
 
 
 def plain_name(name: str) -> str:
-    """The name itself; ValueError unless it can name a directory everywhere."""
+    """Return the name; ValueError unless it is a valid directory name on every system."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"`name` must be letters, digits and `_.+-`, as it names a directory, but is {repr_short(name)}"
@@ -44,8 +44,8 @@ def plain_name(name: str) -> str:
 
 
 class StudyFile(BaseModel):
-    """The keys of a study file; the inside of `base`, `data`, `train`, `compare` and `evaluate` is checked
-    block by block."""
+    """The keys of a study file; the contents of `base`, `data`, `train`, `compare` and `evaluate` are
+    validated block by block."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,39 +63,40 @@ class StudyFile(BaseModel):
         None,
         gt=0,
         le=100,
-        description="Nats; a difference whose interval lies within ± this is called equivalent.",
+        description="Nats; a difference whose interval lies within ± margin is equivalent.",
     )
-    audit: bool = Field(True, description="Whether every variant is audited, timed and stamped.")
-    concurrency: int | None = Field(None, ge=1, le=4096, description="Trials at once; by default one a core.")
+    audit: bool = Field(True, description="Whether every variant is audited and its decoding timed.")
+    concurrency: int | None = Field(
+        None, ge=1, le=4096, description="Trials in parallel; default: one per core."
+    )
     threads: int | None = Field(
-        None, ge=1, le=4096, description="Threads of one trial; by default the cores shared out."
+        None, ge=1, le=4096, description="Threads of one trial; default: cores divided by trials."
     )
     memory: float | None = Field(
         None,
         gt=0,
         le=1e6,
-        description="GiB of memory of one trial; by default estimated; bounds the trials at once.",
+        description="GiB of memory of one trial; default: estimated; limits the trials in parallel.",
     )
     executor: Literal["local", "ray"] = Field(
-        "local", description="local: processes of this machine; ray: the Ray cluster that RAY_ADDRESS names."
+        "local", description="local: processes on this machine; ray: the Ray cluster at RAY_ADDRESS."
     )
     gpus: float | None = Field(
-        None, ge=0, le=4096, description="GPUs of one trial on a Ray cluster; by default 1 where it has any."
+        None, ge=0, le=4096, description="GPUs of one trial on a Ray cluster; default: 1 if it has any."
     )
     retries: int | None = Field(
         None,
         ge=0,
         le=1000,
-        description="How often a trial whose process or node was lost is started again; by default 3 with "
-        "ray, else 0.",
+        description="Restarts of a trial whose process or node was lost; default: 3 with ray, else 0.",
     )
 
     @model_validator(mode="after")
-    def _gpus_are_asked_of_ray(self) -> StudyFile:
+    def _gpus_need_ray(self) -> StudyFile:
         if self.gpus is not None and self.executor != "ray":
             raise ValueError(
-                "`gpus` must be left out with `executor: local`, whose trials take the GPU that is there "
-                f"one by one, but is {self.gpus:g}"
+                "`gpus` must be left out with `executor: local`, whose trials use the GPU one at a time, "
+                f"but is {self.gpus:g}"
             )
         return self
 
@@ -120,27 +121,27 @@ class StudyFile(BaseModel):
 
 
 def _seeds_fault(seeds: object) -> str:
-    """What of a list of seeds cannot be; empty for a good one."""
+    """The error of a list of seeds; empty if it is valid."""
     if not isinstance(seeds, list) or not seeds:
         return f"is {repr_short(seeds)}"
     if len(seeds) > MOST_SEEDS:
-        return f"holds {len(seeds):,} of them"
-    for place, seed in enumerate(seeds):
+        return f"has {len(seeds):,} elements"
+    for index, seed in enumerate(seeds):
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
-            return f"holds {repr_short(seed)}"
-        if seed in seeds[:place]:
-            return f"holds {seed} twice"
+            return f"contains {repr_short(seed)}"
+        if seed in seeds[:index]:
+            return f"contains {seed} twice"
     return ""
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, Source]:
-    """Reads a study file, applies `key=value` overrides and resolves it. No data is read, no model built.
+    """Read a study file, apply `key=value` overrides and resolve it, without reading data or building models.
 
     Returns:
-        the study, and the source that knows the line of every key.
+        The study, and the source with the line of every key.
 
     Raises:
-        StudyFileError: every mistake found, each with its place.
+        StudyFileError: with all errors and their lines.
     """
     source = read_source(Path(path))
     apply_overrides(source, overrides)
@@ -151,7 +152,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
 
 
 def resolve_study(source: Source) -> Study:
-    """The study in a source's data; raises StudyFileError with every mistake."""
+    """The study of a source's data; StudyFileError with all errors."""
     given = source.data
     top, mistakes = check_block(source, (), StudyFile, given)
     blocks: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The flags of a study's variants: what is wrong with them, at the lines where they stand."""
+"""Errors in the flags of a study's variants, with their lines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from flagformer.study.design import own_flags
 from flagformer.study.source import Source
 from flagformer.study.words import home
 
-# Stand in for what the data would say, where the data block itself is wrong.
+# Placeholders for values of the data, if the data block has errors.
 STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
 STAND_IN_IMAGES = {"image_size": 8, "channels": 1, "num_classes": 10}
 
 
 def flag_mistakes(source: Source) -> list[ConfigError]:
-    """Every flag that cannot be, in a study or training file whose other blocks are wrong already; no data is
-    read."""
+    """All invalid flags of a study or training file that has errors in other blocks, without reading data."""
     base, compare = source.data.get("base"), source.data.get("compare", {"": {}})
     if not isinstance(base, dict) or not isinstance(compare, dict):
         return []
@@ -35,7 +34,7 @@ def flag_mistakes(source: Source) -> list[ConfigError]:
 
 
 def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:
-    """At the flag's line in the variant, else in the base; else at the variant's."""
+    """The error at the flag's line in the variant or the base, else at the variant's line."""
     own = ("compare", variant, finding.flag)
     if own in source.lines or own in source.overrides:
         return source.mistake(own, f"variant `{variant}`: {message_of(finding)}")
@@ -45,6 +44,6 @@ def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:
 
 
 def message_of(finding: Any) -> str:
-    """What is wrong with a flag; of a setting of another block that stands among flags, where it belongs."""
-    place = home(finding.flag, "base") if finding.is_unknown else ""
-    return f"`{finding.flag}` is not a flag; {place}" if place else str(finding.message)
+    """The message for an invalid flag; for a setting of another block, the block where it belongs."""
+    advice = home(finding.flag, "base") if finding.is_unknown else ""
+    return f"`{finding.flag}` is not a flag; {advice}" if advice else str(finding.message)

@@ -1,4 +1,4 @@
-"""What a trial needs of a machine's memory, estimated on torch's meta device: nothing is computed."""
+"""Estimate of a trial's memory on torch's meta device, without computing anything."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from flagformer.study.costs import Cost, micro_batch, recomputed_bytes, saved_by
 from flagformer.study.design import Study
 from flagformer.train.config import Trial
 
-# Private to a trial's process beside its tensors: data, threads, and memory that is free but stays with the
-# C library's allocator. Measured at dim 128, 8 rows of 512: 40 MiB (a tiny model) to 180 (reversible).
+# Memory of a trial's process in addition to its tensors: data, threads, and free memory that the C library's
+# allocator keeps. Measured at dim 128, 8 rows of 512: 40 MiB (a tiny model) to 180 (reversible).
 PROCESS = 200 * 2**20
 COPIES = 16  # bytes for each parameter: fp32 weight, gradient and the two moments of AdamW
-TEMPORARY = 1.5  # a backward holds gradients of activations beside the activations
+TEMPORARY = 1.5  # a backward holds gradients of activations in addition to the activations
 
 
 def trial_bytes(study: Study, costs: Mapping[str, Cost] | None = None) -> int:
-    """The most that a trial of any variant and candidate is likely to need; `costs` are those of first
-    candidates, where they are known.
+    """The largest estimate over all variants and candidates; `costs` are those of the first candidates, if
+    known.
 
-    An estimate: what a backward holds for a moment is counted as half of what was saved for it, evaluation at
-    longer lengths as no more than training. A trial measured 0.45 to 1 times as much in fp32.
+    Temporary tensors of a backward count as half of the saved tensors, evaluation at longer lengths as no
+    more than training. Measured trials used 0.45 to 1 times the estimate in fp32.
     """
     return max(bytes_by_variant(study, costs).values())
 
 
 def bytes_by_variant(study: Study, costs: Mapping[str, Cost] | None = None) -> dict[str, int]:
-    """The most of each variant's candidates."""
-    known: dict[str, int] = {}  # candidates mostly differ in what takes no memory, as learning rates
+    """The largest estimate over the candidates of each variant."""
+    known: dict[str, int] = {}  # most candidates differ only in settings without memory, as learning rates
     found: dict[str, int] = {}
     for variant in study.compare:
         for tuned in study.candidates:
             trial = study.trial(variant, study.seeds[0], tuned)
-            felt = [trial.flags, trial.train.batch_size, trial.train.accumulate, trial.train.segment]
-            key = json.dumps(felt, sort_keys=True)
+            relevant = [trial.flags, trial.train.batch_size, trial.train.accumulate, trial.train.segment]
+            key = json.dumps(relevant, sort_keys=True)
             if key not in known:
                 first = costs.get(variant) if costs and tuned == study.candidates[0] else None
                 known[key] = bytes_of(trial) if first is None else _bytes_at(first)
@@ -46,7 +46,7 @@ def bytes_by_variant(study: Study, costs: Mapping[str, Cost] | None = None) -> d
 
 
 def bytes_of(trial: Trial) -> int:
-    """What one trial is likely to need."""
+    """The estimate for one trial."""
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
         read = (model.train(), micro_batch(trial), trial.train.segment)

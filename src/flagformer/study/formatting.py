@@ -1,4 +1,4 @@
-"""Numbers and lists as readers see them, the same in the terminal and in the report."""
+"""Formatting of numbers and lists for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def estimate(value: Estimate, digits: int = 3) -> str:
 
 
 def difference(value: Difference | None, digits: int = 3) -> str:
-    """`-0.251 ± 0.040`: signed, so that the direction is seen without the baseline's row."""
+    """`-0.251 ± 0.040`, with a sign."""
     if value is None or value.estimate.mean is None:
         return NOTHING
     mean = f"{value.estimate.mean:+z.{digits}f}".replace("-", MINUS)
@@ -70,8 +70,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def flags_text(flags: dict) -> str:
-    """A variant's own flags on one line; the base alone where there are none."""
-    return ", ".join(f"{key}={value}" for key, value in flat(flags).items()) or "(the base as it is)"
+    """The changes of a variant on one line."""
+    return ", ".join(f"{key}={value}" for key, value in flat(flags).items()) or "(the base, unchanged)"
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""Making variants equal: in parameters, in arithmetic, in tokens; or saying why they cannot be."""
+"""Matches variants in parameters, FLOPs or tokens, or reports why they cannot be matched."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from flagformer.study.formatting import count
 from flagformer.study.source import Source
 
 KNOBS = {"ff_mult": (1 / 64, 64.0), "dim": (8, 8192), "depth": (1, 256), "steps": (1, 10_000_000)}
-USUAL = {"ff_mult": 4.0, "depth": 6}  # where neither the base nor the variant says it
+DEFAULTS = {"ff_mult": 4.0, "depth": 6}  # if neither the base nor the variant sets it
 TRIES = 40
-CLOSE = 5e-4  # of what is wanted: nearer than anybody asks
+CLOSE = 5e-4  # relative difference at which the search stops
 
 
 @dataclass(frozen=True)
 class Matched:
-    """One variant that was made equal: `knob` went from `before` to `after`, and `amount` is what came
-    out."""
+    """A matched variant: `knob` was changed from `before` to `after`, which gave `amount`."""
 
     knob: str
     before: float
@@ -31,37 +30,37 @@ class Matched:
     wanted: int
 
 
-class _Apart(ValueError):
-    """A variant that no setting of the knob makes equal."""
+class _Unmatched(ValueError):
+    """A variant that no value of the knob matches."""
 
 
 def match_budget(
     study: Study, source: Source, costs: dict[str, Cost]
 ) -> tuple[Study, dict[str, Cost], dict[str, Matched]]:
-    """The study with every variant turned to the baseline's budget, what the variants cost now, and how they
-    were turned.
+    """The study with every variant matched to the baseline's budget, the new costs, and the changes.
 
     Raises:
-        StudyFileError: every variant that has other tokens, or that the knob cannot make equal, at its line.
+        StudyFileError: for variants with another number of tokens, or that the knob cannot match, with their
+            lines.
     """
     mistakes = _token_mistakes(study, source)
     costs, matched = dict(costs), {}
     if study.match.what in ("params", "flops") and not mistakes:
         for variant in list(study.compare)[1:]:
             try:
-                turned = _turned(study, variant, costs)
-            except _Apart as error:
+                changed = _matched(study, variant, costs)
+            except _Unmatched as error:
                 mistakes.append(source.mistake(("compare", variant), f"variant `{variant}` {error}"))
                 continue
-            if turned is not None:
-                study, costs[variant], matched[variant] = turned
+            if changed is not None:
+                study, costs[variant], matched[variant] = changed
     if mistakes:
         raise StudyFileError(mistakes)
     return study, costs, matched
 
 
 def amount(study: Study, variant: str, price: Cost) -> int:
-    """What `match` compares: parameters, or FLOPs of a token or of the whole training."""
+    """The quantity that `match` compares: parameters, or FLOPs per token or of the whole training."""
     if study.match.what == "params":
         return price.params
     if study.match.by == "steps":
@@ -85,9 +84,8 @@ def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
         if has != wanted:
             text = (
                 f"variant `{variant}` is trained on {has:,} tokens, {has / wanted:.3g} times the "
-                f"{wanted:,} of "
-                f"{study.baseline}, but `match: {match.what}` makes tokens equal; give both the same `steps` "
-                "and `batch_size`, or write `match: none`"
+                f"{wanted:,} of {study.baseline}, but `match: {match.what}` needs equal tokens; set the same "
+                "`steps` and `batch_size` for both, or write `match: none`"
             )
             mistakes.append(source.mistake(_tokens_route(source, variant), text))
     return mistakes
@@ -101,8 +99,8 @@ def _tokens_route(source: Source, variant: str) -> tuple[str, ...]:
     return ("compare", variant, "train")
 
 
-def _turned(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study, Cost, Matched] | None:
-    """The study with the knob of one variant turned; None where it is equal as it is."""
+def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study, Cost, Matched] | None:
+    """The study with the knob of one variant changed; None if it matches already."""
     match, knob = study.match, study.match.by
     wanted = amount(study, study.baseline, costs[study.baseline])
     has = amount(study, variant, costs[variant])
@@ -113,26 +111,26 @@ def _turned(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study, 
     unit = (
         "parameters"
         if match.what == "params"
-        else "forward FLOPs" + (" in all" if knob == "steps" else " per token")
+        else "forward FLOPs" + (" in total" if knob == "steps" else " per token")
     )
     trouble = f"has {count(has)} {unit}, {study.baseline} has {count(wanted)}, and "
     if key in own or key in study.tune:
-        raise _Apart(f"{trouble}`match.by: {knob}` cannot make them equal, because `{key}` is set for it")
-    before = study.train.steps if knob == "steps" else {**USUAL, **study.base}.get(knob)
+        raise _Unmatched(f"{trouble}`match.by: {knob}` cannot match them, because the variant sets `{key}`")
+    before = study.train.steps if knob == "steps" else {**DEFAULTS, **study.base}.get(knob)
     if isinstance(before, bool) or not isinstance(before, int | float):
-        raise _Apart(f"{trouble}`{knob}` is not one number in `base`, so it cannot be turned")
+        raise _Unmatched(f"{trouble}`{knob}` is not a single number in `base`, so it cannot be changed")
 
     def at(value: float) -> tuple[Study, Cost]:
-        turned = with_setting(study.compare[variant], {key: value})
-        changed = replace(study, compare={**study.compare, variant: turned})
+        own = with_setting(study.compare[variant], {key: value})
+        changed = replace(study, compare={**study.compare, variant: own})
         return changed, cost(changed.trial(variant, study.seeds[0], study.candidates[0]))
 
     after, (changed, price) = _search(at, lambda s, c: amount(s, variant, c), wanted, knob, trouble)
     reached = amount(changed, variant, price)
     if not _equal(reached, wanted, match.within):
         off = abs(reached / wanted - 1) * 100
-        raise _Apart(
-            f"{trouble}the nearest that `{knob}` reaches, {after:g}, is {off:.2g} % off, more than "
+        raise _Unmatched(
+            f"{trouble}the best value of `{knob}`, {after:g}, differs by {off:.2g} %, more than "
             f"`match.within` = {match.within:g}; match by another knob, or write `match: tokens`"
         )
     return changed, price, Matched(knob, before, after, reached, wanted)
@@ -145,7 +143,7 @@ def _search(
     knob: str,
     trouble: str,
 ) -> tuple[float, tuple[Study, Cost]]:
-    """The value of the knob whose amount is nearest to `wanted`, by halving; amounts grow with every knob."""
+    """Bisection for the value of the knob whose amount is nearest to `wanted`; amounts grow with the knob."""
     whole = knob != "ff_mult"
     low, high = KNOBS[knob]
     best: tuple[float, float, tuple[Study, Cost]] | None = None
@@ -154,7 +152,7 @@ def _search(
         try:
             found = at(middle)
         except (FlagError, ValueError) as error:
-            raise _Apart(f"{trouble}`{knob}` = {middle:g} cannot be built: {error}") from None
+            raise _Unmatched(f"{trouble}`{knob}` = {middle:g} cannot be built: {error}") from None
         off = of(*found) - wanted
         if best is None or abs(off) < best[0]:
             best = (abs(off), middle, found)
@@ -170,5 +168,5 @@ def _equal(has: int, wanted: int, within: float) -> bool:
 
 
 def as_plain(matched: dict[str, Matched]) -> dict[str, dict[str, Any]]:
-    """For setting.json."""
+    """The changes as JSON values, for setting.json."""
     return {variant: asdict(one) for variant, one in matched.items()}

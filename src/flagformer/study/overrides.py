@@ -18,12 +18,11 @@ OUTSIDE = re.compile(r"""(?:[^,\[\]{}"']|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+"
 
 
 def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
-    """Writes each `a.b=value` into the file's data; the value is read as YAML, `a.b=` is null, `a.b=1,2` is a
-    sweep.
+    """Write each `a.b=value` into the file's data; values are YAML, `a.b=` is null, `a.b=1,2` is a sweep.
 
     Raises:
-        StudyFileError: an override without `=`, with an empty key, a value that is no YAML, or a key below a
-            plain value.
+        StudyFileError: for an override without `=`, with an empty key or invalid YAML, or with a key below a
+            scalar.
     """
     mistakes: list[ConfigError] = []
     for typed in overrides:
@@ -35,7 +34,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
 
 
 def _apply(source: Source, typed: str) -> str:
-    """Applies one override; returns what is wrong with it, or nothing."""
+    """Apply one override; return the error message, or an empty string."""
     key, equals, text = typed.partition("=")
     route: Route = tuple(part.strip() for part in key.split("."))
     if not equals:
@@ -53,21 +52,21 @@ def _apply(source: Source, typed: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas that no bracket and no quote encloses."""
+    """The parts between commas outside brackets and quotes."""
     parts = OUTSIDE.findall(text)
     return [part.strip() for part in parts] if ",".join(parts) == text and len(parts) > 1 else [text]
 
 
 def _write(source: Source, route: Route, value: object, typed: str) -> str:
-    place = source.data
+    mapping = source.data
     for depth, part in enumerate(route[:-1], start=1):
-        below = place.get(part)
-        if below is None:
-            below = place[part] = {}
-        if not isinstance(below, dict):
-            return f"`{'.'.join(route[:depth])}` is {repr_short(below)}, which has no key `{route[depth]}`"
-        place = below
-    place[route[-1]] = value
+        child = mapping.get(part)
+        if child is None:
+            child = mapping[part] = {}
+        if not isinstance(child, dict):
+            return f"`{'.'.join(route[:depth])}` is {repr_short(child)}, which has no key `{route[depth]}`"
+        mapping = child
+    mapping[route[-1]] = value
     source.overrides[route] = typed
     return ""
 
@@ -79,11 +78,11 @@ def _sweep(source: Source, route: Route, values: list[tuple[str, object]], typed
     if route[0] == "compare" and len(route) > 2:
         return _split(source, route, values, typed)
     wanted = f"a list is written in brackets, `{'.'.join(route)}=[...]`"
-    return f"a sweep varies `base.`, `train.` or one variant's keys, not `{route[0]}`; {wanted}"
+    return f"a sweep must vary keys of `base`, `train` or one variant, not `{route[0]}`; {wanted}"
 
 
 def _split(source: Source, route: Route, values: list[tuple[str, object]], typed: str) -> str:
-    """Puts a variant for each value where the one variant was."""
+    """Replace a variant by one variant for each value."""
     compare, name = source.data.get("compare"), route[1]
     if not isinstance(compare, dict) or name not in compare:
         known = ", ".join(compare) if isinstance(compare, dict) else "none"
@@ -91,17 +90,17 @@ def _split(source: Source, route: Route, values: list[tuple[str, object]], typed
     if len({text for text, _ in values}) < len(values):
         return f"must name each value once, but names {', '.join(text for text, _ in values)}"
     names = [f"{name} {'.'.join(route[2:])}={text}" for text, _ in values]
-    spread: dict[str, object] = {}
+    expanded: dict[str, object] = {}
     for variant, own in compare.items():
-        spread |= dict.fromkeys(names, own) if variant == name else {variant: own}
-    for fresh, (_, value) in zip(names, values):
-        for place, line in list(source.lines.items()):
-            if place[:2] == route[:2]:
-                source.lines["compare", fresh, *place[2:]] = line
-        own = spread[fresh]
-        spread[fresh] = dict(own) if isinstance(own, dict) else own
-        source.data["compare"] = spread
-        trouble = _write(source, ("compare", fresh, *route[2:]), value, typed)
-        if trouble:
-            return trouble
+        expanded |= dict.fromkeys(names, own) if variant == name else {variant: own}
+    for new_name, (_, value) in zip(names, values):
+        for old_route, line in list(source.lines.items()):
+            if old_route[:2] == route[:2]:
+                source.lines["compare", new_name, *old_route[2:]] = line
+        own = expanded[new_name]
+        expanded[new_name] = dict(own) if isinstance(own, dict) else own
+        source.data["compare"] = expanded
+        error = _write(source, ("compare", new_name, *route[2:]), value, typed)
+        if error:
+            return error
     return ""

@@ -1,4 +1,4 @@
-"""A process per trial from a preloaded fork server: one that dies takes nothing else with it."""
+"""Runs each trial in its own process of a preloaded fork server, so that trials cannot affect each other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flagformer.study.executor import Ended, Executor, Failure, Job
 from flagformer.study.failures import count_oom_kills, killed
 from flagformer.study.worker import work
 
-GRACE = 5.0  # seconds a worker has between the request to end and the kill
+GRACE = 5.0  # seconds between the request to terminate and the kill
 
 
 @dataclass
 class Running(Generic[Job]):
-    """A trial under way."""
+    """A running trial."""
 
     job: Job
     process: BaseProcess
@@ -28,11 +28,11 @@ class Running(Generic[Job]):
 
 
 class Pool(Executor[Job]):
-    """Starts at most `size` trial processes with `threads` threads each.
+    """At most `size` parallel trial processes with `threads` threads each.
 
     Args:
         function: `function(trial, directory)`, a module-level function.
-        preload: modules the fork server imports once, so that a trial starts in milliseconds.
+        preload: modules that the fork server imports once, so that a trial starts in milliseconds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Pool(Executor[Job]):
     def start(self, job: Job, trial: object, directory: Path) -> None:
         receive, send = self.context.Pipe(duplex=False)
         arguments = (self.function, trial, directory, self.threads, send)
-        # daemon: an exit that skips `stop` must not wait for trials to train to their end
+        # daemon: an exit without `stop` must not wait for running trials
         process = self.context.Process(
             target=work, args=arguments, name=f"trial {directory.name}", daemon=True
         )

@@ -1,4 +1,4 @@
-"""How a running study shows itself: a live table on a terminal, plain lines anywhere else."""
+"""Progress of a running study: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flagformer.study.directory import trial_directory
 from flagformer.study.executor import Failure
 from flagformer.study.results import last_line
 
-HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
-REFRESH = 0.5  # seconds between looks at the logs
+HEARTBEAT = 30.0  # seconds between plain lines while no trial ends
+REFRESH = 0.5  # seconds between reads of the logs
 
 
 class Progress:
     """Shows running, finished and failed trials; a context manager around the run.
 
     Args:
-        kept: trials that were finished before.
+        kept: the number of trials that were finished by earlier runs.
     """
 
     def __init__(self, study: Study, directory: Path, kept: int, console: Console) -> None:
@@ -55,24 +55,24 @@ class Progress:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self.last_word = time.monotonic()
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, run: Run) -> None:
-        """A trial's process is on its way."""
+        """Report that a trial has started."""
         self.running[run.trial.id] = run
         self.first_steps[run.trial.id] = int(
             last_line(trial_directory(self.directory, run.trial.id)).get("step", 0)
         )
 
     def again(self, run: Run, word: str) -> None:
-        """A trial was lost through no fault of its own, and waits to be started again."""
+        """Report that a trial was lost and will be restarted."""
         del self.running[run.trial.id]
         self.say(f"{run.label}: {word}")
 
     def ended(self, run: Run, failure: Failure | None, word: str) -> None:
-        """A trial's process is gone; `word` says with what result."""
+        """Report that a trial has ended, with its result `word`."""
         del self.running[run.trial.id]
         line = last_line(trial_directory(self.directory, run.trial.id))
         self.steps_here += max(0, int(line.get("step", 0)) - self.first_steps[run.trial.id])
@@ -81,7 +81,7 @@ class Progress:
         self.say(f"[{self.finished}/{self.total}] {run.label}: {word}")
 
     def tick(self) -> None:
-        """Called often; looks at the logs now and then."""
+        """Update the display; reads the logs at most every REFRESH seconds."""
         now = time.monotonic()
         if now - self.last_look < REFRESH:
             return

@@ -1,4 +1,4 @@
-"""How many trials run at once on one machine, and with how many threads: by its cores and by its memory."""
+"""The number of parallel trials and threads on one machine, by its cores and memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from flagformer.study.costs import Cost
 from flagformer.study.design import Study
 from flagformer.study.footprint import trial_bytes
 
-USED = 0.8  # of the free memory: estimates are estimates, and the system wants some too
+USED = 0.8  # of the free memory, as estimates are not exact and the system needs some too
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """`at_once` trials with `threads` threads each; `trial` and `free` are bytes, None where unknown."""
+    """`at_once` parallel trials with `threads` threads each; `trial` and `free` memory in bytes, None if
+    unknown; `why`: the reason for `at_once`."""
 
     at_once: int
     threads: int
@@ -27,21 +28,21 @@ class ResourcePlan:
 
 
 def share_out(study: Study, costs: dict[str, Cost] | None = None) -> ResourcePlan:
-    """Trials at once and threads of each: the file's `concurrency` and `threads`, or one trial for each core
-    (each `threads` cores; each GPU machine), as long as all of them fit into 80 % of the free memory.
+    """Plan the parallel trials and their threads: `concurrency` and `threads` of the file, or one trial per
+    core (per `threads` cores; one on a GPU), as long as they fit into 80 % of the free memory.
 
-    Cores are counted over all trials of the study, not over those left, so that a resumed study shares them
-    as before. A Ray cluster is asked for one core a trial, and shares itself out. What a trial needs is the
-    file's `memory`, or estimated by `footprint.trial_bytes`, which reads `costs` where they are known.
+    The plan counts all trials of the study, also finished ones, so that a resumed study has the same plan. On
+    a Ray cluster a trial reserves one core, and the cluster schedules. The memory of a trial is `memory` of
+    the file, or the estimate of `footprint.trial_bytes` from `costs`, if known.
     """
     cores, free, total = count_cores(), free_memory(swap=False), len(study.runs)
     need = round(study.memory * GIB) if study.memory else trial_bytes(study, costs)
     if study.executor == "ray":
         return ResourcePlan(
-            study.concurrency or total, study.threads or 1, need, None, "as far as the cluster has room"
+            study.concurrency or total, study.threads or 1, need, None, "limited by the cluster"
         )
     if study.concurrency:
-        at_once, why = study.concurrency, "as the file says"
+        at_once, why = study.concurrency, "set by `concurrency`"
     else:
         on_gpu = uses_gpu(study, torch.cuda.is_available())
         most = 1 if on_gpu else max(1, cores // (study.threads or 1))
@@ -54,7 +55,7 @@ def share_out(study: Study, costs: dict[str, Cost] | None = None) -> ResourcePla
 
 
 def uses_gpu(study: Study, present: bool) -> bool:
-    """Whether the trials train on a GPU where one is `present`."""
+    """Whether the trials train on a GPU if one is `present`."""
     devices = {study.train_of(variant).device for variant in study.compare}
     return "cuda" in devices or ("auto" in devices and present)
 

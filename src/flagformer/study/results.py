@@ -1,7 +1,6 @@
-"""What a run directory says at this moment: the state of every trial and the table made from the finished
-ones.
+"""The current results of a run directory: the state of every trial, and the table of the finished ones.
 
-Everything is read from files, so table and report can be made again at any time, half-way too.
+All results are read from files, so that table and report can be generated at any time, also during a run.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flagformer.study.audits import read_audits
 from flagformer.study.design import Run, Setting, Study
 from flagformer.study.directory import FAILURE, LOG, RESULT, read_setting, read_study, trial_directory
-from flagformer.study.examine import read_examined
 from flagformer.study.statistics import Difference, Estimate
 from flagformer.train.files import read_json
 from flagformer.train.result import read_result
 
-TAIL = 4096  # bytes; a line of the log has some 150
+TAIL = 4096  # bytes; a line of the log has about 150
 BITS, ACCURACY = "bits per byte", "accuracy"
 MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
 class TrialState:
-    """One trial: `state` is finished, diverged, failed, unfinished (it has steps) or waiting."""
+    """The state of a trial: finished, diverged, failed, unfinished (it has steps) or waiting."""
 
     run: Run
     state: str
@@ -39,7 +38,7 @@ class TrialState:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting that was tried for a variant: its loss on the validation split at the end of training."""
+    """A tuning candidate of a variant, with its final loss on the validation split."""
 
     setting: Setting
     validation: Estimate
@@ -47,8 +46,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """What the audit says of a variant: property -> "passed", "failed" or "not applicable"; empty before it,
-    and without it."""
+    """The audit of a variant: `found` maps properties to "passed", "failed" or "not applicable"; it is empty
+    without an audit."""
 
     found: Mapping[str, str]
     failures: tuple[str, ...] = ()
@@ -56,20 +55,20 @@ class AuditSummary:
 
     @property
     def invalid(self) -> bool:
-        """Whether the variant's loss says nothing."""
+        """Whether a check failed, so that the variant's loss is not comparable."""
         return "failed" in self.found.values()
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One variant. Quality is exact and repeatable; speed is measured and is not.
+    """The results of one variant. Quality is reproducible; speed is measured and varies.
 
     `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
     holds the fields of `costs.Cost`. `loss` is in nats at the length `Results.loss_length`; `quality` maps a
     test length to bits per byte (text) or accuracy (tasks); `by_position` is the mean loss in equal parts of
     the longest row.
-    Of a tuned variant everything is that of its best candidate, `tuned`; `at_edge` names the settings whose
-    best value is the first or last that was tried.
+    For a tuned variant the results are those of its best candidate, `tuned`; `at_edge` names the settings
+    whose best value is the first or last of the grid.
     """
 
     variant: str
@@ -103,7 +102,7 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A study and all that is known about it."""
+    """A study with the results so far."""
 
     directory: Path
     study: Study
@@ -115,7 +114,7 @@ class Results:
     loss_length: int
 
     def count(self, *states: str) -> int:
-        """How many trials are in one of the states."""
+        """The number of trials in one of the states."""
         return sum(trial.state in states for trial in self.trials)
 
     def row(self, variant: str) -> VariantResult:
@@ -129,10 +128,10 @@ class Results:
 
 
 def read_results(directory: Path) -> Results:
-    """Reads a run directory; nothing is trained, nothing is written.
+    """Read the results in a run directory, without training or writing.
 
     Raises:
-        ValueError: it holds no study, or a file in it is damaged (named, with what to do).
+        ValueError: it contains no study, or a damaged file.
     """
     from flagformer.study.rows import make_rows
 
@@ -146,7 +145,7 @@ def read_results(directory: Path) -> Results:
         study=study,
         setting=setting,
         trials=trials,
-        rows=make_rows(study, setting, read_examined(study, directory), trials, loss_length),
+        rows=make_rows(study, setting, read_audits(study, directory), trials, loss_length),
         metric=BITS if study.data.is_bytes else ACCURACY,
         chance=study.data.chance,
         loss_length=loss_length,
@@ -154,7 +153,7 @@ def read_results(directory: Path) -> Results:
 
 
 def read_trial(directory: Path, run: Run) -> TrialState:
-    """The state of one trial from the files it has written."""
+    """The state of one trial, from its files."""
     place = trial_directory(directory, run.trial.id)
     if (place / RESULT).exists():
         result = read_result(place / RESULT)
@@ -166,7 +165,7 @@ def read_trial(directory: Path, run: Run) -> TrialState:
 
 
 def last_line(place: Path) -> dict[str, Any]:
-    """The newest whole line of a trial's log, whatever its length; empty before the first."""
+    """The last complete line of a trial's log; empty before the first."""
     try:
         with open(place / LOG, "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
@@ -177,18 +176,18 @@ def last_line(place: Path) -> dict[str, Any]:
         line = json.loads(lines[-1]) if lines else {}
     except ValueError:
         return {}
-    whole = isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if whole else {}
+    valid = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if valid else {}
 
 
 def median(values: list[float]) -> float | None:
-    """The middle one, or the mean of the two in the middle."""
+    """The median; None without values."""
     return statistics.median(values) if values else None
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """results.json: the table as data. `measured` columns differ from run to run, all others do not on one
-    machine."""
+    """The contents of results.json. `measured` values differ from run to run; on one machine all others are
+    reproducible."""
     return {
         "schema": 2,
         "study": results.study.resolved(),

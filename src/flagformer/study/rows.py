@@ -1,4 +1,4 @@
-"""The rows of a study's table: the best candidate of every variant, its losses, its difference from the
+"""The rows of a study's table: the best candidate of every variant, its losses, and its difference from the
 baseline."""
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ def make_rows(
     trials: Sequence[TrialState],
     loss_length: int,
 ) -> list[VariantResult]:
-    """One row a variant, the baseline first.
+    """One row per variant, the baseline first.
 
     Args:
-        setting, examined: what setting.json and `examine.py` know of the variants.
+        setting: the contents of setting.json.
+        examined: the audits of the variants.
         loss_length: the test length whose loss decides the verdict.
     """
     candidates = {variant: _candidates(study, variant, trials) for variant in study.compare}
@@ -63,7 +64,7 @@ def make_rows(
 def _costs(
     known: Mapping[str, int], examined: Mapping[str, Any], chosen: Sequence[TrialState]
 ) -> dict[str, Any]:
-    """The columns of cost, by their names in `Row`."""
+    """The cost fields of `VariantResult`."""
     ran = [trial.result["cost"] for trial in chosen if trial.result]
     speeds = [cost["tokens_per_second"] for cost in ran if cost["tokens_per_second"]]
     peaks = [cost["peak_memory_bytes"] for cost in ran if cost.get("peak_memory_bytes")]
@@ -80,16 +81,18 @@ def _costs(
 def _candidates(study: Study, variant: str, trials: Sequence[TrialState]) -> list[Candidate]:
     found = []
     for setting in study.candidates:
-        mine = [t for t in trials if (t.run.variant, t.run.tuned) == (variant, setting)]
-        values = [t.result.get("validation_nats") for t in mine if t.state == "finished" and t.result]
-        # a candidate that diverged with any seed is not to be trusted with the others
-        whole = not any(t.state == "diverged" for t in mine)
-        found.append(Candidate(setting, mean_interval([v for v in values if v is not None] if whole else [])))
+        own = [t for t in trials if (t.run.variant, t.run.tuned) == (variant, setting)]
+        values = [t.result.get("validation_nats") for t in own if t.state == "finished" and t.result]
+        # a candidate that diverges with one seed is rejected
+        stable = not any(t.state == "diverged" for t in own)
+        found.append(
+            Candidate(setting, mean_interval([v for v in values if v is not None] if stable else []))
+        )
     return found
 
 
 def _best(candidates: Sequence[Candidate]) -> Setting:
-    """The lowest mean validation loss among the candidates with most seeds; the first before any is known."""
+    """The candidate with the lowest mean validation loss among those with the most seeds; else the first."""
     most = max(candidate.validation.n for candidate in candidates)
     known = [c for c in candidates if c.validation.n == most and c.validation.mean is not None]
     if not known:
@@ -98,7 +101,7 @@ def _best(candidates: Sequence[Candidate]) -> Setting:
 
 
 def _at_edge(study: Study, best: Setting) -> tuple[str, ...]:
-    """The tuned numbers whose best value has no neighbour on one side."""
+    """The tuned numbers whose best value is at the edge of the grid."""
     edges = []
     for key, values in study.tune.items():
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -118,7 +121,7 @@ def _stamp(study: Study, found: Mapping[str, Any]) -> AuditSummary:
 def _judged(
     differences: dict[str, Difference], stamps: Mapping[str, AuditSummary], study: Study
 ) -> dict[str, Difference]:
-    """An invalid variant is never better, and nothing is better or worse than an invalid baseline."""
+    """Differences of invalid variants, or from an invalid baseline, get the verdict "invalid"."""
     broken = stamps[study.baseline].invalid
     return {
         name: replace(found, verdict="invalid") if broken or stamps[name].invalid else found
@@ -127,7 +130,7 @@ def _judged(
 
 
 def _by_seed(trials: Sequence[TrialState], length: int, key: str) -> dict[int, float]:
-    """seed -> value, of the finished trials, in the order of the seeds."""
+    """seed -> value for the finished trials, in the order of the seeds."""
     return {
         trial.run.seed: entry[key]
         for trial in trials
@@ -138,7 +141,7 @@ def _by_seed(trials: Sequence[TrialState], length: int, key: str) -> dict[int, f
 
 
 def _by_position(trials: Sequence[TrialState], length: int) -> tuple[float, ...]:
-    """The mean over seeds of the loss in each part of the row; empty where it is not known."""
+    """The mean loss over seeds in each part of the row; empty if unknown."""
     parts = [
         entry["by_position"]
         for trial in trials

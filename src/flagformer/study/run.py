@@ -1,8 +1,8 @@
-"""Runs a study: every trial that is not finished yet, several at once, each in its own process.
+"""Runs a study: every unfinished trial, several in parallel, each in its own process.
 
-The same command goes on where the last one stopped, however it stopped. The fork server imports the main
-module of the program again, as multiprocessing always does: a script that calls `run_study` needs `if
-__name__ == "__main__":`.
+Run the same command again to resume an interrupted study. The fork server imports the main module of the
+program again, as multiprocessing always does: a script that calls `run_study` needs
+`if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
+from flagformer.study.audits import audit_variant, run_audits
+from flagformer.study.capacity import refuse_insufficient_memory, refuse_missing_devices
 from flagformer.study.cluster import Cluster, import_ray
 from flagformer.study.costs import Cost, check_variants
 from flagformer.study.design import Run, Study
@@ -25,7 +27,7 @@ from flagformer.study.directory import (
     write_setting,
     write_study,
 )
-from flagformer.study.examine import examine, examine_variants
+from flagformer.study.environment import describe_environment
 from flagformer.study.executor import Executor
 from flagformer.study.file import load_study
 from flagformer.study.match import Matched, as_plain, match_budget
@@ -33,14 +35,12 @@ from flagformer.study.pool import Pool
 from flagformer.study.provenance import provenance
 from flagformer.study.resources import count_cores
 from flagformer.study.results import Results, as_json, read_results
-from flagformer.study.room import refuse_missing_devices, refuse_without_room
-from flagformer.study.setting import describe_setting
 from flagformer.study.trials import run_trials
 from flagformer.train.files import only_process, os_error_context, write_atomic, write_json
 from flagformer.train.stopping import Stopping
 
-# torch imports its _dynamo (0.8 s) when the first model is built; the command's own modules, because every
-# process imports the program's main module again
+# torch._dynamo takes 0.8 s to import when the first model is built; the command's own modules, because every
+# process imports the main module of the program
 PRELOAD = (
     "torch._dynamo",
     "flagformer.catalogue",
@@ -48,12 +48,12 @@ PRELOAD = (
     "flagformer.study.run",
     "flagformer.cli.train",
 )
-RETRIES = {"local": 0, "ray": 3}  # a machine that kills a trial will do so again; a cluster has others
+RETRIES = {"local": 0, "ray": 3}  # one machine would kill the trial again, a cluster has other nodes
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that can be run: every variant builds, the data is there."""
+    """A study that is ready to run: all variants can be built, and the data exists."""
 
     study: Study
     costs: dict[str, Cost]
@@ -62,18 +62,18 @@ class Prepared:
 
 
 def prepare(file: str | Path, overrides: Sequence[str] = ()) -> Prepared:
-    """Reads a study file, builds every variant without memory and makes them equal as `match` says; raises
-    StudyFileError with every mistake.
+    """Read a study file, check that every variant can be built, and match the variants according to `match`.
 
-    Refused too, unless a Ray cluster runs it: a device that is not here, and trials that need more memory
-    than this machine or its GPU has.
+    Raises:
+        StudyFileError: with all errors. For local execution these include missing devices, and trials that
+            need more memory than this machine or its GPU has.
     """
     study, source = load_study(file, overrides)
     if study.executor == "ray":
         import_ray()
     refuse_missing_devices(study, source)
     study, costs, matched = match_budget(study, source, check_variants(study, source))
-    refuse_without_room(study, source, costs)
+    refuse_insufficient_memory(study, source, costs)
     origins = provenance(study, source, {name: one.knob for name, one in matched.items()})
     return Prepared(study, costs, matched, origins)
 
@@ -85,19 +85,20 @@ def run_study(
     function: Callable[[Any, Path], object] | None = None,
     examiner: Callable[[Any, Path], object] | None = None,
 ) -> Results:
-    """Runs what is not finished, then writes results.json and report.html.
+    """Run the unfinished trials, then write results.json and report.html.
 
     Args:
-        out: the run directory; `runs/NAME` by default.
-        console: where progress goes; standard error by default.
-        function: what runs a trial, `flagformer.train.trial.run_trial` by default; a module-level function.
-        examiner: what examines a variant, `flagformer.study.examine.examine` by default; the same.
+        out: the run directory; default `runs/NAME`.
+        console: for the progress; default: standard error.
+        function: a module-level function that runs a trial; default `flagformer.train.trial.run_trial`.
+        examiner: a module-level function that audits a variant; default
+            `flagformer.study.audits.audit_variant`.
 
     Returns:
-        the results; failed trials are among them as such.
+        The results, including failed trials.
 
     Raises:
-        ValueError: the directory belongs to another study, or another process runs this one.
+        ValueError: the directory belongs to another study, or another process runs this study.
         OSError: the disk is full; finished trials are kept.
         Interrupted: after Ctrl-C or SIGTERM, once every worker has ended.
     """
@@ -107,23 +108,23 @@ def run_study(
     with os_error_context(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with Stopping().heard(), only_process(directory):
-        refuse_foreign(directory, study)  # again: it may have become another's before the lock was ours
-        setting = describe_setting(study, prepared.costs, read_setting(directory), directory)
+        refuse_foreign(directory, study)  # again, as another study may have claimed it before the lock
+        setting = describe_environment(study, prepared.costs, read_setting(directory), directory)
         setting["matched"] = as_plain(prepared.matched)
-        # first of all: a cluster that is not there is told of before minutes of audits
+        # first, so that a missing cluster is reported before minutes of audits
         executor = _executor(study, directory, setting, function or _run_trial)
-        with contextlib.ExitStack() as held:
-            held.callback(executor.stop)
+        with contextlib.ExitStack() as stack:
+            stack.callback(executor.stop)
             write_study(directory, study, prepared.origins)
             write_setting(directory, setting)
-            _examine(study, directory, setting, examiner or examine)
+            _audit_variants(study, directory, setting, examiner or audit_variant)
             retries = RETRIES[study.executor] if study.retries is None else study.retries
             run_trials(study, directory, executor, retries, console or Console(stderr=True))
         return write_report(directory)
 
 
 def write_report(directory: Path) -> Results:
-    """Writes results.json and the report in all its forms from what is finished by now."""
+    """Write results.json and all formats of the report from the finished trials."""
     from flagformer.study.report import documents
 
     results = read_results(directory)
@@ -139,14 +140,14 @@ def _run_trial(trial: Any, directory: Path) -> object:
     return run_trial(trial, directory)
 
 
-def _examine(
+def _audit_variants(
     study: Study, directory: Path, setting: dict[str, Any], examiner: Callable[[Any, Path], object]
 ) -> None:
-    """On this machine, also where a cluster trains."""
+    """Audit the variants on this machine, also if a cluster trains them."""
     at_once, threads = setting["trials_at_once"], setting["threads"]
     if study.executor == "ray":
         at_once = max(1, min(at_once, count_cores() // threads))
-    examine_variants(study, directory, at_once, threads, PRELOAD, examiner)
+    run_audits(study, directory, at_once, threads, PRELOAD, examiner)
 
 
 def _executor(

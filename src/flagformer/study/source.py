@@ -1,6 +1,6 @@
-"""YAML text to plain data that remembers the line of every key, with the mistakes YAML lets pass refused.
+"""Parses YAML to plain data with the line of every key; rejects errors that YAML allows, as duplicate keys.
 
-YAML 1.2 scalars are used rather than PyYAML's 1.1: `1e-3` is a number and `no`, `on`, `off` are words.
+Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-3` is a number, and `no`, `on`, `off` are strings.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from flagformer.data.formats import HEAD, binary_format
 from flagformer.flags.others import recognise, recognise_directory
 from flagformer.study.config_errors import ConfigError, StudyFileError, repr_short
 
-# What commands take, in their messages.
+# Descriptions of the expected files in messages.
 STUDY = "a study file (`name`, `base`, `data`, `train` and `compare`)"
-TRAINING = "a training file (`base`, and `data` and `train` where wanted)"
+TRAINING = "a training file (`base`, optionally `data` and `train`)"
 LARGEST_FILE = 1 << 20
 MOST_NODES = 20_000
 Route = tuple[str, ...]
@@ -49,14 +49,14 @@ class Source:
     overrides: dict[Route, str] = field(default_factory=dict)
 
     def mistake(self, route: Route, message: str) -> ConfigError:
-        """A mistake at the nearest known place on the route: an override as typed, else `FILE:LINE`.
+        """An error at the nearest known position on the route: an override as typed, else `FILE:LINE`.
 
-        What the file does not hold, an override below it has made.
+        A mapping that is not in the file was created by an override of one of its keys.
         """
         if route and route not in self.lines:
-            made = next((typed for key, typed in self.overrides.items() if key[: len(route)] == route), None)
-            if made is not None:
-                return ConfigError(1 << 30, f"override `{made}`", message)
+            typed = next((typed for key, typed in self.overrides.items() if key[: len(route)] == route), None)
+            if typed is not None:
+                return ConfigError(1 << 30, f"override `{typed}`", message)
         for end in range(len(route), -1, -1):
             if route[:end] in self.overrides:
                 return ConfigError(1 << 30, f"override `{self.overrides[route[:end]]}`", message)
@@ -67,17 +67,17 @@ class Source:
 
 
 def read_source(path: Path, takes: str = STUDY) -> Source:
-    """Reads and parses one YAML mapping; `takes` says in messages what it should be.
+    """Read and parse one YAML mapping; `takes` describes the expected file in messages.
 
     Raises:
-        StudyFileError: the file is missing, unreadable, too large, not UTF-8, empty, no mapping, bad YAML, or
-            a file of another library.
+        StudyFileError: the file is missing, unreadable, too large, not UTF-8, empty, not a mapping, invalid
+            YAML, or a file of another library.
     """
     return parse_source(_read_text(path, takes), str(path), takes)
 
 
 def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
-    """Parses the text of a YAML mapping; `name` stands for the file in messages."""
+    """Parse the text of a YAML mapping; `name` is the file's name in messages."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -96,7 +96,7 @@ def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
     reader = _NodeReader(source)
     data = reader.read(node, (), ())
     if not isinstance(data, dict):
-        message = f"must hold a mapping of `key: value` lines, but holds {_kind(data)}"
+        message = f"must contain a mapping of `key: value` lines, but contains {_kind(data)}"
         raise StudyFileError([_at_start(name, message)])
     _refuse_other(data, name, takes)
     if reader.mistakes:
@@ -106,7 +106,7 @@ def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
 
 
 def parse_value(text: str) -> object:
-    """The value of a `key=value` override, read as YAML; a `yaml.YAMLError` where it is none."""
+    """The value of a `key=value` override, parsed as YAML; `yaml.YAMLError` if it is invalid."""
     node = yaml.compose(text, Loader=_Loader)
     if node is None:
         return None
@@ -118,7 +118,7 @@ def parse_value(text: str) -> object:
 
 
 class _NodeReader:
-    """Builds plain values from YAML nodes, noting lines and collecting mistakes."""
+    """Builds plain values from YAML nodes, and collects lines and errors."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -126,10 +126,12 @@ class _NodeReader:
         self.count = 0
 
     def read(self, node: yaml.Node, route: Route, above: tuple[int, ...]) -> object:
-        """The value of the node at `route`; `above` holds the ids of the nodes around it."""
+        """The value of the node at `route`; `above` has the ids of its ancestors."""
         self.count += 1
         if id(node) in above or self.count > MOST_NODES:
-            raise StudyFileError([self._at(node, "an alias repeats itself without end")])
+            raise StudyFileError(
+                [self._at(node, "an alias refers to itself, or the file has too many values")]
+            )
         self.source.lines.setdefault(route, node.start_mark.line + 1)
         inside = (*above, id(node))
         if isinstance(node, yaml.MappingNode):
@@ -143,12 +145,12 @@ class _NodeReader:
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self.mistakes.append(self._at(key_node, "a key must be a word"))
+                self.mistakes.append(self._at(key_node, "a key must be a string"))
                 continue
             key, line = key_node.value, key_node.start_mark.line + 1
             if key in first_lines:
                 self.mistakes.append(
-                    self._at(key_node, f"`{key}` stands here a second time; first in line {first_lines[key]}")
+                    self._at(key_node, f"`{key}` is set twice; first in line {first_lines[key]}")
                 )
                 continue
             first_lines[key] = line
@@ -168,7 +170,7 @@ class _NodeReader:
             if tag == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            self.mistakes.append(self._at(node, f"{repr_short(text)} is no number that can be read"))
+            self.mistakes.append(self._at(node, f"{repr_short(text)} is not a valid number"))
             return None
         if tag != "str":
             self.mistakes.append(self._at(node, f"the tag `{node.tag}` is not allowed; write a plain value"))
@@ -186,7 +188,7 @@ def _read_text(path: Path, takes: str) -> str:
             other = recognise_directory(path)
             message = f"is {other.what}; {other.advice}" if other else "is a directory"
             raise StudyFileError([ConfigError(1, name, f"{message}; this command takes {takes}")])
-        if not stat.S_ISREG(path.stat().st_mode):  # a device may never end, a pipe may never begin
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a device or pipe may never end
             message = "cannot be read: it is a device, pipe or socket; give a regular YAML file"
             raise StudyFileError([ConfigError(1, name, message)])
         with path.open("rb") as file:
@@ -210,7 +212,7 @@ def _read_text(path: Path, takes: str) -> str:
 
 
 def _refuse_other(data: object, name: str, takes: str) -> None:
-    """StudyFileError for the configuration of another library."""
+    """Raise StudyFileError for a configuration file of another library."""
     if isinstance(data, dict) and (other := recognise(data)):
         message = f"is {other.what}, but this command takes {takes}; {other.advice}"
         raise StudyFileError([_at_start(name, message)])

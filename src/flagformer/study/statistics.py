@@ -1,9 +1,8 @@
-"""The arithmetic of a comparison: means and paired differences over seeds, with Student's t.
+"""Statistics of a comparison: means and paired differences over seeds, with Student's t.
 
-Seeds are few (three by default), so every interval is Student's, never a normal one, and the verdict on a
-difference is Holm-corrected over the variants that are compared with the same baseline. Because t takes
-differences to be normal, an exact test of their signs stands beside it: where few seeds keep that from 5 %,
-all of them must at least point the same way.
+There are few seeds (three by default), so intervals use Student's t, and verdicts are Holm-corrected over the
+variants that are compared with the same baseline. As the t test assumes normal differences, an exact
+sign-flip test must agree with it: with too few seeds for 5 %, all differences must have the same sign.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from itertools import product
 
 CONFIDENCE = 0.95
 POWER = 0.8
-MOST_FLIPPED = 16  # seeds; 2**16 sums, beyond which signs are drawn
+MOST_FLIPPED = 16  # seeds of the exact test (2**16 sums); with more, signs are sampled
 DRAWN = 20_000
 MOST_SEEDS = 10_000
 
@@ -40,12 +39,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """`variant - baseline` over the seeds that both finished, and whether it is resolved.
+    """`variant - baseline` over the seeds that both finished, with its tests and verdict.
 
     Attributes:
         p: of the paired t test; `p_holm` corrected over the variants; `p_signs` of the sign-flip test, exact
             up to 16 seeds.
-        verdict: "better", "worse", "equivalent", "not resolved", or "invalid" where an audit failed.
+        verdict: "better", "worse", "equivalent", "not resolved", or "invalid" if an audit failed.
     """
 
     estimate: Estimate
@@ -56,7 +55,7 @@ class Difference:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean and two-sided t interval of independent values (one a seed)."""
+    """Mean and two-sided t interval of independent values, one per seed."""
     values = tuple(float(value) for value in values)
     n = len(values)
     if n == 0:
@@ -77,10 +76,10 @@ def paired_differences(
     """Differences from the baseline paired by seed, for every other variant.
 
     Args:
-        variants: name -> seed -> value. A seed counts where both the variant and the baseline have it.
-        baseline: the name that the others are compared with.
-        lower_is_better: which sign is called "better".
-        margin: a difference whose interval lies within ± this is "equivalent", however small its p-value.
+        variants: name -> seed -> value. A seed counts if both the variant and the baseline have it.
+        baseline: the variant with which the others are compared.
+        lower_is_better: whether a negative difference is "better".
+        margin: a difference whose interval lies within ± margin is "equivalent", however small its p-value.
 
     Returns:
         name -> Difference, without the baseline. The verdict is "better" or "worse" where the Holm-corrected

@@ -11,11 +11,11 @@ from flagformer.study.report.columns import best_setting
 from flagformer.study.report.findings import invalid_line, power_line, tuning_finding
 from flagformer.study.results import BITS, Results, VariantResult
 
-WIDTH = 132  # where there is no terminal to ask
+WIDTH = 132  # without a terminal
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """The table with its legend and what is missing from it."""
+    """Print the table with its legend and the list of missing trials."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDTH)
@@ -25,7 +25,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
 
 
 def make_table(results: Results) -> Table:
-    """One row a variant, the baseline first."""
+    """One row per variant, the baseline first."""
     table = Table(
         box=box.SIMPLE_HEAD, title=results.study.name, title_justify="left", pad_edge=False, padding=(0, 0)
     )
@@ -35,9 +35,9 @@ def make_table(results: Results) -> Table:
     names += [f"{unit}@{length}" for length in results.rows[0].quality]
     names += [f"vs {results.study.baseline}", "verdict", "audit"]
     if results.study.tune:
-        names.append("best of tuned")
+        names.append("best setting")
     for name in names:
-        left = name in ("verdict", "audit", "best of tuned")
+        left = name in ("verdict", "audit", "best setting")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
     for row in results.rows:
         tuned = [best_setting(row)] if results.study.tune else []
@@ -46,14 +46,14 @@ def make_table(results: Results) -> Table:
 
 
 def legend(results: Results) -> list[str]:
-    """What the columns mean, and which trials are missing."""
+    """An explanation of the columns, and the missing trials."""
     loss = f"loss@{results.loss_length}: held-out nats per scored token at {results.loss_length} tokens"
     quality = "bpb@N: bits per byte at N tokens" if results.metric == BITS else "acc@N: accuracy at N tokens"
     if results.chance is not None:
         quality += f" (chance {results.chance:.3g})"
     lines = [
         f"{loss}, mean ± 95 % t interval over {plural(len(results.study.seeds), 'seed')}; {quality}; "
-        f"vs {results.study.baseline}: difference in loss, paired by seed. * measured: differs from run to "
+        f"vs {results.study.baseline}: difference in loss, paired by seed. * measured: varies from run to "
         "run."
     ]
     lines += [line for line in (power_line(results), tuning_finding(results), invalid_line(results)) if line]

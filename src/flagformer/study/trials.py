@@ -1,4 +1,4 @@
-"""Runs every trial that is not finished, and books how each ended: beside its files and in words."""
+"""Runs all unfinished trials, and records how each ended in its directory and in the progress output."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from flagformer.train.files import write_json
 
 POLL = 0.2  # seconds
 DONE = ("finished", "diverged")
-MENDED = ("killed", "lost")  # kinds of failures that are none of the trial's own
+RETRIED = ("killed", "lost")  # kinds of failures that the trial did not cause
 
 
 class Interrupted(KeyboardInterrupt):
-    """The study was stopped from outside; what was finished is kept."""
+    """The study was interrupted; finished trials are kept."""
 
 
 def run_trials(
     study: Study, directory: Path, executor: Executor[Run], retries: int, console: Console
 ) -> None:
-    """Runs what is not finished, each trial again up to `retries` times when its process or node was lost.
+    """Run the unfinished trials; retry each up to `retries` times if its process or node was lost.
 
     Raises:
         OSError: the disk is full.
@@ -49,7 +49,7 @@ def run_trials(
                     executor.start(run, run.trial, place)
                 for ended in executor.ended(POLL):
                     run, failure = ended.job, ended.failure
-                    if failure and failure.kind in MENDED and lost[run.trial.id] < retries:
+                    if failure and failure.kind in RETRIED and lost[run.trial.id] < retries:
                         lost[run.trial.id] += 1
                         progress.again(run, f"{failure.message}; attempt {lost[run.trial.id] + 1} follows")
                         todo.appendleft(run)
@@ -60,17 +60,15 @@ def run_trials(
             executor.stop()
             kept = sum(read_trial(directory, run).state in DONE for run in study.runs)
             raise Interrupted(
-                f"stopped: {kept} of {total} trials are finished and kept in {directory}, the others go on "
-                "from their checkpoints; "
-                "run the same command again to go on"
+                f"stopped: {kept} of {total} trials are finished and kept in {directory}; "
+                "run the same command again to resume the others from their checkpoints"
             ) from None
         finally:
             executor.stop()
 
 
 def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
-    """Books a trial whose process is gone; a full disk ends the study, as every other trial would meet it
-    too."""
+    """Record the end of a trial; a full disk stops the study, as all other trials would fail too."""
     run, failure = ended.job, ended.failure
     state = read_trial(directory, run)
     if failure is None and state.state not in DONE:
@@ -85,7 +83,7 @@ def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
     progress.ended(run, failure, f"failed: {failure.message}")
     if failure.kind == "disk":
         text = (
-            "the study is stopped, finished trials are kept; free some space and run the same command again"
+            "the study was stopped, finished trials are kept; free some space and run the same command again"
         )
         raise OSError(errno.ENOSPC, f"{failure.message}; {text}")
 

@@ -1,4 +1,4 @@
-"""Variants of a study file: `compare`, `grid` and `tune` read into what each variant changes."""
+"""Variants of a study file: reads `compare`, `grid` and `tune` into the changes of each variant."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from flagformer.train.config import TrainConfig
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+= -]{0,59}")
 MOST_VARIANTS = 500
-# the budget and what has no effect on quality: alike for all candidates of a variant
+# the budget, and settings without effect on quality: the same for all candidates of a variant
 NOT_TUNED = {"steps", "batch_size", "accumulate", "device", "eval_every", "checkpoint_every"}
 
 
 def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[ConfigError]]:
-    """What every variant changes: those of `compare`, each once for every point of `grid`.
+    """The changes of every variant: those of `compare`, each combined with every point of `grid`.
 
     Args:
-        train: the valid `train` block, None where it has mistakes itself.
+        train: the valid `train` block; None if it has errors.
     """
     given = source.data.get("compare")
     if isinstance(given, dict) and len(given) > MOST_VARIANTS:
-        text = f"`compare` holds {len(given):,} variants; a study has at most {MOST_VARIANTS}; split it"
+        text = f"`compare` has {len(given):,} variants; a study has at most {MOST_VARIANTS}; split it"
         return {}, [source.mistake(("compare",), text)]
     compare, mistakes = _compare(source, train)
     grid, found = read_settings(source, "grid")
@@ -38,18 +38,18 @@ def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, 
     if len(points) * len(compare) > MOST_VARIANTS:
         text = f"`grid` makes {len(points) * len(compare):,} variants; a study has at most {MOST_VARIANTS}"
         return compare, [source.mistake(("grid",), text)]
-    spread: dict[str, Own] = {}
+    expanded: dict[str, Own] = {}
     for name, own in compare.items():
         for point in points:
             clash = [key for key in point if key in flat(own)]
             if clash:
                 text = f"`compare.{name}` and `grid` both set `{clash[0]}`; leave one out"
                 mistakes.append(source.mistake(("compare", name, *clash[0].split(".")), text))
-            fresh = point_name(name, point)
-            _place(source, name, fresh, point)
-            spread[fresh] = with_setting(own, point)
-            mistakes += _train_mistakes(source, fresh, spread[fresh], train)
-    return spread, list(dict.fromkeys(mistakes))
+            new_name = point_name(name, point)
+            _set_lines(source, name, new_name, point)
+            expanded[new_name] = with_setting(own, point)
+            mistakes += _train_mistakes(source, new_name, expanded[new_name], train)
+    return expanded, list(dict.fromkeys(mistakes))
 
 
 def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], list[ConfigError]]:
@@ -63,15 +63,15 @@ def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], lis
     settings: dict[str, list[Any]] = {}
     mistakes = []
     for typed, values in given.items():
-        key, trouble = _key(typed, block)
-        if not trouble and (not isinstance(values, list) or not values):
-            trouble = f"`{block}.{typed}` must be a list of values to try, but is {repr_short(values)}"
-        if not trouble and any(value in values[:place] for place, value in enumerate(values)):
-            trouble = f"`{block}.{typed}` must name each value once, but is {repr_short(values)}"
-        if not trouble and key in settings:
-            trouble = f"`{block}.{typed}` stands here a second time"
-        if trouble:
-            mistakes.append(source.mistake((block, typed), trouble))
+        key, error = _key(typed, block)
+        if not error and (not isinstance(values, list) or not values):
+            error = f"`{block}.{typed}` must be a list of values to try, but is {repr_short(values)}"
+        if not error and any(value in values[:index] for index, value in enumerate(values)):
+            error = f"`{block}.{typed}` must name each value once, but is {repr_short(values)}"
+        if not error and key in settings:
+            error = f"`{block}.{typed}` is set twice"
+        if error:
+            mistakes.append(source.mistake((block, typed), error))
         else:
             settings[key] = values
     return settings, mistakes
@@ -80,7 +80,7 @@ def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], lis
 def tune_mistakes(
     source: Source, tune: dict[str, list[Any]], compare: dict[str, Own], train: TrainConfig | None
 ) -> list[ConfigError]:
-    """Candidates that cannot be, and settings that a variant fixes and `tune` tries."""
+    """Errors of invalid candidates, and of settings that both a variant and `tune` set."""
     mistakes = []
     for key, values in tune.items():
         typed = key if ("tune", key) in source.lines else key.removeprefix(TRAIN)
@@ -115,7 +115,7 @@ def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own],
     if value is None and source.data.get("grid"):
         return {"": {}}, []
     if "compare" not in source.data:
-        return {}, []  # said to be missing elsewhere
+        return {}, []  # reported as missing elsewhere
     if not isinstance(value, dict) or not value:
         wanted = "must name at least one variant, the baseline first, as `learned: {}`"
         return {}, [source.mistake(("compare",), f"`compare` {wanted}, but is {repr_short(value)}")]
@@ -137,7 +137,7 @@ def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own],
 def read_flags(
     source: Source, route: tuple[str, ...], value: object
 ) -> tuple[dict[str, Any], list[ConfigError]]:
-    """A mapping of flags; what is in it is checked when a model is built of it."""
+    """A mapping of flags; its contents are checked when a model is built."""
     if isinstance(value, dict):
         return dict(value), []
     wanted = "must be a mapping of flags, such as `{rotary_pos_emb: true}`"
@@ -146,7 +146,7 @@ def read_flags(
 
 
 def _train_mistakes(source: Source, variant: str, own: Own, train: TrainConfig | None) -> list[ConfigError]:
-    """What is wrong with the training settings of one variant, in the frame of those of the study."""
+    """Errors of a variant's training settings, combined with those of the study."""
     if "train" not in own or train is None:
         return []
     route = ("compare", variant, "train")
@@ -158,7 +158,7 @@ def _train_mistakes(source: Source, variant: str, own: Own, train: TrainConfig |
 
 
 def _key(typed: str, block: str) -> tuple[str, str]:
-    """The setting that a key of `grid` or `tune` names, and what is wrong with it."""
+    """The setting that a key of `grid` or `tune` names, and its error."""
     name = typed.removeprefix(TRAIN).removeprefix("base.")
     fields = TrainConfig.model_fields
     if typed.startswith(TRAIN) and name not in fields:
@@ -170,18 +170,18 @@ def _key(typed: str, block: str) -> tuple[str, str]:
     return TRAIN + name, ""
 
 
-def _place(source: Source, variant: str, fresh: str, point: Setting) -> None:
-    """Gives the keys of a grid's variant the lines they come from."""
-    _copy_places(source.lines, variant, fresh, point)
-    _copy_places(source.overrides, variant, fresh, point)
+def _set_lines(source: Source, variant: str, new_name: str, point: Setting) -> None:
+    """Set the lines of the keys of an expanded variant."""
+    _copy_lines(source.lines, variant, new_name, point)
+    _copy_lines(source.overrides, variant, new_name, point)
 
 
-def _copy_places(places: dict[Route, Any], variant: str, fresh: str, point: Setting) -> None:
-    mine = {route[2:]: place for route, place in places.items() if route[:2] == ("compare", variant)}
-    places.update({("compare", fresh, *route): place for route, place in mine.items()})
+def _copy_lines(lines: dict[Route, Any], variant: str, new_name: str, point: Setting) -> None:
+    own = {route[2:]: line for route, line in lines.items() if route[:2] == ("compare", variant)}
+    lines.update({("compare", new_name, *route): line for route, line in own.items()})
     for name in point:
         typed = [("grid", key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
-        place = next((places[route] for route in [*typed, ("grid",)] if route in places), None)
-        if place is not None:
-            places["compare", fresh, *name.split(".")] = place
-            places.setdefault(("compare", fresh), place)
+        line = next((lines[route] for route in [*typed, ("grid",)] if route in lines), None)
+        if line is not None:
+            lines["compare", new_name, *name.split(".")] = line
+            lines.setdefault(("compare", new_name), line)

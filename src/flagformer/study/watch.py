@@ -1,4 +1,4 @@
-"""`flagformer study watch DIR`: how far a study is, and the table so far, read from its files alone."""
+"""`flagformer study watch DIR`: the progress of a study and its current table, from its files."""
 
 from __future__ import annotations
 
@@ -19,32 +19,31 @@ MOST_SHOWN = 12
 
 
 def watch(directory: Path, every: float = 2.0, once: bool = False, console: Console | None = None) -> Results:
-    """Shows the study in `directory` until every trial has ended; once, if asked or where there is no
-    terminal.
+    """Show the study in `directory` until every trial has ended; once with `once` or without a terminal.
 
     Args:
-        every: seconds between two looks.
+        every: seconds between updates.
 
     Raises:
-        ValueError: the directory holds no study.
+        ValueError: the directory contains no study.
     """
     console = console or Console()
     results = read_results(directory)
     if once or not console.is_terminal:
         if not console.is_terminal:
             console = Console(file=console.file, width=WIDTH)
-        console.print(picture(results))
+        console.print(render(results))
         return results
-    with Live(picture(results), console=console, auto_refresh=False) as live:
+    with Live(render(results), console=console, auto_refresh=False) as live:
         while any(trial.state in PENDING for trial in results.trials):
             time.sleep(every)
             results = read_results(directory)
-            live.update(picture(results), refresh=True)
+            live.update(render(results), refresh=True)
     return results
 
 
-def picture(results: Results) -> Group:
-    """The counts, a bar for every trial under way, the table."""
+def render(results: Results) -> Group:
+    """The number of trials by state, a progress bar for every running trial, and the table."""
     states = ("finished", "diverged", "failed", "unfinished", "waiting")
     counts = ", ".join(f"{results.count(state)} {state}" for state in states if results.count(state))
     bars = Table.grid(padding=(0, 2))

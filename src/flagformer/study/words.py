@@ -1,4 +1,4 @@
-"""What an unknown key of a study or training file was meant to be: by meaning, spelling or place."""
+"""Suggestions for unknown keys of a study or training file, by meaning, spelling or block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flagformer.study.design import MatchConfig
 from flagformer.train.config import EvaluateConfig, TrainConfig
 
 MOST_LISTED = 16
-# What other programs call a key, block by block; the block `` is the top of a file.
+# Names of a key in other programs, block by block; the block `` is the top level of a file.
 MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "base": "model flags config model_config architecture hparams",
@@ -80,19 +80,19 @@ SYNONYMS = {
 
 
 def suggestion(block: str, name: str, known: Collection[str]) -> str:
-    """What to do about the unknown key `name` of a block that knows `known`; empty, or begins with `; `."""
-    said = SYNONYMS.get(block, {}).get(name)
-    if said in known:
-        return f"; say `{said}`"
-    if place := home(name, block):
-        return f"; {place}"
+    """Advice for the unknown key `name` of a block with the keys `known`; empty, or begins with `; `."""
+    meant = SYNONYMS.get(block, {}).get(name)
+    if meant in known:
+        return f"; use `{meant}`"
+    if advice := home(name, block):
+        return f"; {advice}"
     if close := closest(name, known):
         return f"; did you mean `{close}`?"
     return f"; known here: {', '.join(sorted(known))}" if 0 < len(known) <= MOST_LISTED else ""
 
 
 def home(name: str, block: str) -> str:
-    """Where a key that is typed in `block` is at home; empty where nothing is called so."""
+    """Advice on the block where a key that is typed in `block` belongs; empty if there is none."""
     flags = {*CATALOGUE.names(), "num_tokens", "max_seq_len", "model"}
     if block != "base" and name in flags:
         return "it is a flag of the model: write it under `base`, or in a variant of `compare`"
@@ -106,7 +106,7 @@ def home(name: str, block: str) -> str:
 
 @cache
 def _keys() -> dict[str, frozenset[str]]:
-    """The keys of each block, those of the data of all sources."""
+    """The keys of each block; for `data` those of all sources."""
     return {
         "train": frozenset(TrainConfig.model_fields),
         "data": frozenset(key for kind in models_of(DataConfig) for key in kind.model_fields),
@@ -116,7 +116,7 @@ def _keys() -> dict[str, frozenset[str]]:
 
 
 def models_of(kind: Any) -> list[type[BaseModel]]:
-    """The models of a union."""
+    """The member models of a union."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [model for part in get_args(kind) for model in models_of(part)]

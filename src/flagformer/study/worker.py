@@ -1,4 +1,4 @@
-"""One trial in its own process: dies with the study, holds its directory, reports how it ended."""
+"""The process of one trial: ends with the study, locks its directory, reports how it ended."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flagformer.study.failures import describe
 from flagformer.train.files import only_process
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-OOM_SCORE = 500  # of 1000: a system without memory takes a trial before it takes the study
-PATIENCE = 15.0  # seconds a worker waits for the last worker of a killed study to be gone
+OOM_SCORE = 500  # of 1000: if out of memory, the system kills a trial before it kills the study
+PATIENCE = 15.0  # seconds a worker waits for the last worker of a killed study to end
 
 
 def work(
@@ -32,10 +32,10 @@ def work(
 ) -> None:
     """The body of a trial process: `function(trial, directory)` on `threads` threads.
 
-    What it prints goes to output.txt. A failure travels through `channel`, because a full disk takes no file.
+    Its output goes to output.txt. A failure is sent through `channel`, which also works with a full disk.
     """
     _die_with_parent()
-    offer_for_memory()
+    raise_oom_score()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the study stops its workers
@@ -48,14 +48,14 @@ def work(
         function(trial, directory)
     except BaseException as error:
         channel.send(describe(error))
-        with contextlib.suppress(OSError):  # a full disk takes no traceback either
+        with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         os._exit(1)
 
 
 def wait_until_free(directory: Path) -> None:
-    """Waits out an orphan of a killed study that is about to die; the trial itself refuses a directory that
-    stays taken."""
+    """Wait for an orphaned worker of a killed study to end; the trial itself raises if the directory remains
+    locked."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
@@ -65,16 +65,16 @@ def wait_until_free(directory: Path) -> None:
             time.sleep(0.1)
 
 
-def offer_for_memory() -> None:
-    """Makes this process the first to go when the system is out of memory."""
+def raise_oom_score() -> None:
+    """Make this process the first that the system kills when it is out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def _die_with_parent() -> None:
-    """Ends this process when the study or the fork server does, whichever way it ends.
+    """End this process when the study or the fork server ends.
 
-    The kernel's signal covers the fork server; the study's end shows on the sentinel of `parent_process`.
+    The kernel's signal covers the fork server, the sentinel of `parent_process` the study.
     """
     study = parent_process()
     if study is not None:

@@ -1,11 +1,11 @@
-"""Training: one trial, in one process, that can be killed at any moment and resumed bit for bit.
+"""Training of one trial, which can be killed at any time and resumed with bit-identical results.
 
-Read `config.py` (what a trial is), then `loop.py` (a page of plain torch), then `trial.py` (`run_trial`:
-build, train, evaluate, save). A run directory holds:
+Read `config.py` (the settings of a trial), then `loop.py` (the training step in plain torch), then `trial.py`
+(`run_trial`: build, train, evaluate, save). Files of a run directory:
 
-    trial.json      what is run; a directory is refused to any other trial
+    trial.json      the trial; another trial cannot use the directory
     log.jsonl       one line per optimizer step
-    checkpoint.pt   model, optimizer, RNG state, step; `checkpoint.previous.pt` is the one before
+    checkpoint.pt   model, optimizer, RNG state, step; `checkpoint.previous.pt` is the previous one
     model/          the trained model, for `flagformer.load`
-    result.json     written last: its presence means the trial is finished; the checkpoints are gone by then
+    result.json     written last: if it exists, the trial is finished, and its checkpoints are deleted
 """

@@ -1,5 +1,5 @@
-"""Checkpoints of one process: all that the next step depends on, written so that one good file exists at
-every moment. Those of several ranks are in `shards.py`.
+"""Checkpoints of one process, written so that a valid file exists at any time; see `shards.py` for several
+ranks.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ class Checkpoint:
     """A trial after `step` updates. Tensors and plain values only: loading executes nothing from the file."""
 
     trial: str  # Trial.id
-    data: str  # fingerprint of the data that was trained on
+    data: str  # fingerprint of the training data
     step: int
-    seconds: float  # spent in steps so far
-    threads: int  # of the CPU; with another number, sums are rounded differently
+    seconds: float  # training time so far
+    threads: int  # of the CPU; the number affects rounding
     device: str
-    notes: list[str]  # what a reader of the result should know of the run so far
+    notes: list[str]  # remarks on the run for the result
     model: dict[str, Any]
     optimizer: dict[str, Any]
     rng: list[dict[str, Any]]  # of every rank
-    shards: dict[str, str]  # the files that hold model and optimizer of several ranks, with their SHA-256
+    shards: dict[str, str]  # the files of model and optimizer of several ranks, with their SHA-256
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of torch's generators: dropout and stochastic depth draw from them."""
+    """The state of torch's random generators, which dropout and stochastic depth use."""
     return {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -48,15 +48,15 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """The inverse of `rng_state`; a device that is not there any more is skipped."""
+    """Restore the state of `rng_state`; the CUDA state is skipped if the number of devices has changed."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint.pt`; the one before becomes `checkpoint.previous.pt`. An OSError (a full disk) leaves
-    both as they were.
+    """Write `checkpoint.pt`; the previous one becomes `checkpoint.previous.pt`. An OSError (a full disk)
+    changes neither.
     """
     fresh = directory / FRESH
     write_checkpoint(fresh, checkpoint)
@@ -68,10 +68,10 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint, or None before the first, and notes on what was passed over.
+    """The newest valid checkpoint, or None if there is none, and notes on damaged ones.
 
-    A damaged newest file falls back to the previous one with a note and is removed, so that it never takes
-    the place of the good one. ValueError names the files when none of those there is good.
+    If the newest file is damaged, it is deleted and the previous one is used, with a note. ValueError if all
+    files are damaged.
     """
     damaged: dict[Path, str] = {}
     for path in (directory / CURRENT, directory / PREVIOUS):
@@ -97,7 +97,7 @@ def remove_checkpoints(directory: Path) -> None:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write one file, atomically."""
-    # in memory first: torch's own writer turns a full disk into an error without a number or a name
+    # in memory first: torch's writer raises errors without errno and file name on a full disk
     buffer = io.BytesIO()
     buffer.write(bytes(LEADER))
     torch.save(asdict(checkpoint), buffer)
@@ -107,18 +107,18 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one file; ValueError if a bit of it has changed."""
+    """Read one file; ValueError if it is damaged."""
     content = path.read_bytes()
     if len(content) < LEADER or not content.startswith(MARK):
-        raise ValueError(f"{path} is damaged: it is no checkpoint of this version")
+        raise ValueError(f"{path} is damaged: it is not a checkpoint of this version")
     if hashlib.sha256(memoryview(content)[LEADER:]).digest() != content[len(MARK) : LEADER]:
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
         held = torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged: it is no checkpoint that torch reads ({reason})") from None
+        raise ValueError(f"{path} is damaged: torch cannot read it ({reason})") from None
     fault = record_fault(held, SHAPE)
     if fault or len(held) > len(SHAPE):
-        raise ValueError(f"{path} is damaged: {fault or 'it holds more than a checkpoint'}")
+        raise ValueError(f"{path} is damaged: {fault or 'it has unknown entries'}")
     return Checkpoint(**held)

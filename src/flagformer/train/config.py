@@ -1,4 +1,4 @@
-"""The `train` and `evaluate` blocks of a study or training file, and the trial they are part of."""
+"""The `train` and `evaluate` blocks of a study or training file, and the trial that combines them."""
 
 import hashlib
 import json
@@ -12,22 +12,20 @@ from flagformer.data import LONGEST, Source, Split, draws
 from flagformer.data.catalogue import DataConfig
 from flagformer.data.stdlib import StandardLibrary
 
-# What an audit would find too late: these models see the very tokens that they are asked to predict.
+# Checked before training: other models attend to the tokens that they predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
 NOT_CAUSAL = ("encoder", "vit")
 SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
 
 
 class Block(BaseModel):
-    """Closed and frozen: an unknown key is an error, a resolved block never changes."""
+    """Base of all blocks: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainConfig(Block):
-    """How a model is trained. A step is one update of the weights from `batch_size` sequences, however often
-    they are divided.
-    """
+    """Training settings. A step is one update of the weights from `batch_size` sequences."""
 
     steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
     batch_size: int = Field(
@@ -43,9 +41,9 @@ class TrainConfig(Block):
         default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps."
     )
     decay: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="Shape of the way down from lr after the warmup."
+        default="cosine", description="Shape of the decay of lr after the warmup."
     )
-    lr_end: float = Field(default=0.1, ge=0, le=1, description="Where the decay ends, as a fraction of lr.")
+    lr_end: float = Field(default=0.1, ge=0, le=1, description="Final learning rate as a fraction of lr.")
     weight_decay: float = Field(
         default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only."
     )
@@ -61,14 +59,14 @@ class TrainConfig(Block):
         description="torch.set_float32_matmul_precision; medium is faster, with products in bf16.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where there is one, otherwise cpu."
+        default="auto", description="auto: cuda if available, otherwise cpu."
     )
     segment: int | None = Field(
         default=None,
         ge=1,
         le=LONGEST,
-        description="Tokens read at once, in training and in tests; what a segment leaves "
-        "(`num_memory_slots`, `max_mem_len`) the next one reads; by default whole rows.",
+        description="Tokens per forward, in training and evaluation; each segment reads the memory of the "
+        "previous one (`num_memory_slots`, `max_mem_len`); default: whole rows.",
     )
     eval_every: int = Field(
         default=0,
@@ -77,7 +75,10 @@ class TrainConfig(Block):
         description="Steps between validations, logged as validation_loss; 0: none.",
     )
     checkpoint_every: int = Field(
-        default=100, ge=1, le=10**9, description="Steps between checkpoints: the most that a kill can cost."
+        default=100,
+        ge=1,
+        le=10**9,
+        description="Steps between checkpoints: a kill loses at most these.",
     )
 
     @field_validator("betas")
@@ -92,7 +93,7 @@ class TrainConfig(Block):
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"`accumulate` must divide `batch_size` = {self.batch_size}, but is {self.accumulate}; "
-                "a step would not be made of equal micro-batches"
+                "micro-batches must be of equal size"
             )
         if self.warmup > self.steps:
             raise ValueError(f"`warmup` must be at most `steps` = {self.steps}, but is {self.warmup}")
@@ -100,16 +101,16 @@ class TrainConfig(Block):
 
 
 class EvaluateConfig(Block):
-    """How a trained model is measured. Every trial is measured on the same data, whatever its seed."""
+    """Evaluation settings. All trials are evaluated on the same data, independent of their seeds."""
 
     seq_lens: tuple[int, ...] = Field(
-        default=(), description="Lengths to test at, longer ones included; empty: the training length."
+        default=(), description="Test lengths, also longer than in training; empty: the training length."
     )
     batches: int = Field(
         default=32,
         ge=1,
         le=10**6,
-        description="Batches per length, each of as many tokens as a training step: no length costs more.",
+        description="Batches per length, each with as many tokens as a training step.",
     )
     split: Split = Field(
         default="test", description="The split of the final evaluation; eval_every always uses validation."
@@ -129,8 +130,8 @@ class EvaluateConfig(Block):
 
 
 class Trial(Block):
-    """One training run, fully said: flags of the model, data, training, measurement, seed. Equal trials give
-    equal results on one CPU.
+    """The complete settings of one training run: model flags, data, training, evaluation, seed. Equal trials
+    give equal results on one CPU.
     """
 
     flags: dict[str, Any] = Field(
@@ -143,20 +144,22 @@ class Trial(Block):
         default=0,
         ge=0,
         lt=SEED_LIMIT,
-        description="Of the weights, of dropout and of the order of the data.",
+        description="Seed of the weights, of dropout and of the order of the data.",
     )
     copy_number: int = Field(
-        default=0, ge=0, description="Of equal trials with one seed: the same data, other first weights."
+        default=0,
+        ge=0,
+        description="Number of a copy with the same seed and data, but other initial weights.",
     )
 
     @property
     def source(self) -> Source:
-        """The data, whichever it is."""
+        """The data source."""
         return self.data
 
     @property
     def weights_seed(self) -> int:
-        """What seeds the weights and dropout: `seed`, or another number for a copy."""
+        """The seed of weights and dropout: `seed`, or another one for a copy."""
         return (
             self.seed if self.copy_number == 0 else draws("copy", self.seed, self.copy_number).initial_seed()
         )
@@ -168,30 +171,26 @@ class Trial(Block):
 
     @property
     def longest(self) -> int:
-        """Most tokens that the model reads at once."""
+        """The largest number of tokens in one forward."""
         whole = max(self.source.seq_len, *self.lengths)
         return whole if self.train.segment is None else min(whole, self.train.segment)
 
     @property
     def model_flags(self) -> dict[str, Any]:
-        """The flags with what the data decides filled in: the vocabulary, and positions for what is read at
-        once.
-        """
+        """The flags, with the vocabulary of the data and the largest number of positions filled in."""
         return {**self.source.model_flags(self.longest), **self.flags}
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits of everything that decides the result: equal trials have equal ids, in any
-        process.
-        """
+        """12 hexadecimal digits of a hash of all settings: equal trials have equal ids, in any process."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def check(self) -> Any:
-        """Raise ValueError, FlagError or OSError if this trial could not run to its end. Reads the data.
+        """Raise ValueError, FlagError or OSError if this trial cannot run. Reads the data.
 
         Returns:
-            the model, built on torch's meta device, which takes no memory.
+            The model on torch's meta device, which takes no memory.
         """
         flags = self.model_flags
         name = "num_tokens" if self.source.is_sequence else "num_classes"
@@ -212,21 +211,21 @@ class Trial(Block):
             if flags["model"] != "vit":
                 raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
             if self.train.segment is not None:
-                raise ValueError("`segment` must be left out for images, which are read whole")
+                raise ValueError("`segment` must be left out for images, which are not sequences")
             with torch.device("meta"):
                 return flagformer.build(flags)
         if flags["model"] in NOT_CAUSAL:
             raise ValueError(
                 f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
-                f"but is {flags['model']!r}: it would see the tokens it is asked to predict"
+                f"but is {flags['model']!r}: it attends to the tokens that it predicts"
             )
         with torch.device("meta"):
             model = flagformer.build(flags)
-        why = "absolute positions" if model.absolute_positions else "slots, written behind each segment"
+        why = "absolute positions" if model.absolute_positions else "memory slots, written after each segment"
         if (model.absolute_positions or model.num_memory_slots) and self.longest > model.max_seq_len:
             part = "row" if self.train.segment is None else "segment"
             raise ValueError(
-                f"`max_seq_len` must be at least {self.longest}, the longest {part} that is read, because "
+                f"`max_seq_len` must be at least {self.longest}, the length of the longest {part}, because "
                 f"the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
             )
         return model

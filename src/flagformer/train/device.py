@@ -1,4 +1,4 @@
-"""Where a trial trains."""
+"""The training device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from flagformer.train.config import TrainConfig
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """The device that `config.device` names; of torchrun, the one of this rank.
+    """The device of `config.device`; with torchrun that of this rank.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the device does not exist.
     """
     present = torch.cuda.is_available()
     if config.device == "cuda" and not present:

@@ -1,4 +1,4 @@
-"""Measuring a model on held-out data."""
+"""Evaluation of a model on held-out data."""
 
 import math
 from typing import Any
@@ -10,32 +10,32 @@ from flagformer.data import IGNORE, Source, Split
 from flagformer.ops.home import home_of
 from flagformer.train.config import Trial
 from flagformer.train.loop import token_losses
-from flagformer.train.process_group import ALONE, ProcessGroup, inner
+from flagformer.train.process_group import SINGLE, ProcessGroup, inner
 from flagformer.train.segment_reader import read_rows
 
-PARTS = 16  # of a row, whose losses are told apart
-SEED = 0  # of the data, not the trial's: trials of all seeds are measured on the same rows
+PARTS = 16  # of a row, each with its own mean loss
+SEED = 0  # of the data: trials of all seeds are evaluated on the same rows
 
 
 def evaluate(
-    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: ProcessGroup = ALONE
+    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: ProcessGroup = SINGLE
 ) -> dict[str, Any]:
     """Mean loss in nats (for bytes also in bits per byte) and accuracy over `evaluate.batches` batches at one
     length.
 
-    A batch has as many tokens as a training step, at least one row. Ranks take batches in turn. The
-    generators and the model's mode are left as they were.
+    A batch has as many tokens as a training step, at least one row. Batches are distributed over ranks. The
+    random generators and the model's mode are restored.
     """
     source, device = trial.source, home_of(model)[0]
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
     model, training = inner(model), model.training
     model.eval()
     nats, right, scored, read = 0.0, 0, 0, 0
-    is_bytes = source.is_bytes  # of tokens, a look at their files
+    is_bytes = source.is_bytes  # reads the files of tokenized data
     where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
-    # no_grad, not inference_mode: what a model caches here must still serve in training
+    # no_grad, not inference_mode: tensors that a model caches here must be usable in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # a sharded model is computed by all ranks equally often: some see a batch that does not count
+        # all ranks of a sharded model must run equally many forwards: extra batches are ignored
         for turn in range(-(-trial.evaluate.batches // ranks.world)):
             step = turn * ranks.world + ranks.rank
             inputs, targets = (part.to(device) for part in source.batch(split, step, SEED, rows, seq_len))
@@ -57,13 +57,13 @@ def evaluate(
 
 
 def _by_position(where: Tensor) -> list[float] | None:
-    """Mean loss in at most 16 equal parts of the row; None where a part holds nothing that is scored."""
+    """Mean loss in at most 16 equal parts of the row; None if a part has no scored token."""
     parts = [part.sum(-1) for part in where.tensor_split(min(PARTS, where.shape[-1]), dim=-1)]
     return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
 def _figures(source: Source, split: Split, seq_len: int, sums: list[float]) -> dict[str, Any]:
-    """`sums`: nats, tokens guessed right, tokens scored, bytes that these stand for (0: none)."""
+    """`sums`: nats, correct tokens, scored tokens, and bytes of the scored tokens (0: not applicable)."""
     nats, right, scored, read = sums
     finite = math.isfinite(nats)
     return {

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that name them."""
+"""Atomic writes, validated reads, and errors that name the file."""
 
 import contextlib
 import json
@@ -10,25 +10,23 @@ from typing import Any
 
 @contextlib.contextmanager
 def os_error_context(path: Path) -> Iterator[None]:
-    """Give an OSError that has lost its file (a full disk under `write`) the path and a word of what it
-    costs.
-    """
+    """Add the path and advice to an OSError without file name (a full disk in `write`)."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(
             error.errno,
-            f"cannot write: {reason}; what was finished before is kept, run again to go on",
+            f"cannot write: {reason}; finished work is kept, run again to resume",
             str(path),
         ) from error
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write `path` so that at every moment, a crash included, it holds either the old content or the new one.
+    """Write `path` atomically: it has the old or the new content at any time, also after a crash.
 
-    The new content goes to `<path>.tmp`, reaches the disk, then takes the name. OSError names `path`, which
-    is then as it was.
+    The new content is written to `<path>.tmp` and synced, and the file is renamed. An OSError names `path`,
+    which is then unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     with os_error_context(path):
@@ -39,13 +37,13 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
+            temporary.unlink(missing_ok=True)  # a partial file would keep the disk full
             raise
         sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` reach the disk, where the system offers it for folders."""
+    """Sync renames in `folder` to the disk, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -55,18 +53,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` atomically as JSON for people; NaN and infinity, which are no JSON, are refused."""
+    """Write `content` atomically as indented JSON; ValueError for NaN and infinity, which JSON forbids."""
     write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; ValueError names the file and the place if it is damaged."""
+    """Read a JSON object; ValueError with the file and position if it is damaged."""
     try:
         content = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it and run again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object; delete it and run again")
+        raise ValueError(f"{path} is damaged: it must be a JSON object; delete it and run again")
     return content
 
 
@@ -75,14 +73,14 @@ def _short(value: Any) -> str:
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not valid JSON")
 
 
 def read_record(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON object whose entries have the types of `shape`.
 
-    A type or a tuple of types stands for a value, a mapping for an object, a list of one for a list of such;
-    a key that ends in `?` may be missing. ValueError names the file, the entry and what it must be.
+    A value has a type or one of a tuple of types; a mapping describes an object, a list of one element a list
+    of such elements; a key that ends in `?` is optional. ValueError names the file, the entry and its type.
     """
     content = read_json(path)
     fault = record_fault(content, shape)
@@ -92,7 +90,7 @@ def read_record(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record_fault(value: Any, shape: Any, name: str = "") -> str | None:
-    """What is wrong with a value of a record, None if nothing is; a tuple may hold one list or mapping."""
+    """The error of a value of a record, None if it is valid; a tuple may contain one list or mapping."""
     if isinstance(shape, tuple):
         inner = [kind for kind in shape if not isinstance(kind, type)]
         if inner and not (value is None and type(None) in shape):
@@ -103,18 +101,18 @@ def record_fault(value: Any, shape: Any, name: str = "") -> str | None:
             return f"{f'`{name}`' if name else 'it'} must be an object, but is {_short(value)}"
         for key, inner in shape.items():
             plain = key.removesuffix("?")
-            place = f"{name}.{plain}" if name else plain
+            path = f"{name}.{plain}" if name else plain
             if plain not in value:
-                fault = None if key.endswith("?") else f"`{place}` is missing"
+                fault = None if key.endswith("?") else f"`{path}` is missing"
             else:
-                fault = record_fault(value[plain], inner, place)
+                fault = record_fault(value[plain], inner, path)
             if fault:
                 return fault
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"`{name}` must be a list, but is {_short(value)}"
-        faults = (record_fault(item, shape[0], f"{name}.{place}") for place, item in enumerate(value))
+        faults = (record_fault(item, shape[0], f"{name}.{index}") for index, item in enumerate(value))
         return next((fault for fault in faults if fault), None)
     kinds = shape if isinstance(shape, tuple) else (shape,)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
@@ -125,12 +123,12 @@ def record_fault(value: Any, shape: Any, name: str = "") -> str | None:
 
 @contextlib.contextmanager
 def only_process(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process; ValueError if another one is training in it. Released by the system
-    if the process dies.
+    """Lock `directory` for this process; ValueError if another process has locked it. The system releases the
+    lock when the process ends.
     """
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock; there, two processes are the caller's to prevent
+    except ImportError:  # no such lock on Windows; the caller must prevent a second process
         yield
         return
     path = directory / "training.lock"

@@ -1,4 +1,4 @@
-"""log.jsonl: one line per optimizer step, cut back to a checkpoint's step before a run goes on."""
+"""log.jsonl: one line per optimizer step, truncated to the checkpoint's step when a run resumes."""
 
 import json
 import os
@@ -10,10 +10,9 @@ from flagformer.train.files import os_error_context
 
 
 class Log:
-    """An open log. `lines` steps are kept, later ones dropped: they will be trained again.
+    """An open log. The first `lines` steps are kept, later ones are dropped, as they are trained again.
 
-    A line reaches the system as it is written (a killed process loses none) and the disk with the next
-    `sync`.
+    Lines are written unbuffered, so that a killed process loses none; `sync` writes them to the disk.
     """
 
     def __init__(self, path: Path, lines: int = 0) -> None:
@@ -25,15 +24,15 @@ class Log:
                 self.file.truncate(kept)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one step. NaN and infinity, which are no JSON, are refused."""
+        """Append one step; ValueError for NaN and infinity, which are invalid JSON."""
         with os_error_context(self.path):
             left = json.dumps(line, allow_nan=False).encode() + b"\n"
-            # the last room of a disk takes a part of a line; only the next write says that it is full
+            # on a nearly full disk a write may be partial; only the next one raises
             while left:
                 left = left[self.file.write(left) :]
 
     def sync(self) -> None:
-        """Return when every line is on the disk."""
+        """Sync all lines to the disk."""
         with os_error_context(self.path):
             os.fsync(self.file.fileno())
 
@@ -47,19 +46,19 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a log, also of one that is being written; a line that is no step raises ValueError
-    naming file and line.
+    """All complete lines of a log, also while it is being written; ValueError with file and line if a line is
+    not a step.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     return [_step(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _end_of_line(path: Path, lines: int) -> int:
-    """The byte after line `lines`, once every line up to there has been found to be the step it should be."""
+    """The byte offset of the end of line `lines`, after validating all lines up to it."""
     content = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     if len(content) <= lines:
         raise ValueError(
-            f"{path} is damaged: it holds {len(content) - 1} steps, but its checkpoint has {lines}; "
+            f"{path} is damaged: it has {len(content) - 1} steps, but its checkpoint has {lines}; "
             "delete the run directory to start again"
         )
     for number, line in enumerate(content[:lines], start=1):
@@ -70,10 +69,10 @@ def _end_of_line(path: Path, lines: int) -> int:
 def _step(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         step = json.loads(line)
-        whole = isinstance(step, dict) and step.get("step") == number
+        valid = isinstance(step, dict) and step.get("step") == number
     except ValueError:
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise ValueError(
             f"{path}:{number} is damaged: it must be the JSON of step {number}; "
             "delete the run directory to start again"

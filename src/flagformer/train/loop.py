@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.data import IGNORE
 from flagformer.train.config import TrainConfig
-from flagformer.train.process_group import ALONE, ProcessGroup
+from flagformer.train.process_group import SINGLE, ProcessGroup
 from flagformer.train.segment_reader import read_rows
 
 
 class Step(NamedTuple):
-    """What one update saw: mean loss in nats per scored token, norm of the gradient before clipping (None
-    where it is not clipped).
+    """The results of one update: mean loss in nats per scored token, and the gradient norm before clipping
+    (None without clipping).
     """
 
     loss: float
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, vectors (gains, biases) do not."""
+    """Fused AdamW, with weight decay on matrices only (not on norm weights and biases)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -47,14 +47,14 @@ def train_step(
     batch: tuple[Tensor, Tensor],
     lr: float,
     config: TrainConfig,
-    ranks: ProcessGroup = ALONE,
+    ranks: ProcessGroup = SINGLE,
 ) -> Step:
-    """Update the weights from one batch, the same on all ranks, each of which takes its rows in `accumulate`
-    micro-batches. A loss or norm that is not finite updates nothing.
+    """Update the weights from one batch; each rank trains on its share of the rows in `accumulate`
+    micro-batches. There is no update if the loss or the norm is not finite.
 
-    Every scored token weighs the same, so the gradient does not depend on how the batch is divided. Auxiliary
-    losses (the z-loss of attention, those of routing attention and of mixtures of experts) are trained on,
-    but are no part of the loss that is told. The centroids of routing attention move once, by all
+    Every scored token has the same weight, so the gradient does not depend on how the batch is divided.
+    Auxiliary losses (z-loss of attention, routing attention, mixtures of experts) are trained on, but are not
+    part of the reported loss. The centroids of routing attention are updated once per step, from all
     micro-batches.
     """
     inputs, targets = batch

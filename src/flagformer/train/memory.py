@@ -1,4 +1,4 @@
-"""How much memory a trial takes, beyond what its process or device held before its model was built."""
+"""Peak memory of a trial, relative to its process or device before the model was built."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RESET_PEAK = "5"  # of proc(5): resets VmHWM to VmRSS
 
 
 class MemoryRise:
-    """Counts from its construction on.
+    """Measures the increase of memory since its construction.
 
-    On CUDA the bytes of tensors on `device`, as torch allocates them. Otherwise the resident memory of the
-    process: Python, torch and data that were loaded before are not counted, code that the first steps load
-    is. Where the system does not say what is resident now (macOS), only a rise beyond the earlier peak shows.
+    On CUDA: the bytes of tensors on `device`, as allocated by torch. Otherwise the resident memory of the
+    process, without Python, torch and data loaded before, but with code loaded by the first steps. On systems
+    that do not report current resident memory (macOS), only an increase of the earlier peak is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,13 +27,13 @@ class MemoryRise:
             torch.cuda.reset_peak_memory_stats(device)
             self.before: int | None = torch.cuda.memory_allocated(device)
             return
-        with contextlib.suppress(OSError):  # a system that does not allow it keeps the earlier peak
+        with contextlib.suppress(OSError):  # without permission the earlier peak remains
             CLEAR.write_text(RESET_PEAK)
         now = _of_status("VmRSS")
         self.before = _peak() if now is None else now
 
     def peak(self) -> int | None:
-        """Most bytes so far, beyond those held at the start; None where the system does not say."""
+        """The peak increase in bytes; None if the system does not report it."""
         if self.device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:
@@ -42,7 +42,7 @@ class MemoryRise:
 
 
 def _of_status(name: str) -> int | None:
-    """Bytes of a line of /proc/self/status."""
+    """The entry `name` of /proc/self/status in bytes."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -51,7 +51,7 @@ def _of_status(name: str) -> int | None:
 
 
 def _peak() -> int | None:
-    """Most bytes that were resident at once; not `getrusage` on Linux, which counts the parent's too."""
+    """Peak resident memory in bytes; not by `getrusage` on Linux, which includes the parent's."""
     peak = _of_status("VmHWM")
     if peak is not None:
         return peak

@@ -1,8 +1,8 @@
-"""The processes that train one model together: `Alone`, one process, and those that `torchrun` starts.
+"""The processes that train one model: `SingleProcess`, or the ranks of `torchrun` (`Distributed`).
 
-Every rank draws the whole batch, which is a pure function of step and seed, and keeps its own rows: nothing
-is sent to share data out, and any number of ranks trains on the same rows. Rank 0 alone reads the file,
-holds the directory and writes to it; the others hear what came of it.
+Every rank generates the whole batch, which is a pure function of step and seed, and uses its own rows: data
+is not communicated, and any number of ranks trains on the same rows. Only rank 0 reads the file, locks the
+directory and writes to it; it broadcasts the results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 class RemoteRankError(RuntimeError):
-    """Rank 0 has failed, and says why."""
+    """Rank 0 has failed, and reports the error."""
 
 
 class ProcessGroup(ABC):
@@ -35,15 +35,15 @@ class ProcessGroup(ABC):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     def check(self, batch_size: int, accumulate: int) -> None:
-        """ValueError if a batch does not divide into equal parts."""
+        """Raise ValueError if a batch does not divide into equal parts."""
         if batch_size % (self.world * accumulate):
             raise ValueError(
                 f"`batch_size` must be a multiple of ranks x `accumulate` = {self.world} x {accumulate}, "
-                f"but is {batch_size}; ranks would not have equal parts of a step"
+                f"but is {batch_size}; all ranks must have equal parts of a step"
             )
 
     def share(self, rows: Tensor) -> Tensor:
@@ -51,47 +51,47 @@ class ProcessGroup(ABC):
         return rows.chunk(self.world)[self.rank]
 
     def seed(self, seed: int, step: int) -> None:
-        """Gives ranks behind the first their own random numbers, or all would drop the same places."""
+        """Seed the ranks after the first differently, so that dropout differs between ranks."""
         if not self.is_first:
             torch.manual_seed(draws("rank", self.rank, seed, step).initial_seed())
 
     @abstractmethod
-    def spread(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model to be called in training, on the device; its gradients are the mean over ranks."""
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Wrap the model for training on the device; its gradients are averaged over ranks."""
 
     @abstractmethod
     def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around the forward and backward of a micro-batch: gradients meet in the last one only."""
+        """Context for the forward and backward of a micro-batch; only the last one synchronises gradients."""
 
     @abstractmethod
     def total(self, value: Tensor) -> Tensor:
         """The sum over ranks."""
 
     @abstractmethod
-    def by_first(self, action: Callable[[], Answer]) -> Answer:
-        """What `action` returns on rank 0; Elsewhere on the others where it raises there."""
+    def on_rank_zero(self, action: Callable[[], Answer]) -> Answer:
+        """Run `action` on rank 0 and return its result on all ranks; RemoteRankError if it raises there."""
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, on all of them."""
+        """The values of all ranks, on all ranks."""
 
     @contextlib.contextmanager
-    def first_holds(self, context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
-        """Rank 0 is in `context`, the others wait until it is."""
+    def rank_zero_context(self, context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+        """Enter `context` on rank 0; the other ranks wait for it."""
         with contextlib.ExitStack() as stack:
-            self.by_first(lambda: stack.enter_context(context) and None)
+            self.on_rank_zero(lambda: stack.enter_context(context) and None)
             yield
 
     def clip(self, parameters: Iterable[Tensor], most: float) -> float:
-        """Clips gradients to the norm `most` over all ranks; returns what it was."""
+        """Clip gradients to the norm `most` over all ranks; return the norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, most)
-        return getattr(norm, "full_tensor", lambda: norm)().item()  # a sharded one is summed over ranks
+        return getattr(norm, "full_tensor", lambda: norm)().item()  # a sharded norm is reduced over ranks
 
 
 class SingleProcess(ProcessGroup):
     """One process."""
 
-    def spread(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         return model.to(device)
 
     def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -100,7 +100,7 @@ class SingleProcess(ProcessGroup):
     def total(self, value: Tensor) -> Tensor:
         return value
 
-    def by_first(self, action: Callable[[], Answer]) -> Answer:
+    def on_rank_zero(self, action: Callable[[], Answer]) -> Answer:
         return action()
 
     def gather(self, value: Any) -> list[Any]:
@@ -108,18 +108,18 @@ class SingleProcess(ProcessGroup):
 
 
 class Distributed(ProcessGroup):
-    """The ranks of a process group that has been joined.
+    """The ranks of an initialised torch process group.
 
-    "ddp": each holds the model and sums gradients (`DistributedDataParallel`). "fsdp": each holds a part of
-    every parameter, its gradient and its moments (`fully_shard`, FSDP2), and gathers a sublayer's when it is
-    computed; reversible layers, which compute sublayers again in their backward, are gathered whole.
+    "ddp": every rank has the whole model, and gradients are averaged (`DistributedDataParallel`). "fsdp":
+    parameters, gradients and optimizer moments are sharded (`fully_shard`, FSDP2) and gathered sublayer by
+    sublayer; a reversible stack, which recomputes sublayers in its backward, is gathered as a whole.
     """
 
     def __init__(self, parallel: Parallel) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.parallel = parallel
 
-    def spread(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         if self.parallel == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
@@ -127,7 +127,7 @@ class Distributed(ProcessGroup):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(device.type, (self.world,))  # parameters move there piece by piece
+        mesh = init_device_mesh(device.type, (self.world,))  # parameters are moved one by one
         layers: Any = model.attn_layers
         for part in [layers] if layers.flags.get("reversible") else layers.sublayers:
             fully_shard(part, mesh=mesh)
@@ -147,7 +147,7 @@ class Distributed(ProcessGroup):
         dist.all_reduce(value)
         return value
 
-    def by_first(self, action: Callable[[], Answer]) -> Answer:
+    def on_rank_zero(self, action: Callable[[], Answer]) -> Answer:
         answer: list[Any] = [None]
         if not self.is_first:
             dist.broadcast_object_list(answer, src=0)
@@ -166,23 +166,23 @@ class Distributed(ProcessGroup):
         return found
 
 
-ALONE = SingleProcess()
+SINGLE = SingleProcess()
 
 
 def inner(model: nn.Module) -> Any:
-    """The model itself, without what DistributedDataParallel wraps around it."""
+    """The model without its DistributedDataParallel wrapper."""
     wrapped = getattr(model, "module", None)
     return wrapped if isinstance(wrapped, nn.Module) else model
 
 
 def by_torchrun() -> bool:
-    """Whether `torchrun` has started this process."""
+    """Whether this process was started by `torchrun`."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins the other ranks of `torchrun` for as long as it lasts; each takes the GPU of its number."""
+    """Initialise the process group of `torchrun` inside; each rank uses the GPU of its local rank."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -193,11 +193,11 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def leave() -> NoReturn:
-    """Ends the process of a rank that is done, at once.
+def exit_rank() -> NoReturn:
+    """Exit the process of a finished rank immediately.
 
-    When the interpreter takes torch's groups down itself, about one process in twenty aborts (torch 2.13,
-    gloo): after its work, but `torchrun` then calls the whole run failed.
+    During interpreter shutdown torch's process groups abort about one process in twenty (torch 2.13, gloo),
+    and `torchrun` would then report the run as failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

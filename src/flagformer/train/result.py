@@ -1,4 +1,4 @@
-"""trial.json and result.json: what a trial is and what came of it, checked when they are read."""
+"""Validated reads of trial.json and result.json: the settings and the results of a trial."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_result(path: Path, *, whole: bool = False) -> dict[str, Any]:
-    """Read a result.json; ValueError names the file, the entry that is missing or of a wrong type, and what
-    to do.
+    """Read a result.json; ValueError names the file and the missing or invalid entry.
 
-    `whole`: with the entries that reports of a study do without.
+    Args:
+        whole: also require the entries that study reports do not use.
     """
     result = read_record(path, _WHOLE if whole else _RESULT)
     status, measured = result["status"], result["evaluation"]

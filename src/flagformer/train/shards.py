@@ -1,10 +1,11 @@
-"""Checkpoints of several ranks: a folder to which each writes what it holds, by torch.distributed.checkpoint.
+"""Checkpoints of several ranks: a folder with the shards of every rank, by torch.distributed.checkpoint.
 
-    shards/rest.pt                  a `Checkpoint` without model and optimizer, with the sums of other files
-    shards/__R_N.distcp, .metadata  what rank R wrote; read back by any number of ranks, by one process too
-    shards.previous/                the one before
+    shards/rest.pt                  a `Checkpoint` without model and optimizer, with checksums of other files
+    shards/__R_N.distcp, .metadata  the shards of rank R; any number of ranks, or one process, can read them
+    shards.previous/                the previous checkpoint
 
-As with one file, a whole folder takes the name at once, and a damaged one falls back to the one before.
+As with a single file, a folder is written under a temporary name and renamed, and if it is damaged, the
+previous one is used.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from torch import nn
 
 from flagformer.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from flagformer.train.files import os_error_context, sync_folder
-from flagformer.train.process_group import ALONE, ProcessGroup
+from flagformer.train.process_group import SINGLE, ProcessGroup
 from flagformer.wrappers.storage_schema import rename_saved
 
 CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "rest.pt"
@@ -28,12 +29,12 @@ CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "res
 def save_shards(
     directory: Path, rest: Checkpoint, model: nn.Module, optimizer: Any, ranks: ProcessGroup
 ) -> None:
-    """Write `shards/` from all ranks; the folder before becomes `shards.previous/`."""
-    import torch.distributed.checkpoint as dcp  # 0.7 s, which one process should not wait for
+    """Write `shards/` from all ranks; the earlier folder becomes `shards.previous/`."""
+    import torch.distributed.checkpoint as dcp  # the import takes 0.7 s, so single processes skip it
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
     fresh = directory / FRESH
-    ranks.by_first(lambda: shutil.rmtree(fresh, ignore_errors=True))
+    ranks.on_rank_zero(lambda: shutil.rmtree(fresh, ignore_errors=True))
     weights, moments = get_state_dict(model, optimizer)
     with os_error_context(fresh):
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=fresh)
@@ -53,13 +54,13 @@ def save_shards(
             fresh.replace(directory / CURRENT)
         sync_folder(directory)
 
-    ranks.by_first(take_the_name)
+    ranks.on_rank_zero(take_the_name)
 
 
 def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[str]]:
-    """The newest good folder with its `rest`, or None, and notes on what was passed over, which is removed.
+    """The newest valid folder with its `rest`, or None, and notes on damaged folders, which are deleted.
 
-    ValueError names the folders when none of those there is good.
+    ValueError if all folders are damaged.
     """
     damaged: dict[Path, str] = {}
     for folder in (directory / CURRENT, directory / PREVIOUS):
@@ -78,7 +79,7 @@ def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[s
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGroup) -> None:
-    """Fill model and optimizer, however they are spread, from what any number of ranks wrote."""
+    """Load model and optimizer, sharded or not, from shards of any number of ranks."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -91,8 +92,8 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGr
         "optimizer": {**moments, "state": held},
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read too
-        dcp.load(state, checkpoint_id=folder, no_dist=ranks is ALONE)
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process can read too
+        dcp.load(state, checkpoint_id=folder, no_dist=ranks is SINGLE)
     moments = state["optimizer"]
     for group in moments["param_groups"]:
         group["params"] = list(rename_saved(dict.fromkeys(group["params"]), weights))
@@ -111,14 +112,14 @@ def _saved_names(folder: Path, names: Container[str]) -> dict[str, str]:
 
 
 def named_moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """The state of a whole model's optimizer by the names of its parameters, which it has spread too."""
+    """The optimizer state of an unsharded model, by parameter names."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
 
 
-def spread_moments(model: nn.Module, optimizer: Any, named: dict[str, Any]) -> None:
-    """Gives the optimizer of a spread model what `named_moments` took of the whole one."""
+def load_moments(model: nn.Module, optimizer: Any, named: dict[str, Any]) -> None:
+    """Load the optimizer state of `named_moments` into the optimizer of a sharded model."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True)
@@ -126,7 +127,7 @@ def spread_moments(model: nn.Module, optimizer: Any, named: dict[str, Any]) -> N
 
 
 def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """The weights of a spread model, gathered by all ranks; on rank 0, on the CPU."""
+    """The weights of a sharded model, gathered by all ranks to the CPU of rank 0."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -140,7 +141,7 @@ def remove_shards(directory: Path) -> None:
 
 def _whole(folder: Path) -> Checkpoint:
     if not (folder / REST).is_file():
-        raise ValueError(f"{folder} is damaged: it holds no {REST}")
+        raise ValueError(f"{folder} is damaged: it has no {REST}")
     rest = read_checkpoint(folder / REST)
     for name, value in rest.shards.items():
         if not (folder / name).is_file() or _sum(folder / name) != value:

@@ -1,4 +1,4 @@
-"""What a trial's steps change: model, optimizer, step; saved and found again by one process or by several."""
+"""The training state of a trial (model, optimizer, step): saving and resuming with one or several ranks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ from flagformer.train import checkpoint, shards
 from flagformer.train.checkpoint import Checkpoint, load_checkpoint, restore_rng, rng_state, save_checkpoint
 from flagformer.train.config import Trial
 from flagformer.train.loop import make_optimizer
-from flagformer.train.process_group import ALONE, ProcessGroup
-from flagformer.train.shards import find_shards, load_shards, named_moments, save_shards, spread_moments
+from flagformer.train.process_group import SINGLE, ProcessGroup
+from flagformer.train.shards import find_shards, load_moments, load_shards, named_moments, save_shards
 from flagformer.wrappers.storage_schema import rename_saved
 
 Found = tuple[Path | None, Checkpoint, list[str]]
 
 
 class State:
-    """A trial after `step` updates: as `directory` holds it, or at its start where it holds none.
+    """The state after `step` updates: from the newest checkpoint in `directory`, or the initial state.
 
     Raises:
-        ValueError: the directory was trained on another trial or data, or its checkpoints are damaged.
+        ValueError: the checkpoint is of another trial or of other data, or all checkpoints are damaged.
     """
 
     def __init__(self, trial: Trial, directory: Path, device: torch.device, ranks: ProcessGroup) -> None:
@@ -34,22 +34,22 @@ class State:
         torch.manual_seed(trial.weights_seed)
         plain = flagformer.build(trial.model_flags)
         ranks.seed(trial.weights_seed, 0)
-        found = ranks.by_first(lambda: newest(directory))
+        found = ranks.on_rank_zero(lambda: newest(directory))
         if found is not None:
             self._refuse_foreign(found)
         try:
-            self.model, self.optimizer = self._spread(plain, found)
+            self.model, self.optimizer = self._wrap(plain, found)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"the checkpoint {self._file(found)} does not fit the model that is built now: "
                 f"{' '.join(str(error).split())}; use another directory or delete this one"
             ) from error
         if found is not None:
-            self._go_on(found[1], found[2])
+            self._resume(found[1], found[2])
 
     def save(self) -> None:
-        """Write a checkpoint: one file, or with several ranks a folder to which each writes its part."""
-        alone = self.ranks is ALONE
+        """Write a checkpoint: one file, or with several ranks a folder with the shards of each."""
+        alone = self.ranks is SINGLE
         rest = Checkpoint(
             trial=self.trial.id,
             data=self.fingerprint,
@@ -69,8 +69,8 @@ class State:
             save_shards(self.directory, rest, self.model, self.optimizer, self.ranks)
 
     def whole_model(self) -> Any:
-        """The model on one device, with `save`; where it is spread over ranks, on rank 0."""
-        if self.ranks is ALONE:
+        """The unsharded model, for `save`; with several ranks on rank 0, None on the others."""
+        if self.ranks is SINGLE:
             return self.model
         weights = shards.whole_weights(self.model)
         if not self.ranks.is_first:
@@ -84,8 +84,8 @@ class State:
         for rank, other in enumerate(found):
             if other != found[0]:
                 raise ValueError(
-                    f"rank {rank} sees other data than rank 0 (fingerprints {other} and {found[0]}): "
-                    "files or Python versions differ between their machines"
+                    f"rank {rank} has other data than rank 0 (fingerprints {other} and {found[0]}): "
+                    "files or Python versions differ between machines"
                 )
         return found[0]
 
@@ -105,8 +105,8 @@ class State:
                     "use another directory or delete this one"
                 )
 
-    def _spread(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.AdamW]:
-        """The model as it is trained and its optimizer, with what was found in them."""
+    def _wrap(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.AdamW]:
+        """The wrapped model and its optimizer, with the state of the checkpoint, if any."""
         config, moments = self.trial.train, {}
         folder, rest = found[:2] if found is not None else (None, None)
         single = rest if folder is None else None
@@ -115,26 +115,26 @@ class State:
             if misfit := _misfit(weights, plain.state_dict()):
                 raise ValueError(misfit)
             plain.load_state_dict(weights)
-        if single is not None and self.ranks is not ALONE:
+        if single is not None and self.ranks is not SINGLE:
             whole = make_optimizer(plain, config)
             whole.load_state_dict(single.optimizer)
             moments = named_moments(plain, whole)
-        model = self.ranks.spread(plain, self.device)
+        model = self.ranks.wrap_model(plain, self.device)
         optimizer = make_optimizer(model, config)
         if folder is not None:
             load_shards(folder, model, optimizer, self.ranks)
         elif moments:
-            spread_moments(model, optimizer, moments)
+            load_moments(model, optimizer, moments)
         elif single is not None:
             optimizer.load_state_dict(single.optimizer)
         for parameter, moments_ in optimizer.state.items():
             for name, value in moments_.items():
                 if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                    there, now = list(value.shape), list(parameter.shape)
-                    raise ValueError(f"`{name}` of a parameter of shape {now} is {there} there")
+                    saved, now = list(value.shape), list(parameter.shape)
+                    raise ValueError(f"`{name}` of a parameter of shape {now} has shape {saved}")
         return model, optimizer
 
-    def _go_on(self, rest: Checkpoint, notes: list[str]) -> None:
+    def _resume(self, rest: Checkpoint, notes: list[str]) -> None:
         world = self.ranks.world
         self.step, self.seconds = rest.step, rest.seconds
         self.notes = rest.notes + [f"resumed at step {rest.step}: {note}" for note in notes]
@@ -145,29 +145,29 @@ class State:
         if (rest.threads, rest.device) != now:
             self.notes.append(
                 f"resumed at step {rest.step} with {now[0]} threads on {now[1]}, "
-                f"after {rest.threads} on {rest.device}: not bit for bit the uninterrupted run"
+                f"after {rest.threads} on {rest.device}: not bit-identical to the uninterrupted run"
             )
         if len(rest.rng) != world:
             self.notes.append(
-                f"resumed at step {rest.step} by {world} of what {len(rest.rng)} trained together: equal to "
-                "the uninterrupted run but for rounding and, with dropout, for what is dropped"
+                f"resumed at step {rest.step} with {world} ranks after {len(rest.rng)}: equal to the "
+                "uninterrupted run except for rounding and for the random numbers of dropout"
             )
 
 
-def _misfit(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How weights differ in names and shapes, the first few; empty where they do not."""
-    said = [f"`{name}` is there alone" for name in there if name not in now]
-    said += [f"`{name}` is missing there" for name in now if name not in there]
+def _misfit(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first differences of weights in names and shapes; empty if there are none."""
+    differences = [f"the model has no `{name}`" for name in saved if name not in now]
+    differences += [f"`{name}` is missing in the checkpoint" for name in now if name not in saved]
     for name in now:
-        shape = list(getattr(there.get(name), "shape", ()))
-        if name in there and shape != list(now[name].shape):
-            said.append(f"`{name}` is {shape} there and {list(now[name].shape)} now")
-    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
-    return ", ".join(said[:3]) + more
+        shape = list(getattr(saved.get(name), "shape", ()))
+        if name in saved and shape != list(now[name].shape):
+            differences.append(f"`{name}` is {shape} in the checkpoint and {list(now[name].shape)} now")
+    more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return ", ".join(differences[:3]) + more
 
 
 def newest(directory: Path) -> Found | None:
-    """The newest good checkpoint: its folder (None: it is one file), itself, notes on damaged ones."""
+    """The newest valid checkpoint: its folder (None: a single file), itself, and notes on damaged ones."""
     found: list[tuple[Path | None, Checkpoint]] = []
     notes: list[str] = []
     lost: list[str] = []

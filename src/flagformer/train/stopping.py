@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: training stops after a step that is saved, everything else at once."""
+"""SIGINT and SIGTERM: training stops after the current step with a checkpoint, other work immediately."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """What the signals of this process ask of a training run.
+    """Handles the signals of this process during a training run.
 
     Attributes:
-        asked: whether a signal has come that waits for the end of a step.
+        asked: whether a signal was received that stops training after the current step.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
-        """`patient`: a second signal asks the same once more, as `torchrun` passes on what the terminal has
-        sent already; otherwise it stops at once."""
+        """
+        Args:
+            patient: ignore a second signal, as `torchrun` repeats the signal of the terminal; otherwise a
+                second signal stops immediately.
+        """
         self.asked = False
         self.patient = patient
-        self.steps = 0  # how many `after_steps` are open
+        self.steps = 0  # number of active `after_steps` contexts
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Inside, SIGINT and SIGTERM raise KeyboardInterrupt; a signal that the process ignores stays
-        ignored. In another thread than the main one, where Python takes no handlers, nothing changes."""
+        """Raise KeyboardInterrupt on SIGINT and SIGTERM inside; ignored signals remain ignored. No effect
+        outside the main thread, where Python does not allow handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -43,7 +46,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def after_steps(self) -> Iterator[None]:
-        """Inside, a signal sets `asked` instead, so that a step is finished and saved first."""
+        """Set `asked` on a signal inside, so that the current step is finished and saved first."""
         self.steps += 1
         try:
             yield

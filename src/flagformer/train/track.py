@@ -1,6 +1,6 @@
-"""Logs of a run told to TensorBoard, Weights & Biases or MLflow, each imported when it is asked for.
+"""Exports the logs of a run to TensorBoard, Weights & Biases or MLflow, which are imported on use.
 
-The log itself is `log.jsonl`, written by every run; a tracker reads it, so that training waits for nobody:
+Every run writes `log.jsonl`, which is exported separately, so that training does not depend on a tracker:
 `flagformer track RUN --to tensorboard`.
 """
 
@@ -20,26 +20,26 @@ from flagformer.train.log import read_log
 from flagformer.train.result import read_result, read_settings
 
 Line = Mapping[str, Any]
-TOLD = {"id": str, "digest": str}  # what is kept of a run that a tracker has been told
+EXPORT = {"id": str, "digest": str}  # the record of an exported run
 Tracker = Callable[[str, Mapping[str, Any], Iterable[Line], Path], None]
 
 
 def track(run: Path, to: str, out: Path | None = None) -> int:
-    """Tells a tracker the steps of the run in the directory `run`, or of every trial of a study there.
+    """Export the steps of the run in the directory `run`, or of every trial of a study, to a tracker.
 
-    What it was told before is told no second time: a run that has not changed is passed over, one that has
-    (new steps, a result, a call that was killed) takes the place of what was told of it.
+    Unchanged runs are not exported again; a changed run (new steps, a result, an interrupted export) replaces
+    its earlier export.
 
     Args:
         to: tensorboard, wandb or mlflow.
-        out: where the tracker keeps its files; `RUN/track` by default. Nothing is sent anywhere unless the
-            tracker's own settings say so: wandb writes offline, mlflow to a file store.
+        out: the directory of the tracker's files; default `RUN/track`. Nothing is sent over the network
+            unless the tracker is configured for it: wandb writes offline, mlflow to a file store.
 
     Returns:
-        how many runs were told now.
+        The number of exported runs.
 
     Raises:
-        ValueError: an unknown tracker, a package that is absent (it is named), a directory without a run.
+        ValueError: an unknown tracker, a missing package, or a directory without a run.
     """
     if to not in TRACKERS:
         raise ValueError(f"`to` must be one of {', '.join(TRACKERS)}, but is {to!r}")
@@ -49,40 +49,40 @@ def track(run: Path, to: str, out: Path | None = None) -> int:
         else sorted(path.parent for path in run.glob("trials/*/trial.json"))
     )
     if not runs:
-        raise ValueError(f"{run} holds no run (trial.json is not in it) and no study with trials")
-    return sum(_tell(place, to, out or run / "track") for place in runs)
+        raise ValueError(f"{run} contains no run (no trial.json) and no study with trials")
+    return sum(_export(directory, to, out or run / "track") for directory in runs)
 
 
-def _tell(place: Path, to: str, out: Path) -> bool:
-    """Whether the tracker had to be told of the run in `place`."""
-    settings, lines = flattened(read_settings(place / "trial.json")), steps_of(place)
+def _export(run: Path, to: str, out: Path) -> bool:
+    """Export a run; return False if the tracker has it already."""
+    settings, lines = flattened(read_settings(run / "trial.json")), steps_of(run)
     digest = hashlib.sha256(json.dumps([settings, lines]).encode()).hexdigest()
-    name = place.name
-    told = _told(out, to, name)
-    if told and told["id"] != settings["id"]:  # a run of the same name from elsewhere
-        name = f"{place.name}-{settings['id']}"
-        told = _told(out, to, name)
-    if told and told["digest"] == digest:
+    name = run.name
+    exported = _exported(out, to, name)
+    if exported and exported["id"] != settings["id"]:  # another run with the same name
+        name = f"{run.name}-{settings['id']}"
+        exported = _exported(out, to, name)
+    if exported and exported["digest"] == digest:
         return False
     path = _record(out, to, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"id": settings["id"], "digest": ""})  # the name is taken before anything is told
+    write_json(path, {"id": settings["id"], "digest": ""})  # reserves the name before the export
     TRACKERS[to](name, settings, lines, out)
     write_json(path, {"id": settings["id"], "digest": digest})
     return True
 
 
 def _record(out: Path, to: str, name: str) -> Path:
-    return out / "told" / to / f"{name}.json"
+    return out / "exported" / to / f"{name}.json"
 
 
-def _told(out: Path, to: str, name: str) -> dict[str, Any]:
+def _exported(out: Path, to: str, name: str) -> dict[str, Any]:
     path = _record(out, to, name)
-    return read_record(path, TOLD) if path.exists() else {}
+    return read_record(path, EXPORT) if path.exists() else {}
 
 
 def steps_of(run: Path) -> list[Line]:
-    """The numbers of every step, and those of the result as a last line."""
+    """The metrics of every step, and those of the result as the last line."""
     path = run / "log.jsonl"
     lines = [numbers(line) for line in (read_log(path) if path.exists() else [])]
     if (run / "result.json").exists():
@@ -97,7 +97,7 @@ def steps_of(run: Path) -> list[Line]:
 
 
 def numbers(line: Line) -> Line:
-    """What a tracker can draw: a loss that is not finite is left out."""
+    """The numeric values of a line; a loss that is not finite is omitted."""
     return {key: value for key, value in line.items() if isinstance(value, int | float)}
 
 
@@ -128,7 +128,7 @@ def _tensorboard(name: str, settings: Mapping[str, Any], lines: Iterable[Line], 
             if key != "step":
                 writer.add_scalar(key, value, line["step"])
     writer.close()
-    # whole, and in the place of what was told before: TensorBoard adds up the files of a directory
+    # atomically replaces the earlier export: TensorBoard merges all files of a directory
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh.replace(place)
@@ -157,7 +157,7 @@ def _wandb(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: P
 def _mlflow(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
     mlflow = _package("mlflow", "mlflow-skinny")
     (out / "mlflow").mkdir(parents=True, exist_ok=True)
-    # files need no database beside mlflow-skinny; from version 3.7 on mlflow wants to be told so
+    # a file store needs no database with mlflow-skinny; since version 3.7 it must be enabled explicitly
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=(out / "mlflow").resolve().as_uri())
     found = client.get_experiment_by_name("flagformer")

@@ -17,7 +17,7 @@ from flagformer.train.files import only_process, os_error_context, read_json, sy
 from flagformer.train.log import Log, read_log
 from flagformer.train.loop import train_step
 from flagformer.train.memory import MemoryRise
-from flagformer.train.process_group import ALONE, ProcessGroup
+from flagformer.train.process_group import SINGLE, ProcessGroup
 from flagformer.train.result import read_result
 from flagformer.train.schedule import learning_rate
 from flagformer.train.state import State, remove_all
@@ -30,26 +30,26 @@ def run_trial(
     trial: Trial,
     directory: Path,
     report: Report | None = None,
-    ranks: ProcessGroup = ALONE,
+    ranks: ProcessGroup = SINGLE,
     stopping: Stopping | None = None,
 ) -> dict[str, Any]:
-    """Build, train, evaluate and save one trial in `directory`; return what result.json then holds.
+    """Build, train, evaluate and save one trial in `directory`; return the contents of result.json.
 
-    A finished trial returns its result at once; an unfinished one goes on from its last checkpoint, on a CPU
-    with the same number of threads bit for bit as if it had never stopped. `report` gets every line of the
-    log as it is written. With several `ranks`, all of them call this, and rank 0 writes. A signal that
-    `stopping` has heard, on any rank, ends the training with a checkpoint after the step under way.
+    A finished trial returns its result immediately; an unfinished one resumes from its last checkpoint,
+    on CPU with the same number of threads bit-identical to an uninterrupted run. `report` is called with
+    every line of the log. With several `ranks`, all of them call this function, and rank 0 writes. A
+    signal to `stopping`, on any rank, stops training after the current step with a checkpoint.
 
     The result: `status` ("finished", or "diverged" at the first loss that is not finite), `steps` trained,
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
     `evaluation.evaluate`; empty if training diverged), `validation_nats` (mean of the last validations),
-    `params`, `cost` (`seconds` and `tokens_per_second` of the steps alone; `peak_memory_bytes`, the most
-    beyond what the process held before the model was built, on CUDA of tensors), `notes`, and what it was
-    run on.
+    `params`, `cost` (`seconds` and `tokens_per_second` of the training steps; `peak_memory_bytes`, the peak
+    memory relative to the process before the model was built, on CUDA of tensors), `notes`, and the
+    environment.
 
-    ValueError: the trial cannot run, the directory is another trial's or in use, a file in it is damaged.
-    OSError: a full disk; names the file, and all that was finished is kept. KeyboardInterrupt: stopped by a
-    signal; says which step is saved.
+    ValueError: the trial cannot run, the directory belongs to another trial or is in use, or a file in it is
+    damaged. OSError: the disk is full; finished work is kept. KeyboardInterrupt: stopped by a signal; the
+    message has the saved step.
     """
     directory = Path(directory)
 
@@ -60,9 +60,9 @@ def run_trial(
         with os_error_context(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
-    ranks.by_first(prepare)
-    with ranks.first_holds(only_process(directory)):
-        result = ranks.by_first(lambda: _finished(trial, directory))
+    ranks.on_rank_zero(prepare)
+    with ranks.rank_zero_context(only_process(directory)):
+        result = ranks.on_rank_zero(lambda: _finished(trial, directory))
         if result is not None:
             return result
         with _matmul_precision(trial.train):
@@ -71,7 +71,7 @@ def run_trial(
 
 
 def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
-    """The result that is there already; the directory is this trial's from here on."""
+    """The existing result, if any; from here on the directory belongs to this trial."""
     lock_directory(trial, directory)
     if not (directory / "result.json").exists():
         return None
@@ -81,7 +81,7 @@ def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
 
 
 def lock_directory(trial: Trial, directory: Path) -> None:
-    """Mark `directory` as this trial's; ValueError names it and what differs if it is another's."""
+    """Assign `directory` to this trial; ValueError with the differences if it belongs to another one."""
     path = directory / "trial.json"
     mine = trial.model_dump(mode="json")
     if not path.exists():
@@ -91,13 +91,13 @@ def lock_directory(trial: Trial, directory: Path) -> None:
     if theirs.get("id") != trial.id:
         differs = [key for key in mine if mine[key] != theirs.get(key)]
         raise ValueError(
-            f"{directory} holds another trial (it differs in {', '.join(differs) or 'its id'}); "
+            f"{directory} contains another trial (it differs in {', '.join(differs) or 'its id'}); "
             "use another directory or delete this one"
         )
 
 
 class _Run:
-    """One trial under way."""
+    """A running trial."""
 
     def __init__(
         self, trial: Trial, directory: Path, report: Report, ranks: ProcessGroup, stopping: Stopping
@@ -109,7 +109,7 @@ class _Run:
         self.state = State(trial, directory, self.device, ranks)
 
     def finish(self) -> dict[str, Any]:
-        """Train to the last step, measure, save; result.json comes when all else is on the disk."""
+        """Train to the last step, evaluate, save; result.json is written last."""
         finite = self._train()
         evaluation, validation = [], None
         if finite:
@@ -120,9 +120,9 @@ class _Run:
             ]
             finite = all(entry["nats"] is not None for entry in evaluation)
             model = self.state.whole_model()
-            self.ranks.by_first(lambda: self._save_model(model))
+            self.ranks.on_rank_zero(lambda: self._save_model(model))
         status = "finished" if finite else "diverged"
-        return self.ranks.by_first(lambda: self._close(status, evaluation, validation))
+        return self.ranks.on_rank_zero(lambda: self._close(status, evaluation, validation))
 
     def _close(
         self, status: str, evaluation: list[dict[str, Any]], validation: float | None
@@ -133,7 +133,7 @@ class _Run:
         return result
 
     def _train(self) -> bool:
-        """Run the steps that are left; False if the loss stopped being finite."""
+        """Run the remaining steps; return False if the loss is not finite."""
         config, state = self.trial.train, self.state
         state.model.train()
         with self._log() as log, self.stopping.after_steps():
@@ -147,40 +147,40 @@ class _Run:
                 stopped = self._stopped()
                 if stopped or state.step % config.checkpoint_every == 0 or state.step == config.steps:
                     if log is not None:
-                        log.sync()  # before the checkpoint that relies on its lines
+                        log.sync()  # before the checkpoint, which needs its lines
                     state.save()
                 if stopped:
                     raise KeyboardInterrupt(
                         f"stopped: step {state.step:,} of {config.steps:,} is saved in {self.directory}; "
-                        "run the same command again to go on"
+                        "run the same command again to resume"
                     )
         return True
 
     def _stopped(self) -> bool:
-        """Whether any rank was asked to stop."""
+        """Whether any rank has received a signal to stop."""
         return bool(self.ranks.total(torch.tensor(float(self.stopping.asked))))
 
     def _validation(self) -> float | None:
-        """The validation loss that candidates are chosen by: the mean of that at the end and those logged in
+        """The validation loss for the selection of candidates: the mean of the final one and those logged in
         the last tenth of the steps."""
         state = self.state
         measured = evaluate(state.model, self.trial, "validation", self.trial.source.seq_len, self.ranks)
         last = measured["nats"]
         late = [
             line["validation_loss"]
-            for line in self.ranks.by_first(lambda: read_log(self.directory / "log.jsonl"))
+            for line in self.ranks.on_rank_zero(lambda: read_log(self.directory / "log.jsonl"))
             if line["step"] > 0.9 * state.step and line["step"] < state.step and "validation_loss" in line
         ]
         return None if last is None or None in late else sum([*late, last]) / (1 + len(late))
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
-        """The log, which rank 0 writes."""
+        """The log on rank 0, None on other ranks."""
         if not self.ranks.is_first:
             return contextlib.nullcontext()
         return Log(self.directory / "log.jsonl", lines=self.state.step)
 
     def _step(self) -> dict[str, Any]:
-        """One update, as the log tells it."""
+        """Run one update and return its log line."""
         config, source, state = self.trial.train, self.trial.source, self.state
         start = time.perf_counter()
         data = source.batch("train", state.step, self.trial.seed, config.batch_size, source.seq_len)

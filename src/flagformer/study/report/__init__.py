@@ -1,8 +1,7 @@
-"""The report: one HTML file that needs nothing else, made from a run directory at any time; the same as
-Markdown, CSV and LaTeX.
+"""The report of a run directory: one self-contained HTML file, and the same as Markdown, CSV and LaTeX.
 
-Read `render` for the order of the page, then `columns.py`, `figures.py` and `page.py`; `findings.py` and
-`fairness.py` put the numbers into words.
+`render` gives the order of the page; see `columns.py`, `figures.py` and `page.py`. `findings.py` and
+`fairness.py` write the sentences.
 """
 
 from __future__ import annotations
@@ -19,46 +18,39 @@ from flagformer.study.report.fairness import equal_lines, setting_lines, unequal
 from flagformer.study.results import BITS, Results
 
 NOTE = (
-    "Valid: causal, neutral to padding, equal with cache, independent of the batch, deterministic, finite. "
+    "Valid: causal, unaffected by padding, the same with a cache, independent of the batch, deterministic, "
+    "finite. "
     "Loss: held-out nats per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
-    "seed; the verdict is that of the "
-    "paired t test, Holm-corrected over the variants, at 5 %, and asks that the signs of the "
-    "differences bear it "
-    "out (exact sign-flip test; below six seeds: that all agree). A variant that fails the audit "
-    "gets no verdict. "
-    "FLOPs per token: forward pass at the training "
-    "length, two per "
-    "multiply-add of matrix products, attention by the keys that are computed. * Measured: tokens/s of "
-    "training, median over "
-    "seeds, with the other trials "
-    "running beside it, and the peak memory of a trial beyond what its process held before its model was "
-    "built (Python, torch); they differ from run to run, "
-    "all other columns "
-    "do not."
+    "seed. The verdict is that of the paired t test at 5 %, Holm-corrected over the variants; the exact "
+    "sign-flip test must agree (below six seeds: all differences must have the same sign). A variant that "
+    "fails the audit gets no verdict. FLOPs per token: forward pass at the training length, two per "
+    "multiply-add of matrix products; attention counts the keys that are computed. * Measured: tokens/s of "
+    "training (median over seeds, while other trials run) and the peak memory of a trial, without the memory "
+    "of its process before the model was built (Python, torch). Measured columns differ from run to run, all "
+    "others are reproducible."
 )
 COST_NOTE = (
-    "Kept for backward: what one micro-batch of training keeps, in fp32, as autograd's hooks see "
-    "it; training memory "
-    "adds weights, gradients and AdamW's moments. Decoding: one row of 64 new tokens, greedy; its "
-    "state is what each "
-    "further token adds. Active: without the rows of tables that a token does not look up."
+    "Saved for backward: the tensors that autograd saves for one micro-batch of training, in fp32. Training "
+    "memory adds weights, gradients and AdamW's moments. Decoding: one row of 64 new tokens, greedy. Decode "
+    "state per token: the growth of the decode state with each token. Active parameters: an embedding table "
+    "counts one row per token."
 )
 
 
 def documents(results: Results) -> dict[str, str]:
-    """Every file of the report by its name."""
+    """The contents of every file of the report, by file name."""
     shown = _figures(results)
     return {
         REPORT: render(results, shown),
         "report.md": texts.markdown(results, NOTE),
         "table.csv": texts.csv_table(results),
         "table.tex": texts.latex_table(results),
-        **{f"figure-{one.name}.svg": figures.alone(one.svg) for one in shown},
+        **{f"figure-{one.name}.svg": figures.standalone(one.svg) for one in shown},
     }
 
 
 class Shown(NamedTuple):
-    """A figure with its finding and how to read it."""
+    """A figure with its finding and a note on how to read it."""
 
     name: str
     svg: str
@@ -67,7 +59,7 @@ class Shown(NamedTuple):
 
 
 def render(results: Results, shown: Sequence[Shown]) -> str:
-    """The page as text."""
+    """The HTML page."""
     study = results.study
     drawn = "\n".join(page.figure(one.svg, one.finding, one.note) for one in shown)
     plain = (results.directory / STUDY).read_text(encoding="utf-8")
@@ -87,10 +79,10 @@ def render(results: Results, shown: Sequence[Shown]) -> str:
             page.section(
                 "Cost", page.rows_table(results, cost_columns(results)), page.paragraph(COST_NOTE, "soft")
             ),
-            page.section("What was equal", page.bullets(equal_lines(results))),
-            page.section("What was not", page.bullets(unequal_lines(results))),
+            page.section("Equal for all variants", page.bullets(equal_lines(results))),
+            page.section("Different between variants", page.bullets(unequal_lines(results))),
             page.section("Trials", page.trial_table(results)),
-            page.section("Where it ran", page.bullets(setting_lines(results))),
+            page.section("Environment", page.bullets(setting_lines(results))),
             page.section("The resolved study file", f"<pre>{escape(plain)}</pre>"),
         ],
     )
@@ -98,7 +90,7 @@ def render(results: Results, shown: Sequence[Shown]) -> str:
 
 def _head(results: Results) -> str:
     study = results.study
-    candidates = f", {plural(len(study.candidates), 'candidate')} of tuning" if study.tune else ""
+    candidates = f" and {plural(len(study.candidates), 'tuning candidate')}" if study.tune else ""
     about = (
         f"{plural(len(study.compare), 'variant')} ({listed(list(study.compare))}) compared with "
         f"{plural(len(study.seeds), 'seed')} each{candidates}; "
@@ -121,12 +113,12 @@ def _head(results: Results) -> str:
 
 def _figures(results: Results) -> list[Shown]:
     drawn, final = curves.read_curves(results)
-    note = "Lines are means over seeds, smoothed; bands run from the lowest to the highest seed."
+    note = "Lines are smoothed means over seeds; bands range from the lowest to the highest seed."
     finding = findings.curves_finding(results, final)
     shown = [Shown("curves", figures.loss_curves(results, drawn), finding, note)]
     if len(results.rows) > 1:
         note = (
-            "Dots with bars are means with 95 % t intervals of the paired difference; ticks are "
+            "Dots with bars are means and 95 % t intervals of the paired differences; ticks are "
             "single seeds. " + findings.power_line(results)
         )
         finding = findings.differences_finding(results)
@@ -135,14 +127,16 @@ def _figures(results: Results) -> list[Shown]:
         note, finding = "Bars are 95 % t intervals over seeds.", findings.lengths_finding(results)
         shown.append(Shown("lengths", figures.quality_by_length(results), finding, note))
     if any(row.by_position for row in results.rows):
-        note = "Means over seeds and equal parts of rows; ups and downs that all share are the text's."
+        note = (
+            "Means over seeds and equal parts of rows; variation that all variants share is due to the text."
+        )
         finding = findings.position_finding(results)
         shown.append(Shown("positions", figures.loss_by_position(results), finding, note))
     for key in figures.tuned_numbers(results):
-        note = "Validation loss, mean over seeds; bars are 95 % t intervals; the ring marks what was chosen."
+        note = "Validation loss, mean over seeds; bars are 95 % t intervals; a ring marks the chosen value."
         name, finding = f"tuned-{key.replace('.', '-')}", findings.tuning_finding(results)
         shown.append(Shown(name, figures.loss_by_setting(results, key), finding, note))
-    note = "Measured on this machine with the other trials running beside it."
+    note = "Measured on this machine while other trials were running."
     finding = findings.speed_finding(results)
     shown.append(Shown("speed", figures.quality_by_speed(results), finding, note))
     return shown
@@ -152,4 +146,4 @@ def _length_note(results: Results) -> str:
     text = results.study.data.metric
     unit = "Bits per byte: nats / ln 2 a byte. " if results.metric == BITS else ""
     chance = "" if results.chance is None else f" Chance level: {results.chance:.4g}."
-    return page.paragraph(f"{unit}Scored is {text}.{chance} Intervals and differences as above.", "soft")
+    return page.paragraph(f"{unit}Scored: {text}.{chance} Intervals and differences as above.", "soft")

@@ -17,15 +17,14 @@ LETTERS = {
     "padding-neutral": "padding",
     "cache = full": "cache",
     "batch-independent": "batch",
-    "deterministic": "repeats",
+    "deterministic": "deterministic",
     "finite": "finite",
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `text` as readers see it, `values` as CSV has it by name, `kind` a CSS class for each
-    row."""
+    """One column: its displayed `text`, its CSV `values` by name, and its CSS class `kind`, for each row."""
 
     heading: str
     text: Callable[[VariantResult], str]
@@ -35,8 +34,7 @@ class Column:
 
 
 def main_columns(results: Results) -> list[Column]:
-    """What decides first (loss, difference, verdict, validity), so that a narrow page shows it; then size and
-    cost."""
+    """Loss, difference, verdict and validity first, so that a narrow page shows them; then size and cost."""
     columns = [
         Column(
             "variant",
@@ -56,7 +54,7 @@ def main_columns(results: Results) -> list[Column]:
     if results.study.tune:
         columns.append(
             Column(
-                "best of tuned",
+                "best setting",
                 best_setting,
                 lambda r: {"best": setting_text(r.tuned), "at_edge": bool(r.at_edge), "runs": r.runs},
                 lambda r: "worse" if r.at_edge else "",
@@ -115,17 +113,17 @@ def _stamp_column() -> Column:
 
 
 def cost_columns(results: Results) -> list[Column]:
-    """What each variant costs, counted and measured."""
+    """The counted and measured costs of each variant."""
     return [
         Column("variant", lambda r: r.variant, lambda r: {"variant": r.variant}, lambda r: "left"),
         _cost("parameters", "params", count),
         _cost("without embeddings", "body", count),
-        _cost("active for a token", "active", count),
+        _cost("active per token", "active", count),
         _cost("FLOPs per token", "flops_per_token", short),
         _cost("FLOPs per token, all heads dense", "dense_flops_per_token", short),
-        _cost("kept for backward", "saved_bytes", size),
+        _cost("saved for backward", "saved_bytes", size),
         _cost("training memory, at least", "memory_bytes", size),
-        Column(f"peak memory beyond torch{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),
+        Column(f"peak memory without torch{STAR}", lambda r: size(r.peak_memory_bytes), lambda r: {}),
         Column(f"training, tokens/s{STAR}", lambda r: short(r.tokens_per_second), lambda r: {}),
         Column(
             f"decoding, tokens/s{STAR}",
@@ -133,7 +131,7 @@ def cost_columns(results: Results) -> list[Column]:
             lambda r: {"decode_tokens_per_second": r.decode_tokens_per_second},
         ),
         Column(
-            "decode state a token",
+            "decode state per token",
             lambda r: size(r.state_bytes_per_token),
             lambda r: {"state_bytes_per_token": r.state_bytes_per_token},
         ),
@@ -141,7 +139,7 @@ def cost_columns(results: Results) -> list[Column]:
 
 
 def length_columns(results: Results) -> list[Column]:
-    """Quality at every tested length, with the difference from the baseline."""
+    """Bits per byte or accuracy at every test length, with the difference from the baseline."""
     unit = "bits per byte" if results.metric == BITS else "accuracy"
     columns = [Column("variant", lambda r: r.variant, lambda r: {"variant": r.variant}, lambda r: "left")]
     for length in results.rows[0].quality:
@@ -165,7 +163,7 @@ def _quality_difference(length: int) -> Column:
 
 
 def best_setting(row: VariantResult) -> str:
-    """The best candidate; a setting at the edge of what was tried is marked."""
+    """The best candidate; a setting at the edge of the grid is marked."""
     return setting_text(row.tuned) + (" (edge of the grid)" if row.at_edge else "")
 
 
@@ -175,7 +173,7 @@ def setting_text(setting: Setting) -> str:
 
 
 def stamp_text(stamp: AuditSummary) -> str:
-    """`valid`, or what failed, or why there is no stamp."""
+    """`valid`, the failed checks, or the reason why there is no audit."""
     if not stamp.found:
         return stamp.remark or NOTHING
     failed = [name for name, status in stamp.found.items() if status == "failed"]

@@ -1,4 +1,4 @@
-"""Loss curves from the trials' logs: smoothed, and joined over the seeds of a variant."""
+"""Loss curves from the trials' logs, smoothed and averaged over the seeds of a variant."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from flagformer.train.log import read_log
 
 
 def read_curves(results: Results) -> tuple[Curves, dict[str, float]]:
-    """The curves of every variant with steps, and the mean loss over the last tenth of them.
+    """The curve of every variant that has steps, and its mean loss over the last tenth of the steps.
 
-    Only finished trials count where a variant has any; otherwise those under way, cut to the shortest. A
-    point is the mean over a window of steps, so that the noise of single batches does not hide the
-    difference between variants.
+    The finished trials of a variant are used; if there are none, the running ones, cut to the shortest. A
+    point is the mean over a window of steps, so that batch noise does not obscure the differences between
+    variants.
     """
     curves: Curves = {}
     final: dict[str, float] = {}
@@ -44,7 +44,7 @@ def _losses(results: Results, trial: TrialState) -> list[float]:
 def _joined(
     losses: list[list[float]], tokens_a_step: int
 ) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Equal windows of every seed: (tokens at the window's end, mean, lowest, highest seed)."""
+    """By windows of steps: tokens at the window's end, mean over seeds, lowest and highest seed."""
     length = len(losses[0])
     width = max(1, length // POINTS)
     ends = range(width, length + 1, width)

@@ -1,4 +1,4 @@
-"""What was equal between the variants and what was not, said from the study's own numbers."""
+"""Lists of what was equal for all variants and what differed, from the study's numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from flagformer.study.results import Results
 
 
 def equal_lines(results: Results) -> list[str]:
-    """What every variant had alike."""
+    """What was equal for all variants."""
     study = results.study
     lines = [
         f"Data: `{study.data_name}`, fingerprint {results.setting.get('data', 'not recorded')}; for one "
-        "seed every variant sees the "
-        "same batches in the same order.",
+        "seed every variant is trained on the same batches in the same order.",
         f"Test: the same {study.evaluate.split} data for all trials, {study.evaluate.batches} batches at "
         "every length.",
     ]
@@ -25,10 +24,9 @@ def equal_lines(results: Results) -> list[str]:
         lines.append(f"Optimizer: {_optimizer(study, study.baseline)}.")
     if study.tune:
         lines.append(
-            f"Tuning: every variant was given {plural(len(study.candidates) * len(study.seeds), 'run')}, "
+            f"Tuning: {plural(len(study.candidates) * len(study.seeds), 'run')} for every variant, "
             f"{plural(len(study.candidates), 'candidate')} with {plural(len(study.seeds), 'seed')} "
-            f"each; the best by "
-            "validation loss at the end is compared, on the test split, whatever the others did."
+            "each; the candidate with the lowest final validation loss is compared on the test split."
         )
     if len(_numbers(results, "params")) == 1:
         lines.append(f"Parameters: {count(results.rows[0].params)} in every variant.")
@@ -40,7 +38,7 @@ def equal_lines(results: Results) -> list[str]:
 
 
 def unequal_lines(results: Results) -> list[str]:
-    """What differed besides the flags under comparison."""
+    """What differed between variants, in addition to the compared flags."""
     study = results.study
     lines = _unequal_numbers(results)
     if len({_budget(study, variant) for variant in study.compare}) > 1:
@@ -49,15 +47,14 @@ def unequal_lines(results: Results) -> list[str]:
         lines += [f"{variant}: {_optimizer(study, variant)}." for variant in study.compare]
     if not study.tune:
         lines.append(
-            "Nothing was tuned: the learning rate may suit one variant better than another (`tune: "
-            "{lr: [...]}`)."
+            "No hyperparameter was tuned: the learning rate may suit one variant better than another "
+            "(`tune: {lr: [...]}` tunes it)."
         )
     copies = [variant for variant, number in study.copies.items() if number]
     if copies:
         lines.append(
             f"{listed(copies)} {'is a copy' if len(copies) == 1 else 'are copies'} of an earlier "
-            f"variant with other "
-            "first weights: the difference is what chance does."
+            "variant with other initial weights: the difference is due to chance."
         )
     done = {row.variant: row.loss.n for row in results.rows}
     if len(set(done.values())) > 1:
@@ -67,19 +64,19 @@ def unequal_lines(results: Results) -> list[str]:
     lines += [
         f"{trial.run.label}: {trial.detail}." for trial in results.trials if trial.result and trial.detail
     ]
-    return lines or ["Nothing that this study measures, besides the flags under comparison."]
+    return lines or ["Nothing that this study measures, except the compared flags."]
 
 
 def _budget(study: Study, variant: str) -> str:
     train = study.train_of(variant)
     return (
         f"Budget: {train.steps:,} steps of {train.batch_size} sequences of {study.data.seq_len} tokens, "
-        f"{study.tokens_of(variant):,} tokens a trial{_segments(train.segment)}."
+        f"{study.tokens_of(variant):,} tokens per trial{_segments(train.segment)}."
     )
 
 
 def _segments(segment: int | None) -> str:
-    return f", read {plural(segment, 'token')} at a time" if segment else ""
+    return f", in segments of {plural(segment, 'token')}" if segment else ""
 
 
 def _optimizer(study: Study, variant: str) -> str:
@@ -89,13 +86,13 @@ def _optimizer(study: Study, variant: str) -> str:
 
 
 def _matched_lines(results: Results) -> list[str]:
-    """What was made equal, and by which knob."""
+    """The quantity that was matched, and the knob that was changed for it."""
     match, matched = results.study.match, results.setting.get("matched", {})
     if match.what not in ("params", "flops"):
         return []
     unit = "parameters" if match.what == "params" else "FLOPs"
-    turned = [f"{variant} from {one['before']:g} to {one['after']:g}" for variant, one in matched.items()]
-    by = f"by `{match.by}`: {listed(turned)}" if turned else "as they were, nothing was turned"
+    changed = [f"{variant} from {one['before']:g} to {one['after']:g}" for variant, one in matched.items()]
+    by = f"by `{match.by}`: {listed(changed)}" if changed else "without any change"
     return [f"Matched: {unit} within {match.within:.1%} of {results.study.baseline}, {by}."]
 
 
@@ -107,11 +104,12 @@ def _unequal_numbers(results: Results) -> list[str]:
     ):
         numbers = sorted(_numbers(results, name))
         if len(numbers) > 1:
-            spread = (numbers[-1] / numbers[0] - 1) * 100 if numbers[0] else 0.0
+            difference = (numbers[-1] / numbers[0] - 1) * 100 if numbers[0] else 0.0
             within = results.study.match.what == {"params": "params"}.get(name, "flops")
             how = "matched" if within else "not matched"
             lines.append(
-                f"{label}: from {word(numbers[0])} to {word(numbers[-1])}, {spread:.1f} % apart; {how}."
+                f"{label}: from {word(numbers[0])} to {word(numbers[-1])}, a difference of "
+                f"{difference:.1f} %; {how}."
             )
     return lines
 
@@ -122,7 +120,7 @@ def _machine_lines(results: Results) -> list[str]:
         ("torch", "torch version"),
         ("python", "Python version"),
         ("device", "device"),
-        ("threads", "threads a trial"),
+        ("threads", "number of threads per trial"),
     ):
         values = sorted(
             {str(t.result["machine"].get(key)) for t in results.trials if t.result and "machine" in t.result}
@@ -142,11 +140,13 @@ def setting_lines(results: Results) -> list[str]:
     ]
     if "threads" in setting:
         lines.append(
-            f"{plural(setting['trials_at_once'], 'trial')} at once, {plural(setting['threads'], 'thread')} "
-            "each"
+            f"{plural(setting['trials_at_once'], 'trial')} in parallel, "
+            f"{plural(setting['threads'], 'thread')} each"
         )
     if setting.get("git_commit"):
-        lines.append(f"git commit {setting['git_commit']} of the working directory (+: with changes)")
+        lines.append(
+            f"git commit {setting['git_commit']} of the working directory (+: with uncommitted changes)"
+        )
     return [line for line in lines if line]
 
 

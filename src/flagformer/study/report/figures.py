@@ -1,5 +1,4 @@
-"""The figures, drawn by matplotlib as SVG that takes the page's text colour, so that it reads in light and
-in dark."""
+"""The figures as SVG by matplotlib, in the page's text colour, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from typing import Any
 
 from flagformer.study.results import BITS, Results, VariantResult
 
-INK, FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's own colours
+INK, FAINT = "#010203", "#040506"  # placeholders, replaced by the page's colours
 SIZE = (7.2, 4.3)
-# mid-tones that keep a contrast of at least 3 to white and to the dark page
+# mid-tones with a contrast of at least 3 on white and on the dark page
 COLORS = ("#2f7fd1", "#d9641e", "#2b9a66", "#c0479e", "#8d7a15", "#7d6ae0", "#c9403f", "#2496a8", "#7a7f87")
 MARKERS = "osD^vPX*<"
 STYLES = ("-", "--", "-.", ":")
@@ -44,10 +43,10 @@ def loss_curves(results: Results, curves: Curves) -> str:
         if curves:
             lowest = min(min(low) for _, _, low, _ in curves.values())
             highest = max(high[len(high) // 12] for _, _, _, high in curves.values())
-            # the first steep steps would flatten all that follows
+            # the first steep steps would flatten the rest of the curve
             axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.02)
 
-    return _svg("curves", draw, "Training loss against tokens, one line a variant")
+    return _svg("curves", draw, "Training loss against tokens, one line per variant")
 
 
 def quality_by_length(results: Results) -> str:
@@ -80,27 +79,24 @@ def quality_by_length(results: Results) -> str:
 
 
 def differences(results: Results) -> str:
-    """Difference in held-out loss from the baseline, a dot and an interval for every variant, and every
-    seed's own."""
+    """Difference in held-out loss from the baseline: mean and interval of every variant, and single seeds."""
 
     def draw(axes: Any) -> None:
         rows = [
             (row, color, marker) for row, color, marker, _ in _rows(results) if row.difference is not None
         ]
-        for place, (row, color, marker) in enumerate(rows):
+        for y, (row, color, marker) in enumerate(rows):
             estimate = row.difference.estimate if row.difference else None
             if estimate is not None and estimate.mean is not None:
                 axes.errorbar(
                     estimate.mean,
-                    place,
+                    y,
                     xerr=estimate.half_width or 0.0,
                     color=color,
                     marker=marker,
                     capsize=4,
                 )
-                axes.plot(
-                    estimate.values, [place + 0.22] * estimate.n, "|", color=color, alpha=0.8, markersize=7
-                )
+                axes.plot(estimate.values, [y + 0.22] * estimate.n, "|", color=color, alpha=0.8, markersize=7)
         axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), [row.variant for row, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -112,16 +108,16 @@ def differences(results: Results) -> str:
 
 
 def loss_by_position(results: Results) -> str:
-    """Held-out loss along the longest row that was tested."""
+    """Held-out loss by position in the longest test rows."""
     longest = max(results.rows[0].quality)
 
     def draw(axes: Any) -> None:
         for row, color, marker, style in _rows(results):
             if row.by_position:
                 parts = len(row.by_position)
-                middles = [(place + 0.5) * longest / parts for place in range(parts)]
+                centers = [(part + 0.5) * longest / parts for part in range(parts)]
                 axes.plot(
-                    middles, row.by_position, color=color, marker=marker, linestyle=style, markersize=4,
+                    centers, row.by_position, color=color, marker=marker, linestyle=style, markersize=4,
                     label=row.variant,
                 )  # fmt: skip
         if results.study.data.seq_len < longest:
@@ -184,12 +180,12 @@ def quality_by_speed(results: Results) -> str:
         for row, color, marker, _ in _rows(results):
             if row.loss.mean is not None and row.tokens_per_second is not None and row.speed_range:
                 low, high = row.speed_range
-                spread = [[row.tokens_per_second - low], [high - row.tokens_per_second]]
+                seed_range = [[row.tokens_per_second - low], [high - row.tokens_per_second]]
                 axes.errorbar(
-                    row.tokens_per_second, row.loss.mean, yerr=row.loss.half_width or 0.0, xerr=spread,
+                    row.tokens_per_second, row.loss.mean, yerr=row.loss.half_width or 0.0, xerr=seed_range,
                     color=color, marker=marker, linestyle="none", capsize=3, label=row.variant,
                 )  # fmt: skip
-        axes.set_xlabel("tokens a second in training (measured; bars from the slowest to the fastest seed)")
+        axes.set_xlabel("training tokens per second (measured; bars from the slowest to the fastest seed)")
         axes.set_ylabel(f"held-out loss at {results.loss_length} tokens (nats)")
         axes.xaxis.set_major_formatter(_thousands)
 
@@ -203,13 +199,12 @@ def _rows(results: Results) -> list[tuple[VariantResult, str, str, str]]:
 def _looks(results: Results) -> list[tuple[str, str, str, str]]:
     """A colour, a marker and a line style for every variant, the same in every figure."""
     names = list(results.study.compare)
-    styles = [STYLES[(place // len(COLORS)) % len(STYLES)] for place in range(len(names))]
+    styles = [STYLES[(index // len(COLORS)) % len(STYLES)] for index in range(len(names))]
     return list(zip(names, cycle(COLORS), cycle(MARKERS), styles))
 
 
 def _svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True) -> str:
-    """One figure as an `<svg>` element that scales with the page; `name` keeps its ids apart from other
-    figures'."""
+    """One figure as an `<svg>` element that scales with the page; `name` makes its ids unique."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -225,16 +220,16 @@ def _svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True
 
 
 def _note(
-    axes: Any, text: str, place: tuple[float, float], units: tuple[str, str], shift: tuple[int, int]
+    axes: Any, text: str, position: tuple[float, float], units: tuple[str, str], shift: tuple[int, int]
 ) -> None:
-    """Small print beside a line."""
+    """A small label next to a line."""
     axes.annotate(
-        text, place, xycoords=units, xytext=shift, textcoords="offset points", color=INK, fontsize=9
+        text, position, xycoords=units, xytext=shift, textcoords="offset points", color=INK, fontsize=9
     )
 
 
-def alone(svg: str) -> str:
-    """A figure of the page as a file of its own: ink and ground of the reader's colour scheme."""
+def standalone(svg: str) -> str:
+    """A figure as a separate file, in the colours of the reader's colour scheme."""
     look = (
         "<style>svg { color: #1b1f24; background: #ffffff; --grid: #d1d9e0 } @media (prefers-color-scheme: "
         "dark) { svg { color: #e6e9ed; background: #12161b; --grid: #39424c } }</style>"
@@ -248,11 +243,11 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
-    # an id is one of the whole page, a figure knows only its own
+    # ids must be unique in the page, and matplotlib's are unique in one figure
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return svg.replace(INK, "currentColor").replace(FAINT, "var(--grid)")
 
 
-def _thousands(value: float, place: int) -> str:
+def _thousands(value: float, position: int) -> str:
     return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value else "0"

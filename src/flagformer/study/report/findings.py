@@ -1,4 +1,4 @@
-"""The sentence under each figure, computed from the numbers that the figure shows."""
+"""The sentence under each figure, generated from the numbers in the figure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from flagformer.study.results import BITS, Results, VariantResult
 from flagformer.study.statistics import MOST_SEEDS, seeds_needed, spread
 
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
-RESOLVED = 0.01  # nats; the difference that the power line speaks of
-KEPT = 0.1  # bits per byte: a loss of quality below this is called none
+RESOLVED = 0.01  # nats; the difference in the sentence on statistical power
+KEPT = 0.1  # bits per byte; a smaller degradation counts as none
 LOST = 0.5
 
 
 def curves_finding(results: Results, final: dict[str, float]) -> str:
-    """Who ends lowest. `final` is each variant's mean training loss over the last tenth of its steps."""
+    """The variants with the lowest and highest final loss; `final` maps variants to their mean training loss
+    over the last tenth of the steps."""
     if not final:
         return "No trial has logged a step yet."
     ranked = sorted(final, key=lambda name: final[name])
@@ -28,7 +29,7 @@ def curves_finding(results: Results, final: dict[str, float]) -> str:
 
 
 def lengths_finding(results: Results) -> str:
-    """Who keeps its quality at the longest test length, and who loses it."""
+    """The change of every variant's quality at the longest test length."""
     rows = [row for row in results.rows if _change(row, results.loss_length) is not None]
     if not rows:
         return "No trial is finished yet."
@@ -38,21 +39,21 @@ def lengths_finding(results: Results) -> str:
     sign = 1 if results.metric == BITS else -1
     change = {row.variant: sign * (_change(row, trained) or 0.0) for row in rows}
     groups = (
-        ("keep theirs or gain", [name for name, value in change.items() if value <= KEPT]),
-        (f"lose up to {LOST:g}", [name for name, value in change.items() if KEPT < value <= LOST]),
-        (f"lose more than {LOST:g}", [name for name, value in change.items() if value > LOST]),
+        ("no loss", [name for name, value in change.items() if value <= KEPT]),
+        (f"a loss of up to {LOST:g}", [name for name, value in change.items() if KEPT < value <= LOST]),
+        (f"a loss of more than {LOST:g}", [name for name, value in change.items() if value > LOST]),
     )
     parts = []
-    for verb, names in groups:
+    for label, names in groups:
         ranked = sorted(names, key=lambda name: change[name])
         changes = [f"{name} ({f'{sign * change[name]:+z.2f}'.replace('-', MINUS)})" for name in ranked]
         if changes:
-            parts.append(f"{listed(changes)} {verb}")
-    return f"From {trained} to {long} tokens, in {results.metric}: {'; '.join(parts)}."
+            parts.append(f"{label} for {listed(changes)}")
+    return f"Change of {results.metric} from {trained} to {long} tokens: {'; '.join(parts)}."
 
 
 def differences_finding(results: Results) -> str:
-    """Which differences from the baseline are resolved."""
+    """The verdicts on the differences from the baseline."""
     rows = [row for row in results.rows if row.difference is not None]
     if not rows:
         return "There is only one variant, so there is nothing to compare."
@@ -70,13 +71,13 @@ def differences_finding(results: Results) -> str:
         if names
     ]
     return (
-        f"In held-out loss at {results.loss_length} tokens, against {results.study.baseline} with "
+        f"Held-out loss at {results.loss_length} tokens compared with {results.study.baseline}, "
         f"{plural(len(results.study.seeds), 'seed')}: {'; '.join(parts)}."
     )
 
 
 def power_line(results: Results) -> str:
-    """How many seeds a small difference takes, from the spread of the differences seen."""
+    """The number of seeds that resolve a small difference, from the standard deviation of the differences."""
     sigma = spread([row.difference.estimate for row in results.rows if row.difference is not None])
     if sigma is None:
         return ""
@@ -84,34 +85,33 @@ def power_line(results: Results) -> str:
     needed = seeds_needed(wanted, sigma)
     seeds = f"more than {MOST_SEEDS:,} seeds" if needed is None else f"n = {plural(needed, 'seed')}"
     return (
-        f"To resolve {wanted:g} nats at {SIGMA} {sigma:.3g} (the spread of single differences) "
-        f"you need {seeds}, for four cases in five at p < 0.05 before correction."
+        f"To detect a difference of {wanted:g} nats at {SIGMA} = {sigma:.3g} (standard deviation over seeds) "
+        f"with 80 % power at p < 0.05, before correction, you need {seeds}."
     )
 
 
 def tuning_finding(results: Results) -> str:
-    """What tuning chose, how many runs each variant had, and who would want a wider grid."""
+    """The chosen settings, the number of runs, and the variants whose best value is at the grid's edge."""
     if not results.study.tune:
         return ""
     chosen = listed([f"{row.variant} {setting_text(row.tuned)}" for row in results.rows])
     tried = plural(len(results.study.candidates), "candidate")
     edges = [row.variant for row in results.rows if row.at_edge]
     warning = (
-        f" The best of {listed(edges)} lies at the edge of the grid: a wider one may serve "
-        f"{'it' if len(edges) == 1 else 'them'} "
-        "better, and the verdicts above may change."
+        f" The best setting of {listed(edges)} is at the edge of the grid: a wider grid may improve "
+        f"{'it' if len(edges) == 1 else 'them'} and change the verdicts above."
         if edges
         else ""
     )
     return (
-        f"Best by validation: {chosen}. Every variant had {tried} with "
+        f"Best by validation loss: {chosen}. Every variant had {tried} with "
         f"{plural(len(results.study.seeds), 'seed')} each, "
-        f"{plural(len(results.study.candidates) * len(results.study.seeds), 'run')}.{warning}"
+        f"{plural(len(results.study.candidates) * len(results.study.seeds), 'run')} in total.{warning}"
     )
 
 
 def position_finding(results: Results) -> str:
-    """Who is best at the end of the longest row."""
+    """The variant with the lowest loss at the end of the longest rows."""
     last = {row.variant: row.by_position[-1] for row in results.rows if row.by_position}
     if not last:
         return "No trial is finished yet."
@@ -123,11 +123,10 @@ def position_finding(results: Results) -> str:
 
 
 def invalid_line(results: Results) -> str:
-    """Which variants failed the audit, and what that means; empty where none did."""
+    """The variants that failed the audit, and the consequence; empty if none did."""
     lines = [
         f"{row.variant} failed the audit ({'; '.join(row.stamp.failures)[:400]}): its loss is not "
-        f"that of a model that "
-        "may be compared, and no verdict is given."
+        "comparable, and it gets no verdict."
         for row in results.rows
         if row.stamp.invalid
     ]
@@ -135,26 +134,28 @@ def invalid_line(results: Results) -> str:
 
 
 def speed_finding(results: Results) -> str:
-    """The fastest and the slowest variant, with the range of their seeds, and whether the ranges meet."""
+    """The fastest and the slowest variant, and whether the ranges of their seeds overlap."""
     rows = [row for row in results.rows if row.tokens_per_second is not None and row.speed_range is not None]
     if not rows:
         return "No trial is finished yet."
     rows.sort(key=lambda row: row.tokens_per_second or 0.0)
     slow, fast = rows[0], rows[-1]
     if slow is fast:
-        return f"{fast.variant} trains at {short(fast.tokens_per_second)} tokens a second."
-    apart = (slow.speed_range or (0, 0))[1] < (fast.speed_range or (0, 0))[0]
+        return f"{fast.variant} trains at {short(fast.tokens_per_second)} tokens per second."
+    disjoint = (slow.speed_range or (0, 0))[1] < (fast.speed_range or (0, 0))[0]
     trust = (
-        "their seeds do not overlap" if apart else "their seeds overlap, so this is no difference to rely on"
+        "the ranges of their seeds do not overlap"
+        if disjoint
+        else "the ranges of their seeds overlap, so the difference is not reliable"
     )
     return (
-        f"{fast.variant} trained fastest, {short(fast.tokens_per_second)} tokens a second, "
+        f"{fast.variant} trained fastest, {short(fast.tokens_per_second)} tokens per second, "
         f"and {slow.variant} slowest, {short(slow.tokens_per_second)}; {trust}."
     )
 
 
 def headline(results: Results) -> str:
-    """One sentence for the top of the page."""
+    """The sentence at the top of the page."""
     done, total = results.count("finished", "diverged"), len(results.trials)
     rows = [row for row in results.rows if row.loss.mean is not None and not row.stamp.invalid]
     if not rows:
@@ -173,7 +174,7 @@ def _against_baseline(results: Results, row: VariantResult) -> str:
     if row.difference is None:
         return "; the baseline"
     how = {
-        "not resolved": "not resolved from",
+        "not resolved": "difference not resolved from",
         "equivalent": "equivalent to",
         "invalid": "INVALID, not compared with",
     }

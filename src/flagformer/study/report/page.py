@@ -1,5 +1,4 @@
-"""The pieces of the page: escaped text, tables, figures. No scripts, no links to anything outside the
-file."""
+"""HTML elements of the page: escaped text, tables, figures. No scripts, no external links."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ Cell = tuple[str, str]  # text, CSS class; a second line of the text is small pr
 
 
 def text(plain: str) -> str:
-    """Escaped text; what stands between backticks is set as code."""
+    """Escaped text; text between backticks becomes code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(plain))
 
 
@@ -33,7 +32,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, *inside: str) -> str:
-    """A heading and what stands under it."""
+    """A heading and its contents."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(inside) + "\n</section>"
 
 
@@ -50,13 +49,13 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def figure(svg: str, finding: str, note: str) -> str:
-    """A figure with its finding and how to read it."""
+    """A figure with a caption: its finding and a note on how to read it."""
     caption = f"{text(finding)} <span class='soft'>{text(note)}</span>"
     return f"<figure>\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table that scrolls inside its own box where the page is too narrow for it."""
+    """A table that scrolls horizontally if the page is too narrow."""
     rows = list(rows)
     kinds = [" ".join(set(kind.split()) & {"left", "wrap"}) for _, kind in rows[0]]
     head = "".join(f'<th scope="col" class="{kind}">{text(name)}</th>' for name, kind in zip(heads, kinds))
@@ -66,7 +65,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def rows_table(results: Results, columns: Sequence[Column]) -> str:
-    """A table of the variants by its columns."""
+    """A table with one row per variant."""
     heads = [column.heading for column in columns]
     return table(heads, ([_column_cell(column, row) for column in columns] for row in results.rows))
 

@@ -24,9 +24,9 @@ MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;"})
 
 
 def markdown(results: Results, note: str) -> str:
-    """The tables, the finding of each figure, what was equal and what was not."""
+    """The tables, the finding of each figure, and the lists of what was equal and what differed."""
     _, final = read_curves(results)
-    said = [
+    sentences = [
         findings.curves_finding(results, final),
         findings.lengths_finding(results) if len(results.rows[0].quality) > 1 else "",
         findings.differences_finding(results),
@@ -39,26 +39,26 @@ def markdown(results: Results, note: str) -> str:
         findings.headline(results),
         markdown_table(results, main_columns(results)),
         note.translate(MARKDOWN),
-        *(f"- {line}" for line in said if line),
+        *(f"- {line}" for line in sentences if line),
         f"## {results.metric.capitalize()} by length",
         markdown_table(results, length_columns(results)),
         "## Cost",
         markdown_table(results, cost_columns(results)),
-        "## What was equal",
+        "## Equal for all variants",
         "\n".join(f"- {line}" for line in equal_lines(results)),
-        "## What was not",
+        "## Different between variants",
         "\n".join(f"- {line}" for line in unequal_lines(results)),
-        "## Where it ran",
+        "## Environment",
         "\n".join(f"- {line}" for line in setting_lines(results)),
     ]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
 
 
 def markdown_table(results: Results, columns: Sequence[Column]) -> str:
-    """A pipe table; numbers to the right."""
+    """A pipe table with right-aligned numbers."""
     lines = [
         "| " + " | ".join(column.heading.translate(MARKDOWN) for column in columns) + " |",
-        "|" + "|".join("---" if place == 0 else "---:" for place, _ in enumerate(columns)) + "|",
+        "|" + "|".join("---" if index == 0 else "---:" for index, _ in enumerate(columns)) + "|",
     ]
     for row in results.rows:
         lines.append("| " + " | ".join(column.text(row).translate(MARKDOWN) for column in columns) + " |")
@@ -66,7 +66,7 @@ def markdown_table(results: Results, columns: Sequence[Column]) -> str:
 
 
 def csv_table(results: Results) -> str:
-    """Every number of the main, the length and the cost table, one line a variant, in full precision."""
+    """All numbers of the main, length and cost tables, one line per variant, in full precision."""
     columns = [*main_columns(results), *length_columns(results), *cost_columns(results)]
     rows = [
         {key: value for column in columns for key, value in column.values(row).items()}
@@ -81,7 +81,7 @@ def csv_table(results: Results) -> str:
 
 
 def latex_table(results: Results) -> str:
-    """The main table for a paper; needs the package booktabs."""
+    """The main table as LaTeX; needs the package booktabs."""
     columns = main_columns(results)
     kinds = "l" + "r" * (len(columns) - 1)
     rows = [

@@ -1,9 +1,7 @@
-"""What is known of a variant without training it: whether it is valid, how fast it decodes, what it
-remembers.
+"""Audits of the variants before training: validity, decoding speed, and size of the decode state.
 
-Each variant is examined once, in a process of its own as trials are, before the first step. Validity is what
-`flagformer.audit` finds: a model that reads the future or its neighbours in the batch has a loss that says
-nothing.
+Each variant is audited once, in its own process, before the first training step. Validity is the result of
+`flagformer.audit`: the loss of a model that reads later tokens or other rows of the batch is meaningless.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from flagformer.train.files import read_record, write_json
 
 EXAMINED = "examined.json"
 _EXAMINED = {"stamps": {}, "failures": [str]}
-# what a stamp says, and the checks of an audit that it rests on
+# the properties of a valid variant, and the audit checks of each
 STAMPS: dict[str, tuple[str, ...]] = {
     "causal": ("future_leak", "length"),
     "padding-neutral": ("right_padding", "left_padding", "packing"),
@@ -33,17 +31,16 @@ STAMPS: dict[str, tuple[str, ...]] = {
     "deterministic": ("determinism",),
     "finite": ("finite",),
 }
-NEW_TOKENS = 64  # of the decoding that is timed
-STATE_LENGTHS = (64, 128)  # tokens of the two decode states whose sizes are compared
+NEW_TOKENS = 64  # decoded tokens for the speed
+STATE_LENGTHS = (64, 128)  # capacities of the two decode states whose sizes are compared
 POLL = 0.2  # seconds
 
 
-def examine_variants(
+def run_audits(
     study: Study, directory: Path, at_once: int, threads: int, preload: Sequence[str],
     examiner: Callable[[Any, Path], object],
 ) -> None:  # fmt: skip
-    """Examines every variant that has not been examined yet, `at_once` at a time; nothing under `audit:
-    false`."""
+    """Audit every variant that has not been audited yet, `at_once` in parallel; none with `audit: false`."""
     if not study.audit:
         return
     pool: Pool[str] = Pool(examiner, at_once, threads, preload)
@@ -59,23 +56,23 @@ def examine_variants(
                     Path(ended.job).mkdir(parents=True, exist_ok=True)
                     write_json(Path(ended.job) / EXAMINED, {"failure": ended.failure.message})
     except KeyboardInterrupt:
-        text = f"stopped before the first step; run the same command again to go on in {directory}"
+        text = f"stopped before the first step; run the same command again to resume in {directory}"
         raise KeyboardInterrupt(text) from None
     finally:
         pool.stop()
 
 
-def examine(trial: Trial, directory: Path) -> None:
-    """Builds the model of a trial, audits it, times its decoding, and writes what was found."""
+def audit_variant(trial: Trial, directory: Path) -> None:
+    """Build the model of a trial, audit it, time its decoding, and write the results."""
     import torch
 
     torch.manual_seed(trial.seed)
-    write_json(directory / EXAMINED, examined(flagformer.build(trial.model_flags), trial))
+    write_json(directory / EXAMINED, audit_results(flagformer.build(trial.model_flags), trial))
 
 
-def examined(model: Any, trial: Trial) -> dict[str, Any]:
-    """What examined.json holds: `stamps`, each "passed", "failed" or "not applicable"; the words of what
-    failed; `decode_tokens_per_second` of one row; `state_bytes_per_token` of what decoding keeps."""
+def audit_results(model: Any, trial: Trial) -> dict[str, Any]:
+    """The contents of examined.json: `stamps`, each "passed", "failed" or "not applicable"; `failures`, the
+    messages of failed checks; `decode_tokens_per_second` of one row; `state_bytes_per_token`."""
     if not trial.source.is_sequence:
         return {"stamps": dict.fromkeys(STAMPS, "not applicable"), "failures": []}
     from flagformer.audit import audit
@@ -90,7 +87,7 @@ def examined(model: Any, trial: Trial) -> dict[str, Any]:
 
 
 def decode_speed(model: Any) -> float:
-    """New tokens a second for one row, after a prompt of one token and a round to warm up."""
+    """Decoded tokens per second for one row, after a prompt of one token and a warm-up."""
     import torch
 
     trainer = flagformer.AutoregressiveWrapper(model.eval())
@@ -104,20 +101,20 @@ def decode_speed(model: Any) -> float:
 
 
 def state_bytes(model: Any) -> int | None:
-    """What a decode state grows by with each token; None for a model that decodes without one."""
+    """Bytes by which a decode state grows with each token; None for a model without decode state."""
     try:
         short, long = (model.init_state(1, length).size_bytes() for length in STATE_LENGTHS)
     except (
         ValueError,
         NotImplementedError,
         AttributeError,
-    ):  # a model that cannot decode from a state says so
+    ):  # the model has no decode state
         return None
     return round((long - short) / (STATE_LENGTHS[1] - STATE_LENGTHS[0]))
 
 
-def read_examined(study: Study, directory: Path) -> dict[str, Mapping[str, Any]]:
-    """What is known of each variant by now."""
+def read_audits(study: Study, directory: Path) -> dict[str, Mapping[str, Any]]:
+    """The audit of each variant, as far as it exists."""
     found: dict[str, Mapping[str, Any]] = {}
     for variant, (place, _) in zip(study.compare, _places(study, directory)):
         if study.audit:
@@ -130,7 +127,7 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
-    """Where each variant's findings lie, by content: the same model is examined once."""
+    """The audit directory of each variant, by content: identical models are audited once."""
     found = []
     for variant in study.compare:
         trial = study.trial(variant, study.seeds[0], study.candidates[0])
@@ -142,5 +139,5 @@ def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
 
 
 def _together(statuses: list[str]) -> str:
-    """Failed if any is, passed if any other is."""
+    """ "failed" if any status is, else "passed" if any is."""
     return next((status for status in ("failed", "passed") if status in statuses), "not applicable")

@@ -1,4 +1,4 @@
-"""Whether this machine can run what is asked of it: the devices are here, and memory suffices."""
+"""Checks that this machine has the devices and the memory for a study or a training run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flagformer.train.config import TrainConfig, Trial
 from flagformer.train.device import device_of
 
 LESS = "lower `batch_size` or `seq_len`, raise `accumulate`, or make the model smaller"
-OVERRULE = "`memory` (GiB of a trial) in the file overrules this estimate"
+OVERRIDE = "`memory` (GiB of a trial) in the file overrides this estimate"
 
 
 def refuse_missing_devices(study: Study, source: Source) -> None:
-    """StudyFileError if a variant is to train on a device that is not here; a Ray cluster has its own."""
+    """Raise StudyFileError if a variant's training device does not exist; not for Ray clusters."""
     if study.executor == "ray":
         return
     mistakes = set()
@@ -35,29 +35,29 @@ def refuse_missing_devices(study: Study, source: Source) -> None:
         raise StudyFileError(mistakes)
 
 
-def refuse_without_room(study: Study, source: Source, costs: Mapping[str, Cost]) -> None:
-    """StudyFileError if a trial needs more memory than there is, or `concurrency` trials at once do."""
+def refuse_insufficient_memory(study: Study, source: Source, costs: Mapping[str, Cost]) -> None:
+    """Raise StudyFileError if a trial, or `concurrency` parallel trials, need more memory than there is."""
     if study.executor == "ray":
         return
     needs = bytes_by_variant(study, dict(costs)) if study.memory is None else {}
     mistakes = [
-        source.mistake(("compare", variant), f"variant `{variant}` needs {short}; {LESS}; {OVERRULE}")
+        source.mistake(("compare", variant), f"variant `{variant}` needs {short}; {LESS}; {OVERRIDE}")
         for variant, need in needs.items()
         if (short := shortage(study.train_of(variant), need))
     ]
     own = round(study.memory * GIB) if study.memory else 0
     if own and (short := shortage(study.train_of(study.baseline), own)):
-        mistakes.append(source.mistake(("memory",), f"`memory` says that a trial needs {short}"))
+        mistakes.append(source.mistake(("memory",), f"`memory` is too large: a trial needs {short}"))
     if not mistakes and study.concurrency:
-        mistakes += _crowded(study, source, own or max(needs.values()))
+        mistakes += _too_many_trials(study, source, own or max(needs.values()))
     if mistakes:
         raise StudyFileError(mistakes)
 
 
 def check_machine(trial: Trial, *, alone: bool) -> None:
-    """ValueError if the device of a trial is not here, or it needs more memory than there is.
+    """Raise ValueError if the device of a trial does not exist, or it needs more memory than there is.
 
-    Several processes (`alone` is False) share a model out: what each needs is not estimated.
+    With several processes (`alone` is False) the memory of each is not estimated.
     """
     device_of(trial.train)
     if alone and (short := shortage(trial.train, bytes_of(trial))):
@@ -65,7 +65,7 @@ def check_machine(trial: Trial, *, alone: bool) -> None:
 
 
 def shortage(train: TrainConfig, need: int) -> str:
-    """What is needed and what there is, where that is less: "about 2.0 GiB of memory, but ..."."""
+    """The required and the existing memory if the latter is smaller: "about 2.0 GiB of memory, but ..."."""
     device = device_of(train)
     if device.type == "cuda":
         need -= PROCESS  # on the host
@@ -78,7 +78,7 @@ def shortage(train: TrainConfig, need: int) -> str:
     return f"about {need / GIB:.1f} GiB of memory, but {where} has {has / GIB:.1f} GiB"
 
 
-def _crowded(study: Study, source: Source, need: int) -> list[ConfigError]:
+def _too_many_trials(study: Study, source: Source, need: int) -> list[ConfigError]:
     assert study.concurrency is not None
     at_once = min(study.concurrency, len(study.runs))
     short = shortage(study.train_of(study.baseline), at_once * need)

@@ -1,4 +1,4 @@
-"""What a study ran on: machine, versions, data, cores; kept beside the results."""
+"""The environment of a study: machine, versions, data, cores; saved with the results."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ from flagformer.study.resources import count_cores, share_out
 PACKAGES = ("torch", "numpy", "scipy")
 
 
-def describe_setting(
+def describe_environment(
     study: Study, costs: dict[str, Cost], earlier: dict[str, Any], directory: Path
 ) -> dict[str, Any]:
-    """The setting of this run of a study; `earlier` is that of the runs before it in the same directory.
+    """The environment of this run of a study; `earlier` is that of earlier runs in the same directory.
 
-    Threads a trial stay what they were, because sums are rounded differently with another number.
+    The number of threads per trial does not change, because it affects rounding.
 
     Raises:
-        Foreign: the data is no longer what the study began with.
+        ForeignDirectory: the data has changed since the first run.
     """
     data = study.data.fingerprint()
     if earlier.get("data", data) != data:
         raise ForeignDirectory(
             f"{directory} was begun with other data (fingerprint {earlier['data']}, now {data}): the file "
-            "or the Python version "
-            "has changed since; choose another directory with --out"
+            "or the Python version has changed since; choose another directory with --out"
         )
-    shares = share_out(study, costs)
-    threads = shares.threads
+    plan = share_out(study, costs)
+    threads = plan.threads
     if study.threads is None and "threads" in earlier:
         threads = int(earlier["threads"])
     return {
         "data": data,
         "executor": study.executor,
-        "trials_at_once": shares.at_once,
+        "trials_at_once": plan.at_once,
         "threads": threads,
-        "memory": {"trial": shares.trial, "free": shares.free},
+        "memory": {"trial": plan.trial, "free": plan.free},
         "machine": {
             "processor": _processor(),
             "cores": count_cores(),
@@ -68,7 +67,7 @@ def _processor() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working directory, with `+` where files differ from it; None outside a repository."""
+    """The commit of the working directory, with `+` for uncommitted changes; None outside a repository."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
