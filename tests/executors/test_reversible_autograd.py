@@ -11,8 +11,8 @@ import flagformer
 from flagformer import Decoder
 from flagformer.flags import Spec
 from flagformer.flow import OutputCollector, flatten, unflatten
+from flagformer.flow.bias_views import DenseBias
 from flagformer.flow.layout import Layout
-from flagformer.flow.pairs import Pairs
 from flagformer.residual.additive import Additive
 
 LM = {"num_tokens": 11, "max_seq_len": 16, "reversible": True, **SIZES}
@@ -236,14 +236,14 @@ def test_undeclared_inter_layer_state_is_found():
 def test_records_are_flattened_and_rebuilt():
     layout = Layout(torch.arange(3)[None])
     record = {
-        0: Pairs(bias=torch.ones(2), allowed=None, num_prefix_kv=3),
+        0: (DenseBias(bias=torch.ones(2), allowed=None), 3),
         1: (layout, [torch.zeros(1)], "word"),
     }
     empty, tensors = flatten(record)
     assert [len(one) for one in tensors] == [2, 1, 1]
     again = unflatten(empty, iter([one + 1 for one in tensors]))
-    assert again[0].bias.tolist() == [2.0, 2.0]
-    assert again[0].num_prefix_kv == 3
+    assert again[0][0].bias.tolist() == [2.0, 2.0]
+    assert again[0][1] == 3
     assert again[1][0].positions.tolist() == [[1, 2, 3]]
     assert again[1][1][0].item() == 1.0
     assert again[1][2] == "word"

@@ -39,7 +39,7 @@ def trains(subject):
     model = subject.model
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
-    seated = any(subject.model.attn_layers.num_prefix_kv["a"])
+    seated = any(s.kind == "a" and s.fn.num_prefix_kv for s in subject.model.attn_layers.sublayers)
     undone = undone_gains(model)
     dead = [name for name in none if (name != CANCELLED or seated) and name not in undone]
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
@@ -158,7 +158,7 @@ def prefix_is_seen_by_all(subject):
     lengths = torch.tensor([4, 2])
     how = {"prefix_attn_len": lengths}
     full = subject(subject.ids, **how)
-    if subject.model.attn_layers.num_prefix_kv["a"]:
+    if subject.model.attn_layers.has_self:
         differ(full[:, 0], subject(subject.ids)[:, 0], "the first token sees the prefix")
     for row, length in enumerate((4, 2)):
         changed = subject.ids.clone()

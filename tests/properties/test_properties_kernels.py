@@ -8,7 +8,7 @@ import flagformer
 from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import CATALOGUE
-from flagformer.flow import Causal, DenseMask, Dims, Layout, Mask, Padding, Pairs, Segments, Window
+from flagformer.flow import AttentionBias, Causal, DenseMask, Dims, Layout, Window
 from flagformer.score.softmax import Softmax
 
 B, H, T, K = 2, 4, 6, 8
@@ -18,21 +18,41 @@ RIGHT = PLAIN.masked_by(torch.arange(T) < torch.tensor([[T], [4]]))
 LEFT = Layout.left_padded(torch.tensor([0, 3]), T)
 PACKED = Layout.packed(torch.tensor([[2, 4, 0], [1, 2, 2]]), T)
 SOME = DenseMask(torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(0)) > 0.6)
-ONE_ROW_BLIND = DenseMask(torch.arange(T)[:, None] != torch.tensor(2).expand(1, T))
+ONE_ROW_BLIND = DenseMask((torch.arange(T)[:, None] != torch.tensor(2).expand(1, T))[None, None])
 
-# name -> (mask, queries, keys)
+# name -> (rules, queries, keys); padding and segments are rules by their layouts
 STANDINGS = {
-    "every pair": (Mask(), PLAIN, PLAIN),
-    "causal": (Mask((Causal(),)), PLAIN, PLAIN),
-    "one new query": (Mask((Causal(),)), Layout.arange(1, torch.device("cpu"), 5), PLAIN),
-    "a chunk of queries": (Mask((Causal(),)), Layout.arange(3, torch.device("cpu"), 3), PLAIN),
-    "window": (Mask((Causal(), Window(2))), PLAIN, PLAIN),
-    "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
-    "left padding": (Mask((Causal(), Padding())), LEFT, LEFT),
-    "packed": (Mask((Causal(), Padding(), Segments())), PACKED, PACKED),
-    "given by head": (Mask((SOME,)), PLAIN, PLAIN),
-    "a query without keys": (Mask((ONE_ROW_BLIND,)), PLAIN, PLAIN),
+    "every pair": ((), PLAIN, PLAIN),
+    "causal": ((Causal(),), PLAIN, PLAIN),
+    "one new query": ((Causal(),), Layout.arange(1, torch.device("cpu"), 5), PLAIN),
+    "a chunk of queries": ((Causal(),), Layout.arange(3, torch.device("cpu"), 3), PLAIN),
+    "window": ((Causal(), Window(1)), PLAIN, PLAIN),
+    "right padding": ((Causal(),), RIGHT, RIGHT),
+    "left padding": ((Causal(),), LEFT, LEFT),
+    "packed": ((Causal(),), PACKED, PACKED),
+    "given by head": ((SOME,), PLAIN, PLAIN),
+    "a query without keys": ((ONE_ROW_BLIND,), PLAIN, PLAIN),
 }
+
+
+class GivenScores:
+    """A position bias that is a tensor [1, H, T, S]."""
+
+    saturation_distance = None
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def between(self, queries, keys):
+        return self.scores
+
+    def relative_table(self, nearest, farthest, device):
+        return None
+
+
+def bias_of(rules, queries, keys, scores=None, num_prefix_kv=0):
+    root = AttentionBias(rules, None if scores is None else GivenScores(scores), queries, keys)
+    return root.narrowed(num_prefix_kv=num_prefix_kv)
 
 
 def inputs(groups, standing, num_prefix_kv, width=K):
@@ -63,7 +83,7 @@ def output_and_gradients(kernel, qkv, pairs, *more):
 def test_kernel_equals_eager(kernel, standing, biased, num_prefix_kv, groups):
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(groups, standing, num_prefix_kv)
-    pairs = Pairs.of(mask, queries, keys, bias if biased else None, num_prefix_kv)
+    pairs = bias_of(mask, queries, keys, bias if biased else None, num_prefix_kv)
     got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
     want = output_and_gradients(Eager(path()), qkv, pairs)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
@@ -78,7 +98,7 @@ def test_kernel_equals_eager_with_values_of_another_dim(kernel, standing, groups
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(groups, standing, 1, width)
     for added in (None, bias):
-        pairs = Pairs.of(mask, queries, keys, added, 1)
+        pairs = bias_of(mask, queries, keys, added, 1)
         got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs)
         want = output_and_gradients(Eager(path()), qkv, pairs)
         assert got[0].shape == (B, H, queries.length, width)
@@ -91,7 +111,7 @@ def test_kernel_equals_eager_with_values_of_another_dim(kernel, standing, groups
 def test_a_query_without_keys_gives_zeros_and_gets_no_gradient(kernel, biased):
     mask, queries, keys = STANDINGS["a query without keys"]
     qkv, bias = inputs(H, "a query without keys", 0)
-    pairs = Pairs.of(mask, queries, keys, bias if biased else None)
+    pairs = bias_of(mask, queries, keys, bias if biased else None)
     made = (KERNELS[kernel].cls if kernel in KERNELS else Eager)(path())
     out, dq, dk, dv = output_and_gradients(made, qkv, pairs)
     assert (out[:, :, 2] == 0).all(), "a fully masked query must give zeros"
@@ -110,9 +130,9 @@ def test_kernel_that_supports_a_learned_bias_trains_it(kernel, standing):
     mask, queries, keys = STANDINGS[standing]
     qkv, bias = inputs(2, standing, 1)
     bias.requires_grad_()
-    pairs = Pairs.of(mask, queries, keys, bias, 1)
+    pairs = bias_of(mask, queries, keys, bias, 1)
     got = output_and_gradients(KERNELS[kernel].cls(path()), qkv, pairs, bias)
-    want = output_and_gradients(Eager(path()), qkv, Pairs.of(mask, queries, keys, bias, 1), bias)
+    want = output_and_gradients(Eager(path()), qkv, bias_of(mask, queries, keys, bias, 1), bias)
     for one, other in zip(got, want):
         same(one, other, "learned bias", tolerance=1e-12)
     assert got[-1].abs().max() > 1e-3
@@ -122,7 +142,7 @@ def test_kernel_that_supports_a_learned_bias_trains_it(kernel, standing):
 def test_dropout_acts_in_training_only_and_keeps_the_mean(kernel):
     qkv, _ = inputs(H, "every pair", 0)
     cls = KERNELS[kernel].cls if kernel in KERNELS else Eager
-    pairs, plain = Pairs(), Eager(path())
+    pairs, plain = bias_of((), PLAIN, PLAIN), Eager(path())
     dropping = cls(path(), dropout=0.5)
     with torch.no_grad():
         same(dropping.eval()(*qkv, pairs), plain(*qkv, pairs), "eval mode", tolerance=1e-12)
@@ -154,7 +174,7 @@ def test_gradcheck_of_the_eager_path():
     short = [tensor[:1, :, :, :2].detach().requires_grad_() for tensor in qkv]
 
     def attend(q, k, v, bias):
-        return Eager(path())(q, k, v, Pairs.of(mask, _first(queries), _first(keys), bias, 1))
+        return Eager(path())(q, k, v, bias_of(mask, _first(queries), _first(keys), bias, 1))
 
     assert torch.autograd.gradcheck(attend, (*short, bias))
 

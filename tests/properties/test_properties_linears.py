@@ -103,7 +103,7 @@ def trained(subject, model, chunks=None):
             logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits).cos()
         ).sum()
     else:
-        read = model.attn_layers.num_prefix_kv["a"] and not model.num_memory_slots
+        read = model.attn_layers.has_self and not model.num_memory_slots
         front = {"prepend_embeds": x} if read else {}
         loss = AutoregressiveWrapper(model, loss_chunks=chunks)(subject.ids, **front, **side)
     loss.backward()

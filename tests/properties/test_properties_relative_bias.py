@@ -9,17 +9,12 @@ from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.kernels.sdpa import SDPA, SDPATrainableBias
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flow import (
+    AttentionBias,
     Causal,
     DenseMask,
     Dims,
-    Distances,
     Layout,
-    Mask,
-    Padding,
-    Pairs,
-    Prefix,
-    Reach,
-    Segments,
+    PrefixLM,
     Window,
 )
 from flagformer.ops import lengths
@@ -38,17 +33,17 @@ RIGHT = PLAIN.masked_by(torch.tensor([[T], [T - 40]]) > PLACES)
 LEFT = Layout.left_padded(torch.tensor([0, CHUNK + 6]), T)
 PACKED = Layout.packed(torch.tensor([[70, 60, 20], [30, 90, 0]]), T)
 
-# name -> (mask, queries, keys)
+# name -> (rules, queries, keys); padding and segments are rules by their layouts
 STANDINGS = {
-    "every pair": (Mask(), PLAIN, PLAIN),
-    "causal": (Mask((Causal(),)), PLAIN, PLAIN),
-    "a chunk of queries": (Mask((Causal(),)), Layout.arange(T - 55, CPU, 55), PLAIN),
-    "window": (Mask((Causal(), Window(30))), PLAIN, PLAIN),
-    "window over all that follow": (Mask((Window(30),)), PLAIN, PLAIN),
-    "right padding": (Mask((Causal(), Padding())), RIGHT, RIGHT),
-    "left padding": (Mask((Causal(), Padding())), LEFT, LEFT),
-    "packed": (Mask((Causal(), Padding(), Segments())), PACKED, PACKED),
-    "packed, every pair": (Mask((Segments(),)), PACKED, PACKED),
+    "every pair": ((), PLAIN, PLAIN),
+    "causal": ((Causal(),), PLAIN, PLAIN),
+    "a chunk of queries": ((Causal(),), Layout.arange(T - 55, CPU, 55), PLAIN),
+    "window": ((Causal(), Window(29)), PLAIN, PLAIN),
+    "window over all that follow": ((Window(29),), PLAIN, PLAIN),
+    "right padding": ((Causal(),), RIGHT, RIGHT),
+    "left padding": ((Causal(),), LEFT, LEFT),
+    "packed": ((Causal(),), PACKED, PACKED),
+    "packed, every pair": ((), PACKED, PACKED),
 }
 
 
@@ -64,28 +59,39 @@ def inputs(standing, groups, same_from, dtype):
     return draw(B, H, queries.length, K), *kv, draw(2 * T if same_from is None else T + same_from, H)
 
 
-def both(standing, table, same_from):
-    """The mask and bias in relative and in dense form."""
-    mask, queries, keys = STANDINGS[standing]
+class TableBias:
+    """A position bias from `biases`: distances [...] -> [..., H]."""
 
-    def bias(distance):
-        return table[distance.clamp(max=T if same_from is None else same_from) + T - 1]
+    def __init__(self, biases, same_from):
+        self.biases, self.saturation_distance = biases, same_from
 
-    reach = Reach.of(mask, queries, keys)
-    biases = bias(torch.arange(reach.nearest, reach.farthest + 1)).t()
-    dense = bias(queries.cache_positions()[:, None] - keys.cache_positions()).permute(2, 0, 1)[None]
-    return (
-        Pairs(distances=Distances.of(biases, same_from, reach)),
-        Pairs.of(mask, queries, keys, dense),
-    )
+    def between(self, queries, keys):
+        distance = queries.cache_positions()[:, None] - keys.cache_positions()
+        return self.biases(distance).permute(2, 0, 1)[None]
+
+    def relative_table(self, nearest, farthest, device):
+        return self.biases(torch.arange(nearest, farthest + 1)).t()
+
+
+def bias_of(standing, table, same_from):
+    rules, queries, keys = STANDINGS[standing]
+    last = T if same_from is None else same_from
+    own = TableBias(lambda distance: table[distance.clamp(max=last) + T - 1], same_from)
+    return AttentionBias(rules, own, queries, keys).narrowed()
+
+
+@pytest.fixture
+def by_distance_at_any_length(monkeypatch):
+    monkeypatch.setattr(lengths, "LONG", 1)
 
 
 def path():
     return ScorePipeline(0.4, [], Softmax(Dims(dim=16, heads=H, dim_head=K)))
 
 
-def gradients(kernel, tensors, pairs):
-    out = kernel(*tensors[:3], pairs)
+def gradients(kernel, tensors, bias):
+    assert isinstance(kernel, Eager) or getattr(kernel, "fused", kernel).reads_relative(bias, CPU)
+    out = kernel(*tensors[:3], bias)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), tensors)]
 
@@ -93,11 +99,12 @@ def gradients(kernel, tensors, pairs):
 @pytest.mark.parametrize("standing", STANDINGS)
 @pytest.mark.parametrize("same_from", [None, 20])
 @pytest.mark.parametrize("groups", [H, 2])
+@pytest.mark.usefixtures("by_distance_at_any_length")
 def test_a_learned_table_equals_the_dense_form(standing, same_from, groups):
     tensors = inputs(standing, groups, same_from, torch.float64)
-    by_distance, dense = both(standing, tensors[3], same_from)
-    got = gradients(SDPATrainableBias(path()), tensors, by_distance)
-    want = gradients(Eager(path()), tensors, dense)
+    bias = bias_of(standing, tensors[3], same_from)
+    got = gradients(SDPATrainableBias(path()), tensors, bias)
+    want = gradients(Eager(path()), tensors, bias)
     for name, one, other in zip(("out", "dq", "dk", "dv", "dtable"), got, want):
         same(one, other, name, tolerance=1e-11)  # fp64: sums of up to B * T * T numbers near 1
     differ(want[4], torch.zeros_like(want[4]), "the table's gradient")
@@ -105,11 +112,12 @@ def test_a_learned_table_equals_the_dense_form(standing, same_from, groups):
 
 @pytest.mark.parametrize("standing", STANDINGS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.usefixtures("by_distance_at_any_length")
 def test_a_fixed_table_equals_the_dense_form(standing, dtype, tolerance):
     tensors = inputs(standing, 1, None, dtype)
-    by_distance, dense = both(standing, tensors[3].detach(), None)
-    got = gradients(SDPA(path()), tensors[:3], by_distance)
-    want = gradients(Eager(path()), tensors[:3], dense)
+    bias = bias_of(standing, tensors[3].detach(), None)
+    got = gradients(SDPA(path()), tensors[:3], bias)
+    want = gradients(Eager(path()), tensors[:3], bias)
     for name, one, other in zip(("out", "dq", "dk", "dv"), got, want):
         same(one, other, name, tolerance)
 
@@ -117,7 +125,7 @@ def test_a_fixed_table_equals_the_dense_form(standing, dtype, tolerance):
 def test_queries_without_keys_give_zeros_and_get_no_gradient():
     tensors = inputs("left padding", H, 20, torch.float64)
     out, dq, dk, dv, dtable = gradients(
-        SDPATrainableBias(path()), tensors, both("left padding", tensors[3], 20)[0]
+        SDPATrainableBias(path()), tensors, bias_of("left padding", tensors[3], 20)
     )
     blind = ~LEFT.valid[1]
     for tensor in (out, dq, dk, dv):
@@ -153,15 +161,16 @@ def test_opcheck_of_the_operators(learned):
 
 
 @pytest.mark.parametrize(
-    ("mask", "queries"),
+    ("rules", "queries"),
     [
-        (Mask((Causal(), DenseMask(torch.ones(1, 1, T, T, dtype=torch.bool)))), PLAIN),
-        (Mask((Prefix(torch.tensor([3])),)), PLAIN),
-        (Mask((Causal(),)), Layout(PLAIN.positions * 2, contiguous_positions=False)),
+        ((Causal(), DenseMask(torch.ones(1, 1, T, T, dtype=torch.bool))), PLAIN),
+        ((PrefixLM(torch.tensor([3])),), PLAIN),
+        ((Causal(),), Layout(PLAIN.positions * 2, contiguous_positions=False)),
     ],
 )
-def test_other_biases_are_dense(mask, queries):
-    assert Reach.of(mask, queries, queries) is None
+def test_other_biases_are_dense(rules, queries):
+    own = TableBias(lambda distance: torch.zeros(*distance.shape, H), None)
+    assert AttentionBias(rules, own, queries, queries).narrowed().relative() is None
 
 
 # ---- models: from LONG tokens on against the dense form of the same weights
@@ -253,13 +262,18 @@ def test_long_models_with_more_flags(more, monkeypatch):
     assert_equals_dense(model_of({**BIASES["t5"], **more}), {}, monkeypatch)
 
 
+def reads(kernel, bias):
+    kernel = getattr(kernel, "fused", kernel)
+    return isinstance(kernel, SDPA) and kernel.reads_relative(bias, CPU)
+
+
 def takes_table(model, monkeypatch, **how):
     """Whether a forward of LONG tokens passes a table to its kernels."""
     seen = []
     monkeypatch.setattr(
         type(model.attn_layers.sublayers[0].fn.core.kernel),
         "forward",
-        lambda kernel, q, k, v, pairs: (seen.append(pairs.distances is not None), q)[1],
+        lambda kernel, q, k, v, bias: (seen.append(reads(kernel, bias)), q)[1],
     )
     model(ids_of(), **how)
     assert len(set(seen)) == 1
@@ -273,7 +287,7 @@ def takes_table(model, monkeypatch, **how):
         (BIASES["t5"], {}, True),
         (BIASES["none"], {"window": 70}, True),
         (BIASES["none"], {}, False),
-        (BIASES["t5"], {"return_attn": True}, False),
+        (BIASES["t5"], {"return_attn": True}, True),
         ({**BIASES["t5"], "attn_dropout": 0.1}, {}, False),
         ({**BIASES["t5"], "attn_num_mem_kv": 1}, {}, False),
         ({**BIASES["t5"], "attn_flash": False}, {}, False),
@@ -368,40 +382,32 @@ LENGTH = LONG_TABLE + 70
 LAYOUT = Layout.arange(LENGTH, CPU)
 SHORT = LAYOUT.masked_by(torch.tensor([[LENGTH], [LENGTH - 300]]) > torch.arange(LENGTH))
 FAR = {
-    "causal": (Mask((Causal(),)), LAYOUT),
-    "every pair": (Mask(), LAYOUT),
-    "right padding": (Mask((Causal(), Padding())), SHORT),
-    "window": (Mask((Causal(), Window(500))), LAYOUT),
+    "causal": ((Causal(),), LAYOUT),
+    "every pair": ((), LAYOUT),
+    "right padding": ((Causal(),), SHORT),
+    "window": ((Causal(), Window(499)), LAYOUT),
 }
 
 
 def steep(standing, dtype):
-    """q, k and v of one row beyond the chunk size, and the slopes' biases in both forms."""
-    mask, layout = FAR[standing]
+    """q, k and v of one row beyond the chunk size, and the bias of the slopes."""
+    rules, layout = FAR[standing]
     generator = torch.Generator().manual_seed(8)
     qkv = [torch.randn(2, len(STEEP), LENGTH, K, generator=generator, dtype=dtype) for _ in range(3)]
-    reach = Reach.of(mask, layout, layout)
-
-    def bias(distance):
-        return -STEEP.to(dtype)[:, None] * distance.abs().flatten()
-
-    biases = bias(torch.arange(reach.nearest, reach.farthest + 1))
-    dense = bias(layout.cache_positions()[:, None] - layout.cache_positions()).view(
-        1, len(STEEP), LENGTH, LENGTH
-    )
-    pairs = Pairs(distances=Distances.of(biases, None, reach)), Pairs.of(mask, layout, layout, dense)
-    return [x.requires_grad_() for x in qkv], pairs
+    own = TableBias(lambda distance: -STEEP.to(dtype) * distance.abs()[..., None], None)
+    return [x.requires_grad_() for x in qkv], AttentionBias(rules, own, layout, layout).narrowed()
 
 
 @pytest.mark.parametrize("standing", FAR)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_underflowed_weights_do_not_change_the_result(standing, dtype, tolerance):
-    qkv, (by_distance, dense) = steep(standing, dtype)
+    qkv, bias = steep(standing, dtype)
     path = ScorePipeline(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))
     real = FAR[standing][1].valid
     found = []
-    for kernel, pairs in ((SDPA(path), by_distance), (Eager(path), dense)):
-        out = kernel(*qkv, pairs)
+    assert SDPA(path).reads_relative(bias, CPU)
+    for kernel in (SDPA(path), Eager(path)):
+        out = kernel(*qkv, bias)
         if real is not None:  # outputs at padding are undefined
             out = out * real[:, None, :, None]
         weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out).sin()
@@ -412,9 +418,8 @@ def test_underflowed_weights_do_not_change_the_result(standing, dtype, tolerance
 
 @pytest.mark.parametrize("standing", FAR)
 def test_a_steep_head_reads_its_neighbourhood_only(standing):
-    (q, k, _), (by_distance, _) = steep(standing, torch.float32)
-    table = by_distance.distances
-    strips = list(head_groups(q, k, table.biases, table.groups, table.span, 0.4))
+    (q, k, _), bias = steep(standing, torch.float32)
+    strips = list(head_groups(q, k, *bias.relative(), 0.4))
     assert [number for strip in strips for number in range(len(STEEP))[strip.heads]] == list(
         range(len(STEEP))
     )
@@ -426,9 +431,8 @@ def test_a_steep_head_reads_its_neighbourhood_only(standing):
 
 def test_a_bias_below_the_score_bound_is_kept():
     """Long queries and keys can outweigh a bias: then it is not pruned."""
-    (q, k, _), (by_distance, _) = steep("causal", torch.float32)
-    table = by_distance.distances
-    strips = list(head_groups(100 * q, k, table.biases, table.groups, table.span, 0.4))
+    (q, k, _), bias = steep("causal", torch.float32)
+    strips = list(head_groups(100 * q, k, *bias.relative(), 0.4))
     assert [strip.distances for strip in strips] == [slice(0, LENGTH)]
 
 

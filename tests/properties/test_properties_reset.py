@@ -93,7 +93,7 @@ def test_the_model_resets_to_what_its_seed_builds(fresh):
     wrong = []
     for name, flags in SETTINGS.items():
         model = on_meta(flags).to_empty(device="cpu")
-        for seed, want in enumerate(fresh[name], start=1):
+        for seed, want in enumerate(fresh[name], init=1):
             torch.manual_seed(seed)
             model.reset_parameters()
             got = model.state_dict()
@@ -133,7 +133,7 @@ def test_a_custom_initialisation_is_applied_again():
             )
 
     with torch.device("meta"):
-        layers = flagformer.Decoder(dim=16, depth=2, heads=2, start=ones)
+        layers = flagformer.Decoder(dim=16, depth=2, heads=2, init=ones)
     layers.to_empty(device="cpu").reset_parameters()
     assert all(p.isfinite().all() for p in layers.parameters())
     assert all(s.fn.to_out.weight.eq(1).all() for s in layers.sublayers if s.kind == "a")

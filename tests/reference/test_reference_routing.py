@@ -309,7 +309,7 @@ def test_a_query_attends_to_its_centroids_topk_of_a_context(num_prefix_kv):
     attention.core.register_forward_hook(note)
     with torch.no_grad():
         model(torch.randint(11, (2, LENGTH)), context=context, context_mask=mask)
-    q, kv, _ = given[0]
+    q, kv, *_ = given[0]
     want = torch.zeros_like(seen[0])
     means = attention.core.kmeans.means.double()
     for row in range(2):

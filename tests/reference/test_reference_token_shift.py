@@ -4,14 +4,15 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.flow import Dims, Layout, OutputCollector, SideInputs
+from flagformer.flow import AttentionBias, Causal, Dims, Layout, OutputCollector, SideInputs
 from flagformer.input_mixer.token_shift import TokenShift
 
 D, T = 7, 6
 
 
 def shifted(x, shifts, layout, later):
-    side = SideInputs({}, {}, None, None, None, OutputCollector(), layout, later)
+    bias = AttentionBias(() if later else (Causal(),), None, layout, layout)
+    side = SideInputs(bias, None, None, None, None, OutputCollector(), layout)
     return TokenShift(Dims(dim=D, causal=not later), shifts=shifts)(x, side)
 
 

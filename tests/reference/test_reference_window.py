@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import flagformer
+from flagformer.flow import AttentionBias
 from flagformer.ops import lengths
 from flagformer.ops.lengths import LONG
-from flagformer.stack import layers as stack
 
 H, K, D, T, BACK = 2, 4, 6, 7, 2
 KINDS = {
@@ -107,11 +107,11 @@ def test_decoding_reads_only_the_keys_of_the_window(num_prefix_kv, monkeypatch):
     monkeypatch.setattr(
         kernel,
         "forward",
-        lambda self, q, k, v, pairs: (read.append((k.shape[2], pairs)), forward(self, q, k, v, pairs))[1],
+        lambda self, q, k, v, bias: (read.append((k.shape[2], bias)), forward(self, q, k, v, bias))[1],
     )
     layers(x[:, -1:], state=state)
     assert [keys for keys, _ in read] == [num_prefix_kv + 2, num_prefix_kv + 4]
-    assert all(pairs.allowed is None and pairs.bias is None for _, pairs in read), "no mask is needed"
+    assert all(bias.dense() == (None, None, None) for _, bias in read), "no mask is needed"
 
 
 MODEL = {"num_tokens": 11, "max_seq_len": 600, "dim": 16, "depth": 3, "heads": 4, "attn_dim_head": 8}
@@ -146,15 +146,14 @@ def test_long_inputs_use_a_table_for_each_window(kind, flags, monkeypatch):
 
 def test_a_table_is_computed_once_for_each_distinct_window(monkeypatch):
     made = []
-    of = stack.self_attention_pairs
-    monkeypatch.setattr(stack, "self_attention_pairs", lambda *how: made.append(of(*how)) or made[-1])
+    of = AttentionBias._relative
+    monkeypatch.setattr(AttentionBias, "_relative", lambda self: made.append(of(self)) or made[-1])
     model = flagformer.build(
         {**MODEL, "depth": 4, "rotary_pos_emb": True, "attn_max_attend_past": (20, 70, 20, 70)}
     )
     with torch.no_grad():
         model(torch.randint(11, (1, LONG)))
+        assert len(made) == 2
         model(torch.randint(11, (1, LONG)), window=10)
-    tables = [[pairs.distances for pairs in found.values()] for found in made]
-    assert [len(found) for found in tables] == [2, 2]
-    assert all(table is not None for found in tables for table in found)
-    assert tables[1][0] is tables[1][1], "windows narrowed to the same width share a table"
+    assert len(made) == 3, "windows narrowed to the same width share a table"
+    assert all(table is not None for table in made)

@@ -26,7 +26,7 @@ def seen(model, ids, **how):
         if sublayer.kind == "c":
             hooks.append(
                 sublayer.fn.core.kernel.register_forward_pre_hook(
-                    lambda _, given: masks.append(given[3].allowed)
+                    lambda _, given: masks.append(given[3].dense().allowed)
                 )
             )
     model(ids, **how)

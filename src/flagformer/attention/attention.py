@@ -21,7 +21,7 @@ from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.source import CrossAttentionInputs, QKVSource, SelfAttentionInputs
 from flagformer.attention.values import Values
 from flagformer.flags import Finding, FlagError, Instance, Spec
-from flagformer.flow import Dims, SideInputs
+from flagformer.flow import AttentionBias, Dims, SideInputs
 from flagformer.ops.identity import as_module
 from flagformer.position import Rotation
 from flagformer.position.none import NoRotation
@@ -30,17 +30,22 @@ Slots = Mapping[str, tuple[Spec | Instance, ...]]
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D]: every token gathers from those it may see."""
+    """[B, T, D] -> [B, T, D]: every token attends to those that the mask allows."""
 
     prefix_kv: Sequence[PrefixKV]  # module lists, typed by what they hold
     gates: Sequence[Gate]
 
     def __init__(
-        self, source: QKVSource, seats: Sequence[PrefixKV], core: Core, gates: Sequence[Gate], output: Output
+        self,
+        source: QKVSource,
+        prefix_kv: Sequence[PrefixKV],
+        core: Core,
+        gates: Sequence[Gate],
+        output: Output,
     ) -> None:
         super().__init__()
         self.source = source
-        self.prefix_kv = nn.ModuleList(seats)  # type: ignore[assignment]
+        self.prefix_kv = nn.ModuleList(prefix_kv)  # type: ignore[assignment]
         self.core = core
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
@@ -56,7 +61,7 @@ class Attention(nn.Module):
 
     @property
     def num_prefix_kv(self) -> int:
-        """Keys in front that have no position."""
+        """Keys without a position before those of tokens."""
         return sum(prefix.count for prefix in self.prefix_kv)
 
     @property
@@ -64,11 +69,27 @@ class Attention(nn.Module):
         """How many of the last tokens a query sees, itself included; None: all."""
         return self.source.window
 
+    def _bias(self, side: SideInputs) -> AttentionBias:
+        """Mask and position bias of this sublayer."""
+        source = self.source
+        if source.is_cross:
+            assert side.context_bias is not None
+            return side.context_bias.narrowed(None, self.num_prefix_kv)
+        return side.bias.narrowed(source.window, self.num_prefix_kv, source.projection.shared_qk)
+
+    def prepare(self, side: SideInputs) -> None:
+        """Makes the forms of mask and position bias that `forward` reads, before the executor runs."""
+        prepare = getattr(self.core, "prepare", None)  # a core of one's own may have none
+        if prepare is None:
+            self._bias(side).dense()
+        else:
+            prepare(self._bias(side), side)
+
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
-        for seats in self.prefix_kv:
-            kv = seats(kv, self.source.qk_norm.keys)
-        out = self.core(q, kv, side)
+        for prefix in self.prefix_kv:
+            kv = prefix(kv, self.source.qk_norm.keys)
+        out = self.core(q, kv, self._bias(side), side)
         for gate in self.gates:
             out = gate(out, x)
         return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, V] -> [B, T, D]
@@ -85,11 +106,11 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
         value_rotation = rotation if values.rotated else NoRotation(dims)
         past = slots["window"][0].build()
         source = SelfAttentionInputs(projection, qk_norm, dims, rotation, value_rotation, past.width)
-    seats = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
+    prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]
     _refuse_idle_past(source.window, core)
-    return Attention(source, seats, core, gates, slots["output"][0].build(dims))
+    return Attention(source, prefix_kv, core, gates, slots["output"][0].build(dims))
 
 
 def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:

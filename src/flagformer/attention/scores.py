@@ -1,4 +1,4 @@
-"""The written-out way from queries and keys to attention weights."""
+"""From queries and keys to attention weights, step by step."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from flagformer.flow import Pairs
-from flagformer.ops.attend import causal_pairs, repeat_kv
+from flagformer.flow import AttentionBias
+from flagformer.ops.attend import repeat_kv
 from flagformer.ops.identity import as_module
 from flagformer.score import AttentionNormalizer, Score, WeightMod
 
 
 class ScorePipeline(nn.Module):
-    """mixes(weights(mods(scale * q k^T) + bias)), over the pairs that may meet."""
+    """weight_mods(normalizer(score_mods(scale * q k^T) + bias)), over the allowed pairs."""
 
     def __init__(
         self,
@@ -28,34 +28,32 @@ class ScorePipeline(nn.Module):
         self.normalizer = weights
         self.weight_mods = nn.ModuleList(map(as_module, mixes))
 
-    def forward(self, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-        """q [B, H, T, K], k [B, G, seats + S, K] -> [B, H, T, seats + S]; queries without keys get zeros."""
-        return self.probs(self.scores(self.qk_logits(q, k), q, k, pairs), pairs)
+    def forward(self, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
+        """q [B, H, T, K], k [B, G, P + S, K] -> [B, H, T, P + S]; queries without keys get zeros."""
+        return self.probs(self.scores(self.qk_logits(q, k), q, k, bias), bias)
 
     def qk_logits(self, q: Tensor, k: Tensor) -> Tensor:
         """The scaled products, before anything else."""
         return (q * self.scale) @ repeat_kv(k, q.shape[1]).mT
 
-    def scores(self, products: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-        """Products -> scores, minus infinity where a pair may not meet."""
-        scores = products
+    def scores(self, logits: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
+        """Logits -> scores, minus infinity where a query may not attend."""
+        scores = logits
         for mod in self.score_mods:
-            scores = mod(scores, q, k, pairs)
-        if pairs.bias is not None:
-            return scores + pairs.bias  # a bias in fp32 is not rounded to half precision: the sum is fp32
-        if pairs.causal:
-            seen = causal_pairs(scores.shape[-2], scores.shape[-1], scores.device)
-            return scores.masked_fill(~seen, float("-inf"))
-        return scores if pairs.allowed is None else scores.masked_fill(~pairs.allowed, float("-inf"))
+            scores = mod(scores, q, k, bias)
+        allowed, added, _ = bias.dense()
+        if added is not None:
+            return scores + added  # a bias in fp32 is not rounded to half precision: the sum is fp32
+        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
 
-    def probs(self, scores: Tensor, pairs: Pairs) -> Tensor:
+    def probs(self, scores: Tensor, bias: AttentionBias) -> Tensor:
         """Scores -> weights."""
-        weights = self._weigh(scores, pairs.fully_masked_rows)
+        weights = self._normalize(scores, bias.dense().fully_masked_rows)
         for mix in self.weight_mods:
             weights = mix(weights)
         return weights
 
-    def _weigh(self, scores: Tensor, hidden: Tensor | None) -> Tensor:
-        if hidden is None:
+    def _normalize(self, scores: Tensor, masked_rows: Tensor | None) -> Tensor:
+        if masked_rows is None:
             return self.normalizer(scores)
-        return self.normalizer(scores.masked_fill(hidden, 0.0)).masked_fill(hidden, 0.0)
+        return self.normalizer(scores.masked_fill(masked_rows, 0.0)).masked_fill(masked_rows, 0.0)

@@ -1,4 +1,4 @@
-"""Where queries, keys and values come from: a model's own tokens, or a context."""
+"""Queries, keys and values of self-attention and of cross-attention, with their caches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.flow import CrossAttentionCache, DecodeState, Dims, KeyValues, KVCache, LayerCache, SideInputs
 from flagformer.ops.borrow import borrow
-from flagformer.position import Rotation
+from flagformer.position import CosSin, Rotation
 
 
 class QKVSource(nn.Module, ABC):
-    """(x, side) -> q and the keys and values it may meet, normed, turned and remembered."""
+    """(x, side) -> queries, keys and values, normed and rotated, with those of the cache."""
 
     projection: Projection
     qk_norm: QKNorm
+    is_cross = False
     window: int | None = None  # how many of the last tokens a query sees; None: all
 
     @abstractmethod
@@ -27,21 +28,21 @@ class QKVSource(nn.Module, ABC):
     def __init__(self, projection: Projection, qk_norm: QKNorm, dims: Dims) -> None:
         super().__init__()
         self.projection, self.qk_norm = projection, qk_norm
-        # key/value heads G, and the widths K and V of what a token leaves in each
+        # key/value heads G, and the widths K and V of a cached token in each
         self.cache_shape = (projection.groups, dims.dim_head, dims.dim_value)
 
     @abstractmethod
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> LayerCache:
-        """What one execution step remembers while decoding."""
+        """The cache of one execution step."""
 
 
 class SelfAttentionInputs(QKVSource):
-    """Self-attention: all three from x; keys and values join those of earlier tokens.
+    """Self-attention: all three from x; keys and values follow those of earlier tokens.
 
-    While decoding these are in the state; memories of segments before are projected anew.
+    While decoding these are in the state; Transformer-XL memories are projected in each forward.
     """
 
-    rotation: Rotation  # the stack's own, both
+    rotation: Rotation  # both are the stack's
     value_rotation: Rotation
 
     def __init__(
@@ -60,26 +61,25 @@ class SelfAttentionInputs(QKVSource):
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
-        content = self.qk_norm.queries(q), self.qk_norm.keys(k)
-        q, k = self.rotation.both(*content, side.cos_sin)
+        unrotated = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        q, k = self.rotation.both(*unrotated, side.cos_sin)
         v = self.value_rotation.keys(v, side.cos_sin)
-        if side.mem is not None:
-            earlier, earlier_k, earlier_v = self._project_memory(side.mem, side)
-            k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
-            content = content[0], torch.cat([earlier, content[1]], dim=2)
+        if side.memory is not None and side.memory.mem is not None:
+            of_mem, mem_k, mem_v = self._project_memory(side.memory.mem, side.memory.cos_sin)
+            k, v = torch.cat([mem_k, k], dim=2), torch.cat([mem_v, v], dim=2)
+            unrotated = unrotated[0], torch.cat([of_mem, unrotated[1]], dim=2)
         state = side.state
         if state is not None:
             cache = state.attention_caches[side.step]
             assert isinstance(cache, KVCache)
             k, v = cache.extend(k, v, state.length, state.window_start(self.window), state.write_mask)
-        return q, KeyValues(k, v, 0, self.window, content, self.projection.shared_qk)
+        return q, KeyValues(k, v, 0, unrotated, self.projection.shared_qk)
 
-    def _project_memory(self, earlier: Tensor, side: SideInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys [B, G, M, K] of memories [B, M, D] before and behind the rotation, and values [B, G, M, V]."""
-        _, k, v = self.projection(earlier)
-        content = self.qk_norm.keys(k)
-        keys = self.rotation.keys(content, side.mem_cos_sin)
-        return content, keys, self.value_rotation.keys(v, side.mem_cos_sin)
+    def _project_memory(self, mem: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys [B, G, M, K] of memories [B, M, D] before and after the rotation, and values [B, G, M, V]."""
+        _, k, v = self.projection(mem)
+        k = self.qk_norm.keys(k)
+        return k, self.rotation.keys(k, cos_sin), self.value_rotation.keys(v, cos_sin)
 
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         groups, *widths = self.cache_shape
@@ -88,7 +88,9 @@ class SelfAttentionInputs(QKVSource):
 
 
 class CrossAttentionInputs(QKVSource):
-    """Cross-attention: queries from x, the rest from the context, once a decoding session."""
+    """Cross-attention: queries from x, keys and values from the context, once a decoding session."""
+
+    is_cross = True
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q = self.qk_norm.queries(self.projection.queries(x))

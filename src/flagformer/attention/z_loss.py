@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flagformer.flow import Pairs, SideInputs
+from flagformer.flow import AttentionBias, SideInputs
 from flagformer.ops.full_precision import accum_dtype
 
 NAME = "attn.z"  # of the loss on the collector
 
 
-def add_z_loss(scores: Tensor, pairs: Pairs, side: SideInputs) -> None:
+def add_z_loss(scores: Tensor, bias: AttentionBias, side: SideInputs) -> None:
     """Puts one attention's loss on the collector: `weight * mean(sum_heads(logsumexp(scores) ** 2))`.
 
     The mean is over the rows' real queries; a query that sees no key adds nothing. The paper's loss is that
@@ -21,11 +21,12 @@ def add_z_loss(scores: Tensor, pairs: Pairs, side: SideInputs) -> None:
         scores: [B, H, T, seats + S], minus infinity where a pair may not meet.
     """
     exact = scores.to(accum_dtype(scores.dtype))
-    if pairs.fully_masked_rows is None:
+    masked_rows = bias.dense().fully_masked_rows
+    if masked_rows is None:
         logs = exact.logsumexp(dim=-1)  # [B, H, T]
     else:
-        logs = exact.masked_fill(pairs.fully_masked_rows, 0.0).logsumexp(dim=-1)
-        logs = logs.masked_fill(pairs.fully_masked_rows[..., 0], 0.0)
+        logs = exact.masked_fill(masked_rows, 0.0).logsumexp(dim=-1)
+        logs = logs.masked_fill(masked_rows[..., 0], 0.0)
     squares = logs.square().sum(dim=1)  # [B, T]
     real = side.layout.valid
     if real is None:

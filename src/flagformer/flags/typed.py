@@ -258,10 +258,10 @@ class Flags(TypedDict, total=False):
     local_attn_fixed_windows: bool | tuple[bool | None, ...]
     """windows are cut by position, as in local-attention; not sliding"""
     attn_flash: bool | tuple[bool | None, ...] | None
-    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; written out under transforms of
+    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; eager under transforms of
     `torch.func`.; attn_flash=False: softmax(q k^T) v in three steps; memory grows with T * S."""
     cross_attn_flash: bool | tuple[bool | None, ...] | None
-    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; written out under transforms of
+    """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; eager under transforms of
     `torch.func`.; attn_flash=False: softmax(q k^T) v in three steps; memory grows with T * S. (cross-
     attention only)"""
     attn_dropout: float | tuple[float | None, ...]

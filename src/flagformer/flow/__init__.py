@@ -1,5 +1,7 @@
 """Records that pass through a model with the activations: sizes, layouts, masks, keys, outputs, state."""
 
+from flagformer.flow.attention_bias import AttentionBias, BlockBias
+from flagformer.flow.bias_views import DenseBias, RelativeBias, VarLen
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.constant import Constant
 from flagformer.flow.decode_state import (
@@ -10,7 +12,6 @@ from flagformer.flow.decode_state import (
     TokenShiftCache,
 )
 from flagformer.flow.dims import Dims
-from flagformer.flow.distances import Distances, Reach
 from flagformer.flow.flatten import flatten, unflatten
 from flagformer.flow.interleave import (
     InsertionPattern,
@@ -20,36 +21,34 @@ from flagformer.flow.interleave import (
     interleave_unpadded,
 )
 from flagformer.flow.interleaved_state import InterleavedDecodeState
-from flagformer.flow.key_values import KeyValues, Sight
+from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask import (
+from flagformer.flow.mask_rules import (
     Causal,
     DenseMask,
-    Mask,
     MaskRule,
     Padding,
-    Prefix,
+    PrefixLM,
     Segments,
+    UserMaskMod,
     Window,
     narrowest,
 )
 from flagformer.flow.outputs import Outputs
-from flagformer.flow.pairs import Pairs
-from flagformer.flow.qk_indices import QKIndices
 from flagformer.flow.recurrent_state import RecurrentState
-from flagformer.flow.side import Carry, SideInputs
-from flagformer.flow.terms import BiasRow, Terms
+from flagformer.flow.side import Carry, SegmentMemory, SideInputs
 
 __all__ = [
-    "BiasRow",
+    "AttentionBias",
+    "BlockBias",
     "Carry",
     "Causal",
     "Constant",
     "CrossAttentionCache",
     "DecodeState",
+    "DenseBias",
     "DenseMask",
     "Dims",
-    "Distances",
     "InsertionPattern",
     "InterleavedDecodeState",
     "Interleaving",
@@ -57,21 +56,19 @@ __all__ = [
     "KeyValues",
     "LayerCache",
     "Layout",
-    "Mask",
     "MaskRule",
     "OutputCollector",
     "Outputs",
     "Padding",
-    "Pairs",
-    "Prefix",
-    "QKIndices",
-    "Reach",
+    "PrefixLM",
     "RecurrentState",
+    "RelativeBias",
+    "SegmentMemory",
     "Segments",
     "SideInputs",
-    "Sight",
-    "Terms",
     "TokenShiftCache",
+    "UserMaskMod",
+    "VarLen",
     "Window",
     "flatten",
     "interleave_packed",

@@ -11,7 +11,7 @@ from torch import Tensor
 from flagformer.flow.interleave import InsertionPattern
 from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask import narrowest
+from flagformer.flow.mask_rules import narrowest
 
 
 class LayerCache(Protocol):

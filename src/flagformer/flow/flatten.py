@@ -41,6 +41,8 @@ def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         changed = {field.name: _walk(getattr(value, field.name), change) for field in fields(value)}
         return replace(value, **changed)
+    if hasattr(value, "mapped"):
+        return value.mapped(lambda part: _walk(part, change))
     if isinstance(value, dict):
         return {key: _walk(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from flagformer.ops.attend import repeat_kv
 
-# How many seats stand in front, and how many tokens a query sees (None: all): what pairs are found by.
-Sight = tuple[int, int | None]
-
 
 class KeyValues(NamedTuple):
     """Keys and values of one attention.
@@ -20,7 +17,6 @@ class KeyValues(NamedTuple):
         k: [B, G, seats + S, K], already normed and turned.
         v: [B, G, seats + S, V].
         seats: keys in front without a position: every query sees them, no bias reaches them.
-        window: how many of the last tokens a query sees, itself included; None: all.
         content: queries [B, H, T, K] of the new tokens and keys [B, G, T, K], those of memories in front
             [B, G, M + T, K], before they were turned; None in cross-attention.
         tied: keys are the queries, of unit length: a query sees itself only where it sees nothing else.
@@ -29,14 +25,8 @@ class KeyValues(NamedTuple):
     k: Tensor
     v: Tensor
     num_prefix_kv: int = 0
-    window: int | None = None
     unrotated_qk: tuple[Tensor, Tensor] | None = None
     shared_qk: bool = False
-
-    @property
-    def sight(self) -> Sight:
-        """What the pairs of these keys are found by."""
-        return self.num_prefix_kv, self.window
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
         """Seats [G, M, K] and [G, M, V] in front, the same for every row."""

@@ -22,6 +22,7 @@ class Layout:
         num_segments: maximum number of segments in a row.
         always_visible: [1 or B, T] bool, True for memory tokens and prepended embeddings, which a window
             neither counts nor masks; None: there are none.
+        may_have_holes: padding may stand between valid tokens, so that dropping it changes distances.
     """
 
     positions: Tensor
@@ -31,10 +32,17 @@ class Layout:
     contiguous_positions: bool = True
     num_segments: int = 1
     always_visible: Tensor | None = None
+    may_have_holes: bool = False
 
     @property
     def length(self) -> int:
         return self.positions.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """B where the rows of a batch differ, else 1."""
+        parts = (self.positions, self.valid, self.segment_ids, self.always_visible)
+        return max(part.shape[0] for part in parts if part is not None)
 
     @property
     def end(self) -> int:
@@ -46,7 +54,8 @@ class Layout:
 
     def masked_by(self, valid: Tensor) -> Layout:
         """Return the layout with only those tokens valid that are also True in `valid` [B, T]."""
-        return replace(self, valid=valid if self.valid is None else self.valid & valid)
+        both = valid if self.valid is None else self.valid & valid
+        return replace(self, valid=both, may_have_holes=True)
 
     def concat(self, other: Layout) -> Layout:
         """Return the layout of these tokens followed by those of `other`; neither has segments."""

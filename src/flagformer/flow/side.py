@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flagformer.flow.attention_bias import AttentionBias
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.decode_state import DecodeState
-from flagformer.flow.key_values import Sight
 from flagformer.flow.layout import Layout
-from flagformer.flow.pairs import Pairs
-from flagformer.flow.terms import Terms
 
 
 class Carry:
@@ -38,45 +36,50 @@ class Carry:
 
 
 @dataclass
-class SideInputs:
-    """Made once a forward, before the first sublayer runs.
+class SegmentMemory:
+    """Transformer-XL memories of a forward.
 
     Attributes:
-        pairs: self-attention's pairs, by the seats a sublayer puts in front and its window.
-        context_pairs: the same for cross-attention.
-        angles: each [1 or B, 1, T, R], what the rotation turns by; None for none.
-        context: [B, S, D_context], what cross-attention reads; None when a state holds it.
-        state: the decoding session; None in a plain forward.
-        collector: auxiliary losses and kept tensors.
-        layout: the standing of the tokens.
-        later: whether tokens may see later ones.
-        carry: what sublayers hand on to later ones, by name.
-        step: which execution step runs now (the executor sets it; tied modules run at several).
-        memories: [B, M, D], what steps read of the segments before, by execution step.
-        keys: the standing of memories and tokens in a row; None without memories.
-        memory_angles: what the rotation turns memories by, as `angles`.
-        earlier: [B, M, D], the memories of the step that runs, behind its norm; None for none.
-        replay: whether this is a forward's second computation, for its gradient: statistics have counted it.
-        terms: how self-attention's queries and keys meet, by the window of a sublayer, for cores that look at
-            few pairs.
-        heads: the heads that the core which runs now serves.
+        mems: [B, M, D], hidden states of earlier segments, by execution step.
+        kv_layout: layout of memories and tokens together.
+        cos_sin: cos and sin of the memories' positions, as in `SideInputs`.
+        mem: [B, M, D], the memories of the step that runs, after its norm; None where it reads none.
     """
 
-    pairs: dict[Sight, Pairs]
-    context_pairs: dict[Sight, Pairs]
+    mems: dict[int, Tensor]
+    kv_layout: Layout
+    cos_sin: tuple[Tensor, ...] | None
+    mem: Tensor | None = None
+
+
+@dataclass
+class SideInputs:
+    """All that a sublayer may read with its input; made once a forward, before the first sublayer runs.
+
+    Attributes:
+        bias: mask and position bias of self-attention.
+        context_bias: those of cross-attention; None where there is none.
+        cos_sin: cos and sin of the rotation, each [1 or B, 1, T, R]; None without a rotation.
+        context: [B, S, D_context] for cross-attention; None where a decoding session holds it.
+        state: the decoding session; None in a plain forward.
+        collector: auxiliary losses and requested tensors.
+        layout: layout of the tokens.
+        carry: tensors that sublayers pass to later ones, by name.
+        step: the execution step that runs (the executor sets it; tied modules run at several).
+        memory: Transformer-XL memories; None where there are none.
+        recomputing: whether this is the second computation of a forward, for its gradient: statistics have
+            counted it.
+    """
+
+    bias: AttentionBias
+    context_bias: AttentionBias | None
     cos_sin: tuple[Tensor, ...] | None
     context: Tensor | None
     state: DecodeState | None
     collector: OutputCollector
     layout: Layout
-    bidirectional: bool
     # a function, as a compiler does not trace a class here
     carry: Carry = field(default_factory=lambda: Carry())
     step: int = 0
-    mems: dict[int, Tensor] = field(default_factory=dict)
-    kv_layout: Layout | None = None
-    mem_cos_sin: tuple[Tensor, ...] | None = None
-    mem: Tensor | None = None
+    memory: SegmentMemory | None = None
     recomputing: bool = False
-    terms: dict[int | None, Terms] = field(default_factory=dict)
-    heads: slice = field(default_factory=lambda: slice(None))

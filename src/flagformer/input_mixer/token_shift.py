@@ -50,7 +50,7 @@ class TokenShift(InputMixer):
         if side.state is None:
             moved = [
                 (dims, moved_by(real[..., dims], move, layout))
-                for move, dims in self.parts(side.bidirectional)
+                for move, dims in self.parts(side.bias.is_bidirectional)
             ]
         else:
             cache = side.state.input_mixer_caches[side.step]
@@ -58,7 +58,7 @@ class TokenShift(InputMixer):
             cache.extend(real, layout.start, side.state.write_mask)
             moved = [
                 (dims, cache.shifted(move, dims, layout).to(x.dtype))
-                for move, dims in self.parts(side.bidirectional)
+                for move, dims in self.parts(side.bias.is_bidirectional)
             ]
         pieces, end = [], 0
         for dims, piece in moved:

@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from flagformer.flow import Pairs
+from flagformer.flow import AttentionBias
 
 
 class Score(nn.Module, ABC):
     """Contract of the slot `score`, built as `(dims)`: changes scaled scores before bias and mask."""
 
     @abstractmethod
-    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
         """scores [B, H, T, P + S] with P prefix keys -> the same shape."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import Tensor
 
 from flagformer.flags import Flag, component
-from flagformer.flow import Dims, Pairs
+from flagformer.flow import AttentionBias, Dims
 from flagformer.score import Score
 
 
@@ -24,5 +24,5 @@ class SoftClamp(Score):
         super().__init__()
         self.cap = float(cap)
 
-    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
         return (scores / self.cap).tanh() * self.cap

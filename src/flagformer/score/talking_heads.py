@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.flags import component
-from flagformer.flow import Dims, Pairs
+from flagformer.flow import AttentionBias, Dims
 from flagformer.ops.sharded import laid_out
 from flagformer.score import Score, WeightMod
 
@@ -37,7 +37,7 @@ class TalkingScores(Score):
         super().__init__()
         self.exchange = HeadMixing(dims.heads)
 
-    def forward(self, scores: Tensor, q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, scores: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
         return self.exchange(scores)
 
 

@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from flagformer.attention.cores import Core
-from flagformer.attention.z_loss import NAME as Z_LOSS
 from flagformer.flags import CATALOGUE, ErrorCollector, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import (
+    AttentionBias,
     Causal,
     DecodeState,
     Dims,
     Layout,
-    Mask,
     MaskRule,
     OutputCollector,
-    Prefix,
+    PrefixLM,
+    SegmentMemory,
     SideInputs,
 )
+from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState, check_combination, read_memories
 from flagformer.ops.full_precision import in_full
 from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
-from flagformer.ops.lengths import use_long_path
 from flagformer.ops.sharded import as_forward
+from flagformer.position.none import NoPositionBias
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.hints import WrapperHints
@@ -41,8 +41,7 @@ from flagformer.stack.inputs import (
     check_starts,
     check_window,
 )
-from flagformer.stack.layouts import make_layout, read_mask
-from flagformer.stack.masks import cross_attention_pairs, self_attention_pairs, self_attention_terms
+from flagformer.stack.layouts import context_bias, make_layout, read_mask
 from flagformer.stack.refusals import (
     fixed_flags,
     refuse_carry,
@@ -85,16 +84,7 @@ class AttentionLayers(Whole):
         self.context_dropout = self._one("context_dropout").build()
         self.hints: WrapperHints = self._one("hints").build()
         self.final_norm: Step = norm() if placement.final else identity
-        self.has_cross = any(sublayer.kind == "c" for sublayer in self.sublayers)
-        own, cross = ([s.fn for s in self.sublayers if s.kind == kind] for kind in ("a", "c"))
-        # the numbers of prefix keys in self- and cross-attention, each once
-        self.num_prefix_kv = {
-            kind: sorted({fn.num_prefix_kv for fn in fns}) for kind, fns in (("a", own), ("c", cross))
-        }
-        self.pair_keys = tuple(
-            dict.fromkeys((f.num_prefix_kv, f.window) for f in own if getattr(f.core, "reads_pairs", True))
-        )
-        self.windows = tuple(dict.fromkeys(f.window for f in own if getattr(f.core, "reads_terms", False)))
+        self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
         self.cache_signature = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.cache_shape) for s in self.steps
         )
@@ -167,7 +157,7 @@ class AttentionLayers(Whole):
         x: Tensor,
         *,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
@@ -184,8 +174,9 @@ class AttentionLayers(Whole):
         Args:
             x: [B, T, D].
             mask: [B, T] bool, True for real tokens.
-            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention may look;
-                with `mems` S is T, or M + T.
+            attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where a query may attend; with
+                `mems` S is T, or M + T. Or a function `(b, h, q_idx, kv_idx) -> bool` of indices that
+                broadcast, as FlexAttention's `mask_mod`: cache positions, negative in `mems`.
             context: [B, S, D_context] for cross-attention. While decoding it is read once, with the prompt.
             context_mask: [B, S] bool, True for real tokens.
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
@@ -221,30 +212,23 @@ class AttentionLayers(Whole):
         if state is not None and prefix_attn_len is not None:
             state.read_prefix(prefix_attn_len, length)
         collector = OutputCollector() if collector is None else collector
-        rules = self._mask(prefix_attn_len, attn_mask, batch, length, state, held)
+        rules = self._rules(prefix_attn_len, attn_mask, batch, length, state, held)
+        position_bias = None if isinstance(self.position_bias, NoPositionBias) else self.position_bias
         side = SideInputs(
-            self_attention_pairs(
-                self.position_bias,
-                self.pair_keys,
-                rules,
-                layout,
-                window,
-                state,
-                self._reads_distances(x, collector),
-                keys,
-            ),
-            cross_attention_pairs(context, self.num_prefix_kv["c"], layout, context_mask, state),
+            AttentionBias(rules, position_bias, layout, keys, window, state),
+            context_bias(context, layout, context_mask, state) if self.has_cross else None,
             self.rotation.cos_sin(layout, x.dtype),
             context,
             state,
             collector,
             layout,
-            self.time_rule(prefix_attn_len) is None,
-            terms=self_attention_terms(self.position_bias, self.windows, rules, layout, window, state, keys),
         )
         if held is not None:
-            side.mems, side.kv_layout = dict(zip(self.recurrent_steps, held.hiddens)), keys
-            side.mem_cos_sin = self.rotation.cos_sin(held.layout, x.dtype)
+            hiddens = dict(zip(self.recurrent_steps, held.hiddens))
+            side.memory = SegmentMemory(hiddens, keys, self.rotation.cos_sin(held.layout, x.dtype))
+        for sublayer in self.sublayers:
+            if sublayer.kind != "f":
+                sublayer.fn.prepare(side)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, self.final_norm)
         if state is not None:
@@ -259,36 +243,23 @@ class AttentionLayers(Whole):
         check_context(context, mask, self.has_cross, held, self.dims.dim_context or self.dim, batch)
         return mask if context is None or state is not None else self.context_dropout(context, mask)
 
-    def _mask(
+    def _rules(
         self,
         prefix: Tensor | None,
-        attn_mask: Tensor | None,
+        attn_mask: Tensor | MaskMod | None,
         batch: int,
         length: int,
         state: DecodeState | None,
         held: RecurrentState | None,
-    ) -> Mask:
-        """What the order of time and the user's own mask allow."""
+    ) -> list[MaskRule]:
+        """The order of time and the user's mask."""
         rule = self.time_rule(prefix)
-        rules = Mask() if rule is None else Mask((rule,))
+        rules = [] if rule is None else [rule]
         if attn_mask is None:
             return rules
-        if not self.num_prefix_kv["a"]:
+        if not self.has_self:
             raise ValueError("`attn_mask` is for self-attention, but these layers have none")
-        return rules & read_mask(attn_mask, batch, self.dims.heads, length, state, held)
-
-    def _reads_distances(self, x: Tensor, collector: OutputCollector) -> bool:
-        """Whether all of self-attention takes a table of distances, and it pays (maps are made densely)."""
-        if (
-            not use_long_path(x.shape[1])
-            or collector.is_requested("attn.weights")
-            or collector.is_loss_requested(Z_LOSS)
-        ):
-            return False
-        own = [sublayer.fn for sublayer in self.sublayers if sublayer.kind == "a"]
-        if any(fn.source.projection.shared_qk for fn in own):
-            return False
-        return all(isinstance(fn.core, Core) and fn.core.reads_distances(x.device) for fn in own)
+        return [*rules, read_mask(attn_mask, batch, self.dims.heads, length, state, held)]
 
     @as_forward
     def init_state(
@@ -339,7 +310,7 @@ class PrefixDecoder(AttentionLayers):
         super().__init__(**fixed_flags(flags, "PrefixDecoder", causal=False))
 
     def time_rule(self, prefix: Tensor | None) -> MaskRule | None:
-        return Causal() if prefix is None else Prefix(prefix)
+        return Causal() if prefix is None else PrefixLM(prefix)
 
 
 class CrossAttender(AttentionLayers):

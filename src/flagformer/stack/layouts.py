@@ -1,11 +1,20 @@
-"""The layout of the tokens of a forward, and the user's attention mask over them and cached tokens."""
+"""Layouts and masks of a forward, from the arguments of a user."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from flagformer.flow import DecodeState, DenseMask, Layout, RecurrentState
+from flagformer.flow import (
+    AttentionBias,
+    DecodeState,
+    DenseMask,
+    Layout,
+    MaskRule,
+    RecurrentState,
+    UserMaskMod,
+)
+from flagformer.flow.mask_rules import MaskMod
 from flagformer.stack.inputs import check_attention_mask, check_padding, check_starts, check_tensor
 
 
@@ -29,12 +38,19 @@ def make_layout(
 
 
 def read_mask(
-    mask: Tensor, batch: int, heads: int, length: int, state: DecodeState | None, mems: RecurrentState | None
-) -> DenseMask:
-    """Return `attn_mask` over all S keys, with those of a decode state or of XL memories.
+    mask: Tensor | MaskMod,
+    batch: int,
+    heads: int,
+    length: int,
+    state: DecodeState | None,
+    mems: RecurrentState | None,
+) -> MaskRule:
+    """Return `attn_mask` over all S keys, with those of a decode state or of XL memories, as a rule.
 
-    With memories the mask may also be [.., T, T], for the tokens only; all memories are then allowed.
+    With memories a tensor may also be [.., T, T], for the tokens only; all memories are then allowed.
     """
+    if callable(mask) and not isinstance(mask, Tensor):
+        return UserMaskMod(mask, batch, heads, 0 if mems is None else mems.layout.end)
     check_tensor("attn_mask", mask)
     if state is not None:
         return DenseMask(check_attention_mask(mask, batch, heads, length, state.length + length))
@@ -45,3 +61,19 @@ def read_mask(
     else:
         given = check_attention_mask(mask, batch, heads, length, mems.length + length)
     return DenseMask(given, mems.layout.start)
+
+
+def context_bias(
+    context: Tensor | None, queries: Layout, valid: Tensor | None, state: DecodeState | None
+) -> AttentionBias:
+    """The bias of cross-attention: every token attends to every valid token of the context."""
+    keys = None if state is None else state.context_layout  # a session reads its context once
+    if keys is None:
+        assert context is not None
+        batch, length = context.shape[:2]
+        keys = Layout.arange(length, context.device)
+        if valid is not None:
+            keys = Layout(keys.positions, check_padding("context_mask", valid, batch, length))
+    if state is not None:
+        state.context_layout = keys
+    return AttentionBias((), None, queries, keys)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.flow import SideInputs
+from flagformer.flow import SegmentMemory, SideInputs
 from flagformer.input_mixer import InputMixer
 from flagformer.input_mixer.identity import Identity
 from flagformer.ops.borrow import borrow
@@ -55,27 +55,28 @@ class Sublayer(nn.Module):
 
     def forward(self, h: Any, side: SideInputs) -> Any:
         x = self.in_norm(self.residual.read(h, self.index))
-        if side.step in side.mems:
-            x, side = self._with_memory(side.mems[side.step], x, side)
+        memory = side.memory
+        if memory is not None and side.step in memory.mems:
+            x, side = self._with_memory(memory, x, side)
         else:
             x = self.input_mixer(x, side)
         out = self.branch(self.branch_norm(self.fn(x, side)))
         return self.residual.apply_norm(self.residual.write(h, out, self.index), self.out_norm)
 
-    def _with_memory(self, memory: Tensor, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
+    def _with_memory(self, memory: SegmentMemory, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
         """Apply norm and input mixer to XL memories [B, M, D] and tokens, concatenated in one row."""
-        assert side.kv_layout is not None
-        both = torch.cat([self.in_norm(memory.to(x.dtype)), x], dim=1)
-        both = self.input_mixer(both, replace(side, layout=side.kv_layout))
-        count = memory.shape[1]
-        return both[:, count:], replace(side, mem=both[:, :count])
+        mem = memory.mems[side.step]
+        both = torch.cat([self.in_norm(mem.to(x.dtype)), x], dim=1)
+        both = self.input_mixer(both, replace(side, layout=memory.kv_layout))
+        count = mem.shape[1]
+        return both[:, count:], replace(side, memory=replace(memory, mem=both[:, :count]))
 
 
 class PreNormAdditive(Sublayer):
     """The common case h + fn(norm(h)), without calls of identities."""
 
     def forward(self, h: Tensor, side: SideInputs) -> Tensor:
-        if side.mems:
+        if side.memory is not None:
             return super().forward(h, side)
         return h + self.fn(self.in_norm(h), side)
 

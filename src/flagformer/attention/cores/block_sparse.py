@@ -1,4 +1,4 @@
-"""Attention of chunks of queries to stretches of keys, by whatever kernel serves the model."""
+"""Block-sparse attention: blocks of queries and the keys gathered for each, by any kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flow import KeyValues, Layout, Pairs, QKIndices, SideInputs
+from flagformer.flow import AttentionBias, BlockBias, KeyValues, Layout, OutputCollector
+from flagformer.flow.bias_views import dense_bias, without_self
 from flagformer.ops.attend import repeat_kv
 from flagformer.ops.cluster_topk import ClusterTopK, scatter_mean
 from flagformer.ops.full_precision import accum_dtype
@@ -18,26 +19,28 @@ MAPS = "attn.weights"
 
 
 class QKVBlocks(NamedTuple):
-    """Blocks in place of T * S pairs.
+    """N blocks of h heads with g queries and s keys each.
 
     Attributes:
         q: [B, N, h, g, K].
         k: [B, N, 1 or h, s, K].
         v: [B, N, 1 or h, s, V].
-        visible: [1 or B, N, 1 or h, g, s] bool, before the terms of the forward.
-        spots: which queries and keys these are.
-        rows: [1 or B, N, 1 or h, g] long, the number of each query; T where the place is empty.
-        only_earlier: nothing is visible that is later than its query.
-        hides: whether a query, of an empty place for one, may see nothing.
-        front: keys [1 or B, N, h, M, K] and values [1 or B, N, h, M, V] that a block has before its own,
-            seen by all its queries; None for none.
+        allowed: [1 or B, N, 1 or h, g, s] bool, before the rules of the forward.
+        q_idx: [1 or B, N, 1 or h, g, 1] long, the query of each row, counted from the first.
+        kv_idx: [1 or B, N, 1 or h, 1, s] long, the key of each column, counted from the first.
+        rows: [1 or B, N, 1 or h, g] long, as `q_idx`, and T in rows that hold no query.
+        only_earlier: no key is later than its query.
+        may_mask_all: whether a row may have no key.
+        prefix_kv: keys [1 or B, N, h, M, K] and values [1 or B, N, h, M, V] before those of each block, to
+            which all its queries attend; None: there are none.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     allowed: Tensor
-    indices: QKIndices
+    q_idx: Tensor
+    kv_idx: Tensor
     rows: Tensor
     only_earlier: bool
     may_mask_all: bool = False
@@ -45,29 +48,34 @@ class QKVBlocks(NamedTuple):
 
 
 def attend_blocks(
-    kernel: Kernel, path: ScorePipeline, few: QKVBlocks, kv: KeyValues, side: SideInputs
+    kernel: Kernel,
+    path: ScorePipeline,
+    blocks: QKVBlocks,
+    kv: KeyValues,
+    bias: AttentionBias,
+    collector: OutputCollector,
 ) -> Tensor:
-    """[B, N, h, g, V]; the seats of `kv` stand before every block. Maps are kept where they are asked for."""
-    terms = side.terms[kv.window]
-    visible, told = few.allowed, terms.allowed(few.indices, few.only_earlier)
-    visible = visible if told is None else visible & told
-    seats = kv.num_prefix_kv + (0 if few.prefix_kv is None else few.prefix_kv[0].shape[3])
+    """[B, N, h, g, V]; the prefix keys of `kv` are those of every block. Requested weights are recorded."""
+    allowed, added = bias.gather(blocks.q_idx, blocks.kv_idx, blocks.only_earlier)
+    # a query is among its own keys, unless a rule masks it
+    masks_all = blocks.may_mask_all or allowed is not None
+    allowed = blocks.allowed if allowed is None else blocks.allowed & allowed
+    num_prefix_kv = kv.num_prefix_kv + (0 if blocks.prefix_kv is None else blocks.prefix_kv[0].shape[3])
     if kv.shared_qk:
-        visible = _apart(visible, few.indices, terms.row_starts, seats)
-    bias = terms.bias_at(few.indices)
-    batch, count = few.q.shape[:2]
-    q, k, v = (_joined(x) for x in few[:3])  # [B * N, h, ...]
-    # a query is among its own keys, unless a rule hides it
-    hides = few.may_mask_all or told is not None
-    bias = None if bias is None else _blocks(bias, batch)
-    pairs = Pairs.few(_blocks(visible, batch), bias, seats, hides, terms.learned)
-    if few.prefix_kv is not None:
-        k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(few.prefix_kv, (k, v)))
+        allowed = without_self(allowed, blocks.kv_idx == blocks.q_idx + bias.offset, num_prefix_kv)
+    batch, count = blocks.q.shape[:2]
+    q, k, v = (_joined(x) for x in blocks[:3])  # [B * N, h, ...]
+    added = None if added is None else _blocks(added, batch)
+    dense = dense_bias(_blocks(allowed, batch), added, num_prefix_kv, masks_all)
+    of_blocks = BlockBias(dense, num_prefix_kv, bias.gather_is_learned)
+    if blocks.prefix_kv is not None:
+        k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(blocks.prefix_kv, (k, v)))
     if kv.num_prefix_kv:
-        k, v = (_seated(x, stored[:1, :, : kv.num_prefix_kv]) for x, stored in ((k, kv.k), (v, kv.v)))
-    if side.collector.is_requested(MAPS):
-        side.collector.record(MAPS, _spread(path(q, k, pairs).unflatten(0, (batch, count)), few, kv, side))
-    return kernel(q, k, v, pairs).unflatten(0, (batch, count))
+        k, v = (_behind(stored[:1, :, : kv.num_prefix_kv], x) for x, stored in ((k, kv.k), (v, kv.v)))
+    if collector.is_requested(MAPS):
+        weights = path(q, k, of_blocks).unflatten(0, (batch, count))
+        collector.record(MAPS, _scattered(weights, blocks, bias.q.length, kv))
+    return kernel(q, k, v, of_blocks).unflatten(0, (batch, count))
 
 
 def attend_selected(
@@ -77,22 +85,25 @@ def attend_selected(
     kv: KeyValues,
     of_queries: ClusterTopK,
     of_keys: ClusterTopK,
-    front: tuple[Tensor, Tensor] | None,
-    side: SideInputs,
+    prefix_kv: tuple[Tensor, Tensor] | None,
+    bias: AttentionBias,
+    collector: OutputCollector,
 ) -> Tensor:
-    """[B, H, T, V]: queries that a centroid picks meet the keys it picks; of several centroids the mean."""
-    few = QKVBlocks(
+    """[B, H, T, V]: queries that a centroid selects attend to the keys it selects; means over centroids."""
+    blocks = QKVBlocks(
         rows_at(q, of_queries.indices),
         rows_at(kv.k[:, :, kv.num_prefix_kv :], of_keys.indices),
         rows_at(kv.v[:, :, kv.num_prefix_kv :], of_keys.indices),
         of_queries.valid[..., None] & of_keys.valid[..., None, :],
-        QKIndices(of_queries.indices[..., None], of_keys.indices[..., None, :], side.heads),
+        of_queries.indices[..., None],
+        of_keys.indices[..., None, :],
         of_queries.indices.masked_fill(~of_queries.valid, q.shape[2]),
         only_earlier=False,
         may_mask_all=True,
-        prefix_kv=front,
+        prefix_kv=prefix_kv,
     )
-    return scatter_mean(attend_blocks(kernel, path, few, kv, side), few.rows, q.shape[2])
+    out = attend_blocks(kernel, path, blocks, kv, bias, collector)
+    return scatter_mean(out, blocks.rows, q.shape[2])
 
 
 def rows_at(x: Tensor, numbers: Tensor) -> Tensor:
@@ -121,21 +132,12 @@ def of_heads(x: Tensor, heads: int) -> Tensor:
     return repeat_kv(x.to(accum_dtype(x.dtype)), heads)
 
 
-def groups_of(layout: Layout) -> list[Tensor | None]:
-    """Which tokens [1 or B, T] stand for election together: the real ones, sequence by sequence."""
+def segments_of(layout: Layout) -> list[Tensor | None]:
+    """Valid tokens [1 or B, T] of each segment, from which centroids select; None: all tokens."""
     if layout.segment_ids is None:
         return [layout.valid]
-    real = layout.all_valid() if layout.valid is None else layout.valid
-    return [real & (layout.segment_ids == number) for number in range(layout.num_segments)]
-
-
-def _apart(visible: Tensor, spots: QKIndices, before: int, seats: int) -> Tensor:
-    """Who meets whom where keys are queries: itself only where there is nothing else."""
-    own = spots.kv_idx == spots.q_idx + before
-    others = visible & ~own
-    if seats:
-        return others
-    return others | (visible & own & ~others.any(dim=-1, keepdim=True))
+    valid = layout.all_valid() if layout.valid is None else layout.valid
+    return [valid & (layout.segment_ids == number) for number in range(layout.num_segments)]
 
 
 def _blocks(x: Tensor, batch: int) -> Tensor:
@@ -148,22 +150,21 @@ def _joined(x: Tensor) -> Tensor:
     return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def _seated(x: Tensor, front: Tensor) -> Tensor:
-    """Seats [1, G, M, K], the same for every row, in front of every block's keys [B * N, G or h, s, K]."""
-    front = repeat_kv(front, x.shape[1])
-    return torch.cat([front.expand(x.shape[0], x.shape[1], -1, -1), x], dim=2)
+def _behind(prefix: Tensor, x: Tensor) -> Tensor:
+    """Keys [B * N, G or h, s, K] of every block after prefix keys [1, G, P, K], the same for every row."""
+    prefix = repeat_kv(prefix, x.shape[1])
+    return torch.cat([prefix.expand(x.shape[0], x.shape[1], -1, -1), x], dim=2)
 
 
-def _spread(weights: Tensor, few: QKVBlocks, kv: KeyValues, side: SideInputs) -> Tensor:
-    """Weights [B, N, h, g, seats + s] of blocks -> [B, h, T, seats + S]."""
+def _scattered(weights: Tensor, blocks: QKVBlocks, length: int, kv: KeyValues) -> Tensor:
+    """Weights [B, N, h, g, P + s] of blocks -> [B, h, T, P + S]."""
     batch, count, heads, size, _ = weights.shape
-    seats, keys = weights.shape[4] - few.indices.kv_idx.shape[4], kv.k.shape[2] - kv.num_prefix_kv
-    length = side.layout.length
-    of_keys = few.indices.kv_idx.expand(batch, count, heads, size, -1)
-    rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., seats:])
-    rows = torch.cat([weights[..., :seats], rows], dim=-1).transpose(1, 2).flatten(2, 3)
-    of_queries = few.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
-    spare = weights.new_zeros(batch, heads, length + 1, seats + keys)  # one row for places that are empty
+    prefix, keys = weights.shape[4] - blocks.kv_idx.shape[4], kv.k.shape[2] - kv.num_prefix_kv
+    of_keys = blocks.kv_idx.expand(batch, count, heads, size, -1)
+    rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., prefix:])
+    rows = torch.cat([weights[..., :prefix], rows], dim=-1).transpose(1, 2).flatten(2, 3)
+    of_queries = blocks.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
+    spare = weights.new_zeros(batch, heads, length + 1, prefix + keys)  # one row for those without a query
     sums = spare.scatter_add(2, of_queries.expand_as(rows), rows)
     times = spare[..., :1].scatter_add(2, of_queries, torch.ones_like(rows[..., :1]))
     return (sums / times.clamp(min=1))[:, :, :length]

@@ -10,7 +10,8 @@ from flagformer.attention.cores import Core
 from flagformer.attention.cores.block_sparse import QKVBlocks, attend_blocks
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flow import KeyValues, Layout, QKIndices, SideInputs, Terms
+from flagformer.flow import AttentionBias, KeyValues, Layout, SideInputs
+from flagformer.flow.mask_rules import lookup
 from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import clamp_to_length, num_blocks
 from flagformer.ops.zeros import with_zeros
@@ -32,9 +33,7 @@ class FixedWindows(Core):
             would not carry over.
     """
 
-    reads_pairs = False
-    reads_terms = True
-    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # owned by the kernel
     rotation: Rotation  # the stack's own
 
     def __init__(
@@ -49,35 +48,36 @@ class FixedWindows(Core):
         self.lookaround = window * (radius + 1) - 1
         self.path_changes_at = (window, self.lookaround)  # one block or several; more than a query sees
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+    def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
+        bias.prepare_gather()
+
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv
         before = keys - length  # queries are the last of the keys
         size = clamp_to_length(self.window, length)
         count = num_blocks(-(-length // size))
-        back = -(
-            -clamp_to_length(self.lookaround, keys) // size
-        )  # blocks, as a row may begin anywhere in its first window
+        # in blocks, as a row may begin anywhere in its first window
+        back = -(-clamp_to_length(self.lookaround, keys) // size)
         ahead = back if self.bidirectional else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
-        of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
-        of_k = numbers + before - back * size + torch.arange((back + 1 + ahead) * size, device=q.device)
-        spots = QKIndices(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
-        visible = (of_k >= 0) & (of_k < keys) & self._meet(spots, side.terms[kv.window])
+        rows = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
+        columns = numbers + before - back * size + torch.arange((back + 1 + ahead) * size, device=q.device)
+        q_idx, kv_idx = rows.clamp(max=length - 1), columns.clamp(0, keys - 1)
+        allowed = (columns >= 0) & (columns < keys) & self._are_near(q_idx, kv_idx, bias)
         if not self.bidirectional:
-            visible = visible & (of_k <= of_q + before)
+            allowed = allowed & (columns <= rows + before)
         k, v = (self._around(x[:, :, kv.num_prefix_kv :], before, size, count, back) for x in (kv.k, kv.v))
-        blocks = with_zeros(self._turned(q), 0, count * size - length).unflatten(2, (count, size))
-        rows = of_q[..., 0].clamp(max=length)
-        few = QKVBlocks(
-            blocks.transpose(1, 2), k, v, visible, spots, rows, not self.bidirectional, count * size > length
-        )
-        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        q = with_zeros(self._rotated(q), 0, count * size - length).unflatten(2, (count, size)).transpose(1, 2)
+        rows, spare = rows[..., 0].clamp(max=length), count * size > length
+        blocks = QKVBlocks(q, k, v, allowed, q_idx, kv_idx, rows, not self.bidirectional, spare)
+        out = attend_blocks(self.kernel, self.path, blocks, kv, bias, side.collector)  # [B, N, h, g, V]
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
-    def _meet(self, spots: QKIndices, terms: Terms) -> Tensor:
+    def _are_near(self, q_idx: Tensor, kv_idx: Tensor, bias: AttentionBias) -> Tensor:
         """[1 or B, N, 1, g, s] bool: whether the windows of a query and a key are near enough."""
-        of_q = spots.of_rows(terms.queries.positions, spots.q_idx) // self.window
-        of_k = spots.of_rows(terms.keys.positions, spots.kv_idx) // self.window
+        b = torch.arange(bias.kv.rows, device=q_idx.device).view(-1, 1, 1, 1, 1)
+        of_q = lookup(bias.q.positions, b, q_idx) // self.window
+        of_k = lookup(bias.kv.positions, b, kv_idx) // self.window
         return (of_q - of_k).abs() <= self.radius
 
     def _around(self, x: Tensor, before: int, size: int, count: int, back: int) -> Tensor:
@@ -93,7 +93,7 @@ class FixedWindows(Core):
         around = self.look_around(blocks, backward=back, forward=ahead, pad_value=0.0)[:, front:]
         return around.unflatten(0, x.shape[:2]).transpose(1, 2)
 
-    def _turned(self, q: Tensor) -> Tensor:
+    def _rotated(self, q: Tensor) -> Tensor:
         """Queries as local-attention turns them, see `rotation`."""
         if not self.bidirectional:
             return q

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.block_sparse import MAPS
-from flagformer.flow import DecodeState, KeyValues, LayerCache, SideInputs
+from flagformer.flow import AttentionBias, DecodeState, KeyValues, LayerCache, SideInputs
 
 
 class HeadSplit(Core):
@@ -31,8 +31,6 @@ class HeadSplit(Core):
         self.cores = nn.ModuleList(core for core, _ in parts)  # type: ignore[assignment]
         ends = accumulate(heads for _, heads in parts)
         self.slices = [slice(end - heads, end) for end, (_, heads) in zip(ends, parts)]
-        self.reads_pairs = any(core.reads_pairs for core, _ in parts)
-        self.reads_terms = any(core.reads_terms for core, _ in parts)
         self.has_z_loss = all(core.has_z_loss for core, _ in parts)
         self.is_acausal = any(core.is_acausal for core, _ in parts)
         self.has_aux_loss = any(core.has_aux_loss for core, _ in parts)
@@ -42,16 +40,16 @@ class HeadSplit(Core):
         """That of the last part; all parts have one of the same kind."""
         return self.cores[-1].kernel
 
-    def reads_distances(self, device: torch.device) -> bool:
-        return all(core.reads_distances(device) for core in self.cores)
+    def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
+        for core, heads in zip(self.cores, self.slices):
+            core.prepare(bias.of_heads(heads), side)
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         outs, maps = [], []
         for core, heads in zip(self.cores, self.slices):
             collector = side.collector.fork()
-            pairs = {kv.sight: side.pairs[kv.sight].of_heads(heads)} if core.reads_pairs else {}
-            own = replace(side, collector=collector, pairs=pairs, heads=heads)
-            outs.append(core(q[:, heads], kv.of_heads(heads, q.shape[1]), own))
+            own = replace(side, collector=collector)
+            outs.append(core(q[:, heads], kv.of_heads(heads, q.shape[1]), bias.of_heads(heads), own))
             side.collector.add_losses(collector.losses)
             maps += collector.recorded.get(MAPS, [])
         if maps:

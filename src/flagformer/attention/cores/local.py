@@ -13,7 +13,7 @@ from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import Finding, Flag, FlagError, Requirement, component
-from flagformer.flow import Dims, KeyValues, QKIndices, SideInputs
+from flagformer.flow import AttentionBias, Dims, KeyValues, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import clamp_to_length, num_blocks
 from flagformer.ops.zeros import with_zeros
@@ -31,9 +31,7 @@ class Local(Core):
         later: whether a mask may allow them.
     """
 
-    reads_pairs = False
-    reads_terms = True
-    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # owned by the kernel
 
     def __init__(self, kernel: Kernel, path: ScorePipeline, reach: int, later: bool) -> None:
         super().__init__()
@@ -41,7 +39,10 @@ class Local(Core):
         borrow(self, {"path": path})
         self.path_changes_at = (max(reach, BLOCK),)  # one block or several
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+    def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
+        bias.prepare_gather()
+
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv
         before = keys - length  # queries are the last of the keys
         reach = max(clamp_to_length(self.lookaround, keys - 1), 1)
@@ -49,23 +50,29 @@ class Local(Core):
         count = num_blocks(-(-length // size))
         ahead = reach if self.bidirectional else 0
         numbers = torch.arange(count, device=q.device).view(1, -1, 1, 1, 1) * size
-        of_q = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
-        of_k = numbers + before - reach + torch.arange(reach + size + ahead, device=q.device)
-        distance = of_q + before - of_k
-        visible = (distance <= reach) & (distance >= -ahead) & (of_k >= 0) & (of_k < keys)
-        spots = QKIndices(of_q.clamp(max=length - 1), of_k.clamp(0, keys - 1), side.heads)
+        rows = numbers + torch.arange(size, device=q.device)[:, None]  # [1, N, 1, g, 1]
+        columns = numbers + before - reach + torch.arange(reach + size + ahead, device=q.device)
+        distance = rows + before - columns
+        allowed = (distance <= reach) & (distance >= -ahead) & (columns >= 0) & (columns < keys)
         k, v = (
-            self._stretches(x[:, :, kv.num_prefix_kv :], before, reach, size, count, ahead)
-            for x in (kv.k, kv.v)
+            self._around(x[:, :, kv.num_prefix_kv :], before, reach, size, count, ahead) for x in (kv.k, kv.v)
         )
-        blocks = with_zeros(q, 0, count * size - length).unflatten(2, (count, size)).transpose(1, 2)
-        rows = of_q[..., 0].clamp(max=length)
-        few = QKVBlocks(blocks, k, v, visible, spots, rows, not ahead, may_mask_all=count * size > length)
-        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, h, g, V]
+        blocks = QKVBlocks(
+            with_zeros(q, 0, count * size - length).unflatten(2, (count, size)).transpose(1, 2),
+            k,
+            v,
+            allowed,
+            rows.clamp(max=length - 1),
+            columns.clamp(0, keys - 1),
+            rows[..., 0].clamp(max=length),
+            only_earlier=not ahead,
+            may_mask_all=count * size > length,
+        )
+        out = attend_blocks(self.kernel, self.path, blocks, kv, bias, side.collector)  # [B, N, h, g, V]
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
-    def _stretches(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
-        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], what each block may meet; zeros beyond."""
+    def _around(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
+        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], keys of each block; zeros beyond the row."""
         first = before - reach
         x = x[:, :, max(first, 0) :]
         wanted = reach + count * size + ahead

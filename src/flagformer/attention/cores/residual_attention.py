@@ -9,7 +9,7 @@ from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
-from flagformer.flow import Dims, KeyValues, SideInputs
+from flagformer.flow import AttentionBias, Dims, KeyValues, SideInputs
 from flagformer.ops.borrow import borrow
 
 PAPER = "arXiv:2012.11747, section 3.2"
@@ -32,18 +32,15 @@ class ResidualAttention(Core):
         borrow(self, {"path": path})
         self.name = "attn.context_scores" if cross else "attn.scores"
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
-        pairs = (side.context_pairs if self.cross else side.pairs)[kv.sight]
-        if kv.shared_qk:
-            pairs = pairs.apart(q.shape[2], kv.k.shape[2] - kv.num_prefix_kv, q.device)
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         products = self.path.qk_logits(q, kv.k)
         if self.name in side.carry:
             products = products + side.carry[self.name]
         side.carry[self.name] = products
-        scores = self.path.scores(products, q, kv.k, pairs)
+        scores = self.path.scores(products, q, kv.k, bias)
         if side.collector.is_loss_requested(NAME):
-            add_z_loss(scores, pairs, side)
-        weights = self.path.probs(scores, pairs)
+            add_z_loss(scores, bias, side)
+        weights = self.path.probs(scores, bias)
         side.collector.record("attn.weights", weights)
         return self.kernel.gather(weights, kv.v)
 

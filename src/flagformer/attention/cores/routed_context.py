@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -13,10 +12,10 @@ from flagformer.attention.cores.block_sparse import (
     QKVBlocks,
     attend_blocks,
     attend_selected,
-    groups_of,
     of_heads,
     out_of_blocks,
     rows_at,
+    segments_of,
 )
 from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
 from flagformer.attention.cores.context_selection import ContextSelectionCache
@@ -24,7 +23,7 @@ from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import Flag, Requirement, component
-from flagformer.flow import DecodeState, Dims, KeyValues, Mask, QKIndices, SideInputs, Terms
+from flagformer.flow import AttentionBias, DecodeState, Dims, KeyValues, Layout, OutputCollector, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.ops.cluster_topk import ClusterTopK, cluster_topk
 from flagformer.ops.l2_normalize import l2_normalize
@@ -51,7 +50,7 @@ class RoutedContext(Core):
     `"leaky"` do so.
     """
 
-    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # owned by the kernel
 
     def __init__(
         self,
@@ -89,16 +88,18 @@ class RoutedContext(Core):
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
         self.memory = cluster_memory(dims, count, memories)
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+    def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
+        """A context has no mask but its padding, and no bias."""
+
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         keys = kv.k[:, :, kv.num_prefix_kv :]
-        visible = side.context_pairs[kv.sight].allowed
-        padding = None if visible is None else visible[:, 0, 0, kv.num_prefix_kv :]
+        padding = bias.kv.valid
         of_queries, of_keys = of_heads(q, q.shape[1]), of_heads(keys, q.shape[1])
         clusters = self._learn(of_queries, of_keys, padding, side)
         found = self._found(of_keys, padding, side)
-        # of a context nothing is hidden but its padding, and nothing has a bias
-        free = replace(side, terms={kv.window: Terms(Mask(), side.layout, side.layout)})
-        return self.attend(self, q, kv, clusters, found, free)
+        # centroids select valid tokens alone
+        free = AttentionBias((), None, bias.q, Layout.arange(keys.shape[2], keys.device))
+        return self.attend(self, q, kv, clusters, found, free, side.collector)
 
     def init_cache(self, state: DecodeState, device: torch.device) -> ContextSelectionCache:
         return ContextSelectionCache()
@@ -130,9 +131,15 @@ class RoutedContext(Core):
         return clusters
 
     def attend_nearest(
-        self, q: Tensor, kv: KeyValues, clusters: Tensor, found: ClusterTopK, side: SideInputs
+        self,
+        q: Tensor,
+        kv: KeyValues,
+        clusters: Tensor,
+        found: ClusterTopK,
+        bias: AttentionBias,
+        collector: OutputCollector,
     ) -> Tensor:
-        """Blocks of queries of one cluster against what its centroid picks."""
+        """Blocks of queries of one cluster and the keys that its centroid selects."""
         length = q.shape[2]
         size = clamp_to_length(self.window, length)
         members = members_of(clusters, self.kmeans.count, size)
@@ -141,26 +148,34 @@ class RoutedContext(Core):
             part.gather(1, of_blocks[..., None].expand(-1, -1, -1, part.shape[3])) for part in found
         )
         numbers = members.numbers.clamp(max=length - 1)  # [B, N, H, g]
-        few = QKVBlocks(
+        blocks = QKVBlocks(
             rows_at(q, numbers),
             rows_at(kv.k[:, :, kv.num_prefix_kv :], keys),
             rows_at(kv.v[:, :, kv.num_prefix_kv :], keys),
             real[..., None, :].expand(*numbers.shape, -1),
-            QKIndices(numbers[..., None], keys[..., None, :], side.heads),
+            numbers[..., None],
+            keys[..., None, :],
             members.numbers,
             only_earlier=False,
             may_mask_all=True,
             prefix_kv=self.memory.of_blocks(of_blocks),
         )
-        return out_of_blocks(attend_blocks(self.kernel, self.path, few, kv, side), members.slots)
+        out = attend_blocks(self.kernel, self.path, blocks, kv, bias, collector)
+        return out_of_blocks(out, members.slots)
 
     def attend_topk(
-        self, q: Tensor, kv: KeyValues, clusters: Tensor, found: ClusterTopK, side: SideInputs
+        self,
+        q: Tensor,
+        kv: KeyValues,
+        clusters: Tensor,
+        found: ClusterTopK,
+        bias: AttentionBias,
+        collector: OutputCollector,
     ) -> Tensor:
-        """What each centroid picks of the row and of the context."""
+        """The tokens that each centroid selects of the row and of the context."""
         cosines = self.kmeans.cosines(l2_normalize(of_heads(q.detach(), q.shape[1])))
-        groups = groups_of(side.layout)
+        groups = segments_of(bias.q)
         chosen = cluster_topk(cosines, self.window, groups)
         found = ClusterTopK(*(part.repeat(1, len(groups), 1, 1) for part in found))
-        front = self.memory.of_all(len(groups))
-        return attend_selected(self.kernel, self.path, q, kv, chosen, found, front, side)
+        memory = self.memory.of_all(len(groups))
+        return attend_selected(self.kernel, self.path, q, kv, chosen, found, memory, bias, collector)

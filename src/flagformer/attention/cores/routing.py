@@ -13,10 +13,10 @@ from flagformer.attention.cores.block_sparse import (
     QKVBlocks,
     attend_blocks,
     attend_selected,
-    groups_of,
     of_heads,
     out_of_blocks,
     rows_at,
+    segments_of,
 )
 from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
@@ -25,7 +25,7 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import Finding, Flag, FlagError, Requirement, component
-from flagformer.flow import Causal, DecodeState, Dims, KeyValues, QKIndices, SideInputs
+from flagformer.flow import AttentionBias, Causal, DecodeState, Dims, KeyValues, OutputCollector, SideInputs
 from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.borrow import borrow
 from flagformer.ops.cluster_topk import cluster_topk
@@ -60,9 +60,7 @@ class Routing(Core):
     future; its vectors are layer-normed, these have unit length.
     """
 
-    reads_pairs = False
-    reads_terms = True
-    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # owned by the kernel
 
     def __init__(
         self,
@@ -102,34 +100,34 @@ class Routing(Core):
         self.kmeans = KMeans(dims.heads, count, dims.dim_head, decay, commitment)
         self.memory = cluster_memory(dims, count, memories)
 
-    def reads_distances(self, device: torch.device) -> bool:
-        return True  # no pairs at all
-
     def init_cache(self, state: DecodeState, device: torch.device) -> ClusterRingBuffer:
         return ClusterRingBuffer(state, len(self.kmeans.means), self.kmeans.count, self.window, device)
 
-    def forward(self, q: Tensor, kv: KeyValues, side: SideInputs) -> Tensor:
+    def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
+        bias.prepare_gather()
+
+    def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         queries, keys = self._clusters(kv, side)
-        return self.attend(self, q, kv, queries, keys, side)
+        return self.attend(self, q, kv, queries, keys, bias, side)
 
     def attend_topk(
-        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias, side: SideInputs
     ) -> Tensor:
-        """What each centroid picks of the whole row, whatever cluster that is in."""
+        """The tokens that each centroid selects of the whole row, of any cluster."""
         assert kv.unrotated_qk is not None
-        heads, terms = len(self.kmeans.means), side.terms[kv.window]
-        groups = [groups_of(layout) for layout in (terms.queries, terms.keys)]
+        heads = len(self.kmeans.means)
+        groups = [segments_of(layout) for layout in (bias.q, bias.kv)]
         of_queries, of_keys = [
             cluster_topk(
                 self.kmeans.cosines(l2_normalize(of_heads(content.detach(), heads))), self.window, among
             )
             for content, among in zip(kv.unrotated_qk, groups)
         ]
-        front = self.memory.of_all(len(groups[1]))
-        return attend_selected(self.kernel, self.path, q, kv, of_queries, of_keys, front, side)
+        memory, collector = self.memory.of_all(len(groups[1])), side.collector
+        return attend_selected(self.kernel, self.path, q, kv, of_queries, of_keys, memory, bias, collector)
 
     def attend_recent(
-        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias, side: SideInputs
     ) -> Tensor:
         """The most recent keys of a query's cluster."""
         if side.state is not None:
@@ -138,44 +136,43 @@ class Routing(Core):
             if q.shape[2] == 1:
                 found = rings.lookup(queries, side.state.length)
                 rings.extend(keys, side.state.length, side.state.write_mask)
-                return self._attend_decode(q, kv, found, side)
+                return self._attend_decode(q, kv, found, bias, side.collector)
             keys = rings.extend(keys, side.state.length, side.state.write_mask)
-            keys = keys[:, :, side.terms[kv.window].keys.start :]
-        if self._can_use_sorted(q, kv, side):
-            return self._attend_sorted(q, kv, queries, keys, side)
-        return self._attend_blocked(q, kv, queries, keys, side)
+            keys = keys[:, :, bias.kv.start :]
+        if self._can_use_sorted(q, kv, bias, side.collector):
+            return self._attend_sorted(q, kv, queries, keys, bias)
+        return self._attend_blocked(q, kv, queries, keys, bias, side.collector)
 
-    def _can_use_sorted(self, q: Tensor, kv: KeyValues, side: SideInputs) -> bool:
-        """Whether stretches of sorted keys serve: many tokens on CPU, and nothing beside scale and time."""
-        terms = side.terms[kv.window]
-        rules = all(isinstance(rule, Causal) for rule in terms.mask.rules)
+    def _can_use_sorted(
+        self, q: Tensor, kv: KeyValues, bias: AttentionBias, collector: OutputCollector
+    ) -> bool:
+        """Whether ranges of sorted keys serve: many tokens on CPU, and no rule or bias but causality."""
         return (
             use_long_path(q.shape[2])
             and q.device.type in ("cpu", "meta")
             and not self.bidirectional
             and not kv.num_prefix_kv
-            and rules
-            and terms.row is None
-            and terms.bias is None
-            and not side.collector.is_requested(MAPS)
+            and bias.position_bias is None
+            and all(isinstance(rule, Causal) for rule in bias.rules)
+            and not collector.is_requested(MAPS)
             and isinstance(self.kernel, SDPA)
             and not (self.training and self.kernel.dropout)
         )
 
     def _attend_sorted(
-        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias
     ) -> Tensor:
-        """The same as `_chunks`, without copies of keys that queries share."""
-        terms, kind = side.terms[kv.window], accum_dtype(q.dtype)
-        stretches = sorted_key_ranges(
-            Tokens(queries, terms.queries.cache_positions()),
-            Tokens(keys, terms.keys.cache_positions()),
-            terms.keys.end,
+        """The same as `_attend_blocked`, without copies of keys that queries share."""
+        kind = accum_dtype(q.dtype)
+        ranges = sorted_key_ranges(
+            Tokens(queries, bias.q.cache_positions()),
+            Tokens(keys, bias.kv.cache_positions()),
+            bias.kv.end,
             self.window,
-            terms.row_starts,
+            bias.offset,
             kv.shared_qk,
         )
-        return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, stretches).to(q.dtype)
+        return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, ranges).to(q.dtype)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
@@ -197,58 +194,64 @@ class Routing(Core):
             found.append(clusters)
         if not memories:
             return found[0], found[-1]
-        assert side.kv_layout is not None
-        earlier = side.kv_layout.valid
+        assert side.memory is not None
+        earlier = side.memory.kv_layout.valid
         units = l2_normalize(of_heads(keys[:, :, :memories].detach(), heads))
         clusters, _ = self.kmeans.clusters(units, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)
 
     def _attend_blocked(
-        self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, side: SideInputs
+        self,
+        q: Tensor,
+        kv: KeyValues,
+        queries: Tensor,
+        keys: Tensor,
+        bias: AttentionBias,
+        collector: OutputCollector,
     ) -> Tensor:
-        """Chunks of queries that share a stretch of their cluster, each query's own key behind it."""
-        terms = side.terms[kv.window]
+        """Chunks of queries that share a range of keys of their cluster, each followed by its own key."""
         length, total = q.shape[2], keys.shape[2]
         window = clamp_to_length(self.window, total)
         size = clamp_to_length(max(window // 2, 1), length)
         chunks = chunks_of(
-            Tokens(queries, terms.queries.cache_positions()),
-            Tokens(keys, terms.keys.cache_positions()),
-            terms.keys.end,
+            Tokens(queries, bias.q.cache_positions()),
+            Tokens(keys, bias.kv.cache_positions()),
+            bias.kv.end,
             window,
             size,
             self.bidirectional,
         )
         numbers = chunks.queries.clamp(max=length - 1)  # [B, N, H, g]
         own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
-        found = torch.cat([chunks.keys, numbers + terms.row_starts], dim=-1)  # [B, N, H, s + g]
-        few = QKVBlocks(
+        found = torch.cat([chunks.keys, numbers + bias.offset], dim=-1)  # [B, N, H, s + g]
+        blocks = QKVBlocks(
             rows_at(q, numbers),
             rows_at(kv.k[:, :, kv.num_prefix_kv :], found),
             rows_at(kv.v[:, :, kv.num_prefix_kv :], found),
             torch.cat([chunks.allowed, own], dim=-1),
-            QKIndices(numbers[..., None], found[..., None, :], side.heads),
+            numbers[..., None],
+            found[..., None, :],
             chunks.queries,
             not self.bidirectional,
         )
-        out = attend_blocks(self.kernel, self.path, few, kv, side)  # [B, N, H, g, V]
+        out = attend_blocks(self.kernel, self.path, blocks, kv, bias, collector)  # [B, N, H, g, V]
         return out_of_blocks(out, chunks.slots)
 
-    def _attend_decode(self, q: Tensor, kv: KeyValues, places: Tensor, side: SideInputs) -> Tensor:
-        """One query against the places [B, H, w] that its ring holds, and itself; -1 where it holds none."""
-        terms = side.terms[kv.window]
-        numbers = torch.cat(
-            [places - terms.keys.start, torch.full_like(places[..., :1], terms.row_starts)], dim=-1
-        )
+    def _attend_decode(
+        self, q: Tensor, kv: KeyValues, found: Tensor, bias: AttentionBias, collector: OutputCollector
+    ) -> Tensor:
+        """One query, the keys at cache positions `found` [B, H, w] (-1: none), and its own key."""
+        numbers = torch.cat([found - bias.kv.start, torch.full_like(found[..., :1], bias.offset)], dim=-1)
         found = numbers.clamp(min=0)[:, None]  # [B, 1, H, w + 1]
         first = torch.zeros_like(found[..., :1])
-        few = QKVBlocks(
+        blocks = QKVBlocks(
             q[:, None],
             rows_at(kv.k[:, :, kv.num_prefix_kv :], found),
             rows_at(kv.v[:, :, kv.num_prefix_kv :], found),
             (numbers >= 0)[:, None, :, None],
-            QKIndices(first[..., None], found[..., None, :], side.heads),
+            first[..., None],
+            found[..., None, :],
             first,
             not self.bidirectional,
         )
-        return attend_blocks(self.kernel, self.path, few, kv, side)[:, 0]
+        return attend_blocks(self.kernel, self.path, blocks, kv, bias, collector)[:, 0]

@@ -1,4 +1,4 @@
-"""The arithmetic of attention. A kernel declares what it honours; the fastest that serves is chosen."""
+"""The arithmetic of attention. A kernel declares its capabilities; the fastest that serves is chosen."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from flagformer.flow import Pairs
+from flagformer.flow import AttentionBias
 
 
 class Kernel(nn.Module, ABC):
-    """Contract of the slot `kernel`, built as `(path)`: the scale and the written-out way to weights."""
+    """Contract of the slot `kernel`, built as `(path)`: scale and score pipeline of eager attention."""
 
     reason = "given"  # why it was chosen, for `explain`
 
-    def reads_distances(self, device: torch.device) -> bool:
-        """Whether this forward takes pairs that are said by a table of distances."""
-        return False
+    def prepare(self, bias: AttentionBias, device: torch.device) -> None:
+        """Makes the form of `bias` that `forward` reads, before the executor runs."""
+        bias.dense()
 
     @abstractmethod
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        """q [B, H, T, K], k [B, G, seats + S, K], v [B, G, seats + S, V] -> [B, H, T, V]."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
+        """q [B, H, T, K], k [B, G, P + S, K], v [B, G, P + S, V] -> [B, H, T, V], behind P prefix keys."""

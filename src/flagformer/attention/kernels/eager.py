@@ -10,7 +10,7 @@ from torch import Tensor
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import Flag, component
-from flagformer.flow import Pairs
+from flagformer.flow import AttentionBias
 from flagformer.ops.attend import repeat_kv
 
 Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", ge=0, lt=1)]
@@ -26,10 +26,10 @@ class Eager(Kernel):
         super().__init__()
         self.path, self.dropout = path, dropout
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        return self.gather(self.path(q, k, pairs), v)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
+        return self.gather(self.path(q, k, bias), v)
 
     def gather(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Weights [B, H, T, seats + S] of values [B, G, seats + S, V] -> [B, H, T, V]."""
+        """Weights [B, H, T, P + S] of values [B, G, P + S, V] -> [B, H, T, V]."""
         weights = F.dropout(weights, self.dropout, self.training).to(v.dtype)
         return weights @ repeat_kv(v, weights.shape[1])

@@ -10,20 +10,20 @@ from flagformer.attention.kernels import Kernel
 from flagformer.attention.kernels.eager import Dropout, Eager
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import component
-from flagformer.flow import Distances, Pairs
+from flagformer.flow import AttentionBias, RelativeBias
 from flagformer.ops.attend import repeat_kv
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.full_precision import accum_dtype, cast_together, without_casts
-from flagformer.ops.lengths import LONG
+from flagformer.ops.lengths import LONG, use_long_path
 from flagformer.ops.traced import transformed
 from flagformer.ops.tried import HAS_SUMS
 
 
-def _by_distance(q: Tensor, k: Tensor, v: Tensor, distances: Distances, scale: float) -> Tensor:
+def _by_distance(q: Tensor, k: Tensor, v: Tensor, relative: RelativeBias, scale: float) -> Tensor:
     heads, width = q.shape[1], v.shape[3]
     q, k, v = cast_together(q, k, v)
     q, k, v = one_width(q, repeat_kv(k, heads), repeat_kv(v, heads))
-    out, _ = attend(q, k, v, distances.biases, distances.groups, distances.span, scale)
+    out, _ = attend(q, k, v, relative.biases, relative.groups, relative.range, scale)
     return out[..., :width]
 
 
@@ -51,7 +51,7 @@ def _mask(bias: Tensor, q: Tensor) -> Tensor:
 
 @component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
 class SDPA(Kernel):
-    """torch.nn.functional.scaled_dot_product_attention; written out under transforms of `torch.func`."""
+    """torch.nn.functional.scaled_dot_product_attention; eager under transforms of `torch.func`."""
 
     reason = (
         "fused, and serves every slot that is filled; windows and biases of the distance are read from a "
@@ -63,39 +63,56 @@ class SDPA(Kernel):
         self.scale, self.dropout = path.scale, dropout
         self.eager = Eager(path, dropout=dropout)
 
-    def reads_distances(self, device: torch.device) -> bool:
-        # sizes and FLOPs are estimated on meta: those of a CPU
-        return HAS_SUMS and device.type in ("cpu", "meta") and not (self.training and self.dropout)
+    def prepare(self, bias: AttentionBias, device: torch.device) -> None:
+        if not self.reads_relative(bias, device) and (transformed() or not bias.is_plain_causal):
+            bias.dense()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
+    def reads_relative(self, bias: AttentionBias, device: torch.device) -> bool:
+        """Whether the kernel of distances serves, and pays."""
+        # sizes and FLOPs are estimated on meta: those of a CPU
+        serves = HAS_SUMS and device.type in ("cpu", "meta") and not (self.training and self.dropout)
+        return serves and use_long_path(bias.q.length) and bias.relative() is not None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
-            return self.eager(q, k, v, pairs)
-        if pairs.distances is not None:
-            return _by_distance(q, k, v, pairs.distances, self.scale)
+            return self.eager(q, k, v, bias)
+        if self.reads_relative(bias, q.device):
+            relative = bias.relative()
+            assert relative is not None
+            return _by_distance(q, k, v, relative, self.scale)
         width = v.shape[3]
         if width != q.shape[3] and _zeros_pay(q, k):
             q, k, v = one_width(q, k, v)
-        if pairs.bias is not None:
+        if bias.is_plain_causal:
+            out = self._causal(q, k, v, bias.num_prefix_kv)
+            return out if out.shape[3] == width else out[..., :width]
+        allowed, added, _ = bias.dense()
+        if added is not None:
             q, k, v = cast_together(q, k, v)
             with without_casts(q.device):
-                return self._fused(q, k, v, pairs, _mask(pairs.bias, q))[..., :width]
-        out = self._fused(q, k, v, pairs, pairs.allowed)
+                return self._fused(q, k, v, _mask(added, q))[..., :width]
+        out = self._fused(q, k, v, allowed)
         return out if out.shape[3] == width else out[..., :width]
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, mask: Tensor | None) -> Tensor:
-        # torch aligns `is_causal` at the top left: as many empty queries as seats keep it right, and drop out
-        empty = pairs.num_prefix_kv if pairs.causal else 0
-        out = F.scaled_dot_product_attention(
-            F.pad(q, (0, 0, empty, 0)) if empty else q,
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor, num_prefix_kv: int) -> Tensor:
+        if not num_prefix_kv:
+            return self._fused(q, k, v, None, is_causal=True)
+        # torch aligns `is_causal` at the top left: as many empty queries as prefix keys keep it right
+        return self._fused(F.pad(q, (0, 0, num_prefix_kv, 0)), k, v, None, is_causal=True)[
+            :, :, num_prefix_kv:
+        ]
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=pairs.causal,
+            is_causal=is_causal,
             scale=self.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        return out[:, :, empty:] if empty else out
 
 
 @component("kernel", supports={"learned_bias"})
@@ -111,9 +128,10 @@ class SDPATrainableBias(Kernel):
         super().__init__()
         self.fused = SDPA(path, dropout=dropout)
 
-    def reads_distances(self, device: torch.device) -> bool:
-        return self.fused.reads_distances(device)
+    def prepare(self, bias: AttentionBias, device: torch.device) -> None:
+        self.fused.prepare(bias, device)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
-        kernel = self.fused.eager if pairs.learned else self.fused
-        return kernel(q, k, v, pairs)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
+        by_distance = self.fused.reads_relative(bias, q.device)
+        kernel = self.fused.eager if not by_distance and bias.learned else self.fused
+        return kernel(q, k, v, bias)

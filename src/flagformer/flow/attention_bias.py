@@ -1,0 +1,295 @@
+"""Who may attend to whom and what is added to the score, in every form that a kernel takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flagformer.flow import bias_views, flex
+from flagformer.flow.bias_views import DenseBias, PositionTable, RelativeBias, VarLen
+from flagformer.flow.decode_state import DecodeState
+from flagformer.flow.flex import FlexBias
+from flagformer.flow.layout import Layout
+from flagformer.flow.mask_rules import Causal, MaskRule, Padding, PrefixLM, Segments, Window, narrowest
+from flagformer.ops.bias_table import RelativeRange
+
+T = TypeVar("T")
+
+
+class PositionScores(Protocol):
+    """The methods of a `flagformer.position.PositionBias` that are read here."""
+
+    saturation_distance: int | None
+
+    def between(self, queries: Layout, keys: Layout) -> Tensor | None: ...
+
+    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None: ...
+
+
+class AttentionBias:
+    """Mask rules and position bias of one forward, lazy and memoised.
+
+    A forward makes one for self-attention and one for cross-attention; `narrowed` gives that of a sublayer.
+    Each form (`dense`, `relative`, ...) is made once, and equal narrowings are one object.
+
+    Checkpointed and reversible layers compute sublayers twice and must find the same tensors: kernels make
+    their forms in `prepare`, before the executor runs, and `mapped` replaces the tensors of these forms.
+
+    Args:
+        rules: joined by `and`; padding and segments are added where `kv` has them.
+        position_bias: None: nothing is added.
+        q, kv: layouts of queries and keys, without prefix keys.
+        window: a query sees at most this many of the last tokens; None: all.
+        state: a decoding session, whose cache holds the keys that a window leaves.
+
+    Attributes:
+        num_prefix_kv: keys before `kv` without a position: every query attends to them, nothing is added.
+        mask_self: keys are queries (shared QK): each attends to itself only where it has no other key.
+        heads: the heads that it describes; None: all.
+        is_bidirectional: whether tokens may attend to later ones.
+    """
+
+    # no dataclass: FSDP2 gives a sharded module copies of those, and forms are kept here
+
+    def __init__(
+        self,
+        rules: Sequence[MaskRule],
+        position_bias: PositionScores | None,
+        q: Layout,
+        kv: Layout,
+        window: int | None = None,
+        state: DecodeState | None = None,
+    ) -> None:
+        self.given, self.position_bias, self.q, self.kv, self.state = rules, position_bias, q, kv, state
+        self.window = window if state is None else state.window
+        self.num_prefix_kv, self.mask_self = 0, False
+        self.heads: slice | None = None
+        # `whole` describes all heads, `base` all heads without prefix keys and `mask_self`
+        self.root = self.base = self.whole = self
+        self.narrowings: dict[tuple[Any, ...], AttentionBias] = {}
+        self.memo: dict[str, Any] = {}
+
+    def narrowed(
+        self,
+        window: int | None = None,
+        num_prefix_kv: int = 0,
+        mask_self: bool = False,
+        heads: slice | None = None,
+    ) -> AttentionBias:
+        """The same within a window (and that of the forward), after prefix keys, for some heads."""
+        heads = self.heads if heads is None else heads
+        ends = () if heads is None else (heads.start, heads.stop)
+        key = (narrowest(window, self.root.window), num_prefix_kv, mask_self, *ends)
+        if key not in self.root.narrowings:
+            self.root.narrowings[key] = self.root._narrow(key[0], num_prefix_kv, mask_self, heads)
+        return self.root.narrowings[key]
+
+    def of_heads(self, heads: slice) -> AttentionBias:
+        """The same for some of the heads."""
+        return self.narrowed(self.window, self.num_prefix_kv, self.mask_self, heads)
+
+    def _narrow(
+        self, window: int | None, num_prefix_kv: int, mask_self: bool, heads: slice | None
+    ) -> AttentionBias:
+        one = copy.copy(self)
+        one.memo, one.narrowings, one.window = {}, {}, window
+        one.num_prefix_kv, one.mask_self, one.heads = num_prefix_kv, mask_self, heads
+        one.whole = one if heads is None else self.narrowed(window, num_prefix_kv, mask_self)
+        plain = not num_prefix_kv and not mask_self
+        one.base = self.narrowed(window) if not plain else one if heads is None else one.whole
+        if self.state is not None:
+            first = self.state.window_start(window)
+            one.kv = self.state.layout(first, self.q.end - first, self.q.positions.device)
+        return one
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """The value that is kept under this name, made where there is none."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: T = self.memo[name]
+        return found
+
+    def mapped(self, change: Callable[[Any], Any]) -> AttentionBias:
+        """The same with other tensors: `change` maps rules, layouts and all forms made so far."""
+        made: dict[int, AttentionBias] = {}
+
+        def copied(one: AttentionBias) -> AttentionBias:
+            if id(one) not in made:
+                made[id(one)] = new = copy.copy(one)
+                new.given, new.q, new.kv = (change(x) for x in (one.given, one.q, one.kv))
+                new.memo = {name: x if name == "block_mask" else change(x) for name, x in one.memo.items()}
+                new.root, new.base, new.whole = copied(one.root), copied(one.base), copied(one.whole)
+                new.narrowings = {key: copied(child) for key, child in one.narrowings.items()}
+            return made[id(one)]
+
+        return copied(self)
+
+    @property
+    def is_bidirectional(self) -> bool:
+        return not any(isinstance(rule, (Causal, PrefixLM)) for rule in self.given)
+
+    @property
+    def rules(self) -> tuple[MaskRule, ...]:
+        """All rules of these layouts and this window, without those that allow every pair."""
+        rules: list[MaskRule] = [*self.given, Padding(), Segments()]
+        # the cache before a single query holds only the keys that its window leaves
+        trimmed = self.state is not None and self.q.length == 1 and self.kv.always_visible is None
+        if self.window is not None and not trimmed:
+            rules.append(Window(self.window - 1))
+        return tuple(rule for rule in rules if not rule.implied(self.q, self.kv))
+
+    @property
+    def offset(self) -> int:
+        """How many keys are older than the first query."""
+        return self.q.start - self.kv.start
+
+    @property
+    def is_plain_causal(self) -> bool:
+        """Whether "no later key" is the whole mask and query i is key i: the fast path of every kernel."""
+        aligned = self.q.start == self.kv.start and self.q.length == self.kv.length and self.q.length > 1
+        if not aligned or self.mask_self or self.position_bias is not None:
+            return False
+        rules = self.rules
+        return len(rules) == 1 and isinstance(rules[0], Causal)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the bias of `dense` has a gradient, as it was when that form was made."""
+        return self.base.once("learned", lambda: _has_gradient(self.position_scores()))
+
+    def position_scores(self) -> Tensor | None:
+        """[1 or B, H, T, S], the position bias of all heads and keys; None: nothing is added."""
+        keeper = self.root if self.state is None else self.base  # in a session keys depend on the window
+        return keeper.once("scores", self._position_scores)
+
+    def _position_scores(self) -> Tensor | None:
+        if self.position_bias is None:
+            return None
+        if self.state is not None and self.q.length == 1:
+            return self.state.last_query_bias(self.kv.length)
+        return self.position_bias.between(self.q, self.kv)
+
+    def dense(self) -> DenseBias:
+        """Mask and bias as tensors."""
+        return self.once("dense", self._dense)
+
+    def _dense(self) -> DenseBias:
+        if self.heads is not None:
+            return self.whole.dense().of_heads(self.heads)
+        allowed = self.base.once("allowed", lambda: bias_views.allowed_pairs(self.rules, self.q, self.kv))
+        if self.mask_self:
+            keys = torch.arange(self.kv.length, device=self.q.positions.device)
+            own = keys[self.offset :, None] == keys
+            allowed = bias_views.without_self(allowed, own[None, None], self.num_prefix_kv)
+        masks_all = any(rule.may_mask_all for rule in self.rules)
+        self.learned  # noqa: B018  made with the form
+        return bias_views.dense_bias(allowed, self.position_scores(), self.num_prefix_kv, masks_all)
+
+    def gather(
+        self, q_idx: Tensor, kv_idx: Tensor, only_earlier: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Mask and bias of some pairs, in N blocks, without prefix keys and `mask_self`.
+
+        Args:
+            q_idx: [1 or B, N, 1 or h, g, 1] long, queries, counted from the first.
+            kv_idx: [1 or B, N, 1 or h, 1, s] long, keys, counted from the first.
+            only_earlier: no key is later than its query, so that `Causal` allows all pairs.
+
+        Returns:
+            [1 or B, N, 1 or h, g, s] bool, None where all are allowed; and biases of h heads, None where
+            nothing is added.
+        """
+        heads = slice(None) if self.heads is None else self.heads
+        rules = [rule for rule in self.rules if not (only_earlier and isinstance(rule, Causal))]
+        allowed = bias_views.allowed_at(rules, self.q, self.kv, q_idx, kv_idx, heads)
+        table, scores, _ = self._gathered()
+        if table is not None:
+            return allowed, table.at(self.offset + q_idx - kv_idx, heads)
+        return allowed, None if scores is None else bias_views.pairs_at(scores, q_idx, kv_idx, heads)
+
+    @property
+    def gather_is_learned(self) -> bool:
+        """Whether the biases of `gather` have a gradient, as it was when their source was made."""
+        return self._gathered()[2]
+
+    def prepare_gather(self) -> None:
+        """Makes the tensors that `gather` reads."""
+        self._gathered()
+
+    def _gathered(self) -> tuple[PositionTable | None, Tensor | None, bool]:
+        return self.base.once("gathered", self._make_gathered)
+
+    def _make_gathered(self) -> tuple[PositionTable | None, Tensor | None, bool]:
+        state, q, kv = self.state, self.q, self.kv
+        if self.position_bias is None:
+            return None, None, False
+        if state is not None and q.length == 1 and state.relative_bias is not None:
+            return PositionTable(state.relative_bias, state.capacity, -1), None, False
+        if q.contiguous_positions and kv.contiguous_positions:
+            causal = any(isinstance(rule, Causal) for rule in self.given)
+            nearest = 0 if causal else q.start - (kv.end - 1)
+            row = self.position_bias.relative_table(nearest, q.end - 1 - kv.start, q.positions.device)
+            if row is not None:
+                return PositionTable(row, -nearest), None, row.requires_grad
+        scores = self.position_scores()
+        return None, scores, _has_gradient(scores)
+
+    def relative(self) -> RelativeBias | None:
+        """A table of distances; None where distances do not say it all, or it saves nothing."""
+        if self.num_prefix_kv or self.mask_self:
+            return None
+        found = self.base.once("relative", self._relative)
+        return found if found is None or self.heads is None else found.of_heads(self.heads)
+
+    def _relative(self) -> RelativeBias | None:
+        found = bias_views.distances_of(self.rules, self.q, self.kv)
+        if found is None:
+            return None
+        device, same = self.q.positions.device, None
+        if self.position_bias is None:
+            if self.is_plain_causal or not (found.causal or found.window):
+                return None
+            table: Tensor | None = torch.zeros(1, found.farthest - found.nearest + 1, device=device)
+        else:
+            table = self.position_bias.relative_table(found.nearest, found.farthest, device)
+            same = self.position_bias.saturation_distance
+        if table is None:
+            return None
+        # pairs beyond a window are masked, so that they are not the same as those inside
+        same = -1 if same is None or found.window else max(same, found.nearest)
+        distances = RelativeRange(self.offset, found.nearest, same)
+        return RelativeBias(table, bias_views.groups_of(self.rules, self.kv), distances)
+
+    def varlen(self) -> VarLen | None:
+        """Sequences without padding; None where a rule or a bias needs whole rows."""
+        if self.position_bias is not None or self.num_prefix_kv or self.mask_self:
+            return None
+        return self.base.once("varlen", lambda: bias_views.varlen_of(self.rules, self.q, self.kv))
+
+    def flex(self) -> FlexBias:
+        """Arguments of FlexAttention; a `score_mod` that is kept would hold tensors that `mapped` misses."""
+        return FlexBias(flex.score_mod(self), self.once("block_mask", lambda: flex.block_mask(self)))
+
+
+class BlockBias(AttentionBias):
+    """Mask and bias of blocks of queries and keys, which a block-sparse core has gathered for a kernel."""
+
+    def __init__(self, dense: DenseBias, num_prefix_kv: int, learned: bool) -> None:
+        nothing = Layout(torch.empty(1, 0))
+        super().__init__((), None, nothing, nothing)
+        self.num_prefix_kv, self.memo = num_prefix_kv, {"dense": dense, "learned": learned}
+
+    @property
+    def is_plain_causal(self) -> bool:
+        return False
+
+    def relative(self) -> None:
+        return None
+
+
+def _has_gradient(x: Tensor | None) -> bool:
+    return x is not None and x.requires_grad

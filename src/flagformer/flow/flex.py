@@ -1,0 +1,101 @@
+"""The form of FlexAttention: functions of indices, and the blocks of keys that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagformer.flow.mask_rules import MaskMod
+
+if TYPE_CHECKING:
+    from flagformer.flow.attention_bias import AttentionBias
+
+
+class FlexBias(NamedTuple):
+    """Arguments of `torch.nn.attention.flex_attention.flex_attention`; None: leave it out."""
+
+    score_mod: Callable[..., Tensor] | None
+    block_mask: Any
+
+
+def mask_mod(bias: AttentionBias) -> MaskMod | None:
+    """(b, h, q_idx, kv_idx) -> bool, kv_idx counting prefix keys; None: every pair is allowed."""
+    if bias.mask_self:  # whether a row has another key needs all of its pairs
+        return _looked_up(bias.dense().allowed)
+    mods = [rule.mask_mod(bias.q, bias.kv) for rule in bias.rules]
+    if not mods:
+        return None
+    prefix, first = bias.num_prefix_kv, 0 if bias.heads is None else bias.heads.start
+
+    def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        inner = (kv_idx - prefix).clamp(min=0) if prefix else kv_idx
+        allowed = reduce(torch.logical_and, [one(b, h + first, q_idx, inner) for one in mods])
+        return allowed | (kv_idx < prefix) if prefix else allowed
+
+    return mod
+
+
+def block_mask(bias: AttentionBias) -> Any:
+    """The BlockMask of all rules; None: every pair is allowed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mod = mask_mod(bias)
+    if mod is None:
+        return None
+    rows = max(bias.q.rows, bias.kv.rows, *(rule.rows for rule in bias.rules))
+    heads = max([1, *(rule.heads for rule in bias.rules)])
+    if bias.heads is not None and heads > 1:
+        heads = bias.heads.stop - bias.heads.start
+    keys = bias.num_prefix_kv + bias.kv.length
+    return create_block_mask(mod, rows, heads, bias.q.length, keys, device=str(bias.q.positions.device))
+
+
+def score_mod(bias: AttentionBias) -> Callable[..., Tensor] | None:
+    """(score, b, h, q_idx, kv_idx) -> score with its position bias; None where nothing is added."""
+    if bias.position_bias is None:
+        return None
+    q, kv, prefix, first = bias.q, bias.kv, bias.num_prefix_kv, 0 if bias.heads is None else bias.heads.start
+    nearest, table = q.start - (kv.end - 1), None
+    if q.contiguous_positions and kv.contiguous_positions:
+        table = bias.base.once("flex", lambda: _table(bias, nearest))
+    if table is not None:
+        added = _from_table(table, bias.offset - nearest)
+    else:
+        scores = bias.position_scores()
+        if scores is None:
+            return None
+        added = _looked_up(scores)
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        value = added(b, h + first, q_idx, (kv_idx - prefix).clamp(min=0))
+        return torch.where(kv_idx < prefix, score, score + value)
+
+    return mod
+
+
+def _table(bias: AttentionBias, nearest: int) -> Tensor | None:
+    assert bias.position_bias is not None
+    farthest = bias.q.end - 1 - bias.kv.start
+    return bias.position_bias.relative_table(nearest, farthest, bias.q.positions.device)
+
+
+def _from_table(table: Tensor, offset: int) -> MaskMod:
+    """Entries of a table [1 or H, L] by distance."""
+    if len(table) == 1:
+        return lambda b, h, q_idx, kv_idx: table[0][q_idx + offset - kv_idx]
+    return lambda b, h, q_idx, kv_idx: table[h, q_idx + offset - kv_idx]
+
+
+def _looked_up(x: Tensor | None) -> MaskMod:
+    """Entries of x [1 or B, 1 or H, 1 or T, S]."""
+    assert x is not None
+
+    def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        at = [idx if size > 1 else torch.zeros_like(idx) for idx, size in zip((b, h, q_idx), x.shape[:3])]
+        return x[at[0], at[1], at[2], kv_idx]
+
+    return mod

@@ -1,0 +1,209 @@
+"""Mask rules: which queries may attend to which keys, each rule one function of indices.
+
+The function is a `mask_mod` of FlexAttention, `(b, h, q_idx, kv_idx) -> bool`. It takes scalars under `vmap`
+(FlexAttention), ranges that broadcast to [B, H, T, S] (dense masks) and indices of blocks (block-sparse
+attention). Indices count from the first query and the first key of the forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flagformer.flow.layout import Layout
+from flagformer.ops.lengths import hides
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def lookup(x: Tensor, b: Tensor, idx: Tensor) -> Tensor:
+    """x [1 or B, T] at rows `b` and columns `idx`."""
+    return x[0][idx] if x.shape[0] == 1 else x[b, idx]
+
+
+class MaskRule(ABC):
+    """One reason why a query may not attend to a key; rules are joined by `and`."""
+
+    may_mask_all = True  # a query may be left without any key
+    rows = 1  # B where it holds a tensor with a row for each element of the batch
+    heads = 1  # H where heads differ
+
+    @abstractmethod
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        """The function of these layouts, True where a query may attend to a key."""
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        """Whether it allows every pair of these layouts, so that it can be dropped."""
+        return False
+
+
+@dataclass(frozen=True)
+class Causal(MaskRule):
+    """No later key."""
+
+    may_mask_all = False
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        offset = q.start - kv.start
+        return lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + offset
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        return q.length == 1 and q.end == kv.end
+
+
+@dataclass(frozen=True)
+class Window(MaskRule):
+    """At most `left` keys before the query and `right` after it; None: no limit on that side.
+
+    Keys that are always visible are neither counted nor masked.
+    """
+
+    left: int | None = None
+    right: int | None = None
+    may_mask_all = False
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        offset = q.start - kv.start
+        if kv.always_visible is None:
+            return lambda b, h, q_idx, kv_idx: self._inside(q_idx + offset, kv_idx)
+        counts, always = (~kv.always_visible).cumsum(dim=1), kv.always_visible
+
+        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            inside = self._inside(lookup(counts, b, q_idx + offset), lookup(counts, b, kv_idx))
+            return inside | lookup(always, b, kv_idx)
+
+        return mod
+
+    def _inside(self, query: Tensor, key: Tensor) -> Tensor:
+        # comparisons alone: a difference would be T * S integers
+        before = None if self.left is None else key >= query - self.left
+        after = None if self.right is None else key <= query + self.right
+        if before is None or after is None:
+            found = after if before is None else before
+            assert found is not None
+            return found
+        return before & after
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        return not any(side is not None and hides(side + 1, kv.length) for side in (self.left, self.right))
+
+
+def narrowest(one: int | None, other: int | None) -> int | None:
+    """The smaller of two widths of a window; None where neither limits anything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+@dataclass(frozen=True)
+class Padding(MaskRule):
+    """Valid keys only."""
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        valid = kv.valid
+        assert valid is not None
+        return lambda b, h, q_idx, kv_idx: lookup(valid, b, kv_idx)
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        return kv.valid is None
+
+
+@dataclass(frozen=True)
+class Segments(MaskRule):
+    """Keys of the query's own segment only."""
+
+    may_mask_all = False
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        of_q, of_kv = q.segment_ids, kv.segment_ids
+        assert of_q is not None
+        assert of_kv is not None
+        return lambda b, h, q_idx, kv_idx: lookup(of_q, b, q_idx) == lookup(of_kv, b, kv_idx)
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        return kv.segment_ids is None
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: comparing two of them would compare tensors
+class PrefixLM(MaskRule):
+    """Causal, and every query may attend to the first `length` valid keys of its sequence.
+
+    Attributes:
+        length: [B] or [1] long.
+    """
+
+    length: Tensor
+    may_mask_all = False
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        return self.length.shape[0]
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        # by position, as left padding and packing shift cache positions; a user's positions do not count
+        numbers = kv.positions if kv.contiguous_positions else kv.cache_positions()[None]
+        causal, length = Causal().mask_mod(q, kv), self.length[:, None]
+
+        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            inside = lookup(numbers, b, kv_idx) < lookup(length, b, torch.zeros_like(kv_idx))
+            return causal(b, h, q_idx, kv_idx) | inside
+
+        return mod
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMask(MaskRule):
+    """A user's mask, [1 or B, 1 or H, T, S] bool, whose keys begin at cache position `start`."""
+
+    mask: Tensor
+    start: int = 0
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        return self.mask.shape[0]
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return self.mask.shape[1]
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        mask, offset = self.mask, kv.start - self.start
+
+        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            row = b if mask.shape[0] > 1 else torch.zeros_like(b)
+            head = h if mask.shape[1] > 1 else torch.zeros_like(h)
+            return mask[row, head, q_idx, kv_idx + offset]
+
+        return mod
+
+
+@dataclass(frozen=True, eq=False)
+class UserMaskMod(MaskRule):
+    """A user's function of cache positions, so that it means the same while decoding.
+
+    Attributes:
+        mod: `(b, h, q_idx, kv_idx) -> bool`, for indices of any shapes that broadcast.
+        batch, num_heads: B and H of the forward, whose rows and heads it may tell apart.
+        start: cache position that counts as 0; XL memories before it have negative indices.
+    """
+
+    mod: MaskMod
+    batch: int
+    num_heads: int
+    start: int = 0
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        return self.batch
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return self.num_heads
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        of_q, of_kv = q.start - self.start, kv.start - self.start
+        return lambda b, h, q_idx, kv_idx: self.mod(b, h, q_idx + of_q, kv_idx + of_kv)
