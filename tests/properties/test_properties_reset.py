@@ -93,7 +93,7 @@ def test_the_model_resets_to_what_its_seed_builds(fresh):
     wrong = []
     for name, flags in SETTINGS.items():
         model = on_meta(flags).to_empty(device="cpu")
-        for seed, want in enumerate(fresh[name], init=1):
+        for seed, want in enumerate(fresh[name], start=1):
             torch.manual_seed(seed)
             model.reset_parameters()
             got = model.state_dict()
