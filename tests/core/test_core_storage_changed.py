@@ -80,7 +80,7 @@ CHANGED = {
     "adapter": (lambda: changed(lambda m: set_head(m, Adapter)), "`head.project` is a Adapter"),
     "larger": (lambda: changed(grow, tie_embedding=True), "`token_emb.weight` has shape"),
     "tied": (lambda: changed(tie), "is the same parameter as `token_emb.weight`"),
-    "extra": (lambda: changed(untie), "`head.other` is a tensor that its flags do not make"),
+    "extra": (lambda: changed(untie), "`head.other` is a tensor that is not part of the model of its flags"),
     "linear": (lambda: changed(lambda m: set_head(m, Wide.like)), "`head.project` is a Wide"),
     "parametrized": (
         lambda: changed(lambda m: nn.utils.parametrizations.weight_norm(m.head.project)),
@@ -88,7 +88,7 @@ CHANGED = {
     ),
     "pruned": (
         lambda: changed(lambda m: nn.utils.prune.l1_unstructured(m.head.project, "weight", 0.5)),
-        "`head.project.weight_mask` is a tensor that its flags do not make",
+        "`head.project.weight_mask` is a tensor that is not part of the model of its flags",
     ),
     "shorter": (lambda: changed(lambda m: m.attn_layers.sublayers.pop(3)), "is missing"),
     "activation": (lambda: changed(set_activation), "`attn_layers.sublayers.1.fn.activation` is"),

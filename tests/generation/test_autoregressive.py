@@ -171,7 +171,7 @@ def test_absolute_positions_refuse_rows_beyond_max_seq_len(wrapper):
             wrapper.generate([1, 2, 3, 4], 10, cache_kv=cache_kv)
         assert "`seq_len` must be at most 9 after 4 prompt tokens, but is 10" in str(error.value)
         assert "max_seq_len 12" in str(error.value)
-        with pytest.raises(ValueError, match="13 prompt tokens leave no room"):
+        with pytest.raises(ValueError, match="no position left after 13 prompt tokens"):
             wrapper.generate([1] * 13, 1, cache_kv=cache_kv)
 
 

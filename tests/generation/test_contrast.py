@@ -79,7 +79,7 @@ def test_mistakes_are_named(how, says):
 
 
 def test_another_vocabulary_or_no_model_is_refused():
-    with pytest.raises(ValueError, match="must know the same 13 tokens, but knows 9"):
+    with pytest.raises(ValueError, match="must have the expert's 13 tokens, but has 9"):
         build(0).generate(PROMPTS, 3, amateur_model=build(1, num_tokens=9))
     with pytest.raises(ValueError, match="must be a TransformerWrapper, but is Linear"):
         build(0).generate(PROMPTS, 3, amateur_model=torch.nn.Linear(2, 2))

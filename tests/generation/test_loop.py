@@ -171,9 +171,9 @@ def test_the_last_new_token_needs_no_cache_position(stand_in):
 def test_context_is_given_once_to_a_state_and_to_every_forward_without(stand_in):
     context = torch.zeros(1, 2, 8)
     side = {"context": context, "context_mask": None}
-    run(stand_in, [1, 2], 3, side=side)
+    run(stand_in, [1, 2], 3, kwargs=side)
     assert [seen is context for seen in stand_in.contexts] == [True, False, False]
-    run(stand_in, [1, 2], 3, side=side, cached=False)
+    run(stand_in, [1, 2], 3, kwargs=side, cached=False)
     assert [seen is context for seen in stand_in.contexts[3:]] == [True, True, True]
 
 

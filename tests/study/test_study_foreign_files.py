@@ -175,7 +175,7 @@ def test_load_names_the_kind_of_the_file(tmp_path: Path) -> None:
     flagformer.build({"num_tokens": 8, "max_seq_len": 8, "dim": 8, "depth": 1, "heads": 1}).save(
         tmp_path / "model"
     )
-    with pytest.raises(ValueError, match="holds no model itself; load"):
+    with pytest.raises(ValueError, match="is not the directory of the model; load"):
         flagformer.load(tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_other_logits(ids):
         ({"emb_frac_gradient": 1.5}, "`emb_frac_gradient` must be at most 1"),
         ({"embed_num_tokens": {"type": 0}}, "must have values of at least 1, but 'type' is 0"),
         ({"embed_num_tokens": {"type": "a"}}, "`embed_num_tokens` must be dict"),
-        ({"embed_num_tokens": {"a.b": 3}}, "must hold names as in code, but holds 'a.b'"),
+        ({"embed_num_tokens": {"a.b": 3}}, "must hold identifiers, but holds 'a.b'"),
         ({"embed_num_tokens": 3}, "`embed_num_tokens` must be dict"),
         ({"logits_dim": 7, "tie_embedding": True}, "`logits_dim` has no effect here"),
         ({"logits_dim": 7, "return_only_embed": True}, "`logits_dim` has no effect here"),

@@ -201,11 +201,11 @@ def test_a_stream_reads_a_source_segment_by_segment(update, read, tmp_path):
     ("flags", "says"),
     [
         ({"no_such_flag": 1}, "`no_such_flag` is not a flag of Memformer"),
-        ({"depth": 2}, "`depth` must say which half it is for"),
+        ({"depth": 2}, "`depth` must have a prefix for its half"),
         ({"enc_rotary_pos_em": True}, "did you mean `enc_rotary_pos_emb`"),
-        ({"enc_num_memory_slots": 2}, "it has no prefix: say `num_memory_slots`"),
+        ({"enc_num_memory_slots": 2}, "it has no prefix: use `num_memory_slots`"),
         ({"dec_num_memory_slots": 2}, "slots belong to the encoder"),
-        ({"enc_max_mem_len": 4}, "what an encoder remembers is in its slots"),
+        ({"enc_max_mem_len": 4}, "the memory of the encoder is in its slots"),
         ({"mem_update_attn_heads": 3}, "`mem_update_attn_heads` must divide `dim` = 16, but is 3"),
         ({"num_memory_slots": 0}, "`num_memory_slots` must be at least 1, but is 0"),
         ({"memory_update": "lstm"}, "`memory_update` must be"),
@@ -239,7 +239,7 @@ def test_mistakes_are_named_as_given(flags, says):
         (lambda m, s, t: m(s, mems=[torch.zeros(3, 3, 16)]), "`mems` must be a result of `return_mems`"),
         (lambda m, s, t: m(s, src_mask=s[:, :4] > 0), "`src_mask` must have shape [3, 6]"),
         (lambda m, s, t: m(s, t, tgt_mask=t[:, :4] > 0), "`tgt_mask` must have shape [3, 5]"),
-        (lambda m, s, t: m(s, tgt_mask=t > 0), "`tgt_mask` must come with the `tgt`"),
+        (lambda m, s, t: m(s, tgt_mask=t > 0), "`tgt_mask` needs the `tgt`"),
         (lambda m, s, t: m(s.float()), "`src` must be token ids"),
         (lambda m, s, t: m(s + 11), "`src` must hold ids from 0 to 10"),
         (lambda m, s, t: make_encoder()(s, t), "this model has no decoder"),
@@ -249,7 +249,7 @@ def test_mistakes_are_named_as_given(flags, says):
         (lambda m, s, t: m.stream(0), "`batch_size` must be"),
         (lambda m, s, t: m.stream(2)(s), "`ids` must hold the 2 rows of this stream, but holds 3"),
         (lambda m, s, t: m.stream(3)(s + 11), "`ids` must hold ids from 0 to 10"),
-        (lambda m, s, t: m.stream(3).generate(t, 3), "this stream has read nothing yet"),
+        (lambda m, s, t: m.stream(3).generate(t, 3), "this stream has read no tokens yet"),
     ],
 )
 def test_invalid_calls_are_named(call, says, pair):

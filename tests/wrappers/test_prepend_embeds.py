@@ -248,9 +248,11 @@ def test_invalid_combinations_are_refused(how, says, ids):
 def test_a_state_needs_cache_positions_for_them(ids):
     model = build(rotary_pos_emb=True)
     embeds = front(model)
-    with pytest.raises(ValueError, match=r"room for 0 prepended embeddings, but `prepend_embeds` holds 3"):
+    with pytest.raises(
+        ValueError, match=r"capacity for 0 prepended embeddings, but `prepend_embeds` holds 3"
+    ):
         model(ids, state=model.init_state(4, T), prepend_embeds=embeds)
-    with pytest.raises(ValueError, match=r"room for 2 .* say init_state\(..., num_prepend_embeds=3\)"):
+    with pytest.raises(ValueError, match=r"capacity for 2 .* use init_state\(..., num_prepend_embeds=3\)"):
         model(ids, state=model.init_state(4, T, num_prepend_embeds=2), prepend_embeds=embeds)
     with pytest.raises(ValueError, match=r"`num_prepend_embeds` must be a whole number of at least 0"):
         model.init_state(4, T, num_prepend_embeds=-1)

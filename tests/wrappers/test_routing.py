@@ -128,7 +128,7 @@ def test_any_other_flag_can_be_added():
 REFUSALS = {
     "max_seq_len": (33, "`max_seq_len` must be a multiple of `window_size` = 4"),
     "n_local_attn_heads": (5, "`n_local_attn_heads` must be at most `heads` = 4"),
-    "context_window_size": (8, "say `receives_context=True` too"),
+    "context_window_size": (8, "set `receives_context=True` too"),
     "context_shared_qk": (True, "needs cross-attention"),
     "heads": (0, "`heads` must be"),
     "attn_layer_dropout": (0.1, "`layer_dropout`"),
@@ -139,7 +139,7 @@ REFUSALS = {
     "moe_layers": ((0,), "from 1 to `depth` = 2"),
     "dim_head": (0, "`dim_head` must be at least 1"),
     "window_size": (0, "`window_size` must be a whole number of at least 1"),
-    "attn_dim_head": (8, "both say the same"),
+    "attn_dim_head": (8, "both set the same flag"),
     "num_mem_kv": (-1, "`num_mem_kv` must be at least 0"),
     "kmeans_ema_decay": (1.0, "must be below 1"),
 }
@@ -160,7 +160,7 @@ def test_invalid_values_are_refused_by_name(name):
         ({"pkm_num_keys": 3}, "it is a parameter of `pkm_layers`, which is not set"),
         ({"moe_layers": (1,), "pkm_layers": (1,)}, "`pkm_layers` and `moe_layers` cannot be combined"),
         ({"ff_moe": True, "ff_pkm": True}, "`ff_pkm` and `ff_moe` cannot be combined"),
-        ({"ff_moe": True, "moe_layers": (1,)}, "both say the same"),
+        ({"ff_moe": True, "moe_layers": (1,)}, "both set the same flag"),
         ({"ff_activation": 3}, "`ff_activation` must be a Spec"),
         ({"moe_layers": 0}, "`moe_layers` must hold layers from 1"),
         ({"causal": "yes"}, "`causal` must be bool, but is 'yes'"),
@@ -268,7 +268,7 @@ def test_random_lengths_and_generation():
         for _ in range(8)
     }
     assert len(losses) > 2
-    with pytest.raises(ValueError, match="`randomly_truncate_sequence` must come with"):
+    with pytest.raises(ValueError, match="`randomly_truncate_sequence` needs"):
         model(ids(), ids(), randomly_truncate_sequence=True)
     new = model.generate(ids(), ids(2, 1), 6, temperature=0)
     assert new.shape == (2, 6)

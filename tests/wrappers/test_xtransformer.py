@@ -115,7 +115,7 @@ def test_every_flag_reaches_its_half(choice, prefix, pair):
 @pytest.mark.parametrize(
     ("flags", "flag", "says"),
     [
-        ({"depth": 3}, "depth", "`depth` must say which half it is for: `enc_depth`, `dec_depth` or both"),
+        ({"depth": 3}, "depth", "`depth` must have a prefix for its half: `enc_depth`, `dec_depth` or both"),
         ({"en_depth": 3}, "en_depth", "did you mean `enc_depth`?"),
         ({"tie_token_embb": True}, "tie_token_embb", "did you mean `tie_token_emb`?"),
         ({"enc_rotary_pos_em": True}, "enc_rotary_pos_em", "did you mean `enc_rotary_pos_emb`?"),

@@ -1,4 +1,4 @@
-"""What turns inputs into vectors, and the vectors that stand beside them."""
+"""Embeddings of inputs, and memory tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flagformer.flow import InsertionPattern
 
 
 class Memory(nn.Module, ABC):
-    """Contract of the slot `memory`, built as `(dim)`: vectors that are woven between those of tokens.
+    """Contract of the slot `memory`, built as `(dim)`: vectors that are interleaved with those of tokens.
 
     Attributes:
-        pattern: where they stand.
+        pattern: where they are inserted.
     """
 
     pattern: InsertionPattern
 
     @abstractmethod
     def forward(self, like: Tensor) -> Tensor:
-        """[M, D], of the device and dtype of the tokens' vectors."""
+        """[M, D], on the device and with the dtype of `like`."""

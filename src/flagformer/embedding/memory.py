@@ -1,4 +1,4 @@
-"""Memory tokens: learned vectors that stand in a row beside its tokens (arXiv:2006.11527), or none."""
+"""Memory tokens: learned vectors in a row, in addition to its tokens (arXiv:2006.11527), or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagformer.flow import InsertionPattern
 
 @component("memory")
 class NoMemory(Memory):
-    """Tokens stand alone."""
+    """No memory tokens."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class MemoryTokens(Memory):
         dim: int,
         *,
         count: Annotated[
-            int, Flag("num_memory_tokens", "learned tokens M beside those of a row (2006.11527)", ge=0)
+            int, Flag("num_memory_tokens", "learned tokens M added to each row (2006.11527)", ge=0)
         ],
         every: Annotated[
             int | None,
             Flag(
                 "memory_tokens_interspersed_every",
-                "they stand in front of every block of so many tokens; None: once, in front",
+                "memory tokens precede every block of this many tokens; None: the row",
                 ge=1,
             ),
         ] = None,
@@ -57,5 +57,5 @@ class MemoryTokens(Memory):
         nn.init.normal_(self.tokens, std=self.tokens.shape[1] ** -0.5)
 
     def forward(self, like: Tensor) -> Tensor:
-        # a copy: FSDP2 frees a gathered parameter behind the forward
+        # a copy: FSDP2 frees a gathered parameter after the forward
         return self.tokens.to(like.dtype, copy=True)

@@ -9,26 +9,31 @@ from torch import Tensor, nn
 
 from flagformer.norm.layernorm import LayerNorm
 
-STD = 0.02  # of what is learned beside patches, at the start
+STD = 0.02  # initial standard deviation of position embeddings and registers
 
 
 class PatchEmbedding(nn.Module):
-    """Images [B, C, height, width] -> [B, N, D]: patches row by row, each with a learned vector of its place.
+    """Images [B, C, height, width] -> [B, N, D]: patches row by row, with learned position embeddings.
 
-    The pixels of a patch are normed before the projection and its output after it. Learned places are a grid
-    of the size trained on; for an image of another size the grid is resized (bicubic, antialiased), as in
+    The pixels of a patch are normed before the projection and its output after it. Position embeddings are a
+    grid of the training size; for an image of another size the grid is resized (bicubic, antialiased), as in
     section 3.2 of the paper. It starts as a normal distribution of standard deviation 0.02.
 
     Args:
         grid: patches in a column and in a row, (rows, columns).
         patch: pixels of a patch, (height, width).
-        placed: whether patches have such a vector.
+        has_positions: whether there are position embeddings.
     """
 
     pos_emb: Tensor | None
 
     def __init__(
-        self, grid: tuple[int, int], patch: tuple[int, int], channels: int, dim: int, placed: bool = True
+        self,
+        grid: tuple[int, int],
+        patch: tuple[int, int],
+        channels: int,
+        dim: int,
+        has_positions: bool = True,
     ) -> None:
         super().__init__()
         self.grid, self.patch, self.channels = grid, patch, channels
@@ -36,7 +41,7 @@ class PatchEmbedding(nn.Module):
         self.in_norm = LayerNorm(pixels)
         self.project = nn.Linear(pixels, dim)
         self.out_norm = LayerNorm(dim)
-        self.pos_emb = nn.Parameter(torch.empty(*grid, dim)) if placed else None
+        self.pos_emb = nn.Parameter(torch.empty(*grid, dim)) if has_positions else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -48,11 +53,11 @@ class PatchEmbedding(nn.Module):
         rows, columns = self.grid_of(images)
         x = rearrange(images, "b c (r h) (k w) -> b (r k) (h w c)", h=height, w=width)
         x = self.out_norm(self.project(self.in_norm(x)))
-        places = self.pos_emb_for(rows, columns)
-        return x if places is None else x + places.flatten(0, 1)
+        pos_emb = self.pos_emb_for(rows, columns)
+        return x if pos_emb is None else x + pos_emb.flatten(0, 1)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches; ValueError for what is no image of whole patches."""
+        """Rows and columns of patches; ValueError for sizes that are not multiples of the patch size."""
         height, width = self.patch
         if images.dim() != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise ValueError(
@@ -68,7 +73,7 @@ class PatchEmbedding(nn.Module):
         return y // height, x // width
 
     def pos_emb_for(self, rows: int, columns: int) -> Tensor | None:
-        """The learned places of a grid, [rows, columns, D]; None where patches have none."""
+        """The position embeddings of a grid, [rows, columns, D]; None if there are none."""
         if self.pos_emb is None or (rows, columns) == self.grid:
             return self.pos_emb
         table = self.pos_emb.permute(2, 0, 1)[None]
@@ -78,7 +83,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Registers(nn.Module):
-    """Learned tokens behind those that came in (arXiv:2309.16588): [B, N, D] -> [B, N + R, D].
+    """Append learned register tokens (arXiv:2309.16588): [B, N, D] -> [B, N + R, D].
 
     They start as a normal distribution of standard deviation 0.02.
     """

@@ -1,4 +1,4 @@
-"""From embedded tokens to what the layers read: sums, norm, share of the gradient, dropout, width."""
+"""From embedded tokens to the input of the layers: sum, norm, gradient scale, dropout, projection."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Step = Callable[[Tensor], Tensor]
 
 
 class EmbeddingStage(nn.Module):
-    """[B, T, E] -> [B, P + T, D], in this order; P embeddings of the caller's own join behind the norm.
+    """[B, T, E] -> [B, P + T, D], in this order; P embeddings of the caller are prepended after the norm.
 
     Args:
         width: E, the width of embeddings.
         dim: D, the width of the layers; a projection with bias where it differs (ALBERT, arXiv:1909.11942).
-        kinds: further embeddings by name, and how many ids each has (token types, arXiv:1810.04805).
-        normed: a LayerNorm of the sum.
-        share: of the gradient that reaches the embeddings (CogView, arXiv:2105.13290, section 2.4).
-        dropout: of the sum.
+        kinds: further embeddings by name, with their number of ids (token types, arXiv:1810.04805).
+        normed: whether the sum has a LayerNorm.
+        share: factor of the gradient of the embeddings (CogView, arXiv:2105.13290, section 2.4).
+        dropout: dropout of the sum.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class EmbeddingStage(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.share = width, share
-        # a bare name such as `type` would hide an attribute of the module
+        # a name such as `type` without a suffix would shadow an attribute of the module
         tables = {f"{name}_embed": TokenEmbedding(count, width) for name, count in kinds.items()}
         self.kinds = nn.ModuleDict(tables)
         self.counts = dict(kinds)
@@ -42,17 +42,19 @@ class EmbeddingStage(nn.Module):
         self.dropout: Step = nn.Dropout(dropout) if dropout else identity
         self.project: Step = identity if width == dim else nn.Linear(width, dim)
 
-    def forward(self, x: Tensor, ids: Ids, more: Tensor | None, front: Tensor | None = None) -> Tensor:
-        """x [B, T, E] with positions; ids [B, T] for each further embedding; `more` [B, T, E] is added;
-        `front` [B, P, E] stands in front."""
-        self._check(x, ids, more)
+    def forward(
+        self, x: Tensor, ids: Ids, sum_embeds: Tensor | None, prepend_embeds: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, E] with positions; ids [B, T] for each further embedding; `sum_embeds` [B, T, E] is added,
+        `prepend_embeds` [B, P, E] prepended."""
+        self._check(x, ids, sum_embeds)
         for name in self.counts:
             x = x + self.kinds[f"{name}_embed"](ids[name])
-        x = self.norm(x if more is None else x + more)
-        x = x if front is None else torch.cat([front.to(x.dtype), x], dim=1)
+        x = self.norm(x if sum_embeds is None else x + sum_embeds)
+        x = x if prepend_embeds is None else torch.cat([prepend_embeds.to(x.dtype), x], dim=1)
         return self.project(self.dropout(scale_gradient(x, self.share)))
 
-    def _check(self, x: Tensor, ids: Ids, more: Tensor | None) -> None:
+    def _check(self, x: Tensor, ids: Ids, sum_embeds: Tensor | None) -> None:
         if set(ids) != set(self.counts):
             wanted, given = sorted(self.counts), sorted(ids)
             raise ValueError(
@@ -65,11 +67,13 @@ class EmbeddingStage(nn.Module):
                     f"but is {value.dtype} of shape {list(value.shape)}"
                 )
             self._check_range(name, value)
-        if more is not None and more.shape != x.shape:
-            raise ValueError(f"`sum_embeds` must have shape {list(x.shape)}, but has {list(more.shape)}")
+        if sum_embeds is not None and sum_embeds.shape != x.shape:
+            raise ValueError(
+                f"`sum_embeds` must have shape {list(x.shape)}, but has {list(sum_embeds.shape)}"
+            )
 
     def _check_range(self, name: str, ids: Tensor) -> None:
-        """On the CPU only: elsewhere it would wait for the device."""
+        """Check the range of ids, on the CPU only: other devices would be synchronised."""
         if not readable(ids) or not ids.numel():
             return
         low, high, count = int(ids.min()), int(ids.max()), self.counts[name]

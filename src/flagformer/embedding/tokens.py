@@ -1,4 +1,4 @@
-"""A vector for each token of a vocabulary."""
+"""Token embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class TokenEmbedding(nn.Embedding):
     """ids [B, T] -> [B, T, E]; starts as a normal distribution of standard deviation `std`.
 
     Args:
-        std: None: E ** -0.5.
+        std: initial standard deviation; None: E ** -0.5.
     """
 
     def __init__(self, num_tokens: int, width: int, std: float | None = None) -> None:
@@ -22,13 +22,13 @@ class TokenEmbedding(nn.Embedding):
 
 
 def vectors_of(embedding: nn.Module, num_tokens: int, device: torch.device) -> Tensor:
-    """[V, E], what `embedding` gives for the ids 0 ... V - 1.
+    """[V, E], the output of `embedding` for the ids 0 ... V - 1.
 
-    A plain `nn.Embedding` that no hook listens to gives its table, which a call would copy.
+    For an `nn.Embedding` without hooks this is its table, without the copy that a call would make.
     """
     lookup = getattr(embedding.forward, "__func__", None) is nn.Embedding.forward
     if lookup and not (embedding._forward_hooks or embedding._forward_pre_hooks):
         table: Tensor = embedding.weight  # type: ignore[assignment]
         return table
-    every: Tensor = embedding(torch.arange(num_tokens, device=device))
-    return every
+    vectors: Tensor = embedding(torch.arange(num_tokens, device=device))
+    return vectors

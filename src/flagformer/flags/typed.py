@@ -301,7 +301,7 @@ class Flags(TypedDict, total=False):
     ff_relu_squared: bool | tuple[bool | None, ...] | None
     """max(x, 0) ** 2 (Primer)."""
     shift_tokens: int | tuple[int | None, ...]
-    """neighbours on each visible side that give a part"""
+    """neighbours on each side, from each of which some dimensions come"""
     use_layerscale: bool | tuple[bool | None, ...] | None
     """A learned scale per dimension with a small initial value, applied after the sandwich norm."""
     layerscale_init_value: float | tuple[float | None, ...]

@@ -1,7 +1,7 @@
-"""Sampling from a causal model.
+"""Generation with a causal model.
 
-Prompts are lined up (`prompts`), tokens follow one by one (`loop`), each drawn (`sampling`) from filtered
-logits (`filters`). Nothing here knows how a model is built.
+Prompts are left-padded (`prompts`), tokens are generated one by one (`loop`), each drawn (`sampling`) from
+filtered logits (`filters`). This package does not depend on how a model is built.
 """
 
 from flagformer.generation.align import align_token_ids

@@ -1,4 +1,4 @@
-"""Ids that accompany tokens, such as token types, lined up with prompts and what follows them."""
+"""Align ids that accompany tokens, such as token types, with left-padded prompts and new tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def align_token_ids(given: Mapping[str, Tensor], prompts: Prompts, total: int) -
     """For each name [B, total], one id for each column of left-padded rows.
 
     Args:
-        given: [B, L] integers ([L] for one prompt without batch): what goes with the first, second, ... token
-            of each row. L covers the longest prompt at least; tokens beyond L get the last id.
+        given: [B, L] integers ([L] for one prompt without batch): the ids of the first, second, ... token of
+            each row. L is at least the longest prompt; tokens beyond L get the last id.
     """
     batch, longest = prompts.ids.shape
     columns = torch.arange(total, device=prompts.ids.device)
-    places = columns[None].expand(batch, -1)
+    positions = columns[None].expand(batch, -1)
     if prompts.starts is not None:
-        places = columns - prompts.starts[:, None]
-    lined = {}
+        positions = columns - prompts.starts[:, None]
+    aligned = {}
     for name, value in given.items():
         ids = value[None] if not prompts.batched and value.dim() == 1 else value
         if ids.dim() != 2 or len(ids) != batch or ids.shape[1] < longest or ids.is_floating_point():
@@ -30,5 +30,5 @@ def align_token_ids(given: Mapping[str, Tensor], prompts: Prompts, total: int) -
                 f"`embed_ids['{name}']` must be integers of shape [{batch}, L] with L at least {longest}, "
                 f"the longest prompt, but is {value.dtype} of shape {list(value.shape)}"
             )
-        lined[name] = ids.to(columns.device).gather(1, places.clamp(0, ids.shape[1] - 1))
-    return lined
+        aligned[name] = ids.to(columns.device).gather(1, positions.clamp(0, ids.shape[1] - 1))
+    return aligned

@@ -1,4 +1,4 @@
-"""Beam search: the most likely continuations, as far as a few of them at a time can tell."""
+"""Beam search: the most likely continuations among a limited number per step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from flagformer.ops.sharded import without_gradient
 
 @dataclass
 class BeamHypotheses:
-    """Ended continuations, the best K of each row.
+    """The best K finished continuations of each row.
 
     Attributes:
         tokens: long [B, K, seq_len].
-        scores: [B, K], sum of log probabilities / length ** penalty; minus infinity where there is none.
+        scores: [B, K], sum of log probabilities / length ** penalty; minus infinity for missing ones.
     """
 
     tokens: Tensor
     scores: Tensor
 
     def add(self, tokens: Tensor, scores: Tensor) -> None:
-        """[B, N, seq_len] and [B, N] more; the best K stay, best first."""
+        """Add tokens [B, N, seq_len] with scores [B, N] and keep the best K, best first."""
         every = torch.cat([self.scores, scores], dim=1)
         self.scores, best = every.topk(self.scores.shape[1], dim=1)
         rows = torch.cat([self.tokens, tokens], dim=1)
@@ -40,72 +40,74 @@ class BeamHypotheses:
 def search(
     model: Any,
     prompts: Prompts,
-    ending: StoppingCriteria,
+    stopping: StoppingCriteria,
     beams: int,
     penalty: float,
     window: int | None,
     cached: bool,
-    side: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
     embed_ids: Mapping[str, Tensor],
 ) -> BeamHypotheses:
-    """The best `beams` continuations of every prompt, best first. Inputs are taken as checked.
+    """The best `beams` continuations of every prompt, best first. Inputs must be checked before.
 
-    A continuation ends with `eos_token` or after `seq_len` tokens. At each step all K live ones may end, and
-    the K most likely unended ones live on; it stops when no live one can still enter the pool.
+    A continuation ends with `eos_token` or after `seq_len` tokens. At each step all K unfinished ones may
+    end, and the K most likely unfinished ones continue. The search stops when no unfinished one can reach
+    the best K.
     """
     batch, length = prompts.ids.shape
     starts = None if prompts.starts is None else prompts.starts.repeat_interleave(beams, 0)
     rows = Prompts(prompts.ids.repeat_interleave(beams, 0), starts, batched=True)
-    total = length + ending.seq_len
-    ids = torch.full((batch * beams, total), ending.pad_value, dtype=torch.long, device=rows.ids.device)
+    total = length + stopping.seq_len
+    ids = torch.full((batch * beams, total), stopping.pad_value, dtype=torch.long, device=rows.ids.device)
     ids[:, :length] = rows.ids
     with without_gradient(model):
-        wide = {name: _widen(value, batch, beams) for name, value in side.items()}
-        beside = {name: _widen(value, batch, beams) for name, value in embed_ids.items()}
-        reader = NextTokenLogits(model, rows, total - 1 if cached else 0, window, wide, beside)
-        pool = _run(reader, ids, length, ending, batch, beams, penalty)
-    return BeamHypotheses(pool.tokens.clone(), pool.scores.clone())
+        kwargs = {name: _repeat_rows(value, batch, beams) for name, value in kwargs.items()}
+        embed_ids = {name: _repeat_rows(value, batch, beams) for name, value in embed_ids.items()}
+        next_logits = NextTokenLogits(model, rows, total - 1 if cached else 0, window, kwargs, embed_ids)
+        best = _run(next_logits, ids, length, stopping, batch, beams, penalty)
+    return BeamHypotheses(best.tokens.clone(), best.scores.clone())
 
 
 def _run(
-    reader: NextTokenLogits,
+    next_logits: NextTokenLogits,
     ids: Tensor,
     length: int,
-    ending: StoppingCriteria,
+    stopping: StoppingCriteria,
     batch: int,
     beams: int,
     penalty: float,
 ) -> BeamHypotheses:
     total, device = ids.shape[1], ids.device
     live = torch.full((batch, beams), -math.inf, device=device)
-    live[:, 0] = 0.0  # all beams of a row are one to begin with
-    empty = torch.full((batch, beams, ending.seq_len), ending.pad_value, dtype=torch.long, device=device)
-    pool = BeamHypotheses(empty, torch.full_like(live, -math.inf))
+    live[:, 0] = 0.0  # at the start all beams of a row are equal: only one counts
+    empty = torch.full((batch, beams, stopping.seq_len), stopping.pad_value, dtype=torch.long, device=device)
+    finished = BeamHypotheses(empty, torch.full_like(live, -math.inf))
     offsets = beams * torch.arange(batch, device=device)[:, None]
-    for place in range(length, total):
-        made = place + 1 - length
-        scores = live[..., None] + _log_probs(reader(ids[:, :place])).view(batch, beams, -1)
-        if ending.eos_token is not None:
+    for position in range(length, total):
+        num_new = position + 1 - length
+        scores = live[..., None] + _log_probs(next_logits(ids[:, :position])).view(batch, beams, -1)
+        if stopping.eos_token is not None:
             ended = ids[:, length:].view(batch, beams, -1).clone()
-            ended[:, :, made - 1] = ending.eos_token
-            pool.add(ended, scores[:, :, ending.eos_token] / made**penalty)
-            scores[:, :, ending.eos_token] = -math.inf
+            ended[:, :, num_new - 1] = stopping.eos_token
+            finished.add(ended, scores[:, :, stopping.eos_token] / num_new**penalty)
+            scores[:, :, stopping.eos_token] = -math.inf
         live, best = scores.flatten(1).topk(beams, dim=1)  # [B, K]
         parents = (offsets + best // scores.shape[2]).flatten()
         ids = ids.index_select(0, parents)
-        ids[:, place] = (best % scores.shape[2]).flatten()
-        if place + 1 == total:
-            pool.add(ids[:, length:].view(batch, beams, -1), live / made**penalty)
-        elif _settled(pool, live, ending.seq_len, penalty):
+        ids[:, position] = (best % scores.shape[2]).flatten()
+        if position + 1 == total:
+            finished.add(ids[:, length:].view(batch, beams, -1), live / num_new**penalty)
+        elif _is_done(finished, live, stopping.seq_len, penalty):
             break
         else:
-            reader.reorder(parents)
-    return pool
+            next_logits.reorder(parents)
+    return finished
 
 
-def _settled(pool: BeamHypotheses, live: Tensor, longest: int, penalty: float) -> bool:
-    """Whether no live continuation can still enter the pool: sums only fall, and the longest divides most."""
-    return bool((pool.scores[:, -1] >= live[:, 0] / longest**penalty).all())
+def _is_done(finished: BeamHypotheses, live: Tensor, longest: int, penalty: float) -> bool:
+    """Whether no unfinished continuation can reach the best K: its sum decreases with each token, and the
+    largest length gives its best score."""
+    return bool((finished.scores[:, -1] >= live[:, 0] / longest**penalty).all())
 
 
 def _log_probs(logits: Tensor) -> Tensor:
@@ -113,8 +115,8 @@ def _log_probs(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _widen(value: Any, batch: int, beams: int) -> Any:
-    """What belongs to rows belongs to each of their beams."""
+def _repeat_rows(value: Any, batch: int, beams: int) -> Any:
+    """Repeat a tensor [B, ...] for each beam of its rows; return other values unchanged."""
     if isinstance(value, Tensor) and value.dim() and len(value) == batch:
         return value.repeat_interleave(beams, 0)
     return value

@@ -1,4 +1,4 @@
-"""Contrastive decoding: what a strong model likes more than a weak one (arXiv:2309.09117)."""
+"""Contrastive decoding with an expert and amateur models (arXiv:2309.09117)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagformer.generation.filters import is_number
 
 
 class Amateur(NamedTuple):
-    """A model to be contrasted with: what it is, how far its tokens see, whether it keeps a decode state."""
+    """An amateur model, its attention window, and whether it uses a decode state."""
 
     model: Any
     window: int | None
@@ -21,7 +21,7 @@ class Amateur(NamedTuple):
 
 
 class ContrastiveDecoding(NamedTuple):
-    """The models that a decoding is contrasted with, and how."""
+    """Amateur models and the settings of contrastive decoding."""
 
     amateurs: tuple[Amateur, ...]
     beta: float
@@ -29,17 +29,17 @@ class ContrastiveDecoding(NamedTuple):
 
 
 def contrast(expert: Tensor, amateur: Tensor, beta: float = 0.5, alpha: float = 0.1) -> Tensor:
-    """(1 + beta) * expert - beta * amateur, among the tokens that the expert finds plausible.
+    """(1 + beta) * expert - beta * amateur, for the tokens that are plausible to the expert.
 
-    Plausible: of at least `alpha` times the probability of the expert's likeliest token; the others get minus
-    infinity (appendix A, algorithm 2). Logits are [..., V].
+    Plausible tokens have at least `alpha` times the probability of the expert's most likely token; the others
+    get minus infinity (appendix A, algorithm 2). Logits are [..., V].
     """
     if not is_number(beta) or beta < 0:
         raise ValueError(f"`beta` must be a number of at least 0, but is {beta!r}")
     if not is_number(alpha) or not 0 < alpha <= 1:
         raise ValueError(f"`alpha` must be a number above 0 and at most 1, but is {alpha!r}")
-    least = math.log(alpha) + expert.amax(dim=-1, keepdim=True)
-    return ((1 + beta) * expert - beta * amateur).masked_fill(expert < least, -math.inf)
+    threshold = math.log(alpha) + expert.amax(dim=-1, keepdim=True)
+    return ((1 + beta) * expert - beta * amateur).masked_fill(expert < threshold, -math.inf)
 
 
 def contrasted(
@@ -48,19 +48,19 @@ def contrasted(
     beta: float,
     alpha: float,
 ) -> Callable[[Tensor], Tensor]:
-    """A reader of the expert's logits, each amateur's taken off in turn."""
+    """A function from tokens to the expert's logits, contrasted with each amateur in turn."""
 
-    def read(tokens: Tensor) -> Tensor:
+    def next_logits(tokens: Tensor) -> Tensor:
         logits = expert(tokens)
         for amateur in amateurs:
             logits = contrast(logits, amateur(tokens).to(logits.dtype), beta, alpha)
         return logits
 
-    return read
+    return next_logits
 
 
 def read_settings(settings: object) -> tuple[float, float]:
-    """`contrastive_decode_kwargs` -> (beta, alpha), checked by name and value."""
+    """Check `contrastive_decode_kwargs` and return (beta, alpha)."""
     given = {} if settings is None else settings
     if not isinstance(given, dict) or not set(given) <= {"beta", "alpha"}:
         raise ValueError(

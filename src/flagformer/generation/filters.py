@@ -1,7 +1,7 @@
 """Filters for sampling: pure functions from next-token logits [..., V] to logits of the same shape.
 
-Tokens that may not be drawn get minus infinity, the others keep their value, so filters compose and the
-temperature may follow. Every filter keeps at least the most likely token.
+Removed tokens get minus infinity and the others keep their value, so filters can be composed, and followed by
+the temperature. Every filter keeps at least the most likely token.
 """
 
 import inspect
@@ -27,7 +27,7 @@ def is_number(value: object) -> bool:
     """Whether a setting is a finite int or float (True and False are not)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= sys.float_info.max  # also of whole numbers that no float holds
+    return abs(value) <= sys.float_info.max  # also for integers beyond the range of float
 
 
 def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:
 
 
 def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Tensor:
-    """Keep tokens of probability at least `min_p_ratio * p_max ** min_p_pow`, p_max being the largest.
+    """Keep tokens with probability at least `min_p_ratio * p_max ** min_p_pow`, where p_max is the largest.
 
     `min_p_pow` is at least 1 and `min_p_ratio` lies between 0 and 1: other values could drop every token.
     """
@@ -85,7 +85,7 @@ def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> 
 
 
 FILTERS: dict[str, LogitsFilter] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "top_a": top_a}
-"""The filters that `generate` knows by name; add to it to name one of your own."""
+"""The filters that `generate` accepts by name; add your own to use it by name."""
 
 
 def _suggest(word: str, known: list[str]) -> str:
@@ -109,9 +109,9 @@ def find_filter(name_or_function: str | LogitsFilter) -> LogitsFilter:
 def bind_filter(
     name_or_function: str | LogitsFilter | None, settings: Mapping[str, object] | None
 ) -> LogitsFilter | None:
-    """The filter with its settings (`filter_kwargs`) fixed: a function of the logits alone; None for None.
+    """Bind the settings (`filter_kwargs`) of a filter: a function of the logits; None for None.
 
-    ValueError names a setting that the filter does not have and the nearest one that it has.
+    ValueError names an unknown setting and the nearest known one.
     """
     if name_or_function is None:
         if settings:

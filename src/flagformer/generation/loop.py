@@ -1,4 +1,4 @@
-"""The decoding loop: one forward over the prompt, then one token a step, every row at once."""
+"""The decoding loop: one forward over the prompt, then one token per step for all rows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from flagformer.ops.sharded import without_gradient
 
 
 class CausalModel(Protocol):
-    """What the loop needs of a model."""
+    """The interface of a model for decoding."""
 
     def init_state(self, batch: int, length: int, window: int | None, seq_start_pos: Tensor | None) -> Any:
-        """Room for `length` tokens a row; rows begin at column `seq_start_pos`."""
+        """A decode state for `length` tokens per row; rows begin at column `seq_start_pos`."""
 
     def to_logits(self, embeddings: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, V]."""
 
-    def __call__(self, ids: Tensor, **how: Any) -> Tensor:
+    def __call__(self, ids: Tensor, **kwargs: Any) -> Tensor:
         """ids [B, T] -> embeddings [B, T, D], with `return_embeddings=True`."""
 
 
 @dataclass(frozen=True)
 class StoppingCriteria:
-    """After `seq_len` new tokens; a row also after `eos_token`, with `pad_value` from there on."""
+    """Stop after `seq_len` new tokens; a row also after `eos_token`, followed by `pad_value`."""
 
     seq_len: int
     eos_token: int | None = None
@@ -40,47 +40,46 @@ class StoppingCriteria:
 def decode(
     model: CausalModel,
     prompts: Prompts,
-    ending: StoppingCriteria,
+    stopping: StoppingCriteria,
     sample: Sampler,
     window: int | None = None,
     cached: bool = True,
-    side: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     embed_ids: Mapping[str, Tensor] | None = None,
-    against: ContrastiveDecoding | None = None,
+    contrastive: ContrastiveDecoding | None = None,
 ) -> Tensor:
     """Draw new tokens after every prompt: long [B, seq_len].
 
-    With `cached` each token is read once; without, every step reads the whole row again and draws the same.
-    `window`: every token sees at most the last so many. `side`: further keywords of the forward (context,
-    context_mask), which a state keeps. `embed_ids`: [B, T + seq_len] for each name, ids beside the tokens.
-    `against`: models whose logits are taken off (contrastive decoding). The loop stops when all rows have
-    ended. Inputs are taken as checked.
+    With `cached` each token is read once; without, every step reads the whole row, with the same result.
+    `window`: every token attends to at most this many of the last tokens. `kwargs`: further arguments of the
+    first forward (context, context_mask), which a state stores. `embed_ids`: [B, T + seq_len] for each name,
+    ids that accompany the tokens. `contrastive`: amateur models of contrastive decoding. The loop stops when
+    all rows have ended. Inputs must be checked before.
     """
     batch, prompt_len = prompts.ids.shape
-    total, pad_value = prompt_len + ending.seq_len, ending.pad_value
-    # Made outside inference mode: what is returned may serve as training data.
+    total, pad_value = prompt_len + stopping.seq_len, stopping.pad_value
+    # Created outside inference mode: the result may serve as training data.
     tokens = torch.full((batch, total), pad_value, dtype=torch.long, device=prompts.ids.device)
     tokens[:, :prompt_len] = prompts.ids
-    rivals = () if against is None else [amateur.model for amateur in against.amateurs]
-    with without_gradient(model, *rivals):
+    models = () if contrastive is None else [amateur.model for amateur in contrastive.amateurs]
+    with without_gradient(model, *models):
 
-        def reader(model: Any, window: int | None, cached: bool) -> NextTokenLogits:
-            return NextTokenLogits(
-                model, prompts, total - 1 if cached else 0, window, side or {}, embed_ids or {}
-            )
+        def logits_of(model: Any, window: int | None, cached: bool) -> NextTokenLogits:
+            cache_length = total - 1 if cached else 0
+            return NextTokenLogits(model, prompts, cache_length, window, kwargs or {}, embed_ids or {})
 
-        next_logits: Callable[[Tensor], Tensor] = reader(model, window, cached)
-        if against is not None:
-            amateurs = [reader(*amateur) for amateur in against.amateurs]
-            next_logits = contrasted(next_logits, amateurs, against.beta, against.alpha)
-        ended = None if ending.eos_token is None else tokens.new_zeros(batch, dtype=torch.bool)
+        next_logits: Callable[[Tensor], Tensor] = logits_of(model, window, cached)
+        if contrastive is not None:
+            amateurs = [logits_of(*amateur) for amateur in contrastive.amateurs]
+            next_logits = contrasted(next_logits, amateurs, contrastive.beta, contrastive.alpha)
+        ended = None if stopping.eos_token is None else tokens.new_zeros(batch, dtype=torch.bool)
         for position in range(prompt_len, total):
             drawn = sample(next_logits(tokens[:, :position]))
             if ended is not None:
                 drawn = drawn.masked_fill(ended, pad_value)
             tokens[:, position] = drawn
             if ended is not None:
-                ended |= drawn == ending.eos_token
+                ended |= drawn == stopping.eos_token
                 if ended.all():
                     break
     return tokens[:, prompt_len:].clone()
@@ -88,7 +87,7 @@ def decode(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is back in the mode it had, however they were mixed."""
+    """Context manager for eval mode, which restores the mode of every submodule at exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

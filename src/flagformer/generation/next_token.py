@@ -1,4 +1,4 @@
-"""What reads tokens and says the logits of the next one, with a decode state or without."""
+"""The logits of the next token, with a decode state or without."""
 
 from __future__ import annotations
 
@@ -15,47 +15,48 @@ class NextTokenLogits:
 
     Args:
         model: a `CausalModel`.
-        prompts: the left-padded rows that the tokens begin with.
-        room: how many tokens a decode state shall hold; 0: no state, every step reads the whole row.
-        window: every token sees at most the last so many.
-        side: further keywords of the forward, which a state keeps (context, prefix_attn_len, prepend_embeds).
-        embed_ids: [B, all tokens] for each name, ids beside the tokens.
+        prompts: the left-padded rows with which the tokens begin.
+        cache_length: capacity of the decode state in tokens; 0: no state, every step reads the whole row.
+        window: every token attends to at most this many of the last tokens.
+        kwargs: further arguments of the first forward (context, prefix_attn_len, prepend_embeds), which a
+            state stores.
+        embed_ids: [B, all tokens] for each name, ids that accompany the tokens.
     """
 
     def __init__(
         self,
         model: Any,
         prompts: Prompts,
-        room: int,
+        cache_length: int,
         window: int | None,
-        side: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
         embed_ids: Mapping[str, Tensor],
     ) -> None:
         self.model, self.starts, self.window = model, prompts.starts, window
-        self.side, self.embed_ids = dict(side), embed_ids
-        self.state = self._session(len(prompts.ids), room) if room else None
+        self.kwargs, self.embed_ids = dict(kwargs), embed_ids
+        self.state = self._init_state(len(prompts.ids), cache_length) if cache_length else None
 
-    def _session(self, rows: int, room: int) -> Any:
-        front = self.side.get("prepend_embeds")
-        more = {} if front is None else {"num_prepend_embeds": front.shape[1]}
-        return self.model.init_state(rows, room, window=self.window, seq_start_pos=self.starts, **more)
+    def _init_state(self, batch: int, length: int) -> Any:
+        prepended = self.kwargs.get("prepend_embeds")
+        extra = {} if prepended is None else {"num_prepend_embeds": prepended.shape[1]}
+        return self.model.init_state(batch, length, window=self.window, seq_start_pos=self.starts, **extra)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         state = self.state
-        first = 0 if state is None else state.length
-        how = dict(self.side) if first == 0 else {}
+        start = 0 if state is None else state.length
+        kwargs = dict(self.kwargs) if start == 0 else {}
         if self.embed_ids:
             end = tokens.shape[1]
-            how["embed_ids"] = {name: ids[:, first:end] for name, ids in self.embed_ids.items()}
+            kwargs["embed_ids"] = {name: ids[:, start:end] for name, ids in self.embed_ids.items()}
         if state is None:
-            how |= {"seq_start_pos": self.starts, "window": self.window}
+            kwargs |= {"seq_start_pos": self.starts, "window": self.window}
         else:
-            how["state"] = state
-        embeddings = self.model(tokens[:, first:], return_embeddings=True, **how)
+            kwargs["state"] = state
+        embeddings = self.model(tokens[:, start:], return_embeddings=True, **kwargs)
         logits: Tensor = self.model.to_logits(embeddings[:, -1:])
         return logits[:, 0]
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row index[i] was; both must belong to one prompt."""
+        """Replace row i by row index[i]; both must belong to one prompt."""
         if self.state is not None:
             self.state.reorder(index)

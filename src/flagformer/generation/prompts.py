@@ -1,4 +1,4 @@
-"""Prompts of any accepted form to left-padded ids: every row's last token stands in the last column."""
+"""Convert prompts of any accepted form to left-padded ids, with each row's last token in the last column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PromptLike = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]]
 class Prompts:
     """Left-padded prompts.
 
-    ids: long [B, T]; starts: long [B], the column of each row's first token, or None where no row is padded;
+    ids: long [B, T]; starts: long [B], the column of each row's first token, or None if no row is padded;
     batched: False for a single prompt without a batch dimension.
     """
 
@@ -29,17 +29,17 @@ def read_prompts(
     pad_value: int = 0,
     device: torch.device | str = "cpu",
 ) -> Prompts:
-    """Check prompts and line them up at the right.
+    """Check prompts and pad them on the left.
 
     Args:
         prompts: ids as a tensor [B, T] or [T], a list of 1-d tensors or of lists of ints (of any
             lengths), or one list of ints.
-        prompt_lens: [B] tokens per row of a right-padded tensor; what lies beyond is never read.
+        prompt_lens: [B] tokens per row of a right-padded tensor; later ids are ignored.
         num_tokens: size of the vocabulary.
-        pad_value: id written in front of shorter rows.
-        device: where the result goes.
+        pad_value: id written before shorter rows.
+        device: device of the result.
 
-    Raises ValueError, with the row, for empty prompts, ids out of range, and anything but whole numbers.
+    Raises ValueError, with the row, for empty prompts, ids out of range, and values that are not integers.
     """
     rows, batched = _split(prompts, prompt_lens)
     for name, row in rows.items():
@@ -56,7 +56,7 @@ def read_prompts(
 
 
 def _split(prompts: PromptLike, prompt_lens: Tensor | Sequence[int] | None) -> tuple[dict[str, Tensor], bool]:
-    """Rows by the name that a message gives them, and whether there was a batch dimension."""
+    """Rows by their name in messages, and whether there was a batch dimension."""
     if isinstance(prompts, Tensor):
         if prompts.ndim not in (1, 2):
             raise ValueError(f"`prompts` must be of shape [B, T] or [T], but is {list(prompts.shape)}")
@@ -89,7 +89,7 @@ def _as_row(name: str, row: object) -> Tensor:
     if isinstance(row, Tensor):
         return row
     try:
-        # An empty list would become float32, and be refused for its dtype before its length.
+        # An empty list would become float32 and be refused for its dtype instead of its length.
         return torch.as_tensor(row) if row != [] else torch.empty(0, dtype=torch.long)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be a 1-d tensor or a list of ints, but is {row!r:.60}") from error
@@ -113,7 +113,7 @@ def _check_row(name: str, row: Tensor) -> None:
         raise ValueError(f"`{name}` must hold whole-number ids (torch.long), but is {row.dtype}")
     if len(row) == 0:
         raise ValueError(
-            f"`{name}` must hold at least one token, but is empty; start it with a token of your own"
+            f"`{name}` must hold at least one token, but is empty; start it with a token such as BOS"
         )
 
 

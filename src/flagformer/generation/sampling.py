@@ -14,9 +14,9 @@ class Sampler:
     Args:
         temperature: divides the filtered logits; 0 takes the most likely token (no filter, no randomness).
         logits_filter: function of the logits, applied before the temperature; None draws from all tokens.
-        seed: an int gives the sampler a generator of its own, so that draws repeat and the global one is left
-            alone; None draws from torch's global generator.
-        device: where the logits live.
+        seed: an int seeds a separate generator, so that draws repeat and the global one is not used; None
+            draws from torch's global generator.
+        device: device of the logits.
     """
 
     def __init__(
@@ -42,28 +42,28 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.temperature == 0:
-            most, token = logits.max(dim=-1)
-            check_largest(most)
+            largest, token = logits.max(dim=-1)
+            check_largest(largest)
             return token
-        kept = logits if self.logits_filter is None else self.logits_filter(logits)
-        if kept.shape != logits.shape:
+        filtered = logits if self.logits_filter is None else self.logits_filter(logits)
+        if filtered.shape != logits.shape:
             raise ValueError(
                 f"`filter_logits_fn` must return logits of shape {list(logits.shape)}, "
-                f"but returned {list(kept.shape)}"
+                f"but returned {list(filtered.shape)}"
             )
-        kept = kept.float()
-        most = kept.amax(dim=-1, keepdim=True)
-        check_largest(most)
+        filtered = filtered.float()
+        largest = filtered.amax(dim=-1, keepdim=True)
+        check_largest(largest)
         # The largest becomes 0, so that a temperature near 0 cannot overflow it.
-        scaled = (kept - most) / min(max(self.temperature, FP32.tiny), FP32.max)
+        scaled = (filtered - largest) / min(max(self.temperature, FP32.tiny), FP32.max)
         return torch.multinomial(scaled.softmax(dim=-1), 1, generator=self.generator)[:, 0]
 
 
-def check_largest(most: Tensor) -> None:
-    """The largest logit of each row: NaN where one is, infinite where nothing can be drawn from."""
-    if not most.isfinite().all():
-        wrong = most[~most.isfinite()][0].item()
+def check_largest(largest: Tensor) -> None:
+    """Check that the largest logit of each row is finite, so that a token can be drawn."""
+    if not largest.isfinite().all():
+        wrong = largest[~largest.isfinite()][0].item()
         raise ValueError(
-            f"logits of the next token must have a finite maximum to be drawn from, but it is {wrong}: see "
-            "where the model overflows (`flagformer.audit`), or what `filter_logits_fn` leaves"
+            f"logits of the next token must have a finite maximum to be drawn from, but it is {wrong}: find "
+            "where the model overflows (`flagformer.audit`), or check the result of `filter_logits_fn`"
         )

@@ -1,4 +1,4 @@
-"""Entries: what a sublayer reads, before its function sees it."""
+"""Input mixers: transformations of a sublayer's normed input before its function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flagformer.flow import DecodeState, LayerCache, SideInputs
 
 
 class InputMixer(ABC):
-    """Contract of the slot `entry`, built as `(dims)`: [B, T, D] -> [B, T, D], behind the norm."""
+    """Contract of the slot `input_mixer`, built as `(dims)`: [B, T, D] -> [B, T, D], after the norm."""
 
-    reads_previous = False  # whether a token is given something of earlier ones
+    reads_previous = False  # whether the output of a token depends on earlier tokens
 
     @abstractmethod
     def __call__(self, x: Tensor, side: SideInputs) -> Tensor: ...
 
     @abstractmethod
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> LayerCache | None:
-        """What one execution step remembers while decoding; None: nothing."""
+        """The cache of one execution step for decoding; None if it needs none."""

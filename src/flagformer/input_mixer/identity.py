@@ -1,4 +1,4 @@
-"""Nothing before the function: what stands when nothing is chosen."""
+"""No input mixing, the default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flagformer.input_mixer import InputMixer
 
 @component("input_mixer")
 class Identity(InputMixer):
-    """The function sees what the norm gave."""
+    """The function reads the output of the norm."""
 
     def __init__(self, dims: Dims) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Errors of a call, with the names that its arguments have for the user."""
+"""Error messages with the argument names of the function that the user called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """Puts the user's names of arguments into every ValueError from inside: `named({"x": "tgt"})`."""
+    """Rename arguments in the message of every ValueError raised inside: `named({"x": "tgt"})`."""
     try:
         yield
     except ValueError as error:

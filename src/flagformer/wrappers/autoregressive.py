@@ -54,18 +54,18 @@ class AutoregressiveWrapper(Unsaved, Whole):
 
     Args:
         net: a causal model, or one of a PrefixDecoder; others are refused with ValueError.
-        ignore_index: a target of this value does not count; `x` may hold it as padding.
-        pad_value: the id read in its place, and written behind a row that has ended.
-        mask_prob: share of earlier tokens that no token sees in training, drawn anew for each row and forward
-            (forgetful causal masking, arXiv:2210.13432); the first token of a sequence stays.
-        add_attn_z_loss: whether the loss in training holds the z-loss of attention, with the net's
-            `attn_z_loss_weight`, or 1e-4; None: when the net was built with a weight. In eval mode the loss
-            is the cross entropy alone.
-        loss_chunks: logits and their gradients are made for so many parts of the tokens, one after the other:
-            never [B, T, V] at once.
+        ignore_index: targets with this value are ignored; `x` may hold it as padding.
+        pad_value: the id read in its place, and written after the end of a row.
+        mask_prob: share of earlier tokens that are masked in training, drawn for each row and forward
+            (forgetful causal masking, arXiv:2210.13432); the first token of a sequence is never masked.
+        add_attn_z_loss: whether the training loss includes the z-loss of attention, with the net's
+            `attn_z_loss_weight`, or 1e-4; None: if the net was built with a weight. In eval mode the loss
+            is the cross entropy.
+        loss_chunks: number of chunks of the tokens for which logits and their gradients are computed, one
+            after the other; [B, T, V] is never in memory.
     """
 
-    net: Any  # a TransformerWrapper, or what answers like one
+    net: Any  # a TransformerWrapper, or a module with its interface
     saving = (
         "`model.net.save(directory)` writes weights and flags, and "
         "`AutoregressiveWrapper(flagformer.load(directory))` wraps them"
@@ -107,7 +107,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
-        """Mean cross entropy, in nats, of x[:, 1:] given what stands before; see `add_attn_z_loss` for more.
+        """Mean cross entropy, in nats, of x[:, 1:] given the tokens before; see also `add_attn_z_loss`.
 
         In training the auxiliary losses of the net are added (of routing attention, of mixtures of experts).
 
@@ -115,62 +115,62 @@ class AutoregressiveWrapper(Unsaved, Whole):
             x: ids [B, T], T at least 2; the model reads the first T - 1.
             return_outputs: return (loss, Outputs), with the embeddings of the T - 1 tokens read and, without
                 `loss_chunks`, their logits.
-            mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
-            seq_lens: lengths of the sequences packed in each row; the first token of each is no target.
+            mask: bool [B, T], True for tokens; a target counts if it and the token before are valid.
+            seq_lens: lengths of the sequences packed in each row; the first token of each is not a target.
             context: [B, S, D] for models with cross attention.
-            context_mask: bool [B, S], True for real places of the context.
-            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each row (or
-                packed sequence) see each other, and are no targets.
-            embed_ids: [B, T] for each name in the model's `embed_num_tokens`, what goes with each token.
-            prepend_embeds: [B, P, E] in front of the tokens, as in the model's forward; no targets.
-            prepend_mask: bool [B, P], True for real ones.
+            context_mask: bool [B, S], True for tokens of the context.
+            prefix_attn_len: for a PrefixDecoder, the number of first tokens of each row (or packed sequence)
+                that attend to each other and are not targets; one number or [B].
+            embed_ids: [B, T] for each name in the model's `embed_num_tokens`, an id for each token.
+            prepend_embeds: [B, P, E] before the tokens, as in the model's forward; not targets.
+            prepend_mask: bool [B, P], True for valid ones.
 
         The loss is NaN where no target counts.
         """
         ids, targets = ids_and_targets(x, self.net, self.ignore_index, self.pad_value, mask)
-        side: dict[str, Any] = {}
-        places = torch.arange(x.shape[1], device=x.device)[None]
+        kwargs: dict[str, Any] = {}
+        positions = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
-            side["mask"] = mask[:, :-1]
+            kwargs["mask"] = mask[:, :-1]
         if seq_lens is not None:
-            side["seq_lens"], counts, places = packed_targets(seq_lens, ids)
-            targets = targets.masked_fill(~counts, self.ignore_index)
+            kwargs["seq_lens"], counted, positions = packed_targets(seq_lens, ids)
+            targets = targets.masked_fill(~counted, self.ignore_index)
         if prefix_attn_len is not None:
-            side["prefix_attn_len"] = prefix_attn_len
-            behind = places[:, 1:] >= prefix_lengths(prefix_attn_len, ids)[:, None]
-            targets = targets.masked_fill(~behind, self.ignore_index)
+            kwargs["prefix_attn_len"] = prefix_attn_len
+            after_prefix = positions[:, 1:] >= prefix_lengths(prefix_attn_len, ids)[:, None]
+            targets = targets.masked_fill(~after_prefix, self.ignore_index)
         if context is not None:
-            side |= {"context": context, "context_mask": context_mask}
+            kwargs |= {"context": context, "context_mask": context_mask}
         if self.training and self.mask_prob:
-            real = side.get("mask", torch.ones_like(ids[:, :-1], dtype=torch.bool))
-            side["attn_mask"] = forgetful_causal_mask(real, places[:, :-1], self.mask_prob)
+            valid = kwargs.get("mask", torch.ones_like(ids[:, :-1], dtype=torch.bool))
+            kwargs["attn_mask"] = forgetful_causal_mask(valid, positions[:, :-1], self.mask_prob)
         if embed_ids is not None:
-            side["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
-        side |= prepend_kwargs(prepend_embeds, prepend_mask)
-        front = 0 if prepend_embeds is None else prepend_embeds.shape[1]
-        if "attn_mask" in side:
-            side["attn_mask"] = F.pad(side["attn_mask"], (front, 0, front, 0), value=True)
-        outputs = self._read(ids[:, :-1], side, front)
+            kwargs["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
+        kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
+        num_prepended = 0 if prepend_embeds is None else prepend_embeds.shape[1]
+        if "attn_mask" in kwargs:
+            kwargs["attn_mask"] = F.pad(kwargs["attn_mask"], (num_prepended, 0, num_prepended, 0), value=True)
+        outputs = self._read(ids[:, :-1], kwargs, num_prepended)
         loss = self._cross_entropy(outputs, targets)
         if outputs.extra_loss is not None:
             loss = loss + outputs.extra_loss
         return (loss, outputs) if return_outputs else loss
 
-    def _read(self, ids: Tensor, side: Mapping[str, Any], front: int) -> Outputs:
-        """What the net makes of [B, T] behind so many prepended embeddings, with the losses that count in
-        training; without logits where these are made in chunks."""
+    def _read(self, ids: Tensor, kwargs: Mapping[str, Any], num_prepended: int) -> Outputs:
+        """The net's outputs for ids [B, T] without those of prepended embeddings, with auxiliary losses in
+        training; without logits if these are computed in chunks."""
         whole = self.loss_chunks == 1
         losses = getattr(self.net, "has_losses", False)
         if self.training and (losses or self.adds_z_loss):
-            asked = {"return_losses": losses, "return_attn_z_loss": self.adds_z_loss}
-            _, outputs = self.net(ids, return_embeddings=not whole, **asked, **side)
+            options = {"return_losses": losses, "return_attn_z_loss": self.adds_z_loss}
+            _, outputs = self.net(ids, return_embeddings=not whole, **options, **kwargs)
         elif whole:
-            logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **side)
+            logits, embeddings = self.net(ids, return_logits_and_embeddings=True, **kwargs)
             outputs = Outputs(embeddings, logits)
         else:
-            outputs = Outputs(self.net(ids, return_embeddings=True, **side))
-        logits = None if outputs.logits is None else outputs.logits[:, front:]
-        return replace(outputs, logits=logits, embeddings=outputs.embeddings[:, front:])
+            outputs = Outputs(self.net(ids, return_embeddings=True, **kwargs))
+        logits = None if outputs.logits is None else outputs.logits[:, num_prepended:]
+        return replace(outputs, logits=logits, embeddings=outputs.embeddings[:, num_prepended:])
 
     def _cross_entropy(self, outputs: Outputs, targets: Tensor) -> Tensor:
         """Mean over `targets` [B, T], in fp32 or better."""
@@ -181,7 +181,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         )
 
     def update_kmeans(self) -> None:
-        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
     @as_session
@@ -210,56 +210,59 @@ class AutoregressiveWrapper(Unsaved, Whole):
 
         Args:
             prompts: ids [B, T] or [T], a list of 1-d tensors or lists of ints of any lengths, or one list of
-                ints; each row gets what it would get alone.
+                ints; the result of a row does not depend on the others.
             seq_len: number of new tokens, at least 1.
             eos_token: a row ends with it, the rest is `pad_value`; prompts are not searched for it.
             temperature: divides the filtered logits; 0 takes the most likely token and ignores the filter.
             prompt_lens: [B] tokens per row of right-padded `prompts`.
-            filter_logits_fn: "top_k" (a tenth of the vocabulary unless told), "top_p", "min_p", "top_a", a
+            filter_logits_fn: "top_k" (by default a tenth of the vocabulary), "top_p", "min_p", "top_a", a
                 function from logits [B, V] to logits [B, V], or None to draw from all tokens.
             filter_kwargs: its settings, such as {"k": 20}, {"thres": 0.9} or {"min_p": 0.1}.
-            restrict_to_max_seq_len: every token sees the last `max_seq_len` tokens at most; False: all.
+            restrict_to_max_seq_len: every token attends to at most the last `max_seq_len` tokens; False: all.
             cache_kv: read each token once; False reads the whole row at every step and gives the same tokens.
-            seed: makes the draws repeat, by a generator of their own; None uses torch's global generator.
+            seed: seeds a separate generator, so that draws repeat; None uses torch's global generator.
             context: [B, S, D] for models with cross attention.
-            context_mask: bool [B, S], True for real places of the context.
-            prefix_attn_len: of a PrefixDecoder, one number or [B]: so many first tokens of each prompt see
-                each other; at most the prompt's length.
-            embed_ids: [B, L] for each name in the model's `embed_num_tokens`: what goes with the first,
-                second, ... token of each row, prompt and new ones; L covers the longest prompt at least, and
-                tokens beyond L get the last.
-            amateur_model: one weaker model or several, of the same vocabulary and inputs: tokens are drawn
-                from what this one likes more (contrastive decoding, arXiv:2309.09117).
-            contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * own - beta *
-                the amateur's, among tokens of at least alpha times the highest probability.
-            prepend_embeds: [B, P, E] in front of each prompt, as in the model's forward; they stay in sight
-                past `max_seq_len`.
-            prepend_mask: bool [B, P], True for real ones.
+            context_mask: bool [B, S], True for tokens of the context.
+            prefix_attn_len: for a PrefixDecoder, the number of first tokens of each prompt that attend to
+                each other, at most the prompt's length; one number or [B].
+            embed_ids: [B, L] for each name in the model's `embed_num_tokens`: the ids of the first, second,
+                ... token of each row, prompt and new ones; L is at least the longest prompt, and tokens
+                beyond L get the last id.
+            amateur_model: one weaker model or several, with the same vocabulary and inputs, for contrastive
+                decoding (arXiv:2309.09117).
+            contrastive_decode_kwargs: {"beta": 0.5, "alpha": 0.1}: logits become (1 + beta) * expert - beta *
+                amateur, among tokens with at least alpha times the highest probability.
+            prepend_embeds: [B, P, E] before each prompt, as in the model's forward; tokens attend to them
+                beyond `max_seq_len` too.
+            prepend_mask: bool [B, P], True for valid ones.
 
-        Past `max_seq_len`, cached or not: a model with absolute positions refuses the call when prompt and
-        new tokens (the last is not read back) exceed it; others go on, as `restrict_to_max_seq_len` says.
-        Raises ValueError for anything that cannot be used. Every module is left in the mode it had.
+        Beyond `max_seq_len`, cached or not: a model with absolute positions refuses the call if prompt and
+        new tokens (without the last, which is not read) exceed it; `restrict_to_max_seq_len` applies to the
+        others. Raises ValueError for invalid arguments. Every module keeps its training mode.
         """
         check_request(self.net.num_tokens, seq_len, eos_token)
         device = home_of(self.net)[0]
         sample = Sampler(temperature, bind_filter(filter_logits_fn, filter_kwargs), seed, device)
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
-        side |= prepend_kwargs(prepend_embeds, prepend_mask)
-        ending = StoppingCriteria(seq_len, eos_token, self.pad_value)
+        kwargs = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
+        kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
+        stopping = StoppingCriteria(seq_len, eos_token, self.pad_value)
         length = aligned.ids.shape[1]
-        beside = align_token_ids(embed_ids or {}, aligned, length + seq_len)
+        aligned_ids = align_token_ids(embed_ids or {}, aligned, length + seq_len)
 
-        def ready(net: Any) -> Amateur:
+        def as_amateur(net: Any) -> Amateur:
             window = generation_window(net, length, seq_len, restrict_to_max_seq_len)
             return Amateur(net, window, use_cache(net, cache_kv))
 
-        rivals = amateurs_of(amateur_model, self.net)
-        against = ContrastiveDecoding(tuple(map(ready, rivals)), *read_settings(contrastive_decode_kwargs))
-        with evaluating(nn.ModuleList([self.net, *rivals])):
-            _, window, cached = ready(self.net)
-            rival = against if rivals else None
-            new = decode(self.net, aligned, ending, sample, window, cached, side, beside, rival)
+        nets = amateurs_of(amateur_model, self.net)
+        settings = read_settings(contrastive_decode_kwargs)
+        amateurs = ContrastiveDecoding(tuple(map(as_amateur, nets)), *settings)
+        with evaluating(nn.ModuleList([self.net, *nets])):
+            _, window, cached = as_amateur(self.net)
+            contrastive = amateurs if nets else None
+            new = decode(
+                self.net, aligned, stopping, sample, window, cached, kwargs, aligned_ids, contrastive
+            )
         return new if aligned.batched else new[0]
 
     @as_session
@@ -282,15 +285,15 @@ class AutoregressiveWrapper(Unsaved, Whole):
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
     ) -> Any:
-        """The most likely continuation of each prompt that `beams` at a time can find: long [B, seq_len].
+        """The most likely continuation of each prompt by beam search: long [B, seq_len].
 
         Args:
-            beams: K, how many unended continuations are followed; with as many as there are it is exhaustive.
+            beams: number K of unfinished continuations per prompt.
             eos_token: a continuation ends with it, the rest is `pad_value`; None: all have `seq_len` tokens.
-            length_penalty: continuations are compared by log probability / length ** penalty, the end
-                counted; 0 compares probabilities, larger values favour longer ones.
+            length_penalty: continuations are compared by log probability / length ** penalty, with
+                `eos_token` counted; 0 compares probabilities, larger values favour longer ones.
             return_beams: return the K best, best first: tokens [B, K, seq_len] and scores [B, K], minus
-                infinity where there are fewer.
+                infinity if there are fewer than K.
 
         Every other argument, the limits and the errors are those of `generate`.
         """
@@ -301,27 +304,29 @@ class AutoregressiveWrapper(Unsaved, Whole):
             raise ValueError(f"`length_penalty` must be a number of at least 0, but is {length_penalty!r}")
         device = home_of(self.net)[0]
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
-        side = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
-        side |= prepend_kwargs(prepend_embeds, prepend_mask)
+        kwargs = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
+        kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
         length = aligned.ids.shape[1]
-        beside = align_token_ids(embed_ids or {}, aligned, length + seq_len)
+        aligned_ids = align_token_ids(embed_ids or {}, aligned, length + seq_len)
         window = generation_window(self.net, length, seq_len, restrict_to_max_seq_len)
-        ending, cached = StoppingCriteria(seq_len, eos_token, self.pad_value), use_cache(self.net, cache_kv)
+        stopping, cached = StoppingCriteria(seq_len, eos_token, self.pad_value), use_cache(self.net, cache_kv)
         with evaluating(self.net):
-            pool = search(self.net, aligned, ending, beams, length_penalty, window, cached, side, beside)
+            best = search(
+                self.net, aligned, stopping, beams, length_penalty, window, cached, kwargs, aligned_ids
+            )
         if return_beams:
-            return (pool.tokens, pool.scores) if aligned.batched else (pool.tokens[0], pool.scores[0])
-        return pool.tokens[:, 0] if aligned.batched else pool.tokens[0, 0]
+            return (best.tokens, best.scores) if aligned.batched else (best.tokens[0], best.scores[0])
+        return best.tokens[:, 0] if aligned.batched else best.tokens[0, 0]
 
 
 def amateurs_of(given: nn.Module | Sequence[nn.Module] | None, expert: Any) -> list[Any]:
-    """The models to be contrasted with, out of their wrappers; they must share the expert's vocabulary."""
+    """The amateur models without their wrappers; they must share the expert's vocabulary."""
     models = [] if given is None else [given] if isinstance(given, nn.Module) else list(given)
     nets = [model.net if isinstance(model, AutoregressiveWrapper) else model for model in models]
     for net in nets:
         check_net(net)
         if net.num_tokens != expert.num_tokens:
             raise ValueError(
-                f"`amateur_model` must know the same {expert.num_tokens} tokens, but knows {net.num_tokens}"
+                f"`amateur_model` must have the expert's {expert.num_tokens} tokens, but has {net.num_tokens}"
             )
     return nets

@@ -1,4 +1,4 @@
-"""Flat flags -> a model: what study files, saved models and the command line use."""
+"""Build a model from flat flags, for study files, saved models and the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flagformer.wrappers.storage import load_model
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
-# Models that are more than token ids around one stack; each declares flags of its own.
+# Models with more than one stack, or with inputs other than token ids; each declares its own flags.
 WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper] | type[Memformer]] = {
     "xtransformer": XTransformer,
     "memformer": Memformer,
@@ -27,20 +27,20 @@ WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper] | type[Memforme
 
 
 def build(flags: Mapping[str, Any]) -> Any:
-    """A model of flat flags.
+    """Build a model from flat flags.
 
     Args:
-        flags: `model`, and what that kind of model takes. "decoder" (when left out), "encoder" and
-            "prefix_decoder" make a TransformerWrapper of `num_tokens`, `max_seq_len`, `dim`, `depth` and any
-            flag of `docs/flags.md`; "xtransformer" an XTransformer of `dim` and the same flags behind `enc_`
-            and `dec_`; "memformer" a Memformer of these and `num_memory_slots`; "vit" a ViTransformerWrapper
-            of `image_size`, `patch_size` and flags of its layers.
+        flags: `model`, and the flags of that kind of model. "decoder" (the default), "encoder" and
+            "prefix_decoder" build a TransformerWrapper with `num_tokens`, `max_seq_len`, `dim`, `depth` and
+            any flag of `docs/flags.md`; "xtransformer" an XTransformer with `dim` and the same flags after
+            `enc_` and `dec_`; "memformer" a Memformer with these and `num_memory_slots`; "vit" a
+            ViTransformerWrapper with `image_size`, `patch_size` and the flags of its layers.
 
     Raises:
-        FlagError: every mistake at once.
+        FlagError: lists every mistake.
     """
     if foreign := recognise(flags):
-        text = f"these settings are {foreign.what}, no flags of this library; {foreign.advice}"
+        text = f"these settings are {foreign.what}, not flags of this library; {foreign.advice}"
         raise FlagError([Finding("model", text)])
     rest = dict(flags)
     kind = rest.pop("model", "decoder")
@@ -57,13 +57,13 @@ def build(flags: Mapping[str, Any]) -> Any:
 
 
 def check(flags: Mapping[str, Any]) -> None:
-    """Raises what `build` would raise, without memory for weights."""
+    """Raise the errors of `build`, without allocating parameters."""
     with torch.device("meta"):
         build(flags)
 
 
 def load(directory: str | Path) -> nn.Module:
-    """The model that `model.save(directory)` wrote. Nothing in the files is executed."""
+    """Load a model that `model.save(directory)` wrote. No code in the files is executed."""
     return load_model(Path(directory), build)
 
 

@@ -1,4 +1,4 @@
-"""The flags of an encoder-decoder: `enc_` and `dec_` in front, every message with the name as typed."""
+"""The flags of an encoder-decoder, with the prefixes `enc_` and `dec_`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from flagformer.wrappers.flat import build_flat
 from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
-NO_HEAD = "the encoder gives embeddings to the decoder, no logits"
-# What the decoder's layers take under the name of the whole.
+NO_HEAD = "the decoder reads the encoder's embeddings"
+# Flags of the decoder's layers without a prefix.
 SHARED = ("cross_attn_tokens_dropout",)
 TOKENS = ("max_mem_len", "shift_mem_down")
 SLOTS_OF_MEMORY = (
     "num_memory_slots", "memory_update", "num_mem_updates", "mem_update_attn_heads", "memory_temperature",
 )  # fmt: skip
 MEMORIES = (*TOKENS, *SLOTS_OF_MEMORY)
-WIDTH = "both halves have one width: say `dim`"
-# What is decided by there being two halves, and why.
+WIDTH = "both halves have one width: use `dim`"
+# Flags that the model fixes, and the reason.
 FIXED_BY_MODEL = {
     ENC: {
         "dim": WIDTH,
-        "causal": "an encoder sees all of its source",
+        "causal": "an encoder attends to its whole source",
         "return_only_embed": NO_HEAD,
         "tie_embedding": NO_HEAD,
         "logits_dim": NO_HEAD,
@@ -35,11 +35,11 @@ FIXED_BY_MODEL = {
     },
     DEC: {
         "dim": WIDTH,
-        "causal": "a decoder sees no later token",
+        "causal": "a decoder does not attend to later tokens",
         "cross_attend": "a decoder always reads the encoder",
         "cross_attn_dim_context": "the context is the encoder's output, of width `dim`",
         "return_only_embed": "the loss is of the decoder's logits",
-        "cross_attn_tokens_dropout": "it has no prefix: say `cross_attn_tokens_dropout`",
+        "cross_attn_tokens_dropout": "it has no prefix: use `cross_attn_tokens_dropout`",
         **dict.fromkeys(MEMORIES, "the target is read whole, not in segments"),
     },
 }
@@ -48,20 +48,20 @@ FIXED_BY_MODEL = {
 def build_halves(
     flags: Mapping[str, Any], own: Mapping[str, Any], findings: list[Finding]
 ) -> tuple[TransformerWrapper, TransformerWrapper]:
-    """Encoder and decoder; what is wrong with either, and what reaches neither, in one error.
+    """Build encoder and decoder, or raise one FlagError with the mistakes in both and unknown flags.
 
     Args:
-        own: what an encoder-decoder takes without a prefix.
-        findings: what is known to be wrong already; joined by what is found here.
+        own: flags of the encoder-decoder without a prefix.
+        findings: earlier findings, to which those of this function are added.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
     findings += unknown_flags(rest, own, "XTransformer")
-    crossing = cross_attention_flags(decoder)
+    cross = cross_attention_flags(decoder)
     dim = own["dim"]
     shared = {name: own[name] for name in SHARED}
     halves = [
         build_half(ENC, encoder, FIXED_BY_MODEL[ENC], {"dim": dim, "return_only_embed": True}, findings),
-        build_half(DEC, decoder, FIXED_BY_MODEL[DEC], {"dim": dim, **shared, **crossing}, findings),
+        build_half(DEC, decoder, FIXED_BY_MODEL[DEC], {"dim": dim, **shared, **cross}, findings),
     ]
     first, second = halves
     if first is not None and second is not None:
@@ -72,7 +72,7 @@ def build_halves(
 
 
 def cross_attention_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Cross-attention in every block, where no flag orders the sublayers otherwise."""
+    """Flags for cross-attention in every block, unless a flag sets another order of sublayers."""
     return {} if {"only_cross", "custom_layers"} & set(flags) else {"cross_attend": True}
 
 
@@ -83,11 +83,11 @@ def build_half(
     fixed: Mapping[str, Any],
     findings: list[Finding],
 ) -> TransformerWrapper | None:
-    """One half, or None with its findings added, every name as it was typed.
+    """Build one half, or return None with its findings added, with the names as typed.
 
     Args:
-        decided: what the whole decides, and why; refused among the flags.
-        fixed: what it decided; its own flags among these stay as they are in messages.
+        decided: flags that the model fixes, with the reason; refused in `flags`.
+        fixed: their values, and flags without a prefix, which messages name as they are.
     """
     findings += [
         Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {decided[name]}")
@@ -106,7 +106,7 @@ def build_half(
 
 
 def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
-    """A finding of one half with the prefix in front of every flag it speaks of."""
+    """Return the finding of one half with the prefix before every flag it names."""
 
     def typed(match: re.Match[str]) -> str:
         return f"`{prefix}{match[1]}" if match[1] in names else match[0]
@@ -116,28 +116,28 @@ def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
 
 
 def names_of_flags() -> set[str]:
-    """Every name that may stand behind a prefix."""
+    """Every name that may follow a prefix."""
     names = set(CATALOGUE.names(MODEL_SCOPES))
     crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
     return names | crossed | set(SLOTS)
 
 
 def unknown_flags(names: Iterable[str], own: Iterable[str], owner: str) -> list[Finding]:
-    """A finding for each name that says no half and is none of the whole's own."""
-    return [Finding(name, _stray(name, own, owner)) for name in names]
+    """A finding for each name without a prefix that is not a flag of the model itself."""
+    return [Finding(name, _unknown_flag(name, own, owner)) for name in names]
 
 
-def _stray(name: str, own: Iterable[str], owner: str) -> str:
+def _unknown_flag(name: str, own: Iterable[str], owner: str) -> str:
     known = names_of_flags()
     if name in known:
-        return f"`{name}` must say which half it is for: `{ENC}{name}`, `{DEC}{name}` or both"
+        return f"`{name}` must have a prefix for its half: `{ENC}{name}`, `{DEC}{name}` or both"
     typed = (*own, *(prefix + word for prefix in (ENC, DEC) for word in known))
     hint = nearest(name, typed) or "; flags begin with `enc_` or `dec_`"
     return f"`{name}` is not a flag of {owner}{hint}"
 
 
 def loss_findings(decoder: TransformerWrapper, pad_value: Any) -> list[Finding]:
-    """What keeps a decoder from a loss: logits of other things than its tokens, padding that is no token."""
+    """Findings for a decoder without a loss: logits that are not of its tokens, an invalid padding id."""
     findings = []
     count = decoder.num_tokens
     if decoder.logits_dim != count:
@@ -151,7 +151,7 @@ def loss_findings(decoder: TransformerWrapper, pad_value: Any) -> list[Finding]:
 
 
 def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:
-    """What only shows when both halves are there."""
+    """Findings that need both halves."""
     findings = []
     if encoder.attn_layers.has_cross:
         text = "`enc_custom_layers` must hold no 'c', because the encoder reads the source alone"

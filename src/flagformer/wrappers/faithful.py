@@ -1,4 +1,4 @@
-"""Whether a model is what its flags say, so that flags and weights together give it back."""
+"""Check that a model equals the one that its flags build, so that flags and weights restore it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAYS = (
 def refuse_changed(
     model: nn.Module, flags: Mapping[str, Any], build: Callable[[Mapping[str, Any]], nn.Module]
 ) -> None:
-    """ValueError where `build` would make another model of these flags: other classes, tensors or ties."""
+    """Raise ValueError if `build` builds another model from the flags: other classes, tensors or ties."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = build(json.loads(json.dumps(flags)))
@@ -54,9 +54,9 @@ def _classes(model: nn.Module, again: nn.Module) -> Iterator[str]:
     here, there = (dict(one.named_modules(remove_duplicate=False)) for one in (model, again))
     for name, module in here.items():
         if name not in there:
-            # what stands inside a module of another class needs no line of its own
+            # modules inside a module of another class are not listed
             if name.rpartition(".")[0] in there and _same(here, there, name.rpartition(".")[0]):
-                yield f"`{name}`, a {type(module).__name__}, is not there by its flags"
+                yield f"`{name}`, a {type(module).__name__}, is not part of the model of its flags"
         elif not _same(here, there, name):
             yield f"`{name}` is a {type(module).__name__}, but a {type(there[name]).__name__} by its flags"
         else:
@@ -70,7 +70,7 @@ def _same(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module], name: s
 
 
 def _functions(name: str, module: nn.Module, other: nn.Module) -> Iterator[str]:
-    """Functions in the place of modules, such as an activation."""
+    """Functions used as modules, such as an activation."""
     for key, theirs in vars(other).items():
         mine = vars(module).get(key, getattr(module, key, None))
         if not callable(theirs) or isinstance(theirs, (type, nn.Module)):
@@ -83,13 +83,13 @@ def _tensors(model: nn.Module, again: nn.Module) -> Iterator[str]:
     here, there = model.state_dict(), again.state_dict()
     for name, tensor in here.items():
         if not isinstance(tensor, Tensor):
-            yield f"`{name}` is a {type(tensor).__name__}, no tensor"
+            yield f"`{name}` is a {type(tensor).__name__}, not a tensor"
         elif name not in there:
-            yield f"`{name}` is a tensor that its flags do not make"
+            yield f"`{name}` is a tensor that is not part of the model of its flags"
         elif tensor.shape != there[name].shape:
             yield f"`{name}` has shape {list(tensor.shape)}, but {list(there[name].shape)} by its flags"
         elif type(tensor) not in (Tensor, nn.Parameter):
-            yield f"`{name}` is a {type(tensor).__name__}, which safetensors does not hold"
+            yield f"`{name}` is a {type(tensor).__name__}, which safetensors does not support"
         elif tensor.is_meta:
             yield f"`{name}` is on the meta device and has no values"
     yield from (f"`{name}` is missing" for name in there if name not in here)

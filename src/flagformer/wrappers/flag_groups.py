@@ -1,4 +1,4 @@
-"""The flags that a whole model declares on its own constructor, beside those of its layers."""
+"""Flags that a model declares on its constructor, in addition to those of its layers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flagformer.flags.values import normalize, validation_error
 
 @dataclass(frozen=True)
 class FlagGroup:
-    """The flags of a stack or model inside a whole one, for schemas and manuals.
+    """The flags of a stack or model inside another model, for schemas and manuals.
 
     Attributes:
-        prefix: what stands in front of each of them.
-        scopes: which flags of the catalogue they are.
-        decided: the flags that the whole model decides.
+        prefix: the prefix of each flag.
+        scopes: the scopes of the catalogue to which they belong.
+        decided: the flags that the outer model fixes.
     """
 
     prefix: str
@@ -27,7 +27,7 @@ class FlagGroup:
 
 
 def own_flag_errors(cls: type, given: Mapping[str, Any]) -> list[Finding]:
-    """A finding for each flag of the constructor that is missing or has a value that cannot be."""
+    """A finding for each flag of the constructor that is missing or has an invalid value."""
     findings = []
     for param in read_params(cls):
         name = param.flag.name

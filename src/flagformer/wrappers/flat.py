@@ -1,4 +1,4 @@
-"""Flat flags -> one TransformerWrapper."""
+"""Build a TransformerWrapper from flat flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS: dict[str, type[AttentionLayers]] = {
 
 
 def build_flat(kind: str, flags: Mapping[str, Any]) -> TransformerWrapper:
-    """The model of one kind of layers; every mistake in one FlagError."""
+    """Build a model with one kind of layers, or raise one FlagError with every mistake."""
     if "causal" in flags:
         text = f"`causal` is fixed by `model: {kind}`; leave it out"
         raise FlagError([Finding("causal", text)])
@@ -34,6 +34,6 @@ def build_flat(kind: str, flags: Mapping[str, Any]) -> TransformerWrapper:
 
 
 def _by_model(finding: Finding, kind: str) -> Finding:
-    """What `model` fixes, in the word that the user typed."""
+    """Replace `causal` in a message by the flag `model`, which the user typed."""
     text = finding.message.replace("`causal=True` (it is False)", f"`model=decoder` (it is `model={kind}`)")
     return replace(finding, message=text)

@@ -1,4 +1,4 @@
-"""What users hand to a model, checked and turned into one Layout."""
+"""Check the inputs of a model and combine them into one Layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def check_ids(x: Tensor, num_tokens: int, name: str = "x") -> None:
-    """[B, T] integers within the vocabulary (the range is read on the CPU only: elsewhere it would wait)."""
+    """Check ids [B, T] against the vocabulary (on the CPU only: other devices would be synchronised)."""
     check_integers(name, x)
     if not x.numel():
         raise ValueError(f"`{name}` must hold at least one row of one token, but has shape {list(x.shape)}")
@@ -31,7 +31,7 @@ def check_ids(x: Tensor, num_tokens: int, name: str = "x") -> None:
 
 
 def check_integers(name: str, x: Tensor) -> None:
-    """[B, T] of a type that an embedding looks up."""
+    """Check the shape [B, T] and the integer type of ids."""
     check_tensor(name, x)
     if x.dim() != 2 or x.dtype not in INTEGERS:
         raise ValueError(
@@ -41,7 +41,7 @@ def check_integers(name: str, x: Tensor) -> None:
 
 
 def check_positions(layout: Layout, limit: int | None, max_seq_len: int) -> None:
-    """Positions that a learned table holds; rows without padding are checked without reading the tensor."""
+    """Check positions against a learned table; rows without padding are checked without reading a tensor."""
     if limit is None:
         return
     if layout.contiguous_positions and layout.valid is None:
@@ -70,7 +70,7 @@ def layout_of(
     seq_lens: Any,
     pos: Tensor | None,
 ) -> Layout:
-    """The standing of the tokens of a forward; forms that contradict each other are refused."""
+    """Return the layout of the tokens of a forward; refuse contradictory arguments."""
     batch, length = x.shape
     given = {"mask": mask, "seq_start_pos": seq_start_pos, "seq_lens": seq_lens, "pos": pos}
     named = [f"`{name}`" for name, value in given.items() if value is not None]
@@ -79,7 +79,7 @@ def layout_of(
             raise ValueError(f"`state` must come from `init_state`, but is {type(state).__name__}")
         if named:
             raise ValueError(
-                f"{', '.join(named)} cannot be given with `state`: say left padding to `init_state`"
+                f"{', '.join(named)} cannot be given with `state`: give left padding to `init_state`"
             )
         if isinstance(state, InterleavedDecodeState) and (
             batch != state.batch or state.length + length > state.capacity
@@ -91,7 +91,7 @@ def layout_of(
         return state.layout(state.length, length, x.device)
     if seq_lens is not None and len(named) > 1:
         raise ValueError(
-            f"{' and '.join(named)} cannot be combined: `seq_lens` says positions and padding itself"
+            f"{' and '.join(named)} cannot be combined: `seq_lens` defines positions and padding"
         )
     if seq_lens is not None:
         return Layout.packed(_lengths(seq_lens, batch, length, x.device), length)
@@ -109,29 +109,29 @@ def layout_of(
 def check_state(
     state: DecodeState | InterleavedDecodeState, pattern: InsertionPattern, prepended: int
 ) -> InterleavedDecodeState:
-    """A session that has room for what stands beside the tokens: memory, and `prepended` embeddings."""
-    room = state.num_prepended_capacity if isinstance(state, InterleavedDecodeState) else 0
+    """Check that a state has capacity for memory tokens and `prepended` embeddings."""
+    capacity = state.num_prepended_capacity if isinstance(state, InterleavedDecodeState) else 0
     other = pattern != (state.pattern if isinstance(state, InterleavedDecodeState) else InsertionPattern())
     if other:
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
-    if prepended > room:
+    if prepended > capacity:
         raise ValueError(
-            f"`state` has room for {room} prepended embeddings, but `prepend_embeds` holds {prepended}: "
-            f"say init_state(..., num_prepend_embeds={prepended})"
+            f"`state` has capacity for {capacity} prepended embeddings, but `prepend_embeds` holds "
+            f"{prepended}: use init_state(..., num_prepend_embeds={prepended})"
         )
     assert isinstance(state, InterleavedDecodeState)
     if prepended and state.num_entries:
         raise ValueError(
-            "`prepend_embeds` belongs to the first block of a decoding session, but `state` holds "
+            "`prepend_embeds` belongs to the first block of a decode state, but `state` holds "
             f"{state.length} tokens already: leave it out, the state holds it"
         )
     return state
 
 
 def prefix_lengths(length: int | Tensor, x: Tensor) -> Tensor:
-    """[B] or [1] long: how many first tokens of each row of x [B, T] are its prefix."""
-    whole = length if isinstance(length, (int, Tensor)) else -1
-    lengths = torch.as_tensor(whole, device=x.device).reshape(-1)
+    """[B] or [1] long: the number of first tokens of each row of x [B, T] in its prefix."""
+    given = length if isinstance(length, (int, Tensor)) else -1
+    lengths = torch.as_tensor(given, device=x.device).reshape(-1)
     fits = lengths.dtype in INTEGERS and lengths.numel() in (1, x.shape[0])
     if not fits or (readable(lengths) and bool((lengths < 0).any())):
         raise ValueError(
@@ -164,11 +164,11 @@ def _lengths(seq_lens: Any, batch: int, length: int, device: torch.device) -> Te
 
 
 def _as_rows(seq_lens: Any) -> Tensor | None:
-    """[B, N] integers, zeros behind shorter lists; None where it is no such thing."""
+    """[B, N] integers, with zeros after shorter lists; None for other values."""
     if isinstance(seq_lens, Tensor):
         return seq_lens if seq_lens.dtype in INTEGERS else None
     try:
-        rows = [torch.tensor([index(part) for part in row], dtype=torch.long) for row in seq_lens]
+        rows = [torch.tensor([index(length) for length in row], dtype=torch.long) for row in seq_lens]
     except TypeError:
         return None
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows else None

@@ -28,7 +28,7 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 
 class Results(NamedTuple):
-    """What a segment gives: enc_out [B, S, D], mem [B, M, D] for the next one, and the loss of its target."""
+    """Result of a segment: enc_out [B, S, D], mem [B, M, D] for the next one, and the loss of its target."""
 
     enc_out: Tensor
     mem: Tensor
@@ -36,7 +36,7 @@ class Results(NamedTuple):
 
 
 class EncOnlyResults(NamedTuple):
-    """The same without a decoder."""
+    """Result of a segment without a decoder."""
 
     enc_out: Tensor
     mem: Tensor
@@ -45,28 +45,28 @@ class EncOnlyResults(NamedTuple):
 class Memformer(Whole):
     """`model(src, tgt, mems=...)` reads one segment of a source, and writes a target where one is given.
 
-    Encoder layers are self-attention, cross-attention to M slots, feedforward; behind the last of them the
-    slots are written. The decoder reads the encoder's output. Both halves have T5's relative positions,
-    unless a flag of theirs says others.
+    Encoder layers are self-attention, cross-attention to M slots, feedforward; the output of the last layer
+    updates the slots. The decoder reads the encoder's output. Both halves have T5's relative positions,
+    unless a flag selects others.
 
     Args:
         dim: width D of both halves and of slots.
-        num_memory_slots: M.
-        num_mem_updates: how often each segment writes.
+        num_memory_slots: number of slots M.
+        num_mem_updates: number of updates of the slots per segment.
         encoder_only: no decoder, and no `dec_` flag.
-        mem_update_attn_heads: heads with which slots read, a divisor of `dim`.
+        mem_update_attn_heads: heads of the slots' attention to the segment, a divisor of `dim`.
         memory_update: "gru", a recurrent unit and a feedforward, or "bmn", the paper's biased normalisation.
         memory_temperature: of the softmax of "bmn"; None: 0.25.
-        compat_positions: "memformer-0.3" gives distances the buckets of that package, where later tokens
-            share one in the encoder and have half of all in the decoder; for weights that learned so.
-        ignore_index: a target of this value does not count.
-        pad_value: the id read in its place, and written behind a row that has ended.
+        compat_positions: "memformer-0.3" uses the buckets of distances of that package, for its weights:
+            later tokens share one bucket in the encoder and have half of all in the decoder.
+        ignore_index: targets with this value are ignored.
+        pad_value: the id read in its place, and written after the end of a row.
         **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
             `enc_num_tokens`, `enc_max_seq_len` (the longest segment), `enc_depth` and the same of `dec_` are
             required.
 
     Raises:
-        FlagError: every mistake of both halves at once, with the names as typed.
+        FlagError: lists every mistake in both halves, with the names as typed.
     """
 
     parts = (
@@ -100,9 +100,9 @@ class Memformer(Whole):
                 "compat_positions", "the buckets of distances of a package", choices=("memformer-0.3", None)
             ),
         ] = None,
-        ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
+        ignore_index: Annotated[int, Flag("ignore_index", "targets with this value are ignored")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written behind an ended row", ge=0)
+            int, Flag("pad_value", "the id read in its place, and written after the end of a row", ge=0)
         ] = 0,
         **flags: Any,
     ) -> None:
@@ -124,7 +124,7 @@ class Memformer(Whole):
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> Memformer:
-        """What `flagformer.build` makes of `model: memformer`."""
+        """The model that `flagformer.build` returns for `model: memformer`."""
         missing = [name for name in ("dim", "num_memory_slots") if name not in flags]
         if missing:
             raise FlagError([Finding(name, f"`{name}` is required") for name in missing])
@@ -132,7 +132,7 @@ class Memformer(Whole):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flat flags that `flagformer.build` makes this model of."""
+        """The flat flags from which `flagformer.build` builds this model."""
         own: dict[str, Any] = {"model": "memformer", **self.own}
         for prefix, half in self._halves().items():
             decided = {"model", *DECIDED[prefix]}
@@ -141,7 +141,7 @@ class Memformer(Whole):
 
     @property
     def max_seq_len(self) -> int:
-        """The longest segment of a source."""
+        """Maximum length of a source segment."""
         return self.encoder.max_seq_len
 
     def _halves(self) -> dict[str, TransformerWrapper]:
@@ -152,7 +152,7 @@ class Memformer(Whole):
         return sum(half.num_params(embedding=embedding) for half in self._halves().values())
 
     def explain(self) -> str:
-        """What was built, half by half, and why each kernel was chosen."""
+        """Describe both halves and the reason for each kernel."""
         names = {ENC: "encoder:", DEC: "decoder:"}
         lines = [f"Memformer: {self.num_params():,} parameters"]
         for prefix, half in self._halves().items():
@@ -160,11 +160,11 @@ class Memformer(Whole):
         return "\n".join(lines)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
         save_model(self, Path(directory))
 
     def stream(self, batch_size: int, directory: str | Path | None = None) -> SourceStream:
-        """Reads a source of any length as it comes, anew or from a directory that its `save` wrote."""
+        """Return a stream that reads a source of any length in parts, new or from a saved directory."""
         stream = SourceStream(self, batch_size)
         if directory is not None:
             stream.restore(directory)
@@ -172,7 +172,7 @@ class Memformer(Whole):
 
     @as_forward
     def get_initial_mem(self, batch_size: int) -> Tensor:
-        """[B, M, D], what the first segment reads."""
+        """[B, M, D], the slots before the first segment."""
         check_size("batch_size", batch_size)
         slots = self.encoder.initial_slots(batch_size)
         assert slots is not None
@@ -196,18 +196,18 @@ class Memformer(Whole):
             src: ids [B, S], S at most `enc_max_seq_len`.
             tgt: ids [B, T], T at least 2 and at most `dec_max_seq_len` + 1; `ignore_index` where there is no
                 target. The loss is the mean cross entropy, in nats, of tgt[:, 1:].
-            mems: [B, M, D] of the segment before; None: this is the first. Gradients flow through them.
-            src_mask: bool [B, S], True for real tokens; a row without any keeps its memory.
-            tgt_mask: bool [B, T], True for real tokens.
-            return_outputs: return (what is returned otherwise, Outputs) of the encoder, with the auxiliary
-                losses that it made in training; a decoder's loss holds them, `encoder_only` has none.
+            mems: [B, M, D] of the previous segment; None: this is the first. Gradients flow through them.
+            src_mask: bool [B, S], True for tokens; a row without any keeps its memory.
+            tgt_mask: bool [B, T], True for tokens.
+            return_outputs: return (the usual result, Outputs) of the encoder, with its auxiliary losses in
+                training. A decoder's loss includes them; `encoder_only` has no loss.
 
         Returns:
-            Results, whose loss is 0 where no target was given (but for the encoder's auxiliary losses);
-            EncOnlyResults under `encoder_only`.
+            Results, whose loss without a target is 0 plus the encoder's auxiliary losses; EncOnlyResults with
+            `encoder_only`.
 
         Raises:
-            ValueError: naming the argument, what it was and what it must be.
+            ValueError: names the argument, its value and the values allowed.
         """
         self._check(src, tgt, src_mask, tgt_mask)
         outputs, slots = self._encode(src, mems, src_mask)
@@ -223,19 +223,19 @@ class Memformer(Whole):
         return (results, outputs) if return_outputs else results
 
     def _encode(self, src: Tensor, mems: Tensor | None, mask: Tensor | None) -> tuple[Outputs, Tensor]:
-        """The encoder's output, with its losses that count in training, and the slots it wrote."""
-        how: dict[str, Any] = {"return_embeddings": True, "return_mems": True, "mask": mask, "mems": mems}
+        """The encoder's outputs, with its auxiliary losses in training, and the updated slots."""
+        kwargs: dict[str, Any] = {"return_embeddings": True, "return_mems": True, "mask": mask, "mems": mems}
         if self.training and self.encoder.has_losses:
-            _, outputs = self.encoder(src, return_losses=True, **how)
+            _, outputs = self.encoder(src, return_losses=True, **kwargs)
         else:
-            out, left = self.encoder(src, **how)
-            outputs = Outputs(out, mems=left)
+            out, state = self.encoder(src, **kwargs)
+            outputs = Outputs(out, mems=state)
         assert outputs.mems is not None
         assert outputs.mems.slots is not None
         return outputs, outputs.mems.slots
 
     def update_kmeans(self) -> None:
-        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
     @as_session
@@ -246,41 +246,41 @@ class Memformer(Whole):
         seq_len: int,
         mems: Tensor | None = None,
         src_mask: Tensor | None = None,
-        **how: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
+        """New target tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
 
         Args:
             src: ids [B, S], the last segment of the source.
-            mems: [B, M, D] of the segment before; None: it is the first.
-            src_mask: bool [B, S], True for real tokens.
-            **how: every other argument of `AutoregressiveWrapper.generate`, the decode state's too.
+            mems: [B, M, D] of the previous segment; None: it is the first.
+            src_mask: bool [B, S], True for tokens.
+            **kwargs: every other argument of `AutoregressiveWrapper.generate`.
         """
         if self.decoder is None:
             raise ValueError("`generate` needs a decoder, and this model has none (`encoder_only=True`)")
-        if given := {"context", "context_mask"} & set(how):
+        if given := {"context", "context_mask"} & set(kwargs):
             raise ValueError(
                 f"`{min(given)}` cannot be given: the decoder reads what the encoder makes of `src`"
             )
         self._check(src, None, src_mask, None)
         with torch.no_grad(), evaluating(self.encoder):
             encoded, _ = self._encode(src, mems, src_mask)
-        how |= {"context": encoded.embeddings, "context_mask": src_mask}
+        kwargs |= {"context": encoded.embeddings, "context_mask": src_mask}
         with named({"prompts": "start_tokens", "context_mask": "src_mask"}):
-            return self.decoder.generate(start_tokens, seq_len, **how)
+            return self.decoder.generate(start_tokens, seq_len, **kwargs)
 
     def _check(self, src: Tensor, tgt: Tensor | None, src_mask: Any, tgt_mask: Any) -> None:
-        """Lengths and masks, under the names that they were given."""
+        """Check lengths and masks."""
         check_ids(src, self.encoder.num_tokens, "src")
         if src.shape[1] > self.max_seq_len:
             raise ValueError(
                 f"`src` must be one segment of at most `enc_max_seq_len` = {self.max_seq_len} tokens, but "
-                f"has {src.shape[1]}: read a longer source segment by segment, handing on `mems`"
+                f"has {src.shape[1]}: read a longer source segment by segment and pass on `mems`"
             )
         if src_mask is not None:
             check_padding("src_mask", src_mask, *src.shape)
         if tgt_mask is not None and tgt is None:
-            raise ValueError("`tgt_mask` must come with the `tgt` that it masks, but came alone")
+            raise ValueError("`tgt_mask` needs the `tgt` that it masks, but `tgt` is None")
         if tgt is None:
             return
         if self.decoder is None:

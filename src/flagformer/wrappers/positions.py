@@ -1,4 +1,4 @@
-"""Whether a wrapper adds absolute positions: what its own flags, and those of its layers, say together."""
+"""Whether a wrapper adds absolute positions, by its own flags and those of its layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flagformer.stack.layers import AttentionLayers
 
 
 def with_positions(given: dict[str, Any], layers: AttentionLayers) -> dict[str, Any]:
-    """The wrapper's flags with `use_abs_pos_emb` decided; FlagError where they contradict the layers'."""
+    """The wrapper's flags with `use_abs_pos_emb` set; FlagError if they contradict the layers'."""
     disabled = layers.hints.disable_abs_pos_emb
     own = given.get("use_abs_pos_emb")
     sinusoids = given["scaled_sinu_pos_emb"]

@@ -1,4 +1,4 @@
-"""Training over segments with the graph of one: memory replay (Memformer, arXiv:2010.06891, section 3.4)."""
+"""Training over segments by memory replay back-propagation (Memformer, arXiv:2010.06891, section 3.4)."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def memory_replay_backprop(
     mems: Tensor | None = None,
     loss_fn: LossOf | None = None,
 ) -> Tensor:
-    """Reads a source segment by segment and adds the gradients of the sum of all losses to the parameters'.
+    """Read a source segment by segment and accumulate the gradients of the sum of all losses.
 
-    They are exactly those of back-propagation through all segments, dropout included, and only one segment's
-    activations are ever held: beside them a set of slots for each segment. All segments but the last are read
-    twice; centroids of routing attention count the second time alone.
+    The gradients are those of back-propagation through all segments, dropout included. Memory holds the
+    activations of one segment and a set of slots per segment. All segments except the last are read twice;
+    the statistics of routing centroids count the second time only.
 
     Args:
         src: ids [B, S] of any length, read in segments of `enc_max_seq_len`; the last may be shorter.
         tgt: ids [B, T] of the last segment's target, or a list with a target or None for each segment.
-        src_mask: bool [B, S], True for real tokens.
+        src_mask: bool [B, S], True for tokens.
         tgt_mask: bool [B, T], or a list with one or None for each segment.
-        mems: [B, M, D] of a text before; None: there was none. Gradients flow into it.
-        loss_fn: `(results, number of the segment) -> loss or None`, in place of the decoder's loss; an
-            encoder-only model needs one, as it has no loss of its own, and its auxiliary losses of training
-            are added. Called again when the segment is read again.
+        mems: [B, M, D] of the text before; None: there is none. Gradients flow into it.
+        loss_fn: `(results, index of the segment) -> loss or None`, in place of the decoder's loss. An
+            encoder-only model needs one; its auxiliary losses are added. It is called in both readings of a
+            segment.
 
     Returns:
-        [number of segments], the losses without graph, as they were learned; 0 for segments without one.
+        [number of segments], the losses without graph; 0 for segments without one.
 
     Raises:
-        ValueError: naming the argument, what it was and what it must be.
+        ValueError: names the argument, its value and the values allowed.
     """
     _check_source(model, src, src_mask, tgt, loss_fn)
     sources = src.split(model.max_seq_len, dim=1)
@@ -60,18 +60,18 @@ def memory_replay_backprop(
     masks = [None] * count if src_mask is None else src_mask.split(model.max_seq_len, dim=1)
     targets, target_masks = _for_segments("tgt", tgt, count), _for_segments("tgt_mask", tgt_mask, count)
 
-    def read(number: int, held: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
-        slots = None if held is None else held.slots
-        part = (sources[number], targets[number], slots, masks[number], target_masks[number])
-        results, outputs = model(*part, return_outputs=True)
-        loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, number))
+    def read(index: int, state: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
+        slots = None if state is None else state.slots
+        segment = (sources[index], targets[index], slots, masks[index], target_masks[index])
+        results, outputs = model(*segment, return_outputs=True)
+        loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, index))
         if model.decoder is None and outputs.extra_loss is not None:
             loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
         return loss, RecurrentState.of_slots(results.mem)
 
-    losses, left = replay(model, read, _start(model.encoder, mems, len(src)), count)
-    assert left.slots is not None
-    return torch.stack([left.slots.new_zeros(()) if loss is None else loss for loss in losses])
+    losses, last = replay(model, read, _start(model.encoder, mems, len(src)), count)
+    assert last.slots is not None
+    return torch.stack([last.slots.new_zeros(()) if loss is None else loss for loss in losses])
 
 
 def train_segments(
@@ -82,46 +82,46 @@ def train_segments(
     mems: RecurrentState | Tensor | None = None,
     ignore_index: int = -100,
 ) -> tuple[Tensor, RecurrentState]:
-    """Reads a stream of tokens segment by segment, and adds the gradients of the cross entropy of x[:, 1:].
+    """Read a stream of tokens segment by segment and accumulate the gradients of its cross entropy.
 
-    They are exactly those of back-propagation of the mean through all segments, and only one segment's
-    activations are ever held: beside them what each segment leaves. All segments but the last are read twice;
-    centroids of routing attention count the second time alone. Memories of tokens (`max_mem_len`) carry no
-    gradient, as in their paper. In training the auxiliary losses of the model are learned too, each segment's
-    by its share of the tokens.
+    The gradients are those of back-propagation of the mean through all segments. Memory holds the activations
+    of one segment and the recurrent state after each segment. All segments except the last are read twice;
+    the statistics of routing centroids count the second time only. Memories of tokens (`max_mem_len`) carry
+    no gradient, as in their paper. In training the auxiliary losses of the model are added, each segment's
+    weighted by its share of the tokens.
 
     Args:
         model: a causal model with `num_memory_slots`.
         x: ids [B, T], T at least 2, read in segments of `max_seq_len`; the last may be shorter.
-            `ignore_index` stands where there is no token.
-        mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
-        mems: of the text before, as this or `return_mems` gave them; None: there was none.
+            `ignore_index` marks padding.
+        mask: bool [B, T], True for tokens; a target counts if it and the token before are valid.
+        mems: memories of the text before, from this function or `return_mems`; None: there are none.
 
     Returns:
-        the mean cross entropy of each segment, in nats, without graph, 0 where no target counts; and memories
+        the mean cross entropy of each segment, in nats, without graph, 0 without targets; and memories
         without gradient, for the text that follows.
 
     Raises:
-        ValueError: naming the argument, what it was and what it must be.
+        ValueError: names the argument, its value and the values allowed.
     """
     _check_stream(model)
     ids, targets = ids_and_targets(x, model, ignore_index, 0, mask)
     last, size = targets.shape[1], model.max_seq_len
-    parts = [slice(place, min(place + size, last)) for place in range(0, last, size)]
-    counts = torch.stack([(targets[:, part] != ignore_index).sum() for part in parts])
+    segments = [slice(start, min(start + size, last)) for start in range(0, last, size)]
+    counts = torch.stack([(targets[:, segment] != ignore_index).sum() for segment in segments])
     totals: dict[int, Tensor] = {}
 
-    def read(number: int, held: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
-        part = parts[number]
-        out, left, extra = _read(model, ids[:, part], held, None if mask is None else mask[:, part])
+    def read(index: int, state: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
+        segment = segments[index]
+        out, new, extra = _read(model, ids[:, segment], state, None if mask is None else mask[:, segment])
         if not torch.is_grad_enabled():
-            return None, left
-        total = cross_entropy(model.to_logits(out), targets[:, part], ignore_index, "sum")
-        totals[number] = total.detach()
-        return total / counts.sum().clamp(min=1) + extra * (out.shape[1] / last), left
+            return None, new
+        total = cross_entropy(model.to_logits(out), targets[:, segment], ignore_index, "sum")
+        totals[index] = total.detach()
+        return total / counts.sum().clamp(min=1) + extra * (out.shape[1] / last), new
 
-    _, left = replay(model, read, _start(model, mems, len(x)), len(parts))
-    return torch.stack([totals[number] for number in range(len(parts))]) / counts.clamp(min=1), left
+    _, state = replay(model, read, _start(model, mems, len(x)), len(segments))
+    return torch.stack([totals[index] for index in range(len(segments))]) / counts.clamp(min=1), state
 
 
 def _start(
@@ -136,11 +136,11 @@ def _start(
 def _read(
     model: TransformerWrapper, ids: Tensor, mems: RecurrentState | None, mask: Tensor | None
 ) -> tuple[Tensor, RecurrentState, Tensor | float]:
-    """Embeddings of a segment, what it leaves, and the sum of its auxiliary losses in training."""
-    how: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}
+    """Embeddings of a segment, its memories, and the sum of its auxiliary losses in training."""
+    kwargs: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}
     if not (model.training and model.has_losses):
-        return *model(ids, **how), 0.0
-    out, outputs = model(ids, return_losses=True, **how)
+        return *model(ids, **kwargs), 0.0
+    out, outputs = model(ids, return_losses=True, **kwargs)
     extra = outputs.extra_loss
     return out, outputs.mems, 0.0 if extra is None else extra
 
@@ -158,11 +158,9 @@ def _check_source(model: Memformer, src: Tensor, src_mask: Any, tgt: Any, loss_f
     empty = tgt is None or (isinstance(tgt, (list, tuple)) and all(one is None for one in tgt))
     if empty and loss_fn is None:
         name = "loss_fn" if model.decoder is None else "tgt"
-        raise ValueError(f"`{name}` must be given, as nothing else says what is to be learned")
+        raise ValueError(f"`{name}` must be given, because there is no loss without it")
     if loss_fn is not None and not callable(loss_fn):
-        raise ValueError(
-            f"`loss_fn` must be a function of results and a segment's number, but is {loss_fn!r}"
-        )
+        raise ValueError(f"`loss_fn` must be a function of results and a segment's index, but is {loss_fn!r}")
 
 
 def _check_loss(loss: Any) -> Tensor | None:
@@ -175,19 +173,19 @@ def _check_loss(loss: Any) -> Tensor | None:
 def _check_stream(model: TransformerWrapper) -> None:
     check_net(model, "model")
     if not model.num_memory_slots:
-        raise ValueError("`model` must have slots to learn through: build it with `num_memory_slots`")
+        raise ValueError("`model` must have memory slots: build it with `num_memory_slots`")
     check_reach(model, "model")
 
 
 def _for_segments(name: str, parts: Parts, count: int) -> Sequence[Tensor | None]:
-    """One for each segment; a tensor belongs to the last."""
+    """Return one value for each segment; a tensor belongs to the last."""
     if parts is None or isinstance(parts, Tensor):
         return [*[None] * (count - 1), parts]
-    wanted = f"one tensor, of the last segment, or a list with one or None for each of the {count} segments"
+    wanted = f"one tensor for the last segment, or a list with a tensor or None for each of {count} segments"
     if not isinstance(parts, (list, tuple)):
         raise ValueError(f"`{name}` must be {wanted}, but is {type(parts).__name__}")
-    strange = [type(part).__name__ for part in parts if part is not None and not isinstance(part, Tensor)]
-    if len(parts) != count or strange:
-        found = len(parts) if not strange else f"{len(parts)}, of {' and '.join(sorted(set(strange)))}"
+    wrong = [type(part).__name__ for part in parts if part is not None and not isinstance(part, Tensor)]
+    if len(parts) != count or wrong:
+        found = len(parts) if not wrong else f"{len(parts)}, of {' and '.join(sorted(set(wrong)))}"
         raise ValueError(f"`{name}` must be {wanted}, but holds {found}")
     return parts

@@ -1,4 +1,4 @@
-"""What the loss and generation ask of a model and of their arguments."""
+"""Checks and arguments shared by the loss and by generation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SeqLens = Tensor | Sequence[Sequence[int]]
 
 
 def check_request(num_tokens: int, seq_len: int, eos_token: int | None) -> None:
-    """How many new tokens, and which ends a row."""
+    """Check `seq_len` and `eos_token`."""
     if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
         raise ValueError(f"`seq_len` must be a whole number of at least 1, but is {seq_len!r}")
     last = num_tokens - 1
@@ -31,7 +31,7 @@ def ids_and_targets(
     x: Tensor, net: Any, ignore_index: int, pad_value: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """x [B, T] with `ignore_index` among its ids -> ids with `pad_value` in its place, and the targets
-    x[:, 1:], long; under `mask` [B, T] those count that are real and follow a real token."""
+    x[:, 1:], long; with `mask` [B, T] only valid targets after a valid token count."""
     check_tensor("x", x)
     if x.dim() != 2 or x.shape[1] < 2:
         raise ValueError(f"`x` must be of shape [B, T] with T at least 2, but is {list(x.shape)}")
@@ -46,7 +46,7 @@ def ids_and_targets(
 
 
 def generation_window(net: Any, prompt_len: int, seq_len: int, restrict: bool) -> int | None:
-    """How far a token sees, None where nothing limits it. The last new token is not read back."""
+    """The attention window of generation; None for no limit. The last new token is not read."""
     longest = net.max_seq_len
     if prompt_len + seq_len - 1 <= longest:
         return None
@@ -58,23 +58,23 @@ def generation_window(net: Any, prompt_len: int, seq_len: int, restrict: bool) -
         )
     if net.absolute_positions:
         most = longest + 1 - prompt_len
-        room = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"
-        none = f"is {seq_len}, but {prompt_len} prompt tokens leave no room"
+        limit = f"must be at most {most} after {prompt_len} prompt tokens, but is {seq_len}"
+        full = f"is {seq_len}, but there is no position left after {prompt_len} prompt tokens"
         raise ValueError(
-            f"`seq_len` {room if most > 0 else none}: this model has absolute positions for max_seq_len "
+            f"`seq_len` {limit if most > 0 else full}: this model has absolute positions for max_seq_len "
             f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
         )
     return longest if restrict and longest else None
 
 
-def use_cache(net: Any, asked: bool) -> bool:
-    """Whether a decode state is used; a warning where it is asked for and there is none."""
-    if asked and not net.can_cache:
+def use_cache(net: Any, cache_kv: bool) -> bool:
+    """Whether to use a decode state; warn if `cache_kv` is True and the model has none."""
+    if cache_kv and not net.can_cache:
         warnings.warn(
             "`cache_kv` has no effect: this model has no decode state, every step reads the whole row",
             stacklevel=6,
         )
-    return asked and net.can_cache
+    return cache_kv and net.can_cache
 
 
 def check_net(net: nn.Module, name: str = "net") -> None:
@@ -95,7 +95,7 @@ def check_net(net: nn.Module, name: str = "net") -> None:
         )
     if not layers.causal and not isinstance(layers, PrefixDecoder):
         raise ValueError(
-            f"`{name}` must be causal, but its layers ({type(layers).__name__}) let tokens see later ones; "
+            f"`{name}` must be causal, but its layers ({type(layers).__name__}) attend to later tokens; "
             'use `Decoder`, or `"model": "decoder"`'
         )
 
@@ -106,13 +106,13 @@ def check_pad(net: Any, pad_value: int) -> None:
 
 
 def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
-    """[B] or [1], checked against the prompts."""
+    """Return prefix lengths [B] or [1], checked against the prompts."""
     lengths = prefix_lengths(prefix, prompts.ids)
-    held = prompts.ids.shape[1] - (0 if prompts.starts is None else prompts.starts)
-    if bool((lengths > held).any()) or bool((lengths < 0).any()):
+    prompt_lens = prompts.ids.shape[1] - (0 if prompts.starts is None else prompts.starts)
+    if bool((lengths > prompt_lens).any()) or bool((lengths < 0).any()):
         raise ValueError(
             f"`prefix_attn_len` must be from 0 to the length of each prompt, but is {lengths.tolist()} "
-            f"for lengths {torch.as_tensor(held).tolist()}"
+            f"for lengths {torch.as_tensor(prompt_lens).tolist()}"
         )
     return lengths
 
@@ -120,17 +120,17 @@ def prefix_of_prompts(prefix: int | Tensor, prompts: Prompts) -> Tensor:
 def first_step_kwargs(
     prompts: Prompts, context: Tensor | None, context_mask: Tensor | None, prefix: int | Tensor | None
 ) -> dict[str, Any]:
-    """What the first forward of a decoding reads beside tokens."""
-    side: dict[str, Any] = {}
+    """Keyword arguments of the first forward of decoding."""
+    kwargs: dict[str, Any] = {}
     if context is not None:
-        side |= {"context": context, "context_mask": context_mask}
+        kwargs |= {"context": context, "context_mask": context_mask}
     if prefix is not None:
-        side["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
-    return side
+        kwargs["prefix_attn_len"] = prefix_of_prompts(prefix, prompts)
+    return kwargs
 
 
 def prepend_kwargs(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
-    """What stands in front of the tokens, as keywords of a forward, which checks the rest."""
+    """Prepended embeddings as keyword arguments of a forward, which checks the rest."""
     if embeds is not None:
         check_tensor("prepend_embeds", embeds)
         if embeds.dim() != 3:
@@ -140,12 +140,12 @@ def prepend_kwargs(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]
 
 
 def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of sequences packed in `ids` [B, T]: their lengths without the last column; which of the targets
-    ids[:, 1:] follow a token of their own sequence, bool [B, T - 1]; each token's place in its sequence."""
+    """For sequences packed in `ids` [B, T]: their lengths without the last column; bool [B, T - 1], True for
+    targets ids[:, 1:] that follow a token of their own sequence; the position of each token."""
     layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
-    real, segments = layout.valid, layout.segment_ids
-    assert real is not None
-    assert segments is not None
-    lengths = ids.new_zeros(len(ids), int(segments.max()) + 1)
-    lengths.scatter_add_(1, segments[:, :-1], real[:, :-1].to(lengths.dtype))
-    return lengths, real[:, 1:] & (segments[:, 1:] == segments[:, :-1]), layout.positions
+    valid, segment_ids = layout.valid, layout.segment_ids
+    assert valid is not None
+    assert segment_ids is not None
+    lengths = ids.new_zeros(len(ids), int(segment_ids.max()) + 1)
+    lengths.scatter_add_(1, segment_ids[:, :-1], valid[:, :-1].to(lengths.dtype))
+    return lengths, valid[:, 1:] & (segment_ids[:, 1:] == segment_ids[:, :-1]), layout.positions

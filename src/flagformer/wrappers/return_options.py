@@ -1,4 +1,4 @@
-"""What a forward is asked to return: checked, gathered while the layers run, and put together."""
+"""The `return_` arguments of a forward: check them, collect outputs, and pack the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReturnOptions:
     """The `return_` arguments of a forward; see `TransformerWrapper.forward`.
 
     Raises:
-        ValueError: for arguments that cannot be said together.
+        ValueError: for arguments that cannot be combined.
     """
 
     embeddings: bool
@@ -27,8 +27,8 @@ class ReturnOptions:
     mems: bool
 
     def __post_init__(self) -> None:
-        alone = self.embeddings and not self.losses
-        several = sum((alone, self.logits_and_embeddings, self.outputs, self.attn)) > 1
+        only_embeddings = self.embeddings and not self.losses
+        several = sum((only_embeddings, self.logits_and_embeddings, self.outputs, self.attn)) > 1
         if several or (self.embeddings and self.intermediates):
             raise ValueError(
                 "only one `return_` argument can be True, but several are: `return_intermediates` holds all"
@@ -40,38 +40,38 @@ class ReturnOptions:
 
     @property
     def outputs(self) -> bool:
-        """Whether the whole record is returned."""
+        """Whether `Outputs` are returned."""
         return self.intermediates or self.losses
 
     def collector(self, weights: Mapping[str, float], steps: Iterable[int]) -> OutputCollector:
-        """What gathers it; `steps` are those that memories are made of."""
+        """Return a collector for the requested outputs; `steps` are the recurrent steps."""
         maps = ["attn.weights"] if self.attn or self.intermediates else []
-        streams = ["stack.stream"] if self.intermediates else []
-        return OutputCollector([*maps, *streams], weights, steps if self.mems else ())
+        hiddens = ["stack.stream"] if self.intermediates else []
+        return OutputCollector([*maps, *hiddens], weights, steps if self.mems else ())
 
     def pack(
         self,
         out: Tensor,
         to_logits: Callable[[Tensor], Tensor],
         collector: OutputCollector,
-        left: RecurrentState | None,
+        mems: RecurrentState | None,
     ) -> Any:
-        """What the caller gets: of the last layer's `out` [B, T, D], and memories where asked for."""
+        """Return the result of the forward, from the last layer's `out` [B, T, D] and requested memories."""
         if self.embeddings and self.losses:
-            return out, Outputs(out, None, collector.losses, mems=left)
+            return out, Outputs(out, None, collector.losses, mems=mems)
         if self.embeddings:
-            return _beside(out, left)
+            return _with_mems(out, mems)
         logits = to_logits(out)
         if self.logits_and_embeddings:
-            return _beside((logits, out), left)
+            return _with_mems((logits, out), mems)
         maps = tuple(collector.recorded.get("attn.weights", ()))
         if self.attn:
             return logits, list(maps)
         if not self.outputs:
-            return _beside(logits, left)
-        streams = tuple(collector.recorded.get("stack.stream", ()))
-        return logits, Outputs(out, logits, collector.losses, maps, streams, left)
+            return _with_mems(logits, mems)
+        hiddens = tuple(collector.recorded.get("stack.stream", ()))
+        return logits, Outputs(out, logits, collector.losses, maps, hiddens, mems)
 
 
-def _beside(result: Any, left: RecurrentState | None) -> Any:
-    return result if left is None else (result, left)
+def _with_mems(result: Any, mems: RecurrentState | None) -> Any:
+    return result if mems is None else (result, mems)

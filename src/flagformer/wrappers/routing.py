@@ -1,4 +1,4 @@
-"""Routing transformers (arXiv:2003.05997) with the names of routing-transformer: names over the same core."""
+"""Routing transformers (arXiv:2003.05997) with the argument names of the package routing-transformer."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ class RoutingTransformer(Unsaved, Whole):
 
     Args:
         **flags: `dim`, `depth` and `max_seq_len` (a multiple of `window_size`; there is a cluster for each
-            window) are required. Taken when nothing is said: `heads=8, dim_head=dim // heads, window_size=64,
+            window) are required. Defaults: `heads=8, dim_head=dim // heads, window_size=64,
             local_attn_window_size=window_size, local_attn_radius_blocks=1, causal=False,
             n_local_attn_heads=0, rel_pos_emb=True` (rotary positions), `kmeans_ema_decay=0.999,
             commitment_factor=1e-4, pkm_layers=(), pkm_num_keys=128, moe_layers=(), moe_num_experts=4,
             moe_loss_coef=0.01, num_mem_kv=0, shared_qk=False, receives_context=False, weight_tie=False,
             use_scale_norm=False, shift_tokens=False, ff_glu=False, ff_activation=None` and dropouts of 0.
-            Layers of `pkm_layers` and `moe_layers` are counted from 1. Any flag of `docs/flags.md` may join.
+            Layers of `pkm_layers` and `moe_layers` are counted from 1. All flags of `docs/flags.md` are
+            accepted too.
 
-    Departures from the package: clusters never see the future; `shared_qk` is False for causal models too, as
-    shared vectors did not learn to look things up; memory keys are those of a head, not of each cluster
-    (`cluster_num_mem_kv` under `routing_selection="topk"`); values are not rotated; the context is read whole
-    unless `context_window_size` says how much of it a centroid picks. What cannot be given is refused with
-    its reason.
+    Departures from the package: causal clusters contain no later tokens; `shared_qk` is False for causal
+    models too, because shared vectors did not learn recall; memory keys belong to a head, and to a cluster
+    only by `cluster_num_mem_kv` with `routing_selection="topk"`; values are not rotated; the whole context is
+    read unless `context_window_size` sets how many tokens of it a centroid selects. Unsupported arguments are
+    refused with the reason.
 
     Raises:
-        FlagError: every mistake at once, with the names as typed.
+        FlagError: lists every mistake, with the names as typed.
     """
 
     layers: AttentionLayers
@@ -54,10 +55,10 @@ class RoutingTransformer(Unsaved, Whole):
 
     def __init__(self, **flags: Any) -> None:
         super().__init__()
-        foreign = [name for name in MODEL_ONLY if name in flags]
-        if foreign:
+        refused = [name for name in MODEL_ONLY if name in flags]
+        if refused:
             text = "is for RoutingTransformerLM: this model has no tokens"
-            raise FlagError(Finding(name, f"`{name}` {text}") for name in foreign)
+            raise FlagError(Finding(name, f"`{name}` {text}") for name in refused)
         self.layers = build_language_model({**_width(flags), **flags, "num_tokens": 1}).attn_layers
         self.max_seq_len = flags["max_seq_len"]
 
@@ -71,7 +72,7 @@ class RoutingTransformer(Unsaved, Whole):
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, D], masks [B, T] and [B, S] bool, context [B, S, D] -> ([B, T, D], loss).
 
-        The loss is zero in eval mode. Any length is taken, of whatever multiple.
+        The loss is zero in eval mode. The length T is arbitrary.
         """
         collector = OutputCollector()
         with named({"mask": "input_mask"}):
@@ -81,23 +82,23 @@ class RoutingTransformer(Unsaved, Whole):
         return out, _summed(Outputs(out, losses=collector.losses))
 
     def update_kmeans(self) -> None:
-        """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""
+        """Update the centroids; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
 
 class RoutingTransformerLM(Unsaved, Whole):
     """A routing transformer over tokens: `model(ids)` is (logits, auxiliary loss).
 
-    `model.net` is the `TransformerWrapper` of the same weights, for whatever takes one
-    (`AutoregressiveWrapper`, `save`, `explain`). After `model.net.save(directory)`,
-    `model.net = flagformer.load(directory)` gives weights and flags back.
+    `model.net` is the `TransformerWrapper` with the same weights, for `AutoregressiveWrapper`, `save` and
+    `explain`. After `model.net.save(directory)`, `model.net = flagformer.load(directory)` restores weights
+    and flags.
 
     Args:
         **flags: those of `RoutingTransformer`, with `dim_head=64`; `num_tokens`, required; `emb_dim=dim,
             tie_embedding=False, use_absolute_pos_emb=False, return_embeddings=False`.
 
     Raises:
-        FlagError: every mistake at once, with the names as typed.
+        FlagError: lists every mistake, with the names as typed.
     """
 
     saving = (
@@ -122,16 +123,16 @@ class RoutingTransformerLM(Unsaved, Whole):
 
         With `return_embeddings` vectors [B, T, D] in place of logits. The loss is zero in eval mode.
         """
-        side = {"context": context, "context_mask": context_mask}
+        kwargs = {"context": context, "context_mask": context_mask}
         with named({"mask": "input_mask"}):
-            logits, outputs = self.net(x, mask=input_mask, return_losses=True, **side)
+            logits, outputs = self.net(x, mask=input_mask, return_losses=True, **kwargs)
         return logits, _summed(outputs)
 
     @as_forward
-    def loss(self, x: Tensor, *, input_mask: Tensor | None = None, **how: Any) -> Tensor:
-        """The loss of next tokens with the auxiliary ones: that of `AutoregressiveWrapper(model.net)`."""
+    def loss(self, x: Tensor, *, input_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """The next-token loss with auxiliary losses, that of `AutoregressiveWrapper(model.net)`."""
         with named({"mask": "input_mask"}):
-            return AutoregressiveWrapper(self.net)(x, mask=input_mask, **how)
+            return AutoregressiveWrapper(self.net)(x, mask=input_mask, **kwargs)
 
     @as_session
     def generate(
@@ -163,14 +164,14 @@ class RoutingTransformerLM(Unsaved, Whole):
             )
 
     def update_kmeans(self) -> None:
-        """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""
+        """Update the centroids; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
 
 def build_language_model(
     flags: Mapping[str, Any], prefix: str = "", bare: Collection[str] = ()
 ) -> TransformerWrapper:
-    """The TransformerWrapper of names of routing-transformer; `bare` ones are typed without `prefix`."""
+    """Build a TransformerWrapper from names of routing-transformer; `bare` names have no `prefix`."""
     if "num_tokens" not in flags:
         text = f"`{prefix}num_tokens` is required: size V of the vocabulary"
         raise FlagError([Finding(prefix + "num_tokens", text)])
@@ -187,12 +188,12 @@ def build_language_model(
 
 
 def _width(flags: Mapping[str, Any]) -> dict[str, int]:
-    """The width of a head where none is given: a share of `dim`; nothing where a size is wrong."""
+    """The default width of a head, `dim // heads`; empty if a size is invalid."""
     dim, heads = flags.get("dim"), flags.get("heads", 8)
     if {"dim_head", "attn_dim_head"} & set(flags) or not (is_size(dim) and is_size(heads)):
         return {}
     if dim % heads:
-        text = f"`dim` must be a multiple of `heads` = {heads}, but is {dim}; or say `dim_head`"
+        text = f"`dim` must be a multiple of `heads` = {heads}, but is {dim}; or set `dim_head`"
         raise FlagError([Finding("dim", text)])
     return {"dim_head": dim // heads}
 

@@ -1,4 +1,4 @@
-"""The names of routing-transformer, said in flags: what acts, and what cannot, with its reason."""
+"""Translate the argument names of the package routing-transformer to flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest
 from flagformer.flags.values import LARGEST
 from flagformer.wrappers.encoder_decoder import names_of_flags
 
-# Other words for the same flag.
+# Other names of a flag.
 RENAMED = {
     "dim_head": "attn_dim_head",
     "weight_tie": "weight_tie_layers",
@@ -21,30 +21,30 @@ RENAMED = {
     "rel_pos_emb": "rotary_pos_emb",
     "return_embeddings": "return_only_embed",
 }
-# What is taken when nothing is said, where routing-transformer's choice is another than the flag's.
-STANDARDS: dict[str, Any] = {
+# Defaults of routing-transformer that differ from those of the flags.
+DEFAULTS: dict[str, Any] = {
     "heads": 8, "dim_head": 64, "window_size": 64, "rel_pos_emb": True, "use_absolute_pos_emb": False,
     "n_local_attn_heads": 0,
 }  # fmt: skip
-# Which layers have it, or what it is filled with.
+# Names with another form of value.
 TRANSLATED = {"pkm_layers": "ff_pkm", "moe_layers": "ff_moe", "ff_activation": "activation"}
 # Translated one by one below.
 OWN = ("causal", "depth", "max_seq_len", "shift_tokens", "pkm_layers", "moe_layers", "ff_activation")
-# What stands for nothing and may be said; any other value is refused, with the reason.
+# name -> (the only value accepted, the reason why others are refused)
 REFUSED: dict[str, tuple[Any, str]] = {
-    "attn_layer_dropout": (0.0, "no component drops what attention adds; `layer_dropout` drops sublayers"),
+    "attn_layer_dropout": (0.0, "there is no dropout of attention outputs; `layer_dropout` drops sublayers"),
     "use_rezero": (False, "there is no such residual; `use_layerscale` starts branches near zero"),
     "_register_kmeans_update": (
         None,
-        "centroids do not move in a backward: call `update_kmeans()` once for each step of the optimizer",
+        "a backward does not update centroids: call `update_kmeans()` after each step of the optimizer",
     ),
 }
-# Flags that say something only where they differ.
-QUIET: dict[str, Any] = {
+# Values that equal the absence of the flag.
+NEUTRAL: dict[str, Any] = {
     "reversible": False, "ff_chunks": 1, "shared_qk": None, "context_shared_qk": False,
     "context_window_size": None,
 }  # fmt: skip
-# Of a model of tokens; vectors need none of them.
+# Flags of a model with token ids.
 MODEL_ONLY = (
     *(name for name in CATALOGUE.names({"model"}) if name != "max_seq_len"),
     "return_embeddings",
@@ -53,27 +53,27 @@ MODEL_ONLY = (
 
 
 def translate(given: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[Finding]]:
-    """Names of routing-transformer, or of any flag -> flags for `flagformer.build`, `model` among them; and a
-    finding for every name or value that cannot be, in whose place the flags hold one that can.
+    """Names of routing-transformer, or of any flag -> flags for `flagformer.build` with `model`; and a
+    finding for every unknown name or invalid value, which a valid one replaces in the flags.
 
     Args:
-        prefix: what the user typed in front, so that messages show it.
+        prefix: the prefix that the user typed, for messages.
     """
     findings = _unknown(given, prefix)
     given = {name: value for name, value in given.items() if name in _known()}
-    for name, (nothing, reason) in REFUSED.items():
-        if given.get(name, nothing) != nothing:
+    for name, (accepted, reason) in REFUSED.items():
+        if given.get(name, accepted) != accepted:
             findings.append(Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {reason}"))
-    asked = {**STANDARDS, **{name: value for name, value in given.items() if name not in REFUSED}}
-    clusters = _clusters(asked, prefix, findings)
-    flags = {RENAMED.get(name, name): value for name, value in asked.items() if name not in OWN}
-    for name, quiet in QUIET.items():
-        if name in flags and type(flags[name]) is type(quiet) and flags[name] == quiet:
+    values = {**DEFAULTS, **{name: value for name, value in given.items() if name not in REFUSED}}
+    clusters = _clusters(values, prefix, findings)
+    flags = {RENAMED.get(name, name): value for name, value in values.items() if name not in OWN}
+    for name, neutral in NEUTRAL.items():
+        if name in flags and type(flags[name]) is type(neutral) and flags[name] == neutral:
             del flags[name]
     window = flags["window_size"]
     if "n_local_attn_heads" not in given:
         del flags["n_local_attn_heads"]
-    if _any_local(asked["n_local_attn_heads"]):
+    if _any_local(values["n_local_attn_heads"]):
         if flags.get("local_attn_window_size") is None:
             flags["local_attn_window_size"] = window
     elif flags.get("local_attn_window_size") is None:
@@ -84,15 +84,15 @@ def translate(given: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any
         flags["num_clusters"] = clusters
     if "context_window_size" in flags:
         if not flags.get("cross_attend"):
-            text = "has no effect without a context; say `{0}receives_context=True` too, or leave it out"
+            text = "has no effect without a context; set `{0}receives_context=True` too, or leave it out"
             text = f"`{prefix}context_window_size` {text.format(prefix)}"
             findings.append(Finding(prefix + "context_window_size", text))
             del flags["context_window_size"]
         else:
-            flags.setdefault("context_num_clusters", clusters or _share(asked))
-    flags |= _feedforwards(asked, prefix, findings)
-    kind = "decoder" if asked.get("causal") is True else "encoder"
-    sizes: dict[str, Any] = {name: asked[name] for name in ("depth", "max_seq_len") if name in asked}
+            flags.setdefault("context_num_clusters", clusters or _share(values))
+    flags |= _feedforwards(values, prefix, findings)
+    kind = "decoder" if values.get("causal") is True else "encoder"
+    sizes: dict[str, Any] = {name: values[name] for name in ("depth", "max_seq_len") if name in values}
     return {"model": kind, **sizes, **flags}, findings
 
 
@@ -102,16 +102,16 @@ def as_typed(
     given: Collection[str] = frozenset(),
     bare: Collection[str] = frozenset(),
 ) -> list[Finding]:
-    """Findings of a model in the words of routing-transformer, but for flags `given` as they are.
+    """Findings of a model with the names of routing-transformer, except for flags `given` by their own name.
 
     Args:
         bare: names that were typed without `prefix`.
     """
-    words = {flag: name for name, flag in (RENAMED | TRANSLATED).items() if flag not in given}
+    names = {flag: name for name, flag in (RENAMED | TRANSLATED).items() if flag not in given}
     known = names_of_flags() - set(bare)
 
     def name(flag: str) -> str:
-        return prefix + words.get(flag, flag) if flag in known else flag
+        return prefix + names.get(flag, flag) if flag in known else flag
 
     def typed(match: re.Match[str]) -> str:
         return f"`{name(match[1])}"
@@ -121,7 +121,7 @@ def as_typed(
 
 def _known() -> set[str]:
     crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
-    return {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *QUIET}
+    return {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *NEUTRAL}
 
 
 def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
@@ -135,7 +135,7 @@ def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:
             )
         elif (word := (RENAMED | TRANSLATED).get(name)) in given:
             text = f"`{prefix}{name}` and `{prefix}{word}` cannot be combined"
-            findings.append(Finding(prefix + name, f"{text}, because both say the same; keep one"))
+            findings.append(Finding(prefix + name, f"{text}, because both set the same flag; keep one"))
     if not isinstance(given.get("causal", False), bool):
         text = f"`{prefix}causal` must be bool, but is {given['causal']!r}"
         findings.append(Finding(prefix + "causal", text))
@@ -153,20 +153,20 @@ def _any_local(heads: Any) -> bool:
     return any(heads) if isinstance(heads, (tuple, list)) else bool(heads)
 
 
-def _share(asked: Mapping[str, Any]) -> int:
-    """A cluster for each window, where both sizes are some."""
-    length, window = asked.get("max_seq_len"), asked["window_size"]
+def _share(values: Mapping[str, Any]) -> int:
+    """The default number of clusters, one for each window; 1 if a size is invalid."""
+    length, window = values.get("max_seq_len"), values["window_size"]
     return max(length // window, 1) if is_size(length) and is_size(window) else 1
 
 
-def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> int | None:
-    """Clusters of the routing heads, `max_seq_len / window_size` unless said; None without such heads."""
-    heads, local = asked["heads"], asked["n_local_attn_heads"]
-    length, window = asked.get("max_seq_len"), asked["window_size"]
+def _clusters(values: Mapping[str, Any], prefix: str, findings: list[Finding]) -> int | None:
+    """Clusters of the routing heads, by default `max_seq_len / window_size`; None without such heads."""
+    heads, local = values["heads"], values["n_local_attn_heads"]
+    length, window = values.get("max_seq_len"), values["window_size"]
     if all(share == heads for share in (local if isinstance(local, (tuple, list)) else (local,))):
-        return asked.get("num_clusters")
-    if asked.get("num_clusters") is not None:
-        return asked["num_clusters"]
+        return values.get("num_clusters")
+    if values.get("num_clusters") is not None:
+        return values["num_clusters"]
     for name, value in (("max_seq_len", length), ("window_size", window)):
         if not is_size(value):
             text = f"`{prefix}{name}` must be a whole number of at least 1, below {LARGEST}, but is {value!r}"
@@ -175,35 +175,35 @@ def _clusters(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) ->
     if length % window:
         text = (
             f"`{prefix}max_seq_len` must be a multiple of `{prefix}window_size` = {window}, as there is a"
-            f" cluster for each window, but is {length}; or say `{prefix}num_clusters`"
+            f" cluster for each window, but is {length}; or set `{prefix}num_clusters`"
         )
         findings.append(Finding(prefix + "max_seq_len", text))
-    return _share(asked)
+    return _share(values)
 
 
-def _feedforwards(asked: Mapping[str, Any], prefix: str, findings: list[Finding]) -> dict[str, Any]:
-    """Which layers hold a memory or experts (counted from 1), the activation, and shifted tokens."""
+def _feedforwards(values: Mapping[str, Any], prefix: str, findings: list[Finding]) -> dict[str, Any]:
+    """Flags for layers with product-key memory or experts (counted from 1), activation, and token shift."""
     flags: dict[str, Any] = {}
-    depth: int = asked["depth"] if is_size(asked.get("depth")) else 0
+    depth: int = values["depth"] if is_size(values.get("depth")) else 0
     for name, flag in (("pkm_layers", "ff_pkm"), ("moe_layers", "ff_moe")):
-        layers = () if asked.get(name) is None else asked[name]
+        layers = () if values.get(name) is None else values[name]
         layers = tuple(layers) if isinstance(layers, (tuple, list, range)) else (layers,)
         wrong = [layer for layer in layers if not is_size(layer) or layer > depth]
         if wrong:
             text = f"`{prefix}{name}` must hold layers from 1 to `{prefix}depth` = {depth}"
             findings.append(Finding(prefix + name, f"{text}, but holds {wrong[0]!r}"))
-            flags[flag] = True  # so that what tunes it is judged too
+            flags[flag] = True  # so that its tuning flags are checked too
         elif layers:
             flags[flag] = tuple(layer in layers for layer in range(1, depth + 1))
-    if asked.get("ff_activation") is not None:
-        flags["activation"] = asked["ff_activation"]
-    if asked.get("shift_tokens") not in (None, False):
-        flags["shift_tokens"] = _as_numbers(asked["shift_tokens"])
+    if values.get("ff_activation") is not None:
+        flags["activation"] = values["ff_activation"]
+    if values.get("shift_tokens") not in (None, False):
+        flags["shift_tokens"] = _as_numbers(values["shift_tokens"])
     return flags
 
 
 def _as_numbers(shift: Any) -> Any:
-    """True is one token; a list says it layer by layer."""
+    """True is one token; a list has a value for each layer."""
     if isinstance(shift, (tuple, list)):
         return tuple(map(_as_numbers, shift))
     return int(shift) if isinstance(shift, bool) else shift

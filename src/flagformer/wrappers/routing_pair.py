@@ -25,21 +25,21 @@ CONTEXT = ("receives_context", "cross_attend")  # two names of one flag
 EMBEDDINGS = ("return_embeddings", "return_only_embed")
 DECIDED = {
     ENC: {
-        "dim": "both halves have one width: say `dim`",
-        "causal": "an encoder sees all of its source",
+        "dim": "both halves have one width: use `dim`",
+        "causal": "an encoder attends to its whole source",
         **dict.fromkeys(CONTEXT, "the encoder reads the source alone"),
         **dict.fromkeys(EMBEDDINGS, "the encoder gives embeddings to the decoder"),
     },
     DEC: {
-        "dim": "both halves have one width: say `dim`",
-        "causal": "a decoder sees no later token",
+        "dim": "both halves have one width: use `dim`",
+        "causal": "a decoder does not attend to later tokens",
         **dict.fromkeys(CONTEXT, "a decoder always reads the encoder"),
         **dict.fromkeys(EMBEDDINGS, "the loss is of the decoder's logits"),
     },
 }
 
 
-# what an argument of a half is called here
+# names of the halves' arguments here
 SOURCE = {"x": "seq_in", "mask": "enc_input_mask"}
 TARGET = {"x": "seq_out", "mask": "dec_input_mask", "context_mask": "enc_input_mask"}
 
@@ -47,17 +47,17 @@ TARGET = {"x": "seq_out", "mask": "dec_input_mask", "context_mask": "enc_input_m
 class RoutingTransformerEncDec(Unsaved, Whole):
     """An encoder-decoder: `model(seq_in, seq_out, return_loss=True)` is (loss, 0).
 
-    One `loss.backward()` trains both halves: it holds the auxiliary losses of both.
+    One `loss.backward()` trains both halves: the loss includes the auxiliary losses of both.
 
     Args:
         dim: width D of both halves.
-        ignore_index: a target of this value does not count; None: `pad_value`.
-        pad_value: the id written behind a row that has ended.
-        **flags: those of `RoutingTransformerLM` behind `enc_` or `dec_`, with `window_size=256`;
+        ignore_index: targets with this value are ignored; None: `pad_value`.
+        pad_value: the id written after the end of a row.
+        **flags: those of `RoutingTransformerLM` after `enc_` or `dec_`, with `window_size=256`;
             `num_tokens`, `depth` and `max_seq_len` of each half are required.
 
     Raises:
-        FlagError: every mistake of both halves at once, with the names as typed.
+        FlagError: lists every mistake in both halves, with the names as typed.
     """
 
     saving = (
@@ -70,25 +70,25 @@ class RoutingTransformerEncDec(Unsaved, Whole):
     ) -> None:
         super().__init__()
         encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
-        gathered = ErrorCollector()
-        gathered.findings += [Finding(name, _stray(name)) for name in rest]
+        collector = ErrorCollector()
+        collector.findings += [Finding(name, _unknown_flag(name)) for name in rest]
         for prefix, half in ((ENC, encoder), (DEC, decoder)):
             for name in (name for name in half if name in DECIDED[prefix]):
                 text = f"`{prefix}{name}` cannot be given, because {DECIDED[prefix][name]}"
-                gathered.findings.append(Finding(prefix + name, text))
+                collector.findings.append(Finding(prefix + name, text))
         shared = {"dim": dim, "window_size": 256}
         first = {**shared, **_without(encoder, DECIDED[ENC]), "return_embeddings": True}
         second = {**shared, **_without(decoder, DECIDED[DEC]), "causal": True, "receives_context": True}
-        enc = gathered.collect(lambda: build_language_model(first, ENC, {"dim"}))
-        dec = gathered.collect(lambda: build_language_model(second, DEC, {"dim"}))
+        enc = collector.collect(lambda: build_language_model(first, ENC, {"dim"}))
+        dec = collector.collect(lambda: build_language_model(second, DEC, {"dim"}))
         if dec is not None:
-            gathered.findings += loss_findings(dec, pad_value)
+            collector.findings += loss_findings(dec, pad_value)
         if not isinstance(ignore_index, int | None) or isinstance(ignore_index, bool):
             text = (
                 f"`ignore_index` must be int | None, but is {ignore_index!r} ({type(ignore_index).__name__})"
             )
-            gathered.findings.append(Finding("ignore_index", text))
-        gathered.raise_all()
+            collector.findings.append(Finding("ignore_index", text))
+        collector.raise_all()
         self.enc = enc
         self.dec = AutoregressiveWrapper(dec, pad_value if ignore_index is None else ignore_index, pad_value)
 
@@ -102,32 +102,32 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         enc_input_mask: Tensor | None = None,
         dec_input_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(logits, auxiliary loss), or under `return_loss` (loss, 0), the loss with all auxiliary ones.
+        """(logits, auxiliary loss), or with `return_loss` (loss, 0), with auxiliary losses included.
 
         Args:
             seq_in: ids [B, S].
-            seq_out: ids [B, T]; under `return_loss` each token is predicted from those before.
-            randomly_truncate_sequence: cut `seq_out` to a random length from 2 on, so that short targets are
-                learned too; the length comes from torch's generator. Only with `return_loss`.
-            enc_input_mask, dec_input_mask: bool [B, S] and [B, T], True for real tokens.
+            seq_out: ids [B, T]; with `return_loss` each token is predicted from those before.
+            randomly_truncate_sequence: cut `seq_out` to a random length of at least 2, to train short targets
+                too; the length comes from torch's generator. Only with `return_loss`.
+            enc_input_mask, dec_input_mask: bool [B, S] and [B, T], True for tokens.
         """
         if randomly_truncate_sequence and not return_loss:
-            raise ValueError("`randomly_truncate_sequence` must come with `return_loss=True`, but came alone")
+            raise ValueError("`randomly_truncate_sequence` needs `return_loss=True`")
         with named(SOURCE):
             context, outputs = self.enc(seq_in, mask=enc_input_mask, return_losses=True)
-        side = {"context": context, "context_mask": enc_input_mask}
+        kwargs = {"context": context, "context_mask": enc_input_mask}
         zero = torch.zeros((), device=context.device, requires_grad=True)
         if not return_loss:
             with named(TARGET):
-                logits, found = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **side)
-            both = Outputs(context, losses={**found.losses, **_apart(outputs.losses)}).extra_loss
+                logits, decoded = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **kwargs)
+            both = Outputs(context, losses={**decoded.losses, **_encoder_names(outputs.losses)}).extra_loss
             return logits, zero if both is None else both
         if randomly_truncate_sequence:
             length = int(torch.randint(2, max(seq_out.shape[1], 2) + 1, ()))
             seq_out = seq_out[:, :length]
             dec_input_mask = None if dec_input_mask is None else dec_input_mask[:, :length]
         with named(TARGET):
-            loss = self.dec(seq_out, mask=dec_input_mask, **side)
+            loss = self.dec(seq_out, mask=dec_input_mask, **kwargs)
         return loss if outputs.extra_loss is None else loss + outputs.extra_loss, zero
 
     @as_session
@@ -146,9 +146,9 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         cache_kv: bool = True,
         seed: int | None = None,
     ) -> Tensor:
-        """New target tokens, long [B, max_seq_len]; None: as many as the decoder's `max_seq_len`.
+        """New target tokens, long [B, max_seq_len]; None: the decoder's `max_seq_len`.
 
-        The source is read once. Other arguments are those of `AutoregressiveWrapper.generate`.
+        The source is encoded once. Other arguments are those of `AutoregressiveWrapper.generate`.
         """
         with torch.no_grad(), evaluating(self.enc), named(SOURCE):
             context = self.enc(seq_in, mask=enc_input_mask)
@@ -168,7 +168,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
             )
 
     def update_kmeans(self) -> None:
-        """Moves the centroids: once for each step of the optimizer, after it, on all ranks."""
+        """Update the centroids; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
 
@@ -176,11 +176,11 @@ def _without(flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     return {name: value for name, value in flags.items() if name not in names}
 
 
-def _apart(losses: Mapping[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """The encoder's losses under names of their own."""
+def _encoder_names(losses: Mapping[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """The encoder's losses, renamed to differ from the decoder's."""
     return {f"enc.{name}": values for name, values in losses.items()}
 
 
-def _stray(name: str) -> str:
+def _unknown_flag(name: str) -> str:
     hint = nearest(name, ("dim", "ignore_index", "pad_value")) or "; flags begin with `enc_` or `dec_`"
     return f"`{name}` is not a flag of RoutingTransformerEncDec{hint}"

@@ -1,4 +1,4 @@
-"""What a forward reads of the segments before it and leaves for the next: slots, and streams of tokens."""
+"""Memory between segments: read it before a forward, compute the next one after it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flagformer.stack.layers import AttentionLayers
 
 
 class IncomingMemory(NamedTuple):
-    """Slots [B, M, D] that the layers read, and memories of earlier tokens; None: there are none."""
+    """Memory slots [B, M, D], and hidden states of earlier tokens; None: there are none."""
 
     slots: Tensor | None
     tokens: RecurrentState | None
 
 
 def refuse_slots(count: int, layers: AttentionLayers, max_seq_len: int) -> None:
-    """FlagError for slots that nothing reads, or no segment writes."""
+    """FlagError for slots without cross-attention, or without a segment length."""
     findings = []
     if count and not layers.has_cross:
         text = (
@@ -40,46 +40,47 @@ def refuse_slots(count: int, layers: AttentionLayers, max_seq_len: int) -> None:
 
 
 def check_reach(model: Any, name: str) -> None:
-    """Memories of tokens go on beyond the first segment, and so must positions."""
+    """Check that positions continue beyond the first segment, as memories of tokens do."""
     if model.max_mem_len and model.absolute_positions:
         raise ValueError(
-            f"`{name}` has learned positions for {model.max_seq_len} tokens, and segments go on beyond them "
-            "with `max_mem_len`: build it with relative ones such as `rotary_pos_emb=True`"
+            f"`{name}` has learned positions for {model.max_seq_len} tokens, but segments continue beyond "
+            "them with `max_mem_len`: build it with relative ones such as `rotary_pos_emb=True`"
         )
 
 
 def check_session(model: Any, length: Any) -> None:
-    """A decode state holds one segment of a model with slots."""
+    """Check that a decode state of a model with slots holds at most one segment."""
     if model.slots.count and isinstance(length, int) and length > model.max_seq_len:
         raise ValueError(
             f"`length` must be at most `max_seq_len` = {model.max_seq_len}, one segment, but is {length}: "
-            "slots are written behind each segment; `model.stream(batch_size)` decodes longer texts"
+            "slots are updated after each segment; `model.stream(batch_size)` decodes longer texts"
         )
 
 
 def read_incoming_memory(
-    model: Any, x: Tensor, mems: Any, masks: Any, leaves: bool, others: Mapping[str, Any]
+    model: Any, x: Tensor, mems: Any, masks: Any, return_mems: bool, others: Mapping[str, Any]
 ) -> IncomingMemory:
-    """What `mems` and `mem_masks` say to a TransformerWrapper, checked; `leaves`: new ones are asked for."""
+    """Check `mems` and `mem_masks` of a TransformerWrapper's forward and split them."""
     slots, tokens = model.slots.read(mems, x.shape[0])
     if slots is not None:
         _check_segment(x.shape[1], model.max_seq_len)
-    if mems is None and masks is None and not leaves:
+    if mems is None and masks is None and not return_mems:
         return IncomingMemory(slots, None)
     if slots is not None and not model.max_mem_len:
         if masks is not None:
             raise ValueError(
-                "`mem_masks` is for memories of tokens (`max_mem_len`), but this model has slots alone"
+                "`mem_masks` is for memories of tokens (`max_mem_len`), but this model has only slots"
             )
-        others = _beside_slots(others)
-    check_combination(mems, masks, leaves, others)
-    return IncomingMemory(slots, model.recurrence.read(tokens, masks, x.shape[0], leaves and slots is None))
+        others = _without_state(others)
+    check_combination(mems, masks, return_mems, others)
+    tokens = model.recurrence.read(tokens, masks, x.shape[0], return_mems and slots is None)
+    return IncomingMemory(slots, tokens)
 
 
 def cross_attention_context(
     model: Any, past: IncomingMemory, context: Tensor | None, mask: Tensor | None, state: Any
 ) -> Any:
-    """What cross-attention reads: slots where there are any, else what the caller gives."""
+    """The context of cross-attention: the slots if there are any, else the caller's context."""
     if past.slots is None:
         return context
     for name, value in (("context", context), ("context_mask", mask)):
@@ -95,26 +96,26 @@ def next_memory(
     model: Any,
     past: IncomingMemory,
     out: Tensor,
-    streams: Mapping[int, Tensor],
+    hiddens: Mapping[int, Tensor],
     layout: Layout,
     detach: bool | None,
 ) -> RecurrentState:
-    """What the next segment reads, of the layers' `out` [B, T, D] and what their steps read.
+    """The memory for the next segment, from the layers' `out` [B, T, D] and the inputs of their steps.
 
-    `detach`: whether without gradient; None: that of the slots stays.
+    `detach`: True: without gradient; None: only slots have one; False: all have.
     """
     if past.slots is None:
-        left = model.recurrence.write(past.tokens, streams, layout)
+        mems = model.recurrence.write(past.tokens, hiddens, layout)
     else:
         slots = model.slots.write(past.slots, out, layout.valid)
-        left = RecurrentState.of_slots(slots)
+        mems = RecurrentState.of_slots(slots)
         if model.max_mem_len:
-            left = replace(model.recurrence.write(past.tokens, streams, layout), slots=slots)
-    return left if detach is False else left.detach(slots=detach is True)
+            mems = replace(model.recurrence.write(past.tokens, hiddens, layout), slots=slots)
+    return mems if detach is False else mems.detach(slots=detach is True)
 
 
-def _beside_slots(others: Mapping[str, Any]) -> dict[str, Any]:
-    """What slots without memories of tokens leave to be refused: a session may begin with them."""
+def _without_state(others: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that slots without memories of tokens refuse: an empty `state` is accepted."""
     state = others.get("state")
     if state is not None and state.length:
         raise ValueError(
@@ -128,5 +129,5 @@ def _check_segment(length: int, most: int) -> None:
     if length > most:
         raise ValueError(
             f"`x` must be one segment of at most `max_seq_len` = {most} tokens, but has {length}: slots are "
-            "written behind each segment; `model.stream(batch_size)` and `train_segments` read longer texts"
+            "updated after each segment; `model.stream(batch_size)` and `train_segments` read longer texts"
         )

@@ -1,4 +1,4 @@
-"""What decoding sessions, streams and segments ask of a model, beside its forward."""
+"""Methods of a model for decode states, streams and segments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flagformer.wrappers.token_reader import TokenReader
 
 
 class Sessions(TokenReader):
-    """The part of a `TransformerWrapper` that opens sessions and ends segments."""
+    """Base of `TransformerWrapper` that makes decode states and ends segments."""
 
     attn_layers: AttentionLayers
     memory: Memory
@@ -28,13 +28,13 @@ class Sessions(TokenReader):
 
     @as_forward
     def initial_slots(self, batch: int) -> Tensor | None:
-        """[B, M, D], the memory slots that the first segment reads; None for a model without slots."""
+        """[B, M, D], the memory slots before the first segment; None for a model without slots."""
         slots, _ = self.slots.read(None, batch)
         return slots
 
     @as_forward
     def end_segment(self, mems: RecurrentState | None, out: Tensor) -> RecurrentState:
-        """What a segment of tokens alone leaves, of what it read and the layers' `out` [B, T, D] for it."""
+        """Return the memory after a segment, from `mems` before it and the layers' `out` [B, T, D]."""
         slots, _ = self.slots.read(mems, len(out))
         return next_memory(
             self, IncomingMemory(slots, None), out, {}, Layout.arange(out.shape[1], out.device), True
@@ -50,17 +50,17 @@ class Sessions(TokenReader):
         seq_start_pos: Tensor | None = None,
         num_prepend_embeds: int = 0,
     ) -> DecodeState | InterleavedDecodeState:
-        """A preallocated decoding session for `batch` rows of at most `length` tokens.
+        """Return a preallocated decode state for `batch` rows of at most `length` tokens.
 
         Args:
-            window: every query sees at most this many of the last tokens; None: all. Memory tokens and
-                prepended embeddings stay in sight and do not count.
-            seq_start_pos: [B] the place of each left-padded row's first real token.
-            num_prepend_embeds: room for so many embeddings of `prepend_embeds`, beside the tokens.
+            window: every query attends to at most this many of the last tokens; None: all. Memory tokens and
+                prepended embeddings are always allowed and not counted.
+            seq_start_pos: [B] the index of each left-padded row's first valid token.
+            num_prepend_embeds: maximum number of `prepend_embeds`, in addition to the tokens.
         """
         check_session(self, length)
         device, dtype = home_of(self)
-        if is_sharded(self):  # FSDP2's policy of mixed precision says what forwards compute in
+        if is_sharded(self):  # FSDP2's mixed precision policy sets the dtype of forwards
             dtype = self.token_emb(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)

@@ -1,4 +1,4 @@
-"""The halves of a Memformer: an encoder that reads and writes slots, and a decoder that reads the encoder."""
+"""The halves of a Memformer: an encoder with memory slots, and a decoder that reads the encoder's output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flagformer.wrappers.encoder_decoder import (
 )
 from flagformer.wrappers.transformer import TransformerWrapper
 
-# What is decided by there being slots and two halves, and why.
+# Flags that the model fixes, and the reason.
 DECIDED: dict[str, dict[str, str]] = {
     ENC: {
         **{
@@ -28,16 +28,16 @@ DECIDED: dict[str, dict[str, str]] = {
         },
         **{name: encoder_decoder.FIXED_BY_MODEL[ENC][name] for name in ("tie_embedding", "logits_dim")},
         "cross_attend": "an encoder always reads its slots",
-        **dict.fromkeys(TOKENS, "what an encoder remembers is in its slots"),
-        **{name: f"it has no prefix: say `{name}`" for name in SLOTS_OF_MEMORY},
+        **dict.fromkeys(TOKENS, "the memory of the encoder is in its slots"),
+        **{name: f"it has no prefix: use `{name}`" for name in SLOTS_OF_MEMORY},
     },
     DEC: {
         **encoder_decoder.FIXED_BY_MODEL[DEC],
-        **{name: f"slots belong to the encoder: say `{name}`" for name in SLOTS_OF_MEMORY},
+        **{name: f"slots belong to the encoder: use `{name}`" for name in SLOTS_OF_MEMORY},
     },
 }
 del DECIDED[DEC]["cross_attn_tokens_dropout"]
-# What says which positions a half has; where none of these is given it has T5's.
+# Flags that select the positions of a half; without any of these it has T5's.
 POSITIONS = {
     "rotary_pos_emb", "rotary_xpos", "alibi_pos_bias", "rel_pos_bias", "dynamic_pos_bias", "use_abs_pos_emb",
     "scaled_sinu_pos_emb", "disable_abs_pos_emb", "rotation", "position_bias",
@@ -47,25 +47,24 @@ POSITIONS = {
 def build_slot_halves(
     flags: Mapping[str, Any], own: Mapping[str, Any], findings: list[Finding]
 ) -> tuple[TransformerWrapper, TransformerWrapper | None]:
-    """Encoder and decoder; what is wrong with either, and what reaches neither, in one error.
+    """Build encoder and decoder, or raise one FlagError with the mistakes in both and unknown flags.
 
     Args:
-        own: what a Memformer takes without a prefix.
-        findings: what is known to be wrong already; joined by what is found here.
+        own: flags of the Memformer without a prefix.
+        findings: earlier findings, to which those of this function are added.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
     findings += unknown_flags(rest, own, "Memformer")
     dim = own["dim"]
     slots = {name: own[name] for name in SLOTS_OF_MEMORY}
     fixed = {"dim": dim, "return_only_embed": True, **slots, **cross_attention_flags(encoder)}
-    first = build_half(ENC, _placed(encoder), DECIDED[ENC], fixed, findings)
+    first = build_half(ENC, _with_positions(encoder), DECIDED[ENC], fixed, findings)
     second = None
     if own["encoder_only"]:
         findings += _without_decoder(decoder, encoder)
     else:
-        second = build_half(
-            DEC, _placed(decoder), DECIDED[DEC], {"dim": dim, **cross_attention_flags(decoder)}, findings
-        )
+        fixed = {"dim": dim, **cross_attention_flags(decoder)}
+        second = build_half(DEC, _with_positions(decoder), DECIDED[DEC], fixed, findings)
         if second is not None and not second.attn_layers.has_cross:
             text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
             findings.append(Finding("dec_custom_layers", text))
@@ -79,7 +78,7 @@ def build_slot_halves(
 
 
 def invert_buckets(built: Sequence[TransformerWrapper | None]) -> None:
-    """Whether later keys have buckets, the other way round than a half's direction asks for."""
+    """Give later keys buckets in the decoder and one bucket in the encoder, as memformer 0.3 does."""
     for half in built:
         if half is not None:
             bias = half.attn_layers.position_bias
@@ -87,8 +86,8 @@ def invert_buckets(built: Sequence[TransformerWrapper | None]) -> None:
             bias.causal = not bias.causal
 
 
-def _placed(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a half with T5's positions, where it says none and has self-attention to read them."""
+def _with_positions(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a half, with T5's positions if it has self-attention and selects no positions."""
     order = flags.get("custom_layers")
     reads = not flags.get("only_cross") and not (isinstance(order, (str, tuple, list)) and "a" not in order)
     return {"rel_pos_bias": True, **flags} if reads and not POSITIONS & set(flags) else dict(flags)
@@ -112,7 +111,7 @@ def _without_buckets(built: Mapping[str, TransformerWrapper | None]) -> list[Fin
     return [
         Finding(
             "compat_positions",
-            f"`compat_positions` needs `{prefix}rel_pos_bias=True`, because it speaks of that bias' buckets",
+            f"`compat_positions` needs `{prefix}rel_pos_bias=True`, because it changes that bias' buckets",
         )
         for prefix, half in built.items()
         if half is not None and not isinstance(half.attn_layers.position_bias, T5)

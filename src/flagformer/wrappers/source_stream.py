@@ -1,4 +1,4 @@
-"""A source of any length, read by a Memformer as it comes: slots of whole segments, and one that grows."""
+"""Incremental reading of a source of any length by a Memformer: memory slots and the current segment."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from flagformer.wrappers.stream import FILE
 
 
 class SourceStream:
-    """What `Memformer.stream(batch_size)` gives: `enc_out = stream(ids)`, for a few tokens or many at a time.
+    """Result of `Memformer.stream(batch_size)`: `enc_out = stream(ids)`, for any number of tokens per call.
 
-    A segment of `enc_max_seq_len` tokens that is whole is written into the slots when the next one begins.
-    The one that grows is read again at each call, as its tokens see each other. Nothing carries gradient,
-    and the model reads in eval mode.
+    A complete segment of `enc_max_seq_len` tokens updates the slots when the next one begins. The current
+    segment is read again at each call, as its tokens attend to each other. There are no gradients, and the
+    model runs in eval mode.
 
     Args:
         model: a Memformer.
         batch: rows B.
 
     Attributes:
-        length: tokens of each row that were read.
-        mems: [B, M, D], what the segment that grows reads of those before; None: it is the first.
+        length: number of tokens read of each row.
+        mems: [B, M, D], the slots for the current segment; None: it is the first.
     """
 
     def __init__(self, model: Any, batch: int) -> None:
@@ -37,59 +37,59 @@ class SourceStream:
         self.model, self.batch, self.length = model, batch, 0
         self.mems: Tensor | None = None
         self._ids = torch.empty(batch, 0, dtype=torch.long, device=home_of(model)[0])
-        self._left: Tensor | None = None
+        self._next_mems: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids [B, n] -> the encoder's output [B, n, D], given all that was read before."""
+        """ids [B, n] -> the encoder's output [B, n, D], given all earlier tokens."""
         check_ids(ids, self.model.encoder.num_tokens, "ids")
         if len(ids) != self.batch:
             raise ValueError(f"`ids` must hold the {self.batch} rows of this stream, but holds {len(ids)}")
-        pieces, start, most = [], 0, self.model.max_seq_len
+        outputs, start, most = [], 0, self.model.max_seq_len
         with evaluating(self.model):
             while start < ids.shape[1]:
                 if self._ids.shape[1] == most:
-                    self.mems, self._ids = self._left, self._ids[:, :0]
-                part = ids[:, start : start + most - self._ids.shape[1]]
-                self._ids = torch.cat([self._ids, part], dim=1)
+                    self.mems, self._ids = self._next_mems, self._ids[:, :0]
+                new = ids[:, start : start + most - self._ids.shape[1]]
+                self._ids = torch.cat([self._ids, new], dim=1)
                 results = self.model(self._ids, mems=self.mems)
-                pieces.append(results.enc_out[:, -part.shape[1] :])
-                self._left, start = results.mem, start + part.shape[1]
+                outputs.append(results.enc_out[:, -new.shape[1] :])
+                self._next_mems, start = results.mem, start + new.shape[1]
         self.length += ids.shape[1]
-        return torch.cat(pieces, dim=1)
+        return torch.cat(outputs, dim=1)
 
-    def generate(self, start_tokens: PromptLike, seq_len: int, **how: Any) -> Tensor:
-        """New target tokens behind each start, as `Memformer.generate` of the last segment gives them."""
+    def generate(self, start_tokens: PromptLike, seq_len: int, **kwargs: Any) -> Tensor:
+        """New target tokens after each start, as from `Memformer.generate` of the last segment."""
         if not self.length:
-            raise ValueError("`generate` needs a source, but this stream has read nothing yet")
-        return self.model.generate(self._ids, start_tokens, seq_len, mems=self.mems, **how)
+            raise ValueError("`generate` needs a source, but this stream has read no tokens yet")
+        return self.model.generate(self._ids, start_tokens, seq_len, mems=self.mems, **kwargs)
 
     def size_bytes(self) -> int:
-        """What it holds: the same after any number of segments."""
-        held = [part for part in (self._ids, self.mems, self._left) if part is not None]
-        return sum(part.numel() * part.element_size() for part in held)
+        """Memory in bytes, the same after any number of segments."""
+        tensors = [tensor for tensor in (self._ids, self.mems, self._next_mems) if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the model and this stream: `flagformer.load(directory).stream(batch_size, directory)`."""
+        """Write model and stream; to resume: `flagformer.load(directory).stream(batch_size, directory)`."""
         self.model.save(directory)
-        held = {"ids": self._ids, "length": torch.tensor(self.length)}
-        held = held if self.mems is None else {**held, "slots": self.mems}
-        save_tensors(held, Path(directory) / FILE, {"of weights": weights_digest(directory)})
+        tensors = {"ids": self._ids, "length": torch.tensor(self.length)}
+        tensors = tensors if self.mems is None else {**tensors, "slots": self.mems}
+        save_tensors(tensors, Path(directory) / FILE, {"of weights": weights_digest(directory)})
 
     def restore(self, directory: str | Path) -> None:
-        """Goes on where a saved stream stood.
+        """Resume a saved stream.
 
         Raises:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
         refuse_other_weights(Path(directory) / FILE)
-        held = load_tensors(Path(directory) / FILE, self._ids.device)
-        ids = held["ids"]
+        tensors = load_tensors(Path(directory) / FILE, self._ids.device)
+        ids = tensors["ids"]
         if len(ids) != self.batch:
             raise ValueError(
                 f"`batch_size` must be that of the stream in {directory}, {len(ids)}, but is {self.batch}"
             )
-        self.mems, self._ids = held.get("slots"), self._ids[:, :0]
+        self.mems, self._ids = tensors.get("slots"), self._ids[:, :0]
         if ids.shape[1]:
             self(ids)
-        self.length = int(held["length"])
+        self.length = int(tensors["length"])

@@ -1,8 +1,8 @@
-"""A model in a directory: weights as safetensors, flags as JSON; nothing in it is executed.
+"""Save and load a model as a directory: weights as safetensors, flags as JSON; no code in it is executed.
 
-The weights' file also holds the flags, so that whatever a `save` that was killed has left of two models, one
-file after the other, is told from a model. Directories of version 0.1 have flags in their JSON alone, and
-other names of parameters (`storage_schema.py`).
+The file of weights also holds the flags, so that the files of two models, mixed by an interrupted `save`, are
+detected. Directories of version 0.1 have the flags only in the JSON file, and other names of parameters
+(`storage_schema.py`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ METADATA = "flagformer"  # one key: safetensors writes several in an order that 
 def save_model(
     model: TransformerWrapper | XTransformer | Memformer | ViTransformerWrapper, directory: Path
 ) -> None:
-    """Writes both files, each to a temporary name first, so that a crash leaves no half of one.
+    """Write both files, each to a temporary name first, so that a crash leaves no incomplete file.
 
     Raises:
-        ValueError: for a model that `load_model` could not give back, naming what differs; nothing is
-            written.
+        ValueError: for a model that `load_model` could not restore, with the differences; no file is written.
     """
-    from flagformer.wrappers.build import build  # which makes models of this module's callers
+    from flagformer.wrappers.build import build  # which imports the callers of this module
 
     _need_safetensors()
     if is_sharded(model):
@@ -70,10 +69,10 @@ def save_model(
 
 
 def load_model(directory: Path, build: Any) -> nn.Module:
-    """Reads what `save_model` wrote; `build` makes a model of flags.
+    """Load a directory of `save_model`; `build` builds a model from flags.
 
     Raises:
-        ValueError: naming the file that is missing, unreadable, of a newer schema or of another model.
+        ValueError: names the file that is missing, unreadable, of a newer schema or of another model.
     """
     _refuse_other(directory)
     path = directory / WEIGHTS
@@ -84,10 +83,10 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     _refuse_other_flags(record, path, directory / FLAGS)
     state = rename_saved(load_tensors(path), model.state_dict())
-    learned = {name for name, _ in model.named_parameters()}  # buffers may keep a precision of their own
-    kinds = {state[name].dtype for name in learned & set(state) if state[name].is_floating_point()}
-    if len(kinds) == 1:  # a model saved in half precision comes back in it
-        model.to(kinds.pop())
+    parameters = {name for name, _ in model.named_parameters()}  # buffers may have another precision
+    dtypes = {state[name].dtype for name in parameters & set(state) if state[name].is_floating_point()}
+    if len(dtypes) == 1:  # a model saved in half precision is loaded in half precision
+        model.to(dtypes.pop())
     else:
         for name, parameter in model.named_parameters():
             if name in state:
@@ -104,19 +103,19 @@ def load_model(directory: Path, build: Any) -> nn.Module:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """By name, as safetensors, with some texts; first to a temporary name."""
+    """Write tensors by name as a safetensors file with metadata, first to a temporary name."""
     _need_safetensors()
     from safetensors.torch import save
 
-    held = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
-    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, held))
+    header = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """What `save_tensors` wrote.
+    """Read a file of `save_tensors`.
 
     Raises:
-        ValueError: naming a file that is missing or unreadable.
+        ValueError: names a file that is missing or unreadable.
     """
     _need_safetensors()
     from safetensors import SafetensorError
@@ -130,19 +129,19 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         return load_file(path, str(device))
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}); it is cut off or is no safetensors file"
+            f"{path} cannot be read ({error}); it is truncated or not a safetensors file"
         ) from None
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """The texts in what `save_tensors` wrote; empty where there are none, or no such file can be read."""
+    """Read the metadata of a file of `save_tensors`; empty if there is none or the file cannot be read."""
     _need_safetensors()
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             texts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):  # ValueError: no JSON under our key
+    except (SafetensorError, OSError, ValueError, RecursionError):  # ValueError: invalid JSON
         return {}
     return (
         {name: text for name, text in texts.items() if isinstance(text, str)}
@@ -152,61 +151,61 @@ def load_metadata(path: Path) -> dict[str, str]:
 
 
 def weights_digest(directory: str | Path) -> str:
-    """What tells the weights in a directory from others; empty for those of version 0.1."""
+    """The digest of the weights in a directory; empty for those of version 0.1."""
     return load_metadata(Path(directory) / WEIGHTS).get("weights", "")
 
 
 def refuse_other_weights(path: Path) -> None:
-    """ValueError for a stream beside weights that it was not saved with."""
+    """ValueError for a stream that was not saved with the weights in its directory."""
     saved, here = load_metadata(path).get("of weights", ""), weights_digest(path.parent)
     if saved and here and saved != here:
         raise ValueError(
             f"{path} was not saved with {path.parent / WEIGHTS}: a `save` was interrupted, or the model was "
-            "saved alone since; save both again by `stream.save`"
+            "saved later without the stream; save both again by `stream.save`"
         )
 
 
 def _refuse_other_flags(record: Mapping[str, Any], weights: Path, flags: Path) -> None:
-    held = load_metadata(weights).get("flags")
-    if held is None or record.get("saved") == _digest(held.encode()) or record["flags"] == json.loads(held):
+    text = load_metadata(weights).get("flags")
+    if text is None or record.get("saved") == _digest(text.encode()) or record["flags"] == json.loads(text):
         return
     raise ValueError(
         f"{weights} does not hold the weights of {flags}, but of a model with other flags: a `save` was "
         f"interrupted, or a file was copied; save again, or delete {flags.name} to load the model of the "
-        "weights, which hold their flags too"
+        "weights, whose file holds its flags too"
     )
 
 
 def _refuse_other(directory: Path) -> None:
-    """ValueError, saying what is there, where no model of this library can be."""
+    """ValueError for a path that cannot hold a model of this library, with a description of it."""
     if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        raise ValueError(f"`directory` must be one that `model.save` wrote, but {directory} {what}")
+        fault = "is a file" if directory.exists() else "does not exist"
+        raise ValueError(f"`directory` must be one that `model.save` wrote, but {directory} {fault}")
     if (directory / FLAGS).exists() or load_metadata(directory / WEIGHTS).get("flags"):
         return
     if (directory / "model" / FLAGS).exists():
-        raise ValueError(f"{directory} holds no model itself; load {directory / 'model'}")
+        raise ValueError(f"{directory} is not the directory of the model; load {directory / 'model'}")
     if other := recognise_directory(directory):
         raise ValueError(
-            f"{directory} is {other.what}, but `load` reads what `model.save` wrote; {other.advice}"
+            f"{directory} is {other.what}, but `load` reads directories of `model.save`; {other.advice}"
         )
 
 
 def _read_record(path: Path, weights: Path) -> dict[str, Any]:
-    """The record of flags; that of the weights where its file is not there (any more, or yet)."""
+    """The record of flags; that in the file of weights if there is no file of flags."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        held = load_metadata(weights).get("flags")
-        if held is None:
+        text = load_metadata(weights).get("flags")
+        if text is None:
             raise ValueError(f"{path} does not exist; `model.save(directory)` writes it") from None
-        record = {"schema": SCHEMA, "flags": json.loads(held)}
+        record = {"schema": SCHEMA, "flags": json.loads(text)}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno} is not valid JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
-        raise ValueError(f"{path} must hold an object with `schema` and `flags`; it is not one of ours")
+        raise ValueError(f"{path} must hold an object with `schema` and `flags`; another program wrote it")
     if record.get("schema") not in READABLE:
         raise ValueError(
             f"{path} has schema {record.get('schema')!r}, but this version reads schemas "
@@ -216,7 +215,7 @@ def _read_record(path: Path, weights: Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Gives `path` new content, all of it or, by an OSError, none."""
+    """Replace the content of `path` atomically; after an OSError it is unchanged."""
     temporary = path.with_name(path.name + ".partial")
     try:
         with open(temporary, "wb") as file:
@@ -244,12 +243,12 @@ def _digest(content: bytes) -> str:
 
 
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, dtypes, shapes and values."""
-    found = hashlib.sha256()
+    """Digest of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A text of any length, read as it comes: memory of whole segments, and a cache of the one that grows."""
+"""Incremental reading of a text of any length: memory of past segments, a cache of the current one."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FILE = "stream.safetensors"
 
 
 class Stream:
-    """What `model.stream(batch_size)` gives: `logits = stream(ids)`, for a few tokens or many at a time.
+    """Result of `model.stream(batch_size)`: `logits = stream(ids)`, for any number of tokens per call.
 
-    Every `max_seq_len` tokens a segment ends: it is written into the slots, or becomes memories of tokens.
-    Models with slots alone keep a decode state of the segment that grows, so that each token is read once;
-    those with `max_mem_len` read the growing segment again at each call. Nothing carries gradient, and the
-    model reads in eval mode.
+    A segment ends after `max_seq_len` tokens: it updates the slots, or becomes memories of tokens. Models
+    with only slots use a decode state for the current segment, so that each token is read once; those with
+    `max_mem_len` read the current segment again at each call. There are no gradients, and the model runs in
+    eval mode.
 
     Args:
         model: a causal TransformerWrapper with `num_memory_slots` or `max_mem_len`.
         batch: rows B.
 
     Attributes:
-        length: tokens of each row that were read.
-        mems: what the segment that grows reads of those before; None: it is the first.
+        length: number of tokens read of each row.
+        mems: the memory for the current segment; None: it is the first.
     """
 
     def __init__(self, model: Any, batch: int) -> None:
@@ -45,105 +45,105 @@ class Stream:
 
     def _begin(self) -> None:
         self._ids = torch.empty(self.batch, 0, dtype=torch.long, device=home_of(self.model)[0])
-        self._read: list[Tensor] = []
+        self._outputs: list[Tensor] = []
         self._state: Any = None
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids [B, n] -> logits [B, n, V], given all that was read before."""
+        """ids [B, n] -> logits [B, n, V], given all earlier tokens."""
         check_ids(ids, self.model.num_tokens)
         if len(ids) != self.batch:
             raise ValueError(f"`ids` must hold the {self.batch} rows of this stream, but holds {len(ids)}")
-        pieces, start = [], 0
+        logits, start = [], 0
         with evaluating(self.model):
             while start < ids.shape[1]:
                 end = start + self.model.max_seq_len - self._ids.shape[1]
-                pieces.append(self.model.to_logits(self._extend(ids[:, start:end])))
+                logits.append(self.model.to_logits(self._extend(ids[:, start:end])))
                 start = end
         self.length += ids.shape[1]
-        return torch.cat(pieces, dim=1)
+        return torch.cat(logits, dim=1)
 
-    def _extend(self, part: Tensor) -> Tensor:
-        """Reads what still fits into the segment; embeddings [B, n, D]."""
-        self._ids = torch.cat([self._ids, part], dim=1)
-        return self._whole(part.shape[1]) if self.model.max_mem_len else self._cached(part)
+    def _extend(self, new: Tensor) -> Tensor:
+        """Read new tokens of the current segment; returns embeddings [B, n, D]."""
+        self._ids = torch.cat([self._ids, new], dim=1)
+        return self._whole(new.shape[1]) if self.model.max_mem_len else self._cached(new)
 
-    def _cached(self, part: Tensor) -> Tensor:
+    def _cached(self, new: Tensor) -> Tensor:
         most = self.model.max_seq_len
         first = self._state is None
         if first:
             self._state = self.model.init_state(self.batch, most)
         mems = self.mems if first else None
-        out = self.model(part, state=self._state, mems=mems, return_embeddings=True)
-        self._read.append(out)
+        out = self.model(new, state=self._state, mems=mems, return_embeddings=True)
+        self._outputs.append(out)
         if self._ids.shape[1] == most:
-            self.mems = self.model.end_segment(self.mems, torch.cat(self._read, dim=1))
+            self.mems = self.model.end_segment(self.mems, torch.cat(self._outputs, dim=1))
             self._begin()
         return out
 
     def _whole(self, count: int) -> Tensor:
-        out, left = self.model(
+        out, mems = self.model(
             self._ids, mems=self.mems, return_mems=True, detach_mems=True, return_embeddings=True
         )
         if self._ids.shape[1] == self.model.max_seq_len:
-            self.mems = left
+            self.mems = mems
             self._begin()
         return out[:, -count:]
 
     def size_bytes(self) -> int:
-        """What it holds: the same after any number of segments."""
-        held = [self._ids, *self._read]
+        """Memory in bytes, the same after any number of segments."""
+        tensors = [self._ids, *self._outputs]
         if self.mems is not None:
-            held += [*self.mems.hiddens, *([] if self.mems.slots is None else [self.mems.slots])]
-        own = sum(tensor.numel() * tensor.element_size() for tensor in held)
+            tensors += [*self.mems.hiddens, *([] if self.mems.slots is None else [self.mems.slots])]
+        own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return own + (0 if self._state is None else self._state.size_bytes())
 
     def save(self, directory: str | Path) -> None:
-        """Writes the model and this stream: `flagformer.load(directory).stream(batch_size, directory)`."""
+        """Write model and stream; to resume: `flagformer.load(directory).stream(batch_size, directory)`."""
         self.model.save(directory)
-        held = {"ids": self._ids, "length": torch.tensor(self.length)}
+        tensors = {"ids": self._ids, "length": torch.tensor(self.length)}
         if self.mems is not None:
             layout = self.mems.layout
-            held |= {f"stream {place}": one for place, one in enumerate(self.mems.hiddens)}
-            held |= {
+            tensors |= {f"stream {index}": hidden for index, hidden in enumerate(self.mems.hiddens)}
+            tensors |= {
                 "positions": layout.positions,
                 "start": torch.tensor([layout.start, layout.contiguous_positions]),
             }
-            held |= {
-                name: value
-                for name, value in (("padding", layout.valid), ("slots", self.mems.slots))
-                if value is not None
-            }
-        save_tensors(held, Path(directory) / FILE, {"of weights": weights_digest(directory)})
+            # the names in the file are those of version 0.1
+            optional = {"padding": layout.valid, "slots": self.mems.slots}
+            tensors |= {name: value for name, value in optional.items() if value is not None}
+        save_tensors(tensors, Path(directory) / FILE, {"of weights": weights_digest(directory)})
 
     def restore(self, directory: str | Path) -> None:
-        """Goes on where a saved stream stood.
+        """Resume a saved stream.
 
         Raises:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
         refuse_other_weights(Path(directory) / FILE)
-        held = load_tensors(Path(directory) / FILE, home_of(self.model)[0])
-        ids = held["ids"]
+        tensors = load_tensors(Path(directory) / FILE, home_of(self.model)[0])
+        ids = tensors["ids"]
         if len(ids) != self.batch:
             raise ValueError(
                 f"`batch_size` must be that of the stream in {directory}, {len(ids)}, but is {self.batch}"
             )
-        self.mems = _memories(held)
+        self.mems = _memories(tensors)
         self._begin()
         if ids.shape[1]:
             self(ids)
-        self.length = int(held["length"])
+        self.length = int(tensors["length"])
 
 
-def _memories(held: dict[str, Tensor]) -> RecurrentState | None:
-    if "positions" not in held:
+def _memories(tensors: dict[str, Tensor]) -> RecurrentState | None:
+    if "positions" not in tensors:
         return None
-    start, by_place = held["start"].tolist()
-    layout = Layout(held["positions"], held.get("padding"), start=start, contiguous_positions=bool(by_place))
-    count = sum(name.startswith("stream ") for name in held)
-    streams = tuple(held[f"stream {place}"] for place in range(count))
-    return RecurrentState(streams, layout, held.get("slots"))
+    start, contiguous = tensors["start"].tolist()
+    layout = Layout(
+        tensors["positions"], tensors.get("padding"), start=start, contiguous_positions=bool(contiguous)
+    )
+    count = sum(name.startswith("stream ") for name in tensors)
+    hiddens = tuple(tensors[f"stream {index}"] for index in range(count))
+    return RecurrentState(hiddens, layout, tensors.get("slots"))
 
 
 def _check_model(model: Any) -> None:
@@ -152,7 +152,7 @@ def _check_model(model: Any) -> None:
             "a stream needs a model with memory: build it with `num_memory_slots` or `max_mem_len`"
         )
     if not model.can_cache:
-        raise ValueError("a stream needs causal layers, but these see later tokens")
+        raise ValueError("a stream needs causal layers, but these attend to later tokens")
     if not model.max_seq_len:
         raise ValueError("a stream needs segments of a length, but the model's `max_seq_len` is 0")
     check_reach(model, "model")

@@ -34,7 +34,7 @@ from flagformer.wrappers.segments import (
 from flagformer.wrappers.sessions import Sessions
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.stream import Stream
-from flagformer.wrappers.z_loss import losses_asked, refuse_no_attention
+from flagformer.wrappers.z_loss import refuse_no_attention, requested_losses
 
 MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
 
@@ -43,11 +43,11 @@ MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_de
 class TransformerWrapper(Sessions):
     """A language model: token embedding, positions, layers, logits.
 
-    Absolute positions: learned ones when the layers know no relative scheme, none when they do; say
-    `use_abs_pos_emb` or `scaled_sinu_pos_emb` to decide yourself.
+    Absolute positions are learned if the layers have no relative scheme, and absent if they have one; set
+    `use_abs_pos_emb` or `scaled_sinu_pos_emb` to choose.
 
     Raises:
-        FlagError: for values that cannot be, all at once.
+        FlagError: lists every invalid value.
     """
 
     first = ("attn_layers", "token_emb")
@@ -57,7 +57,7 @@ class TransformerWrapper(Sessions):
         *,
         num_tokens: Annotated[int, Flag("num_tokens", "size V of the vocabulary", ge=1)],
         max_seq_len: Annotated[
-            int, Flag("max_seq_len", "positions a learned table holds; others may go beyond", ge=0)
+            int, Flag("max_seq_len", "size of a learned position table; other schemes may exceed it", ge=0)
         ],
         attn_layers: AttentionLayers,
         use_abs_pos_emb: bool | None = None,
@@ -118,12 +118,12 @@ class TransformerWrapper(Sessions):
             raise FlagError([Finding("emb_frac_gradient", text)])
         dim, kinds = attn_layers.dim, embed_num_tokens or {}
         if not all(name.isidentifier() for name in kinds):
-            text = f"`embed_num_tokens` must hold names as in code, but holds {', '.join(map(repr, kinds))}"
+            text = f"`embed_num_tokens` must hold identifiers, but holds {', '.join(map(repr, kinds))}"
             raise FlagError([Finding("embed_num_tokens", text)])
         width = emb_dim or dim
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         self.attn_z_loss_weight = float(attn_z_loss_weight)
-        # vectors of length 1 start small, so that small steps turn them quickly
+        # normalised vectors start small, so that small steps change their direction quickly
         self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
         self.form = l2_normalize if l2norm_embed else identity
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
@@ -139,7 +139,7 @@ class TransformerWrapper(Sessions):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flat flags that `flagformer.build` makes this model of."""
+        """The flat flags from which `flagformer.build` builds this model."""
         named = [name for cls, name in MODEL_NAMES.items() if isinstance(self.attn_layers, cls)]
         kind = named[0] if named else "decoder" if self.attn_layers.causal else "encoder"
         layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
@@ -151,32 +151,32 @@ class TransformerWrapper(Sessions):
 
     @property
     def has_losses(self) -> bool:
-        """Whether training forwards make auxiliary losses, which `return_losses` gives."""
-        made = any(getattr(module, "has_aux_loss", False) for module in self.attn_layers.modules())
-        return made or bool(self.attn_z_loss_weight)
+        """Whether training forwards compute auxiliary losses, which `return_losses` returns."""
+        in_layers = any(getattr(module, "has_aux_loss", False) for module in self.attn_layers.modules())
+        return in_layers or bool(self.attn_z_loss_weight)
 
     def update_kmeans(self) -> None:
-        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
     @property
     def logits_dim(self) -> int:
-        """Logits of a token."""
+        """Number of logits of a token."""
         return self.resolved.flags["logits_dim"] or self.num_tokens
 
     @property
     def max_mem_len(self) -> int:
-        """Tokens of earlier segments that `return_mems` keeps."""
+        """Maximum number of tokens of earlier segments in the result of `return_mems`."""
         return self.resolved.flags["max_mem_len"]
 
     @property
     def num_memory_slots(self) -> int:
-        """Slots of a row, which segments write."""
+        """Number of memory slots of a row."""
         return self.slots.count
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether a table of positions ends at `max_seq_len`."""
+        """Whether positions are limited to `max_seq_len` by a table."""
         return self.pos_emb.limit is not None
 
     def num_params(self, *, embedding: bool = True) -> int:
@@ -314,7 +314,7 @@ class TransformerWrapper(Sessions):
         layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
         layout = layout if past.tokens is None else past.tokens.shift_layout(layout)
         check_positions(layout, self.pos_emb.limit, self.max_seq_len)
-        weights = losses_asked(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
+        weights = requested_losses(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
         collector = options.collector(weights, self.attn_layers.recurrent_steps)
         width = self.embedding.width
         prepended = read_prepended(prepend_embeds, prepend_mask, x.shape[0], width, self.attn_layers)

@@ -1,4 +1,4 @@
-"""Wrappers that `flagformer.load` does not make, and what to save in their place."""
+"""Wrappers that `flagformer.load` does not restore, and how to save them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class Unsaved:
-    """A wrapper whose `save` says what to call.
+    """A wrapper whose `save` raises an error with the calls to use.
 
     Attributes:
-        saving: the calls that save such a wrapper and make it again.
+        saving: the calls that save and restore such a wrapper.
     """
 
     saving: str
 
     def save(self, directory: str | Path) -> None:
-        """Raises ValueError, with the calls that save and load what this wrapper holds."""
-        raise ValueError(f"a {type(self).__name__} is saved in parts: {self.saving}; nothing was written")
+        """Raise ValueError, with the calls that save and load the parts of this wrapper."""
+        raise ValueError(f"a {type(self).__name__} is saved in parts: {self.saving}; no file was written")

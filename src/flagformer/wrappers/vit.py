@@ -23,15 +23,15 @@ Size = int | tuple[int, ...]
 class ViTransformerWrapper(Whole):
     """A vision transformer (arXiv:2010.11929) with register tokens (arXiv:2309.16588).
 
-    Relative schemes count patches row by row; register tokens stand behind the last patch and are left out of
-    what is returned. The published model reads a class token, this one the mean over patches (appendix D.3).
-    Patches have learned places, unless the layers say `disable_abs_pos_emb=True`.
+    Relative schemes count patches row by row; register tokens follow the last patch and are removed from the
+    result. The published model reads a class token, this one the mean over patches (appendix D.3). Patches
+    have learned positions, unless the layers have `disable_abs_pos_emb=True`.
 
     Args:
         attn_layers: an Encoder without cross-attention, with any flags.
 
     Raises:
-        FlagError: for values that cannot be, all at once.
+        FlagError: lists every invalid value.
     """
 
     parts = (FlagGroup("", LAYER_SCOPES, frozenset({"causal", "cross_attend", "only_cross"})),)
@@ -41,11 +41,11 @@ class ViTransformerWrapper(Whole):
         self,
         *,
         image_size: Annotated[Size, Flag("image_size", "pixels, one number or (height, width)", ge=1)],
-        patch_size: Annotated[Size, Flag("patch_size", "pixels of a patch, the same", ge=1)],
+        patch_size: Annotated[Size, Flag("patch_size", "pixels of a patch, in the same form", ge=1)],
         attn_layers: AttentionLayers,
         channels: Annotated[int, Flag("channels", "channels C of an image", ge=1)] = 3,
         num_classes: Annotated[
-            int | None, Flag("num_classes", "logits; None: the model gives embeddings", ge=1)
+            int | None, Flag("num_classes", "logits; None: the model returns embeddings", ge=1)
         ] = None,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embedded patches")] = False,
         num_register_tokens: Annotated[
@@ -67,8 +67,8 @@ class ViTransformerWrapper(Whole):
         self.own, dim = given, attn_layers.dim
         image, patch = _pair(image_size), _pair(patch_size)
         grid = (image[0] // patch[0], image[1] // patch[1])
-        placed = attn_layers.hints.disable_abs_pos_emb is not True
-        self.patches = PatchEmbedding(grid, patch, channels, dim, placed)
+        has_positions = attn_layers.hints.disable_abs_pos_emb is not True
+        self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions)
         self.post_emb_norm = LayerNorm(dim) if post_emb_norm else identity
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.registers = Registers(num_register_tokens, dim) if num_register_tokens else identity
@@ -77,7 +77,7 @@ class ViTransformerWrapper(Whole):
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> ViTransformerWrapper:
-        """What `flagformer.build` makes of `model: vit`."""
+        """The model that `flagformer.build` returns for `model: vit`."""
         own = {name: value for name, value in flags.items() if name in OWN}
         findings = own_flag_errors(ViTransformerWrapper, own)
         layers: AttentionLayers | None = None
@@ -92,7 +92,7 @@ class ViTransformerWrapper(Whole):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flat flags that `flagformer.build` makes this model of."""
+        """The flat flags from which `flagformer.build` builds this model."""
         layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
         return {"model": "vit", **self.own, **layers}
 
@@ -101,16 +101,16 @@ class ViTransformerWrapper(Whole):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def explain(self) -> str:
-        """What was built, slot by slot, and why each kernel was chosen."""
+        """Describe the components, slot by slot, and the reason for each kernel."""
         rows, columns = self.patches.grid
         height, width = self.patches.patch
         registers = self.own["num_register_tokens"]
-        what = f"{rows} x {columns} patches of {height} x {width} pixels, {registers} registers"
-        title = f"ViTransformerWrapper: {self.num_params():,} parameters, {what}"
+        sizes = f"{rows} x {columns} patches of {height} x {width} pixels, {registers} registers"
+        title = f"ViTransformerWrapper: {self.num_params():,} parameters, {sizes}"
         return "\n".join([title, self.attn_layers.explain()])
 
     def save(self, directory: str | Path) -> None:
-        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
         save_model(self, Path(directory))
 
     def forward(
@@ -119,17 +119,17 @@ class ViTransformerWrapper(Whole):
         """Images -> logits.
 
         Args:
-            img: [B, C, height, width], both multiples of `patch_size`; any such size: learned positions are
-                resized where it is not `image_size`.
-            return_embeddings: the patches' output [B, N, D], row by row, in place of logits. So does a model
-                without `num_classes`.
-            return_logits_and_embeddings: (logits, embeddings).
+            img: [B, C, height, width], both multiples of `patch_size`. Learned positions are resized for
+                sizes other than `image_size`.
+            return_embeddings: return the patches' output [B, N, D], row by row, in place of logits. A model
+                without `num_classes` always does.
+            return_logits_and_embeddings: return (logits, embeddings).
 
         Returns:
-            logits [B, num_classes], of the mean over patches, or what the `return_` argument says.
+            logits [B, num_classes], of the mean over patches, or the result of the `return_` argument.
 
         Raises:
-            ValueError: naming the argument, what it was and what it must be.
+            ValueError: names the argument, its value and the values allowed.
         """
         classes = self.own["num_classes"]
         if return_logits_and_embeddings and (return_embeddings or classes is None):
@@ -153,7 +153,7 @@ OWN = frozenset(
 
 
 def _as_size(value: Any) -> Any:
-    """Files write pairs as lists."""
+    """Convert a list, the form of a pair in files, to a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -162,14 +162,14 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 def _check(given: Mapping[str, Any], layers: Any) -> None:
-    """Refuses values that cannot be, and layers that cannot read an image, all at once."""
+    """Raise one FlagError for all invalid values and for layers that cannot read an image."""
     findings = own_flag_errors(ViTransformerWrapper, given)
     if not findings:
         findings = _check_sizes(given["image_size"], given["patch_size"])
     if not isinstance(layers, AttentionLayers) or layers.causal or layers.has_cross:
-        what = type(layers).__name__
-        what += " with cross-attention" if getattr(layers, "has_cross", False) else ""
-        text = f"`attn_layers` must be an Encoder without cross-attention, but is {what}"
+        found = type(layers).__name__
+        found += " with cross-attention" if getattr(layers, "has_cross", False) else ""
+        text = f"`attn_layers` must be an Encoder without cross-attention, but is {found}"
         findings.append(Finding("attn_layers", text))
     if findings:
         raise FlagError(findings)
@@ -183,8 +183,8 @@ def _check_sizes(image: Size, patch: Size) -> list[Finding]:
             findings.append(Finding(name, text))
     if findings:
         return findings
-    pixels, part = _pair(image), _pair(patch)
-    if pixels[0] % part[0] or pixels[1] % part[1]:
+    (height, width), (rows, columns) = _pair(image), _pair(patch)
+    if height % rows or width % columns:
         text = f"`image_size` must be a multiple of `patch_size` {patch}, but is {image}"
         findings.append(Finding("image_size", text))
     return findings

@@ -34,13 +34,13 @@ Mems = RecurrentState | Sequence[Tensor]
 
 
 class XLAutoregressiveWrapper(Unsaved, Whole):
-    """The loss of next tokens, and generation, over segments of `max_seq_len` that read memories.
+    """The next-token loss, and generation, over segments of `max_seq_len` with memories.
 
     Args:
         net: a causal model with `max_mem_len`, or `num_memory_slots`; one with `max_mem_len` must not have
             learned absolute positions. Others are refused with ValueError.
-        ignore_index: a target of this value does not count; `x` may hold it as padding.
-        pad_value: the id read in its place, and written behind a row that has ended.
+        ignore_index: targets with this value are ignored; `x` may hold it as padding.
+        pad_value: the id read in its place, and written after the end of a row.
     """
 
     net: Any  # a TransformerWrapper
@@ -56,10 +56,10 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         tokens, slots = (getattr(net, name, 0) for name in ("max_mem_len", "num_memory_slots"))
         if not tokens and not slots:
             raise ValueError(
-                "`net` must keep memories between segments: build it with `max_mem_len` or `num_memory_slots`"
+                "`net` must have memory between segments: build it with `max_mem_len` or `num_memory_slots`"
             )
         if not self.net.max_seq_len:
-            raise ValueError("`net` must say how long a segment is, but its `max_seq_len` is 0")
+            raise ValueError("`net` must have a segment length, but its `max_seq_len` is 0")
         check_reach(self.net, "net")
         check_pad(self.net, pad_value)
         self.ignore_index, self.pad_value = ignore_index, pad_value
@@ -77,52 +77,52 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         detach_mems: bool | None = None,
         return_mems: bool = False,
     ) -> Any:
-        """Mean cross entropy, in nats, of x[:, 1:] given what stands before, as far as memories reach.
+        """Mean cross entropy, in nats, of x[:, 1:] given the tokens before, within the reach of memories.
 
-        In training the auxiliary losses of the net are added, each segment's by its share of the tokens.
+        In training the auxiliary losses of the net are added, each segment's weighted by its share of tokens.
 
         Args:
             x: ids [B, T], T at least 2; read in segments of `max_seq_len`, the last may be shorter.
-            mems: of the text before, as `return_mems` gave them.
-            mask: bool [B, T], True for real tokens; a target counts where it and the token before are real.
+            mems: memories of the text before, a result of `return_mems`.
+            mask: bool [B, T], True for tokens; a target counts if it and the token before are valid.
             context: [B, S, D] for models with cross attention, the same for all segments.
-            context_mask: bool [B, S], True for real places of the context.
+            context_mask: bool [B, S], True for tokens of the context.
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`.
-            detach_mems: no gradient flows from a segment to the one before; False lets it; None: through
-                slots alone, as in the papers.
+            detach_mems: True: no gradient flows from a segment to the one before; False: through all
+                memories; None: through slots only, as in the papers.
             return_mems: return (loss, memories).
 
         The loss is NaN where no target counts.
         """
         ids, targets = ids_and_targets(x, self.net, self.ignore_index, self.pad_value, mask)
-        given = ids[:, :-1]
+        inputs = ids[:, :-1]
         total: Tensor | float = 0.0
-        beside: Tensor | float = 0.0
-        for start in range(0, given.shape[1], self.net.max_seq_len):
-            part = slice(start, min(start + self.net.max_seq_len, given.shape[1]))
+        auxiliary: Tensor | float = 0.0
+        for start in range(0, inputs.shape[1], self.net.max_seq_len):
+            segment = slice(start, min(start + self.net.max_seq_len, inputs.shape[1]))
             logits, mems, extra = self._read(
-                given[:, part],
+                inputs[:, segment],
                 {
-                    "mask": None if mask is None else mask[:, part],
+                    "mask": None if mask is None else mask[:, segment],
                     "context": context,
                     "context_mask": context_mask,
-                    "embed_ids": embed_ids and {name: i[:, part] for name, i in embed_ids.items()},
+                    "embed_ids": embed_ids and {name: i[:, segment] for name, i in embed_ids.items()},
                     "mems": mems,
                     "detach_mems": detach_mems,
                 },
             )
             if extra is not None:
-                beside = beside + extra * (logits.shape[1] / given.shape[1])
-            total = total + cross_entropy(logits, targets[:, part], self.ignore_index, "sum")
-        loss = total / (targets != self.ignore_index).sum() + beside
+                auxiliary = auxiliary + extra * (logits.shape[1] / inputs.shape[1])
+            total = total + cross_entropy(logits, targets[:, segment], self.ignore_index, "sum")
+        loss = total / (targets != self.ignore_index).sum() + auxiliary
         return (loss, mems) if return_mems else loss
 
-    def _read(self, ids: Tensor, side: Mapping[str, Any]) -> tuple[Tensor, RecurrentState, Tensor | None]:
-        """Logits of a segment, the memories that it leaves, and the auxiliary losses of training."""
+    def _read(self, ids: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, RecurrentState, Tensor | None]:
+        """Logits of a segment, the memories after it, and the auxiliary losses in training."""
         if self.training and getattr(self.net, "has_losses", False):
-            logits, outputs = self.net(ids, return_mems=True, return_losses=True, **side)
+            logits, outputs = self.net(ids, return_mems=True, return_losses=True, **kwargs)
             return logits, outputs.mems, outputs.extra_loss
-        logits, mems = self.net(ids, return_mems=True, **side)
+        logits, mems = self.net(ids, return_mems=True, **kwargs)
         return logits, mems, None
 
     @as_session
@@ -142,11 +142,11 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
     ) -> Tensor:
         """New tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
 
-        Segments are those of training: each full one becomes memory, the one that grows is read whole.
+        Segments are those of training: each full one becomes memory, the current one is read whole.
 
         Args:
-            start_tokens: ids [B, T] or [T], or lists, all of one length; of any length.
-            mems: of the text before, as `return_mems` gave them.
+            start_tokens: ids [B, T] or [T], or lists of ids, all of one length, which may be any.
+            mems: memories of the text before, a result of `return_mems`.
             context, context_mask: as in the forward.
 
         Every other argument and the errors are those of `AutoregressiveWrapper.generate`.
@@ -157,20 +157,20 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         aligned = read_prompts(start_tokens, None, self.net.num_tokens, self.pad_value, device)
         if aligned.starts is not None:
             raise ValueError("`start_tokens` must be of one length, as all rows share their segments")
-        ending = StoppingCriteria(seq_len, eos_token, self.pad_value)
-        segments = _Segments(self.net, mems)
-        side = first_step_kwargs(aligned, context, context_mask, None)
+        stopping = StoppingCriteria(seq_len, eos_token, self.pad_value)
+        segments: Any = _Segments(self.net, mems)
+        kwargs = first_step_kwargs(aligned, context, context_mask, None)
         with evaluating(self.net):
-            new = decode(segments, aligned, ending, sample, cached=False, side=side)  # type: ignore[arg-type]
+            new = decode(segments, aligned, stopping, sample, cached=False, kwargs=kwargs)
         return new if aligned.batched else new[0]
 
 
 class _Segments(nn.Module):
-    """A model that is asked for ever longer rows, and reads each full segment once."""
+    """A model for rows that grow from call to call, which reads each full segment once."""
 
     def __init__(self, net: Any, mems: Mems | None) -> None:
         super().__init__()
-        self.net, self.mems, self.done = net, mems, 0
+        self.net, self.mems, self.num_read = net, mems, 0
 
     def forward(
         self,
@@ -184,12 +184,12 @@ class _Segments(nn.Module):
     ) -> Tensor:
         """ids [B, n] -> the embeddings of the last segment."""
         longest = self.net.max_seq_len
-        how: dict[str, Any] = {"context": context, "context_mask": context_mask, "return_embeddings": True}
-        while ids.shape[1] - self.done > longest:
-            part = ids[:, self.done : self.done + longest]
-            _, self.mems = self.net(part, mems=self.mems, return_mems=True, **how)
-            self.done += longest
-        out: Tensor = self.net(ids[:, self.done :], mems=self.mems, **how)
+        kwargs: dict[str, Any] = {"context": context, "context_mask": context_mask, "return_embeddings": True}
+        while ids.shape[1] - self.num_read > longest:
+            segment = ids[:, self.num_read : self.num_read + longest]
+            _, self.mems = self.net(segment, mems=self.mems, return_mems=True, **kwargs)
+            self.num_read += longest
+        out: Tensor = self.net(ids[:, self.num_read :], mems=self.mems, **kwargs)
         return out
 
     def to_logits(self, embeddings: Tensor) -> Tensor:

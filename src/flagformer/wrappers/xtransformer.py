@@ -23,28 +23,28 @@ from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
 from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
-# what an argument of a half is called here
+# names of the halves' arguments here
 SOURCE = {"x": "src", "prepend_embeds": "src_prepend_embeds", "prepend_mask": "src_prepend_mask"}
 TARGET = {"prompts": "seq_out_start", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}
 
 
 class XTransformer(Whole):
-    """An encoder-decoder: `model(src, tgt)` is a loss, `model.generate` writes a target.
+    """An encoder-decoder: `model(src, tgt)` returns a loss, `model.generate` a target.
 
     Args:
         dim: width D of both halves.
-        tie_token_emb: both halves read tokens through one embedding; their vocabularies must be equal.
-        ignore_index: a target of this value does not count.
-        pad_value: the id read in its place, and written behind a row that has ended.
-        cross_attn_tokens_dropout: share of the source's tokens that the decoder does not see in training
-            (at least one of each row stays), drawn anew at each forward.
-        loss_chunks: logits are made for so many parts of the target's tokens, one after the other, and never
-            [B, T, V] at once.
+        tie_token_emb: both halves share one token embedding; their vocabularies must be equal.
+        ignore_index: targets with this value are ignored.
+        pad_value: the id read in its place, and written after the end of a row.
+        cross_attn_tokens_dropout: share of the source's tokens that are masked from the decoder in training,
+            drawn at each forward; at least one token of each row is kept.
+        loss_chunks: number of chunks of the target's tokens for which logits are computed, one after the
+            other; [B, T, V] is never in memory.
         **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
             `enc_num_tokens`, `enc_max_seq_len`, `enc_depth` and the same of `dec_` are required.
 
     Raises:
-        FlagError: every mistake of both halves at once, with the names as typed.
+        FlagError: lists every mistake in both halves, with the names as typed.
     """
 
     parts = (
@@ -57,23 +57,23 @@ class XTransformer(Whole):
         *,
         dim: Annotated[int, Flag("dim", "width D of both halves", ge=1)],
         tie_token_emb: Annotated[
-            bool, Flag("tie_token_emb", "both halves read tokens through one embedding")
+            bool, Flag("tie_token_emb", "both halves share one token embedding")
         ] = False,
-        ignore_index: Annotated[int, Flag("ignore_index", "a target of this value does not count")] = -100,
+        ignore_index: Annotated[int, Flag("ignore_index", "targets with this value are ignored")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written behind an ended row", ge=0)
+            int, Flag("pad_value", "the id read in its place, and written after the end of a row", ge=0)
         ] = 0,
         cross_attn_tokens_dropout: Annotated[
             float,
             Flag(
                 "cross_attn_tokens_dropout",
-                "share of the source's tokens hidden from the decoder in training",
+                "share of the source's tokens masked from the decoder in training",
                 ge=0,
                 lt=1,
             ),
         ] = 0.0,
         loss_chunks: Annotated[
-            int, Flag("loss_chunks", "parts of the tokens whose logits are made at a time", ge=1)
+            int, Flag("loss_chunks", "number of chunks of the tokens for which logits are computed", ge=1)
         ] = 1,
         **flags: Any,
     ) -> None:
@@ -91,19 +91,19 @@ class XTransformer(Whole):
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
-            # the decoder's, which is initialised last, as by `reset_parameters`
+            # the decoder's embedding, which is initialised last, as in `reset_parameters`
             self.encoder.share_token_emb(self.decoder.net)
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> XTransformer:
-        """What `flagformer.build` makes of `model: xtransformer`."""
+        """The model that `flagformer.build` returns for `model: xtransformer`."""
         if "dim" not in flags:
             raise FlagError([Finding("dim", "`dim` is required: width D of both halves")])
         return XTransformer(**flags)
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flat flags that `flagformer.build` makes this model of."""
+        """The flat flags from which `flagformer.build` builds this model."""
         own: dict[str, Any] = {"model": "xtransformer", **self.own}
         halves: tuple[tuple[str, TransformerWrapper], ...] = ((ENC, self.encoder), (DEC, self.decoder.net))
         for prefix, half in halves:
@@ -123,13 +123,13 @@ class XTransformer(Whole):
         return sum(p.numel() for p in self.parameters() if embedding or id(p) not in outside)
 
     def explain(self) -> str:
-        """What was built, half by half, and why each kernel was chosen."""
+        """Describe both halves and the reason for each kernel."""
         tied = ", one token embedding" if self.own["tie_token_emb"] else ""
         title = f"XTransformer: {self.num_params():,} parameters{tied}"
         return "\n".join([title, "encoder:", self.encoder.explain(), "decoder:", self.decoder.net.explain()])
 
     def save(self, directory: str | Path) -> None:
-        """Writes `model.safetensors` and `flags.json`; `flagformer.load` reads them back."""
+        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
         save_model(self, Path(directory))
 
     @as_forward
@@ -142,23 +142,23 @@ class XTransformer(Whole):
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
     ) -> Tensor:
-        """Source ids [B, S] -> what the decoder reads, [B, S, D]; [B, P + S, D] with prepended embeddings."""
+        """Source ids [B, S] -> the decoder's context [B, S, D]; [B, P + S, D] with prepended embeddings."""
         return self._embeddings(src, mask, attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask)
 
     def _embeddings(
-        self, src: Tensor, mask: Any, attn_mask: Any, embed_ids: Any, front: Any, front_mask: Any
+        self, src: Tensor, mask: Any, attn_mask: Any, embed_ids: Any, prepended: Any, prepend_mask: Any
     ) -> Tensor:
-        side = {"prepend_embeds": front, "prepend_mask": front_mask, "embed_ids": embed_ids}
+        kwargs = {"prepend_embeds": prepended, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         with named(SOURCE):
-            found: Tensor = self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True, **side)
-        return found
+            out: Tensor = self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True, **kwargs)
+        return out
 
-    def _encode(self, src: Tensor, how: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """What the decoder reads, and the auxiliary losses of the encoder that count in training."""
+    def _encode(self, src: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """The context of the decoder, and the auxiliary losses of the encoder in training."""
         if not (self.training and self.encoder.has_losses):
-            return self.encoder(src, return_embeddings=True, **how), {}
-        out, found = self.encoder(src, return_embeddings=True, return_losses=True, **how)
-        return out, found.losses
+            return self.encoder(src, return_embeddings=True, **kwargs), {}
+        out, outputs = self.encoder(src, return_embeddings=True, return_losses=True, **kwargs)
+        return out, outputs.losses
 
     def forward(
         self,
@@ -181,29 +181,29 @@ class XTransformer(Whole):
         Args:
             src: ids [B, S].
             tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
-            mask: bool [B, S], True for real tokens of the source.
-            attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], where the encoder may look.
-            tgt_mask: bool [B, T], True for real tokens of the target.
+            mask: bool [B, S], True for tokens of the source.
+            attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], True where the encoder's attention
+                is allowed.
+            tgt_mask: bool [B, T], True for tokens of the target.
             embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
             tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
-            src_prepend_embeds: [B, P, E] in front of the source, which `attn_mask` then counts too; E is
-                `enc_emb_dim`, or D.
-            src_prepend_mask: bool [B, P], True for real ones.
+            src_prepend_embeds: [B, P, E] before the source, also in `attn_mask`; E is `enc_emb_dim`, or D.
+            src_prepend_mask: bool [B, P], True for valid ones.
             return_outputs: return (loss, Outputs) of the decoder, with the losses of both halves.
 
         Raises:
-            ValueError: naming the argument, what it was and what it must be.
+            ValueError: names the argument, its value and the values allowed.
         """
-        front = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
-        how = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **front}
+        prepended = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
+        kwargs = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **prepended}
         with named(SOURCE):
-            encoded, losses = self._encode(src, how)
-        seen = seen_source(src, mask, src_prepend_embeds, src_prepend_mask)
-        side = {"context": encoded, "context_mask": seen, "embed_ids": tgt_embed_ids}
+            encoded, losses = self._encode(src, kwargs)
+        valid = context_mask_of(src, mask, src_prepend_embeds, src_prepend_mask)
+        kwargs = {"context": encoded, "context_mask": valid, "embed_ids": tgt_embed_ids}
         with named({"x": "tgt", "mask": "tgt_mask", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}):
-            loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **side)
-        found = Outputs(encoded, losses=losses)
-        loss = loss if found.extra_loss is None else loss + found.extra_loss
+            loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **kwargs)
+        extra = Outputs(encoded, losses=losses).extra_loss
+        loss = loss if extra is None else loss + extra
         if not return_outputs:
             return loss
         names = dict.fromkeys((*losses, *outputs.losses))
@@ -211,7 +211,7 @@ class XTransformer(Whole):
         return loss, replace(outputs, losses=both)
 
     def update_kmeans(self) -> None:
-        """Moves the centroids of routing attention: once for each step of the optimizer, on all ranks."""
+        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
 
     @as_session
@@ -236,15 +236,15 @@ class XTransformer(Whole):
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
     ) -> Tensor:
-        """New target tokens behind each start: long [B, seq_len], or [seq_len] for one start without batch.
+        """New target tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
 
-        The source is read once; its keys and values are projected once for each layer.
+        The source is encoded once; its keys and values are projected once in each layer.
 
         Args:
             seq_in: source ids [B, S].
             seq_out_start: the beginning of each target: ids [B, T] or [T], or lists of any lengths.
             seq_len: number of new tokens.
-            mask: bool [B, S], True for real tokens of the source.
+            mask: bool [B, S], True for tokens of the source.
             attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask: as in the forward.
             tgt_embed_ids: the `embed_ids` of `AutoregressiveWrapper.generate`.
 
@@ -265,7 +265,7 @@ class XTransformer(Whole):
                 cache_kv=cache_kv,
                 seed=seed,
                 context=context,
-                context_mask=seen_source(seq_in, mask, *front),
+                context_mask=context_mask_of(seq_in, mask, *front),
                 embed_ids=tgt_embed_ids,
             )
 
@@ -290,7 +290,7 @@ class XTransformer(Whole):
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
     ) -> Any:
-        """The most likely target behind each start that `beams` at a time can find: long [B, seq_len].
+        """The most likely target after each start by beam search: long [B, seq_len].
 
         Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
         """
@@ -308,7 +308,7 @@ class XTransformer(Whole):
                 cache_kv=cache_kv,
                 return_beams=return_beams,
                 context=context,
-                context_mask=seen_source(seq_in, mask, *front),
+                context_mask=context_mask_of(seq_in, mask, *front),
                 embed_ids=tgt_embed_ids,
             )
 
@@ -318,12 +318,12 @@ class XTransformer(Whole):
             return self._embeddings(src, mask, *more)
 
 
-def seen_source(
-    src: Tensor, mask: Tensor | None, front: Tensor | None, front_mask: Tensor | None
+def context_mask_of(
+    src: Tensor, mask: Tensor | None, prepend_embeds: Tensor | None, prepend_mask: Tensor | None
 ) -> Tensor | None:
-    """[B, P + S] bool, what the decoder may read of the source; None: all of it."""
-    if front is None or (mask is None and front_mask is None):
+    """[B, P + S] bool, True for valid entries of the source; None: all are valid."""
+    if prepend_embeds is None or (mask is None and prepend_mask is None):
         return mask
-    real = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
-    prepended = real.new_ones(front.shape[:2]) if front_mask is None else front_mask
-    return torch.cat([prepended, real], dim=1)
+    valid = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
+    prepended = valid.new_ones(prepend_embeds.shape[:2]) if prepend_mask is None else prepend_mask
+    return torch.cat([prepended, valid], dim=1)

@@ -1,4 +1,4 @@
-"""The z-loss of attention as wrappers take it: by flag or by call, and never lost on its way."""
+"""The z-loss of attention in wrappers: its weight by flag or call, and errors where it would be lost."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from flagformer.attention.z_loss import NAME
 from flagformer.flags import Finding, FlagError
 from flagformer.flags.conflicts import declared
 
-USUAL = 1e-4  # what is taken where the loss is asked for and no weight was said, as in x-transformers
-WAYS = (
-    "ask for it by `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"
-)
+DEFAULT_WEIGHT = 1e-4  # for a requested loss without a weight, as in x-transformers
+WAYS = "use `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"
 
 
 def refuse_no_attention(layers: Any, weight: float) -> None:
-    """A z-loss that no sublayer makes, or not all attention."""
+    """FlagError for a weight of the z-loss, if not all attention computes it."""
     if not weight:
         return
     cores = [sublayer.fn.core for sublayer in layers.sublayers if sublayer.kind != "f"]
     if cores and all(getattr(core, "has_z_loss", False) for core in cores):
         return
-    why = "this model has no attention" if not cores else f"{_without(layers)} makes no z-loss"
+    why = "this model has no attention" if not cores else f"{_without(layers)} has no z-loss"
     text = f"`attn_z_loss_weight` has no effect here, because {why}; leave it out"
     raise FlagError([Finding("attn_z_loss_weight", text)])
 
 
 def _without(layers: Any) -> str:
-    """What some attention is made by and makes no z-loss, as typed."""
+    """The flags, as typed, of attention without z-loss."""
     chosen = dict.fromkeys(
         declared(slot, module.slots[slot][0])
         for module in layers.resolved.modules
@@ -40,38 +38,38 @@ def _without(layers: Any) -> str:
     flags = [
         f"`{item.say()}`" for item in chosen if item.select and not getattr(item.cls, "has_z_loss", False)
     ]
-    return " and ".join(flags) or "what fills `core`"
+    return " and ".join(flags) or "the component of `core`"
 
 
-def losses_asked(model: Any, given: float | None, returned: bool, kept: bool) -> dict[str, float]:
-    """The weight of the z-loss in a forward, by the loss's name; empty where there is none.
+def requested_losses(model: Any, given: float | None, requested: bool, returned: bool) -> dict[str, float]:
+    """The weight of the z-loss in a forward, by the loss's name; empty if it is not computed.
 
     Args:
         model: a TransformerWrapper.
         given: the call's `attn_z_loss_weight`.
-        returned: the call's `return_attn_z_loss`.
-        kept: whether what is returned has room for losses.
+        requested: the call's `return_attn_z_loss`.
+        returned: whether the result of the call contains losses.
     """
     built = model.attn_z_loss_weight
     if given is not None:
-        _check_weight(model, given, kept)
-    elif built and not kept and model.training and torch.is_grad_enabled():
+        _check_weight(model, given, returned)
+    elif built and not returned and model.training and torch.is_grad_enabled():
         raise ValueError(
             f"the z-loss of `attn_z_loss_weight` = {built:g} would be lost, as this form of the call returns "
             f"no losses: {WAYS} (`attn_z_loss_weight=0` in the call leaves it out)"
         )
-    usual = USUAL if returned else 0.0
-    weight = (built or usual) if given is None else float(given)
+    default = DEFAULT_WEIGHT if requested else 0.0
+    weight = (built or default) if given is None else float(given)
     if weight and not built:
         _check_layers(model.attn_layers)
-    return {NAME: weight} if returned or (kept and weight) else {}
+    return {NAME: weight} if requested or (returned and weight) else {}
 
 
-def _check_weight(model: Any, given: Any, kept: bool) -> None:
+def _check_weight(model: Any, given: Any, returned: bool) -> None:
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if not number or not 0 <= given < float("inf"):
         raise ValueError(f"`attn_z_loss_weight` must be a number of at least 0, but is {given!r}")
-    if given and not kept:
+    if given and not returned:
         raise ValueError(
             f"`attn_z_loss_weight` was given as {given:g}, but this form of the call returns no losses: "
             f"{WAYS}"
@@ -80,17 +78,17 @@ def _check_weight(model: Any, given: Any, kept: bool) -> None:
 
 def _check_layers(layers: Any) -> None:
     try:
-        refuse_no_attention(layers, USUAL)
+        refuse_no_attention(layers, DEFAULT_WEIGHT)
     except FlagError as error:
         raise ValueError(error.findings[0].message) from None
 
 
-def adds_z_loss(net: nn.Module, asked: bool | None) -> bool:
-    """Whether a wrapper adds the loss in training; None: when its net was built with a weight."""
+def adds_z_loss(net: nn.Module, requested: bool | None) -> bool:
+    """Whether a wrapper adds the loss in training; `requested` None: if its net was built with a weight."""
     built = getattr(net, "attn_z_loss_weight", 0.0)
-    if asked is False and built:
+    if requested is False and built:
         raise ValueError(
             f"`add_attn_z_loss` must not be False around a `net` built with "
             f"`attn_z_loss_weight` = {built:g}, as that loss would be lost: leave out one of both"
         )
-    return bool(built) if asked is None else asked
+    return bool(built) if requested is None else requested
