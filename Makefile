@@ -50,6 +50,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m flagformer.reference --check
+	$(BIN)/python tests/house/words.py
 
 # The pages, schemas and types that are written from the catalogue, and the site, in docs/_build/html.
 docs: $(VENV)/.docs

@@ -19,7 +19,7 @@ from flagformer.reference import choices, settings
 from flagformer.train.checkpoint import CURRENT, read_checkpoint, write_checkpoint
 from flagformer.train.config import TrainConfig, Trial
 from flagformer.train.loop import make_optimizer
-from flagformer.train.process_group import ALONE
+from flagformer.train.process_group import SINGLE
 from flagformer.train.shards import load_shards
 from flagformer.train.state import State
 from flagformer.wrappers.storage_schema import RENAMED, current_name, rename_saved
@@ -123,7 +123,7 @@ def test_checkpoints_of_0_1_load(tmp_path):
     data = {"source": "copy", "symbols": 8, "seq_len": 12}
     flags = {"dim": 8, "depth": 1, "heads": 2, "attn_num_mem_kv": 2}
     trial = Trial.model_validate({"flags": flags, "data": data})
-    state = State(trial, tmp_path, torch.device("cpu"), ALONE)
+    state = State(trial, tmp_path, torch.device("cpu"), SINGLE)
     state.step = 3
     with torch.no_grad():
         for parameter in state.model.parameters():
@@ -134,7 +134,7 @@ def test_checkpoints_of_0_1_load(tmp_path):
     old = {names[name]: value for name, value in saved.model.items()}
     assert old.keys() != saved.model.keys()
     write_checkpoint(tmp_path / CURRENT, replace(saved, model=old))
-    loaded = State(trial, tmp_path, torch.device("cpu"), ALONE)
+    loaded = State(trial, tmp_path, torch.device("cpu"), SINGLE)
     assert loaded.step == 3
     assert all(torch.equal(loaded.model.state_dict()[name], value) for name, value in saved.model.items())
 
@@ -167,7 +167,7 @@ def test_shards_of_0_1_load(tmp_path):
         no_dist=True,
     )
     other, other_optimizer = trained(1)
-    load_shards(tmp_path, other, other_optimizer, ALONE)
+    load_shards(tmp_path, other, other_optimizer, SINGLE)
     for mine, theirs in zip(model.parameters(), other.parameters()):
         assert torch.equal(mine, theirs)
         for key, value in optimizer.state[mine].items():

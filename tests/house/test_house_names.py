@@ -7,8 +7,8 @@ from house_tree import sources
 
 REFUSED = {"manager", "helper", "helpers", "util", "utils", "exists"}
 # The flags of a stack are checked by name on arrival; `fixed` and `forms` are names with their values,
-# for a message; `how` is the type of a call, not a call.
-OPEN_ENDED = {"flags", "fixed", "forms", "how"}
+# for a message; `how` and `kwargs` are arguments that a caller passes on.
+OPEN_ENDED = {"flags", "fixed", "forms", "how", "kwargs"}
 
 
 def defined(tree):

@@ -15,7 +15,7 @@ XPOS = {"rotary_xpos": True, "attn_dim_head": 32, "rotary_emb_dim": 32}
 ONLY_OLD, ONLY_NEW = {"versions": (OLD,)}, {"versions": (NEW,)}
 SCALE = {"use_layerscale": True, "layerscale_init_value": 0.7}
 
-ALONE = {
+SINGLE = {
     "learned positions": Case({"use_abs_pos_emb": True}),
     "no positions": Case({"use_abs_pos_emb": False}),
     "positions disabled by the layers": Case({"disable_abs_pos_emb": True}),
@@ -316,9 +316,9 @@ BY_FLAG = {
         ),
     },
 }
-ALONE |= {name: case for cases in BY_FLAG.values() for name, case in cases.items()}
+SINGLE |= {name: case for cases in BY_FLAG.values() for name, case in cases.items()}
 
-CASES = {**ALONE, **WHOLE, **TOGETHER}
+CASES = {**SINGLE, **WHOLE, **TOGETHER}
 
 # Flags without a case, for each version, with the reason.
 FIXED = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from parity_case import OLD
-from parity_cases import ALONE, WHOLE, WITHOUT_PARITY
+from parity_cases import SINGLE, WHOLE, WITHOUT_PARITY
 
 import flagformer
 from flagformer.flags import CATALOGUE
@@ -90,7 +90,7 @@ def known(of: str) -> set[str]:
     ids=lambda row: f"{row.of} {row.name}",
 )
 def test_equal_arguments_have_a_case(row: Row) -> None:
-    cases = [case for case in {**ALONE, **WHOLE}.values() if OLD in case.versions]
+    cases = [case for case in {**SINGLE, **WHOLE}.values() if OLD in case.versions]
     said = {re.sub(r"^(enc|dec)_", "", name) for case in cases for name in case.peer_flags(OLD)}
     name = PREFIXES.get(row.of, "") + row.name
     if name == "attn_dim_context":

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from parity_case import NEW, OLD, Case, run
-from parity_cases import ALONE, CASES, FIXED, WHOLE, WITHOUT_PARITY
+from parity_cases import CASES, FIXED, SINGLE, WHOLE, WITHOUT_PARITY
 from parity_peer import build_peer, result
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def test_same_logits_and_gradients(version: str, name: str, old_peer: dict[str, 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
 def test_every_flag_has_a_case(version: str) -> None:
-    cases = [case for case in ALONE.values() if version in case.versions]
+    cases = [case for case in SINGLE.values() if version in case.versions]
     said = {name for case in cases for name in case.our_flags(version)}
     free = WITHOUT_PARITY[version]
     missing = [name for name in CATALOGUE.names() if name not in said and name not in free]
@@ -92,7 +92,7 @@ def test_every_flag_has_a_case(version: str) -> None:
 @pytest.mark.parametrize("component", [item for item in CATALOGUE if item.select], ids=lambda item: item.name)
 def test_every_selected_component_is_compared(component: Any) -> None:
     """Also flags with two meanings: `attn_flash=True` and `attn_flash=False` select different kernels."""
-    pairs = [(case, version) for case in ALONE.values() for version in case.versions]
+    pairs = [(case, version) for case in SINGLE.values() for version in case.versions]
     cases = [flags for flags in (case.our_flags(v) for case, v in pairs) if component.select in flags]
     if component.when is not ...:
         cases = [flags for flags in cases if flags[component.select] == component.when]

@@ -72,7 +72,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "flags of a saved model": (
         '{"schema": 1, "saved": "a", "flags": {"dim": 16}}',
-        ("`flags.json` of a saved model", "give the directory"),
+        ("`flags.json` of a saved model", "pass its directory"),
     ),
     "a tag": ("hydra: {run: !env x}\ndefaults: [a]\n", ("a configuration of Hydra",)),
 }
@@ -134,7 +134,7 @@ def litgpt(path: Path) -> str:
 def test_the_directory_of_another_library_is_named(command: str, fill, tmp_path: Path) -> None:
     what = fill(tmp_path)
     if command == "load":
-        with pytest.raises(ValueError, match="`load` reads what") as caught:
+        with pytest.raises(ValueError, match="`load` reads directories of `model.save`") as caught:
             flagformer.load(tmp_path)
         said = str(caught.value)
     else:

@@ -271,7 +271,7 @@ XL = RecurrentState((torch.zeros(2, 3, 16),), Layout.arange(3, torch.device("cpu
         (lambda m, s: memory_replay_backprop(m, s), "`tgt` must be given"),
         (
             lambda m, s: memory_replay_backprop(m, s, [s]),
-            "one or None for each of the 2 segments, but holds 1",
+            "a tensor or None for each of 2 segments, but holds 1",
         ),
         (lambda m, s: memory_replay_backprop(m, s, [None, None]), "`tgt` must be given"),
         (lambda m, s: memory_replay_backprop(m, s, [s, 3]), "segments, but holds 2, of int"),

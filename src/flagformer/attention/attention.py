@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
     def prepare(self, side: SideInputs) -> None:
         """Makes the forms of mask and position bias that `forward` reads, before the executor runs."""
-        prepare = getattr(self.core, "prepare", None)  # a core of one's own may have none
+        prepare = getattr(self.core, "prepare", None)  # a custom core may have none
         if prepare is None:
             self._bias(side).dense()
         else:

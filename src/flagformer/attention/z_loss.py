@@ -18,7 +18,7 @@ def add_z_loss(scores: Tensor, bias: AttentionBias, side: SideInputs) -> None:
     that layers may cancel each other, and it counts padded queries.
 
     Args:
-        scores: [B, H, T, seats + S], minus infinity where a pair may not meet.
+        scores: [B, H, T, P + S], minus infinity where a query may not attend.
     """
     exact = scores.to(accum_dtype(scores.dtype))
     masked_rows = bias.dense().fully_masked_rows

@@ -238,7 +238,7 @@ class Flags(TypedDict, total=False):
     routing_selection: (
         Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"] | None, ...]
     )
-    """whom a query meets: the recent keys of its cluster, or what each centroid picks of the row"""
+    """keys of a query: the recent ones of its cluster, or those that each centroid selects of the row"""
     cluster_num_mem_kv: int | tuple[int | None, ...]
     """routing: learned keys and values M of each cluster, in front"""
     context_num_clusters: int | tuple[int | None, ...] | None
@@ -248,7 +248,7 @@ class Flags(TypedDict, total=False):
     context_selection: (
         Literal["nearest", "topk", "leaky"] | tuple[Literal["nearest", "topk", "leaky"] | None, ...]
     )
-    """whom centroids pick: tokens of the context for the queries next to them, or queries too"""
+    """tokens that centroids select: of the context, for the queries next to them, or queries too"""
     n_local_attn_heads: int | tuple[int | None, ...] | None
     """heads that see the tokens around them only"""
     local_attn_window_size: int | tuple[int | None, ...]

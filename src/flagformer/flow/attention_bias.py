@@ -1,4 +1,4 @@
-"""Who may attend to whom and what is added to the score, in every form that a kernel takes."""
+"""Mask and position bias of a forward, in every form that a kernel takes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.ops.traced import lasting
+from flagformer.ops.traced import cacheable
 
 
 class Constant:
@@ -30,7 +30,7 @@ class Constant:
         if found is None:
             with torch.inference_mode(False):
                 found = torch.tensor(self.numbers, dtype=torch.float32, device=device)
-            if lasting(found):
+            if cacheable(found):
                 self._made[device] = found
         return found
 

@@ -14,12 +14,12 @@ class KeyValues(NamedTuple):
     """Keys and values of one attention.
 
     Attributes:
-        k: [B, G, seats + S, K], already normed and turned.
-        v: [B, G, seats + S, V].
-        seats: keys in front without a position: every query sees them, no bias reaches them.
-        content: queries [B, H, T, K] of the new tokens and keys [B, G, T, K], those of memories in front
-            [B, G, M + T, K], before they were turned; None in cross-attention.
-        tied: keys are the queries, of unit length: a query sees itself only where it sees nothing else.
+        k: [B, G, P + S, K], normed and rotated.
+        v: [B, G, P + S, V].
+        num_prefix_kv: P, keys before the others without a position: always allowed, without a bias.
+        unrotated_qk: queries [B, H, T, K] and keys [B, G, T, K] of the new tokens, with memories
+            [B, G, M + T, K], before the rotation; None in cross-attention.
+        shared_qk: keys are the queries, of unit length: a query attends to itself only where it has no other key.
     """
 
     k: Tensor
@@ -29,7 +29,7 @@ class KeyValues(NamedTuple):
     shared_qk: bool = False
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
-        """Seats [G, M, K] and [G, M, V] in front, the same for every row."""
+        """With prefix keys [G, M, K] and values [G, M, V], the same for every row."""
         batch = self.k.shape[0]
         front_k = k.to(self.k.dtype).expand(batch, -1, -1, -1)
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)

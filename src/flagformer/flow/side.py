@@ -1,4 +1,4 @@
-"""Everything a sublayer may know beside its input: one closed record."""
+"""The inputs of a sublayer in addition to its tokens: one record."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def readable(value: Tensor) -> bool:
     return value.device.type == "cpu" and not traced() and type(value) in (Tensor, nn.Parameter)
 
 
-def lasting(value: Tensor) -> bool:
+def cacheable(value: Tensor) -> bool:
     """Whether tensors of this forward, such as `value`, may be cached for a later one. In a compiled graph
     they may."""
     if torch.compiler.is_compiling():

@@ -60,7 +60,7 @@ class WideLinear(nn.Linear):
 
 
 class WideNorm(LayerNorm):
-    """`LayerNorm` in the dtype of its input, likewise."""
+    """`LayerNorm` in the dtype of its input, as `WideLinear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x.device):

@@ -182,11 +182,11 @@ class AttentionLayers(Whole):
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
             prefix_attn_len: [B] or [1], PrefixDecoder only: how many first real tokens every query sees;
                 while decoding only with the first block, which must hold them.
-            layout: positions, padding and segments, when the caller has made them already (behind `mems`).
+            layout: positions, padding and segments, made by the caller (after `mems`).
             window: a query sees at most this many of the last tokens.
             state: a decoding session: x continues what it holds, and it takes in x.
             mems: what the steps of `memory_steps` read of earlier tokens, `Memories` or tensors [B, M, D]:
-                x stands behind them.
+                x follows them.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
             collector: collects auxiliary losses and the tensors it asks for; new streams for `Memories`.
 
@@ -301,7 +301,7 @@ class Decoder(AttentionLayers):
 
 
 class PrefixDecoder(AttentionLayers):
-    """Causal behind a prefix that every token sees (prefix LM, arXiv:1910.10683, section 3.2.1).
+    """Causal after a prefix that every token attends to (prefix LM, arXiv:1910.10683, section 3.2.1).
 
     Windows (`attn_max_attend_past`, `window`) hide the part of the prefix that lies too far back.
     """

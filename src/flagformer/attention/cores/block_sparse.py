@@ -71,7 +71,7 @@ def attend_blocks(
     if blocks.prefix_kv is not None:
         k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(blocks.prefix_kv, (k, v)))
     if kv.num_prefix_kv:
-        k, v = (_behind(stored[:1, :, : kv.num_prefix_kv], x) for x, stored in ((k, kv.k), (v, kv.v)))
+        k, v = (_after_prefix(stored[:1, :, : kv.num_prefix_kv], x) for x, stored in ((k, kv.k), (v, kv.v)))
     if collector.is_requested(MAPS):
         weights = path(q, k, of_blocks).unflatten(0, (batch, count))
         collector.record(MAPS, _scattered(weights, blocks, bias.q.length, kv))
@@ -150,7 +150,7 @@ def _joined(x: Tensor) -> Tensor:
     return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def _behind(prefix: Tensor, x: Tensor) -> Tensor:
+def _after_prefix(prefix: Tensor, x: Tensor) -> Tensor:
     """Keys [B * N, G or h, s, K] of every block after prefix keys [1, G, P, K], the same for every row."""
     prefix = repeat_kv(prefix, x.shape[1])
     return torch.cat([prefix.expand(x.shape[0], x.shape[1], -1, -1), x], dim=2)

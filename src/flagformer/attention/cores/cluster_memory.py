@@ -1,4 +1,4 @@
-"""Learned keys and values of a cluster: what its queries meet beside tokens (arXiv:1907.01470, section 3)."""
+"""Learned prefix keys and values of each cluster (arXiv:1907.01470, section 3)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, ClusterStats, commitment_loss, cosines, kmeans_step, nearest
 from flagformer.ops.l2_normalize import l2_normalize, unit_and_length
 from flagformer.ops.tiling import sequence_tiles, tile_tokens
-from flagformer.ops.traced import lasting
+from flagformer.ops.traced import cacheable
 
 LOSS = "kmeans.commitment"  # its name on the collector
 Decay = Annotated[
@@ -105,7 +105,7 @@ class KMeans(nn.Module):
         """Clusters, cosines and lengths [B, H, T] of some tokens."""
         units, lengths = unit_and_length(x)
         clusters, cosines = self.clusters(units, padding)
-        if counts and lasting(units):
+        if counts and cacheable(units):
             self.observe(units, clusters, cosines)
         return clusters, cosines, lengths
 
@@ -124,7 +124,7 @@ class KMeans(nn.Module):
 
     @torch.no_grad()
     def ema_update(self) -> None:
-        """Moves the centroids by what forwards of all ranks have gathered, and begins to gather anew."""
+        """Moves the centroids by the statistics of all ranks since the last update, and resets these."""
         pending, self.pending_stats = self.pending_stats, None
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if pending is None:
@@ -143,7 +143,7 @@ class KMeans(nn.Module):
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Training forwards that gather nothing, as the same tokens are read again behind them."""
+    """Training forwards that gather no statistics, as the same tokens are read again afterwards."""
     held = {module: module.pending_stats for module in model.modules() if isinstance(module, KMeans)}
     try:
         yield

@@ -24,10 +24,10 @@ BLOCK = 32
 
 
 class Local(Core):
-    """Blocks of queries, each with the keys that reach into it: O(T * reach) time and memory.
+    """Blocks of queries with the keys of their windows: O(T * reach) time and memory.
 
     Args:
-        reach: how many tokens before a query it meets, and how many behind it where the mask allows those.
+        reach: how many tokens before a query it attends to, and after it where the mask allows those.
         later: whether a mask may allow them.
     """
 

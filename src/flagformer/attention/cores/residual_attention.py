@@ -19,12 +19,12 @@ NEEDS = {"scores", "carry"}
 class ResidualAttention(Core):
     """The scaled products of all layers so far add up; biases, clamps and masks act on the sum.
 
-    Departure: the paper hands on scores behind its relative bias, which would count once a layer.
+    Departure: the paper passes on scores with its relative bias, which would count once a layer.
     """
 
     carries = True
     has_z_loss = True
-    path: ScorePipeline  # the written-out way to weights, which the kernel owns
+    path: ScorePipeline  # owned by the kernel
 
     def __init__(self, kernel: Eager, path: ScorePipeline, cross: bool, dims: Dims) -> None:
         super().__init__()

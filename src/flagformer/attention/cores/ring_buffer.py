@@ -10,10 +10,10 @@ from flagformer.ops.routing import Tokens, latest_members
 
 
 class ClusterRingBuffer:
-    """The cluster of every token, and for each cluster a ring of its last w places; padding is one more.
+    """The cluster of every token, and the last w cache positions of each; padding is one more cluster.
 
-    The rings are made of the clusters whenever they are behind, after a block of tokens or a `truncate`; step
-    by step they are kept up in O(1).
+    After a block of tokens or a `truncate` the buffers are rebuilt from the clusters; a single token updates
+    them in O(1).
     """
 
     def __init__(self, state: DecodeState, heads: int, count: int, window: int, device: torch.device) -> None:
@@ -21,10 +21,10 @@ class ClusterRingBuffer:
         self.clusters = torch.empty(state.batch, heads, state.capacity, dtype=torch.long, device=device)
         self.places = torch.full((state.batch, heads, self.count, window), -1, device=device)
         self.counts = torch.zeros(state.batch, heads, self.count, dtype=torch.long, device=device)
-        self.length = 0  # of the tokens that the rings know
+        self.length = 0  # how many tokens the buffers include
 
     def lookup(self, clusters: Tensor, length: int) -> Tensor:
-        """The places [B, H, w] of the last keys of `clusters` [B, H, 1] among the first `length` tokens."""
+        """The cache positions [B, H, w] of the last keys of `clusters` [B, H, 1] among the first `length` tokens."""
         if self.length != length:
             tokens = Tokens(self.clusters[:, :, :length], torch.arange(length, device=clusters.device))
             for held, found in zip(
@@ -41,7 +41,7 @@ class ClusterRingBuffer:
         held = self.clusters[:, :, start:end]
         held.copy_(clusters if fresh is None else torch.where(fresh[:, None], clusters, held))
         if clusters.shape[2] > 1 or self.length != start or fresh is not None:
-            self.length = -1  # behind, whatever is forgotten and read again
+            self.length = -1  # outdated, also if tokens are dropped and read again
         else:
             at = self.counts.gather(2, clusters) % self.window  # [B, H, 1]
             self.places.view(*clusters.shape[:2], -1).scatter_(2, clusters * self.window + at, start)

@@ -72,7 +72,7 @@ class RoutedContext(Core):
             str,
             Flag(
                 "context_selection",
-                "whom centroids pick: tokens of the context for the queries next to them, or queries too",
+                "tokens that centroids select: of the context, for the queries next to them, or queries too",
                 choices=("nearest", "topk", "leaky"),
             ),
         ] = "nearest",

@@ -82,7 +82,7 @@ class Routing(Core):
             str,
             Flag(
                 "routing_selection",
-                "whom a query meets: the recent keys of its cluster, or what each centroid picks of the row",
+                "keys of a query: the recent ones of its cluster, or those that each centroid selects of the row",
                 choices=("recent", "topk", "leaky"),
             ),
         ] = "recent",

@@ -21,4 +21,4 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
-        """q [B, H, T, K], k [B, G, P + S, K], v [B, G, P + S, V] -> [B, H, T, V], behind P prefix keys."""
+        """q [B, H, T, K], k [B, G, P + S, K], v [B, G, P + S, V] -> [B, H, T, V], with P prefix keys."""

@@ -1,4 +1,4 @@
-"""Attention written out: the reference, and the only kernel that forms the weights."""
+"""Eager attention: the reference, and the only kernel that forms the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", 
 class Eager(Kernel):
     """softmax(q k^T) v in three steps; memory grows with T * S."""
 
-    reason = "written out, because it forms the scores"
+    reason = "needed, because it forms the scores"
 
     def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:
         super().__init__()

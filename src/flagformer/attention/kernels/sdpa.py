@@ -28,7 +28,7 @@ def _by_distance(q: Tensor, k: Tensor, v: Tensor, relative: RelativeBias, scale:
 
 
 def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros behind the narrower of keys and values: torch's fused kernel for CPU takes one width only."""
+    """Zeros appended to the narrower of keys and values: torch's fused kernel for CPU takes one width only."""
     more = v.shape[3] - q.shape[3]
     if more > 0:
         return F.pad(q, (0, more)), F.pad(k, (0, more)), v
@@ -36,16 +36,16 @@ def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _zeros_pay(q: Tensor, k: Tensor) -> bool:
-    """Whether filling up beats what torch does with two widths, which is to write attention out.
+    """Whether padding is faster than eager attention, which torch takes for two widths.
 
-    2 rows of 8 heads, K 64, V 128 and 32, n 1024, 1 thread, ms, filled and written out: training 178 448, 132
+    2 rows of 8 heads, K 64, V 128 and 32, n 1024, 1 thread, ms, filled and eager: training 178 448, 132
     230; one query 2.4 1.4, 0.7 0.6; one query with 2 key heads 0.5 1.8, 0.2 1.0.
     """
     return q.device.type == "cpu" and (q.shape[2] > 1 or k.shape[1] < q.shape[1])
 
 
 def _mask(bias: Tensor, q: Tensor) -> Tensor:
-    """The bias as the fused kernels take it: on CPU in fp32 beside queries in half precision."""
+    """The bias as the fused kernels take it: on CPU in fp32 with queries in half precision."""
     return bias.to(accum_dtype(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
 
 
@@ -117,11 +117,11 @@ class SDPA(Kernel):
 
 @component("kernel", supports={"learned_bias"})
 class SDPATrainableBias(Kernel):
-    """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or written out."""
+    """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or eager."""
 
     reason = (
         "SDPA; a learned bias has no gradient there: in training it is read from a table of distances, chunk "
-        f"by chunk, from {LONG} tokens on (on CPU, without dropout), and written out otherwise"
+        f"by chunk, from {LONG} tokens on (on CPU, without dropout), and eager otherwise"
     )
 
     def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:

@@ -11,7 +11,7 @@ from flagformer.flow import KeyValues
 
 
 class PrefixKV(nn.Module, ABC):
-    """Contract of the slot `key_values`, built as `(dims, groups)`; `count` is the number M of seats."""
+    """Contract of the slot `prefix_kv`, built as `(dims, groups)`; `count` is the number of prefix keys."""
 
     count: int
 

@@ -1,4 +1,4 @@
-"""Value heads of another width than key heads (arXiv:1706.03762, section 3.2.2: d_v beside d_k)."""
+"""Value heads of another width than key heads (arXiv:1706.03762, section 3.2.2: d_v and d_k)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class FullContext(SlidingWindowSlot):
 class SlidingWindow(SlidingWindowSlot):
     """A sliding window: a query of self-attention sees itself and so many tokens before it.
 
-    What a prefix, a decode state or `window` allow beside it is cut to the same reach. Departure: the paper's
-    encoder looks equally far ahead; here only the past is hidden, as in x-transformers.
+    It also limits a prefix, a decode state and `window`. Departure: the paper's encoder looks equally far
+    ahead; here only the past is masked, as in x-transformers.
     """
 
     def __init__(
