@@ -24,7 +24,7 @@ class ClusterRingBuffer:
         self.length = 0  # how many tokens the buffers include
 
     def lookup(self, clusters: Tensor, length: int) -> Tensor:
-        """The cache positions [B, H, w] of the last keys of `clusters` [B, H, 1] among the first `length` tokens."""
+        """Cache positions [B, H, w] of the last keys of `clusters` [B, H, 1] in the first `length` tokens."""
         if self.length != length:
             tokens = Tokens(self.clusters[:, :, :length], torch.arange(length, device=clusters.device))
             for held, found in zip(
