@@ -5,6 +5,8 @@ import statistics
 
 from house_tree import sources
 
+from flagformer.reference.files import FILES
+
 FILE, MEDIAN, FUNCTION, ARGUMENTS = 350, 120, 50, 10
 # Public wrappers: their signatures are the manual, so arguments are not counted, and of their methods only
 # the body is counted, without the signature and the docstring.
@@ -55,7 +57,10 @@ def arguments(function):
 
 
 def test_files_are_short():
-    sizes = {source.name: len(source.text.splitlines()) for source in sources()}
+    written = [
+        source for source in sources() if source.name not in FILES
+    ]  # a generated file grows with flags
+    sizes = {source.name: len(source.text.splitlines()) for source in written}
     assert not {name: size for name, size in sizes.items() if size > FILE}
     assert statistics.median(sizes.values()) <= MEDIAN
 

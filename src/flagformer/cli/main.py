@@ -15,6 +15,7 @@ from flagformer import __version__
 from flagformer.cli.audit import audit
 from flagformer.cli.flags import flags
 from flagformer.cli.generate import generate
+from flagformer.cli.new import new
 from flagformer.cli.study import study
 from flagformer.cli.track import track
 from flagformer.cli.train import train
@@ -44,6 +45,7 @@ def _options(
 
 
 app.add_typer(study, name="study")
+app.add_typer(new, name="new")
 for command in (train, track, generate, audit, flags):
     app.command()(command)
 

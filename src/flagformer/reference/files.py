@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from flagformer.reference.card_conflicts import card_with_conflicts, refused_pairs
 from flagformer.reference.flags_page import flags_page
 from flagformer.reference.forward_picture import forward_picture
+from flagformer.reference.readme_table import readme_with_table
 from flagformer.reference.schema import schema
 from flagformer.reference.study_schema import study_schema
 from flagformer.reference.typed import typed_source
@@ -26,7 +28,16 @@ FILES: Mapping[str, Callable[[], str]] = {
     "docs/study.schema.json": lambda: _json(study_schema),
     "docs/flags.md": flags_page,
     "docs/forward.svg": forward_picture,
+    "tests/golden/refused-pairs.txt": refused_pairs,
 }
+
+
+def parts(folder: Path) -> dict[str, Callable[[str], str]]:
+    """Return the pages with a generated part that are in the folder, each as a function of its text."""
+    found: dict[str, Callable[[str], str]] = {"README.md": readme_with_table}
+    for path in sorted((folder / "docs/papers").glob("*.md")):
+        found[f"docs/papers/{path.name}"] = partial(card_with_conflicts, path.name)
+    return {name: change for name, change in found.items() if (folder / name).is_file()}
 
 
 def root() -> Path:
@@ -38,7 +49,7 @@ def root() -> Path:
     folder = Path(__file__).resolve().parents[3]
     if not (folder / "pyproject.toml").is_file():
         raise ValueError(
-            "the generated files belong to a clone, but flagformer is installed without one: "
+            "generated files and new components belong to a clone, but flagformer is installed without one: "
             'run `pip install --editable ".[dev]"` in a clone first'
         )
     return folder
@@ -52,16 +63,24 @@ def text_of(name: str) -> str:
 
 def stale(folder: Path) -> list[str]:
     """Return the files that differ from their generated text."""
-    return [name for name in FILES if _read(folder / name) != text_of(name)]
+    return list(_changes(folder))
 
 
 def write(folder: Path) -> list[str]:
     """Write the stale files and return their names."""
-    names = stale(folder)
-    for name in names:
+    changes = _changes(folder)
+    for name, text in changes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text_of(name), encoding="utf-8")
-    return names
+        (folder / name).write_text(text, encoding="utf-8")
+    return list(changes)
+
+
+def _changes(folder: Path) -> dict[str, str]:
+    """Return the new text of each stale file."""
+    texts = {name: text_of(name) for name in FILES}
+    for name, change in parts(folder).items():
+        texts[name] = change((folder / name).read_text(encoding="utf-8"))
+    return {name: text for name, text in texts.items() if _read(folder / name) != text}
 
 
 def _read(path: Path) -> str | None:
