@@ -238,7 +238,7 @@ class Flags(TypedDict, total=False):
     routing_selection: (
         Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"] | None, ...]
     )
-    """keys of a query: the recent ones of its cluster, or those that each centroid selects of the row"""
+    """keys of a query: recent ones of its cluster, or those that each centroid selects"""
     cluster_num_mem_kv: int | tuple[int | None, ...]
     """routing: learned keys and values M of each cluster, in front"""
     context_num_clusters: int | tuple[int | None, ...] | None

@@ -19,7 +19,7 @@ class KeyValues(NamedTuple):
         num_prefix_kv: P, keys before the others without a position: always allowed, without a bias.
         unrotated_qk: queries [B, H, T, K] and keys [B, G, T, K] of the new tokens, with memories
             [B, G, M + T, K], before the rotation; None in cross-attention.
-        shared_qk: keys are the queries, of unit length: a query attends to itself only where it has no other key.
+        shared_qk: keys are the queries, of unit length; a query attends to itself if it has no other key.
     """
 
     k: Tensor

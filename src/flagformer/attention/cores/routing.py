@@ -82,7 +82,7 @@ class Routing(Core):
             str,
             Flag(
                 "routing_selection",
-                "keys of a query: the recent ones of its cluster, or those that each centroid selects of the row",
+                "keys of a query: recent ones of its cluster, or those that each centroid selects",
                 choices=("recent", "topk", "leaky"),
             ),
         ] = "recent",

@@ -28,7 +28,7 @@ def _by_distance(q: Tensor, k: Tensor, v: Tensor, relative: RelativeBias, scale:
 
 
 def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros appended to the narrower of keys and values: torch's fused kernel for CPU takes one width only."""
+    """Zeros appended to the narrower of keys and values: the fused kernel for CPU takes one width only."""
     more = v.shape[3] - q.shape[3]
     if more > 0:
         return F.pad(q, (0, more)), F.pad(k, (0, more)), v
