@@ -7,7 +7,7 @@ from flagformer.reference import choices
 # A model in which every choice has an effect and which still runs in a millisecond.
 TINY = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 4, "attn_dim_head": 8}
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head", "causal"}
-# Values that differ from the default, for flags without a rule.
+# Values that differ from the default, for flags without a rule or an example in their declaration.
 VALUES = {
     "alibi_num_heads": 3,
     "attn_dropout": 0.2,
@@ -138,5 +138,7 @@ def _owner(item, name):
 def _value(param):
     if param.flag.name in VALUES:
         return VALUES[param.flag.name]
-    assert param.type in (bool, bool | None), f"add a value for `{param.flag.name}` to VALUES in {__file__}"
+    if param.flag.example is not None:
+        return param.flag.example
+    assert param.type in (bool, bool | None), f"declare `Flag(example=...)` for `{param.flag.name}`"
     return not param.default

@@ -26,6 +26,7 @@ class Flag:
         choices: the allowed values; empty: all values of the type.
         ge: numbers must be at least this.
         lt: numbers must be below this.
+        example: a value for tests, with an effect on a small model and other than the default.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Flag:
     choices: tuple[Any, ...] = ()
     ge: float | None = None
     lt: float | None = None
+    example: Any = None
 
 
 @dataclass(frozen=True)

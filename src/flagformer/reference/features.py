@@ -91,8 +91,8 @@ def _selecting(owner: Component) -> Mapping[str, Any]:
 
 
 def _values(param: Param) -> list[Any]:
-    """Return small values of the flag's type other than its default."""
-    found: list[Any] = [value for value in param.flag.choices if value is not None]
+    """Return the example of the flag and small values of its type, other than its default."""
+    found: list[Any] = [value for value in (param.flag.example, *param.flag.choices) if value is not None]
     for kind in kinds_of(param.type):
         found += SMALL.get(kind, ())
     return [value for value in found if value != param.default]

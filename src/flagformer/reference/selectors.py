@@ -120,7 +120,9 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
 
 
 def _value(param: Param) -> Any:
-    """Return a small value other than the default."""
+    """Return the example of the flag, or a small value other than the default."""
+    if param.flag.example is not None:
+        return param.flag.example
     for kind in kinds_of(param.type):
         options = [value for value in param.flag.choices if value not in (None, param.default)]
         if options:
@@ -131,7 +133,7 @@ def _value(param: Param) -> Any:
             return max(2, int(param.flag.ge or 0))
         if kind is float:
             return max(0.25, float(param.flag.ge or 0))
-    raise TypeError(f"no example value for `{param.flag.name}`: add one to VALUES")
+    raise TypeError(f"no example value for `{param.flag.name}`: declare `Flag(example=...)`")
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
