@@ -46,6 +46,10 @@ class Attention(nn.Module):
         super().__init__()
         self.source = source
         self.prefix_kv = nn.ModuleList(prefix_kv)  # type: ignore[assignment]
+        self.num_prefix_kv = sum(prefix.count for prefix in prefix_kv)  # keys without a position
+        self.is_cross = source.is_cross
+        masks_self = source.projection.shared_qk and not source.is_cross
+        self.narrowing = (source.window, self.num_prefix_kv, masks_self)  # of the attention bias
         self.core = core
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
@@ -60,22 +64,15 @@ class Attention(nn.Module):
         self._watch()
 
     @property
-    def num_prefix_kv(self) -> int:
-        """Keys without a position before those of tokens."""
-        return sum(prefix.count for prefix in self.prefix_kv)
-
-    @property
     def window(self) -> int | None:
         """How many of the last tokens a query sees, itself included; None: all."""
         return self.source.window
 
     def _bias(self, side: SideInputs) -> AttentionBias:
         """Mask and position bias of this sublayer."""
-        source = self.source
-        if source.is_cross:
-            assert side.context_bias is not None
-            return side.context_bias.narrowed(None, self.num_prefix_kv)
-        return side.bias.narrowed(source.window, self.num_prefix_kv, source.projection.shared_qk)
+        bias = side.context_bias if self.is_cross else side.bias
+        assert bias is not None
+        return bias.narrowed(*self.narrowing)
 
     def prepare(self, side: SideInputs) -> None:
         """Makes the forms of mask and position bias that `forward` reads, before the executor runs."""

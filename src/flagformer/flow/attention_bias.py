@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import Causal, MaskRule, Padding, PrefixLM, Segments, Window, narrowest
 from flagformer.ops.bias_table import RelativeRange
+from flagformer.ops.lengths import use_long_path
 
 T = TypeVar("T")
 
@@ -72,6 +72,8 @@ class AttentionBias:
         self.root = self.base = self.whole = self
         self.narrowings: dict[tuple[Any, ...], AttentionBias] = {}
         self.memo: dict[str, Any] = {}
+        self._rules: tuple[MaskRule, ...] | None = None
+        self._plain: bool | None = None
 
     def narrowed(
         self,
@@ -95,13 +97,15 @@ class AttentionBias:
     def _narrow(
         self, window: int | None, num_prefix_kv: int, mask_self: bool, heads: slice | None
     ) -> AttentionBias:
-        one = copy.copy(self)
-        one.memo, one.narrowings, one.window = {}, {}, window
+        one = _copied(self)
+        one.memo, one.narrowings, one.window, one._rules, one._plain = {}, {}, window, None, None
         one.num_prefix_kv, one.mask_self, one.heads = num_prefix_kv, mask_self, heads
         one.whole = one if heads is None else self.narrowed(window, num_prefix_kv, mask_self)
         plain = not num_prefix_kv and not mask_self
         one.base = self.narrowed(window) if not plain else one if heads is None else one.whole
-        if self.state is not None:
+        if one.base is not one:
+            one.kv = one.base.kv
+        elif self.state is not None:
             first = self.state.window_start(window)
             one.kv = self.state.layout(first, self.q.end - first, self.q.positions.device)
         return one
@@ -119,8 +123,9 @@ class AttentionBias:
 
         def copied(one: AttentionBias) -> AttentionBias:
             if id(one) not in made:
-                made[id(one)] = new = copy.copy(one)
+                made[id(one)] = new = _copied(one)
                 new.given, new.q, new.kv = (change(x) for x in (one.given, one.q, one.kv))
+                new._rules = None
                 new.memo = {name: x if name == "block_mask" else change(x) for name, x in one.memo.items()}
                 new.root, new.base, new.whole = copied(one.root), copied(one.base), copied(one.whole)
                 new.narrowings = {key: copied(child) for key, child in one.narrowings.items()}
@@ -135,6 +140,11 @@ class AttentionBias:
     @property
     def rules(self) -> tuple[MaskRule, ...]:
         """All rules of these layouts and this window, without those that allow every pair."""
+        if self._rules is None:
+            self._rules = self._own_rules()
+        return self._rules
+
+    def _own_rules(self) -> tuple[MaskRule, ...]:
         rules: list[MaskRule] = [*self.given, Padding(), Segments()]
         # the cache before a single query holds only the keys that its window leaves
         trimmed = self.state is not None and self.q.length == 1 and self.kv.always_visible is None
@@ -150,6 +160,11 @@ class AttentionBias:
     @property
     def is_plain_causal(self) -> bool:
         """Whether "no later key" is the whole mask and query i is key i: the fast path of every kernel."""
+        if self._plain is None:
+            self._plain = self._is_plain_causal()
+        return self._plain
+
+    def _is_plain_causal(self) -> bool:
         aligned = self.q.start == self.kv.start and self.q.length == self.kv.length and self.q.length > 1
         if not aligned or self.mask_self or self.position_bias is not None:
             return False
@@ -239,13 +254,15 @@ class AttentionBias:
         return None, scores, _has_gradient(scores)
 
     def relative(self) -> RelativeBias | None:
-        """A table of distances; None where distances do not say it all, or it saves nothing."""
+        """A table of distances; None for short rows, and where distances are not all or it saves nothing."""
         if self.num_prefix_kv or self.mask_self:
             return None
-        found = self.base.once("relative", self._relative)
+        found = self.base.once("relative", self.base._relative)
         return found if found is None or self.heads is None else found.of_heads(self.heads)
 
     def _relative(self) -> RelativeBias | None:
+        if not use_long_path(self.q.length):
+            return None
         found = bias_views.distances_of(self.rules, self.q, self.kv)
         if found is None:
             return None
@@ -289,6 +306,13 @@ class BlockBias(AttentionBias):
 
     def relative(self) -> None:
         return None
+
+
+def _copied(bias: AttentionBias) -> AttentionBias:
+    """As `copy.copy`, which takes as long as the rest of a narrowing."""
+    one = object.__new__(type(bias))
+    one.__dict__.update(bias.__dict__)
+    return one
 
 
 def _has_gradient(x: Tensor | None) -> bool:

@@ -206,4 +206,16 @@ class UserMaskMod(MaskRule):
 
     def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
         of_q, of_kv = q.start - self.start, kv.start - self.start
-        return lambda b, h, q_idx, kv_idx: self.mod(b, h, q_idx + of_q, kv_idx + of_kv)
+        return lambda b, h, q_idx, kv_idx: checked(self.mod, b, h, q_idx + of_q, kv_idx + of_kv)
+
+
+def checked(mod: MaskMod, *indices: Tensor) -> Tensor:
+    """The values of a user's function, which must be booleans."""
+    found = mod(*indices)
+    if not isinstance(found, Tensor) or found.dtype != torch.bool:
+        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            "`attn_mask`, a function `(b, h, q_idx, kv_idx)`, must return a boolean tensor (True: may "
+            f"attend), but returns {kind}: compare the indices, as `q_idx - kv_idx < 8`"
+        )
+    return found

@@ -84,6 +84,7 @@ class AttentionLayers(Whole):
         self.context_dropout = self._one("context_dropout").build()
         self.hints: WrapperHints = self._one("hints").build()
         self.final_norm: Step = norm() if placement.final else identity
+        self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind != "f"]
         self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
         self.cache_signature = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.cache_shape) for s in self.steps
@@ -226,9 +227,8 @@ class AttentionLayers(Whole):
         if held is not None:
             hiddens = dict(zip(self.recurrent_steps, held.hiddens))
             side.memory = SegmentMemory(hiddens, keys, self.rotation.cos_sin(held.layout, x.dtype))
-        for sublayer in self.sublayers:
-            if sublayer.kind != "f":
-                sublayer.fn.prepare(side)
+        for attention in self.attentions:
+            attention.prepare(side)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, self.final_norm)
         if state is not None:

@@ -19,6 +19,7 @@ from flagformer.flow import (
     interleave_padded,
     interleave_unpadded,
 )
+from flagformer.flow.mask_rules import MaskMod, checked
 from flagformer.stack.inputs import (
     check_attention_mask,
     check_padding,
@@ -109,7 +110,7 @@ class NoInterleaving:
     def unmerge(self, merged: Tensor) -> Tensor:
         return merged
 
-    def mask(self, attn_mask: Tensor | None, heads: int, batch: int) -> Tensor | None:
+    def mask(self, attn_mask: Tensor | MaskMod | None, heads: int, batch: int) -> Tensor | MaskMod | None:
         return attn_mask
 
     def prefix(self, length: Tensor | None) -> Tensor | None:
@@ -146,7 +147,7 @@ class InterleavedInputs:
         """[B, L, D] -> [B, P + T, D]."""
         return self.interleaving.unmerge(merged)
 
-    def mask(self, attn_mask: Tensor | None, heads: int, batch: int) -> Tensor | None:
+    def mask(self, attn_mask: Tensor | MaskMod | None, heads: int, batch: int) -> Tensor | None:
         """`attn_mask` of prepended embeddings and tokens -> [1 or B, 1 or H, L, S]."""
         if attn_mask is None:
             return None
@@ -155,8 +156,13 @@ class InterleavedInputs:
         if self.outer is not None:
             stored = self.outer.num_entries
             kv_entry_index = self.outer.entry_index(self.layout.end, self.prepended.length, device)
-        checked = check_attention_mask(attn_mask, batch, heads, count, stored + count)
-        return self.interleaving.mask(checked, kv_entry_index)
+        if not isinstance(attn_mask, Tensor) and callable(attn_mask):
+            b, h = torch.arange(batch, device=device).view(-1, 1, 1, 1), torch.arange(heads, device=device)
+            kv_idx = torch.arange(stored + count, device=device)
+            found = checked(attn_mask, b, h.view(-1, 1, 1), kv_idx[stored:, None], kv_idx)
+            attn_mask = found.expand(batch, heads, count, stored + count)
+        mask = check_attention_mask(attn_mask, batch, heads, count, stored + count)
+        return self.interleaving.mask(mask, kv_entry_index)
 
     def prefix(self, length: Tensor | None) -> Tensor | None:
         """A prefix length in tokens -> in positions, with memory tokens and prepended embeddings."""

@@ -14,6 +14,7 @@ from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
 from flagformer.flow import DecodeState, InterleavedDecodeState
+from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
 from flagformer.ops.identity import identity
@@ -222,7 +223,7 @@ class TransformerWrapper(Sessions):
         x: Tensor,
         *,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
@@ -253,7 +254,9 @@ class TransformerWrapper(Sessions):
             x: [B, T] integers in [0, V).
             mask: [B, T] bool, True for tokens, False for padding.
             attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where self-attention is
-                allowed; with `mems` S is T, or M + T.
+                allowed; with `mems` S is T, or M + T. Or a function `(b, h, q_idx, kv_idx) -> bool`, as
+                FlexAttention's `mask_mod`: indices count from the first token, padding and `prepend_embeds`
+                included, also in a decoding session; tokens of `mems` are negative.
             context: [B, S, D_context] for cross-attention; in decoding with the prompt only.
             context_mask: [B, S] bool, True for tokens, False for padding.
             seq_start_pos: [B] the index of each left-padded row's first valid token, which has position 0.

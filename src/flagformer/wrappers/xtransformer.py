@@ -13,6 +13,7 @@ from torch import Tensor
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flow import Outputs
+from flagformer.flow.mask_rules import MaskMod
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.whole import Whole
@@ -137,7 +138,7 @@ class XTransformer(Whole):
         self,
         src: Tensor,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
@@ -165,7 +166,7 @@ class XTransformer(Whole):
         src: Tensor,
         tgt: Tensor,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         *,
         tgt_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
@@ -183,7 +184,7 @@ class XTransformer(Whole):
             tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
             mask: bool [B, S], True for tokens of the source.
             attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], True where the encoder's attention
-                is allowed.
+                is allowed; or a function `(b, h, q_idx, kv_idx) -> bool`.
             tgt_mask: bool [B, T], True for tokens of the target.
             embed_ids: [B, S] for each name in `enc_embed_num_tokens`.
             tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
@@ -221,7 +222,7 @@ class XTransformer(Whole):
         seq_out_start: PromptLike,
         seq_len: int,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         *,
         eos_token: int | None = None,
         temperature: float = 1.0,
@@ -277,7 +278,7 @@ class XTransformer(Whole):
         seq_len: int,
         beams: int = 4,
         mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | MaskMod | None = None,
         *,
         eos_token: int | None = None,
         length_penalty: float = 0.0,

@@ -14,7 +14,7 @@ from flagformer.flow import AttentionBias, RelativeBias
 from flagformer.ops.attend import repeat_kv
 from flagformer.ops.attend_by_distance import attend
 from flagformer.ops.full_precision import accum_dtype, cast_together, without_casts
-from flagformer.ops.lengths import LONG, use_long_path
+from flagformer.ops.lengths import LONG
 from flagformer.ops.traced import transformed
 from flagformer.ops.tried import HAS_SUMS
 
@@ -64,19 +64,19 @@ class SDPA(Kernel):
         self.eager = Eager(path, dropout=dropout)
 
     def prepare(self, bias: AttentionBias, device: torch.device) -> None:
-        if not self.reads_relative(bias, device) and (transformed() or not bias.is_plain_causal):
+        if (not bias.is_plain_causal or transformed()) and not self.reads_relative(bias, device):
             bias.dense()
 
     def reads_relative(self, bias: AttentionBias, device: torch.device) -> bool:
         """Whether the kernel of distances serves, and pays."""
         # sizes and FLOPs are estimated on meta: those of a CPU
         serves = HAS_SUMS and device.type in ("cpu", "meta") and not (self.training and self.dropout)
-        return serves and use_long_path(bias.q.length) and bias.relative() is not None
+        return serves and bias.relative() is not None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
             return self.eager(q, k, v, bias)
-        if self.reads_relative(bias, q.device):
+        if not bias.is_plain_causal and self.reads_relative(bias, q.device):
             relative = bias.relative()
             assert relative is not None
             return _by_distance(q, k, v, relative, self.scale)
