@@ -40,7 +40,7 @@ def test_the_text_has_result_deviation_tolerance_position_and_reason() -> None:
     row = next(line for line in lines if line.startswith("cache"))
     assert row.split()[:2] == ["cache", "FAILED"]
     assert row.split()[3:5] == ["1.2e-05", "1"]
-    assert "100 roundings of float32" in str(report)
+    assert "100 rounding errors of float32" in str(report)
     assert max(map(len, lines)) <= WIDTH + 10, "the reasons below the table may be slightly longer"
 
 

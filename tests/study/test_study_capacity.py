@@ -62,8 +62,8 @@ def test_memory_given_in_the_file_overrides_the_estimate(tiny: Path) -> None:
     assert prepare(tiny, ["base.dim=2048", "base.depth=8", "memory=1.5", "concurrency=null"]).costs
     found = refused(tiny, "memory=3")
     assert found == (
-        "override `memory=3`: `memory` says that a trial needs about 3.0 GiB of memory, but this machine has "
-        "2.0 GiB"
+        "override `memory=3`: `memory` is too large: a trial needs about 3.0 GiB of memory, but this machine "
+        "has 2.0 GiB"
     )
 
 

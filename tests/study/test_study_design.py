@@ -144,8 +144,8 @@ def test_matching_flops_by_steps(tiny: Path) -> None:
     ("overrides", "words"),
     [
         (["match={what: params, by: steps}"], "steps do not change the parameters"),
-        (["match=params", "compare.rotary.ff_mult=8"], "because `ff_mult` is set for it"),
-        (["match=params", "compare.rotary.depth=9"], "the nearest that `ff_mult` reaches"),
+        (["match=params", "compare.rotary.ff_mult=8"], "because the variant sets `ff_mult`"),
+        (["match=params", "compare.rotary.depth=9"], "the best value of `ff_mult`"),
         (["match=everything"], "`match.what` must be 'params', 'flops', 'tokens' or 'none'"),
     ],
 )

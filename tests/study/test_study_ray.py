@@ -25,7 +25,7 @@ from tiny_study import TINY, StudyProcess, descendants, finished, logged, table,
 from flagformer.study.cluster import (
     Resources,
     TaskSpec,
-    _unpack,
+    _write_files,
     check_reachable,
     import_ray,
     run_here,
@@ -149,7 +149,7 @@ def test_a_node_without_it_sends_its_files_back(tiny: Path, tmp_path: Path) -> N
     files, failure = elsewhere(order)
     assert failure is None
     assert not order.directory.exists()
-    _unpack(files, order.directory)
+    _write_files(files, order.directory)
     torch.set_num_threads(1)
     whole = run_trial(order.trial, tmp_path / "whole")
     result = json.loads((order.directory / "result.json").read_text())

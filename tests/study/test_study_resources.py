@@ -39,8 +39,8 @@ def study(tiny: Path, monkeypatch: pytest.MonkeyPatch):
         (["threads=16"], 1, 16, "8 cores"),
         (["memory=20"], 2, 4, "64.0 GiB of free memory"),
         (["memory=200"], 1, 8, "64.0 GiB of free memory"),
-        (["memory=20", "concurrency=3"], 3, 2, "as the file says"),
-        (["concurrency=5", "threads=3"], 5, 3, "as the file says"),
+        (["memory=20", "concurrency=3"], 3, 2, "set by `concurrency`"),
+        (["concurrency=5", "threads=3"], 5, 3, "set by `concurrency`"),
     ],
 )
 def test_cores_and_memory_are_divided(study, overrides, at_once, threads, why):

@@ -73,12 +73,12 @@ def test_the_best_by_validation_is_compared(study: Study, tmp_path: Path, comman
     assert [candidate.validation.n for candidate in plain.candidates] == [3, 3, 3]
     assert rotary.difference.verdict == "worse"
     said = command("report", out).stdout
-    assert "Best by validation: plain lr 0.02 and rotary lr 0.03." in said
-    assert "The best of rotary lies at the edge of the grid" in said
+    assert "Best by validation loss: plain lr 0.02 and rotary lr 0.03." in said
+    assert "The best setting of rotary is at the edge of the grid" in said
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 6
     assert "edge of the grid" in page
-    assert "Every variant had 3 candidates with 3 seeds each, 9 runs." in re.sub(r"\s+", " ", page)
+    assert "Every variant had 3 candidates with 3 seeds each, 9 runs in total." in re.sub(r"\s+", " ", page)
 
 
 def test_a_candidate_that_diverged_is_not_chosen(study: Study, tmp_path: Path) -> None:

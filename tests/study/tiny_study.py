@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flagformer.attention import scores
+from flagformer.flow import Causal
 from flagformer.study.audits import audit_variant
 from flagformer.train import state
 from flagformer.train.loop import make_optimizer
@@ -206,6 +206,4 @@ def examine_leaking(trial: Any, directory: Path) -> object:
 
 def _plant_the_leak(trial: Any) -> None:
     if "attn_softclamp_logits" in trial.flags:
-        scores.causal_pairs = lambda queries, keys, device: torch.ones(
-            queries, keys, dtype=torch.bool, device=device
-        ).tril(keys - queries + 1)
+        Causal.mask_mod = lambda self, q, kv: lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + 1

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(b""), "holds 0 steps, but its checkpoint has 6"),
+        (lambda path: path.write_bytes(b""), "it has 0 steps, but its checkpoint has 6"),
         (lambda path: cut(path, 0.4), "but its checkpoint has 6"),
         (
             lambda path: path.write_bytes(path.read_bytes().replace(b'{"step": 4', b'{"step": 9')),
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
             lambda path: path.write_bytes(path.read_bytes().replace(b'"loss"', b"loss", 2)),
             "log.jsonl:1 is damaged",
         ),
-        (lambda path: path.unlink(), "holds 0 steps"),
+        (lambda path: path.unlink(), "it has 0 steps"),
     ],
 )
 def test_a_damaged_log_is_named(tmp_path, damage, message):

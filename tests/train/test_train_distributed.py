@@ -145,9 +145,9 @@ def test_two_by_one_and_back(first, whole, tmp_path):
     for _, directory, _, _ in handed:
         assert_close(directory, whole)
         notes = json.loads((directory / "result.json").read_text())["notes"]
-        assert [note[: note.index(" trained")] for note in notes] == [
-            "resumed at step 3 by 1 of what 2",
-            "resumed at step 6 by 2 of what 1",
+        assert [note[: note.index(": equal")] for note in notes] == [
+            "resumed at step 3 with 1 ranks after 2",
+            "resumed at step 6 with 2 ranks after 1",
         ]
     # the same two ranks resume bit by bit, with dropout
     assert losses(first / "left") == losses(first / "dropout")

@@ -19,7 +19,7 @@ class Tolerance:
 
 def same_shape(dtype: torch.dtype) -> Tolerance:
     """The tolerance of runs with the same shapes, which differ only by the order of a kernel's sums."""
-    reason = f"8 rounding errors of {_short(dtype)}, as the same shapes are summed in the same order"
+    reason = f"8 rounding errors of {_short(dtype)}: the same shapes are summed in the same order"
     return Tolerance(min(8 * torch.finfo(dtype).eps, LOOSEST), reason)
 
 
@@ -28,7 +28,7 @@ def other_shape(dtype: torch.dtype) -> Tolerance:
 
     Correct models of 2 and of 24 layers, trained and untrained, differed by up to 8 rounding errors.
     """
-    reason = f"100 rounding errors of {_short(dtype)}, as other shapes are summed in another order"
+    reason = f"100 rounding errors of {_short(dtype)}: other shapes, another order of sums"
     return Tolerance(min(100 * torch.finfo(dtype).eps, LOOSEST), reason)
 
 

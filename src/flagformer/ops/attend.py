@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 
@@ -37,9 +36,3 @@ def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """[B, G, S, K] -> [B, H, S, K]: each group serves H / G consecutive heads."""
     groups = x.shape[1]
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
-
-
-def causal_pairs(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Causal mask [1, 1, T, S], True where attention is allowed; the last query aligns with the last key."""
-    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return allowed.tril(keys - queries)[None, None]

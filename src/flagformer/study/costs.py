@@ -165,7 +165,7 @@ def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = Non
     """Bytes that autograd saves while a backward recomputes one sublayer, the maximum over sublayers; 0 if
     the executor does not recompute."""
     stacks: list[Any] = [
-        part for part in model.modules() if hasattr(getattr(part, "executor", None), "plain")
+        part for part in model.modules() if hasattr(getattr(part, "executor", None), "sequential")
     ]
     saved, before, sizes = SavedTensors(model), [0], [0]
     hooks: list[Any] = []
@@ -178,7 +178,7 @@ def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = Non
     executors = [stack.executor for stack in stacks]
     try:
         for stack in stacks:
-            stack.executor = stack.executor.plain
+            stack.executor = stack.executor.sequential
         if stacks:
             with saved, FusedOnMeta():
                 read_rows(model, inputs, segment, losses=True)
