@@ -164,8 +164,8 @@ def test_a_node_without_it_sends_its_files_back(tiny: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"versions": {**versions(), "torch": "1.0"}}, ("has torch", "the study 1.0; install the same")),
-        ({"data": "abc"}, ("has other data", "the study's abc")),
+        ({"versions": {**versions(), "torch": "1.0"}}, ("has torch", "but the study has 1.0; install the same")),
+        ({"data": "abc"}, ("has other data", "that of the study is abc")),
     ],
 )
 def test_a_node_that_differs_is_refused(tiny: Path, tmp_path: Path, changes, words) -> None:
@@ -215,7 +215,7 @@ def test_an_unreachable_cluster_is_reported_before_any_audit(
     for module in ("cluster", "run"):
         monkeypatch.setattr(f"flagformer.study.{module}.import_ray", object)
     prepared, place = prepare(tiny, ["executor=ray", "audit=true"]), tmp_path / "run"
-    with pytest.raises(ValueError, match="needs a cluster that runs, but finds none at 127"):
+    with pytest.raises(ValueError, match="needs a running cluster, but finds none at 127"):
         run_study(prepared, place, Console(file=io.StringIO()), examiner=run_trial)
     assert not (place / "variants").exists()
     assert not (place / "study.yaml").exists()
