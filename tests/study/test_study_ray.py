@@ -164,7 +164,10 @@ def test_a_node_without_it_sends_its_files_back(tiny: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"versions": {**versions(), "torch": "1.0"}}, ("has torch", "but the study has 1.0; install the same")),
+        (
+            {"versions": {**versions(), "torch": "1.0"}},
+            ("has torch", "but the study has 1.0; install the same"),
+        ),
         ({"data": "abc"}, ("has other data", "that of the study is abc")),
     ],
 )
