@@ -53,28 +53,23 @@ def dense_bias(
 
 def allowed_pairs(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Tensor | None:
     """[1 or B, 1 or H, 1 or T, S] bool, the rules together; None: every pair is allowed."""
-    if not rules:
-        return None
-    device = q.positions.device
-    b = torch.arange(max(_rows(q, kv), *(rule.rows for rule in rules)), device=device).view(-1, 1, 1, 1)
-    h = torch.arange(max(1, *(rule.heads for rule in rules)), device=device).view(-1, 1, 1)
-    q_idx = torch.arange(q.length, device=device)[:, None]
-    kv_idx = torch.arange(kv.length, device=device)
-    parts = [rule.mask_mod(q, kv)(b, h, q_idx, kv_idx) for rule in rules]
-    return reduce(Tensor.logical_and, [part[(None,) * (4 - part.dim())] for part in parts])
+    q_idx, kv_idx = (torch.arange(one.length, device=q.positions.device)[None, None] for one in (q, kv))
+    return allowed_at(rules, q, kv, q_idx[..., None], kv_idx[:, :, None], slice(None))
 
 
 def allowed_at(
     rules: Sequence[MaskRule], q: Layout, kv: Layout, q_idx: Tensor, kv_idx: Tensor, heads: slice
 ) -> Tensor | None:
-    """[1 or B, N, 1 or h, g, s] bool, the rules together at the indices of `AttentionBias.gather`."""
+    """The rules together at indices [1 or B, ..., 1 or h, g, 1] and [1 or B, ..., 1 or h, 1, s]."""
     if not rules:
         return None
+    dims = q_idx.dim()
     b = torch.arange(max(_rows(q, kv), *(rule.rows for rule in rules)), device=q_idx.device)
     h = torch.arange(max(1, *(rule.heads for rule in rules)), device=q_idx.device)
     h = h[heads] if len(h) > 1 else h
-    b, h = b.view(-1, 1, 1, 1, 1), h.view(-1, 1, 1)
-    return reduce(Tensor.logical_and, [rule.mask_mod(q, kv)(b, h, q_idx, kv_idx) for rule in rules])
+    b, h = b.view(-1, *[1] * (dims - 1)), h.view(-1, 1, 1)
+    parts = [rule.mask_mod(q, kv)(b, h, q_idx, kv_idx) for rule in rules]
+    return reduce(Tensor.logical_and, [part[(None,) * (dims - part.dim())] for part in parts])
 
 
 def pairs_at(x: Tensor, q_idx: Tensor, kv_idx: Tensor, heads: slice) -> Tensor:

@@ -206,10 +206,10 @@ class UserMaskMod(MaskRule):
 
     def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
         of_q, of_kv = q.start - self.start, kv.start - self.start
-        return lambda b, h, q_idx, kv_idx: checked(self.mod, b, h, q_idx + of_q, kv_idx + of_kv)
+        return lambda b, h, q_idx, kv_idx: _checked(self.mod, b, h, q_idx + of_q, kv_idx + of_kv)
 
 
-def checked(mod: MaskMod, *indices: Tensor) -> Tensor:
+def _checked(mod: MaskMod, *indices: Tensor) -> Tensor:
     """The values of a user's function, which must be booleans."""
     found = mod(*indices)
     if not isinstance(found, Tensor) or found.dtype != torch.bool:

@@ -186,10 +186,10 @@ class AttentionLayers(Whole):
             layout: positions, padding and segments, made by the caller (after `mems`).
             window: a query sees at most this many of the last tokens.
             state: a decoding session: x continues what it holds, and it takes in x.
-            mems: what the steps of `memory_steps` read of earlier tokens, `Memories` or tensors [B, M, D]:
-                x follows them.
+            mems: memories that `recurrent_steps` read, a `RecurrentState` or tensors [B, M, D]; x
+                follows them.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
-            collector: collects auxiliary losses and the tensors it asks for; new streams for `Memories`.
+            collector: collects auxiliary losses, requested tensors and hidden states for `mems`.
 
         Returns:
             [B, T, D], after the final norm.

@@ -19,7 +19,8 @@ from flagformer.flow import (
     interleave_padded,
     interleave_unpadded,
 )
-from flagformer.flow.mask_rules import MaskMod, checked
+from flagformer.flow.bias_views import allowed_pairs
+from flagformer.flow.mask_rules import MaskMod, UserMaskMod
 from flagformer.stack.inputs import (
     check_attention_mask,
     check_padding,
@@ -157,9 +158,10 @@ class InterleavedInputs:
             stored = self.outer.num_entries
             kv_entry_index = self.outer.entry_index(self.layout.end, self.prepended.length, device)
         if not isinstance(attn_mask, Tensor) and callable(attn_mask):
-            b, h = torch.arange(batch, device=device).view(-1, 1, 1, 1), torch.arange(heads, device=device)
-            kv_idx = torch.arange(stored + count, device=device)
-            found = checked(attn_mask, b, h.view(-1, 1, 1), kv_idx[stored:, None], kv_idx)
+            rule = UserMaskMod(attn_mask, batch, heads)
+            q, kv = Layout.arange(count, device, stored), Layout.arange(stored + count, device)
+            found = allowed_pairs([rule], q, kv)
+            assert found is not None
             attn_mask = found.expand(batch, heads, count, stored + count)
         mask = check_attention_mask(attn_mask, batch, heads, count, stored + count)
         return self.interleaving.mask(mask, kv_entry_index)

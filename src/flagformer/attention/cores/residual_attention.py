@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flagformer.attention.cores import Core
+from flagformer.attention.cores.block_sparse import MAPS
 from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.z_loss import NAME, add_z_loss
@@ -41,7 +42,7 @@ class ResidualAttention(Core):
         if side.collector.is_loss_requested(NAME):
             add_z_loss(scores, bias, side)
         weights = self.path.probs(scores, bias)
-        side.collector.record("attn.weights", weights)
+        side.collector.record(MAPS, weights)
         return self.kernel.gather(weights, kv.v)
 
 

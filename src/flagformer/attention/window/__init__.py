@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SlidingWindowSlot:
-    """Contract of the slot `past`.
+    """Contract of the slot `window`.
 
     Attributes:
         width: tokens that a query sees, itself and the last ones before it; later ones, where they may be
