@@ -49,12 +49,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m flagformer.reference --check
+	$(BIN)/python -m flagformer.lab.reference --check
 	$(BIN)/python tests/house/words.py
 
 # The pages, schemas and types that are written from the catalogue, and the site, in docs/_build/html.
 docs: $(VENV)/.docs
-	$(BIN)/python -m flagformer.reference
+	$(BIN)/python -m flagformer.lab.reference
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 bench: $(VENV)/.dev

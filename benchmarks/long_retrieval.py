@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import flagformer
-from flagformer.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.long_retrieval import LongRetrieval
 from learned import arguments, collect
 
 TASK = LongRetrieval(source="long_retrieval")

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flagformer
-from flagformer.study.file import load_study
-from flagformer.train.config import Trial
-from flagformer.train.trial import run_trial
+from flagformer.lab.study.file import load_study
+from flagformer.lab.train.config import Trial
+from flagformer.lab.train.trial import run_trial
 
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "positions.yaml"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flagformer.study.run import prepare, run_study, write_report
-from flagformer.train.files import write_json
+from flagformer.lab.study.run import prepare, run_study, write_report
+from flagformer.lab.train.files import write_json
 
 STUDY = """\
 name: nothing

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import flagformer
-from flagformer.data.segment_recall import SegmentRecall
+from flagformer.lab.data.segment_recall import SegmentRecall
 from learned import arguments, collect
 
 TASK = SegmentRecall(source="segment_recall")

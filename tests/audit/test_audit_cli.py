@@ -11,14 +11,14 @@ from typer.testing import CliRunner, Result
 
 import flagformer
 from flagformer.audit import audit
-from flagformer.cli.flag_words import cards
-from flagformer.cli.main import app
-from flagformer.cli.models import named_models
 from flagformer.flags import CATALOGUE
+from flagformer.lab.cli.flag_words import cards
+from flagformer.lab.cli.main import app
+from flagformer.lab.cli.models import named_models
+from flagformer.lab.study.run import prepare
+from flagformer.lab.train.config import TrainConfig, Trial
+from flagformer.lab.train.trial import lock_directory
 from flagformer.position.t5 import T5
-from flagformer.study.run import prepare
-from flagformer.train.config import TrainConfig, Trial
-from flagformer.train.trial import lock_directory
 
 FLAGS = "dim: 16\ndepth: 1\nheads: 2\nattn_dim_head: 8\nnum_tokens: 17\nmax_seq_len: 40\n"
 STUDY = """

@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flagformer
+from flagformer.lab.reference import choices, settings
 from flagformer.ops.lengths import LONG
-from flagformer.reference import choices, settings
 from flagformer.stack import long_rows
 from flagformer.stack.long_rows import path_change_lengths
 

@@ -15,13 +15,13 @@ from core_models import make
 from safetensors.torch import load_file
 
 import flagformer
-from flagformer.reference import choices, settings
-from flagformer.train.checkpoint import CURRENT, read_checkpoint, write_checkpoint
-from flagformer.train.config import TrainConfig, Trial
-from flagformer.train.loop import make_optimizer
-from flagformer.train.process_group import SINGLE
-from flagformer.train.shards import load_shards
-from flagformer.train.state import State
+from flagformer.lab.reference import choices, settings
+from flagformer.lab.train.checkpoint import CURRENT, read_checkpoint, write_checkpoint
+from flagformer.lab.train.config import TrainConfig, Trial
+from flagformer.lab.train.loop import make_optimizer
+from flagformer.lab.train.process_group import SINGLE
+from flagformer.lab.train.shards import load_shards
+from flagformer.lab.train.state import State
 from flagformer.wrappers.storage_schema import RENAMED, current_name, rename_saved
 
 SAVED = Path(__file__).parent / "saved_by_0_1"

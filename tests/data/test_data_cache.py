@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flagformer.data import encoded
-from flagformer.data.tokens import TokenFile
+from flagformer.lab.data import encoded
+from flagformer.lab.data.tokens import TokenFile
 
 tokenizers = pytest.importorskip("tokenizers")
 TEXT = "of the people, by the people, for the people; " * 200

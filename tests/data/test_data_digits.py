@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flagformer.data.digits import Digits, _load
-from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
-from flagformer.train.trial import run_trial
+from flagformer.lab.data.digits import Digits, _load
+from flagformer.lab.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.lab.train.trial import run_trial
 
 FLAGS = {"patch_size": 2, "dim": 32, "depth": 2, "heads": 2, "attn_dim_head": 16}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flagformer.data import download
-from flagformer.data.download import Enwik8, Text8, fetch
+from flagformer.lab.data import download
+from flagformer.lab.data.download import Enwik8, Text8, fetch
 
 TEXT = b"of the people by the people for the people " * 100
 

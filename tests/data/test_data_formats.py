@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from flagformer.data.file import TextFile, bytes_of
+from flagformer.lab.data.file import TextFile, bytes_of
 
 TEXT = "of the people, by the people, for the people;\n" * 400
 NOISE = random.Random(0).randbytes(20_000)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from flagformer.data import IGNORE, SPLITS, Source
-from flagformer.data.catalogue import DataConfig
+from flagformer.lab.data import IGNORE, SPLITS, Source
+from flagformer.lab.data.catalogue import DataConfig
 
 READER = TypeAdapter(DataConfig)
 BLOCKS = {
@@ -79,7 +79,7 @@ def test_step_seed_and_split_select_the_data(source):
 def test_another_process_gives_the_same_batches(tmp_path):
     script = (
         "import json, sys\nfrom pydantic import TypeAdapter\n"
-        "from flagformer.data.catalogue import DataConfig\n"
+        "from flagformer.lab.data.catalogue import DataConfig\n"
         "for block in json.load(sys.stdin):\n"
         "    s = TypeAdapter(DataConfig).validate_python(block)\n"
         "    print(json.dumps([x.tolist() for x in s.batch('train', 2, 3, 2, 16)]), s.fingerprint())\n"

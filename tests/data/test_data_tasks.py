@@ -7,18 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagformer.data import IGNORE
-from flagformer.data.associative_recall import AssociativeRecall
-from flagformer.data.compression import Compression
-from flagformer.data.copy_task import Copy
-from flagformer.data.fuzzy_recall import FuzzyRecall
-from flagformer.data.induction import Induction
-from flagformer.data.list_ops import BLANK, CLOSE, DIGITS, END, ListOps
-from flagformer.data.long_retrieval import LongRetrieval
-from flagformer.data.parity import Parity
-from flagformer.data.reverse import Reverse
-from flagformer.data.segment_recall import SegmentRecall
-from flagformer.data.selective_copy import SelectiveCopy
+from flagformer.lab.data import IGNORE
+from flagformer.lab.data.associative_recall import AssociativeRecall
+from flagformer.lab.data.compression import Compression
+from flagformer.lab.data.copy_task import Copy
+from flagformer.lab.data.fuzzy_recall import FuzzyRecall
+from flagformer.lab.data.induction import Induction
+from flagformer.lab.data.list_ops import BLANK, CLOSE, DIGITS, END, ListOps
+from flagformer.lab.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.parity import Parity
+from flagformer.lab.data.reverse import Reverse
+from flagformer.lab.data.segment_recall import SegmentRecall
+from flagformer.lab.data.selective_copy import SelectiveCopy
 
 
 def recall(**fields: Any) -> AssociativeRecall:

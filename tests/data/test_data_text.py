@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flagformer.data import SPLITS
-from flagformer.data.file import TextFile
-from flagformer.data.stdlib import HELD_OUT_EVERY, StandardLibrary, sources
+from flagformer.lab.data import SPLITS
+from flagformer.lab.data.file import TextFile
+from flagformer.lab.data.stdlib import HELD_OUT_EVERY, StandardLibrary, sources
 
 
 @pytest.fixture

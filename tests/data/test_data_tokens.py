@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flagformer.data import SPLITS, encoded, windows
-from flagformer.data.tokens import TokenFile, _tokenizer
-from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
-from flagformer.train.trial import run_trial
+from flagformer.lab.data import SPLITS, encoded, windows
+from flagformer.lab.data.tokens import TokenFile, _tokenizer
+from flagformer.lab.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.lab.train.trial import run_trial
 
 TEXT = "of the people, by the people, for the people; " * 200
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from flagformer.data import encoded, windows
-from flagformer.data.tokens import _tokenizer
+from flagformer.lab.data import encoded, windows
+from flagformer.lab.data.tokens import _tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402

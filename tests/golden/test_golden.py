@@ -1,7 +1,8 @@
 """Resolved flags as text: a change in any of these files is a change that users notice.
 
 `FLAGFORMER_GOLDEN=write python -m pytest tests/golden` rewrites the files; read the difference before
-committing it. `python -m flagformer.reference` also rewrites refused-pairs.txt, which lists every new flag.
+committing it. `python -m flagformer.lab.reference` also rewrites refused-pairs.txt, the list of refused
+pairs.
 """
 
 import os
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import flagformer
+from flagformer.lab.reference.card_conflicts import refused_pairs
 from flagformer.presets import PRESETS
-from flagformer.reference.card_conflicts import refused_pairs
 
 HERE = Path(__file__).parent
 SIZES = {"num_tokens": 256, "max_seq_len": 64, "dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8}

@@ -18,9 +18,10 @@ FLOORS = {
     "stack": 4, "memory": 4,
     "wrappers": 5, "generation": 5,
     "presets": 6, "catalogue": 6,
-    "audit": 7, "interop": 7, "data": 7,
-    "train": 8, "study": 8, "reference": 8, "cli": 8,
-    "__main__": 9,
+    "audit": 7, "interop": 7,
+    "lab.data": 8,
+    "lab.train": 9, "lab.study": 9, "lab.reference": 9, "lab.cli": 9,
+    "lab": 10, "__main__": 10,
 }  # fmt: skip
 # Packages of one layer with imports in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {
@@ -31,12 +32,12 @@ NEIGHBOURS = {
     ("head", "embedding"),  # the tied head reads the embedding backwards
     ("wrappers", "generation"),  # AutoregressiveWrapper.generate
     ("memory", "stack"),  # a replayed segment restores the random numbers of its first run
-    ("study", "train"),  # a study runs many trainings
-    ("reference", "train"),  # the schema of study files
-    ("reference", "study"),
-    ("cli", "reference"),
-    ("cli", "train"),
-    ("cli", "study"),
+    ("lab.study", "lab.train"),  # a study runs many trainings
+    ("lab.reference", "lab.train"),  # the schema of study files
+    ("lab.reference", "lab.study"),
+    ("lab.cli", "lab.reference"),
+    ("lab.cli", "lab.train"),
+    ("lab.cli", "lab.study"),
 }
 
 
@@ -54,9 +55,16 @@ class Source:
         return str(self.path.relative_to(ROOT))
 
     @property
-    def room(self) -> str:
-        """The top folder or module inside the package; `__init__` is the top layer."""
-        return self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    def package(self) -> str:
+        """The package of the file: `stack`, `lab.study`; `__init__` is the top layer."""
+        return package_of(self.path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def package_of(parts: tuple[str, ...]) -> str:
+    """Return the package of a path or a module below `flagformer`, given by its parts."""
+    if parts[0] != "lab":
+        return parts[0]
+    return "lab" if parts[1:] in ((), ("__init__",)) else f"lab.{parts[1]}"
 
 
 @cache

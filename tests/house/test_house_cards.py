@@ -6,8 +6,8 @@ import pytest
 from house_tree import ROOT
 
 from flagformer.flags import CATALOGUE
-from flagformer.reference.cards import cards
-from flagformer.reference.selectors import choices
+from flagformer.lab.reference.cards import cards
+from flagformer.lab.reference.selectors import choices
 
 PAPERS = ROOT / "docs" / "papers"
 REFUSED = ROOT / "tests" / "golden" / "refused-pairs.txt"

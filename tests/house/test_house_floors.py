@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from house_tree import FLOORS, NEIGHBOURS, ROOT, imported, sources
+from house_tree import FLOORS, NEIGHBOURS, ROOT, imported, package_of, sources
 
 # Modules that `import flagformer` must not load, unless `import torch` does.
 HEAVY = {
@@ -14,27 +14,38 @@ HEAVY = {
 }  # fmt: skip
 # `flagformer` exports the layers up to this one; the applications above import it like users.
 ROOF = 6
-UPPER = {f"flagformer.{room}" for room, floor in FLOORS.items() if floor > ROOF}
+UPPER = {f"flagformer.{package}" for package, floor in FLOORS.items() if floor > ROOF}
 
 
 def test_every_package_has_a_layer():
-    rooms = {source.room for source in sources()} - {"__init__"}
-    assert rooms == set(FLOORS)
+    assert {source.package for source in sources()} - {"__init__"} == set(FLOORS)
 
 
 def test_imports_point_down():
     faults = []
     for source in sources():
-        if source.room == "__init__":
+        if source.package == "__init__":
             continue
         for name in imported(source.tree):
-            package, _, rest = name.partition(".")
-            if package != "flagformer":
+            top, _, rest = name.partition(".")
+            if top != "flagformer":
                 continue
-            room = rest.split(".")[0]
-            below = FLOORS.get(room, ROOF) < FLOORS[source.room]
-            if room != source.room and not below and (source.room, room) not in NEIGHBOURS:
+            package = package_of(tuple(rest.split(".")))
+            below = FLOORS.get(package, ROOF) < FLOORS[source.package]
+            if package != source.package and not below and (source.package, package) not in NEIGHBOURS:
                 faults.append(f"{source.name} imports {name}")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_library_imports_nothing_of_the_lab():
+    library = [source for source in sources() if not source.package.startswith("lab")]
+    faults = [
+        f"{source.name} imports {name}"
+        for source in library
+        if source.package != "__main__"
+        for name in imported(source.tree)
+        if name.startswith("flagformer.lab")
+    ]
     assert not faults, "\n".join(faults)
 
 
@@ -47,7 +58,7 @@ def test_flags_do_not_import_torch():
     faults = [
         f"{source.name} imports {name}"
         for source in sources()
-        if source.room == "flags"
+        if source.package == "flags"
         for name in imported(source.tree)
         if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("flagformer.flags")
     ]
@@ -76,11 +87,11 @@ def test_import_loads_no_torch():
 def test_help_loads_no_torch(words):
     program = (
         f"sys.argv = {['flagformer', *words]!r}\n"
-        "from flagformer.cli.main import app\n"
+        "from flagformer.lab.cli.main import app\n"
         "app(standalone_mode=False)"
     )
     loaded = loaded_by(program)
-    assert "flagformer.cli.study" in loaded
+    assert "flagformer.lab.cli.study" in loaded
     assert not {name for name in loaded if name.split(".")[0] in {"torch", "numpy", "scipy", "matplotlib"}}
 
 

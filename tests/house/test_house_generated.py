@@ -10,12 +10,12 @@ from jsonschema import Draft202012Validator
 import flagformer
 from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, FlagError
 from flagformer.flags.names import parse_flags
-from flagformer.reference import __main__ as command
-from flagformer.reference import choices, pairs, schema, settings
-from flagformer.reference.entries import entries, with_crossed
-from flagformer.reference.files import FILES, stale, write
-from flagformer.reference.schema import FIXED
-from flagformer.reference.verdicts import verdicts
+from flagformer.lab.reference import __main__ as command
+from flagformer.lab.reference import choices, pairs, schema, settings
+from flagformer.lab.reference.entries import entries, with_crossed
+from flagformer.lab.reference.files import FILES, stale, write
+from flagformer.lab.reference.schema import FIXED
+from flagformer.lab.reference.verdicts import verdicts
 
 # Integral floats are left out: JSON reads 2.0 as an integer, a flag of type int does not accept it.
 VALUES = [

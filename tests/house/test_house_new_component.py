@@ -9,10 +9,10 @@ import pytest
 from house_tree import ROOT
 from typer.testing import CliRunner
 
-from flagformer.cli.main import app
 from flagformer.flags import SLOTS
-from flagformer.reference import files, new_component
-from flagformer.reference.new_component import REASONS, SLOTS_WITH_TEMPLATE, NewComponent, create
+from flagformer.lab.cli.main import app
+from flagformer.lab.reference import files, new_component
+from flagformer.lab.reference.new_component import REASONS, SLOTS_WITH_TEMPLATE, NewComponent, create
 
 NAMES = {slot: "Sample" + "".join(map(str.title, slot.split("_"))) for slot in SLOTS_WITH_TEMPLATE}
 CHECKS = [
@@ -29,8 +29,8 @@ import sys
 import pytest
 import torch
 import flagformer
-from flagformer.reference import verdicts
-from flagformer.reference.selectors import choices, pairs, settings
+from flagformer.lab.reference import verdicts
+from flagformer.lab.reference.selectors import choices, pairs, settings
 names, tests = sys.argv[1].split(), sys.argv[2:]
 new = {choice.name: choice for choice in choices() if choice.component and choice.component.name in names}
 sample = [new["use_sample_norm"], new["attn_sample_score"]]
@@ -41,7 +41,7 @@ verdicts.pairs = lambda: [
     for one, other in pairs()
     if f"{one.name} x {other.name}" in refused or one in sample or other in sample
 ]
-from flagformer.reference import files
+from flagformer.lab.reference import files
 del files.FILES["docs/flags.md"]
 files.write(files.root())
 assert known <= set(open("tests/golden/refused-pairs.txt", encoding="utf-8").read().split("\\n"))
@@ -180,7 +180,9 @@ def test_the_command_reports_its_files(copy, monkeypatch):
 
 
 def test_the_command_without_a_clone_names_the_remedy(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "lib/site-packages/flagformer/reference/files.py"))
+    monkeypatch.setattr(
+        files, "__file__", str(tmp_path / "lib/site-packages/flagformer/lab/reference/files.py")
+    )
     done = CliRunner().invoke(app, ["new", "component", "norm", "PowerNorm"])
     assert done.exit_code == 2
     assert "--editable" in done.output

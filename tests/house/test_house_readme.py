@@ -11,9 +11,9 @@ import pytest
 import typer
 from house_tree import ROOT
 
-from flagformer.cli.main import app
 from flagformer.flags import CATALOGUE, SLOTS
-from flagformer.study.file import load_study
+from flagformer.lab.cli.main import app
+from flagformer.lab.study.file import load_study
 from flagformer.wrappers.build import check
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

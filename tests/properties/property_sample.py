@@ -5,7 +5,7 @@ from zlib import crc32
 from property_settings import TINY
 from property_subject import refusal
 
-from flagformer.reference import choices, pairs, settings
+from flagformer.lab.reference import choices, pairs, settings
 
 PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
 # Every choice is in at least this many pairs of the sample; the table of refusals is tested completely.

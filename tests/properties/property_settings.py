@@ -1,8 +1,8 @@
 """Every flag of the catalogue with a value for tests; choices and their pairs come from the library."""
 
 from flagformer.flags import CATALOGUE
+from flagformer.lab.reference import choices
 from flagformer.ops.lengths import LONG
-from flagformer.reference import choices
 
 # A model in which every choice has an effect and which still runs in a millisecond.
 TINY = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 4, "attn_dim_head": 8}

@@ -9,7 +9,7 @@ from property_settings import TINY, for_graphs
 from property_subject import Subject, refusal
 
 import flagformer
-from flagformer.reference import settings
+from flagformer.lab.reference import settings
 
 TOPK = {**settings(), **TINY, "num_clusters": 3, "window_size": 2}
 FLAGS = {**TOPK, "model": "encoder", "routing_selection": "topk"}

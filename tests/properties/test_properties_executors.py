@@ -7,7 +7,7 @@ from property_subject import Subject, perturb, refusal
 
 import flagformer
 from flagformer.flags import CATALOGUE
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 from flagformer.stack.executor.sequential import Sequential
 
 DROPS = {"attn_dropout": 0.3, "ff_dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3}

@@ -16,8 +16,8 @@ from test_properties_generation import NO_LOGIT_PER_TOKEN
 from test_properties_singles import SINGLES
 
 from flagformer.flags import CATALOGUE
-from flagformer.reference.features import features, refusal, settings_of
-from flagformer.reference.together_page import answer
+from flagformer.lab.reference.features import features, refusal, settings_of
+from flagformer.lab.reference.together_page import answer
 
 # Checks that every single setting runs cover a column; the rest are flags, and tested below.
 HELD_BY = {

@@ -7,7 +7,7 @@ from property_subject import perturb, same
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import flagformer
-from flagformer.reference import settings
+from flagformer.lab.reference import settings
 
 LENGTHS = (9, 12, 17)
 # Flags that add a bias to the blocks of local and routing heads.

@@ -8,7 +8,7 @@ from property_subject import Subject
 
 import flagformer
 from flagformer.flow.recurrent_state import RecurrentState
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 
 # Stacks without self-attention have no reader of memories; memory tokens precede a whole row.
 REFUSED = {

@@ -7,7 +7,7 @@ from property_settings import TINY
 from property_subject import Subject, same
 
 import flagformer
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 
 BLOCKS = {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}
 REFUSED = {

@@ -5,7 +5,7 @@ import torch
 from property_settings import TINY
 
 import flagformer
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 
 CHOICES = {choice.name: choice for choice in choices()}
 

@@ -8,7 +8,7 @@ from property_settings import TINY, cross_forms, tunings
 from property_subject import Subject, refusal
 
 from flagformer.flags import SLOTS
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 from flagformer.wrappers.build import MODELS
 
 COUNT = 40

@@ -10,7 +10,7 @@ from property_subject import Subject
 
 import flagformer
 from flagformer import FlagError
-from flagformer.reference import choices
+from flagformer.lab.reference import choices
 
 # Flags that change only how a model is computed, or state a default: they may leave every logit unchanged.
 NO_EFFECT_WANTED = {

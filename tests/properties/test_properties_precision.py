@@ -7,8 +7,8 @@ from property_settings import TINY, cross_forms, tunings
 from property_subject import Subject, refusal
 
 import flagformer
+from flagformer.lab.reference import choices, settings
 from flagformer.ops.lengths import LONG
-from flagformer.reference import choices, settings
 
 SETTINGS = {
     "nothing": settings(),

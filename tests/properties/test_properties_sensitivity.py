@@ -9,8 +9,8 @@ import flagformer
 from flagformer.flags import MODEL_SCOPES, FlagError
 from flagformer.flags.flag import read_params
 from flagformer.flow import Outputs
-from flagformer.reference import choices, settings
-from flagformer.reference.entries import entries, with_crossed
+from flagformer.lab.reference import choices, settings
+from flagformer.lab.reference.entries import entries, with_crossed
 from flagformer.wrappers.build import WHOLE
 
 # Long enough for effects at a distance (`rel_pos_max_distance`).

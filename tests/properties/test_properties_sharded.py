@@ -15,7 +15,7 @@ from test_properties_singles import SINGLES, together
 from torch.distributed.fsdp import fully_shard
 
 from flagformer import AutoregressiveWrapper
-from flagformer.reference import settings
+from flagformer.lab.reference import settings
 
 PARTS = 4
 # Gradients of `reversible` layers go to the parameters themselves: they are sharded as one.

@@ -6,7 +6,7 @@ from property_settings import OTHER_INPUTS, TINY, cross_forms, for_graphs, tunin
 from property_subject import Subject, refusal
 
 from flagformer.flags import CATALOGUE
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 from flagformer.wrappers.build import MODELS
 
 CHOICES = {choice.name: choice for choice in choices()}

@@ -5,7 +5,7 @@ import torch
 from property_settings import TINY, cross_forms, tunings
 
 import flagformer
-from flagformer.reference import choices, settings
+from flagformer.lab.reference import choices, settings
 
 IDS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(1))
 CONTEXT = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2))

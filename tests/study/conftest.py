@@ -11,7 +11,7 @@ from click.testing import Result
 from tiny_study import TINY
 from typer.testing import CliRunner
 
-from flagformer.cli.study import study as study_app
+from flagformer.lab.cli.study import study as study_app
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flagformer.cli.main import app
-from flagformer.study import capacity
-from flagformer.study.config_errors import StudyFileError
-from flagformer.study.resources import GIB
-from flagformer.study.run import prepare
+from flagformer.lab.cli.main import app
+from flagformer.lab.study import capacity
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.resources import GIB
+from flagformer.lab.study.run import prepare
 
 TRAIN = """
 base: {dim: 16, depth: 1, heads: 2}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.reference import choices, settings
-from flagformer.study.costs import ADAMW, Cost, cost, forward_flops, saved_bytes
-from flagformer.study.run import prepare
-from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.lab.reference import choices, settings
+from flagformer.lab.study.costs import ADAMW, Cost, cost, forward_flops, saved_bytes
+from flagformer.lab.study.run import prepare
+from flagformer.lab.train.config import EvaluateConfig, TrainConfig, Trial
 
 DIM, DEPTH, HEADS, HEAD, LENGTH, VOCABULARY = 32, 2, 2, 8, 16, 256
 PLAIN = {"dim": DIM, "depth": DEPTH, "heads": HEADS, "attn_dim_head": HEAD}

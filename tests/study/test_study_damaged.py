@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flagformer.study.audits import _read
-from flagformer.study.config_errors import StudyFileError
-from flagformer.study.directory import read_setting
-from flagformer.study.source import LARGEST_FILE, parse_source, read_source
-from flagformer.study.variants import MOST_VARIANTS, read_variants
-from flagformer.train.result import read_result
+from flagformer.lab.study.audits import _read
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.directory import read_setting
+from flagformer.lab.study.source import LARGEST_FILE, parse_source, read_source
+from flagformer.lab.study.variants import MOST_VARIANTS, read_variants
+from flagformer.lab.train.result import read_result
 
 GOOD = '"status": "finished", "steps": 2, "cost": {"tokens_per_second": 1.5}'
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from flagformer.study.config_errors import StudyFileError
-from flagformer.study.directory import read_study, write_study
-from flagformer.study.file import load_study
-from flagformer.study.run import prepare
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.directory import read_study, write_study
+from flagformer.lab.study.file import load_study
+from flagformer.lab.study.run import prepare
 
 Command = Callable[..., Result]
 

@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from flagformer import FlagError
-from flagformer.cli.errors import clear_errors
-from flagformer.cli.main import app
 from flagformer.flags import Finding
+from flagformer.lab.cli.errors import clear_errors
+from flagformer.lab.cli.main import app
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from tiny_study import TINY
 
-from flagformer.study.file import load_study, resolve_study
-from flagformer.study.source import parse_source
+from flagformer.lab.study.file import load_study, resolve_study
+from flagformer.lab.study.source import parse_source
 
 
 def test_yaml_words_and_numbers() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.study.costs import recomputed_bytes, saved_bytes
-from flagformer.study.footprint import PROCESS, bytes_of
-from flagformer.study.pool import Pool
-from flagformer.study.run import PRELOAD
-from flagformer.train.config import Trial
-from flagformer.train.memory import STATUS
-from flagformer.train.trial import run_trial
+from flagformer.lab.study.costs import recomputed_bytes, saved_bytes
+from flagformer.lab.study.footprint import PROCESS, bytes_of
+from flagformer.lab.study.pool import Pool
+from flagformer.lab.study.run import PRELOAD
+from flagformer.lab.train.config import Trial
+from flagformer.lab.train.memory import STATUS
+from flagformer.lab.train.trial import run_trial
 
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {},

@@ -10,12 +10,12 @@ from test_study_config_errors import assert_one_screen
 from typer.testing import CliRunner, Result
 
 import flagformer
-from flagformer.cli.main import app
-from flagformer.cli.runfile import RunFile
 from flagformer.flags import CATALOGUE
 from flagformer.flags.others import recognise
-from flagformer.study.file import StudyFile
-from flagformer.study.source import parse_source
+from flagformer.lab.cli.main import app
+from flagformer.lab.cli.runfile import RunFile
+from flagformer.lab.study.file import StudyFile
+from flagformer.lab.study.source import parse_source
 
 GPT2 = {
     "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_study import StudyProcess, finished, logged, table, until
 
-from flagformer.study.run import prepare, run_study
+from flagformer.lab.study.run import prepare, run_study
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 

@@ -9,11 +9,11 @@ import pytest
 from malformed import RUN, STUDY, Malformed, malformed
 from typer.testing import CliRunner
 
-from flagformer.cli.errors import MOST_LINES
-from flagformer.cli.main import app
-from flagformer.cli.runfile import load_run
-from flagformer.study.config_errors import StudyFileError
-from flagformer.study.run import prepare
+from flagformer.lab.cli.errors import MOST_LINES
+from flagformer.lab.cli.main import app
+from flagformer.lab.cli.runfile import load_run
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.run import prepare
 
 FILES = list(malformed())
 WHOLE = re.compile(r"(is a directory|cannot be read|has [\d,]+ bytes)")  # faults of files without lines

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from tiny_study import TINY, StudyProcess, descendants, finished, logged, table, trainer, until
 
-from flagformer.study.cluster import (
+from flagformer.lab.study.cluster import (
     Resources,
     TaskSpec,
     _write_files,
@@ -31,8 +31,8 @@ from flagformer.study.cluster import (
     run_here,
     versions,
 )
-from flagformer.study.run import prepare, run_study
-from flagformer.train.trial import run_trial
+from flagformer.lab.study.run import prepare, run_study
+from flagformer.lab.train.trial import run_trial
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or not Path("/proc/self/environ").exists(),
@@ -203,7 +203,7 @@ def test_a_cluster_without_capacity_for_a_trial_is_refused(
 ) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 63.0, "memory": 2.0**40}}]
     ray = SimpleNamespace(nodes=lambda: nodes, shutdown=lambda: None)
-    monkeypatch.setattr("flagformer.study.cluster.connect", lambda: ray)
+    monkeypatch.setattr("flagformer.lab.study.cluster.connect", lambda: ray)
     prepared, place = prepare(tiny, ["executor=ray", "concurrency=null", "threads=64"]), tmp_path / "run"
     with pytest.raises(ValueError, match="finds no node with 64 cores and"):
         run_study(prepared, place, Console(file=io.StringIO()))
@@ -216,7 +216,7 @@ def test_an_unreachable_cluster_is_reported_before_any_audit(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
     for module in ("cluster", "run"):
-        monkeypatch.setattr(f"flagformer.study.{module}.import_ray", object)
+        monkeypatch.setattr(f"flagformer.lab.study.{module}.import_ray", object)
     prepared, place = prepare(tiny, ["executor=ray", "audit=true"]), tmp_path / "run"
     with pytest.raises(ValueError, match="needs a running cluster, but finds none at 127"):
         run_study(prepared, place, Console(file=io.StringIO()), examiner=run_trial)

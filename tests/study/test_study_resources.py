@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.study import resources, run
-from flagformer.study.config_errors import StudyFileError
-from flagformer.study.costs import saved_bytes
-from flagformer.study.design import Study
-from flagformer.study.file import load_study
-from flagformer.study.footprint import trial_bytes
-from flagformer.study.resources import GIB, share_out
-from flagformer.train.loop import token_losses
+from flagformer.lab.study import resources, run
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.costs import saved_bytes
+from flagformer.lab.study.design import Study
+from flagformer.lab.study.file import load_study
+from flagformer.lab.study.footprint import trial_bytes
+from flagformer.lab.study.resources import GIB, share_out
+from flagformer.lab.train.loop import token_losses
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from click.testing import Result
 from rich.console import Console
 from tiny_study import dies, dies_once, ends_in_every_way, fails, fills_the_disk, finished, table
 
-from flagformer.study import failures
-from flagformer.study.results import Results
-from flagformer.study.run import prepare, run_study
-from flagformer.study.table import legend
-from flagformer.train.files import only_process
+from flagformer.lab.study import failures
+from flagformer.lab.study.results import Results
+from flagformer.lab.study.run import prepare, run_study
+from flagformer.lab.study.table import legend
+from flagformer.lab.train.files import only_process
 
 Command = Callable[..., Result]
 

@@ -12,8 +12,8 @@ from click.testing import Result
 from jsonschema import Draft202012Validator
 from malformed import STUDY
 
-from flagformer.reference.study_schema import study_schema
-from flagformer.study.source import parse_source
+from flagformer.lab.reference.study_schema import study_schema
+from flagformer.lab.study.source import parse_source
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = Draft202012Validator(study_schema())

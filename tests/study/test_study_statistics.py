@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flagformer.study.statistics import (
+from flagformer.lab.study.statistics import (
     holm,
     mean_interval,
     paired_differences,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from flagformer.study.directory import write_setting, write_study
-from flagformer.study.file import Run, Study, load_study
-from flagformer.study.run import write_report
+from flagformer.lab.study.directory import write_setting, write_study
+from flagformer.lab.study.file import Run, Study, load_study
+from flagformer.lab.study.run import write_report
 
 Command = Callable[..., Result]
 BEST = {"plain": 0.02, "rotary": 0.03}

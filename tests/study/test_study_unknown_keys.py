@@ -8,11 +8,11 @@ import pytest
 from tiny_study import TINY
 from typer.testing import CliRunner
 
-from flagformer.cli.main import app
-from flagformer.cli.runfile import RunFile
 from flagformer.flags import CATALOGUE
-from flagformer.study.file import StudyFile
-from flagformer.study.words import MEANINGS, SYNONYMS, _keys, suggestion
+from flagformer.lab.cli.main import app
+from flagformer.lab.cli.runfile import RunFile
+from flagformer.lab.study.file import StudyFile
+from flagformer.lab.study.words import MEANINGS, SYNONYMS, _keys, suggestion
 
 RUN = TINY.partition("compare:")[0]
 # an override of the tiny study, and its message

@@ -12,8 +12,8 @@ from click.testing import Result
 from rich.console import Console
 from tiny_study import examine_leaking, leaks
 
-from flagformer.study.audits import STAMPS, audit_results
-from flagformer.study.run import prepare, run_study, write_report
+from flagformer.lab.study.audits import STAMPS, audit_results
+from flagformer.lab.study.run import prepare, run_study, write_report
 
 Command = Callable[..., Result]
 LEAK = "compare={plain: {}, leaky: {attn_softclamp_logits: true}}"

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from flagformer.flow import Causal
-from flagformer.study.audits import audit_variant
-from flagformer.train import state
-from flagformer.train.loop import make_optimizer
-from flagformer.train.trial import run_trial
+from flagformer.lab.study.audits import audit_variant
+from flagformer.lab.train import state
+from flagformer.lab.train.loop import make_optimizer
+from flagformer.lab.train.trial import run_trial
 
 TINY = """\
 name: tiny
@@ -39,7 +39,7 @@ concurrency: 2
 threads: 1
 audit: false
 """
-START = "from flagformer.cli.study import study; study()"
+START = "from flagformer.lab.cli.study import study; study()"
 PATIENCE = 200.0  # seconds until a process counts as stuck; only a broken run waits that long
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_trial import tiny
 
-from flagformer.train.config import Trial
+from flagformer.lab.train.config import Trial
 
 
 @pytest.fixture

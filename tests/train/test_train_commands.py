@@ -9,9 +9,9 @@ import typer
 from tiny_trial import tiny
 from typer.testing import CliRunner, Result
 
-from flagformer.cli.generate import generate
-from flagformer.cli.train import train
-from flagformer.train.trial import run_trial
+from flagformer.lab.cli.generate import generate
+from flagformer.lab.cli.train import train
+from flagformer.lab.train.trial import run_trial
 
 FILE = """\
 name: small
@@ -123,7 +123,7 @@ def test_ctrl_c_explains_how_to_resume(file, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("flagformer.train.trial.train_step", interrupted)
+        patch.setattr("flagformer.lab.train.trial.train_step", interrupted)
         result = call("train", file)
     assert result.exit_code == 130
     assert "resume from the last checkpoint in runs/small" in result.stderr.replace("\n", " ")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_trial import tiny
 
-from flagformer.train.config import EvaluateConfig, TrainConfig, Trial
-from flagformer.train.schedule import learning_rate
+from flagformer.lab.train.config import EvaluateConfig, TrainConfig, Trial
+from flagformer.lab.train.schedule import learning_rate
 
 
 @pytest.mark.parametrize(

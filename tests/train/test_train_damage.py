@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_trial import Killed, killer, losses, outcome, tiny
 
 import flagformer
-from flagformer.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
-from flagformer.train.files import read_json, write_atomic, write_json
-from flagformer.train.log import Log, read_log
-from flagformer.train.trial import run_trial
+from flagformer.lab.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
+from flagformer.lab.train.files import read_json, write_atomic, write_json
+from flagformer.lab.train.log import Log, read_log
+from flagformer.lab.train.trial import run_trial
 
 
 def flip(path: Path, place: float) -> None:

@@ -14,9 +14,9 @@ import torch
 from tiny_trial import Killed, killer, losses, outcome, tiny
 from two_ranks import LONG
 
-from flagformer.train.checkpoint import read_checkpoint
-from flagformer.train.process_group import SINGLE, SingleProcess
-from flagformer.train.trial import run_trial
+from flagformer.lab.train.checkpoint import read_checkpoint
+from flagformer.lab.train.process_group import SINGLE, SingleProcess
+from flagformer.lab.train.trial import run_trial
 
 HERE = Path(__file__).parent
 CLOSE = 1e-5  # fp32 sums in another order, through twelve steps of AdamW

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import flagformer
-from flagformer.data import IGNORE
-from flagformer.train.config import TrainConfig
-from flagformer.train.loop import make_optimizer, token_losses, train_step
+from flagformer.lab.data import IGNORE
+from flagformer.lab.train.config import TrainConfig
+from flagformer.lab.train.loop import make_optimizer, token_losses, train_step
 
 VOCABULARY = 7
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_trial import tiny
 
-from flagformer.train import memory
-from flagformer.train.memory import CLEAR, STATUS, MemoryRise
-from flagformer.train.trial import run_trial
+from flagformer.lab.train import memory
+from flagformer.lab.train.memory import CLEAR, STATUS, MemoryRise
+from flagformer.lab.train.trial import run_trial
 
 MIB = 2**20
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_trial import Killed, killer, losses, outcome, tiny
 
-from flagformer.train import files
-from flagformer.train.trial import run_trial
+from flagformer.lab.train import files
+from flagformer.lab.train.trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
 import tiny_trial
-from flagformer.train.trial import run_trial
+from flagformer.lab.train.trial import run_trial
 torch.set_num_threads(int(sys.argv[3]))
 run_trial(tiny_trial.tiny(train={"steps": 3000, "checkpoint_every": 40, "eval_every": 0}), Path(sys.argv[1]))
 """

@@ -5,9 +5,9 @@ import torch
 from tiny_trial import tiny
 
 import flagformer
-from flagformer.train.loop import token_losses
-from flagformer.train.segment_reader import read_rows
-from flagformer.train.trial import run_trial
+from flagformer.lab.train.loop import token_losses
+from flagformer.lab.train.segment_reader import read_rows
+from flagformer.lab.train.trial import run_trial
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SLOTS = {"cross_attend": True, "num_memory_slots": 2, "mem_update_attn_heads": 2}

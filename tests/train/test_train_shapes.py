@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_trial import Killed, killer, tiny
 
-from flagformer.cli.generate import load_model
-from flagformer.study.results import last_line
-from flagformer.train import checkpoint
-from flagformer.train.checkpoint import CURRENT, PREVIOUS, read_checkpoint, write_checkpoint
-from flagformer.train.log import read_log
-from flagformer.train.result import read_result, read_settings
-from flagformer.train.trial import run_trial
+from flagformer.lab.cli.generate import load_model
+from flagformer.lab.study.results import last_line
+from flagformer.lab.train import checkpoint
+from flagformer.lab.train.checkpoint import CURRENT, PREVIOUS, read_checkpoint, write_checkpoint
+from flagformer.lab.train.log import read_log
+from flagformer.lab.train.result import read_result, read_settings
+from flagformer.lab.train.trial import run_trial
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tiny_trial import Killed, killer, losses
 
-from flagformer.cli.runfile import load_run
-from flagformer.train.checkpoint import CURRENT, read_checkpoint
-from flagformer.train.stopping import Stopping
-from flagformer.train.trial import run_trial
+from flagformer.lab.cli.runfile import load_run
+from flagformer.lab.train.checkpoint import CURRENT, read_checkpoint
+from flagformer.lab.train.stopping import Stopping
+from flagformer.lab.train.trial import run_trial
 
 FILE = """\
 name: long

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flagformer.train import track as module
-from flagformer.train.track import track
+from flagformer.lab.train import track as module
+from flagformer.lab.train.track import track
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_trial import losses, tiny
 
-from flagformer.train.trial import run_trial
+from flagformer.lab.train.trial import run_trial
 
 STRICT = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flagformer.train.config import Trial
+from flagformer.lab.train.config import Trial
 
 FLAGS = {"dim": 16, "depth": 1, "heads": 2, "attn_dropout": 0.1, "ff_dropout": 0.2}
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from tiny_trial import Killed, tiny
 
-from flagformer.train import trial as trial_module
-from flagformer.train.loop import train_step
-from flagformer.train.process_group import Distributed, exit_rank, joined
+from flagformer.lab.train import trial as trial_module
+from flagformer.lab.train.loop import train_step
+from flagformer.lab.train.process_group import Distributed, exit_rank, joined
 
 LONG = {"steps": 12, "batch_size": 8, "checkpoint_every": 3, "eval_every": 4}
 

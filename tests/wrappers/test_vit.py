@@ -12,7 +12,7 @@ import flagformer
 from flagformer import Decoder, Encoder, ViTransformerWrapper
 from flagformer.flags import SLOTS
 from flagformer.interop.x_transformers import load_x_transformers
-from flagformer.reference import choices
+from flagformer.lab.reference import choices
 from perturbed_models import perturbed
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}

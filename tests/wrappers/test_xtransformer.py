@@ -10,8 +10,8 @@ import x_transformers as peer
 
 import flagformer
 from flagformer.interop.x_transformers import load_x_transformers
+from flagformer.lab.reference import choices
 from flagformer.ops.drop import keep_some
-from flagformer.reference import choices
 from perturbed_models import perturbed
 
 HALF = {"num_tokens": 13, "max_seq_len": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}

@@ -1,6 +1,6 @@
 """The flags of AttentionLayers as a type, for editors and type checkers.
 
-Generated from the catalogue by `python -m flagformer.reference`; do not edit.
+Generated from the catalogue by `python -m flagformer.lab.reference`; do not edit.
 """
 
 from typing import Any, Literal, TypedDict

@@ -1,0 +1,30 @@
+"""Every data source there is. Adding one: its file, its import, its name in `DataConfig`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from flagformer.lab.data.associative_recall import AssociativeRecall
+from flagformer.lab.data.compression import Compression
+from flagformer.lab.data.copy_task import Copy
+from flagformer.lab.data.digits import Digits
+from flagformer.lab.data.download import Enwik8, Text8
+from flagformer.lab.data.file import TextFile
+from flagformer.lab.data.fuzzy_recall import FuzzyRecall
+from flagformer.lab.data.induction import Induction
+from flagformer.lab.data.list_ops import ListOps
+from flagformer.lab.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.parity import Parity
+from flagformer.lab.data.reverse import Reverse
+from flagformer.lab.data.segment_recall import SegmentRecall
+from flagformer.lab.data.selective_copy import SelectiveCopy
+from flagformer.lab.data.stdlib import StandardLibrary
+from flagformer.lab.data.tokens import TokenFile
+
+# The type of a `data` block: `source` says which. pydantic's error locations carry that name: ("data",
+# "file", "path").
+DataConfig = Annotated[
+    StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse |
+    AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
+    LongRetrieval | Digits, Field(discriminator="source"),
+]  # fmt: skip

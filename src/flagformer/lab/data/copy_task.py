@@ -1,0 +1,60 @@
+"""Copy: repeat a random string after a separator."""
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flagformer.lab.data import IGNORE, LARGEST
+from flagformer.lab.data.generated import Generated
+
+
+class Repetition(Generated):
+    """`seq_len // 2` random symbols, a separator (token `symbols`), and what is to be said of them."""
+
+    metric: ClassVar[str] = (
+        "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
+    )
+
+    symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.symbols + 1
+
+    @property
+    def chance(self) -> float | None:
+        return 1 / self.symbols
+
+    def least(self) -> tuple[int, str]:
+        return 2, "a symbol and the separator"
+
+    @abstractmethod
+    def answer(self, drawn: Tensor) -> Tensor:
+        """What stands after the separator, of the symbols before it [B, seq_len // 2]."""
+
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        half = seq_len // 2
+        drawn = torch.randint(self.symbols, (batch_size, half), generator=generator)
+        # separators first; if seq_len is odd, there is one at the end in addition to the one in the middle
+        whole = torch.full((batch_size, seq_len + 1), self.symbols)
+        whole[:, :half] = drawn
+        whole[:, half + 1 : 2 * half + 1] = self.answer(drawn)
+        targets = torch.full((batch_size, seq_len), IGNORE)
+        targets[:, half : 2 * half] = self.answer(drawn)
+        return whole[:, :-1], targets
+
+
+class Copy(Repetition):
+    """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
+
+    Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
+    streams, so with few symbols and short sequences a held-out sequence may happen to equal a training one.
+    """
+
+    source: Literal["copy"]
+
+    def answer(self, drawn: Tensor) -> Tensor:
+        return drawn

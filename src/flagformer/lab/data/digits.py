@@ -1,0 +1,80 @@
+"""scikit-learn's digits: 1,797 images of 8 x 8 pixels, in the package, nothing to download."""
+
+import functools
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flagformer.lab.data import Source, Split, draws, short_hash
+
+PIXELS, CLASSES, GREYS = 8, 10, 16.0
+HELD_OUT_EVERY = 10  # of 10 images in order, one goes to validation and one to test
+
+
+class Digits(Source):
+    """Handwritten digits for `model: vit` with `image_size: 8, channels: 1, num_classes: 10`; needs
+    scikit-learn, the extra `flagformer[images]`.
+
+    A row is an image [1, 8, 8] from 0 to 1, its target one class. `seq_len` is its 64 pixels.
+    """
+
+    metric: ClassVar[str] = "the digit of an image; accuracy: the share predicted right; chance: 1 / 10"
+    is_sequence: ClassVar[bool] = False
+
+    source: Literal["digits"]
+    seq_len: Literal[64] = Field(default=64, description="Pixels of an image.")
+
+    @property
+    def num_tokens(self) -> int:
+        return CLASSES
+
+    @property
+    def chance(self) -> float | None:
+        return 1 / CLASSES
+
+    def model_flags(self, longest: int) -> dict[str, Any]:
+        return {"model": "vit", "image_size": PIXELS, "channels": 1, "num_classes": CLASSES}
+
+    def example(self, rows: int, seq_len: int) -> Tensor:
+        return torch.zeros(rows, 1, PIXELS, PIXELS)
+
+    def check(self, split: Split, seq_len: int) -> None:
+        if seq_len != PIXELS**2:
+            raise ValueError(
+                f"`seq_lens` must be [64], the pixels of an image of digits, but holds {seq_len}"
+            )
+        _load()
+
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Training draws images; a held-out split is walked through in order, over again where it ends."""
+        images, classes = _load()[split]
+        if split == "train":
+            which = torch.randint(len(images), (batch_size,), generator=draws(split, seed, step))
+        else:
+            which = (step * batch_size + torch.arange(batch_size)) % len(images)
+        return images[which], classes[which, None]
+
+    def fingerprint(self) -> str:
+        return short_hash(b"".join(images.numpy().tobytes() for images, _ in _load().values()))
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> dict[Split, tuple[Tensor, Tensor]]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError("`source: digits` needs scikit-learn: pip install 'flagformer[images]'") from None
+    bunch = load_digits()
+    images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / GREYS  # [N, 1, 8, 8]
+    classes = torch.as_tensor(bunch.target).long()
+    place = torch.arange(len(images)) % HELD_OUT_EVERY
+    chosen: dict[Split, Tensor] = {
+        "train": (place != 4) & (place != 9),
+        "validation": place == 4,
+        "test": place == 9,
+    }
+    return {split: (images[which], classes[which]) for split, which in chosen.items()}

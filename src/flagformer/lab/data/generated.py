@@ -1,0 +1,36 @@
+"""What all generated tasks share: rows drawn afresh from a stream that split, seed, step and length
+decide."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from flagformer.lab.data import Source, Split, draws, short_hash
+
+
+class Generated(Source):
+    """A task without files. Subclasses say how long a row must be at least, and draw rows."""
+
+    @abstractmethod
+    def least(self) -> tuple[int, str]:
+        """The shortest row, and how it comes about in terms of the task's fields."""
+
+    @abstractmethod
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, long [batch_size, seq_len]; `seq_len` is long enough."""
+
+    def check(self, split: Split, seq_len: int) -> None:
+        least, why = self.least()
+        if seq_len < least:
+            name = self.model_dump()["source"]
+            raise ValueError(f"`seq_len` must be at least {least} for {name} ({why}), but is {seq_len}")
+
+    def batch(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        self.check(split, seq_len)
+        return self.rows(batch_size, seq_len, draws(split, seed, step, seq_len))
+
+    def fingerprint(self) -> str:
+        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

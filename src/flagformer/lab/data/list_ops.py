@@ -1,0 +1,101 @@
+"""ListOps: nested operations on digits. Nangia and Bowman 2018, arXiv 1804.06028; Long Range Arena, arXiv
+2011.04006."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flagformer.lab.data import IGNORE
+from flagformer.lab.data.generated import Generated
+
+OPERATIONS = ("max", "min", "median", "sum modulo 10")
+DIGITS, CLOSE, END, BLANK = 10, 14, 15, 16
+Row = list[int]
+_Draw = Iterator[int]
+
+
+class ListOps(Generated):
+    """`[max 2 9 [min 4 7 ] 0 ] =`: at `=` the value of the expression is to be predicted.
+
+    One target a row, a digit; expressions are drawn until every digit is wanted equally often, so that chance
+    is one in ten. Blanks fill the row in front. Tokens: ten digits, four opened operations, `]`, `=`, blank.
+    Departure: expressions are as long as `seq_len` allows, at most `depth` deep, of 2 to `arguments`
+        arguments.
+    """
+
+    metric: ClassVar[str] = "the value of the expression; accuracy: the share predicted right; chance: 1 / 10"
+
+    source: Literal["list_ops"]
+    depth: int = Field(default=3, ge=1, le=20, description="How deep operations are nested at most.")
+    arguments: int = Field(default=4, ge=2, le=10, description="Arguments of an operation at most.")
+
+    @property
+    def num_tokens(self) -> int:
+        return BLANK + 1
+
+    @property
+    def chance(self) -> float | None:
+        return 1 / DIGITS
+
+    def least(self) -> tuple[int, str]:
+        return 5, "an operation on two digits and `=`"
+
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inputs = torch.full((batch_size, seq_len), BLANK)
+        targets = torch.full((batch_size, seq_len), IGNORE)
+        wanted = torch.randint(DIGITS, (batch_size,), generator=generator).tolist()
+        for row, value in enumerate(wanted):
+            tokens = self._expression(value, seq_len - 1, generator)
+            inputs[row, seq_len - 1 - len(tokens) :] = torch.tensor([*tokens, END])
+            targets[row, -1] = value
+        return inputs, targets
+
+    def _expression(self, wanted: int, room: int, generator: torch.Generator) -> Row:
+        """An expression of at most `room` tokens with the value `wanted`."""
+        draw = iter(_Numbers(generator))
+        while True:
+            tokens, value = self._draw(room, self.depth, draw)
+            if value == wanted:
+                return tokens
+
+    def _draw(self, room: int, depth: int, draw: _Draw) -> tuple[Row, int]:
+        operation = next(draw) % len(OPERATIONS)
+        most = min(self.arguments, room - 2)
+        count = 2 + next(draw) % (most - 1)
+        tokens, values, left = [DIGITS + operation], [], room - 2
+        for place in range(count):
+            spare = left - (count - place - 1)
+            if depth > 1 and spare >= 4 and next(draw) % 2:
+                inner, value = self._draw(spare, depth - 1, draw)
+            else:
+                value = next(draw) % DIGITS
+                inner = [value]
+            tokens += inner
+            values.append(value)
+            left -= len(inner)
+        return [*tokens, CLOSE], evaluate(operation, values)
+
+
+def evaluate(operation: int, values: Row) -> int:
+    """The value of one operation; the median of an even number is the lower of the two in the middle."""
+    if operation == 0:
+        return max(values)
+    if operation == 1:
+        return min(values)
+    if operation == 2:
+        return sorted(values)[(len(values) - 1) // 2]
+    return sum(values) % 10
+
+
+class _Numbers:
+    """Endless random numbers, drawn a few hundred at a time: single draws from torch are slow."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __iter__(self) -> _Draw:
+        while True:
+            yield from torch.randint(2**30, (256,), generator=self.generator).tolist()

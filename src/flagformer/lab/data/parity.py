@@ -1,0 +1,37 @@
+"""Parity: is the number of ones so far odd? Out of reach of fixed-depth attention at any length: Hahn 2020,
+arXiv 1906.06755."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from flagformer.lab.data.generated import Generated
+
+
+class Parity(Generated):
+    """`0 1 1 0 1` -> `0 1 0 0 1`: after every bit, whether the ones up to it are odd in number.
+
+    Every place is scored, early ones are easy: the loss by position tells how far a model counts.
+    """
+
+    metric: ClassVar[str] = (
+        "the parity of the bits so far, at every place; accuracy: the share right; chance: 1 / 2"
+    )
+
+    source: Literal["parity"]
+
+    @property
+    def num_tokens(self) -> int:
+        return 2
+
+    @property
+    def chance(self) -> float | None:
+        return 0.5
+
+    def least(self) -> tuple[int, str]:
+        return 2, "two bits"
+
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inputs = torch.randint(2, (batch_size, seq_len), generator=generator)
+        return inputs, inputs.cumsum(1) % 2

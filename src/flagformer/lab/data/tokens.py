@@ -1,0 +1,129 @@
+"""Any file or folder of text, as the tokens of a tokenizer."""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from flagformer.lab.data import SPLITS, Split, short_hash
+from flagformer.lab.data.encoded import Encoded, character_border, load_encoded
+from flagformer.lab.data.file import EDGES, FIELD, bytes_of, content_hash
+from flagformer.lab.data.text import Text
+
+
+class TokenFile(Text):
+    """The text at `path`, UTF-8, in the tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
+    (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, moved to the next character.
+
+    The text is encoded once, without special tokens, truncation, padding or BPE dropout, and kept in
+    `FLAGFORMER_CACHE/tokens` (by default `~/.cache/flagformer/tokens`), which every process maps. The tokens
+    of a split are those of one call for the whole split.
+
+    Bits per byte count the bytes that the scored tokens stand for, so that tokenizers and bytes compare. A
+    tokenizer whose tokens do not decode to the text (unknown words, lower case, stripped spaces) has none:
+    accuracy and nats a token are compared instead, and a warning says so. One space in front of a split,
+    which tokenizers add or take, does not count.
+    """
+
+    metric: ClassVar[str] = "every token given those before it in its row; accuracy: the share guessed right"
+
+    source: Literal["tokens"]
+    path: Path = Field(description="A file or a folder; a relative path starts at the working directory.")
+    tokenizer: Path = Field(description="A tokenizer.json.")
+    field: str | None = Field(default=None, description=FIELD)
+
+    @property
+    def place(self) -> str:
+        return f"{self.path} in tokens"
+
+    @property
+    def num_tokens(self) -> int:
+        """The largest id and one: ids may leave gaps, and added tokens may lie beyond the vocabulary."""
+        return 1 + max(_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
+
+    @property
+    def is_bytes(self) -> bool:
+        try:
+            return all(part.lossless for part in self._encoded())
+        except (OSError, ValueError):  # a report is made of results, where the text may be gone
+            return True
+
+    def check(self, split: Split, seq_len: int) -> None:
+        super().check(split, seq_len)
+        if not self.is_bytes:
+            invalid = next((part.invalid for part in self._encoded() if part.invalid is not None), None)
+            message = _LOSSY if invalid is None else _NOT_UTF8
+            warnings.warn(message.format(self.tokenizer, self.path, invalid), stacklevel=2)
+
+    def bytes_per_token(self, split: Split) -> float | None:
+        """Of the whole split, on average; None where the tokens do not stand for the text."""
+        part = self._part(split)
+        return int(part.sizes.sum()) / max(1, len(part.sizes)) if part.lossless else None
+
+    def content(self, split: Split) -> Tensor:
+        return self._part(split).ids
+
+    def sizes(self, split: Split) -> Tensor | None:
+        part = self._part(split)
+        return part.sizes if part.lossless else None
+
+    def fingerprint(self) -> str:
+        state = self.tokenizer.stat()
+        tokenizer = _hashed(self.tokenizer, state.st_size, state.st_mtime_ns)
+        return short_hash(f"{content_hash(self.path, self.field)} {tokenizer}".encode())
+
+    def _part(self, split: Split) -> Encoded:
+        return self._encoded()[SPLITS.index(split)]
+
+    def _encoded(self) -> list[Encoded]:
+        text, tokenizer = bytes_of(self.path, self.field), _tokenizer(self.tokenizer)
+        return load_encoded(text, _spans(text), tokenizer, self.fingerprint())
+
+
+_LOSSY = (
+    "the tokens of {} do not decode to the text of {} (unknown words, or a normalizer that changes it), so "
+    "bits per byte are left out"
+)
+_NOT_UTF8 = (
+    "the text of {1} is not UTF-8 (first at byte {2}), so the tokens of {0} do not decode to it and bits per "
+    "byte are left out; convert it (for Latin-1: iconv -f ISO-8859-1 -t UTF-8 FILE)"
+)
+
+
+def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
+    """Bytes of each split; no character lies in two."""
+    size = len(text)
+    ends = [character_border(text, int(EDGES[split][1] * size), size) for split in SPLITS[:-1]]
+    return tuple(zip((0, *ends), (*ends, len(text))))
+
+
+@functools.lru_cache(maxsize=4)
+def _hashed(path: Path, size: int, modified: int) -> str:
+    """Size and time are there so that a changed file is read again."""
+    return short_hash(path.read_bytes())
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError("`source: tokens` needs a package: pip install 'flagformer[tokenizers]'") from None
+    if not path.is_file():
+        raise ValueError(
+            f"`tokenizer` must be a tokenizer.json, but {path} is not there (seen from {Path.cwd()})"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(f"`tokenizer` must be a tokenizer.json, but {path} is none: {error}") from None
+    tokenizer.no_truncation()  # both are stored with a tokenizer, for batches of sentences
+    tokenizer.no_padding()
+    tokenizer.post_processor = None  # adds special tokens, or moves the places of tokens past their spaces
+    for sampling in ("dropout", "alpha", "nbest_size"):  # of BPE and Unigram, for training on several cuts
+        if getattr(tokenizer.model, sampling, None) is not None:
+            setattr(tokenizer.model, sampling, None)
+    return tokenizer

@@ -1,0 +1,172 @@
+"""Matches variants in parameters, FLOPs or tokens, or reports why they cannot be matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from flagformer.flags import FlagError
+from flagformer.lab.study.config_errors import ConfigError, StudyFileError
+from flagformer.lab.study.costs import Cost, cost
+from flagformer.lab.study.design import Study, flat, with_setting
+from flagformer.lab.study.formatting import count
+from flagformer.lab.study.source import Source
+
+KNOBS = {"ff_mult": (1 / 64, 64.0), "dim": (8, 8192), "depth": (1, 256), "steps": (1, 10_000_000)}
+DEFAULTS = {"ff_mult": 4.0, "depth": 6}  # if neither the base nor the variant sets it
+TRIES = 40
+CLOSE = 5e-4  # relative difference at which the search stops
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A matched variant: `knob` was changed from `before` to `after`, which gave `amount`."""
+
+    knob: str
+    before: float
+    after: float
+    amount: int
+    wanted: int
+
+
+class _Unmatched(ValueError):
+    """A variant that no value of the knob matches."""
+
+
+def match_budget(
+    study: Study, source: Source, costs: dict[str, Cost]
+) -> tuple[Study, dict[str, Cost], dict[str, Matched]]:
+    """The study with every variant matched to the baseline's budget, the new costs, and the changes.
+
+    Raises:
+        StudyFileError: for variants with another number of tokens, or that the knob cannot match, with their
+            lines.
+    """
+    mistakes = _token_mistakes(study, source)
+    costs, matched = dict(costs), {}
+    if study.match.what in ("params", "flops") and not mistakes:
+        for variant in list(study.compare)[1:]:
+            try:
+                changed = _matched(study, variant, costs)
+            except _Unmatched as error:
+                mistakes.append(source.mistake(("compare", variant), f"variant `{variant}` {error}"))
+                continue
+            if changed is not None:
+                study, costs[variant], matched[variant] = changed
+    if mistakes:
+        raise StudyFileError(mistakes)
+    return study, costs, matched
+
+
+def amount(study: Study, variant: str, price: Cost) -> int:
+    """The quantity that `match` compares: parameters, or FLOPs per token or of the whole training."""
+    if study.match.what == "params":
+        return price.params
+    if study.match.by == "steps":
+        return price.flops_per_token * study.tokens_of(variant)
+    return price.flops_per_token
+
+
+def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
+    match = study.match
+    if match.what == "params" and match.by == "steps":
+        text = (
+            "`match.by` cannot be steps, because steps do not change the parameters; use ff_mult, dim "
+            "or depth"
+        )
+        return [source.mistake(("match", "by"), text)]
+    if match.what == "none" or match.by == "steps":
+        return []
+    wanted, mistakes = study.tokens_of(study.baseline), []
+    for variant in study.compare:
+        has = study.tokens_of(variant)
+        if has != wanted:
+            text = (
+                f"variant `{variant}` is trained on {has:,} tokens, {has / wanted:.3g} times the "
+                f"{wanted:,} of {study.baseline}, but `match: {match.what}` needs equal tokens; set the same "
+                "`steps` and `batch_size` for both, or write `match: none`"
+            )
+            mistakes.append(source.mistake(_tokens_route(source, variant), text))
+    return mistakes
+
+
+def _tokens_route(source: Source, variant: str) -> tuple[str, ...]:
+    for key in ("steps", "batch_size"):
+        route = ("compare", variant, "train", key)
+        if route in source.lines or route in source.overrides:
+            return route
+    return ("compare", variant, "train")
+
+
+def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study, Cost, Matched] | None:
+    """The study with the knob of one variant changed; None if it matches already."""
+    match, knob = study.match, study.match.by
+    wanted = amount(study, study.baseline, costs[study.baseline])
+    has = amount(study, variant, costs[variant])
+    if _equal(has, wanted, match.within):
+        return None
+    key = "train.steps" if knob == "steps" else knob
+    own = flat(study.compare[variant])
+    unit = (
+        "parameters"
+        if match.what == "params"
+        else "forward FLOPs" + (" in total" if knob == "steps" else " per token")
+    )
+    trouble = f"has {count(has)} {unit}, {study.baseline} has {count(wanted)}, and "
+    if key in own or key in study.tune:
+        raise _Unmatched(f"{trouble}`match.by: {knob}` cannot match them, because the variant sets `{key}`")
+    before = study.train.steps if knob == "steps" else {**DEFAULTS, **study.base}.get(knob)
+    if isinstance(before, bool) or not isinstance(before, int | float):
+        raise _Unmatched(f"{trouble}`{knob}` is not a single number in `base`, so it cannot be changed")
+
+    def at(value: float) -> tuple[Study, Cost]:
+        own = with_setting(study.compare[variant], {key: value})
+        changed = replace(study, compare={**study.compare, variant: own})
+        return changed, cost(changed.trial(variant, study.seeds[0], study.candidates[0]))
+
+    after, (changed, price) = _search(at, lambda s, c: amount(s, variant, c), wanted, knob, trouble)
+    reached = amount(changed, variant, price)
+    if not _equal(reached, wanted, match.within):
+        off = abs(reached / wanted - 1) * 100
+        raise _Unmatched(
+            f"{trouble}the best value of `{knob}`, {after:g}, differs by {off:.2g} %, more than "
+            f"`match.within` = {match.within:g}; match by another knob, or write `match: tokens`"
+        )
+    return changed, price, Matched(knob, before, after, reached, wanted)
+
+
+def _search(
+    at: Callable[[float], tuple[Study, Cost]],
+    of: Callable[[Study, Cost], int],
+    wanted: int,
+    knob: str,
+    trouble: str,
+) -> tuple[float, tuple[Study, Cost]]:
+    """Bisection for the value of the knob whose amount is nearest to `wanted`; amounts grow with the knob."""
+    whole = knob != "ff_mult"
+    low, high = KNOBS[knob]
+    best: tuple[float, float, tuple[Study, Cost]] | None = None
+    for _ in range(TRIES):
+        middle: float = int(low + high) // 2 if whole else round((low * high) ** 0.5, 4)
+        try:
+            found = at(middle)
+        except (FlagError, ValueError) as error:
+            raise _Unmatched(f"{trouble}`{knob}` = {middle:g} cannot be built: {error}") from None
+        off = of(*found) - wanted
+        if best is None or abs(off) < best[0]:
+            best = (abs(off), middle, found)
+        if abs(off) <= CLOSE * wanted or high - low <= (1 if whole else 1e-4):
+            break
+        low, high = (low, middle) if off > 0 else (middle, high)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _equal(has: int, wanted: int, within: float) -> bool:
+    return abs(has - wanted) <= within * wanted
+
+
+def as_plain(matched: dict[str, Matched]) -> dict[str, dict[str, Any]]:
+    """The changes as JSON values, for setting.json."""
+    return {variant: asdict(one) for variant, one in matched.items()}

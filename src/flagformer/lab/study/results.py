@@ -1,0 +1,219 @@
+"""The current results of a run directory: the state of every trial, and the table of the finished ones.
+
+All results are read from files, so that table and report can be generated at any time, also during a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flagformer.lab.study.audits import read_audits
+from flagformer.lab.study.design import Run, Setting, Study
+from flagformer.lab.study.directory import FAILURE, LOG, RESULT, read_setting, read_study, trial_directory
+from flagformer.lab.study.statistics import Difference, Estimate
+from flagformer.lab.train.files import read_json
+from flagformer.lab.train.result import read_result
+
+TAIL = 4096  # bytes; a line of the log has about 150
+BITS, ACCURACY = "bits per byte", "accuracy"
+MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """The state of a trial: finished, diverged, failed, unfinished (it has steps) or waiting."""
+
+    run: Run
+    state: str
+    steps: int
+    detail: str = ""
+    result: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tuning candidate of a variant, with its final loss on the validation split."""
+
+    setting: Setting
+    validation: Estimate
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """The audit of a variant: `found` maps properties to "passed", "failed" or "not applicable"; it is empty
+    without an audit."""
+
+    found: Mapping[str, str]
+    failures: tuple[str, ...] = ()
+    remark: str = ""
+
+    @property
+    def invalid(self) -> bool:
+        """Whether a check failed, so that the variant's loss is not comparable."""
+        return "failed" in self.found.values()
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """The results of one variant. Quality is reproducible; speed is measured and varies.
+
+    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
+    holds the fields of `costs.Cost`. `loss` is in nats at the length `Results.loss_length`; `quality` maps a
+    test length to bits per byte (text) or accuracy (tasks); `by_position` is the mean loss in equal parts of
+    the longest row.
+    For a tuned variant the results are those of its best candidate, `tuned`; `at_edge` names the settings
+    whose best value is the first or last of the grid.
+    """
+
+    variant: str
+    flags: dict[str, Any]
+    tuned: Setting
+    at_edge: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    runs: int
+    costs: Mapping[str, int]
+    tokens_per_second: float | None
+    speed_range: tuple[float, float] | None
+    decode_tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    state_bytes_per_token: int | None
+    stamp: AuditSummary
+    loss: Estimate
+    validation: Estimate
+    quality: dict[int, Estimate]
+    by_position: tuple[float, ...]
+    difference: Difference | None
+    quality_difference: dict[int, Difference]
+
+    @property
+    def params(self) -> int | None:
+        return self.costs.get("params")
+
+    @property
+    def flops_per_token(self) -> int | None:
+        return self.costs.get("flops_per_token")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study with the results so far."""
+
+    directory: Path
+    study: Study
+    setting: dict[str, Any]
+    trials: list[TrialState]
+    rows: list[VariantResult]
+    metric: str
+    chance: float | None
+    loss_length: int
+
+    def count(self, *states: str) -> int:
+        """The number of trials in one of the states."""
+        return sum(trial.state in states for trial in self.trials)
+
+    def row(self, variant: str) -> VariantResult:
+        """The row of a variant."""
+        return next(row for row in self.rows if row.variant == variant)
+
+    def best_trials(self, variant: str) -> list[TrialState]:
+        """The trials of a variant's best candidate."""
+        tuned = self.row(variant).tuned
+        return [trial for trial in self.trials if (trial.run.variant, trial.run.tuned) == (variant, tuned)]
+
+
+def read_results(directory: Path) -> Results:
+    """Read the results in a run directory, without training or writing.
+
+    Raises:
+        ValueError: it contains no study, or a damaged file.
+    """
+    from flagformer.lab.study.rows import make_rows
+
+    study = read_study(directory)
+    setting = read_setting(directory)
+    trials = [read_trial(directory, run) for run in study.runs]
+    lengths = study.runs[0].trial.lengths
+    loss_length = study.data.seq_len if study.data.seq_len in lengths else lengths[0]
+    return Results(
+        directory=directory,
+        study=study,
+        setting=setting,
+        trials=trials,
+        rows=make_rows(study, setting, read_audits(study, directory), trials, loss_length),
+        metric=BITS if study.data.is_bytes else ACCURACY,
+        chance=study.data.chance,
+        loss_length=loss_length,
+    )
+
+
+def read_trial(directory: Path, run: Run) -> TrialState:
+    """The state of one trial, from its files."""
+    place = trial_directory(directory, run.trial.id)
+    if (place / RESULT).exists():
+        result = read_result(place / RESULT)
+        return TrialState(run, result["status"], result["steps"], "; ".join(result.get("notes", ())), result)
+    steps = int(last_line(place).get("step", 0))
+    if (place / FAILURE).exists():
+        return TrialState(run, "failed", steps, str(read_json(place / FAILURE).get("message", "")))
+    return TrialState(run, "unfinished" if steps else "waiting", steps)
+
+
+def last_line(place: Path) -> dict[str, Any]:
+    """The last complete line of a trial's log; empty before the first."""
+    try:
+        with open(place / LOG, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+            lines = log.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    try:
+        line = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    valid = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if valid else {}
+
+
+def median(values: list[float]) -> float | None:
+    """The median; None without values."""
+    return statistics.median(values) if values else None
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """The contents of results.json. `measured` values differ from run to run; on one machine all others are
+    reproducible."""
+    return {
+        "schema": 2,
+        "study": results.study.resolved(),
+        "baseline": results.study.baseline,
+        "metric": results.metric,
+        "chance": results.chance,
+        "loss_length": results.loss_length,
+        "rows": [_row_json(row) for row in results.rows],
+        "trials": [
+            {
+                "variant": t.run.variant,
+                "seed": t.run.seed,
+                "tuned": t.run.tuned,
+                "id": t.run.trial.id,
+                "state": t.state,
+                "steps": t.steps,
+            }
+            for t in results.trials
+        ],
+        "measured": {
+            **{name: {row.variant: getattr(row, name) for row in results.rows} for name in MEASURED},
+            "setting": results.setting,
+        },
+    }
+
+
+def _row_json(row: VariantResult) -> dict[str, Any]:
+    plain = asdict(row)
+    return {key: value for key, value in plain.items() if key not in MEASURED}

@@ -1,0 +1,231 @@
+"""The `train` and `evaluate` blocks of a study or training file, and the trial that combines them."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+import flagformer
+from flagformer.lab.data import LONGEST, Source, Split, draws
+from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.data.stdlib import StandardLibrary
+
+# Checked before training: other models attend to the tokens that they predict.
+CAUSAL_MODELS = ("decoder", "prefix_decoder")
+NOT_CAUSAL = ("encoder", "vit")
+SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
+
+
+class Block(BaseModel):
+    """Base of all blocks: unknown keys are errors, and instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainConfig(Block):
+    """Training settings. A step is one update of the weights from `batch_size` sequences."""
+
+    steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
+    batch_size: int = Field(
+        default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together."
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="Micro-batches per update; divides batch_size; changes memory, not the result.",
+    )
+    lr: float = Field(default=2e-3, gt=0, le=1e3, description="Peak learning rate of AdamW.")
+    warmup: int = Field(
+        default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps."
+    )
+    decay: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Shape of the decay of lr after the warmup."
+    )
+    lr_end: float = Field(default=0.1, ge=0, le=1, description="Final learning rate as a fraction of lr.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only."
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
+    )
+    clip: float = Field(default=1.0, ge=0, le=1e9, description="Largest gradient norm; 0 is off.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: autocast; the weights stay fp32."
+    )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        description="torch.set_float32_matmul_precision; medium is faster, with products in bf16.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda if available, otherwise cpu."
+    )
+    segment: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST,
+        description="Tokens per forward, in training and evaluation; each segment reads the memory of the "
+        "previous one (`num_memory_slots`, `max_mem_len`); default: whole rows.",
+    )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="Steps between validations, logged as validation_loss; 0: none.",
+    )
+    checkpoint_every: int = Field(
+        default=100,
+        ge=1,
+        le=10**9,
+        description="Steps between checkpoints: a kill loses at most these.",
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"`betas` must both be at least 0 and below 1, but are {betas}")
+        return betas
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"`accumulate` must divide `batch_size` = {self.batch_size}, but is {self.accumulate}; "
+                "micro-batches must be of equal size"
+            )
+        if self.warmup > self.steps:
+            raise ValueError(f"`warmup` must be at most `steps` = {self.steps}, but is {self.warmup}")
+        return self
+
+
+class EvaluateConfig(Block):
+    """Evaluation settings. All trials are evaluated on the same data, independent of their seeds."""
+
+    seq_lens: tuple[int, ...] = Field(
+        default=(), description="Test lengths, also longer than in training; empty: the training length."
+    )
+    batches: int = Field(
+        default=32,
+        ge=1,
+        le=10**6,
+        description="Batches per length, each with as many tokens as a training step.",
+    )
+    split: Split = Field(
+        default="test", description="The split of the final evaluation; eval_every always uses validation."
+    )
+
+    @field_validator("seq_lens")
+    @classmethod
+    def _lengths_are_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        for length in lengths:
+            if length < 2:
+                raise ValueError(f"`seq_lens` must be lengths of at least 2, but holds {length}")
+            if length > LONGEST:
+                raise ValueError(f"`seq_lens` must be lengths of at most {LONGEST:,}, but holds {length}")
+        if len(set(lengths)) < len(lengths):
+            raise ValueError(f"`seq_lens` must name each length once, but is {list(lengths)}")
+        return lengths
+
+
+class Trial(Block):
+    """The complete settings of one training run: model flags, data, training, evaluation, seed. Equal trials
+    give equal results on one CPU.
+    """
+
+    flags: dict[str, Any] = Field(
+        description="Flat flags for flagformer.build; num_tokens and max_seq_len may be left out."
+    )
+    data: DataConfig = StandardLibrary()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=SEED_LIMIT,
+        description="Seed of the weights, of dropout and of the order of the data.",
+    )
+    copy_number: int = Field(
+        default=0,
+        ge=0,
+        description="Number of a copy with the same seed and data, but other initial weights.",
+    )
+
+    @property
+    def source(self) -> Source:
+        """The data source."""
+        return self.data
+
+    @property
+    def weights_seed(self) -> int:
+        """The seed of weights and dropout: `seed`, or another one for a copy."""
+        return (
+            self.seed if self.copy_number == 0 else draws("copy", self.seed, self.copy_number).initial_seed()
+        )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the final evaluation."""
+        return self.evaluate.seq_lens or (self.source.seq_len,)
+
+    @property
+    def longest(self) -> int:
+        """The largest number of tokens in one forward."""
+        whole = max(self.source.seq_len, *self.lengths)
+        return whole if self.train.segment is None else min(whole, self.train.segment)
+
+    @property
+    def model_flags(self) -> dict[str, Any]:
+        """The flags, with the vocabulary of the data and the largest number of positions filled in."""
+        return {**self.source.model_flags(self.longest), **self.flags}
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits of a hash of all settings: equal trials have equal ids, in any process."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def check(self) -> Any:
+        """Raise ValueError, FlagError or OSError if this trial cannot run. Reads the data.
+
+        Returns:
+            The model on torch's meta device, which takes no memory.
+        """
+        flags = self.model_flags
+        name = "num_tokens" if self.source.is_sequence else "num_classes"
+        if flags[name] != self.source.num_tokens:
+            raise ValueError(
+                f"`{name}` must be {self.source.num_tokens}, the vocabulary of the data, "
+                f"but is {flags[name]}; leave it out"
+            )
+        model = self._checked_model(flags)
+        self.source.check("train", self.source.seq_len)
+        self.source.check("validation", self.source.seq_len)
+        for length in self.lengths:
+            self.source.check(self.evaluate.split, length)
+        return model
+
+    def _checked_model(self, flags: dict[str, Any]) -> Any:
+        if not self.source.is_sequence:
+            if flags["model"] != "vit":
+                raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
+            if self.train.segment is not None:
+                raise ValueError("`segment` must be left out for images, which are not sequences")
+            with torch.device("meta"):
+                return flagformer.build(flags)
+        if flags["model"] in NOT_CAUSAL:
+            raise ValueError(
+                f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
+                f"but is {flags['model']!r}: it attends to the tokens that it predicts"
+            )
+        with torch.device("meta"):
+            model = flagformer.build(flags)
+        why = "absolute positions" if model.absolute_positions else "memory slots, written after each segment"
+        if (model.absolute_positions or model.num_memory_slots) and self.longest > model.max_seq_len:
+            part = "row" if self.train.segment is None else "segment"
+            raise ValueError(
+                f"`max_seq_len` must be at least {self.longest}, the length of the longest {part}, because "
+                f"the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
+            )
+        return model

@@ -1,0 +1,54 @@
+"""Forward passes over the rows of a batch: whole rows, or segments with recurrent memory."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.lab.train.process_group import inner
+
+
+class SegmentReading(NamedTuple):
+    """Logits [B, T, V] of whole rows ([B, V] of images), and the auxiliary loss, if there is one."""
+
+    logits: Tensor
+    extra: Tensor | None
+
+
+def read_rows(
+    model: nn.Module, rows: Tensor, segment: int | None = None, losses: bool = False
+) -> SegmentReading:
+    """Run the model on every row from its start, without memory of other rows.
+
+    Args:
+        segment: tokens per forward; None: whole rows. Each segment reads the memory of the previous one
+            (`num_memory_slots`, `max_mem_len`), with gradients as in the model's paper; a model without
+            memory reads segments independently.
+        losses: whether to compute auxiliary losses; over segments their mean, weighted by tokens.
+    """
+    losses = losses and getattr(inner(model), "has_losses", False)
+    if segment is None or rows.shape[1] <= segment:
+        return _read(model, rows, losses, {})[0]
+    has_memory = bool(inner(model).num_memory_slots or inner(model).max_mem_len)
+    parts: list[SegmentReading] = []
+    mems: Any = None
+    for ids in rows.split(segment, dim=1):
+        options = {"mems": mems, "return_mems": True} if has_memory else {}
+        part, mems = _read(model, ids, losses, options)
+        share = ids.shape[1] / rows.shape[1]
+        parts.append(SegmentReading(part.logits, None if part.extra is None else part.extra * share))
+    extras = [part.extra for part in parts if part.extra is not None]
+    return SegmentReading(
+        torch.cat([part.logits for part in parts], dim=1), torch.stack(extras).sum() if extras else None
+    )
+
+
+def _read(model: nn.Module, rows: Tensor, losses: bool, asked: dict[str, Any]) -> tuple[SegmentReading, Any]:
+    """One forward, with the next memory if requested."""
+    if losses:
+        logits, outputs = model(rows, return_losses=True, **asked)
+        return SegmentReading(logits, outputs.extra_loss), outputs.mems
+    if not asked:
+        return SegmentReading(model(rows), None), None
+    logits, next_mems = model(rows, **asked)
+    return SegmentReading(logits, None), next_mems

@@ -1,6 +1,0 @@
-"""Generated reference: pages, schemas and types that are written from the catalogue."""
-
-from flagformer.reference.schema import schema
-from flagformer.reference.selectors import BASE, Choice, choices, pairs, settings
-
-__all__ = ["BASE", "Choice", "choices", "pairs", "schema", "settings"]
