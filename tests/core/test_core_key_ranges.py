@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.attention.cores import routing
-from flagformer.ops import blocks, lengths, tiling
-from flagformer.ops.attend_sorted import attend
-from flagformer.ops.routing import Tokens, sorted_key_ranges
+from flagformer.attention.kernels import key_ranges
+from flagformer.attention.kernels.key_ranges import blocks, reference, sorted_key_ranges
+from flagformer.attention.kernels.key_ranges.operators import attend_sorted
+from flagformer.ops import lengths, tiling
+from flagformer.ops.routing import Tokens
 
 FLAGS = {
     "num_tokens": 29, "max_seq_len": 512, "dim": 32, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -76,7 +77,7 @@ def test_a_block_after_a_cache_and_after_memories(monkeypatch):
 
 def test_unsupported_features_fall_back_to_chunks(monkeypatch):
     monkeypatch.setattr(lengths, "LONG", KEY_RANGES)
-    monkeypatch.setattr(routing, "attend_sorted", None)
+    monkeypatch.setattr(key_ranges, "attend", None)
     mask = torch.arange(300) < torch.tensor([[300], [200]])
     for flags, how in (
         ({"attn_num_mem_kv": 1}, {}),
@@ -94,8 +95,8 @@ def test_unsupported_features_fall_back_to_chunks(monkeypatch):
 @pytest.mark.parametrize("extra", ["defaults", "grouped", "mixed"])
 def test_the_compiled_graph_gives_the_same_key_ranges(monkeypatch, extra):
     used = []
-    serve = routing.attend_sorted
-    monkeypatch.setattr(routing, "attend_sorted", lambda *given: used.append(1) or serve(*given))
+    attend = key_ranges.attend
+    monkeypatch.setattr(key_ranges, "attend", lambda *given: used.append(1) or attend(*given))
     plain, traced = (model_of(**EXTRA_FLAGS[extra], depth=1) for _ in range(2))
     wanted = trained(plain, plain)
     torch._dynamo.reset()
@@ -106,16 +107,47 @@ def test_the_compiled_graph_gives_the_same_key_ranges(monkeypatch, extra):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_opcheck_of_the_operators():
-    """Fake shapes, gradients, no mutated input: with a prefix key, grouped heads and odd row lengths."""
+def operands(mask_self_unless_alone):
+    """q, k and v with a key before the first query, grouped heads and odd row lengths, and key ranges."""
     generator = torch.Generator().manual_seed(2)
     sizes = ((4, 8), (2, 8), (2, 6))  # heads and their dimensions
     rows = [torch.randn(2, heads, 71, width, generator=generator) for heads, width in sizes]
     q, k, v = (x.double().requires_grad_() for x in rows)
     clusters = torch.randint(3, (2, 4, 71), generator=generator)
     keys, queries = Tokens(clusters, torch.arange(71)), Tokens(clusters[:, :, 1:], torch.arange(1, 71))
-    key_ranges = sorted_key_ranges(queries, keys, 71, 8, 1, False)
-    torch.library.opcheck(attend, (q[:, :, 1:], k, v, *key_ranges, 0.3))
+    return q, k, v, sorted_key_ranges(queries, keys, 71, 8, 1, mask_self_unless_alone)
+
+
+def test_opcheck_of_the_operators():
+    """Fake shapes, gradients, no mutated input."""
+    q, k, v, ranges = operands(False)
+    torch.library.opcheck(attend_sorted, (q[:, :, 1:], k, v, *ranges, 0.3))
+
+
+@pytest.mark.parametrize("mask_self_unless_alone", [False, True])
+def test_the_operators_equal_the_reference(mask_self_unless_alone, monkeypatch):
+    """Output and gradients, in one part and in several."""
+    q, k, v, ranges = operands(mask_self_unless_alone)
+    found = []
+    for attend, elements in ((reference.attend, 1), (key_ranges.attend, 1 << 19), (key_ranges.attend, 1)):
+        monkeypatch.setattr(tiling, "TILE_ELEMENTS", elements)
+        out = attend(q[:, :, 1:], k, v, ranges, 0.3)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
+        found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), (q, k, v))])
+    for want, one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(other, want, rtol=0, atol=1e-12)
+
+
+def test_without_the_operators_chunks_are_used(monkeypatch):
+    monkeypatch.setattr(lengths, "LONG", KEY_RANGES)
+    model = model_of()
+    want = trained(model, model)
+    monkeypatch.setattr(key_ranges, "is_supported", lambda q: False)
+    monkeypatch.setattr(key_ranges, "attend", None)
+    model = model_of()
+    for one, other in zip(trained(model, model), want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
 def test_low_precision_is_close_to_chunks(monkeypatch):

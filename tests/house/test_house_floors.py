@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from house_tree import FLOORS, NEIGHBOURS, ROOT, imported, package_of, sources
+from house_tree import FLOORS, NEIGHBOURS, PACKAGE, ROOT, imported, package_of, sources
 
 # Modules that `import flagformer` must not load, unless `import torch` does.
 HEAVY = {
@@ -47,6 +47,32 @@ def test_the_library_imports_nothing_of_the_lab():
         if name.startswith("flagformer.lab")
     ]
     assert not faults, "\n".join(faults)
+
+
+KERNELS = PACKAGE / "attention" / "kernels"
+
+
+def test_only_attention_and_the_catalogue_know_kernels():
+    """The stack reads their contract; the lab counts the FLOPs of their operators."""
+    names = {path.stem for path in KERNELS.iterdir()} - {"__init__", "__pycache__"}
+    modules = {f"flagformer.attention.kernels.{name}" for name in names}
+    faults = [
+        f"{source.name} imports {name}"
+        for source in sources()
+        if source.package not in ("attention", "catalogue", "lab.study")
+        for name in imported(source.tree)
+        if ".".join(name.split(".")[:4]) in modules
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_a_kernel_with_its_own_operators_has_a_capability_test_and_a_reference():
+    folders = [path for path in KERNELS.iterdir() if (path / "operators.py").exists()]
+    assert len(folders) >= 2
+    for folder in folders:
+        assert (folder / "capability.py").exists()
+        reference = (folder / "reference.py").read_text(encoding="utf-8")
+        assert reference.count("\n") <= 35
 
 
 def test_imports_within_a_layer_have_one_direction():

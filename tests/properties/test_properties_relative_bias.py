@@ -6,6 +6,10 @@ from property_subject import differ, perturb, same
 
 import flagformer
 from flagformer.attention.kernels.eager import Eager
+from flagformer.attention.kernels.relative_bias import capability, reference
+from flagformer.attention.kernels.relative_bias.capability import is_tested
+from flagformer.attention.kernels.relative_bias.operators import by_distance
+from flagformer.attention.kernels.relative_bias.table import CHUNKS, head_groups
 from flagformer.attention.kernels.sdpa import SDPA, SDPATrainableBias
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flow import (
@@ -15,13 +19,11 @@ from flagformer.flow import (
     Dims,
     Layout,
     PrefixLM,
+    RelativeRange,
     Window,
 )
 from flagformer.ops import lengths
-from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.bias_table import CHUNKS, LONG_TABLE, RelativeRange, head_groups
-from flagformer.ops.lengths import LONG
-from flagformer.ops.tried import has_sums
+from flagformer.ops.lengths import LONG, LONG_TABLE
 from flagformer.score.softmax import Softmax
 
 CHUNK = CHUNKS[1]
@@ -147,7 +149,7 @@ def test_gradcheck(same_from):
 
     def run(q, k, v, near):
         biases = torch.cat([near[:, :2], near[:, 2:].expand(1, long - 2)], dim=1)
-        return attend(q, k, v, biases, None, RelativeRange(0, 0, same_from), 0.7)[0]
+        return by_distance(q, k, v, biases, None, RelativeRange(0, 0, same_from), 0.7)[0]
 
     assert torch.autograd.gradcheck(run, (q, k, v, near))
 
@@ -157,7 +159,23 @@ def test_opcheck_of_the_operators(learned):
     """Fake shapes, gradients, no mutated input."""
     q, k, v, _ = inputs("a chunk of queries", H, None, torch.float64)
     biases = torch.linspace(0, -2, 2 * T, dtype=torch.float64).expand(H, -1).clone().requires_grad_(learned)
-    torch.library.opcheck(attend, (q, k, v, biases, None, list(RelativeRange(55, 0, -1)), 0.7))
+    torch.library.opcheck(by_distance, (q, k, v, biases, None, list(RelativeRange(55, 0, -1)), 0.7))
+
+
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("same_from", [None, 20])
+@pytest.mark.usefixtures("by_distance_at_any_length")
+def test_the_operators_equal_the_reference(standing, same_from):
+    *qkv, table = inputs(standing, H, same_from, torch.float64)
+    relative = bias_of(standing, table, same_from).relative()
+    found = []
+    for attend in (lambda *given: by_distance(*given)[0], reference.attend):
+        out = attend(*qkv, *relative, 0.4)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
+        grads = torch.autograd.grad((out * weights).sum(), (*qkv, table), retain_graph=True)
+        found.append([out.detach(), *grads])
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dtable"), *found):
+        same(one, other, name, tolerance=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -436,16 +454,28 @@ def test_a_bias_below_the_score_bound_is_kept():
     assert [strip.distances for strip in strips] == [slice(0, LENGTH)]
 
 
-@pytest.mark.parametrize(("version", "tried"), [("2.13.1+cpu", True), ("2.12.1", False), ("2.14.0a0", False)])
-def test_the_operator_is_used_in_tested_versions_only(version, tried):
-    assert has_sums(version) is tried
+@pytest.mark.parametrize(
+    ("version", "tested"), [("2.13.1+cpu", True), ("2.12.1", False), ("2.14.0a0", False)]
+)
+def test_the_operators_are_used_in_tested_versions_only(version, tested):
+    assert is_tested(version) is tested
 
 
-def test_another_version_of_torch_uses_the_dense_form(monkeypatch):
+def test_a_torch_without_the_operators_uses_the_dense_form(monkeypatch):
+    assert capability.private_operator("no_such_operator") is None
+    assert capability.HAS_OPERATORS
     model = model_of(BIASES["t5"])
     want, grads = learn(model, {})
-    monkeypatch.setattr("flagformer.attention.kernels.sdpa.HAS_SUMS", False)
+    monkeypatch.setattr(capability, "HAS_OPERATORS", False)
     got, others = learn(model, {})
     same(got, want, "logits", tolerance=1e-10)
     torch.testing.assert_close(others, grads, rtol=0, atol=1e-10)
     assert not takes_table(model, monkeypatch)
+
+
+def test_other_devices_and_transforms_use_the_dense_form():
+    assert all(capability.is_supported(torch.device(name)) for name in ("cpu", "meta"))
+    assert not capability.is_supported(torch.device("cuda"))
+    seen = []
+    torch.vmap(lambda x: seen.append(capability.is_supported(CPU)) or x)(torch.zeros(2))
+    assert seen == [False]

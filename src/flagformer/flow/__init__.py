@@ -1,7 +1,7 @@
 """Records that pass through a model with the activations: sizes, layouts, masks, keys, outputs, state."""
 
 from flagformer.flow.attention_bias import AttentionBias, BlockBias
-from flagformer.flow.bias_views import DenseBias, RelativeBias, VarLen
+from flagformer.flow.bias_views import DenseBias, RelativeBias, RelativeRange, VarLen
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.constant import Constant
 from flagformer.flow.decode_state import (
@@ -63,6 +63,7 @@ __all__ = [
     "PrefixLM",
     "RecurrentState",
     "RelativeBias",
+    "RelativeRange",
     "SegmentMemory",
     "Segments",
     "SideInputs",

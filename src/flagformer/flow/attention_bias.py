@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from flagformer.flow import bias_views, flex
-from flagformer.flow.bias_views import DenseBias, PositionTable, RelativeBias, VarLen
+from flagformer.flow.bias_views import DenseBias, PositionTable, RelativeBias, RelativeRange, VarLen
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import Causal, MaskRule, Padding, PrefixLM, Segments, Window, narrowest
-from flagformer.ops.bias_table import RelativeRange
 from flagformer.ops.lengths import use_long_path
 
 T = TypeVar("T")

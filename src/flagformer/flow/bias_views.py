@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
-from flagformer.ops.bias_table import RelativeRange
 
 
 class DenseBias(NamedTuple):
@@ -110,6 +109,20 @@ class PositionTable(NamedTuple):
         at = of_head * row.shape[1] + entries
         # not `row[of_head, entries]`, whose strides differ between a run and its trace
         return row.flatten().index_select(0, at.flatten()).view(at.shape)
+
+
+class RelativeRange(NamedTuple):
+    """The distances of a bias table.
+
+    Attributes:
+        offset: position of the first query minus position of the first key.
+        nearest: the distance of the table's first entry; nearer keys are masked.
+        same_from: entries from this distance on are equal and not masked; -1: unknown.
+    """
+
+    offset: int
+    nearest: int
+    same_from: int = -1
 
 
 class RelativeBias(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,3 +37,11 @@ def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """[B, G, S, K] -> [B, H, S, K]: each group serves H / G consecutive heads."""
     groups = x.shape[1]
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
+
+
+def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros appended to the narrower of keys and values: the fused kernel for CPU takes one width only."""
+    more = v.shape[3] - q.shape[3]
+    if more > 0:
+        return F.pad(q, (0, more)), F.pad(k, (0, more)), v
+    return (q, k, F.pad(v, (0, -more))) if more else (q, k, v)

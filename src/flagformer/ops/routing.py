@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.key_ranges import KeyRanges
 from flagformer.ops.lengths import clamp_to_length, num_blocks
 
 
@@ -41,22 +40,6 @@ class Chunks(NamedTuple):
     keys: Tensor
     allowed: Tensor
     slots: Tensor
-
-
-def sorted_key_ranges(
-    queries: Tokens, keys: Tokens, span: int, window: int, self_offset: int, mask_self_unless_alone: bool
-) -> KeyRanges:
-    """The `window` most recent earlier keys of each query's cluster, as ranges of the sorted keys.
-
-    Args:
-        span: larger than every position.
-        self_offset, mask_self_unless_alone: see `KeyRanges`.
-    """
-    (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
-    first = torch.searchsorted(ordered, code)
-    begin = torch.searchsorted(ordered, code - code % span)
-    start = torch.maximum(first - window, begin)
-    return KeyRanges(by_query, by_key, start, first, self_offset, mask_self_unless_alone)
 
 
 def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, later: bool) -> Chunks:

@@ -21,18 +21,16 @@ from flagformer.attention.cores.block_sparse import (
 from flagformer.attention.cores.cluster_memory import Memories, cluster_memory
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.cores.ring_buffer import ClusterRingBuffer
-from flagformer.attention.kernels import Kernel
+from flagformer.attention.kernels import Kernel, key_ranges
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import Finding, Flag, FlagError, Requirement, component
 from flagformer.flow import AttentionBias, Causal, DecodeState, Dims, KeyValues, OutputCollector, SideInputs
-from flagformer.ops.attend_sorted import attend_sorted
 from flagformer.ops.borrow import borrow
 from flagformer.ops.cluster_topk import cluster_topk
-from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.l2_normalize import l2_normalize
-from flagformer.ops.lengths import clamp_to_length, use_long_path
-from flagformer.ops.routing import Tokens, chunks_of, sorted_key_ranges
+from flagformer.ops.lengths import clamp_to_length
+from flagformer.ops.routing import Tokens, chunks_of
 
 NO_MEMORY = (
     "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
@@ -146,10 +144,9 @@ class Routing(Core):
     def _can_use_sorted(
         self, q: Tensor, kv: KeyValues, bias: AttentionBias, collector: OutputCollector
     ) -> bool:
-        """Whether ranges of sorted keys serve: many tokens on CPU, and no rule or bias but causality."""
+        """Whether `key_ranges` is supported, and causality is the only rule."""
         return (
-            use_long_path(q.shape[2])
-            and q.device.type in ("cpu", "meta")
+            key_ranges.is_supported(q)
             and not self.bidirectional
             and not kv.num_prefix_kv
             and bias.position_bias is None
@@ -163,8 +160,7 @@ class Routing(Core):
         self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias
     ) -> Tensor:
         """The same as `_attend_blocked`, without copies of keys that queries share."""
-        kind = accum_dtype(q.dtype)
-        ranges = sorted_key_ranges(
+        ranges = key_ranges.sorted_key_ranges(
             Tokens(queries, bias.q.cache_positions()),
             Tokens(keys, bias.kv.cache_positions()),
             bias.kv.end,
@@ -172,7 +168,7 @@ class Routing(Core):
             bias.offset,
             kv.shared_qk,
         )
-        return attend_sorted(q.to(kind), kv.k.to(kind), kv.v.to(kind), self.path.scale, ranges).to(q.dtype)
+        return key_ranges.attend(q, kv.k, kv.v, ranges, self.path.scale)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].

@@ -9,6 +9,15 @@ from torch import Tensor, nn
 
 from flagformer.flow import AttentionBias
 
+# Names of operators of fused attention, whose outputs selective checkpointing saves.
+FUSED_OPERATORS = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "flagformer::by_distance",
+}
+
 
 class Kernel(nn.Module, ABC):
     """Contract of the slot `kernel`, built as `(path)`: scale and score pipeline of eager attention."""

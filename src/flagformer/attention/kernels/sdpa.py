@@ -6,33 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flagformer.attention.kernels import Kernel
+from flagformer.attention.kernels import Kernel, relative_bias
 from flagformer.attention.kernels.eager import Dropout, Eager
 from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import component
-from flagformer.flow import AttentionBias, RelativeBias
-from flagformer.ops.attend import repeat_kv
-from flagformer.ops.attend_by_distance import attend
+from flagformer.flow import AttentionBias
+from flagformer.ops.attend import one_width
 from flagformer.ops.full_precision import accum_dtype, cast_together, without_casts
 from flagformer.ops.lengths import LONG
 from flagformer.ops.traced import transformed
-from flagformer.ops.tried import HAS_SUMS
-
-
-def _by_distance(q: Tensor, k: Tensor, v: Tensor, relative: RelativeBias, scale: float) -> Tensor:
-    heads, width = q.shape[1], v.shape[3]
-    q, k, v = cast_together(q, k, v)
-    q, k, v = one_width(q, repeat_kv(k, heads), repeat_kv(v, heads))
-    out, _ = attend(q, k, v, relative.biases, relative.groups, relative.range, scale)
-    return out[..., :width]
-
-
-def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros appended to the narrower of keys and values: the fused kernel for CPU takes one width only."""
-    more = v.shape[3] - q.shape[3]
-    if more > 0:
-        return F.pad(q, (0, more)), F.pad(k, (0, more)), v
-    return (q, k, F.pad(v, (0, -more))) if more else (q, k, v)
 
 
 def _zeros_pay(q: Tensor, k: Tensor) -> bool:
@@ -68,10 +50,9 @@ class SDPA(Kernel):
             bias.dense()
 
     def reads_relative(self, bias: AttentionBias, device: torch.device) -> bool:
-        """Whether the kernel of distances serves, and pays."""
-        # sizes and FLOPs are estimated on meta: those of a CPU
-        serves = HAS_SUMS and device.type in ("cpu", "meta") and not (self.training and self.dropout)
-        return serves and bias.relative() is not None
+        """Whether `relative_bias` is supported and faster."""
+        supported = relative_bias.is_supported(device) and not (self.training and self.dropout)
+        return supported and bias.relative() is not None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
@@ -79,7 +60,7 @@ class SDPA(Kernel):
         if not bias.is_plain_causal and self.reads_relative(bias, q.device):
             relative = bias.relative()
             assert relative is not None
-            return _by_distance(q, k, v, relative, self.scale)
+            return relative_bias.attend(q, k, v, relative, self.scale)
         width = v.shape[3]
         if width != q.shape[3] and _zeros_pay(q, k):
             q, k, v = one_width(q, k, v)

@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from flagformer.attention.cores import Core
-from flagformer.attention.kernels.sdpa import one_width
-from flagformer.ops import attend_by_distance, attend_sorted  # noqa: F401  # they register operators
-from flagformer.ops.bias_table import RelativeRange
-from flagformer.ops.tried import HAS_SUMS
+from flagformer.attention.kernels import key_ranges, relative_bias  # noqa: F401  # they register operators
+from flagformer.attention.kernels.relative_bias.capability import HAS_OPERATORS, fused
+from flagformer.flow import RelativeRange
+from flagformer.ops.attend import one_width
 
 
 def _by_distance_flops(
@@ -40,7 +40,7 @@ class FusedOnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dropout, mask = kwargs.get("dropout_p", 0.0), kwargs.get("attn_mask")
-        if func is F.scaled_dot_product_attention and HAS_SUMS and _is_fused(args[0], mask, dropout):
+        if func is F.scaled_dot_product_attention and HAS_OPERATORS and _is_fused(args[0], mask, dropout):
             return _fused(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -60,7 +60,7 @@ def _fused(
         attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype)
     width = v.shape[3]
     q, k, v = one_width(q, k, v)
-    out: Tensor = attend_by_distance.fused(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    out: Tensor = fused(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return out[..., :width]
 
 

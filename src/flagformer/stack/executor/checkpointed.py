@@ -17,10 +17,9 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 
+from flagformer.attention.kernels import FUSED_OPERATORS
 from flagformer.flags import Flag, component
 from flagformer.flow import SideInputs
-from flagformer.ops.attend_by_distance import attend
-from flagformer.ops.tried import private
 from flagformer.residual import Residual
 from flagformer.stack.executor import Executor, recomputes
 from flagformer.stack.executor.forward_context import ForwardContext
@@ -28,21 +27,9 @@ from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-aten = torch.ops.aten
-FUSED = (
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-)
 # Operators whose outputs are saved: projections and fused attention take most of the time and little of the
 # memory. Pointwise operators and the scores [B, H, T, S] are recomputed.
-SAVED_OPS = {
-    aten.mm.default,
-    aten.addmm.default,
-    *(operator.default for name in FUSED if (operator := private(name)) is not None),
-    attend._opoverload,
-}
+SAVED_OPERATORS = {"aten::mm", "aten::addmm", *FUSED_OPERATORS}
 
 
 @component("executor", select="checkpoint", paper="arXiv:1604.06174", supports={"stream"})
@@ -159,4 +146,5 @@ def _keep_saved(recompute: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **how: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+    saved = operator.name() in SAVED_OPERATORS
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,9 +1,4 @@
-"""Attention to ranges of keys sorted by cluster and time; scores outside the ranges are not computed.
-
-Queries and keys are sorted by cluster and time. The keys of a query are then a range of sorted keys, whose
-ends are non-decreasing from query to query, so that a block of queries attends to one range. The operators
-are opaque to torch's tracing.
-"""
+"""Attention to key ranges, and its gradients, as operators that are opaque to torch's tracing."""
 
 from __future__ import annotations
 
@@ -12,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.ops.attend_blocks import QKV, ForwardResult, attend_backward
-from flagformer.ops.attend_blocks import attend as attend_part
+from flagformer.attention.kernels.key_ranges.attend import QKV, ForwardResult, attend, attend_backward
+from flagformer.attention.kernels.key_ranges.ranges import KeyRanges
 from flagformer.ops.full_precision import without_casts
-from flagformer.ops.key_ranges import KeyRanges
 from flagformer.ops.tiling import head_tiles
 
 RANGES = (
@@ -39,7 +33,7 @@ def _empty_by_token(like: Tensor, width: int) -> Tensor:
     schema=f"(Tensor q, Tensor k, Tensor v, {RANGES}) -> (Tensor, Tensor, Tensor)",
     device_types="cpu",
 )
-def attend(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def attend_sorted(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The `ForwardResult` of all queries; `rest`: the fields of `KeyRanges`, and the scale."""
     *fields, scale = rest
     ranges, lse2 = KeyRanges(*fields), q.new_empty(q.shape[:3])
@@ -47,11 +41,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor,
     for rows, heads, groups in head_tiles(q, k.shape[1]):
         to = ForwardResult(*(x[rows, heads] for x in result))
         part = ranges.of(rows, heads)
-        attend_part(q[rows, heads], k[rows, groups], v[rows, groups], part, scale, to)
+        attend(q[rows, heads], k[rows, groups], v[rows, groups], part, scale, to)
     return tuple(result)  # type: ignore[return-value]
 
 
-@attend.register_fake
+@attend_sorted.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     lse2 = q.new_empty(q.shape[:3])
     return _empty_by_token(q, v.shape[3]), lse2, torch.empty_like(lse2)
@@ -100,18 +94,4 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *[None] * 7
 
 
-attend.register_autograd(_backward, setup_context=_save)
-
-
-def attend_sorted(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: KeyRanges) -> Tensor:
-    """softmax(scale q k^T) v over each query's key range and its own key.
-
-    Args:
-        q: [B, H, T, K], fp32 or fp64.
-        k, v: [B, G, S, K] and [B, G, S, V]; a group serves H / G consecutive heads.
-
-    Returns:
-        [B, H, T, V].
-    """
-    out: Tensor = attend(q, k, v, *ranges, scale)[0]
-    return out
+attend_sorted.register_autograd(_backward, setup_context=_save)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from flagformer.ops.routing import Tokens
 
 
 class KeyRanges(NamedTuple):
@@ -35,3 +38,19 @@ class KeyRanges(NamedTuple):
         """The ranges of some rows and heads."""
         by_query, by_key, start, end = (x[rows, heads] for x in self[:4])
         return KeyRanges(by_query, by_key, start, end, self.self_offset, self.mask_self_unless_alone)
+
+
+def sorted_key_ranges(
+    queries: Tokens, keys: Tokens, span: int, window: int, self_offset: int, mask_self_unless_alone: bool
+) -> KeyRanges:
+    """The `window` most recent earlier keys of each query's cluster, as ranges of the sorted keys.
+
+    Args:
+        span: larger than every position.
+        self_offset, mask_self_unless_alone: see `KeyRanges`.
+    """
+    (code, by_query), (ordered, by_key) = queries.codes(span).sort(), keys.codes(span).sort()
+    first = torch.searchsorted(ordered, code)
+    begin = torch.searchsorted(ordered, code - code % span)
+    start = torch.maximum(first - window, begin)
+    return KeyRanges(by_query, by_key, start, first, self_offset, mask_self_unless_alone)

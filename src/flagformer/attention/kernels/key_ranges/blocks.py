@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.key_ranges import KeyRanges
+from flagformer.attention.kernels.key_ranges.ranges import KeyRanges
 
 BLOCK = 64  # queries: smaller blocks read keys more often, larger ones compute more masked scores
 SCORES = 1 << 18  # scores of a batch of blocks, for each thread: they stay in a core's cache

@@ -14,29 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flagformer.attention.kernels.relative_bias.prune import group_heads, prune_bias
+from flagformer.flow import RelativeRange
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.lengths import LONG_TABLE
-from flagformer.ops.prune_bias import group_heads, prune_bias
 
 # Queries in a chunk, when the table is long and when it is short. Forward and backward, n 2048, 8 heads of
 # 64, 2 threads, ms in chunks of 128 and 256: ALiBi 136, 87; a learned bias 113, 117; one of 600 distances
 # 72, 84; a window of 256 43, 45.
 CHUNKS = (256, 128)
 PAD = CHUNKS[0] - 1
-
-
-class RelativeRange(NamedTuple):
-    """The distances of a bias table.
-
-    Attributes:
-        offset: position of the first query minus position of the first key.
-        nearest: the distance of the table's first entry; nearer keys are masked.
-        same_from: entries from this distance on are equal and not masked; -1: unknown.
-    """
-
-    offset: int
-    nearest: int
-    same_from: int = -1
 
 
 class Tile(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flagformer.ops.blocks import KeyRangeBlocks
+from flagformer.attention.kernels.key_ranges.blocks import KeyRangeBlocks
 
 
 class SegmentSum(NamedTuple):

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagformer.ops.blocks import KeyRangeBlocks
-from flagformer.ops.key_ranges import KeyRanges
-from flagformer.ops.row_view import RowView
-from flagformer.ops.rowwise import addcmul_rows, rowwise_dot
-from flagformer.ops.segment_sum import SegmentSum
+from flagformer.attention.kernels.key_ranges.blocks import KeyRangeBlocks
+from flagformer.attention.kernels.key_ranges.ranges import KeyRanges
+from flagformer.attention.kernels.key_ranges.row_view import RowView
+from flagformer.attention.kernels.key_ranges.rowwise import addcmul_rows, rowwise_dot
+from flagformer.attention.kernels.key_ranges.segment_sum import SegmentSum
 
 LOG2_E = math.log2(math.e)  # exp2 replaces exp, which takes fifty times as long where it underflows to zero
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flagformer.ops.bias_table import PAD, BiasTable, RelativeRange, Tile, by_heads, head_groups
+from flagformer.attention.kernels.relative_bias.capability import fused
+from flagformer.attention.kernels.relative_bias.gradients import Gradients, add_learned, dense_rows
+from flagformer.attention.kernels.relative_bias.table import PAD, by_heads, head_groups
+from flagformer.flow import RelativeRange
 from flagformer.ops.full_precision import accum_dtype, without_casts
-from flagformer.ops.tried import private
-
-fused = private("_scaled_dot_product_flash_attention_for_cpu")
-fused_backward = private("_scaled_dot_product_flash_attention_for_cpu_backward")
-
-
-def dense_rows(x: Tensor) -> Tensor:
-    """x with a contiguous last dimension, as the fused kernel requires."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
 
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor biases, Tensor? groups, int[] span, float scale"
 SAVED = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse"
@@ -30,7 +22,7 @@ GRADIENTS = f"({SAVED}, Tensor biases, Tensor? groups, int[] span, float scale)"
 @torch.library.custom_op(
     "flagformer::by_distance", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)", device_types="cpu"
 )
-def attend(
+def by_distance(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -68,54 +60,11 @@ def attend(
     return out, lse
 
 
-@attend.register_fake
+@by_distance.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, biases: Tensor, groups: Tensor | None, span: Any, scale: float
 ) -> tuple[Tensor, Tensor]:
     return by_heads(q, q.shape[3], q.dtype), by_heads(q, 1, accum_dtype(q.dtype))[..., 0]
-
-
-class _Gradients:
-    """The inputs and gradients of a backward; keys, values and their gradients are reversed in time."""
-
-    def __init__(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
-        self.grad, self.q, self.out, self.lse = dense_rows(grad), dense_rows(q), out, lse
-        self.k, self.v, self.keys = k.flip(2), v.flip(2), k.shape[2]
-        dtype, width = accum_dtype(q.dtype), q.shape[3]
-        self.dq, self.dk, self.dv = (by_heads(like, width, dtype) for like in (q, k, v))
-
-    def of(self, heads: slice) -> _Gradients:
-        """A view of some heads."""
-        view = copy(self)
-        for name in ("grad", "q", "out", "lse", "k", "v", "dq", "dk", "dv"):
-            setattr(view, name, getattr(self, name)[:, heads])
-        return view
-
-    def add_fused(
-        self, tile: Tile, part: slice, mask: Tensor | None, scale: float, bias: Tensor | None = None
-    ) -> None:
-        """Add the gradients of a tile's queries and the keys `part`; `bias` [H] is subtracted from `lse`."""
-        rows = slice(tile.start, tile.stop)
-        lse = self.lse[:, :, rows]
-        dq, dk, dv = fused_backward(
-            self.grad[:, :, rows],
-            self.q[:, :, rows],
-            self.k[:, :, part],
-            self.v[:, :, part],
-            self.out[:, :, rows],
-            lse if bias is None else lse - bias[:, None],
-            0.0,
-            False,
-            attn_mask=mask,
-            scale=scale,
-        )
-        self.dq[:, :, rows] += dq
-        self.dk[:, :, part] += dk
-        self.dv[:, :, part] += dv
-
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = self.q.dtype
-        return self.dq.to(dtype), self.dk.flip(2).to(dtype), self.dv.flip(2).to(dtype)
 
 
 @torch.library.custom_op(
@@ -137,7 +86,7 @@ def fixed_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    grads = _Gradients(grad, q, k, v, out, lse)
+    grads = Gradients(grad, q, k, v, out, lse)
     for heads, table, _ in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
         of_group = grads.of(heads)
         for tile in table.tiles(q.shape[2], grads.keys):
@@ -175,30 +124,15 @@ def learned_backward(
     The gradients of a query's scores sum to zero, so the gradient of the shared bias is minus the sum of the
     others.
     """
-    grads = _Gradients(grad, q, k, v, out, lse)
+    grads = Gradients(grad, q, k, v, out, lse)
     delta = (out.to(lse.dtype) * grad).sum(dim=-1, keepdim=True)
     dbiases = torch.zeros_like(biases, dtype=lse.dtype)
     for heads, table, distances in head_groups(q, k, biases, groups, RelativeRange(*span), scale):
         of_group, sums = grads.of(heads), torch.zeros_like(table.biases)
         for tile in table.tiles(q.shape[2], grads.keys):
-            _add_learned(of_group, sums, tile, table, delta[:, heads], scale)
+            add_learned(of_group, sums, tile, table, delta[:, heads], scale)
         dbiases[heads, distances] = sums[:, PAD : PAD + table.length]
     return *grads.result(), dbiases.to(biases.dtype)
-
-
-def _add_learned(
-    grads: _Gradients, dbiases: Tensor, tile: Tile, table: BiasTable, delta: Tensor, scale: float
-) -> None:
-    """Add the gradients of a tile to `grads`, those of the table to `dbiases`."""
-    sums = _add_eager(grads, tile, table, delta, scale)
-    begin = table.index(tile)
-    dbiases[:, begin : begin + sums.shape[1]] += sums
-    if tile.saturated > tile.first:
-        at = table.saturated_index + PAD
-        dbiases[:, at] -= sums.sum(dim=1)
-        part = tile.saturated_keys(grads.keys)
-        # the fused kernel adds no bias here: it is subtracted from the log-sum-exp instead
-        grads.add_fused(tile, part, table.saturated_mask(tile, part), scale, table.biases[:, at])
 
 
 @learned_backward.register_fake
@@ -207,32 +141,6 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (by_heads(like, like.shape[3], like.dtype) for like in (q, k, v))
     return dq, dk, dv, torch.empty_like(biases)
-
-
-def _add_eager(grads: _Gradients, tile: Tile, table: BiasTable, delta: Tensor, scale: float) -> Tensor:
-    """Add the gradients of a tile's near keys; return those of the biases, [H, queries + near keys - 1]."""
-    part, rows = tile.near_keys(grads.keys), slice(tile.start, tile.stop)
-    q, k, v, grad = (
-        grads.q[:, :, rows] * scale,
-        grads.k[:, :, part],
-        grads.v[:, :, part],
-        grads.grad[:, :, rows],
-    )
-    weights = (q @ k.mT).to(delta.dtype).add_(table.mask(tile, part))
-    weights = weights.sub_(grads.lse[:, :, rows, None]).exp_()
-    batch, heads, queries, keys = weights.shape
-    # The row stride is chosen so that the same memory, read with rows one shorter, has one distance a column.
-    width = queries + keys - 1
-    padded = weights.new_empty(batch, heads, queries, width)
-    padded[..., keys:] = 0.0
-    dscores = torch.sub(grad @ v.mT, delta[:, :, rows], out=padded[..., :keys]).mul_(weights)
-    columns = padded.as_strided(padded.shape, (heads * queries * width, queries * width, width - 1, 1))
-    dtype = q.dtype
-    low = dscores.to(dtype)
-    grads.dv[:, :, part] += weights.to(dtype).mT @ grad
-    grads.dk[:, :, part] += low.mT @ q
-    grads.dq[:, :, rows] += (low @ k).mul_(scale)
-    return columns.sum(dim=(0, 2))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -251,4 +159,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return (*grads, *[None] * (7 - len(grads)))
 
 
-attend.register_autograd(_backward, setup_context=_save)
+by_distance.register_autograd(_backward, setup_context=_save)
