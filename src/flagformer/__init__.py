@@ -13,12 +13,12 @@ from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Spec, comp
 if TYPE_CHECKING:
     from flagformer.attention.cores.kmeans import update_kmeans
     from flagformer.audit import audit
+    from flagformer.models.build import build, check, load
+    from flagformer.models.replay import memory_replay_backprop, train_segments
     from flagformer.presets import preset
     from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
     from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-    from flagformer.wrappers.build import build, check, load
     from flagformer.wrappers.memformer import Memformer
-    from flagformer.wrappers.replay import memory_replay_backprop, train_segments
     from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
     from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
     from flagformer.wrappers.transformer import TransformerWrapper
@@ -63,9 +63,9 @@ MODULES = {
     "presets": ("preset",),
     "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
     "wrappers.autoregressive": ("AutoregressiveWrapper",),
-    "wrappers.build": ("build", "check", "load"),
+    "models.build": ("build", "check", "load"),
     "wrappers.memformer": ("Memformer",),
-    "wrappers.replay": ("memory_replay_backprop", "train_segments"),
+    "models.replay": ("memory_replay_backprop", "train_segments"),
     "wrappers.routing": ("RoutingTransformer", "RoutingTransformerLM"),
     "wrappers.routing_pair": ("RoutingTransformerEncDec",),
     "wrappers.transformer": ("TransformerWrapper",),

@@ -11,9 +11,9 @@ from audit_models import Bigram, TinyLM
 from faulty_models import CacheForgetsPositions, Constant, NotANumberFromSevenOn
 
 from flagformer.audit import AuditFailed, AuditReport, CheckResult, audit
+from flagformer.audit.check_result import NOT_APPLICABLE, PASSED
 from flagformer.audit.max_error import MaxError
-from flagformer.audit.report import NOT_APPLICABLE, PASSED
-from flagformer.audit.table import WIDTH
+from flagformer.audit.report import WIDTH
 from flagformer.audit.tolerance import other_shape, same_shape
 
 

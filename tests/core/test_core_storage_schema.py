@@ -22,7 +22,7 @@ from flagformer.lab.train.loop import make_optimizer
 from flagformer.lab.train.process_group import SINGLE
 from flagformer.lab.train.shards import load_shards
 from flagformer.lab.train.state import State
-from flagformer.wrappers.storage_schema import RENAMED, current_name, rename_saved
+from flagformer.storage.schema import RENAMED, current_name, rename_saved
 
 SAVED = Path(__file__).parent / "saved_by_0_1"
 MODELS = sorted(path.name for path in SAVED.iterdir())

@@ -16,12 +16,15 @@ FLOORS = {
     "embedding": 2, "head": 2,
     "attention": 3,
     "stack": 4, "memory": 4,
-    "wrappers": 5, "generation": 5,
-    "presets": 6, "catalogue": 6,
-    "audit": 7, "interop": 7,
-    "lab.data": 8,
-    "lab.train": 9, "lab.study": 9, "lab.reference": 9, "lab.cli": 9,
-    "lab": 10, "__main__": 10,
+    "storage": 5, "generation": 5,
+    "inputs": 6,
+    "sessions": 7,
+    "wrappers": 8,
+    "models": 9, "presets": 9, "catalogue": 9,
+    "audit": 10, "interop": 10,
+    "lab.data": 11,
+    "lab.train": 12, "lab.study": 12, "lab.reference": 12, "lab.cli": 12,
+    "lab": 13, "__main__": 13,
 }  # fmt: skip
 # Packages of one layer with imports in one direction only: `head` may import `embedding`.
 NEIGHBOURS = {
@@ -30,7 +33,6 @@ NEIGHBOURS = {
     ("feedforward", "norm"),  # ff_post_act_ln
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
-    ("wrappers", "generation"),  # AutoregressiveWrapper.generate
     ("memory", "stack"),  # a replayed segment restores the random numbers of its first run
     ("lab.study", "lab.train"),  # a study runs many trainings
     ("lab.reference", "lab.train"),  # the schema of study files
@@ -53,6 +55,12 @@ class Source:
     def name(self) -> str:
         """Relative to the root of the repository."""
         return str(self.path.relative_to(ROOT))
+
+    @property
+    def module(self) -> str:
+        """`flagformer.stack.layers`; a package by its own name."""
+        parts = ("flagformer", *self.path.relative_to(PACKAGE).with_suffix("").parts)
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     @property
     def package(self) -> str:
@@ -87,3 +95,30 @@ def imported(tree: ast.AST) -> list[str]:
             assert node.level == 0, f"line {node.lineno}: imports must be absolute"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
+
+
+def import_circles() -> list[list[str]]:
+    """Modules that import each other, in groups; every import counts, also late or for types only.
+
+    A module that imports a name from a package imports the package's `__init__`; `from package import module`
+    imports the module.
+    """
+    modules = {source.module: source for source in sources()}
+    below: dict[str, set[str]] = {}
+    for name, source in modules.items():
+        found = {one if one in modules else one.rpartition(".")[0] for one in imported(source.tree)}
+        below[name] = {one for one in found if one in modules} - {name}
+    reached = {name: _reachable(name, below) for name in below}
+    circles = {frozenset(one for one in found if name in reached[one]) for name, found in reached.items()}
+    return sorted(sorted(circle) for circle in circles if circle)
+
+
+def _reachable(name: str, below: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(below[name])
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += below[one]
+    return found

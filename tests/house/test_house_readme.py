@@ -14,7 +14,7 @@ from house_tree import ROOT
 from flagformer.flags import CATALOGUE, SLOTS
 from flagformer.lab.cli.main import app
 from flagformer.lab.study.file import load_study
-from flagformer.wrappers.build import check
+from flagformer.models.build import check
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ PLACES = ("src", "tests", "benchmarks", "docs", "studies", "findings", "README.m
 SKIPPED = ("docs/_build", "docs/api/generated", "tests/house/words.py", "tests/house/test_house_words.py")
 # Files that quote names of version 0.1, and those names.
 QUOTED = {
-    "src/flagformer/wrappers/storage_schema.py": {"seats"},
+    "src/flagformer/storage/schema.py": {"seats"},
     "tests/core/test_core_storage_schema.py": {"seats"},
 }
 SUFFIXES = (".py", ".pyi", ".md", ".txt", ".yaml", ".yml", ".json", ".css", ".sh", "")

@@ -9,7 +9,7 @@ from property_subject import Subject, refusal
 
 from flagformer.flags import SLOTS
 from flagformer.lab.reference import choices, settings
-from flagformer.wrappers.build import MODELS
+from flagformer.models.build import MODELS
 
 COUNT = 40
 

@@ -8,7 +8,7 @@ import flagformer
 from flagformer import CATALOGUE, FlagError
 from flagformer.flags import LAYER_SCOPES, MODEL_SCOPES
 from flagformer.flags.flag import read_params
-from flagformer.wrappers.routing_names import MODEL_ONLY, OWN, RENAMED, TRANSLATED
+from flagformer.flags.routing_names import MODEL_ONLY, OWN, RENAMED, TRANSLATED
 from flagformer.wrappers.routing_pair import DECIDED
 
 ROUTING = {"num_tokens": 11, "dim": 16, "depth": 2, "heads": 4, "max_seq_len": 16, "window_size": 4}

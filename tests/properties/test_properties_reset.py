@@ -13,7 +13,7 @@ from test_properties_singles import SINGLES, tiny
 from test_properties_storage import WHOLE
 
 import flagformer
-from flagformer.wrappers.build import MODELS
+from flagformer.models.build import MODELS
 
 SELECTED = {"num_clusters": 2, "routing_selection": "topk", "cluster_num_mem_kv": 2}
 SETTINGS = {

@@ -11,7 +11,7 @@ from flagformer.flags.flag import read_params
 from flagformer.flow import Outputs
 from flagformer.lab.reference import choices, settings
 from flagformer.lab.reference.entries import entries, with_crossed
-from flagformer.wrappers.build import WHOLE
+from flagformer.models.build import WHOLE
 
 # Long enough for effects at a distance (`rel_pos_max_distance`).
 LENGTH = 40

@@ -7,7 +7,7 @@ from property_subject import Subject, refusal
 
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices, settings
-from flagformer.wrappers.build import MODELS
+from flagformer.models.build import MODELS
 
 CHOICES = {choice.name: choice for choice in choices()}
 SINGLES = {

@@ -13,7 +13,7 @@ import torch
 from tiny_trial import Killed, killer, tiny
 
 from flagformer.lab.cli.generate import load_model
-from flagformer.lab.study.results import last_line
+from flagformer.lab.study.read_results import last_line
 from flagformer.lab.train import checkpoint
 from flagformer.lab.train.checkpoint import CURRENT, PREVIOUS, read_checkpoint, write_checkpoint
 from flagformer.lab.train.log import read_log

@@ -10,7 +10,8 @@ import inspect
 import sys
 import types
 
-from flagformer.audit.report import AuditFailed, AuditReport, CheckResult
+from flagformer.audit.check_result import CheckResult
+from flagformer.audit.report import AuditFailed, AuditReport
 from flagformer.audit.run import audit
 
 __all__ = ["AuditFailed", "AuditReport", "CheckResult", "audit"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from flagformer.audit.calls import Calls
-from flagformer.audit.report import CheckResult
+from flagformer.audit.check_result import CheckResult
 from flagformer.audit.subject import Settings
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flagformer.audit.report import CheckResult
+from flagformer.audit.check_result import CheckResult
 from flagformer.flags import FlagError, Instance, Spec
 
 Build = Callable[[dict[str, Any]], Callable[..., Any]]

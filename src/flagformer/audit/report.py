@@ -1,100 +1,17 @@
-"""The results of an audit."""
+"""The report of an audit, also as text for a terminal."""
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flagformer.audit.attempts import Attempts
-from flagformer.audit.max_error import MaxError
+from flagformer.audit.check_result import FAILED, NOT_APPLICABLE, CheckResult
 
-SHOWN = 2
-PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The result of one check.
-
-    Attributes:
-        check: its name, for example `future_leak`.
-        status: "passed", "failed" or "not applicable".
-        words: a description of the comparison, of the fault, or of why the check does not apply.
-        deviation: the largest error, relative to the largest logit; None if nothing was compared.
-        tolerance: the deviation allowed; `tolerance_reason` explains it.
-        position: the first sequence position with a fault.
-        parameters: names of the parameters at fault.
-        flag: the flag without which the check passes, as `name=value`; None if none was found or tried.
-        flag_words: details about the flag at fault.
-    """
-
-    check: str
-    status: str
-    words: str = ""
-    deviation: float | None = None
-    tolerance: float | None = None
-    tolerance_reason: str = ""
-    position: int | None = None
-    parameters: tuple[str, ...] = ()
-    flag: str | None = None
-    flag_words: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.status == PASSED
-
-    @property
-    def failed(self) -> bool:
-        return self.status == FAILED
-
-    @property
-    def title(self) -> str:
-        return self.check.replace("_", " ")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values; an infinite deviation becomes the string "inf"."""
-        values = dict(self.__dict__)
-        values["parameters"] = list(self.parameters)
-        if self.deviation is not None and not math.isfinite(self.deviation):
-            values["deviation"] = "inf"
-        return values
-
-
-def judged(check: str, worst: MaxError, words: str, attempts: Attempts | None = None) -> CheckResult:
-    """The result of comparisons: `words` and the notes on refusals if it passed, else all faults."""
-    notes, crashes = (
-        (_shorten(attempts.notes), _shorten(attempts.crashes)) if attempts is not None else ([], [])
-    )
-    if worst.compared == 0 and not crashes:
-        return skipped(check, "; ".join(notes) or "nothing could be compared")
-    faults = [worst.words] * worst.failed + crashes
-    return CheckResult(
-        check,
-        FAILED if faults else PASSED,
-        "; ".join(faults or [words, *notes]),
-        deviation=worst.deviation if worst.compared else None,
-        tolerance=worst.tolerance.value,
-        tolerance_reason=worst.tolerance.reason,
-        position=worst.position,
-    )
-
-
-def _shorten(texts: list[str]) -> list[str]:
-    more = len(texts) - SHOWN
-    return texts if more <= 0 else [*texts[:SHOWN], f"{more} more like this"]
-
-
-def skipped(check: str, why: str) -> CheckResult:
-    return CheckResult(check, NOT_APPLICABLE, why)
-
-
-def must_be(
-    check: str, holds: bool, words: str, *, position: int | None = None, parameters: tuple[str, ...] = ()
-) -> CheckResult:
-    """The result of a condition."""
-    return CheckResult(check, PASSED if holds else FAILED, words, position=position, parameters=parameters)
+WIDTH = 110
+HEADINGS = ("check", "result", "max error", "tolerance", "position", "details")
+MARKS = {FAILED: "FAILED", NOT_APPLICABLE: "n/a"}
 
 
 class AuditFailed(RuntimeError):
@@ -133,8 +50,6 @@ class AuditReport:
         return iter(self.results)
 
     def __str__(self) -> str:
-        from flagformer.audit.table import as_text
-
         return as_text(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,3 +65,57 @@ class AuditReport:
         """Raise AuditFailed, whose message is the table, unless the audit passed."""
         if not self.passed:
             raise AuditFailed(self)
+
+
+def as_text(report: AuditReport) -> str:
+    """A summary line, and one or more lines for each check."""
+    rows = [cells(result) for result in report.results]
+    widths = [max(len(row[i]) for row in [HEADINGS, *rows]) for i in range(5)]
+    width_left = max(30, WIDTH - sum(widths) - 2 * 5)
+    lines = [summary_of(report), ""]
+    for row in [HEADINGS, *rows]:
+        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:5], widths))
+        text = textwrap.wrap(row[5], width_left) or [""]
+        lines.append(f"{left}  {text[0]}".rstrip())
+        lines += [" " * (len(left) + 2) + more for more in text[1:]]
+    return "\n".join([*lines, "", *reasons(report)]).rstrip()
+
+
+def reasons(report: AuditReport) -> list[str]:
+    """An explanation of each tolerance in the report."""
+    reasons = {r.tolerance: r.tolerance_reason for r in report.results if r.tolerance is not None}
+    return [
+        f"tolerance {number(value)} (relative to the largest logit): {reason}"
+        for value, reason in reasons.items()
+    ]
+
+
+def summary_of(report: AuditReport) -> str:
+    counts = {True: "passed", False: f"FAILED {len(report.failures)} of {len(report.results)} checks"}
+    skipped = sum(result.status == NOT_APPLICABLE for result in report.results)
+    not_applicable = f", {skipped} not applicable" if skipped else ""
+    return f"audit of {report.subject}: {counts[report.passed]}{not_applicable}, {report.seconds:.1f} s"
+
+
+def cells(result: CheckResult) -> tuple[str, str, str, str, str, str]:
+    """The six columns of one result."""
+    words = result.words
+    if result.failed:
+        if result.flag:
+            words += f"; likely at fault: {result.flag}"
+        elif result.flag_words:
+            words += f"; {result.flag_words}"
+    return (
+        result.title,
+        MARKS.get(result.status, result.status),
+        number(result.deviation),
+        number(result.tolerance),
+        "" if result.position is None else str(result.position),
+        words,
+    )
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:.1e}"

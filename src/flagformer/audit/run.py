@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from flagformer.audit.attempts import one_line
 from flagformer.audit.calls.choose import calls_of
+from flagformer.audit.check_result import CheckResult
 from flagformer.audit.checks import run
 from flagformer.audit.checks.every import AS_IT_IS, COMPARING, NAMES
 from flagformer.audit.further import PRECISIONS, further, worse
 from flagformer.audit.locate import Build, FaultLocator
 from flagformer.audit.perturb import perturbed_parameters
 from flagformer.audit.preserve import preserve_module, threads_for
-from flagformer.audit.report import AuditReport, CheckResult
+from flagformer.audit.report import AuditReport
 from flagformer.audit.subject import Settings, Subject, checked, device_of, module_of
 from flagformer.flags import CATALOGUE
 
@@ -165,9 +166,9 @@ def _with_culprits(
     if not isinstance(flags, Mapping) or not any(result.failed for result in results):
         return results
     if rebuild is None and _is_ours(model):
-        import flagformer
+        from flagformer.models.build import build
 
-        rebuild, flags = flagformer.build, _non_default(flags)
+        rebuild, flags = build, _non_default(flags)
     if rebuild is None:
         return results
 

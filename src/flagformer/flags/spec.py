@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from flagformer.flags.contracts import UserSlot
+
+class Builder(Protocol):
+    """A slot that checks a user's component while it builds it (`flags.contracts.UserSlot`)."""
+
+    def build(self, cls: type, shapes: tuple[Any, ...], params: Mapping[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Spec:
 
     cls: type
     params: Mapping[str, Any] = field(default_factory=dict)
-    slot: UserSlot | None = field(default=None, compare=False, repr=False)  # set for a user's component
+    slot: Builder | None = field(default=None, compare=False, repr=False)  # set for a user's component
 
     def build(self, *shapes: Any) -> Any:
         if self.slot is not None:

@@ -1,18 +1,15 @@
-"""The form of FlexAttention: functions of indices, and the blocks of keys that they leave."""
+"""An `AttentionBias` for FlexAttention: functions of indices, and the blocks of keys that they leave."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flagformer.flow.mask_rules import MaskMod
-
-if TYPE_CHECKING:
-    from flagformer.flow.attention_bias import AttentionBias
 
 
 class FlexBias(NamedTuple):
@@ -22,7 +19,7 @@ class FlexBias(NamedTuple):
     block_mask: Any
 
 
-def mask_mod(bias: AttentionBias) -> MaskMod | None:
+def mask_mod(bias: Any) -> MaskMod | None:
     """(b, h, q_idx, kv_idx) -> bool, kv_idx counting prefix keys; None: every pair is allowed."""
     if bias.mask_self:  # whether a row has another key needs all of its pairs
         return _looked_up(bias.dense().allowed)
@@ -39,7 +36,7 @@ def mask_mod(bias: AttentionBias) -> MaskMod | None:
     return mod
 
 
-def block_mask(bias: AttentionBias) -> Any:
+def block_mask(bias: Any) -> Any:
     """The BlockMask of all rules; None: every pair is allowed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -54,7 +51,7 @@ def block_mask(bias: AttentionBias) -> Any:
     return create_block_mask(mod, rows, heads, bias.q.length, keys, device=str(bias.q.positions.device))
 
 
-def score_mod(bias: AttentionBias) -> Callable[..., Tensor] | None:
+def score_mod(bias: Any) -> Callable[..., Tensor] | None:
     """(score, b, h, q_idx, kv_idx) -> score with its position bias; None where nothing is added."""
     if bias.position_bias is None:
         return None
@@ -77,7 +74,7 @@ def score_mod(bias: AttentionBias) -> Callable[..., Tensor] | None:
     return mod
 
 
-def _table(bias: AttentionBias, nearest: int) -> Tensor | None:
+def _table(bias: Any, nearest: int) -> Tensor | None:
     assert bias.position_bias is not None
     farthest = bias.q.end - 1 - bias.kv.start
     return bias.position_bias.relative_table(nearest, farthest, bias.q.positions.device)

@@ -23,9 +23,9 @@ from flagformer.interop.wrappers import (
     convert_vision,
     without_net,
 )
+from flagformer.models.build import build
 from flagformer.stack.layers import AttentionLayers
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.build import build
 from flagformer.wrappers.transformer import TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from flagformer.flags import SublayerSpec
-    from flagformer.stack.layers import AttentionLayers
+from flagformer.flags import SublayerSpec
 
 NAMES = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
 
 
-def explain_stack(layers: AttentionLayers) -> str:
+def explain_stack(layers: Any) -> str:
     """Return lines with the slots of the stack, the order of sublayers, each kind of them, the executor."""
     resolved = layers.resolved
     lines = [f"{type(layers).__name__}: {len(resolved.modules)} sublayers, {len(resolved.plan.order)} steps"]
@@ -36,7 +34,7 @@ def _slots(module: SublayerSpec) -> str:
     return ", ".join(choice.describe() for choices in module.slots.values() for choice in choices)
 
 
-def _kernels(layers: AttentionLayers) -> list[str]:
+def _kernels(layers: Any) -> list[str]:
     found: dict[str, None] = {}
     for sublayer in layers.sublayers:
         if sublayer.kind != "f":

@@ -26,14 +26,7 @@ from flagformer.generation import (
     read_settings,
     search,
 )
-from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
-from flagformer.ops.drop import forgetful_causal_mask
-from flagformer.ops.home import home_of
-from flagformer.ops.sharded import as_session
-from flagformer.stack.inputs import check_size
-from flagformer.stack.whole import Whole
-from flagformer.wrappers.inputs import prefix_lengths
-from flagformer.wrappers.requests import (
+from flagformer.inputs.requests import (
     SeqLens,
     check_net,
     check_pad,
@@ -45,8 +38,15 @@ from flagformer.wrappers.requests import (
     prepend_kwargs,
     use_cache,
 )
-from flagformer.wrappers.unsaved import Unsaved
-from flagformer.wrappers.z_loss import adds_z_loss
+from flagformer.inputs.tokens import prefix_lengths
+from flagformer.inputs.z_loss import adds_z_loss
+from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
+from flagformer.ops.drop import forgetful_causal_mask
+from flagformer.ops.home import home_of
+from flagformer.ops.sharded import as_session
+from flagformer.stack.inputs import check_size
+from flagformer.stack.whole import Whole
+from flagformer.storage.saved import Unsaved
 
 
 class AutoregressiveWrapper(Unsaved, Whole):

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS, Finding, FlagError, nearest, split_prefixes
-from flagformer.wrappers.flat import build_flat
+from flagformer.flags import Finding, FlagError, nearest, split_prefixes
+from flagformer.flags.groups import names_of_flags
 from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
@@ -97,7 +97,8 @@ def build_half(
     rest = {name: value for name, value in flags.items() if name not in decided}
     bare = {"dim"} | ({*SHARED, *SLOTS_OF_MEMORY} & set(fixed))
     try:
-        return build_flat("encoder" if prefix == ENC else "decoder", {**rest, **fixed})
+        kind = "encoder" if prefix == ENC else "decoder"
+        return TransformerWrapper.from_flags({"model": kind, **rest, **fixed})
     except FlagError as error:
         findings += [
             _as_typed(finding, prefix, {*rest, *names_of_flags()} - bare) for finding in error.findings
@@ -113,13 +114,6 @@ def _as_typed(finding: Finding, prefix: str, names: set[str]) -> Finding:
 
     flag = prefix + finding.flag if finding.flag in names else finding.flag
     return Finding(flag, re.sub(r"`(\w+)", typed, finding.message))
-
-
-def names_of_flags() -> set[str]:
-    """Every name that may follow a prefix."""
-    names = set(CATALOGUE.names(MODEL_SCOPES))
-    crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
-    return names | crossed | set(SLOTS)
 
 
 def unknown_flags(names: Iterable[str], own: Iterable[str], owner: str) -> list[Finding]:

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flags.argument_names import named
+from flagformer.flags.groups import FlagGroup, own_flag_errors
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
+from flagformer.inputs.tokens import check_ids, check_integers
 from flagformer.ops.sharded import as_forward, as_session
+from flagformer.sessions.source_stream import SourceStream
 from flagformer.stack.inputs import check_padding, check_size
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.argument_names import named
+from flagformer.storage.saved import Saved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import DEC, ENC
-from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
-from flagformer.wrappers.inputs import check_ids, check_integers
 from flagformer.wrappers.slot_encoder_decoder import DECIDED, build_slot_halves, invert_buckets
-from flagformer.wrappers.source_stream import SourceStream
-from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
 
@@ -42,7 +42,7 @@ class EncOnlyResults(NamedTuple):
     mem: Tensor
 
 
-class Memformer(Whole):
+class Memformer(Whole, Saved):
     """`model(src, tgt, mems=...)` reads one segment of a source, and writes a target where one is given.
 
     Encoder layers are self-attention, cross-attention to M slots, feedforward; the output of the last layer
@@ -128,7 +128,7 @@ class Memformer(Whole):
         missing = [name for name in ("dim", "num_memory_slots") if name not in flags]
         if missing:
             raise FlagError([Finding(name, f"`{name}` is required") for name in missing])
-        return Memformer(**flags)
+        return Memformer(**{name: value for name, value in flags.items() if name != "model"})
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -158,10 +158,6 @@ class Memformer(Whole):
         for prefix, half in self._halves().items():
             lines += [names[prefix], half.explain()]
         return "\n".join(lines)
-
-    def save(self, directory: str | Path) -> None:
-        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
-        save_model(self, Path(directory))
 
     def stream(self, batch_size: int, directory: str | Path | None = None) -> SourceStream:
         """Return a stream that reads a source of any length in parts, new or from a saved directory."""

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
+from flagformer.flags.argument_names import named
+from flagformer.flags.routing_names import MODEL_ONLY, as_typed, is_size, translate
 from flagformer.flow import OutputCollector, Outputs
 from flagformer.generation import LogitsFilter, PromptLike
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.layers import AttentionLayers
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.argument_names import named
+from flagformer.storage.saved import Unsaved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.flat import build_flat
-from flagformer.wrappers.routing_names import MODEL_ONLY, as_typed, is_size, translate
 from flagformer.wrappers.transformer import TransformerWrapper
-from flagformer.wrappers.unsaved import Unsaved
 
 
 class RoutingTransformer(Unsaved, Whole):
@@ -178,7 +177,7 @@ def build_language_model(
     translated, findings = translate(flags, prefix)
     known = {finding.flag for finding in findings}
     try:
-        model = build_flat(translated.pop("model"), translated)
+        model = TransformerWrapper.from_flags(translated)
     except FlagError as error:
         found = as_typed(error.findings, prefix, flags, bare)
         raise FlagError([*findings, *(one for one in found if one.flag not in known)]) from None

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import ErrorCollector, Finding, nearest, split_prefixes
+from flagformer.flags.argument_names import named
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.argument_names import named
+from flagformer.storage.saved import Unsaved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import loss_findings
 from flagformer.wrappers.routing import build_language_model
-from flagformer.wrappers.unsaved import Unsaved
 
 ENC, DEC = "enc_", "dec_"
 CONTEXT = ("receives_context", "cross_attend")  # two names of one flag

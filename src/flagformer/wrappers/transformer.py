@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -12,36 +12,40 @@ from torch import Tensor
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
-from flagformer.flags import CATALOGUE, Finding, Flag, FlagError, component, resolve
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError, component, resolve
+from flagformer.flags.absolute_positions import with_positions
 from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
-from flagformer.ops.identity import identity
-from flagformer.ops.l2_normalize import l2_normalize
-from flagformer.ops.sharded import as_forward
-from flagformer.position.absolute import UNIT
-from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.wrappers.inputs import check_ids, check_positions, layout_of, prefix_lengths
-from flagformer.wrappers.interleaving import make_interleaving, read_prepended, refuse_unread
-from flagformer.wrappers.positions import with_positions
-from flagformer.wrappers.return_options import ReturnOptions
-from flagformer.wrappers.segments import (
+from flagformer.inputs.interleaving import make_interleaving, read_prepended, refuse_unread
+from flagformer.inputs.return_options import ReturnOptions
+from flagformer.inputs.segments import (
     cross_attention_context,
     next_memory,
     read_incoming_memory,
     refuse_slots,
 )
-from flagformer.wrappers.sessions import Sessions
-from flagformer.wrappers.storage import save_model
-from flagformer.wrappers.stream import Stream
-from flagformer.wrappers.z_loss import refuse_no_attention, requested_losses
+from flagformer.inputs.tokens import check_ids, check_positions, layout_of, prefix_lengths
+from flagformer.inputs.z_loss import refuse_no_attention, requested_losses
+from flagformer.ops.identity import identity
+from flagformer.ops.l2_normalize import l2_normalize
+from flagformer.ops.sharded import as_forward
+from flagformer.position.absolute import UNIT
+from flagformer.sessions.sessions import Sessions
+from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
+from flagformer.storage.saved import Saved
 
-MODEL_NAMES = {Encoder: "encoder", Decoder: "decoder", PrefixDecoder: "prefix_decoder"}
+# The values of `model` and their layers.
+MODELS: dict[str, type[AttentionLayers]] = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "prefix_decoder": PrefixDecoder,
+}
 
 
 @component("wrapper")
-class TransformerWrapper(Sessions):
+class TransformerWrapper(Sessions, Saved):
     """A language model: token embedding, positions, layers, logits.
 
     Absolute positions are learned if the layers have no relative scheme, and absent if they have one; set
@@ -93,26 +97,13 @@ class TransformerWrapper(Sessions):
         memory_temperature: float | None = None,
     ) -> None:
         """See the class and `docs/flags.md`."""
+        given = {name: value for name, value in locals().items() if name in CATALOGUE.names({"model"})}
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
             text = f"`attn_layers` must be AttentionLayers (Decoder, ...), but is {type(attn_layers)}"
             raise FlagError([Finding("attn_layers", text)])
-        given: dict[str, Any] = {
-            "num_tokens": num_tokens, "max_seq_len": max_seq_len, "emb_dropout": emb_dropout,
-            "scaled_sinu_pos_emb": scaled_sinu_pos_emb, "tie_embedding": tie_embedding,
-            "return_only_embed": return_only_embed, "emb_dim": emb_dim, "post_emb_norm": post_emb_norm,
-            "l2norm_embed": l2norm_embed, "emb_frac_gradient": emb_frac_gradient,
-            "embed_num_tokens": embed_num_tokens, "logits_dim": logits_dim,
-            "attn_z_loss_weight": attn_z_loss_weight, "max_mem_len": max_mem_len,
-            "shift_mem_down": shift_mem_down, "num_memory_tokens": num_memory_tokens,
-            "memory_tokens_interspersed_every": memory_tokens_interspersed_every,
-            "num_memory_slots": num_memory_slots, "memory_update": memory_update,
-            "num_mem_updates": num_mem_updates, "mem_update_attn_heads": mem_update_attn_heads,
-            "memory_temperature": memory_temperature,
-        }  # fmt: skip
-        if use_abs_pos_emb is not None:
-            given["use_abs_pos_emb"] = use_abs_pos_emb
-        self.resolved = resolve(with_positions(given, attn_layers), CATALOGUE, {"model"})
+        given = with_positions(given, attn_layers.hints.disable_abs_pos_emb, attn_layers.is_relative)
+        self.resolved = resolve(given, CATALOGUE, {"model"})
         refuse_no_attention(attn_layers, attn_z_loss_weight)
         if emb_frac_gradient > 1:
             text = f"`emb_frac_gradient` must be at most 1, but is {emb_frac_gradient}"
@@ -138,10 +129,29 @@ class TransformerWrapper(Sessions):
         readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
         self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
 
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> TransformerWrapper:
+        """The model that `flagformer.build` returns for `model: decoder` (default) and other single stacks.
+
+        Raises:
+            FlagError: lists every mistake.
+        """
+        rest = dict(flags)
+        kind = rest.pop("model", "decoder")
+        if "causal" in rest:
+            text = f"`causal` is fixed by `model: {kind}`; leave it out"
+            raise FlagError([Finding("causal", text)])
+        try:
+            resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
+        except FlagError as error:
+            raise FlagError(_by_model(finding, kind) for finding in error.findings) from None
+        outer = {name: rest.pop(name) for name in CATALOGUE.names({"model"}) if name in rest}
+        return TransformerWrapper(attn_layers=MODELS[kind](**rest), **outer)
+
     @property
     def flags(self) -> dict[str, Any]:
         """The flat flags from which `flagformer.build` builds this model."""
-        named = [name for cls, name in MODEL_NAMES.items() if isinstance(self.attn_layers, cls)]
+        named = [name for name, cls in MODELS.items() if isinstance(self.attn_layers, cls)]
         kind = named[0] if named else "decoder" if self.attn_layers.causal else "encoder"
         layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
         return {"model": kind, **self.resolved.flags, **layers}
@@ -193,17 +203,6 @@ class TransformerWrapper(Sessions):
         slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
         title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
         return "\n".join([title, *slots, self.attn_layers.explain()])
-
-    def save(self, directory: str | Path) -> None:
-        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
-        save_model(self, Path(directory))
-
-    def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
-        """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote."""
-        stream = Stream(self, batch_size)
-        if directory is not None:
-            stream.restore(directory)
-        return stream
 
     @as_forward
     def to_logits(self, embeddings: Tensor) -> Tensor:
@@ -341,3 +340,9 @@ class TransformerWrapper(Sessions):
         out = inputs.unmerge(out)
         new = next_memory(self, past, out, collector.hiddens, layout, detach_mems) if return_mems else None
         return options.pack(out, self._logits, collector, new)
+
+
+def _by_model(finding: Finding, kind: str) -> Finding:
+    """Replace `causal` in a message by the flag `model`, which the user typed."""
+    text = finding.message.replace("`causal=True` (it is False)", f"`model=decoder` (it is `model={kind}`)")
+    return replace(finding, message=text)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from flagformer.embedding.patches import PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
+from flagformer.flags.groups import FlagGroup, own_flag_errors
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.identity import identity
 from flagformer.stack.layers import AttentionLayers, Encoder
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
-from flagformer.wrappers.storage import save_model
+from flagformer.storage.saved import Saved
 
 Size = int | tuple[int, ...]
 
 
-class ViTransformerWrapper(Whole):
+class ViTransformerWrapper(Whole, Saved):
     """A vision transformer (arXiv:2010.11929) with register tokens (arXiv:2309.16588).
 
     Relative schemes count patches row by row; register tokens follow the last patch and are removed from the
@@ -82,7 +81,7 @@ class ViTransformerWrapper(Whole):
         findings = own_flag_errors(ViTransformerWrapper, own)
         layers: AttentionLayers | None = None
         try:
-            layers = Encoder(**{name: value for name, value in flags.items() if name not in OWN})
+            layers = Encoder(**{name: value for name, value in flags.items() if name not in (*OWN, "model")})
         except FlagError as error:
             findings += error.findings
         if findings or layers is None:
@@ -108,10 +107,6 @@ class ViTransformerWrapper(Whole):
         sizes = f"{rows} x {columns} patches of {height} x {width} pixels, {registers} registers"
         title = f"ViTransformerWrapper: {self.num_params():,} parameters, {sizes}"
         return "\n".join([title, self.attn_layers.explain()])
-
-    def save(self, directory: str | Path) -> None:
-        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
-        save_model(self, Path(directory))
 
     def forward(
         self, img: Tensor, return_embeddings: bool = False, return_logits_and_embeddings: bool = False

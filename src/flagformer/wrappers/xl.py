@@ -16,19 +16,19 @@ from flagformer.generation import (
     evaluating,
     read_prompts,
 )
-from flagformer.ops.cross_entropy import cross_entropy
-from flagformer.ops.home import home_of
-from flagformer.ops.sharded import as_session
-from flagformer.stack.whole import Whole
-from flagformer.wrappers.requests import (
+from flagformer.inputs.requests import (
     check_net,
     check_pad,
     check_request,
     first_step_kwargs,
     ids_and_targets,
 )
-from flagformer.wrappers.segments import check_reach
-from flagformer.wrappers.unsaved import Unsaved
+from flagformer.inputs.segments import check_reach
+from flagformer.ops.cross_entropy import cross_entropy
+from flagformer.ops.home import home_of
+from flagformer.ops.sharded import as_session
+from flagformer.stack.whole import Whole
+from flagformer.storage.saved import Unsaved
 
 Mems = RecurrentState | Sequence[Tensor]
 

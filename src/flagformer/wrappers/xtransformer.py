@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -12,16 +11,16 @@ from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flags.argument_names import named
+from flagformer.flags.groups import FlagGroup, own_flag_errors
 from flagformer.flow import Outputs
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_forward, as_session
 from flagformer.stack.whole import Whole
-from flagformer.wrappers.argument_names import named
+from flagformer.storage.saved import Saved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL, build_halves
-from flagformer.wrappers.flag_groups import FlagGroup, own_flag_errors
-from flagformer.wrappers.storage import save_model
 from flagformer.wrappers.transformer import TransformerWrapper
 
 # names of the halves' arguments here
@@ -29,7 +28,7 @@ SOURCE = {"x": "src", "prepend_embeds": "src_prepend_embeds", "prepend_mask": "s
 TARGET = {"prompts": "seq_out_start", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}
 
 
-class XTransformer(Whole):
+class XTransformer(Whole, Saved):
     """An encoder-decoder: `model(src, tgt)` returns a loss, `model.generate` a target.
 
     Args:
@@ -100,7 +99,7 @@ class XTransformer(Whole):
         """The model that `flagformer.build` returns for `model: xtransformer`."""
         if "dim" not in flags:
             raise FlagError([Finding("dim", "`dim` is required: width D of both halves")])
-        return XTransformer(**flags)
+        return XTransformer(**{name: value for name, value in flags.items() if name != "model"})
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -128,10 +127,6 @@ class XTransformer(Whole):
         tied = ", one token embedding" if self.own["tie_token_emb"] else ""
         title = f"XTransformer: {self.num_params():,} parameters{tied}"
         return "\n".join([title, "encoder:", self.encoder.explain(), "decoder:", self.decoder.net.explain()])
-
-    def save(self, directory: str | Path) -> None:
-        """Write `model.safetensors` and `flags.json`, which `flagformer.load` reads."""
-        save_model(self, Path(directory))
 
     @as_forward
     def encode(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from flagformer.audit.attempts import is_refusal, one_line
-from flagformer.audit.report import FAILED, NOT_APPLICABLE, CheckResult, skipped
+from flagformer.audit.check_result import FAILED, NOT_APPLICABLE, CheckResult, skipped
 from flagformer.audit.subject import NotApplicable, Subject
 
 Check = Callable[[Subject], CheckResult]

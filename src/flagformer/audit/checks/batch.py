@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.check_result import CheckResult, judged
 from flagformer.audit.subject import Subject
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flagformer.audit.attempts import Attempts
 from flagformer.audit.calls import CACHE, LEFT_CACHE, NOTHING, STARTS, WINDOW, CallInputs, Session
+from flagformer.audit.check_result import CheckResult, judged
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.max_error import MaxError
-from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import Settings, Subject
 
 UNEVEN = (1, 4, 2, 7, 3)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from flagformer.audit.calls import MASK, PACKING, STARTS, CallInputs
+from flagformer.audit.check_result import CheckResult, must_be
 from flagformer.audit.checks.gradients import forget_gradients, loss_of
 from flagformer.audit.checks.packing import packed_lengths
 from flagformer.audit.checks.padding import padded_left, row_lengths
-from flagformer.audit.report import CheckResult, must_be
 from flagformer.audit.subject import Subject, checked
 
 FULL = "in full precision"

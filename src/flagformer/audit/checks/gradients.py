@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagformer.audit.check_result import CheckResult, must_be
 from flagformer.audit.preserve import preserve_parameters
-from flagformer.audit.report import CheckResult, must_be
 from flagformer.audit.subject import NotApplicable, Subject, checked
 
 STEPS = 6

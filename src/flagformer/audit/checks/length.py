@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flagformer.audit.attempts import Attempts
 from flagformer.audit.calls import PREFIX, CallInputs
+from flagformer.audit.check_result import CheckResult, judged
 from flagformer.audit.checks import positions
 from flagformer.audit.max_error import MaxError
-from flagformer.audit.report import CheckResult, judged
 from flagformer.audit.subject import NotApplicable, Subject
 
 

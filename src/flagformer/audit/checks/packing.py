@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagformer.audit.calls import PACKING, CallInputs
-from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.check_result import CheckResult, judged
 from flagformer.audit.subject import Settings, Subject
 
 

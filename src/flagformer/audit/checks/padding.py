@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flagformer.audit.calls import MASK, STARTS, CallInputs
-from flagformer.audit.report import CheckResult, judged
+from flagformer.audit.check_result import CheckResult, judged
 from flagformer.audit.subject import Subject
 
 

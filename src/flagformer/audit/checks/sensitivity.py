@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagformer.audit.report import CheckResult, must_be
+from flagformer.audit.check_result import CheckResult, must_be
 from flagformer.audit.subject import Subject
 
 

@@ -56,7 +56,7 @@ def audited(
 
     from flagformer.audit import audit as audit_model
     from flagformer.lab.cli.models import named_models
-    from flagformer.wrappers.build import MODELS, WHOLE
+    from flagformer.models.build import MODELS, WHOLE
 
     console = Console(highlight=False)
     models = named_models(config, overrides)
@@ -77,7 +77,7 @@ def audited(
 
 def print_report(console: Console, name: str, report: AuditReport, *, brief: bool) -> None:
     """Print the summary line, and the table unless the model is one of several and passed."""
-    from flagformer.audit.table import reasons, summary_of
+    from flagformer.audit.report import reasons, summary_of
 
     style = "bold" if report.passed else "bold red"
     console.print(f"{name}: {summary_of(report)}", style=style, markup=False)
@@ -94,7 +94,7 @@ def table(report: AuditReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from flagformer.audit.table import HEADINGS, cells
+    from flagformer.audit.report import HEADINGS, cells
 
     rows = [cells(result) for result in report]
     shown = [place for place in range(len(HEADINGS)) if place != POSITION or any(row[place] for row in rows)]

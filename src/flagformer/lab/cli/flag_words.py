@@ -158,7 +158,7 @@ def _standard(name: str) -> str:
 
 
 def _model_card() -> Card:
-    from flagformer.wrappers.build import MODELS, WHOLE
+    from flagformer.models.build import MODELS, WHOLE
 
     kinds: dict[str, type] = {**MODELS, **WHOLE}
     docs = {kind: (cls.__doc__ or "").strip().splitlines()[0] for kind, cls in kinds.items()}

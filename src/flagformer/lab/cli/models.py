@@ -43,7 +43,7 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
     import flagformer
     from flagformer.lab.study.overrides import apply_overrides
     from flagformer.lab.study.source import read_source
-    from flagformer.wrappers.build import WHOLE
+    from flagformer.models.build import WHOLE
 
     source = read_source(path, AUDITED)
     apply_overrides(source, overrides)

@@ -10,8 +10,8 @@ import torch
 
 from flagformer.flags import CATALOGUE, Component, FlagError, Param
 from flagformer.lab.reference.selectors import BASE, choices, kinds_of, settings
+from flagformer.models.build import build, check
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.build import build, check
 
 ROWS, LENGTH = 2, 8
 SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (6, 3, 2, 256, 1), float: (0.25, 2.0)}

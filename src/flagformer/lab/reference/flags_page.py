@@ -75,7 +75,7 @@ SCOPES = {
 
 def flags_page() -> str:
     """Return the text of the page."""
-    from flagformer.wrappers.build import MODELS, WHOLE
+    from flagformer.models.build import MODELS, WHOLE
 
     found = verdicts()
     models = ", ".join(f'`"{name}"`' for name in (*MODELS, *WHOLE))

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from flagformer.flags import CATALOGUE, MODEL_SCOPES
 from flagformer.flags.flag import read_params
 from flagformer.lab.reference.entries import Entry, entries, with_crossed
-from flagformer.wrappers.build import MODELS, WHOLE
+from flagformer.models.build import MODELS, WHOLE
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES: dict[Any, str] = {

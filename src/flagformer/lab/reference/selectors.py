@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any, Union, get_args, get_origin
 
 from flagformer.flags import ANY, CATALOGUE, Component, Param
-from flagformer.wrappers.build import MODELS
+from flagformer.models.build import MODELS
 
 # A small byte-level model that supports every choice.
 BASE: dict[str, Any] = {

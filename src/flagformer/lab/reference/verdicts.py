@@ -7,7 +7,7 @@ from functools import cache
 
 from flagformer.flags import FlagError
 from flagformer.lab.reference.selectors import Choice, pairs, settings
-from flagformer.wrappers.build import check
+from flagformer.models.build import check
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.text import Text
 from flagformer.lab.study.design import Run, Study
 from flagformer.lab.study.directory import trial_directory
 from flagformer.lab.study.executor import Failure
-from flagformer.lab.study.results import last_line
+from flagformer.lab.study.read_results import last_line
 
 HEARTBEAT = 30.0  # seconds between plain lines while no trial ends
 REFRESH = 0.5  # seconds between reads of the logs

@@ -33,8 +33,9 @@ from flagformer.lab.study.file import load_study
 from flagformer.lab.study.match import Matched, as_plain, match_budget
 from flagformer.lab.study.pool import Pool
 from flagformer.lab.study.provenance import provenance
+from flagformer.lab.study.read_results import read_results
 from flagformer.lab.study.resources import count_cores
-from flagformer.lab.study.results import Results, as_json, read_results
+from flagformer.lab.study.results import Results, as_json
 from flagformer.lab.study.trials import run_trials
 from flagformer.lab.train.files import only_process, os_error_context, write_atomic, write_json
 from flagformer.lab.train.stopping import Stopping

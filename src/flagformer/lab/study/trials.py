@@ -15,7 +15,7 @@ from flagformer.lab.study.design import Run, Study
 from flagformer.lab.study.directory import FAILURE, trial_directory
 from flagformer.lab.study.executor import Ended, Executor, Failure
 from flagformer.lab.study.progress import Progress
-from flagformer.lab.study.results import read_trial
+from flagformer.lab.study.read_results import read_trial
 from flagformer.lab.train.files import write_json
 
 POLL = 0.2  # seconds

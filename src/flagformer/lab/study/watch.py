@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flagformer.lab.study.results import Results, TrialState, read_results
+from flagformer.lab.study.read_results import read_results
+from flagformer.lab.study.results import Results, TrialState
 from flagformer.lab.study.table import WIDTH, legend, make_table
 
 PENDING = ("unfinished", "waiting")

@@ -21,7 +21,7 @@ from torch import nn
 from flagformer.lab.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from flagformer.lab.train.files import os_error_context, sync_folder
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
-from flagformer.wrappers.storage_schema import rename_saved
+from flagformer.storage.schema import rename_saved
 
 CURRENT, PREVIOUS, FRESH, REST = "shards", "shards.previous", "shards.new", "rest.pt"
 

@@ -20,7 +20,7 @@ from flagformer.lab.train.config import Trial
 from flagformer.lab.train.loop import make_optimizer
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
 from flagformer.lab.train.shards import find_shards, load_moments, load_shards, named_moments, save_shards
-from flagformer.wrappers.storage_schema import rename_saved
+from flagformer.storage.schema import rename_saved
 
 Found = tuple[Path | None, Checkpoint, list[str]]
 

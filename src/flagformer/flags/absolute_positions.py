@@ -1,16 +1,20 @@
-"""Whether a wrapper adds absolute positions, by its own flags and those of its layers."""
+"""Whether a model adds absolute positions, by its own flags and those of its layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flagformer.flags import Finding, FlagError
-from flagformer.stack.layers import AttentionLayers
+from flagformer.flags.errors import Finding, FlagError
 
 
-def with_positions(given: dict[str, Any], layers: AttentionLayers) -> dict[str, Any]:
-    """The wrapper's flags with `use_abs_pos_emb` set; FlagError if they contradict the layers'."""
-    disabled = layers.hints.disable_abs_pos_emb
+def with_positions(given: dict[str, Any], disabled: bool | None, is_relative: bool) -> dict[str, Any]:
+    """The model's flags with `use_abs_pos_emb` set; FlagError if they contradict the layers'.
+
+    Args:
+        given: flags of the model; `use_abs_pos_emb` None: to be chosen.
+        disabled: the layers' `disable_abs_pos_emb`.
+        is_relative: whether the layers have relative positions.
+    """
     own = given.get("use_abs_pos_emb")
     sinusoids = given["scaled_sinu_pos_emb"]
     findings = []
@@ -25,9 +29,11 @@ def with_positions(given: dict[str, Any], layers: AttentionLayers) -> dict[str, 
         findings.append(Finding("max_seq_len", text))
     if findings:
         raise FlagError(findings)
-    if own is not None or sinusoids:
+    if own is not None:
         return given
-    wanted = not (layers.is_relative if disabled is None else disabled)
+    if sinusoids:
+        return {name: value for name, value in given.items() if name != "use_abs_pos_emb"}
+    wanted = not (is_relative if disabled is None else disabled)
     return {**given, "use_abs_pos_emb": wanted and given["max_seq_len"] > 0}
 
 

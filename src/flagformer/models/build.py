@@ -12,14 +12,14 @@ from torch import nn
 from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
 from flagformer.flags.others import recognise
 from flagformer.stack.sizes import within_memory
-from flagformer.wrappers.flat import MODELS, build_flat
+from flagformer.storage.models import load_model
 from flagformer.wrappers.memformer import Memformer
-from flagformer.wrappers.storage import load_model
+from flagformer.wrappers.transformer import MODELS, TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 # Models with more than one stack, or with inputs other than token ids; each declares its own flags.
-WHOLE: dict[str, type[XTransformer] | type[ViTransformerWrapper] | type[Memformer]] = {
+WHOLE: dict[str, type[XTransformer | ViTransformerWrapper | Memformer]] = {
     "xtransformer": XTransformer,
     "memformer": Memformer,
     "vit": ViTransformerWrapper,
@@ -42,8 +42,7 @@ def build(flags: Mapping[str, Any]) -> Any:
     if foreign := recognise(flags):
         text = f"these settings are {foreign.what}, not flags of this library; {foreign.advice}"
         raise FlagError([Finding("model", text)])
-    rest = dict(flags)
-    kind = rest.pop("model", "decoder")
+    kind = flags.get("model", "decoder")
     kinds = (*MODELS, *WHOLE)
     if kind not in kinds:
         known = ", ".join(f"'{name}'" for name in kinds)
@@ -51,7 +50,7 @@ def build(flags: Mapping[str, Any]) -> Any:
         raise FlagError([Finding("model", text)])
 
     def make() -> Any:
-        return WHOLE[kind].from_flags(rest) if kind in WHOLE else build_flat(kind, rest)
+        return WHOLE.get(kind, TransformerWrapper).from_flags(flags)
 
     return within_memory(flags, make, make)
 

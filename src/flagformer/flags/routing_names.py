@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest
+from flagformer.flags.groups import names_of_flags
 from flagformer.flags.values import LARGEST
-from flagformer.wrappers.encoder_decoder import names_of_flags
 
 # Other names of a flag.
 RENAMED = {

@@ -21,6 +21,7 @@ from flagformer.flow import (
 )
 from flagformer.flow.bias_views import allowed_pairs
 from flagformer.flow.mask_rules import MaskMod, UserMaskMod
+from flagformer.inputs.tokens import check_state
 from flagformer.stack.inputs import (
     check_attention_mask,
     check_padding,
@@ -29,7 +30,6 @@ from flagformer.stack.inputs import (
     check_tensor,
 )
 from flagformer.stack.layers import AttentionLayers
-from flagformer.wrappers.inputs import check_state
 
 State = DecodeState | InterleavedDecodeState
 

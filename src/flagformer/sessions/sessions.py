@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from flagformer.embedding import Memory
 from flagformer.flow import DecodeState, InterleavedDecodeState, Layout
 from flagformer.flow.recurrent_state import RecurrentState
+from flagformer.inputs.interleaving import open_session
+from flagformer.inputs.segments import IncomingMemory, check_session, next_memory
+from flagformer.inputs.token_reader import TokenReader
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_forward, is_sharded
+from flagformer.sessions.stream import Stream
 from flagformer.stack.layers import AttentionLayers
-from flagformer.wrappers.interleaving import open_session
-from flagformer.wrappers.segments import IncomingMemory, check_session, next_memory
-from flagformer.wrappers.token_reader import TokenReader
 
 
 class Sessions(TokenReader):
@@ -39,6 +41,13 @@ class Sessions(TokenReader):
         return next_memory(
             self, IncomingMemory(slots, None), out, {}, Layout.arange(out.shape[1], out.device), True
         )
+
+    def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
+        """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote."""
+        stream = Stream(self, batch_size)
+        if directory is not None:
+            stream.restore(directory)
+        return stream
 
     @as_forward
     def init_state(

@@ -2,17 +2,16 @@
 
 The file of weights also holds the flags, so that the files of two models, mixed by an interrupted `save`, are
 detected. Directories of version 0.1 have the flags only in the JSON file, and other names of parameters
-(`storage_schema.py`).
+(`schema.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,37 +19,36 @@ from torch import Tensor, nn
 from flagformer.flags import FlagError
 from flagformer.flags.others import recognise_directory
 from flagformer.ops.sharded import is_sharded
-from flagformer.wrappers.faithful import refuse_changed, second_names
-from flagformer.wrappers.storage_schema import READABLE, SCHEMA, rename_saved
-
-if TYPE_CHECKING:
-    from flagformer.wrappers.memformer import Memformer
-    from flagformer.wrappers.transformer import TransformerWrapper
-    from flagformer.wrappers.vit import ViTransformerWrapper
-    from flagformer.wrappers.xtransformer import XTransformer
+from flagformer.storage.changes import refuse_changed, second_names
+from flagformer.storage.schema import READABLE, SCHEMA, rename_saved
+from flagformer.storage.tensors import (
+    load_metadata,
+    load_tensors,
+    need_safetensors,
+    replace_file,
+    save_tensors,
+)
 
 WEIGHTS, FLAGS = "model.safetensors", "flags.json"
-METADATA = "flagformer"  # one key: safetensors writes several in an order that differs between two writes
+Build = Callable[[Mapping[str, Any]], nn.Module]
 
 
-def save_model(
-    model: TransformerWrapper | XTransformer | Memformer | ViTransformerWrapper, directory: Path
-) -> None:
+def save_model(model: nn.Module, flags: Mapping[str, Any], build: Build, directory: Path) -> None:
     """Write both files, each to a temporary name first, so that a crash leaves no incomplete file.
+
+    Args:
+        model: the model that `build` builds from `flags`.
 
     Raises:
         ValueError: for a model that `load_model` could not restore, with the differences; no file is written.
     """
-    from flagformer.wrappers.build import build  # which imports the callers of this module
-
-    _need_safetensors()
+    need_safetensors()
     if is_sharded(model):
         raise ValueError(
             "a model that is saved must hold whole parameters, but `fully_shard` has sharded these: gather "
             "them on all ranks by `get_model_state_dict` of torch.distributed.checkpoint.state_dict with "
             "`full_state_dict=True`, load them into `flagformer.build(model.flags)` and save that model"
         )
-    flags = model.flags
     try:
         text = json.dumps(flags)
     except TypeError:
@@ -65,10 +63,10 @@ def save_model(
     record = {"schema": SCHEMA, "saved": _digest(text.encode()), "flags": flags}
     directory.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, directory / WEIGHTS, {"flags": text, "weights": _digest_of(tensors)})
-    _replace(directory / FLAGS, (json.dumps(record, indent=2) + "\n").encode())
+    replace_file(directory / FLAGS, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def load_model(directory: Path, build: Any) -> nn.Module:
+def load_model(directory: Path, build: Build) -> nn.Module:
     """Load a directory of `save_model`; `build` builds a model from flags.
 
     Raises:
@@ -100,54 +98,6 @@ def load_model(directory: Path, build: Any) -> nn.Module:
         text = f"{path} does not hold the weights of {directory / FLAGS}:\n{shown}"
         raise ValueError(text) from None
     return model
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors by name as a safetensors file with metadata, first to a temporary name."""
-    _need_safetensors()
-    from safetensors.torch import save
-
-    header = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
-    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
-
-
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read a file of `save_tensors`.
-
-    Raises:
-        ValueError: names a file that is missing or unreadable.
-    """
-    _need_safetensors()
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; `save(directory)` of the model, or of its stream, writes it"
-        )
-    try:
-        return load_file(path, str(device))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); it is truncated or not a safetensors file"
-        ) from None
-
-
-def load_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a file of `save_tensors`; empty if there is none or the file cannot be read."""
-    _need_safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            texts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):  # ValueError: invalid JSON
-        return {}
-    return (
-        {name: text for name, text in texts.items() if isinstance(text, str)}
-        if isinstance(texts, dict)
-        else {}
-    )
 
 
 def weights_digest(directory: str | Path) -> str:
@@ -212,30 +162,6 @@ def _read_record(path: Path, weights: Path) -> dict[str, Any]:
             + " and ".join(map(str, READABLE))
         )
     return record
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace the content of `path` atomically; after an OSError it is unchanged."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _need_safetensors() -> None:
-    try:
-        import safetensors.torch  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "models are saved and loaded by safetensors, which is not installed: "
-            "`pip install safetensors`, or `pip install 'flagformer[study]'`"
-        ) from None
 
 
 def _digest(content: bytes) -> str:

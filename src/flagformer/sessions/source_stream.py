@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from flagformer.generation import PromptLike, evaluating
+from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
+from flagformer.sessions.stream import FILE
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
-from flagformer.wrappers.stream import FILE
+from flagformer.storage.models import refuse_other_weights, weights_digest
+from flagformer.storage.tensors import load_tensors, save_tensors
 
 
 class SourceStream:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from flagformer.generation import Prompts
 from flagformer.head.heads import NoHead
+from flagformer.inputs.tokens import check_ids, check_integers, layout_of, prefix_lengths
 from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.stack.layers import PrefixDecoder
-from flagformer.wrappers.inputs import check_ids, check_integers, layout_of, prefix_lengths
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 

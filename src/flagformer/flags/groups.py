@@ -1,4 +1,4 @@
-"""Flags that a model declares on its constructor, in addition to those of its layers."""
+"""Flags of a whole model: those of its constructor, and those of its parts after a prefix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flagformer.flags import Finding
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, SLOTS
+from flagformer.flags.errors import Finding
 from flagformer.flags.flag import read_params
 from flagformer.flags.values import normalize, validation_error
 
@@ -39,3 +40,10 @@ def own_flag_errors(cls: type, given: Mapping[str, Any]) -> list[Finding]:
         if text:
             findings.append(Finding(name, f"`{name}` {text}"))
     return findings
+
+
+def names_of_flags() -> set[str]:
+    """Every name that may follow a prefix."""
+    names = set(CATALOGUE.names(MODEL_SCOPES))
+    crossed = {f"cross_{name}" for name in CATALOGUE.crossed()}
+    return names | crossed | set(SLOTS)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from flagformer.flow import RecurrentState
+from flagformer.inputs.requests import check_net, ids_and_targets
+from flagformer.inputs.segments import check_reach
+from flagformer.inputs.tokens import check_ids
 from flagformer.memory.replay import replay
 from flagformer.ops.cross_entropy import cross_entropy
 from flagformer.stack.inputs import check_padding
-from flagformer.wrappers.inputs import check_ids
 from flagformer.wrappers.memformer import Memformer
-from flagformer.wrappers.requests import check_net, ids_and_targets
-from flagformer.wrappers.segments import check_reach
 from flagformer.wrappers.transformer import TransformerWrapper
 
 Parts = Tensor | Sequence[Tensor | None] | None

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from flagformer.flow import Layout, RecurrentState
 from flagformer.generation import evaluating
+from flagformer.inputs.segments import check_reach
+from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
 from flagformer.stack.inputs import check_size
-from flagformer.wrappers.inputs import check_ids
-from flagformer.wrappers.segments import check_reach
-from flagformer.wrappers.storage import load_tensors, refuse_other_weights, save_tensors, weights_digest
+from flagformer.storage.models import refuse_other_weights, weights_digest
+from flagformer.storage.tensors import load_tensors, save_tensors
 
 FILE = "stream.safetensors"
 

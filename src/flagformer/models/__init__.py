@@ -1,0 +1,1 @@
+"""Functions of whole models: build, check, load, train by segments."""

@@ -1,0 +1,1 @@
+"""Reading a text in parts: decode states, and streams over segments."""

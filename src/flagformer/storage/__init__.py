@@ -1,0 +1,1 @@
+"""Saved models: weights as safetensors, flags as JSON."""
