@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flagformer import moved
 from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Spec, component
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ SUBMODULES = ("audit", "catalogue", "interop", "presets")
 
 # every stack resolves its flags against it; the first look-up imports the components, and torch
 CATALOGUE.fill_from("flagformer.catalogue")
+moved.install()
 
 if not TYPE_CHECKING:  # hidden from type checkers, so that they report unknown names
 

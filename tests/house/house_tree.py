@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "flagformer"
 
 # A package may import the packages of lower layers.
 FLOORS = {
-    "ops": 0, "flags": 0,
+    "ops": 0, "flags": 0, "moved": 0,
     "flow": 1,
     "norm": 2, "position": 2, "score": 2, "feedforward": 2, "residual": 2, "input_mixer": 2, "branch": 2,
     "embedding": 2, "head": 2,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from house_tree import (
@@ -149,6 +150,35 @@ def test_every_name_resolves_and_the_registry_is_full():
         "from flagformer.stack.layers import Decoder\nDecoder(dim=8, depth=1, heads=1, alibi_pos_bias=True)"
     )
     assert "flagformer.catalogue" in loaded_by(program)
+
+
+def test_earlier_paths_give_the_modules_of_today():
+    program = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from flagformer.data.tokens import TokenFile\n"
+        "import flagformer.study.costs, flagformer.lab.data.tokens as tokens\n"
+        "import flagformer.lab.study.costs as costs\n"
+        "assert tokens.TokenFile is TokenFile and flagformer.study.costs is costs\n"
+        "assert costs.__spec__.name == costs.__name__ == 'flagformer.lab.study.costs'\n"
+        "import pickle; assert pickle.loads(pickle.dumps(TokenFile)) is TokenFile"
+    )
+    assert "flagformer.lab.study.costs" in loaded_by(program)
+
+
+def test_an_earlier_path_names_the_path_of_today():
+    strict = [sys.executable, "-W", "error::DeprecationWarning"]
+    run = subprocess.run(
+        [*strict, "-c", "import flagformer.train.config"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode
+    assert "`flagformer.train` has moved: import `flagformer.lab.train`" in run.stderr
+
+
+def test_earlier_paths_run_as_programs():
+    with pytest.warns(DeprecationWarning, match="has moved"):
+        spec = find_spec("flagformer.reference.__main__")
+    code = spec.loader.get_code(spec.name)
+    assert code.co_filename.endswith("flagformer/lab/reference/__main__.py")
 
 
 def test_names_load_the_library_only():
