@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 import flagformer
 from flagformer.attention.cores.kmeans import KMeans
 from flagformer.ops import tiling
 from flagformer.ops.clusters import DEAD, REINIT, Centroids, ClusterStats, kmeans_step, nearest
+from forked import run_ranks
 
 FLAGS = {
     "num_tokens": 23, "max_seq_len": 32, "dim": 16, "heads": 4, "attn_dim_head": 8, "depth": 2,
@@ -126,9 +126,7 @@ def test_accumulation_changes_nothing(dtype):
 
 
 def rank_of_two(rank, path, dtype):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     model = model_of().to(dtype).train()
     for rows in batch().chunk(4)[2 * rank : 2 * rank + 2]:
         model(rows)
@@ -145,7 +143,7 @@ def rank_of_two(rank, path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_two_ranks_update_equally(dtype, tmp_path):
-    mp.spawn(rank_of_two, (str(tmp_path), dtype), nprocs=2)
+    run_ranks(rank_of_two, tmp_path, str(tmp_path), dtype)
     alone = model_of().to(dtype).train()
     alone(batch())
     alone.update_kmeans()

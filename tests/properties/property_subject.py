@@ -1,5 +1,8 @@
 """A tiny model of some flags, with inputs, in fp64: the subject of every property."""
 
+import copy
+from functools import cached_property
+
 import torch
 
 import flagformer
@@ -14,6 +17,9 @@ class Subject:
     Args:
         flags: complete flags for `flagformer.build`.
         dtype: of the parameters and the context.
+
+    Attributes:
+        logits: of `ids`, from the first forward.
     """
 
     def __init__(self, flags, dtype=torch.float64):
@@ -30,6 +36,23 @@ class Subject:
     @property
     def has_cross(self):
         return self.context is not None
+
+    @cached_property
+    def logits(self):
+        return self(self.ids)
+
+    @cached_property
+    def lowered(self):
+        """A copy in fp32, which `lower` casts further."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        return other.lower(torch.float32)
+
+    def lower(self, dtype):
+        """Cast the parameters and the context in place."""
+        self.dtype, self.model = dtype, self.model.to(dtype)
+        self.context = None if self.context is None else self.context.to(dtype)
+        return self
 
     def side(self, *rows):
         """The context of these rows of the inputs, as keywords of a forward."""
@@ -49,6 +72,14 @@ class Subject:
             logits = self.model(self.ids, **self.side(0, 1))
         weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
         return (logits * weights.cos()).sum()
+
+
+def built_or_refused(flags):
+    """(the subject, None), or (None, the text of the FlagError)."""
+    try:
+        return Subject(flags), None
+    except flagformer.FlagError as error:
+        return None, str(error)
 
 
 def refusal(flags):

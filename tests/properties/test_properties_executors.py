@@ -3,7 +3,7 @@
 import pytest
 import torch
 from property_settings import TINY, cross_forms, tunings
-from property_subject import Subject, perturb, refusal
+from property_subject import Subject, built_or_refused, perturb
 
 import flagformer
 from flagformer.flags import CATALOGUE
@@ -99,12 +99,11 @@ def test_every_setting_under_every_executor(name, executor):
     if any(flag in chosen for flag in ("checkpoint", "reversible")):
         return  # executors themselves: one slot
     flags = {**chosen, **EXECUTORS[executor]}
-    text = refusal(flags)
+    subject, text = built_or_refused(flags)
     if text is not None:
         assert any(f"`{flag}" in text for flag in EXECUTORS[executor]), text
         assert any(f"`{flag}" in text for flag in SINGLES[name]), text
         return
-    subject = Subject(flags)
     loss, grads, draws = noisy(subject, twice=True)
     plain(subject.model)
     wanted_loss, wanted, wanted_draws = noisy(subject)

@@ -10,7 +10,7 @@ from property_checks import (
     failures,
     low_precision_is_finite,
 )
-from property_settings import OTHER_INPUTS, TINY
+from property_settings import OTHER_INPUTS, TINY, one_block
 from property_subject import Subject
 from test_properties_generation import NO_LOGIT_PER_TOKEN
 from test_properties_singles import SINGLES
@@ -33,7 +33,10 @@ CALLED = {feature.name: feature for feature in features() if not feature.flags}
 SET = {feature.name: feature for feature in features() if feature.flags}
 # Memories add no module and no step to a model called without them, an executor no module to copy:
 # test_properties_singles.py checks the same model.
-LIKE = {"memories": {copies, bf16_is_finite, low_precision_is_finite}, "reversible": {copies}}
+LIKE = {
+    "memories": {copies, bf16_is_finite, low_precision_is_finite},
+    "reversible": {copies, low_precision_is_finite},
+}
 
 
 def single(flag):
@@ -63,7 +66,7 @@ def test_claims_about_a_flag_are_tested(flag):
 def test_a_combination_in_the_table_has_every_property(flag, feature):
     for flags in settings_of(flag):
         if not refusal(SET[feature], flags):
-            subject = Subject({**flags, **TINY, **SET[feature].flags})
+            subject = Subject(one_block({**flags, **TINY, **SET[feature].flags}))
             assert not failures(
                 subject, [check for check in checks_of(subject) if check not in LIKE[feature]]
             )

@@ -3,7 +3,7 @@ reallocated."""
 
 import pytest
 import torch
-from property_settings import TINY
+from property_settings import TINY, one_block
 from property_subject import TIGHT, perturb, refusal
 from test_properties_singles import SINGLES
 
@@ -11,11 +11,11 @@ import flagformer
 from flagformer import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL
 
-NEW = 28
+NEW = 14
 # Rows of different lengths are padded on the left.
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 # A length for prompt and new tokens with absolute positions; for others a window starts in the middle.
-ROOM, WINDOW = 40, 12
+ROOM, WINDOW = 24, 8
 NO_LOGIT_PER_TOKEN = {"return_only_embed", "logits_dim (tuned)"}
 # Orders with as many sublayers as a decoder with cross-attention has.
 ORDERS = {
@@ -38,7 +38,8 @@ def generates(name, kind):
     """(the net that gives the logits, a call of `generate` with `cache_kv`) of a setting in a model kind."""
     if kind == "xtransformer":
         return encoder_decoder(name)
-    net = decoder_of({**SINGLES[name], **TINY, "model": kind})
+    flags = {**SINGLES[name], **TINY, "model": kind}
+    net = decoder_of(flags if kind == "decoder" else one_block(flags))
     side = {}
     if net.attn_layers.has_cross and not net.num_memory_slots:
         dims = net.attn_layers.dims
@@ -53,7 +54,7 @@ def generates(name, kind):
 def encoder_decoder(name):
     """The setting in the decoder of an XTransformer."""
     own = {"model", *FIXED_BY_MODEL[DEC]}
-    chosen = {key: value for key, value in {**SINGLES[name], **TINY}.items() if key not in own}
+    chosen = {key: value for key, value in one_block({**SINGLES[name], **TINY}).items() if key not in own}
     chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
     torch.manual_seed(1)
     flags = {"model": "xtransformer", "dim": TINY["dim"]}

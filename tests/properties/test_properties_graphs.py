@@ -17,6 +17,8 @@ SETTINGS = {
 }
 
 
+# With floats of modules as inputs, torch traces every graph twice.
+@torch._dynamo.config.patch(specialize_float=True)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_lengths_share_their_graphs(name):
     """At most one graph in addition to that of the first length, and the gradients of eager training."""

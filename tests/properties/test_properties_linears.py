@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from property_settings import TINY
+from property_settings import TINY, one_block
 from property_subject import TIGHT, Subject, differ, refusal, same
 from test_properties_singles import SINGLES, together
 from torch import nn
@@ -84,7 +84,7 @@ CHANGES = {
 
 
 def subject_of(chosen):
-    flags = {**chosen, **TINY, "model": "decoder"}
+    flags = one_block({**chosen, **TINY, "model": "decoder"})
     if refusal({**flags, "max_mem_len": 16}) is None and not flags.get("num_memory_slots"):
         flags["max_mem_len"] = 16
     return Subject(flags)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from property_checks import failures, memories_equal_one_long_pass, with_memories
+from property_checks import failures
 from property_settings import TINY
+from property_state_checks import memories_equal_one_long_pass, with_memories
 from property_subject import Subject
 
 import flagformer

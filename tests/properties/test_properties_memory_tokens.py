@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from property_checks import checks_of, failures, run_cached
+from property_checks import checks_of, failures
 from property_settings import TINY
+from property_state_checks import run_cached
 from property_subject import Subject, same
 
 import flagformer

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -33,6 +32,7 @@ from flagformer.lab.study.cluster import (
 )
 from flagformer.lab.study.run import prepare, run_study
 from flagformer.lab.train.trial import run_trial
+from forked import server
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or not Path("/proc/self/environ").exists(),
@@ -132,7 +132,7 @@ def order_of(tiny: Path, out: Path, **changes: Any) -> TaskSpec:
 
 def elsewhere(order: TaskSpec) -> Any:
     """The answer of a node, in its own process, as it changes its folder and its output."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with server().Pool(1) as pool:
         return pool.apply(run_here, (order,))
 
 

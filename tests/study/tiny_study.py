@@ -158,7 +158,7 @@ def until(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.003)
+        time.sleep(0.02)  # a scan of /proc takes a millisecond
     return value
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_trial import Killed, killer, losses, outcome, tiny
-from two_ranks import LONG
+from two_ranks import LONG, Job, run_jobs
 
 from flagformer.lab.train.checkpoint import read_checkpoint
 from flagformer.lab.train.process_group import SINGLE, SingleProcess
 from flagformer.lab.train.trial import run_trial
+from forked import run_ranks
 
 HERE = Path(__file__).parent
 CLOSE = 1e-5  # fp32 sums in another order, through twelve steps of AdamW
@@ -47,13 +48,9 @@ def torchrun(*words: object, **popen: Any) -> subprocess.Popen:
     )
 
 
-def two_ranks(folder: Path, *jobs: tuple[dict[str, Any], Path, str, int | None]) -> None:
+def two_ranks(folder: Path, *jobs: Job) -> None:
     """Run trials with two ranks, one after another in the same processes."""
-    path = folder / "jobs.json"
-    path.write_text(json.dumps([(changes, str(place), how, die) for changes, place, how, die in jobs]))
-    process = torchrun(HERE / "two_ranks.py", path)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    run_ranks(run_jobs, folder, jobs)
 
 
 def still(segment: int | None = None, **flags: Any) -> dict[str, Any]:
@@ -164,7 +161,7 @@ def test_the_command_survives_the_loss_of_a_rank_and_reports_damage(tmp_path):
     while not (out / "shards.previous").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < give_up
-        time.sleep(0.01)
+        time.sleep(0.02)
     os.kill(rank_of(process.pid, 1), signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -189,7 +186,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
     while not (out / "log.jsonl").exists() or not losses(out):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < give_up
-        time.sleep(0.01)
+        time.sleep(0.02)
     os.kill(rank_of(process.pid, 1), signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     step = read_checkpoint(out / "shards" / "rest.pt").step

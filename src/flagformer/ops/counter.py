@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 # torch stores the bytes of a tensor in a signed 64-bit integer
@@ -16,6 +17,7 @@ MOST_BYTES = 2**63 - 1
 # numbers of formulas (slopes, frequencies) of one model: about two seconds of Python
 MOST_NUMBERS = 2**22
 NUMBER = 32  # bytes of a float in a tuple: 24, and 8 for the reference
+FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_}
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
 
 _open: ContextVar[Counter | None] = ContextVar("counter", default=None)
@@ -53,6 +55,8 @@ class Counter(TorchFunctionMode):
             self.tensors += 1
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
             self._add(_shape(kwargs.get("size", args)), dtype.itemsize)
+        elif func in FILLS and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]  # half of the time of a model without storage
         return func(*args, **kwargs)
 
     def add_numbers(self, count: int) -> None:
