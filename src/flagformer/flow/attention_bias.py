@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from flagformer.flow import bias_views, flex
-from flagformer.flow.bias_views import DenseBias, PositionTable, RelativeBias, RelativeRange, VarLen
+from flagformer.flow.bias_views import (
+    DenseBias,
+    PositionSource,
+    PositionTable,
+    RelativeBias,
+    RelativeRange,
+    VarLen,
+)
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
@@ -220,37 +227,26 @@ class AttentionBias:
         heads = slice(None) if self.heads is None else self.heads
         rules = [rule for rule in self.rules if not (only_earlier and isinstance(rule, Causal))]
         allowed = bias_views.allowed_at(rules, self.q, self.kv, q_idx, kv_idx, heads)
-        table, scores, _ = self._gathered()
-        if table is not None:
-            return allowed, table.at(self.offset + q_idx - kv_idx, heads)
-        return allowed, None if scores is None else bias_views.pairs_at(scores, q_idx, kv_idx, heads)
+        return allowed, self.position_source().at(q_idx, kv_idx, self.offset, heads)
 
-    @property
-    def gather_is_learned(self) -> bool:
-        """Whether the biases of `gather` have a gradient, as it was when their source was made."""
-        return self._gathered()[2]
+    def position_source(self) -> PositionSource:
+        """The tensor from which the position bias of any pair is read, made once."""
+        return self.base.once("position_source", self.base._position_source)
 
-    def prepare_gather(self) -> None:
-        """Makes the tensors that `gather` reads."""
-        self._gathered()
-
-    def _gathered(self) -> tuple[PositionTable | None, Tensor | None, bool]:
-        return self.base.once("gathered", self._make_gathered)
-
-    def _make_gathered(self) -> tuple[PositionTable | None, Tensor | None, bool]:
+    def _position_source(self) -> PositionSource:
         state, q, kv = self.state, self.q, self.kv
         if self.position_bias is None:
-            return None, None, False
+            return PositionSource()
         if state is not None and q.length == 1 and state.relative_bias is not None:
-            return PositionTable(state.relative_bias, state.capacity, -1), None, False
+            return PositionSource(PositionTable(state.relative_bias, state.capacity, -1))
         if q.contiguous_positions and kv.contiguous_positions:
             causal = any(isinstance(rule, Causal) for rule in self.given)
             nearest = 0 if causal else q.start - (kv.end - 1)
             row = self.position_bias.relative_table(nearest, q.end - 1 - kv.start, q.positions.device)
             if row is not None:
-                return PositionTable(row, -nearest), None, row.requires_grad
+                return PositionSource(PositionTable(row, -nearest), learned=row.requires_grad)
         scores = self.position_scores()
-        return None, scores, _has_gradient(scores)
+        return PositionSource(None, scores, _has_gradient(scores))
 
     def relative(self) -> RelativeBias | None:
         """A table of distances; None for short rows, and where distances are not all or it saves nothing."""

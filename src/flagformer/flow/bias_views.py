@@ -104,11 +104,33 @@ class PositionTable(NamedTuple):
     def at(self, distances: Tensor, heads: slice) -> Tensor:
         """[1 or B, N, 1 or h, g, s] long -> biases [1 or B, N, h, g, s]; beyond the row its ends."""
         row = self.row[heads] if self.row.shape[0] > 1 else self.row
-        entries = (self.origin + self.slope * distances).clamp(0, row.shape[1] - 1)
         of_head = torch.arange(row.shape[0], device=row.device).view(1, 1, -1, 1, 1)
-        at = of_head * row.shape[1] + entries
+        at = of_head * row.shape[1] + self.entries(distances)
         # not `row[of_head, entries]`, whose strides differ between a run and its trace
         return row.flatten().index_select(0, at.flatten()).view(at.shape)
+
+    def entries(self, distances: Tensor) -> Tensor:
+        """Distances of any shape -> indices of the row."""
+        return (self.origin + self.slope * distances).clamp(0, self.row.shape[1] - 1)
+
+
+class PositionSource(NamedTuple):
+    """The position bias of a forward, from which that of any pair is read; both None: nothing is added.
+
+    Attributes:
+        scores: [1 or B, H, T, S], where there is no table.
+        learned: whether it had a gradient when it was made.
+    """
+
+    table: PositionTable | None = None
+    scores: Tensor | None = None
+    learned: bool = False
+
+    def at(self, q_idx: Tensor, kv_idx: Tensor, offset: int, heads: slice) -> Tensor | None:
+        """At the indices of `AttentionBias.gather` -> [1 or B, N, h, g, s]."""
+        if self.table is not None:
+            return self.table.at(offset + q_idx - kv_idx, heads)
+        return None if self.scores is None else pairs_at(self.scores, q_idx, kv_idx, heads)
 
 
 class RelativeRange(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flagformer.flow.bias_views import PositionTable
 from flagformer.flow.mask_rules import MaskMod
 
 
@@ -53,19 +54,14 @@ def block_mask(bias: Any) -> Any:
 
 def score_mod(bias: Any) -> Callable[..., Tensor] | None:
     """(score, b, h, q_idx, kv_idx) -> score with its position bias; None where nothing is added."""
-    if bias.position_bias is None:
-        return None
-    q, kv, prefix, first = bias.q, bias.kv, bias.num_prefix_kv, 0 if bias.heads is None else bias.heads.start
-    nearest, table = q.start - (kv.end - 1), None
-    if q.contiguous_positions and kv.contiguous_positions:
-        table = bias.base.once("flex", lambda: _table(bias, nearest))
-    if table is not None:
-        added = _from_table(table, bias.offset - nearest)
+    prefix, first = bias.num_prefix_kv, 0 if bias.heads is None else bias.heads.start
+    source = bias.position_source()
+    if source.table is not None:
+        added = _from_table(source.table, bias.offset)
+    elif source.scores is not None:
+        added = _looked_up(source.scores)
     else:
-        scores = bias.position_scores()
-        if scores is None:
-            return None
-        added = _looked_up(scores)
+        return None
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         value = added(b, h + first, q_idx, (kv_idx - prefix).clamp(min=0))
@@ -74,17 +70,11 @@ def score_mod(bias: Any) -> Callable[..., Tensor] | None:
     return mod
 
 
-def _table(bias: Any, nearest: int) -> Tensor | None:
-    assert bias.position_bias is not None
-    farthest = bias.q.end - 1 - bias.kv.start
-    return bias.position_bias.relative_table(nearest, farthest, bias.q.positions.device)
-
-
-def _from_table(table: Tensor, offset: int) -> MaskMod:
-    """Entries of a table [1 or H, L] by distance."""
-    if len(table) == 1:
-        return lambda b, h, q_idx, kv_idx: table[0][q_idx + offset - kv_idx]
-    return lambda b, h, q_idx, kv_idx: table[h, q_idx + offset - kv_idx]
+def _from_table(table: PositionTable, offset: int) -> MaskMod:
+    row = table.row
+    if len(row) == 1:
+        return lambda b, h, q_idx, kv_idx: row[0][table.entries(q_idx + offset - kv_idx)]
+    return lambda b, h, q_idx, kv_idx: row[h, table.entries(q_idx + offset - kv_idx)]
 
 
 def _looked_up(x: Tensor | None) -> MaskMod:

@@ -40,8 +40,5 @@ class NoPositionBias(PositionBias):
     def between(self, queries: Layout, keys: Layout) -> None:
         return None
 
-    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor:
-        return torch.zeros(1, farthest - nearest + 1, device=device)
-
     def decode_table(self, length: int, device: torch.device) -> None:
         return None

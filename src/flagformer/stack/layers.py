@@ -50,7 +50,7 @@ from flagformer.stack.refusals import (
     refuse_shared,
 )
 from flagformer.stack.session import init_caches
-from flagformer.stack.sublayer import Step, Sublayer
+from flagformer.stack.sublayer import Sublayer, TensorFn
 from flagformer.stack.weight_init import apply_init, undo
 from flagformer.stack.whole import Whole
 
@@ -83,7 +83,7 @@ class AttentionLayers(Whole):
         apply_init(self.starts, list(self.sublayers))
         self.context_dropout = self._one("context_dropout").build()
         self.hints: WrapperHints = self._one("hints").build()
-        self.final_norm: Step = norm() if placement.final else identity
+        self.final_norm: TensorFn = norm() if placement.final else identity
         self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind != "f"]
         self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
         self.cache_signature = tuple(

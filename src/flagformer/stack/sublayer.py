@@ -18,7 +18,6 @@ from flagformer.residual import Residual
 from flagformer.residual.additive import Additive
 
 TensorFn = Callable[[Tensor], Tensor]
-Step = TensorFn
 
 
 class Sublayer(nn.Module):

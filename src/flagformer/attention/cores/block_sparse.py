@@ -67,7 +67,7 @@ def attend_blocks(
     q, k, v = (_joined(x) for x in blocks[:3])  # [B * N, h, ...]
     added = None if added is None else _blocks(added, batch)
     dense = dense_bias(_blocks(allowed, batch), added, num_prefix_kv, masks_all)
-    of_blocks = BlockBias(dense, num_prefix_kv, bias.gather_is_learned)
+    of_blocks = BlockBias(dense, num_prefix_kv, bias.position_source().learned)
     if blocks.prefix_kv is not None:
         k, v = (torch.cat([_blocks(x, batch).to(y), y], dim=2) for x, y in zip(blocks.prefix_kv, (k, v)))
     if kv.num_prefix_kv:

@@ -23,7 +23,7 @@ class Dense(Core):
 
     def __init__(self, kernel: Kernel, path: ScorePipeline, cross: bool, dims: Dims) -> None:
         super().__init__()
-        self.kernel, self.cross = kernel, cross
+        self.kernel = kernel
         borrow(self, {"path": path})
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:

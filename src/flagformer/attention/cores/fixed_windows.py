@@ -49,7 +49,7 @@ class FixedWindows(Core):
         self.path_changes_at = (window, self.lookaround)  # one block or several; more than a query sees
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
-        bias.prepare_gather()
+        bias.position_source()
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv

@@ -40,7 +40,7 @@ class Local(Core):
         self.path_changes_at = (max(reach, BLOCK),)  # one block or several
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
-        bias.prepare_gather()
+        bias.position_source()
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         length, keys = q.shape[2], kv.k.shape[2] - kv.num_prefix_kv

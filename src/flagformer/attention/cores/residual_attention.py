@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flagformer.attention.cores import Core
 from flagformer.attention.cores.block_sparse import MAPS
+from flagformer.attention.cores.dense import Dense
 from flagformer.attention.kernels.eager import Eager
-from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.z_loss import NAME, add_z_loss
 from flagformer.flags import component
-from flagformer.flow import AttentionBias, Dims, KeyValues, SideInputs
-from flagformer.ops.borrow import borrow
+from flagformer.flow import AttentionBias, KeyValues, SideInputs
 
 PAPER = "arXiv:2012.11747, section 3.2"
 NEEDS = {"scores", "carry"}
 
 
-class ResidualAttention(Core):
+class ResidualAttention(Dense):
     """The scaled products of all layers so far add up; biases, clamps and masks act on the sum.
 
     Departure: the paper passes on scores with its relative bias, which would count once a layer.
     """
 
     carries = True
-    has_z_loss = True
-    path: ScorePipeline  # owned by the kernel
-
-    def __init__(self, kernel: Eager, path: ScorePipeline, cross: bool, dims: Dims) -> None:
-        super().__init__()
-        self.kernel, self.cross = kernel, cross
-        borrow(self, {"path": path})
-        self.name = "attn.context_scores" if cross else "attn.scores"
+    kernel: Eager
+    name: str  # of the products in `side.carry`
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         products = self.path.qk_logits(q, kv.k)
@@ -50,7 +42,11 @@ class ResidualAttention(Core):
 class ResidualScores(ResidualAttention):
     """Self-attention adds the scores of the self-attention before it to its own."""
 
+    name = "attn.scores"
+
 
 @component("core", select="cross_residual_attn", paper=PAPER, needs=NEEDS, kind="c")
 class ResidualCrossScores(ResidualAttention):
     """Cross-attention adds the scores of the cross-attention before it to its own."""
+
+    name = "attn.context_scores"

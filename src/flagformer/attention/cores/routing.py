@@ -102,7 +102,7 @@ class Routing(Core):
         return ClusterRingBuffer(state, len(self.kmeans.means), self.kmeans.count, self.window, device)
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
-        bias.prepare_gather()
+        bias.position_source()
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         queries, keys = self._clusters(kv, side)
