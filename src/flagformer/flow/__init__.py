@@ -1,7 +1,7 @@
 """Records that pass through a model with the activations: sizes, layouts, masks, keys, outputs, state."""
 
 from flagformer.flow.attention_bias import AttentionBias, BlockBias
-from flagformer.flow.bias_views import DenseBias, RelativeBias, RelativeRange, VarLen
+from flagformer.flow.bias_views import DenseBias
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.constant import Constant
 from flagformer.flow.decode_state import (
@@ -36,7 +36,9 @@ from flagformer.flow.mask_rules import (
 )
 from flagformer.flow.outputs import Outputs
 from flagformer.flow.recurrent_state import RecurrentState
+from flagformer.flow.relative import RelativeBias, RelativeRange
 from flagformer.flow.side import Carry, SegmentMemory, SideInputs
+from flagformer.flow.varlen import VarLen
 
 __all__ = [
     "AttentionBias",

@@ -9,19 +9,13 @@ import torch
 from torch import Tensor
 
 from flagformer.flow import bias_views, flex
-from flagformer.flow.bias_views import (
-    DenseBias,
-    PositionSource,
-    PositionTable,
-    RelativeBias,
-    RelativeRange,
-    VarLen,
-)
+from flagformer.flow.bias_views import DenseBias, PositionSource, PositionTable
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import Causal, MaskRule, Padding, PrefixLM, Segments, Window, narrowest
-from flagformer.ops.lengths import use_long_path
+from flagformer.flow.relative import RelativeBias, relative_bias
+from flagformer.flow.varlen import VarLen, varlen_of
 
 T = TypeVar("T")
 
@@ -78,6 +72,7 @@ class AttentionBias:
         self.root = self.base = self.whole = self
         self.narrowings: dict[tuple[Any, ...], AttentionBias] = {}
         self.memo: dict[str, Any] = {}
+        # outside of the memo, which `mapped` copies for each reversible sublayer
         self._rules: tuple[MaskRule, ...] | None = None
         self._plain: bool | None = None
 
@@ -252,35 +247,14 @@ class AttentionBias:
         """A table of distances; None for short rows, and where distances are not all or it saves nothing."""
         if self.num_prefix_kv or self.mask_self:
             return None
-        found = self.base.once("relative", self.base._relative)
+        found = self.base.once("relative", lambda: relative_bias(self.base))
         return found if found is None or self.heads is None else found.of_heads(self.heads)
-
-    def _relative(self) -> RelativeBias | None:
-        if not use_long_path(self.q.length):
-            return None
-        found = bias_views.distances_of(self.rules, self.q, self.kv)
-        if found is None:
-            return None
-        device, same = self.q.positions.device, None
-        if self.position_bias is None:
-            if self.is_plain_causal or not (found.causal or found.window):
-                return None
-            table: Tensor | None = torch.zeros(1, found.farthest - found.nearest + 1, device=device)
-        else:
-            table = self.position_bias.relative_table(found.nearest, found.farthest, device)
-            same = self.position_bias.saturation_distance
-        if table is None:
-            return None
-        # pairs beyond a window are masked, so that they are not the same as those inside
-        same = -1 if same is None or found.window else max(same, found.nearest)
-        distances = RelativeRange(self.offset, found.nearest, same)
-        return RelativeBias(table, bias_views.groups_of(self.rules, self.kv), distances)
 
     def varlen(self) -> VarLen | None:
         """Sequences without padding; None where a rule or a bias needs whole rows."""
         if self.position_bias is not None or self.num_prefix_kv or self.mask_self:
             return None
-        return self.base.once("varlen", lambda: bias_views.varlen_of(self.rules, self.q, self.kv))
+        return self.base.once("varlen", lambda: varlen_of(self.rules, self.q, self.kv))
 
     def flex(self) -> FlexBias:
         """Arguments of FlexAttention; a `score_mod` that is kept would hold tensors that `mapped` misses."""

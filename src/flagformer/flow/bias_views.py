@@ -1,4 +1,4 @@
-"""The forms of an `AttentionBias` that kernels take: records of tensors, each made once."""
+"""Mask and position bias as tensors: of all pairs, and of the pairs that block-sparse cores compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
+from flagformer.flow.mask_rules import MaskRule
 
 
 class DenseBias(NamedTuple):
@@ -63,7 +63,7 @@ def allowed_at(
     if not rules:
         return None
     dims = q_idx.dim()
-    b = torch.arange(max(_rows(q, kv), *(rule.rows for rule in rules)), device=q_idx.device)
+    b = torch.arange(max(max_rows(q, kv), *(rule.rows for rule in rules)), device=q_idx.device)
     h = torch.arange(max(1, *(rule.heads for rule in rules)), device=q_idx.device)
     h = h[heads] if len(h) > 1 else h
     b, h = b.view(-1, *[1] * (dims - 1)), h.view(-1, 1, 1)
@@ -133,121 +133,6 @@ class PositionSource(NamedTuple):
         return None if self.scores is None else pairs_at(self.scores, q_idx, kv_idx, heads)
 
 
-class RelativeRange(NamedTuple):
-    """The distances of a bias table.
-
-    Attributes:
-        offset: position of the first query minus position of the first key.
-        nearest: the distance of the table's first entry; nearer keys are masked.
-        same_from: entries from this distance on are equal and not masked; -1: unknown.
-    """
-
-    offset: int
-    nearest: int
-    same_from: int = -1
-
-
-class RelativeBias(NamedTuple):
-    """A table of distances in place of a mask and a bias of T * S.
-
-    Attributes:
-        biases: [1 or H, L], of the distances range.nearest ... range.nearest + L - 1; pairs at other
-            distances are masked.
-        groups: [1 or B, S] long or None: tokens of different groups are masked; a padded key of group g has
-            -1 - g.
-        range: the distances of the table.
-    """
-
-    biases: Tensor
-    groups: Tensor | None
-    range: RelativeRange
-
-    def of_heads(self, heads: slice) -> RelativeBias:
-        """The same for some of the heads."""
-        return self._replace(biases=self.biases[heads]) if len(self.biases) > 1 else self
-
-
-class Distances(NamedTuple):
-    """Nearest and farthest distance that rules leave, and whether time or a window sets them."""
-
-    nearest: int
-    farthest: int
-    causal: bool
-    window: bool
-
-
-def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances | None:
-    """None where distances and groups do not say it all: a prefix, a window around keys that are always
-    visible, a mask or positions of the user's own."""
-    if not (q.contiguous_positions and kv.contiguous_positions):
-        return None
-    nearest, farthest = q.start - (kv.end - 1), q.end - 1 - kv.start
-    causal = window = False
-    for rule in rules:
-        if isinstance(rule, Causal):
-            nearest, causal = max(nearest, 0), True
-        elif isinstance(rule, Window) and kv.always_visible is None:
-            nearest = nearest if rule.right is None else max(nearest, -rule.right)
-            farthest = farthest if rule.left is None else min(farthest, rule.left)
-            window = True
-        elif not isinstance(rule, (Padding, Segments)):
-            return None
-    return Distances(nearest, farthest, causal, window)
-
-
-def groups_of(rules: Sequence[MaskRule], kv: Layout) -> Tensor | None:
-    """`RelativeBias.groups` of these rules."""
-    groups = kv.segment_ids if any(isinstance(rule, Segments) for rule in rules) else None
-    if kv.valid is None or not any(isinstance(rule, Padding) for rule in rules):
-        return groups
-    groups = torch.zeros_like(kv.valid, dtype=torch.long) if groups is None else groups
-    return torch.where(kv.valid, groups, -1 - groups)
-
-
-class VarLen(NamedTuple):
-    """Sequences without padding, one after the other, as varlen kernels take them.
-
-    Attributes:
-        order: [B * T] long, tokens with padding moved to the end; None: in their order.
-        cu_seqlens: [N + 1] int32, the starts of the sequences and the end of the last.
-        max_len: an upper bound of their lengths, known without asking the device.
-        window: keys before and after a query, -1: all; (-1, 0) is causal.
-    """
-
-    order: Tensor | None
-    cu_seqlens: Tensor
-    max_len: int
-    window: tuple[int, int]
-
-
-def varlen_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> VarLen | None:
-    """None where rows need no packing, or a rule needs whole rows."""
-    same = q.start == kv.start and q.length == kv.length
-    packed = any(isinstance(rule, (Segments, Padding)) for rule in rules)
-    if not (same and packed) or any(
-        not isinstance(rule, (Causal, Window, Segments, Padding)) for rule in rules
-    ):
-        return None
-    window = next((rule for rule in rules if isinstance(rule, Window)), None)
-    # padding between tokens: dropping it would change distances
-    if window is not None and (kv.always_visible is not None or kv.may_have_holes):
-        return None
-    left, right = (None, None) if window is None else (window.left, window.right)
-    right = 0 if any(isinstance(rule, Causal) for rule in rules) else right
-    rows = _rows(q, kv)
-    valid = torch.ones(rows, kv.length, dtype=torch.long, device=q.positions.device)
-    valid = valid if kv.valid is None else kv.valid.long().expand(rows, -1)
-    ids = torch.zeros_like(valid) if kv.segment_ids is None else kv.segment_ids
-    # one entry more than segments: `Layout.packed` numbers the padding after the last one so
-    lengths = valid.new_zeros(rows, kv.num_segments + 1).scatter_add(1, ids, valid)
-    cu_seqlens = F.pad(lengths.flatten().cumsum(0), (1, 0)).int()
-    order = None if kv.valid is None else torch.argsort(1 - valid.flatten(), stable=True)
-    return VarLen(order, cu_seqlens, kv.length, (_unlimited(left), _unlimited(right)))
-
-
-def _unlimited(side: int | None) -> int:
-    return -1 if side is None else side
-
-
-def _rows(*layouts: Layout) -> int:
+def max_rows(*layouts: Layout) -> int:
+    """The batch size that the layouts broadcast to."""
     return max(layout.rows for layout in layouts)

@@ -1,0 +1,110 @@
+"""The form by distance: a table in place of a mask and a bias of queries times keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagformer.flow.layout import Layout
+from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
+from flagformer.ops.lengths import use_long_path
+
+if TYPE_CHECKING:
+    from flagformer.flow.attention_bias import AttentionBias
+
+
+class RelativeRange(NamedTuple):
+    """The distances of a bias table.
+
+    Attributes:
+        offset: position of the first query minus position of the first key.
+        nearest: the distance of the table's first entry; nearer keys are masked.
+        same_from: entries from this distance on are equal and not masked; -1: unknown.
+    """
+
+    offset: int
+    nearest: int
+    same_from: int = -1
+
+
+class RelativeBias(NamedTuple):
+    """A table of distances in place of a mask and a bias of T * S.
+
+    Attributes:
+        biases: [1 or H, L], of the distances range.nearest ... range.nearest + L - 1; pairs at other
+            distances are masked.
+        groups: [1 or B, S] long or None: tokens of different groups are masked; a padded key of group g has
+            -1 - g.
+        range: the distances of the table.
+    """
+
+    biases: Tensor
+    groups: Tensor | None
+    range: RelativeRange
+
+    def of_heads(self, heads: slice) -> RelativeBias:
+        """The same for some of the heads."""
+        return self._replace(biases=self.biases[heads]) if len(self.biases) > 1 else self
+
+
+def relative_bias(bias: AttentionBias) -> RelativeBias | None:
+    """The table of all heads; None for short rows, and where distances are not all or it saves nothing."""
+    if not use_long_path(bias.q.length):
+        return None
+    found = distances_of(bias.rules, bias.q, bias.kv)
+    if found is None:
+        return None
+    device, same = bias.q.positions.device, None
+    if bias.position_bias is None:
+        if bias.is_plain_causal or not (found.causal or found.window):
+            return None
+        table: Tensor | None = torch.zeros(1, found.farthest - found.nearest + 1, device=device)
+    else:
+        table = bias.position_bias.relative_table(found.nearest, found.farthest, device)
+        same = bias.position_bias.saturation_distance
+    if table is None:
+        return None
+    # pairs beyond a window are masked, so that they are not the same as those inside
+    same = -1 if same is None or found.window else max(same, found.nearest)
+    distances = RelativeRange(bias.offset, found.nearest, same)
+    return RelativeBias(table, groups_of(bias.rules, bias.kv), distances)
+
+
+class Distances(NamedTuple):
+    """Nearest and farthest distance that rules leave, and whether time or a window sets them."""
+
+    nearest: int
+    farthest: int
+    causal: bool
+    window: bool
+
+
+def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances | None:
+    """None where distances and groups do not say it all: a prefix, a window around keys that are always
+    visible, a mask or positions of the user's own."""
+    if not (q.contiguous_positions and kv.contiguous_positions):
+        return None
+    nearest, farthest = q.start - (kv.end - 1), q.end - 1 - kv.start
+    causal = window = False
+    for rule in rules:
+        if isinstance(rule, Causal):
+            nearest, causal = max(nearest, 0), True
+        elif isinstance(rule, Window) and kv.always_visible is None:
+            nearest = nearest if rule.right is None else max(nearest, -rule.right)
+            farthest = farthest if rule.left is None else min(farthest, rule.left)
+            window = True
+        elif not isinstance(rule, (Padding, Segments)):
+            return None
+    return Distances(nearest, farthest, causal, window)
+
+
+def groups_of(rules: Sequence[MaskRule], kv: Layout) -> Tensor | None:
+    """`RelativeBias.groups` of these rules."""
+    groups = kv.segment_ids if any(isinstance(rule, Segments) for rule in rules) else None
+    if kv.valid is None or not any(isinstance(rule, Padding) for rule in rules):
+        return groups
+    groups = torch.zeros_like(kv.valid, dtype=torch.long) if groups is None else groups
+    return torch.where(kv.valid, groups, -1 - groups)

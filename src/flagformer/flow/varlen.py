@@ -1,0 +1,59 @@
+"""The form of varlen kernels: sequences one after the other, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagformer.flow.bias_views import max_rows
+from flagformer.flow.layout import Layout
+from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
+
+
+class VarLen(NamedTuple):
+    """Sequences without padding, one after the other, as varlen kernels take them.
+
+    Attributes:
+        order: [B * T] long, tokens with padding moved to the end; None: in their order.
+        cu_seqlens: [N + 1] int32, the starts of the sequences and the end of the last.
+        max_len: an upper bound of their lengths, known without asking the device.
+        window: keys before and after a query, -1: all; (-1, 0) is causal.
+    """
+
+    order: Tensor | None
+    cu_seqlens: Tensor
+    max_len: int
+    window: tuple[int, int]
+
+
+def varlen_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> VarLen | None:
+    """None where rows need no packing, or a rule needs whole rows."""
+    same = q.start == kv.start and q.length == kv.length
+    packed = any(isinstance(rule, (Segments, Padding)) for rule in rules)
+    if not (same and packed) or any(
+        not isinstance(rule, (Causal, Window, Segments, Padding)) for rule in rules
+    ):
+        return None
+    window = next((rule for rule in rules if isinstance(rule, Window)), None)
+    # padding between tokens: dropping it would change distances
+    if window is not None and (kv.always_visible is not None or kv.may_have_holes):
+        return None
+    left, right = (None, None) if window is None else (window.left, window.right)
+    right = 0 if any(isinstance(rule, Causal) for rule in rules) else right
+    rows = max_rows(q, kv)
+    valid = torch.ones(rows, kv.length, dtype=torch.long, device=q.positions.device)
+    valid = valid if kv.valid is None else kv.valid.long().expand(rows, -1)
+    ids = torch.zeros_like(valid) if kv.segment_ids is None else kv.segment_ids
+    # one entry more than segments: `Layout.packed` numbers the padding after the last one so
+    lengths = valid.new_zeros(rows, kv.num_segments + 1).scatter_add(1, ids, valid)
+    cu_seqlens = F.pad(lengths.flatten().cumsum(0), (1, 0)).int()
+    order = None if kv.valid is None else torch.argsort(1 - valid.flatten(), stable=True)
+    return VarLen(order, cu_seqlens, kv.length, (_unlimited(left), _unlimited(right)))
+
+
+def _unlimited(side: int | None) -> int:
+    return -1 if side is None else side
