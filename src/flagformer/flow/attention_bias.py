@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flagformer.flow import bias_views, flex
-from flagformer.flow.bias_views import DenseBias, PositionSource, PositionTable
+from flagformer.flow.bias_views import DenseBias, PositionScores, PositionSource, PositionTable
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
@@ -18,16 +18,6 @@ from flagformer.flow.relative import RelativeBias, relative_bias
 from flagformer.flow.varlen import VarLen, varlen_of
 
 T = TypeVar("T")
-
-
-class PositionScores(Protocol):
-    """The methods of a `flagformer.position.PositionBias` that are read here."""
-
-    saturation_distance: int | None
-
-    def between(self, queries: Layout, keys: Layout) -> Tensor | None: ...
-
-    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None: ...
 
 
 class AttentionBias:
@@ -247,8 +237,11 @@ class AttentionBias:
         """A table of distances; None for short rows, and where distances are not all or it saves nothing."""
         if self.num_prefix_kv or self.mask_self:
             return None
-        found = self.base.once("relative", lambda: relative_bias(self.base))
+        found = self.base.once("relative", self.base._relative)
         return found if found is None or self.heads is None else found.of_heads(self.heads)
+
+    def _relative(self) -> RelativeBias | None:
+        return relative_bias(self.rules, self.position_bias, self.q, self.kv, self.is_plain_causal)
 
     def varlen(self) -> VarLen | None:
         """Sequences without padding; None where a rule or a bias needs whole rows."""

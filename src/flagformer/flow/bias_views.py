@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,16 @@ from torch import Tensor
 
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import MaskRule
+
+
+class PositionScores(Protocol):
+    """The methods of a `flagformer.position.PositionBias` that are read here."""
+
+    saturation_distance: int | None
+
+    def between(self, queries: Layout, keys: Layout) -> Tensor | None: ...
+
+    def relative_table(self, nearest: int, farthest: int, device: torch.device) -> Tensor | None: ...
 
 
 class DenseBias(NamedTuple):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from flagformer.flow.bias_views import PositionScores
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
 from flagformer.ops.lengths import use_long_path
-
-if TYPE_CHECKING:
-    from flagformer.flow.attention_bias import AttentionBias
 
 
 class RelativeRange(NamedTuple):
@@ -50,27 +48,31 @@ class RelativeBias(NamedTuple):
         return self._replace(biases=self.biases[heads]) if len(self.biases) > 1 else self
 
 
-def relative_bias(bias: AttentionBias) -> RelativeBias | None:
-    """The table of all heads; None for short rows, and where distances are not all or it saves nothing."""
-    if not use_long_path(bias.q.length):
-        return None
-    found = distances_of(bias.rules, bias.q, bias.kv)
+def relative_bias(
+    rules: Sequence[MaskRule], position_bias: PositionScores | None, q: Layout, kv: Layout, plain_causal: bool
+) -> RelativeBias | None:
+    """The table of all heads; None for short rows, and where distances are not all or it saves nothing.
+
+    Args:
+        plain_causal: whether the fast path of every kernel applies, which needs no table.
+    """
+    found = distances_of(rules, q, kv) if use_long_path(q.length) else None
     if found is None:
         return None
-    device, same = bias.q.positions.device, None
-    if bias.position_bias is None:
-        if bias.is_plain_causal or not (found.causal or found.window):
+    device, same = q.positions.device, None
+    if position_bias is None:
+        if plain_causal or not (found.causal or found.window):
             return None
         table: Tensor | None = torch.zeros(1, found.farthest - found.nearest + 1, device=device)
     else:
-        table = bias.position_bias.relative_table(found.nearest, found.farthest, device)
-        same = bias.position_bias.saturation_distance
+        table = position_bias.relative_table(found.nearest, found.farthest, device)
+        same = position_bias.saturation_distance
     if table is None:
         return None
     # pairs beyond a window are masked, so that they are not the same as those inside
     same = -1 if same is None or found.window else max(same, found.nearest)
-    distances = RelativeRange(bias.offset, found.nearest, same)
-    return RelativeBias(table, groups_of(bias.rules, bias.kv), distances)
+    distances = RelativeRange(q.start - kv.start, found.nearest, same)
+    return RelativeBias(table, groups_of(rules, kv), distances)
 
 
 class Distances(NamedTuple):
