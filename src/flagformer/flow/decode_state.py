@@ -141,12 +141,12 @@ class DecodeState:
         window: int | None = None,
         row_starts: Tensor | None = None,
         signature: tuple[tuple[str, int, int, int], ...] = (),
+        relative_bias: Tensor | None = None,
     ) -> None:
         self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, row_starts
-        self.signature = signature
+        self.signature, self.relative_bias = signature, relative_bias
         self.length = 0
         self.prefix: Tensor | None = None
-        self.relative_bias: Tensor | None = None
         self.attention_caches: dict[int, LayerCache] = {}
         self.input_mixer_caches: dict[int, LayerCache] = {}
         self.core_caches: dict[int, LayerCache] = {}
@@ -187,10 +187,17 @@ class DecodeState:
         width = narrowest(self.window, window)
         return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 
-    def read_prefix(self, prefix: Tensor, block: int) -> None:
-        """Store the prefix, which is given whole with the first block of tokens."""
-        check_prefix(prefix, self.row_starts, self.length, block)
-        self.prefix = prefix
+    def advance(self, count: int, prefix: Tensor | None, context: Layout | None) -> None:
+        """Count a block of `count` tokens whose keys and values the layers have written.
+
+        Args:
+            prefix: given with the first block only; None: unchanged.
+            context: layout of the context that cross-attention read; None: there is none.
+        """
+        self.length += count
+        self.context_layout = context
+        if prefix is not None:
+            self.prefix = prefix
 
     def reorder(self, index: Tensor) -> None:
         """Replace row i by row index[i] (beam search); index [B] long."""

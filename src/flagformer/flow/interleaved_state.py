@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flagformer.flow.decode_state import DecodeState, check_prefix, check_truncation
+from flagformer.flow.decode_state import DecodeState, check_truncation
 from flagformer.flow.interleave import InsertionPattern, Interleaving, interleave_unpadded
 from flagformer.flow.layout import Layout
 
@@ -76,7 +76,7 @@ class InterleavedDecodeState:
         self, count: int, prepended: int, prepend_mask: Tensor | None, device: torch.device
     ) -> Interleaving:
         """Prepare `inner` for the next `count` tokens. In the first block `prepended` embeddings precede
-        them, valid where `prepend_mask` [B, P] is True. Run the layers, then call `end_block`."""
+        them, valid where `prepend_mask` [B, P] is True. Run the layers, then call `advance`."""
         if not self.num_entries:
             self._read_prepended(prepended, prepend_mask)
         self.inner.write_mask = None
@@ -88,8 +88,8 @@ class InterleavedDecodeState:
             return interleaving
         return self._begin_padded_block(count, prepended, prepend_mask, device)
 
-    def end_block(self, count: int, prepended: int, prefix: Tensor | None) -> None:
-        """Count the tokens and embeddings of the block, after the layers have run."""
+    def advance(self, count: int, prepended: int, prefix: Tensor | None) -> None:
+        """Count a block of `count` tokens and its prepended embeddings, after the layers have run."""
         self.length, self.prepended = self.length + count, self.prepended + prepended
         self.inner.write_mask = None
         if prefix is not None:
@@ -127,10 +127,6 @@ class InterleavedDecodeState:
 
     def size_bytes(self) -> int:
         return self.inner.size_bytes()
-
-    def read_prefix(self, prefix: Tensor, block: int) -> None:
-        """Check the prefix, which is given whole with the first block of tokens."""
-        check_prefix(prefix, self.row_starts, self.length, block)
 
     def _read_prepended(self, prepended: int, prepend_mask: Tensor | None) -> None:
         self._num_valid, self._order, self.inner.prepended = [prepended] * self.batch, None, prepended

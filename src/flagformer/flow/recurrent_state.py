@@ -104,17 +104,23 @@ class RecurrentState:
         return RecurrentState(shifted, Layout(positions, valid, start=start, contiguous_positions=contiguous))
 
 
-def read_memories(mems: Any, masks: Any, count: int, batch: int, dim: int) -> RecurrentState:
-    """Check the user's `mems` and return them as a state.
+def read_memories(
+    mems: Any, masks: Any, count: int, batch: int, dim: int, others: Mapping[str, Any] | None = None
+) -> RecurrentState | None:
+    """Check the user's `mems` and return them as a state; None for none.
 
     Args:
         mems: `RecurrentState`, or a list of tensors [B, M, D]: all earlier tokens of a row, all valid.
         masks: [B, M] bool or None, True for tokens, False for padding; or a list of equal ones.
         count: number of recurrent steps of the model.
+        others: further arguments of the forward, some of which cannot be combined with memories.
 
     Raises:
         ValueError: naming the argument, what it was and what it must be.
     """
+    check_combination(mems, masks, False, others or {})
+    if mems is None:
+        return None
     wanted = f"{count} tensors of shape [{batch}, M, {dim}], one for each recurrent step of this model"
     if not isinstance(mems, (RecurrentState, list, tuple)) or not all(
         isinstance(one, Tensor) for one in mems

@@ -40,14 +40,13 @@ class SegmentMemory:
     """Transformer-XL memories of a forward.
 
     Attributes:
-        mems: [B, M, D], hidden states of earlier segments, by execution step.
-        kv_layout: layout of memories and tokens together.
+        hiddens: [B, M, D], inputs of earlier segments, by execution step; `side.bias.kv` is the layout of
+            memories and tokens together.
         cos_sin: cos and sin of the memories' positions, as in `SideInputs`.
         mem: [B, M, D], the memories of the step that runs, after its norm; None where it reads none.
     """
 
-    mems: dict[int, Tensor]
-    kv_layout: Layout
+    hiddens: dict[int, Tensor]
     cos_sin: tuple[Tensor, ...] | None
     mem: Tensor | None = None
 

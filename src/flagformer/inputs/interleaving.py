@@ -20,8 +20,8 @@ from flagformer.flow import (
     interleave_unpadded,
 )
 from flagformer.flow.bias_views import allowed_pairs
+from flagformer.flow.decode_state import check_prefix
 from flagformer.flow.mask_rules import MaskMod, UserMaskMod
-from flagformer.inputs.tokens import check_state
 from flagformer.stack.inputs import (
     check_attention_mask,
     check_padding,
@@ -117,8 +117,8 @@ class NoInterleaving:
     def prefix(self, length: Tensor | None) -> Tensor | None:
         return length
 
-    def end(self, prefix: Tensor | None) -> None:
-        """Call this after the layers have run."""
+    def advance(self, prefix: Tensor | None) -> None:
+        """The layers have counted the block."""
 
 
 class InterleavedInputs:
@@ -171,15 +171,15 @@ class InterleavedInputs:
         if length is None:
             return None
         if self.outer is not None:
-            self.outer.read_prefix(length, self.count)
+            check_prefix(length, self.outer.row_starts, self.outer.length, self.count)
         mask = self.prepended.mask
         num_prepended = self.prepended.length if mask is None else mask.sum(dim=1)
         return self.pattern.length_with_memory(length + num_prepended)
 
-    def end(self, prefix: Tensor | None) -> None:
-        """Call this after the layers have run."""
+    def advance(self, prefix: Tensor | None) -> None:
+        """Count the block in the decode state, after the layers have run."""
         if self.outer is not None:
-            self.outer.end_block(self.count, self.prepended.length, prefix)
+            self.outer.advance(self.count, self.prepended.length, prefix)
 
 
 def make_interleaving(
@@ -193,7 +193,7 @@ def make_interleaving(
     if isinstance(state, DecodeState) and pattern == InsertionPattern() and not prepended.length:
         return NoInterleaving(tokens, state)
     if state is not None:
-        checked = check_state(state, pattern, prepended.length)
+        checked = _check_state(state, pattern, prepended.length)
         return InterleavedInputs(pattern, tokens, prepended, checked)
     if pattern == InsertionPattern() and not prepended.length:
         return NoInterleaving(tokens, None)
@@ -209,6 +209,26 @@ def make_interleaving(
             "packed sequences they belong: give a row to each sequence"
         )
     return InterleavedInputs(pattern, tokens, prepended, None)
+
+
+def _check_state(state: State, pattern: InsertionPattern, prepended: int) -> InterleavedDecodeState:
+    """Check that a state has capacity for memory tokens and `prepended` embeddings."""
+    capacity = state.num_prepended_capacity if isinstance(state, InterleavedDecodeState) else 0
+    other = pattern != (state.pattern if isinstance(state, InterleavedDecodeState) else InsertionPattern())
+    if other:
+        raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    if prepended > capacity:
+        raise ValueError(
+            f"`state` has capacity for {capacity} prepended embeddings, but `prepend_embeds` holds "
+            f"{prepended}: use init_state(..., num_prepend_embeds={prepended})"
+        )
+    assert isinstance(state, InterleavedDecodeState)
+    if prepended and state.num_entries:
+        raise ValueError(
+            "`prepend_embeds` belongs to the first block of a decode state, but `state` holds "
+            f"{state.length} tokens already: leave it out, the state holds it"
+        )
+    return state
 
 
 def _interleave(pattern: InsertionPattern, tokens: Layout, prepended: PrependedEmbeds) -> Interleaving:

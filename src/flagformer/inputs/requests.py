@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from flagformer.generation import Prompts
 from flagformer.head.heads import NoHead
-from flagformer.inputs.tokens import check_ids, check_integers, layout_of, prefix_lengths
+from flagformer.inputs.tokens import check_ids, check_integers, prefix_lengths
 from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.stack.layers import PrefixDecoder
+from flagformer.stack.layouts import read_layout
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 
@@ -142,7 +143,7 @@ def prepend_kwargs(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]
 def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For sequences packed in `ids` [B, T]: their lengths without the last column; bool [B, T - 1], True for
     targets ids[:, 1:] that follow a token of their own sequence; the position of each token."""
-    layout = layout_of(ids, None, mask=None, seq_start_pos=None, seq_lens=seq_lens, pos=None)
+    layout = read_layout(len(ids), ids.shape[1], ids.device, seq_lens=seq_lens)
     valid, segment_ids = layout.valid, layout.segment_ids
     assert valid is not None
     assert segment_ids is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -12,13 +12,6 @@ from flagformer.flags import Finding, FlagError
 from flagformer.flow import Layout, RecurrentState
 from flagformer.flow.recurrent_state import check_combination
 from flagformer.stack.layers import AttentionLayers
-
-
-class IncomingMemory(NamedTuple):
-    """Memory slots [B, M, D], and hidden states of earlier tokens; None: there are none."""
-
-    slots: Tensor | None
-    tokens: RecurrentState | None
 
 
 def refuse_slots(count: int, layers: AttentionLayers, max_seq_len: int) -> None:
@@ -57,31 +50,36 @@ def check_session(model: Any, length: Any) -> None:
         )
 
 
-def read_incoming_memory(
-    model: Any, x: Tensor, mems: Any, masks: Any, return_mems: bool, others: Mapping[str, Any]
-) -> IncomingMemory:
-    """Check `mems` and `mem_masks` of a TransformerWrapper's forward and split them."""
-    slots, tokens = model.slots.read(mems, x.shape[0])
+def read_memory(
+    model: Any, batch: int, length: int, mems: Any, masks: Any, return_mems: bool, others: Mapping[str, Any]
+) -> RecurrentState | None:
+    """Check `mems` and `mem_masks` of a forward of [B, T] tokens; slots and hidden states of earlier tokens.
+
+    Args:
+        others: the arguments that memories may exclude.
+    """
+    slots, given = model.slots.read(mems, batch)
     if slots is not None:
-        _check_segment(x.shape[1], model.max_seq_len)
-    if mems is None and masks is None and not return_mems:
-        return IncomingMemory(slots, None)
-    if slots is not None and not model.max_mem_len:
-        if masks is not None:
-            raise ValueError(
-                "`mem_masks` is for memories of tokens (`max_mem_len`), but this model has only slots"
-            )
-        others = _without_state(others)
-    check_combination(mems, masks, return_mems, others)
-    tokens = model.recurrence.read(tokens, masks, x.shape[0], return_mems and slots is None)
-    return IncomingMemory(slots, tokens)
+        _check_segment(length, model.max_seq_len)
+    if mems is not None or masks is not None or return_mems:
+        if slots is not None and not model.max_mem_len:
+            if masks is not None:
+                raise ValueError(
+                    "`mem_masks` is for memories of tokens (`max_mem_len`), but this model has only slots"
+                )
+            others = _without_state(others)
+        check_combination(mems, masks, return_mems, others)
+    tokens: RecurrentState | None = model.recurrence.read(given, masks, batch, return_mems and slots is None)
+    if slots is None:
+        return tokens
+    return RecurrentState.of_slots(slots) if tokens is None else replace(tokens, slots=slots)
 
 
 def cross_attention_context(
-    model: Any, past: IncomingMemory, context: Tensor | None, mask: Tensor | None, state: Any
-) -> Any:
+    model: Any, memory: RecurrentState | None, context: Tensor | None, mask: Tensor | None, state: Any
+) -> Tensor | None:
     """The context of cross-attention: the slots if there are any, else the caller's context."""
-    if past.slots is None:
+    if memory is None or memory.slots is None:
         return context
     for name, value in (("context", context), ("context_mask", mask)):
         if value is not None:
@@ -89,12 +87,15 @@ def cross_attention_context(
                 f"`{name}` cannot be given: cross-attention of this model reads its memory slots "
                 "(`num_memory_slots`)"
             )
-    return model.slots.as_context(past.slots) if state is None or not state.length else None
+    if state is not None and state.length:
+        return None
+    slots: Tensor = model.slots.as_context(memory.slots)
+    return slots
 
 
 def next_memory(
     model: Any,
-    past: IncomingMemory,
+    memory: RecurrentState | None,
     out: Tensor,
     hiddens: Mapping[int, Tensor],
     layout: Layout,
@@ -104,14 +105,20 @@ def next_memory(
 
     `detach`: True: without gradient; None: only slots have one; False: all have.
     """
-    if past.slots is None:
-        mems = model.recurrence.write(past.tokens, hiddens, layout)
+    earlier = of_tokens(memory)
+    if memory is None or memory.slots is None:
+        mems = model.recurrence.write(earlier, hiddens, layout)
     else:
-        slots = model.slots.write(past.slots, out, layout.valid)
+        slots = model.slots.write(memory.slots, out, layout.valid)
         mems = RecurrentState.of_slots(slots)
         if model.max_mem_len:
-            mems = replace(model.recurrence.write(past.tokens, hiddens, layout), slots=slots)
+            mems = replace(model.recurrence.write(earlier, hiddens, layout), slots=slots)
     return mems if detach is False else mems.detach(slots=detach is True)
+
+
+def of_tokens(memory: RecurrentState | None) -> RecurrentState | None:
+    """The memory if it holds hidden states of tokens; None: it has slots only."""
+    return memory if memory is not None and memory.hiddens else None
 
 
 def _without_state(others: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,26 +7,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagformer.embedding import Memory
 from flagformer.flow import DecodeState, InterleavedDecodeState, Layout
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.inputs.interleaving import open_session
-from flagformer.inputs.segments import IncomingMemory, check_session, next_memory
-from flagformer.inputs.token_reader import TokenReader
+from flagformer.inputs.segments import check_session, next_memory
+from flagformer.ops.borrow import borrow
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.sessions.stream import Stream
 from flagformer.stack.layers import AttentionLayers
+from flagformer.stack.whole import Whole
 
 
-class Sessions(TokenReader):
-    """Base of `TransformerWrapper` that makes decode states and ends segments."""
+class Sessions(Whole):
+    """Base of `TransformerWrapper` that makes decode states, ends segments and may share a token embedding.
 
+    Attributes:
+        token_emb_owner: the model that owns `token_emb`; None: this one.
+    """
+
+    token_emb_owner: Sessions | None = None
     attn_layers: AttentionLayers
     memory: Memory
     slots: Any  # a SlotMemory
+
+    @property
+    def token_emb(self) -> nn.Module:
+        """The token embedding. That of another model is looked up at each call, so that an adapter that
+        replaces it, such as PEFT's, is used here too."""
+        own = self._modules.get("token_emb")
+        if own is not None:
+            return own
+        if self.token_emb_owner is None:
+            raise AttributeError("token_emb")
+        return self.token_emb_owner.token_emb
+
+    def share_token_emb(self, reader: Sessions) -> None:
+        """Share the embedding of `reader` and make it a submodule of this model."""
+        self.add_module("token_emb", reader.token_emb)
+        del reader._modules["token_emb"]
+        borrow(reader, {"token_emb_owner": self})
 
     @as_forward
     def initial_slots(self, batch: int) -> Tensor | None:
@@ -38,9 +61,8 @@ class Sessions(TokenReader):
     def end_segment(self, mems: RecurrentState | None, out: Tensor) -> RecurrentState:
         """Return the memory after a segment, from `mems` before it and the layers' `out` [B, T, D]."""
         slots, _ = self.slots.read(mems, len(out))
-        return next_memory(
-            self, IncomingMemory(slots, None), out, {}, Layout.arange(out.shape[1], out.device), True
-        )
+        layout = Layout.arange(out.shape[1], out.device)
+        return next_memory(self, RecurrentState.of_slots(slots), out, {}, layout, True)
 
     def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
         """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote."""

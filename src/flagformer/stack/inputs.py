@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import DecodeState
+from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.ops.traced import readable
+
+INTEGERS = (torch.int64, torch.int32)
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -34,7 +36,7 @@ def check_padding(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
 def check_starts(name: str, starts: Tensor, batch: int) -> Tensor:
     """Check row starts [B]: the index of each row's first valid token."""
     check_tensor(name, starts)
-    if starts.dtype not in (torch.int64, torch.int32) or tuple(starts.shape) != (batch,):
+    if starts.dtype not in INTEGERS or tuple(starts.shape) != (batch,):
         raise ValueError(
             f"`{name}` must be {batch} integers, one per row, "
             f"but is {starts.dtype} of shape {list(starts.shape)}"
@@ -101,21 +103,22 @@ def check_context(
     check_tensor("context", context)
     if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != dim:
         raise ValueError(f"`context` must have shape [{batch}, S, {dim}], but has {list(context.shape)}")
+    if mask is not None:
+        check_padding("context_mask", mask, batch, context.shape[1])
 
 
-def check_stack_input(
-    x: Tensor, dim: int, state: DecodeState | None, signature: tuple[tuple[str | int, ...], ...]
-) -> tuple[int, int]:
-    """Check x [B, T, `dim`] against the decode state of these layers; return B and T."""
+def check_vectors(x: Tensor, dim: int) -> None:
+    """Check the tokens x [B, T, `dim`] of a stack."""
     check_tensor("x", x)
     if x.dim() != 3 or x.shape[2] != dim:
         raise ValueError(f"`x` must have shape [B, T, {dim}], but has {list(x.shape)}")
-    if state is not None and state.signature != signature:
-        raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
-    if state is not None and (x.shape[0] != state.batch or state.length + x.shape[1] > state.capacity):
+
+
+def check_capacity(state: DecodeState | InterleavedDecodeState, batch: int, length: int) -> None:
+    """Check that a decode state has capacity for T more tokens of B rows."""
+    if batch != state.batch or state.length + length > state.capacity:
         raise ValueError(
             f"`state` holds {state.length} of {state.capacity} tokens of {state.batch} rows; "
-            f"`x` with {x.shape[1]} more of {x.shape[0]} rows does not fit: "
+            f"`x` with {length} more of {batch} rows does not fit: "
             "init_state(batch, length) sets the capacity"
         )
-    return x.shape[0], x.shape[1]

@@ -17,7 +17,6 @@ from flagformer.flow import (
     Causal,
     DecodeState,
     Dims,
-    Layout,
     MaskRule,
     OutputCollector,
     PrefixLM,
@@ -25,7 +24,7 @@ from flagformer.flow import (
     SideInputs,
 )
 from flagformer.flow.mask_rules import MaskMod
-from flagformer.flow.recurrent_state import RecurrentState, check_combination, read_memories
+from flagformer.flow.recurrent_state import RecurrentState, read_memories
 from flagformer.ops.full_precision import in_full
 from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
@@ -33,15 +32,14 @@ from flagformer.ops.sharded import as_forward
 from flagformer.position.none import NoPositionBias
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.explain import explain_stack
+from flagformer.stack.forward_inputs import ForwardInputs, read_inputs
 from flagformer.stack.hints import WrapperHints
 from flagformer.stack.inputs import (
-    check_context,
     check_size,
-    check_stack_input,
     check_starts,
-    check_window,
+    check_vectors,
 )
-from flagformer.stack.layouts import context_bias, make_layout, read_mask
+from flagformer.stack.layouts import context_bias, read_layout
 from flagformer.stack.refusals import (
     fixed_flags,
     refuse_carry,
@@ -163,11 +161,11 @@ class AttentionLayers(Whole):
         context_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
         prefix_attn_len: Tensor | None = None,
-        layout: Layout | None = None,
         window: int | None = None,
         state: DecodeState | None = None,
         mems: RecurrentState | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
+        inputs: ForwardInputs | None = None,
         collector: OutputCollector | None = None,
     ) -> Tensor:
         """Runs the stack.
@@ -183,12 +181,12 @@ class AttentionLayers(Whole):
             seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
             prefix_attn_len: [B] or [1], PrefixDecoder only: how many first real tokens every query sees;
                 while decoding only with the first block, which must hold them.
-            layout: positions, padding and segments, made by the caller (after `mems`).
             window: a query sees at most this many of the last tokens.
             state: a decoding session: x continues what it holds, and it takes in x.
             mems: memories that `recurrent_steps` read, a `RecurrentState` or tensors [B, M, D]; x
                 follows them.
             mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
+            inputs: a result of `forward_inputs.read_inputs`, in place of all arguments above.
             collector: collects auxiliary losses, requested tensors and hidden states for `mems`.
 
         Returns:
@@ -197,69 +195,48 @@ class AttentionLayers(Whole):
         Raises:
             ValueError: naming the argument, what it was and what it must be.
         """
-        batch, length = check_stack_input(x, self.dim, state, self.cache_signature)
-        x = in_full(x, self)
-        held = None
-        if mems is not None or mem_masks is not None:
+        check_vectors(x, self.dim)
+        if inputs is None:
+            batch, length = x.shape[:2]
             others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
-            check_combination(mems, mem_masks, False, others)
-            held = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim)
-        if layout is None:
-            layout = make_layout(x, mask, seq_start_pos, state, held)
-        keys = layout if held is None else held.layout.concat(layout)
-        if window is not None:
-            check_window(window, self.time_rule(None) is not None, state is not None)
-        context_mask = self._context_mask(context, context_mask, batch, state)
-        if state is not None and prefix_attn_len is not None:
-            state.read_prefix(prefix_attn_len, length)
-        collector = OutputCollector() if collector is None else collector
-        rules = self._rules(prefix_attn_len, attn_mask, batch, length, state, held)
+            memory = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim, others)
+            padding = {"mask": mask, "seq_start_pos": seq_start_pos}
+            layout = read_layout(batch, length, x.device, state, memory, **padding)
+            inputs = read_inputs(
+                self, batch, layout, state, memory, attn_mask=attn_mask, context=context,
+                context_mask=context_mask, prefix=prefix_attn_len, window=window,
+            )  # fmt: skip
+        x = in_full(x, self)
+        side = self._side(inputs, x.dtype, OutputCollector() if collector is None else collector)
+        for attention in self.attentions:
+            attention.prepare(side)
+        h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
+        out = self.residual.close(h, self.final_norm)
+        if inputs.state is not None:
+            read = None if side.context_bias is None else side.context_bias.kv
+            inputs.state.advance(x.shape[1], inputs.prefix, read)
+        return out
+
+    def _side(self, inputs: ForwardInputs, dtype: torch.dtype, collector: OutputCollector) -> SideInputs:
+        """What sublayers read with their tokens."""
+        layout, state, memory = inputs.layout, inputs.state, inputs.memory
+        context, context_mask = inputs.context, inputs.context_mask
+        if context is not None and state is None:
+            context_mask = self.context_dropout(context, context_mask)
         position_bias = None if isinstance(self.position_bias, NoPositionBias) else self.position_bias
         side = SideInputs(
-            AttentionBias(rules, position_bias, layout, keys, window, state),
+            AttentionBias(inputs.rules, position_bias, layout, inputs.keys, inputs.window, state),
             context_bias(context, layout, context_mask, state) if self.has_cross else None,
-            self.rotation.cos_sin(layout, x.dtype),
+            self.rotation.cos_sin(layout, dtype),
             context,
             state,
             collector,
             layout,
         )
-        if held is not None:
-            hiddens = dict(zip(self.recurrent_steps, held.hiddens))
-            side.memory = SegmentMemory(hiddens, keys, self.rotation.cos_sin(held.layout, x.dtype))
-        for attention in self.attentions:
-            attention.prepare(side)
-        h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
-        out = self.residual.close(h, self.final_norm)
-        if state is not None:
-            state.length += length
-        return out
-
-    def _context_mask(
-        self, context: Tensor | None, mask: Tensor | None, batch: int, state: DecodeState | None
-    ) -> Tensor | None:
-        """Which tokens of the context are seen, once both are checked."""
-        held = state is not None and state.context_layout is not None
-        check_context(context, mask, self.has_cross, held, self.dims.dim_context or self.dim, batch)
-        return mask if context is None or state is not None else self.context_dropout(context, mask)
-
-    def _rules(
-        self,
-        prefix: Tensor | None,
-        attn_mask: Tensor | MaskMod | None,
-        batch: int,
-        length: int,
-        state: DecodeState | None,
-        held: RecurrentState | None,
-    ) -> list[MaskRule]:
-        """The order of time and the user's mask."""
-        rule = self.time_rule(prefix)
-        rules = [] if rule is None else [rule]
-        if attn_mask is None:
-            return rules
-        if not self.has_self:
-            raise ValueError("`attn_mask` is for self-attention, but these layers have none")
-        return [*rules, read_mask(attn_mask, batch, self.dims.heads, length, state, held)]
+        if memory is not None:
+            hiddens = dict(zip(self.recurrent_steps, memory.hiddens))
+            side.memory = SegmentMemory(hiddens, self.rotation.cos_sin(memory.layout, dtype))
+        return side
 
     @as_forward
     def init_state(
@@ -279,9 +256,9 @@ class AttentionLayers(Whole):
             check_size(name, size)
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
         device, dtype = device or home_of(self)[0], dtype or home_of(self)[1]
-        state = DecodeState(batch, length, window, first, signature=self.cache_signature)
         with torch.no_grad():
-            state.relative_bias = self.position_bias.decode_table(length + 1, device)
+            table = self.position_bias.decode_table(length + 1, device)
+        state = DecodeState(batch, length, window, first, self.cache_signature, table)
         init_caches(state, self.steps, dtype, device)
         return state
 

@@ -55,7 +55,7 @@ class Sublayer(nn.Module):
     def forward(self, h: Any, side: SideInputs) -> Any:
         x = self.in_norm(self.residual.read(h, self.index))
         memory = side.memory
-        if memory is not None and side.step in memory.mems:
+        if memory is not None and side.step in memory.hiddens:
             x, side = self._with_memory(memory, x, side)
         else:
             x = self.input_mixer(x, side)
@@ -64,9 +64,9 @@ class Sublayer(nn.Module):
 
     def _with_memory(self, memory: SegmentMemory, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
         """Apply norm and input mixer to XL memories [B, M, D] and tokens, concatenated in one row."""
-        mem = memory.mems[side.step]
+        mem = memory.hiddens[side.step]
         both = torch.cat([self.in_norm(mem.to(x.dtype)), x], dim=1)
-        both = self.input_mixer(both, replace(side, layout=memory.kv_layout))
+        both = self.input_mixer(both, replace(side, layout=side.bias.kv))
         count = mem.shape[1]
         return both[:, count:], replace(side, memory=replace(memory, mem=both[:, :count]))
 

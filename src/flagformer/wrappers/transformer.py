@@ -18,15 +18,10 @@ from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
-from flagformer.inputs.interleaving import make_interleaving, read_prepended, refuse_unread
+from flagformer.inputs.interleaving import refuse_unread
+from flagformer.inputs.read import read_inputs
 from flagformer.inputs.return_options import ReturnOptions
-from flagformer.inputs.segments import (
-    cross_attention_context,
-    next_memory,
-    read_incoming_memory,
-    refuse_slots,
-)
-from flagformer.inputs.tokens import check_ids, check_positions, layout_of, prefix_lengths
+from flagformer.inputs.segments import next_memory, refuse_slots
 from flagformer.inputs.z_loss import refuse_no_attention, requested_losses
 from flagformer.ops.identity import identity
 from flagformer.ops.l2_normalize import l2_normalize
@@ -301,7 +296,6 @@ class TransformerWrapper(Sessions, Saved):
         Raises:
             ValueError: names the argument, its value and the values allowed.
         """
-        check_ids(x, self.num_tokens)
         options = ReturnOptions(
             return_embeddings,
             return_logits_and_embeddings,
@@ -310,35 +304,22 @@ class TransformerWrapper(Sessions, Saved):
             return_attn_z_loss or return_losses,
             return_mems,
         )
-        others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-        others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
-        past = read_incoming_memory(self, x, mems, mem_masks, return_mems, others)
-        layout = layout_of(x, state, mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos)
-        layout = layout if past.tokens is None else past.tokens.shift_layout(layout)
-        check_positions(layout, self.pos_emb.limit, self.max_seq_len)
         weights = requested_losses(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
         collector = options.collector(weights, self.attn_layers.recurrent_steps)
-        width = self.embedding.width
-        prepended = read_prepended(prepend_embeds, prepend_mask, x.shape[0], width, self.attn_layers)
-        prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
-        embedded = self.form(self.token_emb(x)) + self.pos_emb(layout.positions)
+        inputs = read_inputs(
+            self, x, mask=mask, attn_mask=attn_mask, context=context, context_mask=context_mask,
+            seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, prefix_attn_len=prefix_attn_len,
+            window=window, state=state, mems=mems, mem_masks=mem_masks, return_mems=return_mems,
+            prepend_embeds=prepend_embeds, prepend_mask=prepend_mask,
+        )  # fmt: skip
+        embedded = self.form(self.token_emb(x)) + self.pos_emb(inputs.tokens.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
-        inputs = make_interleaving(self.memory.pattern, layout, prepended, state, self.attn_layers)
-        out = self.attn_layers(
-            inputs.merge(self.memory(embedded), embedded),
-            attn_mask=inputs.mask(attn_mask, self.attn_layers.dims.heads, x.shape[0]),
-            context=cross_attention_context(self, past, context, context_mask, state),
-            context_mask=context_mask,
-            prefix_attn_len=inputs.prefix(prefix),
-            layout=inputs.layout,
-            window=window,
-            state=inputs.state,
-            mems=self.recurrence.shifted(past.tokens),
-            collector=collector,
-        )
-        inputs.end(prefix)
-        out = inputs.unmerge(out)
-        new = next_memory(self, past, out, collector.hiddens, layout, detach_mems) if return_mems else None
+        rows = inputs.rows.merge(self.memory(embedded), embedded)
+        out = inputs.rows.unmerge(self.attn_layers(rows, inputs=inputs.stack, collector=collector))
+        inputs.rows.advance(inputs.prefix)
+        new = None
+        if return_mems:
+            new = next_memory(self, inputs.memory, out, collector.hiddens, inputs.tokens, detach_mems)
         return options.pack(out, self._logits, collector, new)
 
 

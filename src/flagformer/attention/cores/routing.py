@@ -190,8 +190,7 @@ class Routing(Core):
             found.append(clusters)
         if not memories:
             return found[0], found[-1]
-        assert side.memory is not None
-        earlier = side.memory.kv_layout.valid
+        earlier = side.bias.kv.valid
         units = l2_normalize(of_heads(keys[:, :, :memories].detach(), heads))
         clusters, _ = self.kmeans.clusters(units, None if earlier is None else earlier[:, :memories])
         return found[0], torch.cat([clusters, found[-1]], dim=2)

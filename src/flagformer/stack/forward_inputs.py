@@ -1,0 +1,82 @@
+"""The arguments of a stack's forward, read once into one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from flagformer.flow import DecodeState, Layout, MaskRule, RecurrentState
+from flagformer.flow.decode_state import check_prefix
+from flagformer.flow.mask_rules import MaskMod
+from flagformer.stack.inputs import check_context, check_window
+from flagformer.stack.layouts import read_mask
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """The inputs of a stack in addition to its tokens x [B, T, D], checked.
+
+    Attributes:
+        layout: layout of x.
+        rules: the keys that the order of time and the user's `attn_mask` allow.
+        window: a query attends to at most this many of the last tokens; None: all.
+        prefix: [B] or [1], the number of first tokens to which all attend; None: there is no prefix.
+        context: [B, S, D_context] for cross-attention; None where a decode state holds it.
+        context_mask: [B, S] bool, True for tokens; None: all are.
+        state: the decode state; None in a plain forward.
+        memory: hidden states of earlier segments, one for each recurrent step; None: there are none.
+    """
+
+    layout: Layout
+    rules: tuple[MaskRule, ...]
+    window: int | None
+    prefix: Tensor | None
+    context: Tensor | None
+    context_mask: Tensor | None
+    state: DecodeState | None
+    memory: RecurrentState | None
+
+    @property
+    def keys(self) -> Layout:
+        """Layout of the keys of self-attention."""
+        return self.layout if self.memory is None else self.memory.layout.concat(self.layout)
+
+
+def read_inputs(
+    layers: Any,
+    batch: int,
+    layout: Layout,
+    state: DecodeState | None,
+    memory: RecurrentState | None,
+    *,
+    attn_mask: Tensor | MaskMod | None,
+    context: Tensor | None,
+    context_mask: Tensor | None,
+    prefix: Tensor | None,
+    window: int | None,
+) -> ForwardInputs:
+    """Check the arguments of `AttentionLayers.forward`.
+
+    Args:
+        layers: the AttentionLayers that will read them.
+        batch: rows B.
+        layout: layout of the tokens, after those of the state or the memory.
+    """
+    if state is not None and state.signature != layers.cache_signature:
+        raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    if window is not None:
+        check_window(window, layers.time_rule(None) is not None, state is not None)
+    cached = state is not None and state.context_layout is not None
+    width = layers.dims.dim_context or layers.dim
+    check_context(context, context_mask, layers.has_cross, cached, width, batch)
+    if state is not None and prefix is not None:
+        check_prefix(prefix, state.row_starts, state.length, layout.length)
+    in_time = layers.time_rule(prefix)
+    rules = [] if in_time is None else [in_time]
+    if attn_mask is not None:
+        if not layers.has_self:
+            raise ValueError("`attn_mask` is for self-attention, but these layers have none")
+        rules.append(read_mask(attn_mask, batch, layers.dims.heads, layout.length, state, memory))
+    return ForwardInputs(layout, tuple(rules), window, prefix, context, context_mask, state, memory)
