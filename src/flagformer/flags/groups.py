@@ -27,6 +27,12 @@ class FlagGroup:
     decided: frozenset[str]
 
 
+def own_flags(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of the constructor among `given`, such as its local variables or all flags of a model."""
+    names = [param.flag.name for param in read_params(cls)]
+    return {name: given[name] for name in names if name in given}
+
+
 def own_flag_errors(cls: type, given: Mapping[str, Any]) -> list[Finding]:
     """A finding for each flag of the constructor that is missing or has an invalid value."""
     findings = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.argument_names import named
-from flagformer.flags.groups import FlagGroup, own_flag_errors
+from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flow import Outputs
 from flagformer.generation import PromptLike, evaluating
 from flagformer.inputs.tokens import check_ids, check_integers
@@ -107,12 +107,7 @@ class Memformer(Whole, Saved):
         **flags: Any,
     ) -> None:
         super().__init__()
-        own = {
-            "dim": dim, "num_memory_slots": num_memory_slots, "num_mem_updates": num_mem_updates,
-            "encoder_only": encoder_only, "mem_update_attn_heads": mem_update_attn_heads,
-            "memory_update": memory_update, "memory_temperature": memory_temperature,
-            "compat_positions": compat_positions, "ignore_index": ignore_index, "pad_value": pad_value,
-        }  # fmt: skip
+        own = own_flags(Memformer, locals())
         halves = build_slot_halves(flags, own, own_flag_errors(Memformer, own))
         self.encoder: TransformerWrapper = halves[0]
         self.decoder = (

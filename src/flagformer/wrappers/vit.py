@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flagformer.embedding.patches import PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
-from flagformer.flags.groups import FlagGroup, own_flag_errors
+from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.identity import identity
 from flagformer.stack.layers import AttentionLayers, Encoder
@@ -53,15 +53,7 @@ class ViTransformerWrapper(Whole, Saved):
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
-        given: dict[str, Any] = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "channels": channels,
-            "num_classes": num_classes,
-            "post_emb_norm": post_emb_norm,
-            "num_register_tokens": num_register_tokens,
-            "emb_dropout": emb_dropout,
-        }
+        given = own_flags(ViTransformerWrapper, locals())
         _check(given, attn_layers)
         self.own, dim = given, attn_layers.dim
         image, patch = _pair(image_size), _pair(patch_size)
@@ -77,11 +69,11 @@ class ViTransformerWrapper(Whole, Saved):
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> ViTransformerWrapper:
         """The model that `flagformer.build` returns for `model: vit`."""
-        own = {name: value for name, value in flags.items() if name in OWN}
+        own = own_flags(ViTransformerWrapper, flags)
         findings = own_flag_errors(ViTransformerWrapper, own)
         layers: AttentionLayers | None = None
         try:
-            layers = Encoder(**{name: value for name, value in flags.items() if name not in (*OWN, "model")})
+            layers = Encoder(**{name: value for name, value in flags.items() if name not in (*own, "model")})
         except FlagError as error:
             findings += error.findings
         if findings or layers is None:
@@ -137,14 +129,6 @@ class ViTransformerWrapper(Whole, Saved):
             return embeddings
         logits = self.head(embeddings.mean(dim=1))
         return (logits, embeddings) if return_logits_and_embeddings else logits
-
-
-OWN = frozenset(
-    {
-        "image_size", "patch_size", "channels", "num_classes", "post_emb_norm", "num_register_tokens",
-        "emb_dropout",
-    }
-)  # fmt: skip
 
 
 def _as_size(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.argument_names import named
-from flagformer.flags.groups import FlagGroup, own_flag_errors
+from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flow import Outputs
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
@@ -78,14 +78,7 @@ class XTransformer(Whole, Saved):
         **flags: Any,
     ) -> None:
         super().__init__()
-        own = {
-            "dim": dim,
-            "tie_token_emb": tie_token_emb,
-            "ignore_index": ignore_index,
-            "pad_value": pad_value,
-            "cross_attn_tokens_dropout": cross_attn_tokens_dropout,
-            "loss_chunks": loss_chunks,
-        }
+        own = own_flags(XTransformer, locals())
         halves = build_halves(flags, own, own_flag_errors(XTransformer, own))
         self.encoder: TransformerWrapper = halves[0]
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
