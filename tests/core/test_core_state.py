@@ -6,6 +6,8 @@ import pytest
 import torch
 from core_models import B, S, T, context, ids, make, shared
 
+from flagformer import Decoder, PrefixDecoder
+
 
 def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -233,3 +235,25 @@ def test_cross_attention_takes_its_context_once():
     model(ids()[:, :4], state=state, context=context())
     with pytest.raises(ValueError, match="`context_mask` must come with the `context`"):
         model(ids()[:, 4:], state=state, context_mask=torch.ones(B, S, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_refused_calls_leave_the_state_unchanged():
+    layers = PrefixDecoder(dim=16, depth=1, heads=2)
+    x, state = torch.randn(B, 3, 16), layers.init_state(B, T)
+    with pytest.raises(ValueError, match="`attn_mask` must have shape"):
+        layers(x, state=state, prefix_attn_len=torch.tensor([2]), attn_mask=torch.ones(2, 2).bool())
+    assert state.prefix is None
+    assert state.length == 0
+    layers(x, state=state, prefix_attn_len=torch.tensor([2]))
+    assert state.prefix is not None
+    assert state.length == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mask", "seq_start_pos"])
+def test_layers_refuse_padding_with_a_state(name):
+    layers = Decoder(dim=16, depth=1, heads=2)
+    padding = {"mask": torch.ones(B, 3).bool(), "seq_start_pos": torch.zeros(B, dtype=torch.long)}
+    with pytest.raises(ValueError, match=f"`{name}` cannot be given with `state`"):
+        layers(torch.randn(B, 3, 16), state=layers.init_state(B, T), **{name: padding[name]})

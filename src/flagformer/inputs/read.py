@@ -44,56 +44,59 @@ class ModelInputs:
     stack: ForwardInputs
 
 
-def read_inputs(
-    model: Any,
-    x: Tensor,
-    *,
-    mask: Tensor | None,
-    attn_mask: Tensor | MaskMod | None,
-    context: Tensor | None,
-    context_mask: Tensor | None,
-    seq_start_pos: Tensor | None,
-    seq_lens: Any,
-    pos: Tensor | None,
-    prefix_attn_len: int | Tensor | None,
-    window: int | None,
-    state: State | None,
-    mems: RecurrentState | Tensor | Sequence[Tensor] | None,
-    mem_masks: Tensor | Sequence[Tensor] | None,
-    return_mems: bool,
-    prepend_embeds: Tensor | None,
-    prepend_mask: Tensor | None,
-) -> ModelInputs:
-    """Check the arguments of `TransformerWrapper.forward` and turn them into layouts, rules and rows.
+@dataclass(frozen=True)
+class CallArguments:
+    """The arguments of `TransformerWrapper.forward` about its tokens, as the user gave them."""
 
-    Raises:
-        ValueError: names the argument, its value and the values allowed.
-    """
-    check_ids(x, model.num_tokens)
-    batch, length = x.shape
-    layers = model.attn_layers
-    others = {"state": state, "seq_lens": seq_lens, "seq_start_pos": seq_start_pos}
-    others |= {"prefix_attn_len": prefix_attn_len, "prepend_embeds": prepend_embeds}
-    memory = read_memory(model, batch, length, mems, mem_masks, return_mems, others)
-    earlier = of_tokens(memory)
-    tokens = read_layout(
-        batch, length, x.device, state, earlier,
-        mask=mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos,
-    )  # fmt: skip
-    check_positions(tokens, model.pos_emb.limit, model.max_seq_len)
-    prepended = read_prepended(prepend_embeds, prepend_mask, batch, model.embedding.width, layers)
-    prefix = None if prefix_attn_len is None else prefix_lengths(prefix_attn_len, x)
-    rows = make_interleaving(model.memory.pattern, tokens, prepended, state, layers)
-    stack = forward_inputs.read_inputs(
-        layers,
-        batch,
-        rows.layout,
-        rows.state,
-        model.recurrence.shifted(earlier),
-        attn_mask=rows.mask(attn_mask, layers.dims.heads, batch),
-        context=cross_attention_context(model, memory, context, context_mask, state),
-        context_mask=context_mask,
-        prefix=rows.prefix(prefix),
-        window=window,
-    )
-    return ModelInputs(tokens, rows, memory, prefix, stack)
+    mask: Tensor | None
+    attn_mask: Tensor | MaskMod | None
+    context: Tensor | None
+    context_mask: Tensor | None
+    seq_start_pos: Tensor | None
+    seq_lens: Any
+    pos: Tensor | None
+    prefix_attn_len: int | Tensor | None
+    window: int | None
+    state: State | None
+    mems: RecurrentState | Tensor | Sequence[Tensor] | None
+    mem_masks: Tensor | Sequence[Tensor] | None
+    return_mems: bool
+    prepend_embeds: Tensor | None
+    prepend_mask: Tensor | None
+
+    def read(self, model: Any, x: Tensor) -> ModelInputs:
+        """Check the arguments and turn them into layouts, rules and rows.
+
+        Args:
+            model: the TransformerWrapper.
+            x: its token ids [B, T].
+        """
+        check_ids(x, model.num_tokens)
+        batch, length = x.shape
+        layers, state = model.attn_layers, self.state
+        names = ("state", "seq_lens", "seq_start_pos", "prefix_attn_len", "prepend_embeds")
+        others = {name: getattr(self, name) for name in names}
+        memory = read_memory(model, batch, length, self.mems, self.mem_masks, self.return_mems, others)
+        earlier = of_tokens(memory)
+        tokens = read_layout(
+            batch, length, x.device, state, earlier,
+            mask=self.mask, seq_start_pos=self.seq_start_pos, seq_lens=self.seq_lens, pos=self.pos,
+        )  # fmt: skip
+        check_positions(tokens, model.pos_emb.limit, model.max_seq_len)
+        width = model.embedding.width
+        prepended = read_prepended(self.prepend_embeds, self.prepend_mask, batch, width, layers)
+        prefix = None if self.prefix_attn_len is None else prefix_lengths(self.prefix_attn_len, x)
+        rows = make_interleaving(model.memory.pattern, tokens, prepended, state, layers)
+        stack = forward_inputs.read_inputs(
+            layers,
+            batch,
+            rows.layout,
+            rows.state,
+            model.recurrence.shifted(earlier),
+            attn_mask=rows.mask(self.attn_mask, layers.dims.heads, batch),
+            context=cross_attention_context(model, memory, self.context, self.context_mask, state),
+            context_mask=self.context_mask,
+            prefix=rows.prefix(prefix),
+            window=self.window,
+        )
+        return ModelInputs(tokens, rows, memory, prefix, stack)

@@ -19,7 +19,7 @@ from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
 from flagformer.inputs.interleaving import refuse_unread
-from flagformer.inputs.read import read_inputs
+from flagformer.inputs.read import CallArguments
 from flagformer.inputs.return_options import ReturnOptions
 from flagformer.inputs.segments import next_memory, refuse_slots
 from flagformer.inputs.z_loss import refuse_no_attention, requested_losses
@@ -306,12 +306,13 @@ class TransformerWrapper(Sessions, Saved):
         )
         weights = requested_losses(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
         collector = options.collector(weights, self.attn_layers.recurrent_steps)
-        inputs = read_inputs(
-            self, x, mask=mask, attn_mask=attn_mask, context=context, context_mask=context_mask,
+        given = CallArguments(
+            mask=mask, attn_mask=attn_mask, context=context, context_mask=context_mask,
             seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, prefix_attn_len=prefix_attn_len,
             window=window, state=state, mems=mems, mem_masks=mem_masks, return_mems=return_mems,
             prepend_embeds=prepend_embeds, prepend_mask=prepend_mask,
         )  # fmt: skip
+        inputs = given.read(self, x)
         embedded = self.form(self.token_emb(x)) + self.pos_emb(inputs.tokens.positions)
         embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
         rows = inputs.rows.merge(self.memory(embedded), embedded)
