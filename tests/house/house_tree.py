@@ -13,6 +13,7 @@ FLOORS = {
     "ops": 0, "flags": 0, "moved": 0,
     "flow": 1,
     "norm": 2, "position": 2, "score": 2, "feedforward": 2, "residual": 2, "input_mixer": 2, "branch": 2,
+    "mixer": 2,
     "embedding": 2, "head": 2,
     "attention": 3,
     "stack": 4, "memory": 4,

@@ -1,0 +1,108 @@
+"""Mamba 2 (arXiv:2405.21060)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagformer.flags import component
+from flagformer.flow import Dims
+from flagformer.mixer import Mixer, State, StateField
+from flagformer.mixer.convolution import CausalConvolution
+from flagformer.mixer.decay import Decay
+from flagformer.mixer.scan import ScanInputs, scan
+from flagformer.mixer.sizes import Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
+from flagformer.mixer.tokens import BlockTokens, Compaction
+from flagformer.ops.full_precision import accum_dtype
+from flagformer.ops.linear import Linear
+
+EPS = 1e-5
+
+
+class GroupNorm(nn.Module):
+    """RMS norm of x silu(gate) in each of G groups of dimensions, with a weight for each dimension."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x [B, T, F] in fp32, gate [B, T, F] -> [B, T, F] in the dtype of the gate."""
+        x = (x * F.silu(gate.to(x.dtype))).unflatten(-1, (self.groups, -1))
+        x = x * (x.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
+        return (self.weight * x.flatten(-2).to(gate.dtype)).to(gate.dtype)
+
+
+class Skip(nn.Module):
+    """Adds the input of each head, times a learned number."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        """[B, T, H, V]."""
+        return out + self.weight.to(x.dtype)[:, None] * x
+
+
+@component("mixer", select="mixer", when="mamba2", paper="arXiv:2405.21060")
+class Mamba2(Mixer):
+    """Mamba 2: a state [H, K, V] with one decay per head and token, to which each token adds its value.
+
+    Heads have width V, the state has K numbers for each of its dimensions (`d_state`), and heads of a group
+    share keys B and queries C. The state is kept in fp32, the last W - 1 inputs of the convolution in the
+    dtype of the model.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        heads: Heads = None,
+        dim_key: DimKey = None,
+        dim_value: DimValue = None,
+        key_groups: KeyGroups = None,
+        kernel: Kernel = 4,
+        chunk: Chunk = 32,
+    ) -> None:
+        super().__init__()
+        self.heads, self.chunk = heads or dims.heads, chunk
+        self.groups = check_groups(key_groups or 1, self.heads)
+        self.dim_key, self.dim_value = dim_key or dims.dim_head, dim_value or dims.dim_head
+        inner, keys = self.heads * self.dim_value, self.groups * self.dim_key
+        self.widths = [inner, keys, keys]
+        self.to_inner = nn.Linear(dims.dim, inner + sum(self.widths) + self.heads, bias=False)
+        self.convolution = CausalConvolution(sum(self.widths), kernel, bias=True)
+        self.decay, self.skip = Decay(self.heads), Skip(self.heads)
+        self.norm = GroupNorm(inner, self.groups)
+        self.w_out = Linear(inner, dims.dim, bias=False)
+
+    def fields(self) -> dict[str, StateField]:
+        return {
+            "state": StateField((self.heads, self.dim_key, self.dim_value), full=True),
+            "tail": StateField((self.convolution.kernel - 1, sum(self.widths))),
+        }
+
+    def mix(self, x: Tensor, tokens: BlockTokens, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = Compaction(tokens)
+        inner = self.to_inner(rows.compact(x))
+        gate, mixed, step = inner.split([self.widths[0], sum(self.widths), self.heads], dim=-1)
+        mixed, tail = self.convolution(mixed, state["tail"], rows)
+        v, k, q = F.silu(mixed).to(accum_dtype(x.dtype)).split(self.widths, dim=-1)
+        v = v.unflatten(-1, (self.heads, -1))
+        q, k = (part.unflatten(-1, (self.groups, -1)) for part in (q, k))
+        step, decay = (rows.only_valid(part) for part in self.decay(step))
+        inputs = ScanInputs(q, k, v * step[..., None], decay, None, rows.starts)
+        out, new = scan(inputs, state["state"], self.chunk)
+        out = self.norm(self.skip(out, v).flatten(2), gate)
+        return rows.restore(self.w_out(out)), {"state": new, "tail": tail}
