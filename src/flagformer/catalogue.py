@@ -82,7 +82,7 @@ CATALOGUE.fill(
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
-        DepthScaledInit, ZeroBranchesInit, ZeroAttentionInit, ZeroCrossAttentionInit, ZeroFeedForwardInit,
+        DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
         NoContextDropout, RandomContextDropout,
         Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos,

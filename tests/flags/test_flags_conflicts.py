@@ -12,6 +12,8 @@ from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.flags import (
     CATALOGUE,
+    MODEL_SCOPES,
+    NEEDS,
     Finding,
     FlagError,
     Instance,
@@ -22,6 +24,7 @@ from flagformer.flags import (
     resolve,
 )
 from flagformer.flow import Dims
+from flagformer.lab.reference.selectors import choices, settings
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.position import DistanceBias, PositionBias
 from flagformer.position.alibi import ALiBi
@@ -251,6 +254,59 @@ def test_declared_requirement_says_its_reason():
             "`enc_use_decay` needs `enc_causal=True` (it is False), because the decay is one-sided",
         ),
     )
+
+
+LACKING = [
+    (need, choice) for choice in choices() if choice.component is not None for need in choice.component.lacks
+]
+
+
+def with_new(slot, *needs, cls=nn.Identity):
+    """The catalogue and a new component of a slot, selected by `use_new`."""
+    new = component(slot, select="use_new", needs=needs)(type("New", (cls,), {"__doc__": "New."}))
+    return Registry([*(item.cls for item in CATALOGUE), new])
+
+
+def test_every_need_is_served_by_some_and_refused_by_others():
+    assert {need for need, _ in LACKING} == set(NEEDS)
+    assert {need for item in CATALOGUE for need in item.needs} == set(NEEDS)
+
+
+@pytest.mark.parametrize(
+    ("need", "choice"), LACKING, ids=[f"{need} {choice.name}" for need, choice in LACKING]
+)
+def test_a_new_component_is_refused_with_all_that_lack_its_need(need, choice):
+    flags = {name: value for name, value in settings(choice).items() if name != "model"}
+    flags |= {"causal": True, "use_new": True}
+    resolve(flags, with_new("init"), MODEL_SCOPES)
+    with pytest.raises(FlagError) as caught:
+        resolve(flags, with_new("init", need), MODEL_SCOPES)
+    (finding,) = caught.value.findings
+    name, reason = choice.component.say(), choice.component.lacks[need]
+    assert finding.flag == choice.component.select
+    assert f"`{name}` and `use_new` cannot be combined, because {reason}; leave" in finding.message
+
+
+def test_needs_hold_inside_one_sublayer():
+    registry = with_new("weight_mod", "same_keys")
+    common = {"dim": 16, "depth": 2, "cross_attend": True, "use_new": (True, False)}
+    resolve({**common, "num_clusters": (None, 2)}, registry)
+    for clusters in ({"num_clusters": (2, None)}, {"context_num_clusters": (2, None)}):
+        with pytest.raises(FlagError, match="and `enc_use_new` cannot be combined, because each head"):
+            resolve({**common, **clusters}, registry, prefix="enc_")
+
+
+def test_a_refusal_names_the_form_for_cross_attention():
+    text = refused(cross_attend=True, cross_attn_talking_heads=True, cross_attn_flash=True)
+    assert "`cross_attn_flash=True` and `cross_attn_talking_heads` cannot be combined" in text
+    text = refused(cross_attend=True, cross_attn_shared_kv=True, context_shared_qk=True)
+    assert "`context_shared_qk` and `cross_attn_shared_kv` cannot be combined" in text
+
+
+def test_unknown_needs_are_an_error():
+    for how in ({"needs": {"scorse"}}, {"lacks": {"scorse": "it has none"}}):
+        with pytest.raises(ValueError, match="'scorse' is not a need of a component; they are: scores, "):
+            component("norm", **how)
 
 
 def test_error_shows_a_line_per_finding_and_survives_pickling():

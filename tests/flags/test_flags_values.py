@@ -44,7 +44,7 @@ def shapes(**flags):
         ({"attn_rotary_embed_values": (False, True)}, ("attn_rotary_embed_values", "rotary_pos_emb")),
         (
             {"attn_rotary_embed_values": True, "rotary_xpos": True},
-            ("attn_rotary_embed_values", "rotary_xpos"),
+            ("rotary_xpos", "attn_rotary_embed_values"),
         ),
         ({**TURNED, "only_cross": True}, ("attn_rotary_embed_values", "only_cross")),
     ],

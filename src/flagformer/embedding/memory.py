@@ -24,7 +24,12 @@ class NoMemory(Memory):
         return like.new_empty(0, self.dim)
 
 
-@component("memory", select="num_memory_tokens", paper="arXiv:2006.11527, section 3.1")
+@component(
+    "memory",
+    select="num_memory_tokens",
+    paper="arXiv:2006.11527, section 3.1",
+    needs={"inserted_tokens"},
+)
 class MemoryTokens(Memory):
     """M learned vectors in front of every row, or of every block of so many tokens, that see and are seen.
 

@@ -9,25 +9,20 @@ from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout, Mult
-from flagformer.flags import Flag, Requirement, component
+from flagformer.flags import Flag, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.traced import traced
 
 BALANCE, Z = "moe.balance", "moe.z"  # names of the auxiliary losses
-SEVERAL = "each expert has an output projection of its own"
 
 
 @component(
     "feedforward",
     select="ff_moe",
     paper="arXiv:2006.16668, section 2.2",
-    requires=[
-        Requirement("zero_init_branch_output", None, SEVERAL),
-        Requirement("ff_zero_init_output", None, SEVERAL),
-        Requirement("depth_scale_residual", None, SEVERAL),
-    ],
+    lacks={"output_projection": "each expert has an output projection of its own"},
 )
 class MixtureOfExperts(FeedForward):
     """Top-2 mixture of experts, weighted by the router probabilities of the two, normalized to sum to one.

@@ -11,24 +11,19 @@ from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.dense import Dropout
-from flagformer.flags import Flag, Requirement, component
+from flagformer.flags import Flag, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.full_precision import no_autocast
 from flagformer.ops.reset import reset
 
 TOPK, HEADS, WIDTH = 32, 4, 128  # defaults of the package: selected keys, heads, width of a half key
-LOOKED_UP = "it has no output projection: its output is a sum of stored values"
 
 
 @component(
     "feedforward",
     select="ff_pkm",
     paper="arXiv:1907.05242, section 3",
-    requires=[
-        Requirement("zero_init_branch_output", None, LOOKED_UP),
-        Requirement("ff_zero_init_output", None, LOOKED_UP),
-        Requirement("depth_scale_residual", None, LOOKED_UP),
-    ],
+    lacks={"output_projection": "it has no output projection: its output is a sum of stored values"},
 )
 class ProductKeys(FeedForward):
     """Weighted sum of the values of the top-k of N ** 2 keys, found as pairs of N half keys.

@@ -1,7 +1,7 @@
 """Flags: parsing, validation and resolution of a flat dictionary of settings. Imports no torch."""
 
 from flagformer.flags.errors import ErrorCollector, Finding, FlagError, nearest, with_prefix
-from flagformer.flags.flag import ANY, Component, Flag, Param, Requirement, component
+from flagformer.flags.flag import ANY, NEEDS, Component, Flag, Param, Requirement, component
 from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
 from flagformer.flags.resolve import Resolved, SublayerSpec, resolve
@@ -13,6 +13,7 @@ __all__ = [
     "CATALOGUE",
     "LAYER_SCOPES",
     "MODEL_SCOPES",
+    "NEEDS",
     "SLOTS",
     "Component",
     "ErrorCollector",

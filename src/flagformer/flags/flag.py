@@ -7,11 +7,26 @@ A component is a class that fills a slot. Its keyword-only constructor parameter
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T", bound=type)
+# What components may need, and others may lack.
+NEEDS = {
+    "scores": "the attention scores, as a tensor",
+    "learned_bias": "a gradient for the position bias",
+    "same_keys": "all heads attend to the same keys",
+    "all_pairs": "the scores of all query-key pairs",
+    "own_keys": "keys that are projected apart from the queries",
+    "value_rotation": "a rotation that values can have too",
+    "carry": "tensors that pass from one sublayer to a later one",
+    "stream": "a residual stream that changes by more than sums",
+    "output_projection": "one output projection in a feedforward",
+    "zero_output": "sublayers whose output is zero",
+    "inserted_tokens": "tokens that are inserted between those of a row",
+}
 # `Component.when`: all values except None, False and 0 select the component.
 ANY: Any = ...
 
@@ -50,7 +65,7 @@ class Param:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A declared constraint: `flag` must have `value`, for the given `reason`."""
+    """A value that another flag must have: `flag` must have `value`, for the given `reason`."""
 
     flag: str
     value: Any
@@ -58,8 +73,7 @@ class Requirement:
 
     def say(self, prefix: str = "") -> str:
         """Return the requirement as a user types it."""
-        name = f"{prefix}{self.flag}"
-        return f"no `{name}`" if self.value is None else f"`{name}={self.value!r}`"
+        return f"`{prefix}{self.flag}={self.value!r}`"
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,9 @@ class Component:
     Attributes:
         select: the flag that selects this component; None for the default of its slot.
         when: the value of `select` that selects it; `ANY`: all values except None, False and 0.
-        needs: features that the attention kernel ("learned_bias", "scores") or the executor ("carry",
-            "stream") must support.
-        supports: kernels and executors only: the needs that they support.
-        requires: constraints that cannot be derived, each with its reason.
+        needs: keys of `NEEDS` that all components of the same sublayer and of the stack must serve.
+        lacks: the needs that it cannot serve, each with the reason.
+        requires: values that other flags must have, each with its reason.
         kind: the kind of attention that it is for ("a" or "c"); empty: both.
     """
 
@@ -83,7 +96,7 @@ class Component:
     doc: str = ""
     paper: str = ""
     needs: frozenset[str] = frozenset()
-    supports: frozenset[str] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict, hash=False)
     requires: tuple[Requirement, ...] = ()
     kind: str = ""
     params: tuple[Param, ...] = field(default=(), compare=False)
@@ -126,16 +139,23 @@ def component(
     when: Any = ANY,
     paper: str = "",
     needs: Iterable[str] = (),
-    supports: Iterable[str] = (),
+    lacks: Mapping[str, str] = MappingProxyType({}),
     requires: Iterable[Requirement] = (),
     kind: str = "",
 ) -> Callable[[T], T]:
-    """Declare that a class fills `slot`. It is registered only if the catalogue lists it."""
+    """Declare that a class fills `slot`. It is registered only if the catalogue lists it.
+
+    Raises:
+        ValueError: for a need that `NEEDS` does not list.
+    """
+    unknown = sorted({*needs, *lacks} - NEEDS.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a need of a component; they are: {', '.join(NEEDS)}")
 
     def declare(cls: T) -> T:
         doc = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
         cls.component = Component(  # type: ignore[attr-defined]
-            cls, slot, select, when, doc, paper, frozenset(needs), frozenset(supports), tuple(requires),
+            cls, slot, select, when, doc, paper, frozenset(needs), dict(lacks), tuple(requires),
             kind, read_params(cls),
         )  # fmt: skip
         return cls

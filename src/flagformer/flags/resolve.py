@@ -10,8 +10,9 @@ from typing import Any
 from flagformer.flags import conflicts
 from flagformer.flags.contracts import UserSlot, contract_error, contract_of
 from flagformer.flags.errors import Finding, FlagError, with_prefix
-from flagformer.flags.flag import ANY, Component
+from flagformer.flags.flag import Component
 from flagformer.flags.names import SublayerFlags, parse_flags, sublayer_flags
+from flagformer.flags.needs import declared, fastest_kernel, unmet_needs
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import LAYER_SCOPES, SLOTS
 from flagformer.flags.spec import Instance, Spec
@@ -113,25 +114,20 @@ class _Resolution:
     ) -> dict[str, tuple[Buildable, ...]]:
         """Return the slots of one attention sublayer; the kernel comes last, as it depends on the others."""
         slots = {}
-        others = [conflicts.declared("position_bias", choice) for choice in bias]
+        others = [declared("position_bias", choice) for choice in bias]
         for slot in (s.name for s in SLOTS.values() if s.scope == "attention" and s.name != "kernel"):
             slots[slot] = self.fill(slot, values, kind)
-            others += [conflicts.declared(slot, choice) for choice in slots[slot]]
-        given = self.fill("kernel", values) if "kernel" in values else ()
-        if given:
-            # a class without a declaration is taken to support all needs
-            known = getattr(given[0].cls, "component", None)
-            requested = None if known is None else replace(known, select="kernel", when=ANY)
+            others += [declared(slot, choice) for choice in slots[slot]]
+        if "kernel" in values:
+            slots["kernel"] = self.fill("kernel", values)
         else:
             chosen = [item for item in self.choose("kernel", values) if item.select is not None]
-            requested = chosen[0] if chosen else None
-        kernel, findings = conflicts.choose_kernel(requested, others, self.registry, self.prefix)
-        self.findings += findings
-        slots["kernel"] = given or (self.spec(kernel, values),)
+            kernel = chosen[0] if chosen else fastest_kernel(others, self.registry)
+            slots["kernel"] = (self.spec(kernel, values),)
         return slots
 
     def modules(
-        self, kinds: tuple[str, ...], values: Mapping[str, Any], bias: tuple[Buildable, ...]
+        self, kinds: tuple[str, ...], values: Mapping[str, Any], stack: Mapping[str, tuple[Buildable, ...]]
     ) -> tuple[SublayerSpec, ...]:
         """Return the sublayers of a plan; sublayers of one kind with equal flags share one spec."""
         counts, ordinals = Counter(kinds), Counter[str]()
@@ -144,7 +140,8 @@ class _Resolution:
             ordinals[kind] += 1
             key = (kind, own.key(ordinal), branch.key(index))
             if key not in made:
-                made[key] = self._module(kind, own.at(ordinal), branch.at(index), bias)
+                made[key] = self._module(kind, own.at(ordinal), branch.at(index), stack["position_bias"])
+                self.findings += unmet_needs(stack, made[key][0], self.prefix, own.typed)
             module, used = made[key]
             self.used.add(used, own, ordinal)
             self.used.add(used, branch, index)
@@ -204,8 +201,9 @@ def resolve(
         else:
             work.findings += conflicts.unread_components(stack, plan.kinds, registry, prefix)
             work.findings += conflicts.missing_components(plan, values, registry, prefix)
-            modules = work.modules(plan.kinds, values, stack["position_bias"])
-            work.findings += conflicts.unsupported_kernels(stack, modules, prefix)
+            modules = work.modules(plan.kinds, values, stack)
+    if not modules:
+        work.findings += unmet_needs(stack, None, prefix)
     planned = plan is not None or "plan" not in stack
     # a flag with an error is not reported as unused too, nor are the parameters of its component
     refused = {finding.flag.removeprefix(prefix).split("=")[0] for finding in work.findings}

@@ -65,14 +65,14 @@ class Flags(TypedDict, total=False):
     depth_scale_residual: bool | None
     """Initialise the output projection of sublayer i with standard deviation (i * in_features) **
     -0.5."""
-    zero_init_branch_output: bool | None
-    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
-    attn_zero_init_output: bool | None
-    """Set the output projections of self- and cross-attention to zero."""
-    cross_attn_zero_init_output: bool | None
-    """Set the output projections of cross-attention to zero, to add a context to a trained model."""
     ff_zero_init_output: bool | None
     """Set the output projections of feedforwards to zero."""
+    cross_attn_zero_init_output: bool | None
+    """Set the output projections of cross-attention to zero, to add a context to a trained model."""
+    attn_zero_init_output: bool | None
+    """Set the output projections of self- and cross-attention to zero."""
+    zero_init_branch_output: bool | None
+    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
     cross_attn_tokens_dropout: float
     """fraction of context tokens that cross-attention masks in training"""
     checkpoint: Literal["sublayer", "selective"] | None

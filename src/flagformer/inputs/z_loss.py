@@ -9,7 +9,7 @@ from torch import nn
 
 from flagformer.attention.z_loss import NAME
 from flagformer.flags import Finding, FlagError
-from flagformer.flags.conflicts import declared
+from flagformer.flags.needs import declared
 
 DEFAULT_WEIGHT = 1e-4  # for a requested loss without a weight, as in x-transformers
 WAYS = "use `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"

@@ -8,14 +8,12 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Layout
 from flagformer.flow.recurrent_state import RecurrentState, read_memories
 from flagformer.memory import Recurrence
 
-TOKENS = Requirement(
-    "num_memory_tokens", None, "memory tokens would come between a segment and the tokens of earlier ones"
-)
+BETWEEN = "memory tokens would come between a segment and the tokens of earlier ones"
 
 
 @component("recurrence")
@@ -39,7 +37,12 @@ class NoRecurrence(Recurrence):
         raise AssertionError("`read` refuses `return_mems`")
 
 
-@component("recurrence", select="max_mem_len", paper="arXiv:1901.02860, section 3.2", requires=[TOKENS])
+@component(
+    "recurrence",
+    select="max_mem_len",
+    paper="arXiv:1901.02860, section 3.2",
+    lacks={"inserted_tokens": BETWEEN},
+)
 class SegmentRecurrence(Recurrence):
     """Self-attention also attends to the last M tokens before this segment.
 

@@ -22,6 +22,7 @@ from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
     select="rotary_xpos",
     paper="arXiv:2212.10554, section 3.1",
     requires=[Requirement("causal", True, "scores grow with the distance to later keys")],
+    lacks={"value_rotation": "keys are divided by its decay, so values would grow with the position"},
 )
 class XPos(Rotation):
     """Rotation in which a pair's product fades with the distance, fast turning pairs first.

@@ -11,6 +11,7 @@ from flagformer.ops.sharded import laid_out
 from flagformer.score import Score, WeightMod
 
 NAME, PAPER = "attn_talking_heads", "arXiv:2003.02436, section 3"
+NEEDS = {"scores", "same_keys"}
 
 
 class HeadMixing(nn.Module):
@@ -29,7 +30,7 @@ class HeadMixing(nn.Module):
         return torch.einsum("gh,bhts->bgts", self.weight.to(x.dtype), x)
 
 
-@component("score", select=NAME, paper=PAPER, needs={"scores"})
+@component("score", select=NAME, paper=PAPER, needs=NEEDS)
 class TalkingScores(Score):
     """Scores of each head are a learned sum of the scores of all heads."""
 
@@ -41,7 +42,7 @@ class TalkingScores(Score):
         return self.exchange(scores)
 
 
-@component("weight_mod", select=NAME, paper=PAPER, needs={"scores"})
+@component("weight_mod", select=NAME, paper=PAPER, needs=NEEDS)
 class TalkingWeights(WeightMod):
     """Attention weights of each head are a learned sum of the weights of all heads."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from flagformer.attention.attention import build_attention
 from flagformer.branch.scale import HalfStep
 from flagformer.flags import ErrorCollector, Finding, FlagError, Resolved, SublayerSpec, with_prefix
-from flagformer.flags.conflicts import declared
+from flagformer.flags.needs import declared
 from flagformer.flow import Dims
 from flagformer.norm import Norm
 from flagformer.ops.identity import as_module, identity

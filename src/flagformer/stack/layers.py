@@ -93,7 +93,7 @@ class AttentionLayers(Whole):
         )
         refuse_shared(resolved, self)
         refuse_idle_context(self.dims, self.has_cross)
-        refuse_carry(self.steps, resolved.flags)
+        refuse_carry(self.steps, resolved)
         self.is_acausal = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
 
     def reset_parameters(self) -> None:

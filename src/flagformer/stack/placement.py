@@ -43,7 +43,12 @@ class PostNorm(Placement):
         super().__init__(before=False, after=True, final=False)
 
 
-@component("norm_position", select="sandwich_norm", paper="arXiv:2105.13290, section 2.3")
+@component(
+    "norm_position",
+    select="sandwich_norm",
+    paper="arXiv:2105.13290, section 2.3",
+    lacks={"zero_output": "the norm of a zero output has an unbounded gradient"},
+)
 class SandwichNorm(Placement):
     """Norm before each sublayer and of its output (CogView)."""
 

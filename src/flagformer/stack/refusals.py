@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from flagformer.flags import Finding, FlagError, Instance, Resolved
+from flagformer.flags import Finding, FlagError, Instance, Resolved, SublayerSpec
+from flagformer.flags.needs import declared
 from flagformer.flow import Dims
 
+KINDS = {"a": "self-attention", "c": "cross-attention"}
 # Flags that order the sublayers.
 ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
-# kind -> the flag of residual attention, and the name of the kind
-RESIDUAL_ATTENTION = {
-    "a": ("residual_attn", "self-attention"),
-    "c": ("cross_residual_attn", "cross-attention"),
-}
-
-# kind -> the flag for the selection of keys in routing attention
-SELECTIONS = {"a": "routing_selection", "c": "context_selection"}
 
 
 def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
@@ -60,37 +54,35 @@ def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
         raise FlagError(dict.fromkeys(findings))
 
 
-def refuse_carry(steps: Sequence[Any], flags: Mapping[str, Any]) -> None:
+def refuse_carry(steps: Sequence[Any], resolved: Resolved) -> None:
     """Raise FlagError for residual attention in one layer only, or between layers with different keys.
 
     Args:
         steps: the sublayers in the order in which they run.
     """
     findings = []
-    for kind, (flag, words) in RESIDUAL_ATTENTION.items():
-        attention = [
-            step.fn for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)
-        ]
-        if len(attention) == 1:
-            text = f"`{flag}` has no effect here, because scores pass from one {words} to the next, and"
-            findings.append(Finding(flag, f"{text} {_with_order(flags)}only one layer has it; leave it out"))
-        for other, counts in (
-            ("attn_num_mem_kv", {fn.num_prefix_kv for fn in attention}),
-            ("attn_max_attend_past", {fn.window for fn in attention}),
-        ):
-            if len(counts) > 1:
-                text = f"`{flag}` and `{other}` cannot be combined here, because the scores of layers"
-                findings.append(Finding(flag, f"{text} with different numbers of keys cannot be added"))
+    for kind in KINDS:
+        carrying = [step for step in steps if step.kind == kind and getattr(step.fn.core, "carries", False)]
+        modules = [resolved.modules[step.index] for step in carrying]
+        flag = next(iter(_flags("core", modules)), "core")
+        if len(carrying) == 1:
+            text = f"`{flag}` has no effect here, because scores pass from one {KINDS[kind]} to the next, and"
+            order = _with_order(resolved.flags)
+            findings.append(Finding(flag, f"{text} {order}only one layer has it; leave it out"))
+        for slot, count in (("prefix_kv", "num_prefix_kv"), ("window", "window")):
+            if len({getattr(step.fn, count) for step in carrying}) > 1:
+                names = " and ".join(f"`{name}`" for name in (flag, *_flags(slot, modules)))
+                text = f"{names} cannot be combined here, because the scores of layers with different numbers"
+                findings.append(Finding(flag, f"{text} of keys cannot be added"))
     if findings:
         raise FlagError(findings)
 
 
 def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) -> bool:
     """Return whether later tokens influence the keys of earlier ones; raise FlagError unless intended."""
+    cores = [step.fn.core for step in steps if step.kind in KINDS]
     leaking = dict.fromkeys(
-        SELECTIONS[step.kind]
-        for step in steps
-        if step.kind in SELECTIONS and getattr(step.fn.core, "is_acausal", False)
+        getattr(core, "acausal_flag", "core") for core in cores if getattr(core, "is_acausal", False)
     )
     if not causal or not leaking:
         return False
@@ -106,8 +98,14 @@ def refuse_leak(steps: Sequence[Any], flags: Mapping[str, Any], causal: bool) ->
             for name in unintended
         )
     for name in leaking:
-        warnings.warn(f"`{name}='leaky'` leaks future tokens: {why}", stacklevel=2)
+        warnings.warn(f"`{name}` leaks future tokens: {why}", stacklevel=2)
     return True
+
+
+def _flags(slot: str, modules: Iterable[SublayerSpec]) -> dict[str, None]:
+    """The flags that select the components of a slot."""
+    items = (declared(slot, choice) for module in modules for choice in module.slots[slot])
+    return {item.select: None for item in items if item.select is not None}
 
 
 def _values(flag: Any) -> tuple[Any, ...]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flagformer.flags import Finding, FlagError, Requirement, component
+from flagformer.flags import Finding, FlagError, component
 from flagformer.ops.linear import Init, Linear
 
 WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
-SANDWICH = Requirement("sandwich_norm", None, "the norm of a zero output has an unbounded gradient")
-WHOLE = Requirement("zero_init_branch_output", None, "all output projections are set to zero already")
+ZEROS = {"zero_output"}
+LAST = {"output_projection"}  # of a feedforward; attention has one
 
 
 class WeightInit(ABC):
@@ -72,7 +72,7 @@ def _initialise(last: nn.Linear, init: Init) -> None:
         init(last)
 
 
-@component("init", select="depth_scale_residual", paper="arXiv:2203.00555, section 3")
+@component("init", select="depth_scale_residual", paper="arXiv:2203.00555, section 3", needs=LAST)
 class DepthScaledInit(WeightInit):
     """Initialise the output projection of sublayer i with standard deviation (i * in_features) ** -0.5.
 
@@ -92,45 +92,30 @@ class _Zeros(WeightInit):
             _initialise(_last(self, sublayer), _zeroed)
 
 
-@component(
-    "init",
-    select="zero_init_branch_output",
-    paper="arXiv:1901.09321",
-    requires=[SANDWICH, Requirement("depth_scale_residual", None, "zero weights have no scale")],
-)
-class ZeroBranchesInit(_Zeros):
-    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
+@component("init", select="ff_zero_init_output", paper="arXiv:1901.09321", needs=ZEROS | LAST)
+class ZeroFeedForwardInit(_Zeros):
+    """Set the output projections of feedforwards to zero."""
+
+    kinds = frozenset("f")
 
 
-@component("init", select="attn_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
-class ZeroAttentionInit(_Zeros):
-    """Set the output projections of self- and cross-attention to zero."""
-
-    kinds = frozenset("ac")
-
-
-@component(
-    "init",
-    select="cross_attn_zero_init_output",
-    paper="arXiv:1901.09321",
-    requires=[
-        SANDWICH,
-        WHOLE,
-        Requirement("attn_zero_init_output", None, "cross-attention is set to zero already"),
-    ],
-    kind="c",
-)
+@component("init", select="cross_attn_zero_init_output", paper="arXiv:1901.09321", needs=ZEROS, kind="c")
 class ZeroCrossAttentionInit(_Zeros):
     """Set the output projections of cross-attention to zero, to add a context to a trained model."""
 
     kinds = frozenset("c")
 
 
-@component("init", select="ff_zero_init_output", paper="arXiv:1901.09321", requires=[SANDWICH, WHOLE])
-class ZeroFeedForwardInit(_Zeros):
-    """Set the output projections of feedforwards to zero."""
+@component("init", select="attn_zero_init_output", paper="arXiv:1901.09321", needs=ZEROS)
+class ZeroAttentionInit(_Zeros):
+    """Set the output projections of self- and cross-attention to zero."""
 
-    kinds = frozenset("f")
+    kinds = frozenset("ac")
+
+
+@component("init", select="zero_init_branch_output", paper="arXiv:1901.09321", needs=ZEROS | LAST)
+class ZeroBranchesInit(_Zeros):
+    """Set the output projections of all sublayers to zero, so that they initially add nothing."""
 
 
 def _scaled(last: nn.Linear, index: int) -> None:

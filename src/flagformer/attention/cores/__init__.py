@@ -17,6 +17,7 @@ class Core(nn.Module, ABC):
     has_z_loss = False  # whether it adds the z-loss where that is requested
     path_changes_at: tuple[int, ...] = ()  # lengths of rows beyond which it computes in another way
     is_acausal = False  # whether later tokens change which keys an earlier one attends to
+    acausal_flag = "core"  # the flag that makes it so
     has_aux_loss = False  # whether it adds losses in training
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:

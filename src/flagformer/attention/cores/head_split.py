@@ -33,6 +33,7 @@ class HeadSplit(Core):
         self.slices = [slice(end - heads, end) for end, (_, heads) in zip(ends, parts)]
         self.has_z_loss = all(core.has_z_loss for core, _ in parts)
         self.is_acausal = any(core.is_acausal for core, _ in parts)
+        self.acausal_flag = parts[-1][0].acausal_flag
         self.has_aux_loss = any(core.has_aux_loss for core, _ in parts)
 
     @property

@@ -12,7 +12,7 @@ from flagformer.attention.cores.block_sparse import QKVBlocks, attend_blocks
 from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import AttentionBias, Dims, KeyValues, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.ops.lengths import clamp_to_length, num_blocks
@@ -109,9 +109,7 @@ class NoLocal(HeadShare):
     select="n_local_attn_heads",
     paper="arXiv:2003.05997, section 4.1",
     kind="a",
-    requires=[
-        Requirement("residual_attn", None, "local heads form no scores of all pairs that could be handed on")
-    ],
+    lacks={"all_pairs": "local heads form no scores of all pairs that could be handed on"},
 )
 class LocalHeads(HeadShare):
     """The first heads see the tokens around them only; the core serves the others.

@@ -12,7 +12,7 @@ from flagformer.flags import component
 from flagformer.flow import AttentionBias, KeyValues, SideInputs
 
 PAPER = "arXiv:2012.11747, section 3.2"
-NEEDS = {"scores", "carry"}
+NEEDS = {"scores", "carry", "all_pairs"}
 
 
 class ResidualAttention(Dense):

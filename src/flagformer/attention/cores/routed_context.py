@@ -22,7 +22,7 @@ from flagformer.attention.cores.context_selection import ContextSelectionCache
 from flagformer.attention.cores.kmeans import LOSS, Commitment, Decay, KMeans
 from flagformer.attention.kernels import Kernel
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flags import Flag, Requirement, component
+from flagformer.flags import Flag, component
 from flagformer.flow import AttentionBias, DecodeState, Dims, KeyValues, Layout, OutputCollector, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.ops.cluster_topk import ClusterTopK, cluster_topk
@@ -36,9 +36,7 @@ from flagformer.ops.routing import members_of
     select="context_num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="c",
-    requires=[
-        Requirement("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")
-    ],
+    lacks={"same_keys": "each head sees other tokens, so there is nothing to mix"},
 )
 class RoutedContext(Core):
     """A query meets the tokens of the context that its centroid picks: the nearest `context_window_size`.
@@ -50,6 +48,7 @@ class RoutedContext(Core):
     `"leaky"` do so.
     """
 
+    acausal_flag = "context_selection"
     path: ScorePipeline  # owned by the kernel
 
     def __init__(

@@ -24,7 +24,7 @@ from flagformer.attention.cores.ring_buffer import ClusterRingBuffer
 from flagformer.attention.kernels import Kernel, key_ranges
 from flagformer.attention.kernels.sdpa import SDPA
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import AttentionBias, Causal, DecodeState, Dims, KeyValues, OutputCollector, SideInputs
 from flagformer.ops.borrow import borrow
 from flagformer.ops.cluster_topk import cluster_topk
@@ -43,9 +43,7 @@ NO_MEMORY = (
     select="num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="a",
-    requires=[
-        Requirement("attn_talking_heads", None, "each head sees other tokens, so there is nothing to mix")
-    ],
+    lacks={"same_keys": "each head sees other tokens, so there is nothing to mix"},
 )
 class Routing(Core):
     """A query sees itself and the most recent keys of its own cluster, and the next ones where it may.
@@ -58,6 +56,7 @@ class Routing(Core):
     future; its vectors are layer-normed, these have unit length.
     """
 
+    acausal_flag = "routing_selection"
     path: ScorePipeline  # owned by the kernel
 
     def __init__(

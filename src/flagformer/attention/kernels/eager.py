@@ -16,7 +16,7 @@ from flagformer.ops.attend import repeat_kv
 Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", ge=0, lt=1)]
 
 
-@component("kernel", select="attn_flash", when=False, supports={"learned_bias", "scores"})
+@component("kernel", select="attn_flash", when=False)
 class Eager(Kernel):
     """softmax(q k^T) v in three steps; memory grows with T * S."""
 

@@ -16,6 +16,9 @@ from flagformer.ops.full_precision import accum_dtype, cast_together, without_ca
 from flagformer.ops.lengths import LONG
 from flagformer.ops.traced import transformed
 
+NO_GRADIENT = "the fused kernel computes no gradient for a learned bias"
+NO_SCORES = "it reads the attention scores, which the fused kernel never materialises"
+
 
 def _zeros_pay(q: Tensor, k: Tensor) -> bool:
     """Whether padding is faster than eager attention, which torch takes for two widths.
@@ -31,7 +34,13 @@ def _mask(bias: Tensor, q: Tensor) -> Tensor:
     return bias.to(accum_dtype(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
 
 
-@component("kernel", select="attn_flash", when=True, paper="arXiv:2205.14135")
+@component(
+    "kernel",
+    select="attn_flash",
+    when=True,
+    paper="arXiv:2205.14135",
+    lacks={"learned_bias": NO_GRADIENT, "scores": NO_SCORES},
+)
 class SDPA(Kernel):
     """torch.nn.functional.scaled_dot_product_attention; eager under transforms of `torch.func`."""
 
@@ -96,7 +105,7 @@ class SDPA(Kernel):
         )
 
 
-@component("kernel", supports={"learned_bias"})
+@component("kernel", lacks={"scores": NO_SCORES})
 class SDPATrainableBias(Kernel):
     """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or eager."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
-from flagformer.flags import Finding, Flag, FlagError, Requirement, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.ops.attend import split_heads
 from flagformer.ops.l2_normalize import l2_normalize
@@ -83,9 +83,7 @@ class MultiQuery(Heads):
     select="shared_qk",
     paper="arXiv:2001.04451, section 2",
     kind="a",
-    requires=[
-        Requirement("attn_shared_kv", None, "queries would be what a token is found by and what it gives")
-    ],
+    lacks={"own_keys": "queries would be what a token is found by and what it gives"},
 )
 class SharedQK(Projection):
     """Keys are the queries, of unit length; a token sees itself only where it sees nothing else.
@@ -117,7 +115,7 @@ class SharedQK(Projection):
     select="context_shared_qk",
     paper="arXiv:2001.04451, section 2",
     kind="c",
-    requires=[Requirement("attn_shared_kv", None, "keys would be queries and values at once")],
+    lacks={"own_keys": "keys would be queries and values at once"},
 )
 class ContextSharedQK(Projection):
     """Keys of cross-attention are made of the context as queries are of the tokens, by the same weights."""

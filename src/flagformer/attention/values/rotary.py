@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flagformer.attention.values import ValueRule, Values
-from flagformer.flags import Finding, FlagError, Requirement, component
+from flagformer.flags import Finding, FlagError, component
 from flagformer.flow import Dims
 from flagformer.position import Rotation
 
 FLAG = "attn_rotary_embed_values"
-FADES = "keys are divided by its decay, so values would grow with the position"
 
 
-@component("values", select=FLAG, requires=[Requirement("rotary_xpos", None, FADES)], kind="a")
+@component("values", select=FLAG, needs={"value_rotation"}, kind="a")
 class RotaryValues(ValueRule):
     """Each value is turned by its own position: what a head gathers tells where it stood.
 

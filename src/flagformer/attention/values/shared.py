@@ -12,7 +12,7 @@ from flagformer.position import Rotation
 FLAG = "attn_shared_kv"
 
 
-@component("values", select=FLAG, paper="arXiv:2606.04032")
+@component("values", select=FLAG, paper="arXiv:2606.04032", needs={"own_keys"})
 class SharedKV(ValueRule):
     """A token is found by what it gives: the keys, before their norm and rotation, are the values."""
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flagformer.flags import CATALOGUE, SLOTS, Component
-from flagformer.flags.conflicts import EXECUTION, REASONS
 from flagformer.flags.names import CROSS, canonical
 from flagformer.flags.values import type_name
 
@@ -113,13 +112,12 @@ def _alternatives(item: Component) -> Iterable[str]:
 
 
 def _unserved(item: Component) -> Iterable[str]:
-    """The kernels and executors that do not support a component, or the components they do not support."""
-    for slot, reasons in (("kernel", REASONS), ("executor", EXECUTION)):
-        for one in (one for one in CATALOGUE.in_slot(slot) if one.select):
-            for other in (other for other in CATALOGUE if item in (one, other)):
-                for reads in sorted((other.needs & reasons.keys()) - one.supports):
-                    apart = other if item is one else one
-                    yield f"`{item.say()}` cannot be combined with `{apart.say()}`, because {reasons[reads]}"
+    """The components that lack a need of this one, or have a need that it lacks."""
+    for one in (one for one in CATALOGUE if one.select):
+        for other in (other for other in CATALOGUE if item in (one, other)):
+            for need in sorted(other.needs & one.lacks.keys()):
+                apart = other if item is one else one
+                yield f"`{item.say()}` cannot be combined with `{apart.say()}`, because {one.lacks[need]}"
 
 
 def _kind(name: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from flagformer.flags import CATALOGUE, SLOTS, Component
-from flagformer.flags.conflicts import EXECUTION, REASONS
+from flagformer.flags import CATALOGUE, NEEDS, SLOTS, Component
 from flagformer.lab.reference.markdown import code, page, table
 from flagformer.lab.reference.selectors import BASE, Choice, choices
 from flagformer.lab.reference.verdicts import Verdict
@@ -19,11 +18,9 @@ def conflicts_part(found: Sequence[Verdict]) -> str:
         "## Conflicts",
         "Most slots take one component. Two of these for the same slot are refused:",
         table(("slot", "choose one"), _single_slots()),
-        "A component may need features that not every kernel supports; with other kernels it is refused:",
-        table(("component", "needs", "supported by", "reason"), _needs("kernel", REASONS)),
-        "Needs that not every executor supports:",
-        table(("component", "needs", "supported by", "reason"), _needs("executor", EXECUTION)),
-        "Requirements on other flags:",
+        "A component may need what another one cannot give; the two are refused together:",
+        table(("need", "needed by", "refused by", "because"), _needs()),
+        "Values that other flags must have:",
         table(("component", "needs", "because"), _declared()) or "None in this version.",
         "All other refused pairs:",
         table(("first", "second", "message"), [_refused(v) for v in found if v.reason and not _same_slot(v)]),
@@ -54,13 +51,12 @@ def _single_slots() -> list[tuple[str, str]]:
     return rows
 
 
-def _needs(slot: str, reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
-    supporting = CATALOGUE.in_slot(slot)
+def _needs() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for item in CATALOGUE:
-        for need in sorted(item.needs & reasons.keys()):
-            names = ", ".join(one.name for one in supporting if need in one.supports)
-            rows.append((code(item.say()), code(need), names, reasons[need]))
+    for need, words in NEEDS.items():
+        needing = ", ".join(dict.fromkeys(code(item.say()) for item in CATALOGUE if need in item.needs))
+        lacking = (item for item in CATALOGUE if need in item.lacks)
+        rows += [(f"{code(need)}: {words}", needing, code(one.say()), one.lacks[need]) for one in lacking]
     return rows
 
 

@@ -60,7 +60,8 @@ layers = Decoder(dim=64, depth=2, norm=Spec(MeanNorm, {"eps": 1e-5}))
 ```
 
 A class without a declaration is taken to have all needs of its slot: for example, a score modification of
-your own is never run by a fused kernel. Declare its needs with `@component(slot, needs=..., supports=...)`.
+your own is never run by a fused kernel. Declare its needs, and the needs of others that it cannot serve, with
+`@component(slot, needs=..., lacks=...)`.
 A module with parameters that you pass as an instance can fill one slot only, as its parameters would be
 shared. A component that does not meet the contract raises a `FlagError` at construction.
 """

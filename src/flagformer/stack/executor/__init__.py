@@ -13,6 +13,8 @@ from flagformer.ops.traced import transformed
 from flagformer.residual import Residual
 from flagformer.stack.sublayer import Sublayer
 
+NO_CARRY = "values passed from one sublayer to a later one are not available when a sublayer is recomputed"
+
 
 class Executor(ABC):
     """Contract of the slot `executor`.

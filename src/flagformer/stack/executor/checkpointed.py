@@ -21,7 +21,7 @@ from flagformer.attention.kernels import FUSED_OPERATORS
 from flagformer.flags import Flag, component
 from flagformer.flow import SideInputs
 from flagformer.residual import Residual
-from flagformer.stack.executor import Executor, recomputes
+from flagformer.stack.executor import NO_CARRY, Executor, recomputes
 from flagformer.stack.executor.forward_context import ForwardContext
 from flagformer.stack.executor.sequential import Sequential
 from flagformer.stack.sublayer import Sublayer
@@ -32,7 +32,7 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 SAVED_OPERATORS = {"aten::mm", "aten::addmm", *FUSED_OPERATORS}
 
 
-@component("executor", select="checkpoint", paper="arXiv:1604.06174", supports={"stream"})
+@component("executor", select="checkpoint", paper="arXiv:1604.06174", lacks={"carry": NO_CARRY})
 class Checkpointed(Executor):
     """Saves the stream before each sublayer and recomputes the sublayer in the backward.
 

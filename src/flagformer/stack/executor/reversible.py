@@ -13,7 +13,7 @@ from flagformer.flags import Flag, Requirement, component
 from flagformer.flow import SideInputs, flatten
 from flagformer.residual import Residual
 from flagformer.residual.reversible_streams import ReversibleStreams, StreamPair
-from flagformer.stack.executor import Executor, recomputes
+from flagformer.stack.executor import NO_CARRY, Executor, recomputes
 from flagformer.stack.executor.forward_context import ForwardContext
 from flagformer.stack.executor.recompute import BackwardStart, RecomputeFunction, StreamSlot, SublayerCall
 from flagformer.stack.executor.sequential import Sequential
@@ -32,6 +32,9 @@ def refuse_sharded_parts(sublayers: Sequence[Sublayer]) -> None:
         )
 
 
+SUMS = "reversible execution recovers the residual stream by subtraction, so only sums may change it"
+
+
 @component(
     "executor",
     select="reversible",
@@ -43,6 +46,10 @@ def refuse_sharded_parts(sublayers: Sequence[Sublayer]) -> None:
             "dividing the stream by it in the backward amplifies rounding errors",
         )
     ],
+    lacks={
+        "carry": NO_CARRY,
+        "stream": SUMS,
+    },
 )
 class Reversible(Executor):
     """Two residual streams, from which the backward recomputes all activations: none are saved.

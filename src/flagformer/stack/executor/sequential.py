@@ -12,7 +12,7 @@ from flagformer.stack.executor import Executor
 from flagformer.stack.sublayer import Sublayer
 
 
-@component("executor", supports={"carry", "stream"})
+@component("executor")
 class Sequential(Executor):
     """Runs the sublayers in order; autograd saves all activations."""
 
