@@ -1,5 +1,7 @@
 """Every flag of the catalogue with a value for tests; choices and their pairs come from the library."""
 
+from functools import cache
+
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices
 from flagformer.ops.lengths import LONG
@@ -93,6 +95,7 @@ def for_graphs(flags):
     return one_block({**flags, "max_seq_len": LONG + 64})
 
 
+@cache
 def tunings():
     """name -> flags, for each flag that tunes a component: the flag, and the component's selector.
 
@@ -112,6 +115,7 @@ def tunings():
     return found
 
 
+@cache
 def cross_forms():
     """`cross_attn_...` -> flags, for each attention flag: set for cross-attention only."""
     forms = {}

@@ -33,21 +33,25 @@ def cached_equals_full(subject):
 def prefix_is_seen_by_all(subject):
     """A prefix attends to itself only; the rest is causal; cached equals full."""
     lengths = torch.tensor([4, 2])
-    how = {"prefix_attn_len": lengths}
-    full = subject(subject.ids, **how)
+    inputs = {"prefix_attn_len": lengths}
+    full = subject(subject.ids, **inputs)
     if subject.model.attn_layers.has_self:
         differ(full[:, 0], subject.logits[:, 0], "the first token sees the prefix")
     for row, length in enumerate((4, 2)):
         changed = subject.ids.clone()
         changed[row, length:] = (changed[row, length:] + 3) % subject.model.num_tokens
-        same(subject(changed, **how)[row, :length], full[row, :length], "a prefix before a change after it")
-    same(run_cached(subject, side={**subject.side(0, 1), **how}), full, "cached after a prefix")
+        same(
+            subject(changed, **inputs)[row, :length],
+            full[row, :length],
+            "a prefix before a change after it",
+        )
+    same(run_cached(subject, side={**subject.side(0, 1), **inputs}), full, "cached after a prefix")
     starts = torch.tensor([0, 2])
-    padded = subject(subject.ids, seq_start_pos=starts, **how)
+    padded = subject(subject.ids, seq_start_pos=starts, **inputs)
     same(
         padded[1:, 2:], subject(subject.ids[1:, 2:], 1, prefix_attn_len=2), "a left-padded row with a prefix"
     )
-    side = {**subject.side(0, 1), **how}
+    side = {**subject.side(0, 1), **inputs}
     got = run_cached(subject, side=side, seq_start_pos=starts)
     same(got[1, 2:], padded[1, 2:], "cached after a left-padded prefix")
     packed = subject(subject.ids, seq_lens=[[4, 5], [6, 3]], prefix_attn_len=2)
@@ -87,11 +91,11 @@ def in_segments(model, ids, blocks=(4, 1, 4), mask=None, first=(), **side):
     pieces, mems, start = [], None, 0
     for block in blocks:
         part = slice(start, start + block)
-        how = dict(first) if mems is None else {"mems": mems}
+        inputs = dict(first) if mems is None else {"mems": mems}
         if mask is not None:
-            how["mask"] = mask[:, part]
+            inputs["mask"] = mask[:, part]
         with torch.no_grad():
-            logits, mems = model(ids[:, part], return_mems=True, **how, **side)
+            logits, mems = model(ids[:, part], return_mems=True, **inputs, **side)
         pieces.append(logits)
         start += block
     return torch.cat(pieces, dim=1)

@@ -58,10 +58,10 @@ class Subject:
         """The context of these rows of the inputs, as keywords of a forward."""
         return {"context": self.context[list(rows)]} if self.has_cross else {}
 
-    def __call__(self, ids, *rows, **how):
+    def __call__(self, ids, *rows, **keywords):
         """Logits without gradient; `rows` are the rows of the context for the ids."""
         with torch.no_grad():
-            return self.model(ids, **self.side(*(rows or range(len(ids)))), **how)
+            return self.model(ids, **self.side(*(rows or range(len(ids)))), **keywords)
 
     def loss(self):
         """A scalar that every logit changes; of two segments if the first writes slots."""

@@ -199,8 +199,10 @@ def found(name, model):
     loss = answers(name, model)["loss"]
     loss.backward()
     model.eval()
-    held = {id(p) for one in model.modules() if isinstance(one, (*LAYERS, Adapter)) for p in one.parameters()}
-    grads = {n: p.grad for n, p in model.named_parameters() if id(p) not in held}
+    inner = {
+        id(p) for one in model.modules() if isinstance(one, (*LAYERS, Adapter)) for p in one.parameters()
+    }
+    grads = {n: p.grad for n, p in model.named_parameters() if id(p) not in inner}
     return {**got, "loss in training": loss.detach(), **grads}
 
 

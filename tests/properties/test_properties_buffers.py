@@ -159,8 +159,8 @@ def test_whole_models_build_on_meta(kind):
 
 def hidden(model):
     """Tensors of a model outside its state dict."""
-    held = {id(value) for value in model.state_dict(keep_vars=True).values()}
-    names = [name for name, value in model.named_buffers() if id(value) not in held]
+    in_state = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    names = [name for name, value in model.named_buffers() if id(value) not in in_state]
     for name, module in model.named_modules():
         names += [f"{name}.{key}" for key, value in vars(module).items() if isinstance(value, torch.Tensor)]
     return names

@@ -175,7 +175,7 @@ def kept(flags, depth):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(torch.randint(11, (2, 16))).sum()
-    return sum(size for place, size in seen.items() if place not in own)
+    return sum(size for address, size in seen.items() if address not in own)
 
 
 def test_executors_save_less_for_backward():

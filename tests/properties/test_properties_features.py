@@ -8,7 +8,9 @@ from property_checks import (
     copies,
     exports,
     failures,
+    learns_what_it_shows,
     low_precision_is_finite,
+    rows_are_independent,
 )
 from property_settings import OTHER_INPUTS, TINY, one_block
 from property_subject import Subject
@@ -34,7 +36,7 @@ SET = {feature.name: feature for feature in features() if feature.flags}
 # Memories add no module and no step to a model called without them, an executor no module to copy:
 # test_properties_singles.py checks the same model.
 LIKE = {
-    "memories": {copies, bf16_is_finite, low_precision_is_finite},
+    "memories": {copies, bf16_is_finite, low_precision_is_finite, learns_what_it_shows, rows_are_independent},
     "reversible": {copies, low_precision_is_finite},
 }
 

@@ -71,20 +71,20 @@ def encoder_decoder(name):
 
 def watched(net, generate, cache_kv):
     """Tokens, the logits of each step, and the memory of the decode state after each."""
-    logits, held, states = [], [], []
+    logits, memory, states = [], [], []
     make = net.init_state
 
-    def made(*args, **how):
-        states.append(make(*args, **how))
+    def made(*args, **keywords):
+        states.append(make(*args, **keywords))
         return states[-1]
 
     def note(module, args, out):
         logits.append(out[:, -1].clone())
-        held.append(storages(states))
+        memory.append(storages(states))
 
     hook, net.init_state = net.head.register_forward_hook(note), made
     try:
-        return generate(cache_kv), torch.stack(logits, dim=1), held
+        return generate(cache_kv), torch.stack(logits, dim=1), memory
     finally:
         hook.remove()
         del net.init_state
@@ -113,13 +113,13 @@ def test_greedy_generation_is_the_same_with_and_without_a_state(name, kind):
     if kind == "prefix_decoder" and refusal({**SINGLES[name], **TINY, "model": kind}):
         return  # the single settings test that only causal requirements are refused
     net, generate = generates(name, kind)
-    tokens, logits, held = watched(net, generate, True)
+    tokens, logits, memory = watched(net, generate, True)
     again, plain, _ = watched(net, generate, False)
     assert tokens.shape == (2, NEW)
     gap = plain.topk(2, dim=-1).values.diff(dim=-1).abs().min()
     assert gap > TIGHT, "the logits tie: use another seed"
     assert (logits - plain).abs().max() <= TIGHT
     assert torch.equal(tokens, again)
-    assert len(held) == NEW
-    assert held[0], "no decode state was made"
-    assert all(one == held[0] for one in held), "the state grew after the prompt"
+    assert len(memory) == NEW
+    assert memory[0], "no decode state was made"
+    assert all(one == memory[0] for one in memory), "the state grew after the prompt"

@@ -108,8 +108,8 @@ def trained(subject, model, chunks=None):
         loss = AutoregressiveWrapper(model, loss_chunks=chunks)(subject.ids, **front, **side)
     loss.backward()
     layers = [layer for layer in model.modules() if isinstance(layer, (*LAYERS, Adapter))]
-    held = {id(p) for layer in layers for p in layer.parameters()}
-    grads = {name: p.grad for name, p in model.named_parameters() if id(p) not in held}
+    in_layers = {id(p) for layer in layers for p in layer.parameters()}
+    grads = {name: p.grad for name, p in model.named_parameters() if id(p) not in in_layers}
     model.eval()
     return {"loss": loss.detach(), "the gradient of x": x.grad, **grads}
 
@@ -134,8 +134,8 @@ def used(subject, model):
             stream = model.stream(2)
             found["stream"] = torch.cat([stream(part) for part in subject.ids.split((3, 1, 5), dim=1)], dim=1)
     if logits.shape[-1] == model.num_tokens and "return_only_embed" not in subject.flags:
-        how = {"seq_len": 6, "temperature": 0, **subject.side(0, 1)}
-        found["generation"] = AutoregressiveWrapper(model).generate(PROMPTS, **how)
+        keywords = {"seq_len": 6, "temperature": 0, **subject.side(0, 1)}
+        found["generation"] = AutoregressiveWrapper(model).generate(PROMPTS, **keywords)
     return found
 
 

@@ -17,13 +17,13 @@ COUNT = 40
 def drawn(seed):
     """Flags of a model with four to nine choices, at most one for each slot with one component."""
     draw = random.Random(seed)
-    places = {}
+    by_slot = {}
     for choice in choices():
         if "model" not in choice.flags:
             takes_slot = choice.component is not None and not SLOTS[choice.component.slot].many
-            place = choice.component.slot if takes_slot else choice.name
-            places.setdefault(place, []).append(choice)
-    chosen = [draw.choice(places[place]) for place in draw.sample(sorted(places), draw.randint(4, 9))]
+            key = choice.component.slot if takes_slot else choice.name
+            by_slot.setdefault(key, []).append(choice)
+    chosen = [draw.choice(by_slot[key]) for key in draw.sample(sorted(by_slot), draw.randint(4, 9))]
     flags = {**settings(*chosen), "model": draw.choice(sorted(MODELS))}
     for extra in draw.sample([*tunings().values(), *cross_forms().values()], draw.randint(0, 4)):
         if not refusal({**flags, **extra}):

@@ -35,38 +35,38 @@ def rows_of(length):
     }
 
 
-def real_of(how, length):
+def valid_in(form, length):
     """Which of the logits [2, T] belong to valid tokens."""
-    if "mask" in how:
-        return how["mask"]
-    starts = how.get("seq_start_pos", torch.zeros(2, dtype=torch.long))
+    if "mask" in form:
+        return form["mask"]
+    starts = form.get("seq_start_pos", torch.zeros(2, dtype=torch.long))
     return torch.arange(length) >= starts[:, None]
 
 
-def trained(subject, ids, how, dtype=None):
+def trained(subject, ids, form, dtype=None):
     """Logits, after a backward, and the gradients."""
     subject.model.zero_grad()
-    real = real_of(how, ids.shape[1])
+    valid = valid_in(form, ids.shape[1])
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        logits = subject.model(ids, **subject.side(0, 1), **how)
-        loss = logits.float().masked_fill(~real[..., None], 0.0).logsumexp(-1).mean()
+        logits = subject.model(ids, **subject.side(0, 1), **form)
+        loss = logits.float().masked_fill(~valid[..., None], 0.0).logsumexp(-1).mean()
         if dtype is torch.float16:  # torch advises against it, and it works
             loss.backward()
     if dtype is not torch.float16:
         loss.backward()
     grads = [p.grad for p in subject.model.parameters() if p.grad is not None]
-    return logits.detach().float().masked_fill(~real[..., None], 0.0), grads
+    return logits.detach().float().masked_fill(~valid[..., None], 0.0), grads
 
 
 def off(got, want):
     return ((got - want).norm() / want.norm()).item()
 
 
-def faults(subject, ids, dtype, how):
+def faults(subject, ids, dtype, form):
     """The failure of one way to run these rows under autocast; None if it passes."""
     try:
-        want, _ = trained(subject, ids, how)
-        got, grads = trained(subject, ids, how, dtype)
+        want, _ = trained(subject, ids, form)
+        got, grads = trained(subject, ids, form, dtype)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if not all(grad.isfinite().all() for grad in grads):

@@ -49,12 +49,12 @@ APART = {
 REFUSED = {"reversible", "reversible_exact (tuned)"}
 
 
-def learner_of(name, more=(), **how):
+def learner_of(name, more=(), **keywords):
     torch.manual_seed(0)
     model = perturb(flagformer.build({**tiny(name, "decoder"), **dict(more)}).double().train())
     if model.attn_layers.has_cross and not model.num_memory_slots:
         return None
-    return flagformer.AutoregressiveWrapper(model, **how)
+    return flagformer.AutoregressiveWrapper(model, **keywords)
 
 
 @pytest.mark.parametrize("name", [name for name in SINGLES if name not in APART | dict.fromkeys(REFUSED)])

@@ -18,7 +18,7 @@ SINGLES = {
 }
 
 
-# Graphs of choices are tested with pairs; the graphs of all others in this many tests.
+# Graphs of choices are tested with pairs.
 TUNED = [name for name in SINGLES if name not in CHOICES]
 PARTS = 4
 
@@ -65,12 +65,12 @@ def together(names):
     return groups
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", range(2))
 def test_settings_compile_and_export(part):
-    """Several in one model, as a graph costs about as much for ten of them as for one."""
+    """Many in one model, as a graph costs about as much for seventy of them as for ten."""
     found = [
         f"{', '.join(members)}: {text}"
-        for members, flags in together(TUNED[part::PARTS])
+        for members, flags in together(TUNED)[part::2]
         for text in failures(Subject(for_graphs(flags)), [compiles, exports])
     ]
     assert not found

@@ -90,10 +90,10 @@ def hessian_vector_products(subject):
 def leaves_the_model_alone(subject):
     """Parameters and buffers are the same tensors afterwards, and a plain forward gives the same logits."""
     model = subject.model
-    held, want = [*model.parameters(), *model.buffers()], subject(subject.ids)
+    before, want = [*model.parameters(), *model.buffers()], subject(subject.ids)
     for check in (per_sample_gradients, ensembles):
         check(subject)
-    assert all(now is then for now, then in zip([*model.parameters(), *model.buffers()], held))
+    assert all(now is then for now, then in zip([*model.parameters(), *model.buffers()], before))
     same(subject(subject.ids), want, "a plain forward afterwards", 0.0)
     subject.loss().backward()
 
@@ -152,10 +152,10 @@ def test_forms_of_a_call_under_vmap(form, flags):
     if form == "pos" and "num_memory_tokens" in flags:
         flags = {**flags, "use_abs_pos_emb": True}
     subject = Subject({**TINY, **flags, "depth": 1})
-    values, how = FORMS[form]
-    got = vmap(lambda row, one: subject.model(row[None], **how(one))[0])(subject.ids, values)
+    values, keywords_of = FORMS[form]
+    got = vmap(lambda row, one: subject.model(row[None], **keywords_of(one))[0])(subject.ids, values)
     for row in (0, 1):
-        want = subject(subject.ids[row : row + 1], **how(values[row]))
+        want = subject(subject.ids[row : row + 1], **keywords_of(values[row]))
         same(got[row].detach(), want[0], f"row {row}")
 
 

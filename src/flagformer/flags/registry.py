@@ -14,13 +14,15 @@ from flagformer.flags.slots import SLOTS
 
 @dataclass
 class Tables:
-    """Components in order, by slot, by parameter and by selector; flags with a `cross_` form."""
+    """Components in order, by slot, by parameter and by selector; flags with a `cross_` form; the names of
+    flags by their scopes, from the first look-up on."""
 
     components: list[Component] = field(default_factory=list)
     by_slot: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
     params: dict[str, list[tuple[Component, Param]]] = field(default_factory=lambda: defaultdict(list))
     selectors: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
     crossed: dict[str, None] = field(default_factory=dict)
+    names: dict[frozenset[str] | None, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Registry:
@@ -57,6 +59,7 @@ class Registry:
         assert item.slot in SLOTS, f"{item.name} fills the unknown slot {item.slot!r}"
         tables = self._tables
         tables.components.append(item)
+        tables.names.clear()
         tables.by_slot[item.slot].append(item)
         if item.select is not None:
             tables.selectors[item.select].append(item)
@@ -84,14 +87,15 @@ class Registry:
 
     def names(self, scopes: Iterable[str] | None = None) -> tuple[str, ...]:
         """Return the names of all flags, in catalogue order, without cross-attention forms."""
-        wanted = set(scopes) if scopes is not None else None
-        found: dict[str, None] = {}
-        for item in self.components:
-            if wanted is not None and SLOTS[item.slot].scope not in wanted:
-                continue
-            for name in ([item.select] if item.select else []) + [p.flag.name for p in item.params]:
-                found[name] = None
-        return tuple(found)
+        tables, wanted = self._found, None if scopes is None else frozenset(scopes)
+        if wanted not in tables.names:
+            found: dict[str, None] = {}
+            for item in tables.components:
+                if wanted is None or SLOTS[item.slot].scope in wanted:
+                    names = [item.select or "", *(param.flag.name for param in item.params)]
+                    found |= dict.fromkeys(filter(None, names))
+            tables.names[wanted] = tuple(found)
+        return tables.names[wanted]
 
     def scope(self, name: str) -> str:
         """Return the scope of a flag: that of the slot of the first component that declares it."""

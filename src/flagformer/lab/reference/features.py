@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def features() -> tuple[Feature, ...]:
     return tuple(feature for feature in FEATURES if set(feature.flags) <= set(CATALOGUE.names()))
 
 
+@cache
 def settings_of(flag: str) -> tuple[dict[str, Any], ...]:
     """Return settings of small decoders with a flag: each of its choices, or one value of a parameter.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import Any, Union, get_args, get_origin
 
@@ -73,6 +74,7 @@ class Choice:
     component: Component | None = field(default=None, compare=False)
 
 
+@cache
 def choices() -> tuple[Choice, ...]:
     """Return every choice, the kinds of model first, then in the order of the catalogue."""
     kinds = [Choice(f"model={kind}", {"model": kind}) for kind in MODELS if kind != BASE["model"]]
