@@ -67,7 +67,7 @@ def test_a_sweep_makes_variants(tiny: Path, typed: str, names: list[str]) -> Non
 def test_an_invalid_sweep(tiny: Path, typed: str, words: str) -> None:
     with pytest.raises(StudyFileError, match=re.escape(words)) as caught:
         prepare(tiny, [typed])
-    assert caught.value.mistakes[0].place == f"override `{typed}`"
+    assert caught.value.mistakes[0].location == f"override `{typed}`"
 
 
 def test_a_list_is_no_sweep(tiny: Path) -> None:

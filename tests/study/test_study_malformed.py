@@ -46,8 +46,8 @@ def test_a_malformed_file_is_refused_by_file_and_line(bad: Malformed, tmp_path: 
     assert len(text.splitlines()) <= MOST_LINES
     assert len(text) <= 16 * 400
     for mistake in error.mistakes:
-        assert re.fullmatch(rf"{re.escape(str(path))}(:\d+)?", mistake.place), text
-        assert mistake.place != str(path) or WHOLE.search(mistake.message), text
+        assert re.fullmatch(rf"{re.escape(str(path))}(:\d+)?", mistake.location), text
+        assert mistake.location != str(path) or WHOLE.search(mistake.message), text
         assert mistake.line <= bad.content.count(b"\n") + 1
     if bad.line is not None:
         assert any(mistake.line == bad.line for mistake in error.mistakes), text

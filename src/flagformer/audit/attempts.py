@@ -6,7 +6,6 @@ import linecache
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 REFUSALS = (NotImplementedError, ValueError, AssertionError)
 
@@ -18,10 +17,11 @@ def is_refusal(error: BaseException) -> bool:
         return True
     if not isinstance(error, REFUSALS) or not str(error).strip():
         return False
-    tip = _tip(error.__traceback__)
-    if tip is None or tip.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames or frames[-1][0].f_globals.get("__name__", "").partition(".")[0] == "torch":
         return False
-    line = linecache.getline(tip.tb_frame.f_code.co_filename, tip.tb_lineno).strip()
+    frame, number = frames[-1]
+    line = linecache.getline(frame.f_code.co_filename, number).strip()
     return line.startswith(("raise", "assert")) or not line
 
 
@@ -48,9 +48,3 @@ class Attempts:
                 self.notes.append(f"{doing} is refused: {one_line(error)}")
             else:
                 self.crashes.append(f"{doing}: the model raises {one_line(error)}")
-
-
-def _tip(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace

@@ -25,8 +25,8 @@ def half_split(width: int, rotated: int) -> Tensor:
 
 
 def rows_by_head(weight: Tensor, width: int, heads: Tensor | None, dims: Tensor | None) -> Tensor:
-    """Return [H * K, D] with its rows permuted by head and by dimension within a head."""
-    split = weight.view(-1, width, weight.shape[-1])
+    """Return [H * K, D], or a bias [H * K], with its rows permuted by head and by dimension within a head."""
+    split = weight.view(-1, width, *weight.shape[1:])
     return _permuted(split, heads, dims).reshape(weight.shape)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flagformer.interop.conversion import Conversion
 from flagformer.interop.dialect import Dialect, check_version, version_of
 from flagformer.interop.flag_translator import flags_of_x_transformers
-from flagformer.interop.source import ConvertedWeights, SourceWeights
 from flagformer.interop.stack import convert_layers
 from flagformer.interop.wrappers import (
     convert_encoder_decoder,
@@ -85,7 +85,7 @@ def load_x_transformers(
     return model
 
 
-def convert_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -> ConvertedWeights:
+def convert_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect) -> Conversion:
     """Convert the weights without writing them; each value is a differentiable function of the weights.
 
     Raises:
@@ -97,12 +97,10 @@ def convert_x_transformers(weights: Weights, model: nn.Module, dialect: Dialect)
         known = ", ".join(kind.__name__ for kind in CONVERTERS)
         raise ValueError(f"`model` must be one of {known}, but is {type(model).__name__}")
     tensors = dict(weights.state_dict() if isinstance(weights, nn.Module) else weights)
-    source, converted = SourceWeights(without_net(tensors), dialect), ConvertedWeights(inner)
-    CONVERTERS[kinds[0]](source, converted, inner)
-    reasons = source.errors + [f"`{key}` has no counterpart in this model" for key in source.unused()]
-    reasons += converted.problems()
-    if reasons:
-        lines = "\n".join(f"  {reason}" for reason in dict.fromkeys(reasons))
+    conversion = Conversion(without_net(tensors), dialect, inner)
+    CONVERTERS[kinds[0]](conversion, inner)
+    if reasons := conversion.problems():
+        lines = "\n".join(f"  {reason}" for reason in reasons)
         text = "these x-transformers weights do not fit this model; build it with the flags of the weights"
         raise ValueError(f"{text}\n{lines}")
-    return converted
+    return conversion

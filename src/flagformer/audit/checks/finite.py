@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flagformer.audit.calls import MASK, PACKING, STARTS, CallInputs
 from flagformer.audit.check_result import CheckResult, must_be
-from flagformer.audit.checks.gradients import forget_gradients, loss_of
+from flagformer.audit.checks.gradients import loss_of
 from flagformer.audit.checks.packing import packed_lengths
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.subject import Subject, checked
@@ -126,7 +126,7 @@ def _trained(subject: Subject, when: str) -> NonFinite | None:
         return None
     torch.manual_seed(subject.settings.seed)
     random.seed(subject.settings.seed)
-    forget_gradients(subject.module)
+    subject.module.zero_grad()
     with subject.training(True), torch.enable_grad():
         logits, loss = loss_of(subject, subject.ids)
         bad = _bad_logits(logits, f"in train mode {when}")

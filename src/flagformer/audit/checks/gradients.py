@@ -33,7 +33,7 @@ def gradients(subject: Subject) -> CheckResult:
     waiting = dict(trainable)
     with subject.training(True), preserve_parameters(trainable.values()):
         for step in range(STEPS):
-            forget_gradients(module)
+            module.zero_grad()
             if not _backward(subject, step):
                 break
             waiting = {name: p for name, p in waiting.items() if not _has_gradient(p)}
@@ -44,11 +44,6 @@ def gradients(subject: Subject) -> CheckResult:
     if not names:
         return must_be("gradients", True, f"all {len(trainable)} parameters get a gradient")
     return must_be("gradients", False, _describe(names, len(trainable)), parameters=names)
-
-
-def forget_gradients(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.grad = None
 
 
 def loss_of(subject: Subject, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,16 +97,18 @@ def table(report: AuditReport) -> Table:
     from flagformer.audit.report import HEADINGS, cells
 
     rows = [cells(result) for result in report]
-    shown = [place for place in range(len(HEADINGS)) if place != POSITION or any(row[place] for row in rows)]
+    shown = [
+        column for column in range(len(HEADINGS)) if column != POSITION or any(row[column] for row in rows)
+    ]
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for place in shown:
+    for column in shown:
         grid.add_column(
-            HEADINGS[place], no_wrap=place < POSITION, justify="right" if place in NUMBERS else "left"
+            HEADINGS[column], no_wrap=column < POSITION, justify="right" if column in NUMBERS else "left"
         )
     for result, row in zip(report, rows, strict=True):
         texts = [Text(cell) for cell in row]
         texts[1].stylize(STYLES[result.status])
-        grid.add_row(*(texts[place] for place in shown))
+        grid.add_row(*(texts[column] for column in shown))
     return grid
 
 

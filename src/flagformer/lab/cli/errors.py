@@ -57,7 +57,7 @@ def leave(message: str, status: int, label: str = "error: ") -> None:
 
 def _os_message(error: OSError) -> str:
     reason = error.strerror or str(error)
-    place = f"{error.filename}: " if error.filename else ""
+    path = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and "disk" not in reason.lower():
         reason = f"the disk is full: {reason}"
-    return place + reason
+    return path + reason

@@ -83,8 +83,8 @@ def continue_text(
     if top_k is not None and top_p is not None:
         raise ValueError("`--top-k` and `--top-p` must not both be given; choose one")
     if length is None:
-        room = model.max_seq_len + 1 - len(ids)  # the last new byte is not read back
-        length = min(USUAL_LENGTH, max(1, room)) if model.absolute_positions else USUAL_LENGTH
+        left = model.max_seq_len + 1 - len(ids)  # the last new byte is not read back
+        length = min(USUAL_LENGTH, max(1, left)) if model.absolute_positions else USUAL_LENGTH
     chosen: str | None = None
     settings: dict[str, float] = {}
     if top_k is not None:

@@ -8,28 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from flagformer.flags import FlagError
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.study.blocks import check_block
-from flagformer.lab.study.config_errors import ConfigError, StudyFileError
-from flagformer.lab.study.file import plain_name
+from flagformer.lab.study.config_errors import StudyFileError
+from flagformer.lab.study.file import StudyFile, plain_name
 from flagformer.lab.study.flags import flag_mistakes, message_of
 from flagformer.lab.study.overrides import apply_overrides
-from flagformer.lab.study.source import TRAINING, Source, read_source
+from flagformer.lab.study.source import TRAINING, read_source
 from flagformer.lab.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig, Trial
 from flagformer.lab.train.process_group import Parallel
 
-ELSEWHERE = (
-    "compare",
-    "grid",
-    "seeds",
-    "tune",
-    "match",
-    "margin",
-    "audit",
-    "concurrency",
-    "executor",
-    "retries",
-    "memory",
-    "gpus",
-)  # keys of a study file only
 BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 
 
@@ -64,7 +50,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
     source = read_source(file, TRAINING)
     apply_overrides(source, overrides)
     given = source.data
-    study_keys = [key for key in ELSEWHERE if key in given]
+    study_keys = [key for key in StudyFile.model_fields if key in given and key not in RunFile.model_fields]
     if study_keys:
         text = f"`{study_keys[0]}` compares several runs; use `flagformer study run {file}`, or leave it out"
         raise StudyFileError([source.mistake((study_keys[0],), text)])
@@ -86,14 +72,5 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
             source.mistake(("base", f.flag), message_of(f)) for f in error.findings
         ) from error
     except ValueError as error:
-        raise StudyFileError([_placed(source, str(error))]) from error
+        raise StudyFileError([source.mistake_of(str(error))]) from error
     return run, trial
-
-
-def _placed(source: Source, message: str) -> ConfigError:
-    """The error at the key that the message starts with, if the file has it; otherwise at the data."""
-    name = message.removeprefix("`").partition("`")[0]
-    for block in ("base", "data", "evaluate"):
-        if name in (source.data.get(block) or {}):
-            return source.mistake((block, name), message)
-    return source.mistake(("data",), message)

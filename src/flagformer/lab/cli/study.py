@@ -100,12 +100,11 @@ def _print_results(results: Results) -> None:
 
 def _print_plan(prepared: Prepared, out: Path | None) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from flagformer.lab.study.formatting import count, flags_text, plural, short, size
     from flagformer.lab.study.resources import share_out
-    from flagformer.lab.study.table import WIDTH
+    from flagformer.lab.study.table import console_of_width
     from flagformer.ops.memory import GIB
 
     study = prepared.study
@@ -118,9 +117,7 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
             name, count(cost.params), short(cost.flops_per_token), size(cost.memory_bytes),
             count(study.tokens_of(name)), flags_text(study.compare[name]) + copy,
         )  # fmt: skip
-    console = Console()
-    console = console if console.is_terminal else Console(file=console.file, width=WIDTH)
-    console.print(table, markup=False)
+    console_of_width().print(table, markup=False)
     for name, one in prepared.matched.items():
         typer.echo(
             f"{name}: matched to the {study.match.what} of {study.baseline} by `{one.knob}`, "

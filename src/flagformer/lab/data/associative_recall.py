@@ -11,16 +11,16 @@ from flagformer.lab.data.generated import Generated
 
 
 class AssociativeRecall(Generated):
-    """`k1 v1 k2 v2 ... k2 v2 . . k1 v1 .`: pairs of a key and a value, then every key again, `asks` times; at
-    each its value is to be predicted.
+    """`k1 v1 k2 v2 ... k2 v2 . . k1 v1 .`: pairs of a key and a value, then every key again, `asks` times.
+    The target at each repeated key is its value.
 
-    Questions stand at places drawn without replacement with probability proportional to `gap ** (power - 1)`:
-    mostly soon after the pairs, sometimes at the very end, as in the authors' code; which key is asked where
-    is drawn evenly. `asks: 1, answers: false` asks as that code does; asking more often and showing the
-    answers gives a small model enough to learn from in minutes, and lets a later question be answered from an
-    earlier one. Departures: the other places are blank (token 0), where random tokens could contradict a
-    pair; only keys are distinct within a sequence, there values are too. Tokens: 0 blank, then `keys` keys,
-    then `values` values.
+    The positions of repeated keys are drawn without replacement, with probability proportional to `gap **
+    (power - 1)`: mostly soon after the pairs, sometimes at the end of the row, as in the authors' code. The
+    order of the keys is uniform. `asks: 1, answers: false` is the task of that code; with more repetitions
+    and visible answers a small model learns it in minutes, and may copy a later answer from an earlier one.
+    Departures: all other positions are blank (token 0), as random tokens could contradict a pair; only keys
+    are distinct within a row, in the paper values too. Tokens: 0 blank, then `keys` keys, then `values`
+    values.
     """
 
     metric: ClassVar[str] = (
@@ -29,22 +29,20 @@ class AssociativeRecall(Generated):
 
     source: Literal["associative_recall"]
     pairs: int = Field(default=8, ge=1, le=LARGEST, description="Pairs to remember.")
-    asks: int = Field(default=3, ge=1, le=LARGEST, description="How often each pair is asked for.")
-    keys: int = Field(default=32, ge=1, le=LARGEST, description="Different keys there are; at least `pairs`.")
-    answers: bool = Field(
-        default=True, description="Whether the value stands after each key that asks for it."
-    )
-    values: int = Field(default=32, ge=2, le=LARGEST, description="Different values there are.")
+    asks: int = Field(default=3, ge=1, le=LARGEST, description="Repetitions of each key.")
+    keys: int = Field(default=32, ge=1, le=LARGEST, description="Number of different keys; at least `pairs`.")
+    answers: bool = Field(default=True, description="Whether the value follows each repeated key.")
+    values: int = Field(default=32, ge=2, le=LARGEST, description="Number of different values.")
     power: float = Field(
         default=0.01,
         gt=0,
-        description="Exponent of the law of gaps; 1 is uniform, the authors' 0.01 favours short ones.",
+        description="Exponent of the distribution of gaps; 1: uniform; 0.01, as the authors': mostly short.",
     )
     wait: int = Field(
         default=0,
         ge=0,
         le=LARGEST,
-        description="Blank places between the pairs and the first question.",
+        description="Blank positions between the pairs and the first repeated key.",
     )
 
     @property
@@ -66,22 +64,22 @@ class AssociativeRecall(Generated):
         even = torch.ones(batch_size, self.keys)
         keys = 1 + torch.multinomial(even, self.pairs, generator=generator)  # [B, pairs], distinct in a row
         values = torch.randint(self.values, (batch_size, self.pairs), generator=generator) + 1 + self.keys
-        first = 2 * self.pairs + self.wait  # where a question may stand
+        first = 2 * self.pairs + self.wait  # possible position of a question
         gaps = (seq_len - first) // 2
         weights = torch.arange(1, gaps + 1).double() ** (self.power - 1)
         questions = self.pairs * self.asks
-        places = torch.multinomial(weights.expand(batch_size, gaps), questions, generator=generator)
-        places = first + 2 * places  # every second place, so that a blank follows each question
-        # multinomial draws likely places first: mixed, no key is asked earlier than another
+        positions = torch.multinomial(weights.expand(batch_size, gaps), questions, generator=generator)
+        positions = first + 2 * positions  # every second position, so that a blank follows each question
+        # multinomial draws likely positions first; shuffled, no key is asked earlier than another
         which = torch.rand(batch_size, questions, generator=generator).argsort(dim=-1) % self.pairs
 
         inputs = torch.zeros(batch_size, seq_len, dtype=torch.long)
         inputs[:, 0 : 2 * self.pairs : 2] = keys
         inputs[:, 1 : 2 * self.pairs : 2] = values
-        inputs.scatter_(1, places, keys.gather(1, which))
+        inputs.scatter_(1, positions, keys.gather(1, which))
         wanted = values.gather(1, which)
         if self.answers:
-            inputs.scatter_(1, places + 1, wanted)  # there is always a position after a question
+            inputs.scatter_(1, positions + 1, wanted)  # every question is followed by another position
         targets = torch.full((batch_size, seq_len), IGNORE)
-        targets.scatter_(1, places, wanted)
+        targets.scatter_(1, positions, wanted)
         return inputs, targets

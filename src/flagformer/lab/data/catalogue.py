@@ -1,4 +1,4 @@
-"""Every data source there is. Adding one: its file, its import, its name in `DataConfig`."""
+"""All data sources. To add one, write its file, its import and its name in `DataConfig`."""
 
 from typing import Annotated
 
@@ -21,8 +21,7 @@ from flagformer.lab.data.selective_copy import SelectiveCopy
 from flagformer.lab.data.stdlib import StandardLibrary
 from flagformer.lab.data.tokens import TokenFile
 
-# The type of a `data` block: `source` says which. pydantic's error locations carry that name: ("data",
-# "file", "path").
+# The type of a `data` block; `source` names the class, which pydantic puts into error locations.
 DataConfig = Annotated[
     StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse |
     AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |

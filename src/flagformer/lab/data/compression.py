@@ -11,13 +11,12 @@ from flagformer.lab.data.generated import Generated
 
 
 class Compression(Generated):
-    """`a b c | . . .`: `(seq_len - 1) // 2` random symbols, a separator, as many blanks: at the i-th blank
-    the i-th symbol is to be predicted.
+    """`a b c | . . .`: `(seq_len - 1) // 2` random symbols, a separator, as many blanks. The target at the
+    i-th blank is the i-th symbol.
 
-    Nothing of the answer is fed back, so that every symbol has to come from what was kept at the separator
-    or, in a model with attention, from the place itself. Tokens: the symbols, then blank, then the separator.
-    Departure: the authors decode from the separator's state alone by a network of its own; here the model
-    itself decodes.
+    The answer is not part of the input, so every symbol must be read from the state at the separator or, with
+    attention, from its position. Tokens: the symbols, then blank, then the separator. Departure: the authors
+    decode from the state at the separator with a separate network; here the model itself decodes.
     """
 
     metric: ClassVar[str] = (
@@ -25,7 +24,7 @@ class Compression(Generated):
     )
 
     source: Literal["compression"]
-    symbols: int = Field(default=16, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=16, ge=2, le=LARGEST, description="Number of different symbols.")
 
     @property
     def num_tokens(self) -> int:

@@ -12,13 +12,13 @@ from flagformer.lab.data.generated import Generated
 
 
 class Repetition(Generated):
-    """`seq_len // 2` random symbols, a separator (token `symbols`), and what is to be said of them."""
+    """`seq_len // 2` random symbols, a separator (token `symbols`), and an answer of as many symbols."""
 
     metric: ClassVar[str] = (
         "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
     )
 
-    symbols: int = Field(default=32, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=32, ge=2, le=LARGEST, description="Number of different symbols.")
 
     @property
     def num_tokens(self) -> int:
@@ -33,7 +33,7 @@ class Repetition(Generated):
 
     @abstractmethod
     def answer(self, drawn: Tensor) -> Tensor:
-        """What stands after the separator, of the symbols before it [B, seq_len // 2]."""
+        """The symbols after the separator, for those before it [B, seq_len // 2]."""
 
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half = seq_len // 2
@@ -50,8 +50,8 @@ class Repetition(Generated):
 class Copy(Repetition):
     """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
 
-    Scored are the symbols after the separator. Every sequence is drawn afresh; splits draw from different
-    streams, so with few symbols and short sequences a held-out sequence may happen to equal a training one.
+    The symbols after the separator are scored. Splits use different random streams, so with few symbols and
+    short rows a held-out row may equal a training row by chance.
     """
 
     source: Literal["copy"]

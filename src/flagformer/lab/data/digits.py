@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 images of 8 x 8 pixels, in the package, nothing to download."""
+"""The digits of scikit-learn: 1,797 images of 8 x 8 pixels, part of the package."""
 
 import functools
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,10 @@ HELD_OUT_EVERY = 10  # of 10 images in order, one goes to validation and one to 
 
 
 class Digits(Source):
-    """Handwritten digits for `model: vit` with `image_size: 8, channels: 1, num_classes: 10`; needs
-    scikit-learn, the extra `flagformer[images]`.
+    """Images of handwritten digits for `model: vit` with `image_size: 8, channels: 1, num_classes: 10`; needs
+    scikit-learn (`flagformer[images]`).
 
-    A row is an image [1, 8, 8] from 0 to 1, its target one class. `seq_len` is its 64 pixels.
+    A row is an image [1, 8, 8] with values from 0 to 1; its target is one class. `seq_len` is 64, its pixels.
     """
 
     metric: ClassVar[str] = "the digit of an image; accuracy: the share predicted right; chance: 1 / 10"
@@ -50,7 +50,7 @@ class Digits(Source):
     def batch(
         self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
     ) -> tuple[Tensor, Tensor]:
-        """Training draws images; a held-out split is walked through in order, over again where it ends."""
+        """Training images are drawn at random; held-out images are read in order, repeatedly."""
         images, classes = _load()[split]
         if split == "train":
             which = torch.randint(len(images), (batch_size,), generator=draws(split, seed, step))
@@ -71,10 +71,10 @@ def _load() -> dict[Split, tuple[Tensor, Tensor]]:
     bunch = load_digits()
     images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / GREYS  # [N, 1, 8, 8]
     classes = torch.as_tensor(bunch.target).long()
-    place = torch.arange(len(images)) % HELD_OUT_EVERY
+    index = torch.arange(len(images)) % HELD_OUT_EVERY
     chosen: dict[Split, Tensor] = {
-        "train": (place != 4) & (place != 9),
-        "validation": place == 4,
-        "test": place == 9,
+        "train": (index != 4) & (index != 9),
+        "validation": index == 4,
+        "test": index == 9,
     }
     return {split: (images[which], classes[which]) for split, which in chosen.items()}

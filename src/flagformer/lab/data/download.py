@@ -1,8 +1,8 @@
-"""enwik8 and text8: the first 10^8 bytes of Wikipedia, fetched once, checked, and kept in a cache
-directory."""
+"""enwik8 and text8: the first 10^8 bytes of Wikipedia, downloaded once and cached."""
 
 import hashlib
 import os
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -18,9 +18,8 @@ from flagformer.lab.data.text import Text
 CACHE, MIRROR = "FLAGFORMER_CACHE", "FLAGFORMER_MIRROR"
 HOME = "http://mattmahoney.net/dc"
 SIZE = 100_000_000
-PIECE = 1 << 20
 PATIENCE = 30.0  # seconds without a byte
-# the split of Mahoney's corpora that papers use: 90, 5 and 5 million bytes
+# the usual split of these corpora in papers: 90, 5 and 5 million bytes
 EDGES: dict[Split, tuple[int, int]] = {
     "train": (0, 90_000_000),
     "validation": (90_000_000, 95_000_000),
@@ -29,15 +28,15 @@ EDGES: dict[Split, tuple[int, int]] = {
 
 
 class Downloaded(Text):
-    """A text that is fetched on first use from its home, or from the mirror that `FLAGFORMER_MIRROR` names (a
-    URL or a directory that holds the archive). It is kept in `FLAGFORMER_CACHE`, by default
-    `~/.cache/flagformer`. The archive's SHA-256 is checked before anything is unpacked.
+    """A text that is downloaded on first use from its origin, or from the mirror in `FLAGFORMER_MIRROR` (a
+    URL or a directory with the archive), and cached in `FLAGFORMER_CACHE`, by default `~/.cache/flagformer`.
+    The SHA-256 of the archive is checked before it is unpacked.
     """
 
     archive_sha256: ClassVar[str]
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         return str(self.model_dump()["source"])
 
     def content(self, split: Split) -> Tensor:
@@ -45,13 +44,13 @@ class Downloaded(Text):
         return bytes_of(self._path())[low:high]
 
     def fingerprint(self) -> str:
-        return short_hash(f"{self.place} {self.archive_sha256}".encode())
+        return short_hash(f"{self.label} {self.archive_sha256}".encode())
 
     def _path(self) -> Path:
         folder = cache_directory()
-        path = folder / self.place
+        path = folder / self.label
         if not (path.is_file() and path.stat().st_size == SIZE):
-            fetch(self.place, self.archive_sha256, folder)
+            fetch(self.label, self.archive_sha256, folder)
         return path
 
 
@@ -64,22 +63,22 @@ class Enwik8(Downloaded):
 
 
 class Text8(Downloaded):
-    """The same text cleaned to the letters a to z and single spaces, its first 10^8 bytes."""
+    """The first 10^8 bytes of the same text, cleaned to the letters a to z and single spaces."""
 
     source: Literal["text8"]
     archive_sha256: ClassVar[str] = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept."""
+    """The directory of downloads and encoded texts."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "flagformer")
 
 
 def fetch(name: str, sha256: str, folder: Path) -> None:
-    """Fetches `NAME.zip`, checks it and leaves the text `NAME` in `folder`, whole or not at all.
+    """Download `NAME.zip`, check it and write the text `NAME` to `folder` atomically.
 
     Raises:
-        ValueError: it cannot be had (offline), or it is not what it should be; says where to put it by hand.
+        ValueError: the download failed or its SHA-256 is wrong; the message explains the manual download.
     """
     home = os.environ.get(MIRROR) or HOME
     url = f"{home.rstrip('/')}/{name}.zip"
@@ -98,8 +97,7 @@ def fetch(name: str, sha256: str, folder: Path) -> None:
                 f"{by_hand}"
             )
         with zipfile.ZipFile(archive) as packed, packed.open(name) as inside, fresh.open("wb") as file:
-            while piece := inside.read(PIECE):
-                file.write(piece)
+            shutil.copyfileobj(inside, file)
         fresh.replace(folder / name)
     except (urllib.error.URLError, TimeoutError, ConnectionError, FileNotFoundError) as error:
         reason = getattr(error, "reason", None) or error
@@ -110,12 +108,10 @@ def fetch(name: str, sha256: str, folder: Path) -> None:
 
 
 def _save(url: str, path: Path) -> str:
-    """Copies a URL, or a file where the mirror is a directory, to `path`; returns its SHA-256."""
-    digest = hashlib.sha256()
+    """Copy a URL, or a file of a mirror directory, to `path`; return its SHA-256."""
     local = "://" not in url
     opened = Path(url).open("rb") if local else urllib.request.urlopen(url, timeout=PATIENCE)  # noqa: SIM115
-    with opened as source, path.open("wb") as file:
-        while piece := source.read(PIECE):
-            digest.update(piece)
-            file.write(piece)
-    return digest.hexdigest()
+    with opened as source, path.open("w+b") as file:
+        shutil.copyfileobj(source, file)
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()

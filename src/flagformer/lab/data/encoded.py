@@ -1,4 +1,4 @@
-"""A text as the tokens of a tokenizer: encoded once, kept on disk, mapped by every process that reads it."""
+"""A text as token ids: encoded once, cached on disk, and memory-mapped by every process that reads it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from flagformer.lab.data import windows
 from flagformer.lab.data.download import CACHE, cache_directory
 from flagformer.lab.data.lock import exclusive
 
-VERSION = 2  # of the files; another number makes them again
-PAIR = 8  # bytes of an id and a size
-CONTEXT = 16  # tokens that a part is decoded with on either side: decoders change the edges of a text
+VERSION = 2  # of the files; a new number invalidates the cache
+PAIR = 8  # bytes of an id with its size
+CONTEXT = 16  # neighbouring tokens with which a part is decoded, as decoders change the ends of a text
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -33,10 +33,10 @@ class Encoded:
 
     Attributes:
         ids: int32 [N].
-        sizes: int32 [N], the bytes of text that each token stands for; their sum is the span's.
-        lossless: whether the tokens decode to the text they were made of. One space in front, which
-            tokenizers add to a text or take from it, does not count.
-        invalid: the first byte of the text that is no UTF-8; None where all are.
+        sizes: int32 [N], bytes of text per token; their sum is the size of the span.
+        lossless: whether the tokens decode to the original text, except for one space at its start, which
+            tokenizers add or remove.
+        invalid: the index of the first byte that is not UTF-8; None if there is none.
     """
 
     ids: Tensor
@@ -46,23 +46,23 @@ class Encoded:
 
 
 def load_encoded(text: Tensor, spans: Spans, tokenizer: Any, key: str) -> list[Encoded]:
-    """Every span of the bytes `text` in tokens, encoded on first use by one process while others wait.
+    """The tokens of each span of the bytes `text`. One process encodes them on first use, others wait.
 
     Args:
-        key: names the files; it must change with the text, the spans or the tokenizer.
+        key: the name of the files; it must differ for other texts, spans or tokenizers.
 
     Raises:
-        ValueError: the directory `FLAGFORMER_CACHE` cannot be written.
+        ValueError: the directory `FLAGFORMER_CACHE` is not writable.
     """
     base = cache_directory() / "tokens" / f"{key}-{VERSION}"
     try:
         if _record(base) is None:
             base.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(base.with_suffix(".lock")) as alone:
-                if alone:
-                    for left in base.parent.glob(f"{base.name}.*.partial"):  # of a process that was killed
-                        left.unlink()
-                if _record(base) is None:  # another process may have been first
+            with exclusive(base.with_suffix(".lock")) as locked:
+                if locked:
+                    for partial in base.parent.glob(f"{base.name}.*.partial"):  # of a killed process
+                        partial.unlink()
+                if _record(base) is None:  # another process may have written it
                     _write(base, text, spans, tokenizer)
         return _read(base, base.with_suffix(".bin").stat().st_mtime_ns)
     except OSError as error:
@@ -73,25 +73,25 @@ def load_encoded(text: Tensor, spans: Spans, tokenizer: Any, key: str) -> list[E
 
 
 def _record(base: Path) -> list[dict[str, Any]] | None:
-    """What the .json says of each span; None unless both files are there and whole."""
+    """The entries of the .json, one per span; None unless both files exist and are complete."""
     try:
-        said = json.loads(base.with_suffix(".json").read_bytes())
-        size = sum(span["count"] for span in said) * PAIR
-        return said if base.with_suffix(".bin").stat().st_size == size else None
+        entries = json.loads(base.with_suffix(".json").read_bytes())
+        size = sum(span["count"] for span in entries) * PAIR
+        return entries if base.with_suffix(".bin").stat().st_size == size else None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
 def _write(base: Path, text: Tensor, spans: Spans, tokenizer: Any) -> None:
-    with _whole(base.with_suffix(".bin")) as file:
-        said = [_encode_span(text, low, high, tokenizer, file) for low, high in spans]
-    with _whole(base.with_suffix(".json")) as file:
-        file.write(json.dumps(said).encode())
+    with _atomic(base.with_suffix(".bin")) as file:
+        entries = [_encode_span(text, low, high, tokenizer, file) for low, high in spans]
+    with _atomic(base.with_suffix(".json")) as file:
+        file.write(json.dumps(entries).encode())
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Any]:
-    """A file that takes its name when all of it is on disk, and is removed otherwise."""
+def _atomic(path: Path) -> Iterator[Any]:
+    """A file that is renamed to `path` once it is complete on disk; it is removed after an error."""
     partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
@@ -104,7 +104,7 @@ def _whole(path: Path) -> Iterator[Any]:
 
 
 def _encode_span(text: Tensor, low: int, high: int, tokenizer: Any, file: Any) -> dict[str, Any]:
-    """Appends ids and sizes, interleaved as int32 pairs; returns the span's entry of the .json."""
+    """Append ids and sizes, interleaved as int32 pairs; return the entry of the span in the .json."""
     faults: list[int] = []
     chunks = read_chunks(text, low, high, faults.append)
     count, lossless = 0, True
@@ -119,22 +119,22 @@ def _encode_span(text: Tensor, low: int, high: int, tokenizer: Any, file: Any) -
 
 
 def read_chunks(text: Tensor, low: int, high: int, report: Callable[[int], None]) -> Iterator[str]:
-    """Bytes `low` to `high` as text, each chunk and the overlap with the one before it within a window's
-    size; no character is cut. `report` is called with the place of a byte that is no UTF-8."""
+    """Bytes `low` to `high` as text, in chunks that fit into a window together with the overlap; no character
+    is cut. `report` is called with the index of a byte that is not UTF-8."""
     while low < high:
         end = character_border(text, min(low + windows.WINDOW - windows.OVERLAP, high), high)
-        piece = text[low:end].numpy().tobytes()
+        chunk = text[low:end].numpy().tobytes()
         try:
-            yield piece.decode()
+            yield chunk.decode()
         except UnicodeDecodeError as error:
             report(low + error.start)
-            yield piece.decode(errors="replace")
+            yield chunk.decode(errors="replace")
         low = end
 
 
 def character_border(content: Tensor, at: int, end: int) -> int:
-    """The first byte from `at` on, at most `end`, that begins a character of UTF-8; after three bytes that
-    go on with one, no character goes on."""
+    """The index of the first byte in `at` to `end` that begins a UTF-8 character; at most three bytes
+    continue a character."""
     last = min(at + 3, end)
     return next((i for i in range(at, last) if int(content[i]) & 0xC0 != 0x80), last)
 
@@ -142,7 +142,7 @@ def character_border(content: Tensor, at: int, end: int) -> int:
 def _neighbours(
     parts: Iterator[windows.Part],
 ) -> Iterator[tuple[windows.Part | None, windows.Part, windows.Part | None]]:
-    """Each part with the one before and the one after it."""
+    """Each part with its predecessor and successor."""
     before, now = None, next(parts, None)
     while now is not None:
         after = next(parts, None)
@@ -151,8 +151,8 @@ def _neighbours(
 
 
 def _sizes(part: windows.Part) -> Any:
-    """Bytes from each token's first character to the next one's; what no token covers counts for the token
-    before it. Tokens that share a character leave it to the last of them."""
+    """Bytes from the first character of each token to that of the next. Characters without a token count for
+    the token before them; a character of several tokens counts for the last of them."""
     if not len(part.ids):
         return []
     points = np.frombuffer(part.text.encode("utf-32-le"), dtype="<u4")
@@ -164,8 +164,8 @@ def _sizes(part: windows.Part) -> Any:
 def _is_lossless(
     tokenizer: Any, before: windows.Part | None, part: windows.Part, after: windows.Part | None
 ) -> bool:
-    """Whether the tokens of a part, decoded amid their neighbours, give its text and a character of each
-    neighbour."""
+    """Whether the tokens of a part, decoded together with neighbouring tokens, give its text and the adjacent
+    character of each neighbour."""
     ids = part.ids.tolist()
     wanted = part.text
     if before is not None:
@@ -181,15 +181,15 @@ def _is_lossless(
 
 @functools.lru_cache(maxsize=4)
 def _read(base: Path, modified: int) -> list[Encoded]:
-    """`modified` is there so that a changed file is mapped again."""
-    said = json.loads(base.with_suffix(".json").read_bytes())
-    counts = [span["count"] for span in said]
+    """The spans of the files; `modified` is part of the cache key, so that a changed file is mapped again."""
+    entries = json.loads(base.with_suffix(".json").read_bytes())
+    counts = [span["count"] for span in entries]
     if not sum(counts):
         raise ValueError("`tokenizer` must give tokens, but it gives none for the whole text")
     with base.with_suffix(".bin").open("rb") as file:
-        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # never written to
-    pairs = torch.frombuffer(held, dtype=torch.int32).view(-1, 2)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # never written to
+    pairs = torch.frombuffer(mapped, dtype=torch.int32).view(-1, 2)
     return [
         Encoded(part[:, 0], part[:, 1], span["lossless"], span["invalid"])
-        for part, span in zip(pairs.split(counts), said)
+        for part, span in zip(pairs.split(counts), entries)
     ]

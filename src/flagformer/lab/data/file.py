@@ -20,17 +20,16 @@ EDGES: dict[Split, tuple[float, float]] = {
     "test": (0.95, 1.0),
 }
 Stamp = tuple[tuple[str, int, int], ...]
-FIELD = "The field that holds the text, of a .jsonl, .csv or .tsv file."
+FIELD = "The field with the text, of a .jsonl, .csv or .tsv file."
 
 
 class TextFile(Text):
-    """Bytes of the file at `path`, or of all files in a folder and the folders in it, in order of their
-    paths, hidden ones left out: the first 90 % to train on, the next 5 % for validation, the last 5 % for
-    test.
+    """Bytes of the file at `path`, or of all files in a folder and its subfolders, except hidden ones, in the
+    order of their paths: the first 90 % for training, the next 5 % for validation, the last 5 % for test.
 
-    A file is mapped, not copied: its size is not bounded by memory. It must not shrink while it is in use. A
-    folder is read into memory, and so is `field` of a .jsonl, .csv or .tsv file. Files that hold no text
-    (compressed, Parquet, safetensors, arrays, UTF-16) are refused.
+    A file is memory-mapped, so it may be larger than memory; it must not shrink while it is in use. A folder,
+    and `field` of a .jsonl, .csv or .tsv file, are read into memory. Files without text (compressed, Parquet,
+    safetensors, arrays, UTF-16) are refused.
     """
 
     source: Literal["file"]
@@ -38,7 +37,7 @@ class TextFile(Text):
     field: str | None = Field(default=None, description=FIELD)
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         return str(self.path)
 
     def content(self, split: Split) -> Tensor:
@@ -51,10 +50,10 @@ class TextFile(Text):
 
 
 def bytes_of(path: Path, field: str | None = None) -> Tensor:
-    """The bytes of a file, of its `field` or of a folder's files, uint8 [N].
+    """The bytes of a file, of its `field`, or of the files of a folder, uint8 [N].
 
     Raises:
-        ValueError: naming the path where there are none, or where they are no text.
+        ValueError: the path does not exist, is empty, or is not text.
     """
     try:
         state = path.stat()
@@ -68,7 +67,7 @@ def bytes_of(path: Path, field: str | None = None) -> Tensor:
         if not is_table(path):
             _refuse_field(path, field)
             return _map(path, state.st_size, state.st_mtime_ns)
-        _map(path, state.st_size, state.st_mtime_ns)  # refuses what is no text
+        _map(path, state.st_size, state.st_mtime_ns)  # raises an error if it is not text
         if field is None:
             names = ", ".join(f"`{name}`" for name in fields_of(path)) or "none"
             raise ValueError(
@@ -115,8 +114,7 @@ def _hashed(path: Path, field: str | None, stamp: Stamp) -> str:
 
 
 def _stamp(folder: Path) -> Stamp:
-    """Name, size and time of a file, or of every file of a folder that counts, in an order that no file
-    system decides."""
+    """Name, size and time of a file, or of every file of a folder without hidden ones, sorted by path."""
     if not folder.is_dir():
         return ((str(folder), folder.stat().st_size, folder.stat().st_mtime_ns),)
     files = [

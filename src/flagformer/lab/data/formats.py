@@ -1,4 +1,4 @@
-"""Files that hold no plain text are recognised by their content and refused, each with what to do instead."""
+"""Detection of files that are not plain text, by their content, with advice for each format."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from flagformer.lab.data.binary import SAMPLE, is_binary, wide_encoding
 
-HEAD = SAMPLE  # bytes of a file that `binary_format` looks at
+HEAD = SAMPLE  # bytes of a file that `binary_format` reads
 UNPACK = "decompress it first ({})"
 COLUMN = "write the column of text to a .jsonl file and name it in `field`"
 PICKLE = "give a file of text; pickles are never opened"
 OTHER = "give a file of text"
 RECODE = "convert it (iconv -f {0} -t UTF-8 FILE)"
-# What a file begins with; what it ends with, b"" for anything, None for anything where the content is binary
-# (a text can begin with the same letters); its name; what to do.
+# The beginning of a file; its end (b"" for any; None for any, if the content is binary, as a text may begin
+# with the same letters); the name of the format; advice.
 FORMATS: tuple[tuple[bytes, bytes | None, str, str], ...] = (
     (rb"\x1f\x8b", b"", "gzip", UNPACK.format("gunzip --keep FILE")),
     (rb"\x1f[\x9d\xa0]", b"", "compress", UNPACK.format("gunzip --keep FILE")),
@@ -65,9 +65,9 @@ FORMATS: tuple[tuple[bytes, bytes | None, str, str], ...] = (
 
 
 def refuse_binary(path: Path, content: Tensor) -> None:
-    """Raises ValueError, naming the file and its format, where uint8 `content` is no text.
+    """Raise ValueError, with the file and its format, if uint8 `content` is not text.
 
-    Invalid UTF-8 is allowed: models of bytes read any encoding that holds one byte for an ASCII character.
+    Invalid UTF-8 is allowed: byte models read any encoding with one byte per ASCII character.
     """
     head, tail = content[:SAMPLE].numpy().tobytes(), content[-SAMPLE:].numpy().tobytes()
     binary = is_binary(content)
@@ -89,8 +89,9 @@ def refuse_binary(path: Path, content: Tensor) -> None:
 
 
 def binary_format(head: bytes, size: int, binary: bool, tail: bytes = b"") -> tuple[str, str]:
-    """The name of the format that the first and last bytes of a file of `size` bytes tell, and what to do;
-    empty for others. `binary`: whether its bytes are no text, which decides where `tail` is left out."""
+    """The name of a format and advice, from the first and last bytes of a file of `size` bytes; both are
+    empty for an unknown format. `binary`: whether the bytes are not text, which decides if `tail` is
+    omitted."""
     for begins, ends, name, advice in FORMATS:
         if re.match(begins, head + tail, re.DOTALL) and _agrees(ends, tail, binary):
             return name, f"; {advice}"

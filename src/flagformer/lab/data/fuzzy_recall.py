@@ -14,9 +14,9 @@ class FuzzyRecall(Generated):
     """`k1 k1' v1 v1' k2 k2' v2 v2' ... k2 k2' v2 v2'`: associative recall whose keys and values are `width`
     tokens each, so that a single token does not identify a key.
 
-    `pairs` pairs, all keys different, then each key again with its value; the rest of the row in front is
-    blank (token 0). Scored are the tokens of the values after the repeated keys. Tokens: blank, then `keys`,
-    then `values`. Departure: all keys and values have one width, where the authors draw widths from 1 to 3.
+    `pairs` pairs with different keys, then each key again with its value; the row begins with blanks (token
+    0) if it is longer. The tokens of the values after the repeated keys are scored. Tokens: blank, then
+    `keys`, then `values`. Departure: all keys and values have one width; the authors draw widths from 1 to 3.
     """
 
     metric: ClassVar[str] = (
@@ -27,8 +27,8 @@ class FuzzyRecall(Generated):
     source: Literal["fuzzy_recall"]
     pairs: int = Field(default=6, ge=1, le=LARGEST, description="Pairs to remember.")
     width: int = Field(default=2, ge=1, le=16, description="Tokens of a key and of a value.")
-    keys: int = Field(default=8, ge=2, le=4096, description="Different tokens that keys are made of.")
-    values: int = Field(default=8, ge=2, le=LARGEST, description="Different tokens that values are made of.")
+    keys: int = Field(default=8, ge=2, le=4096, description="Number of different tokens in keys.")
+    values: int = Field(default=8, ge=2, le=LARGEST, description="Number of different tokens in values.")
 
     @property
     def num_tokens(self) -> int:
@@ -64,9 +64,8 @@ class FuzzyRecall(Generated):
         return inputs, targets
 
     def _different(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Keys [B, pairs, width], no two alike in a row: numbers without repetition, written in base
-        `keys`."""
+        """Keys [B, pairs, width], all different in a row: different numbers, written in base `keys`."""
         many = min(self.keys**self.width, LARGEST)
         numbers = torch.rand(batch_size, many, generator=generator).argsort(1)[:, : self.pairs]
-        places = self.keys ** torch.arange(self.width)
-        return numbers[..., None] // places % self.keys
+        powers = self.keys ** torch.arange(self.width)
+        return numbers[..., None] // powers % self.keys

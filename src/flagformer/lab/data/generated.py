@@ -1,5 +1,4 @@
-"""What all generated tasks share: rows drawn afresh from a stream that split, seed, step and length
-decide."""
+"""The base of generated tasks: rows from a random stream for each split, seed, step and length."""
 
 from abc import abstractmethod
 
@@ -10,15 +9,15 @@ from flagformer.lab.data import Source, Split, draws, short_hash
 
 
 class Generated(Source):
-    """A task without files. Subclasses say how long a row must be at least, and draw rows."""
+    """A task without files. Subclasses define the shortest row and generate rows."""
 
     @abstractmethod
     def least(self) -> tuple[int, str]:
-        """The shortest row, and how it comes about in terms of the task's fields."""
+        """The length of the shortest row, and its formula in terms of the fields."""
 
     @abstractmethod
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, long [batch_size, seq_len]; `seq_len` is long enough."""
+        """Inputs and targets, long [batch_size, seq_len]; `seq_len` is at least that of `least`."""
 
     def check(self, split: Split, seq_len: int) -> None:
         least, why = self.least()

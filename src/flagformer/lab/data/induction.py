@@ -11,10 +11,10 @@ from flagformer.lab.data.generated import Generated
 
 
 class Induction(Generated):
-    """`x y * a z w ... *`: noise, once the mark followed by a symbol, at the very end the mark again: what
-    followed it the first time is to be predicted.
+    """`x y * a z w ... *`: random symbols with one mark, and the mark again at the end. The target there is
+    the symbol after the first mark.
 
-    One target a row. Tokens: the symbols, then the mark.
+    There is one target per row. Tokens: the symbols, then the mark.
     """
 
     metric: ClassVar[str] = (
@@ -22,7 +22,7 @@ class Induction(Generated):
     )
 
     source: Literal["induction"]
-    symbols: int = Field(default=16, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=16, ge=2, le=LARGEST, description="Number of different symbols.")
 
     @property
     def num_tokens(self) -> int:
@@ -37,9 +37,9 @@ class Induction(Generated):
 
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         inputs = torch.randint(self.symbols, (batch_size, seq_len), generator=generator)
-        places = torch.randint(seq_len - 2, (batch_size, 1), generator=generator)
-        wanted = inputs.gather(1, places + 1)
-        inputs.scatter_(1, places, self.symbols)
+        marks = torch.randint(seq_len - 2, (batch_size, 1), generator=generator)
+        wanted = inputs.gather(1, marks + 1)
+        inputs.scatter_(1, marks, self.symbols)
         inputs[:, -1] = self.symbols
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets[:, -1:] = wanted

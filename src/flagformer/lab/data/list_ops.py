@@ -18,19 +18,19 @@ _Draw = Iterator[int]
 
 
 class ListOps(Generated):
-    """`[max 2 9 [min 4 7 ] 0 ] =`: at `=` the value of the expression is to be predicted.
+    """`[max 2 9 [min 4 7 ] 0 ] =`: the target at `=` is the value of the expression, a digit.
 
-    One target a row, a digit; expressions are drawn until every digit is wanted equally often, so that chance
-    is one in ten. Blanks fill the row in front. Tokens: ten digits, four opened operations, `]`, `=`, blank.
-    Departure: expressions are as long as `seq_len` allows, at most `depth` deep, of 2 to `arguments`
-        arguments.
+    There is one target per row. The value of each row is drawn first, uniformly, so that chance is one in
+    ten. Shorter rows begin with blanks. Tokens: ten digits, four opening operations, `]`, `=`, blank.
+    Departure: expressions have at most `seq_len` tokens, `depth` levels, and 2 to `arguments` arguments per
+    operation.
     """
 
     metric: ClassVar[str] = "the value of the expression; accuracy: the share predicted right; chance: 1 / 10"
 
     source: Literal["list_ops"]
-    depth: int = Field(default=3, ge=1, le=20, description="How deep operations are nested at most.")
-    arguments: int = Field(default=4, ge=2, le=10, description="Arguments of an operation at most.")
+    depth: int = Field(default=3, ge=1, le=20, description="Largest depth of nested operations.")
+    arguments: int = Field(default=4, ge=2, le=10, description="Largest number of arguments of an operation.")
 
     @property
     def num_tokens(self) -> int:
@@ -53,21 +53,22 @@ class ListOps(Generated):
             targets[row, -1] = value
         return inputs, targets
 
-    def _expression(self, wanted: int, room: int, generator: torch.Generator) -> Row:
-        """An expression of at most `room` tokens with the value `wanted`."""
+    def _expression(self, wanted: int, longest: int, generator: torch.Generator) -> Row:
+        """An expression of at most `longest` tokens with the value `wanted`."""
         draw = iter(_Numbers(generator))
         while True:
-            tokens, value = self._draw(room, self.depth, draw)
+            tokens, value = self._draw(longest, self.depth, draw)
             if value == wanted:
                 return tokens
 
-    def _draw(self, room: int, depth: int, draw: _Draw) -> tuple[Row, int]:
+    def _draw(self, longest: int, depth: int, draw: _Draw) -> tuple[Row, int]:
+        """A random expression of at most `longest` tokens and `depth` levels, and its value."""
         operation = next(draw) % len(OPERATIONS)
-        most = min(self.arguments, room - 2)
+        most = min(self.arguments, longest - 2)
         count = 2 + next(draw) % (most - 1)
-        tokens, values, left = [DIGITS + operation], [], room - 2
-        for place in range(count):
-            spare = left - (count - place - 1)
+        tokens, values, left = [DIGITS + operation], [], longest - 2
+        for index in range(count):
+            spare = left - (count - index - 1)
             if depth > 1 and spare >= 4 and next(draw) % 2:
                 inner, value = self._draw(spare, depth - 1, draw)
             else:
@@ -80,7 +81,7 @@ class ListOps(Generated):
 
 
 def evaluate(operation: int, values: Row) -> int:
-    """The value of one operation; the median of an even number is the lower of the two in the middle."""
+    """The value of one operation; the median of an even number of values is the lower middle one."""
     if operation == 0:
         return max(values)
     if operation == 1:
@@ -91,7 +92,7 @@ def evaluate(operation: int, values: Row) -> int:
 
 
 class _Numbers:
-    """Endless random numbers, drawn a few hundred at a time: single draws from torch are slow."""
+    """Infinite random numbers, drawn in blocks, as single draws from torch are slow."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator

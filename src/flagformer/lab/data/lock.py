@@ -1,4 +1,4 @@
-"""One process at a time, for as long as it lives."""
+"""A lock between processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Waits until no other process holds the file `path`, which is made and stays. The system frees it when
-    its process ends, however it ends.
+    """Wait for the lock on the file `path` and hold it; the file is created and remains. The system releases
+    the lock when the process ends.
 
-    Yields whether it is held: some systems and network file systems have no such locks.
+    Yields whether the lock is held: some systems and network file systems do not support it.
     """
     try:
         import fcntl
@@ -20,9 +20,9 @@ def exclusive(path: Path) -> Iterator[bool]:
         yield False
         return
     with path.open("ab") as file:
-        held = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
+            locked = True
         except OSError:
-            held = False
-        yield held
+            locked = False
+        yield locked

@@ -1,4 +1,4 @@
-"""One pair asked for after all that `seq_len` puts between: does anything last that long?"""
+"""Retrieval of one pair from the beginning of a row at its end."""
 
 from typing import ClassVar, Literal
 
@@ -13,8 +13,8 @@ from flagformer.lab.data.generated import Generated
 class LongRetrieval(Generated):
     """`noise k v noise ... noise k`: one pair in the first eighth of the row, the key again at its end.
 
-    One target a row, the value. Noise is drawn from symbols of its own, so that the pair is plain to see and
-    only the distance is hard. Tokens: `noise` symbols, then `keys`, then `values`.
+    There is one target per row, the value. Noise has separate symbols, so that only the distance is
+    difficult. Tokens: `noise` symbols, then `keys`, then `values`.
     """
 
     metric: ClassVar[str] = (
@@ -22,9 +22,9 @@ class LongRetrieval(Generated):
     )
 
     source: Literal["long_retrieval"]
-    keys: int = Field(default=8, ge=1, le=LARGEST, description="Different keys there are.")
-    values: int = Field(default=16, ge=2, le=LARGEST, description="Different values there are.")
-    noise: int = Field(default=16, ge=1, le=LARGEST, description="Different symbols in between.")
+    keys: int = Field(default=8, ge=1, le=LARGEST, description="Number of different keys.")
+    values: int = Field(default=16, ge=2, le=LARGEST, description="Number of different values.")
+    noise: int = Field(default=16, ge=1, le=LARGEST, description="Number of different symbols of the noise.")
 
     @property
     def num_tokens(self) -> int:
@@ -42,8 +42,8 @@ class LongRetrieval(Generated):
         drawn = torch.randint(self.values, (batch_size, 1), generator=generator)
         value = drawn + self.noise + self.keys
         inputs = torch.randint(self.noise, (batch_size, seq_len), generator=generator)
-        place = torch.randint(max(1, (seq_len - 2) // 8), (batch_size, 1), generator=generator)
-        inputs.scatter_(1, place, key).scatter_(1, place + 1, value)
+        start = torch.randint(max(1, (seq_len - 2) // 8), (batch_size, 1), generator=generator)
+        inputs.scatter_(1, start, key).scatter_(1, start + 1, value)
         inputs[:, -1:] = key
         targets = torch.full((batch_size, seq_len), IGNORE)
         targets[:, -1:] = value

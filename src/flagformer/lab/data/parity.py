@@ -1,5 +1,5 @@
-"""Parity: is the number of ones so far odd? Out of reach of fixed-depth attention at any length: Hahn 2020,
-arXiv 1906.06755."""
+"""Parity of a bit string, which attention of fixed depth cannot compute for every length: Hahn 2020, arXiv
+1906.06755."""
 
 from typing import ClassVar, Literal
 
@@ -10,13 +10,13 @@ from flagformer.lab.data.generated import Generated
 
 
 class Parity(Generated):
-    """`0 1 1 0 1` -> `0 1 0 0 1`: after every bit, whether the ones up to it are odd in number.
+    """`0 1 1 0 1` -> `0 1 0 0 1`: the target at every bit is the parity of the bits up to it.
 
-    Every place is scored, early ones are easy: the loss by position tells how far a model counts.
+    Every position is scored; early ones are easy, so the loss by position shows how far a model counts.
     """
 
     metric: ClassVar[str] = (
-        "the parity of the bits so far, at every place; accuracy: the share right; chance: 1 / 2"
+        "the parity of the bits so far, at every position; accuracy: the share right; chance: 1 / 2"
     )
 
     source: Literal["parity"]

@@ -1,4 +1,4 @@
-"""Tables of text: one field of each record of a .jsonl, .csv or .tsv file."""
+"""The text of one field of a .jsonl, .csv or .tsv file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LONGEST_CELL = 1 << 30  # characters; the csv module's own limit is 131,072
 
 
 def is_table(path: Path) -> bool:
-    """Whether the name says that the file holds records."""
+    """Whether the file has records, by its suffix."""
     return path.suffix.lower() in TABLES or path.suffix.lower() in LINES
 
 
 @functools.lru_cache(maxsize=2)
 def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
-    """The text of `field` of all records, uint8 [N], with a blank line between two records; size and time
-    are there so that a changed file is read again.
+    """The text of `field` of all records, uint8 [N], with a blank line between two records. Size and time are
+    part of the cache key, so that a changed file is read again.
 
     Raises:
-        ValueError: naming the line that is no record, or the fields that there are.
+        ValueError: a line is not a record, or has no such field.
     """
     texts = [_text_of(path, line, record, field) for line, record in _records(path)]
     content = SEPARATOR.join(texts).encode("utf-8", errors="replace")
@@ -39,14 +39,14 @@ def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
 
 
 def fields_of(path: Path) -> list[str]:
-    """The names of the fields of the first record; empty where there is none."""
+    """The fields of the first record; empty without records."""
     for _, record in _records(path):
         return [str(name) for name in record]
     return []
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and record of each."""
+    """Each record with its line number."""
     with _utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() in TABLES:
             csv.field_size_limit(LONGEST_CELL)
@@ -73,7 +73,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 @contextlib.contextmanager
 def _utf8(path: Path) -> Iterator[None]:
-    """Names the line that is in another encoding."""
+    """Convert UnicodeDecodeError to ValueError with the line."""
     try:
         yield
     except UnicodeDecodeError:

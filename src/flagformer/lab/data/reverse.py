@@ -1,4 +1,4 @@
-"""Reverse: repeat a random string backwards after a separator."""
+"""Reverse: repeat a random string in reverse order after a separator."""
 
 from typing import Literal
 
@@ -9,9 +9,9 @@ from flagformer.lab.data.copy_task import Repetition
 
 class Reverse(Repetition):
     """`a b c | c b a`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols
-    backwards.
+    reversed.
 
-    Scored are the symbols after the separator.
+    The symbols after the separator are scored.
     """
 
     source: Literal["reverse"]

@@ -1,4 +1,4 @@
-"""Recall over segments: what a model that reads them one by one keeps (after Memformer, arXiv 2010.06891)."""
+"""Recall over segments, for models with memory between segments (after Memformer, arXiv 2010.06891)."""
 
 from typing import ClassVar, Literal
 
@@ -21,16 +21,16 @@ class SegmentRecall(Source):
     """
 
     metric: ClassVar[str] = (
-        "the symbol at each place that is asked for; accuracy: the share predicted right; chance: 1 / symbols"
+        "the symbol at each queried position; accuracy: the share predicted right; chance: 1 / symbols"
     )
 
     source: Literal["segment_recall"]
     segment: int = Field(default=8, ge=1, description="Tokens of a segment.")
     stored: int = Field(default=4, ge=1, description="Symbols to remember; at most `segment`.")
-    symbols: int = Field(default=8, ge=2, description="Different symbols there are.")
-    noise: int = Field(default=8, ge=1, description="Different tokens of noise.")
+    symbols: int = Field(default=8, ge=2, description="Number of different symbols.")
+    noise: int = Field(default=8, ge=1, description="Number of different tokens of noise.")
     delay: int | None = Field(
-        default=None, ge=1, description="Segments from the first to the only one that asks; none: drawn."
+        default=None, ge=1, description="Segments from the first to the only query; none: queries are random."
     )
 
     @property
@@ -48,7 +48,7 @@ class SegmentRecall(Source):
         if seq_len % self.segment or seq_len < least:
             raise ValueError(
                 f"`seq_len` must be a multiple of `segment` = {self.segment} and at least {least}, for the "
-                f"first segment and the one that asks, but is {seq_len}"
+                f"first segment and a query, but is {seq_len}"
             )
 
     def batch(
@@ -63,13 +63,13 @@ class SegmentRecall(Source):
         inputs[:, 0, : self.stored] = symbols
         asked = torch.randint(self.stored, shape, generator=generator)
         wanted = symbols.gather(1, asked.flatten(1)).view(shape)
-        chances = torch.rand(batch_size, count, 1, generator=generator)
-        chances[:, 0] = 2.0
-        asks = (chances < 0.5) | (chances == chances.amin(dim=1, keepdim=True))  # one at least in each row
+        draw = torch.rand(batch_size, count, 1, generator=generator)
+        draw[:, 0] = 2.0
+        queries = (draw < 0.5) | (draw == draw.amin(dim=1, keepdim=True))  # at least one in each row
         if self.delay is not None:
-            asks = (torch.arange(count) == self.delay)[:, None]
-        targets = torch.where(asks, wanted, IGNORE)
-        return torch.where(asks, asked, inputs).flatten(1), targets.flatten(1)
+            queries = (torch.arange(count) == self.delay)[:, None]
+        targets = torch.where(queries, wanted, IGNORE)
+        return torch.where(queries, asked, inputs).flatten(1), targets.flatten(1)
 
     def fingerprint(self) -> str:
         return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

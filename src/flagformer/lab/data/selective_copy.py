@@ -12,7 +12,7 @@ from flagformer.lab.data.generated import Generated
 
 
 class SelectiveCopy(Generated):
-    """`. a . . b c . | a b c`: `copies` random symbols at random places among blanks, a separator, the
+    """`. a . . b c . | a b c`: `copies` random symbols at random positions among blanks, a separator, the
     symbols in order.
 
     The symbols are at random positions, so that a fixed offset does not find them. Tokens: the symbols, then
@@ -25,7 +25,7 @@ class SelectiveCopy(Generated):
     )
 
     source: Literal["selective_copy"]
-    symbols: int = Field(default=16, ge=2, le=LARGEST, description="How many symbols there are to draw from.")
+    symbols: int = Field(default=16, ge=2, le=LARGEST, description="Number of different symbols.")
     copies: int = Field(default=8, ge=1, le=LARGEST, description="Symbols to remember.")
 
     @property
@@ -43,9 +43,9 @@ class SelectiveCopy(Generated):
         blank, separator, front = self.symbols, self.symbols + 1, seq_len - self.copies
         drawn = torch.randint(self.symbols, (batch_size, self.copies), generator=generator)
         order = torch.rand(batch_size, front, generator=generator).argsort(1)[:, : self.copies]
-        places = order.sort(1).values  # [B, copies], distinct and in order
+        positions = order.sort(1).values  # [B, copies], distinct and in order
         whole = torch.full((batch_size, seq_len + 1), blank)
-        whole.scatter_(1, places, drawn)
+        whole.scatter_(1, positions, drawn)
         whole[:, front] = separator
         whole[:, front + 1 :] = drawn
         targets = torch.full((batch_size, seq_len), IGNORE)

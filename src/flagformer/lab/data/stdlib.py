@@ -1,4 +1,4 @@
-"""The installed Python's own standard library: real text on every machine, nothing to download."""
+"""The source files of the installed Python's standard library, a text that exists on every machine."""
 
 import functools
 import os
@@ -13,8 +13,8 @@ from torch import Tensor
 from flagformer.lab.data import SPLITS, Split, short_hash
 from flagformer.lab.data.text import Text
 
-# Installed packages and byte code are not the library; tests are shipped by some distributions only; the
-# others are tables.
+# Installed packages and byte code are not part of the library; not every distribution has tests; the others
+# are tables.
 LEFT_OUT = {
     "site-packages",
     "dist-packages",
@@ -31,8 +31,8 @@ HELD_OUT_EVERY = 20  # of 20 files in order, one goes to validation and one to t
 class StandardLibrary(Text):
     """Bytes of the standard library's `.py` files in order of their paths, up to `mib` MiB in whole files.
 
-    The splits are made of different files: of every 20 one is for validation and one for test. The text
-    depends on the Python version, which is why a trial records the fingerprint.
+    The splits consist of different files: one of every 20 is for validation and one for test. The text
+    depends on the Python version, so a trial records its fingerprint.
     """
 
     source: Literal["stdlib"] = "stdlib"
@@ -40,11 +40,11 @@ class StandardLibrary(Text):
         default=6.0,
         gt=0,
         le=1024,
-        description="Stop before the file that would pass this size (2**20 bytes), all splits together.",
+        description="Largest size of all splits together, in MiB of whole files.",
     )
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         return f"Python's standard library (mib={self.mib:g})"
 
     def content(self, split: Split) -> Tensor:
@@ -55,7 +55,7 @@ class StandardLibrary(Text):
 
 
 def sources(root: Path) -> list[Path]:
-    """The library's files in an order that no file system decides."""
+    """The files of the library, sorted by path."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith("config-")]
@@ -78,8 +78,8 @@ def _read(mib: float) -> dict[Split, Tensor]:
         left -= len(content)
         if left < 0:
             break
-        place = number % HELD_OUT_EVERY
-        parts["validation" if place == 9 else "test" if place == 19 else "train"] += content
+        index = number % HELD_OUT_EVERY
+        parts["validation" if index == 9 else "test" if index == 19 else "train"] += content
     for split, part in parts.items():
         if not part:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Batches of text as bytes: random windows to train on, whole spans to be tested on."""
+"""Batches of text: random windows for training, contiguous spans for evaluation."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -9,15 +9,14 @@ from torch import Tensor
 from flagformer.lab.data import Source, Split, draws
 
 BYTES = 256
-GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, cover a split evenly for any number of batches
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are evenly spaced for any number of batches
 
 
 class Text(Source):
-    """A source of bytes, or of tokens that stand for bytes. Subclasses say what they are and where each split
-    lies."""
+    """A source of bytes, or of tokens that encode bytes. Subclasses define the content of each split."""
 
     metric: ClassVar[str] = (
-        "every byte given the bytes before it in its row; accuracy: the share of bytes guessed right"
+        "every byte given the bytes before it in its row; accuracy: the share of bytes predicted right"
     )
 
     @property
@@ -26,12 +25,12 @@ class Text(Source):
 
     @abstractmethod
     def content(self, split: Split) -> Tensor:
-        """The bytes or tokens of one split, integers [N]. No byte lies in two splits."""
+        """The bytes or tokens of one split, integers [N]; splits do not overlap."""
 
     @property
     @abstractmethod
-    def place(self) -> str:
-        """What messages call this text, a path where there is one."""
+    def label(self) -> str:
+        """The name of the text in messages, for files their path."""
 
     @property
     def num_tokens(self) -> int:
@@ -42,7 +41,7 @@ class Text(Source):
         return None
 
     def sizes(self, split: Split) -> Tensor | None:
-        """Bytes that each element of `content` stands for, integers [N]; None: one byte each."""
+        """Bytes of text for each element of `content`, integers [N]; None: one byte each."""
         return None
 
     def check(self, split: Split, seq_len: int) -> None:
@@ -51,7 +50,7 @@ class Text(Source):
     def _check_size(self, size: int, split: Split, seq_len: int) -> None:
         if size < seq_len + 2:
             raise ValueError(
-                f"the {split} part of {self.place} holds {size} bytes, but a length of {seq_len} "
+                f"the {split} part of {self.label} holds {size} bytes, but a length of {seq_len} "
                 f"needs at least {seq_len + 2}; use a longer text or a smaller length"
             )
 
@@ -59,25 +58,27 @@ class Text(Source):
         self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
     ) -> tuple[Tensor, Tensor]:
         """Training rows are independent random windows. A held-out batch is one span of `batch_size *
-        seq_len` bytes cut into rows, so that lengths compared at an equal `batch_size * seq_len` are scored
-        on the same bytes.
+        seq_len` bytes that is cut into rows: different lengths with equal `batch_size * seq_len` are
+        evaluated on the same bytes.
         """
         content = self.content(split)
         self._check_size(len(content), split, seq_len)
-        places = self._places(len(content), split, step, seed, batch_size, seq_len)
-        rows = content[places].long()  # [B, T + 1]
+        indices = self._indices(len(content), split, step, seed, batch_size, seq_len)
+        rows = content[indices].long()  # [B, T + 1]
         return rows[:, :-1], rows[:, 1:]
 
     def target_bytes(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> int:
         sizes = self.sizes(split)
         if sizes is None:
             return batch_size * seq_len
-        places = self._places(len(sizes), split, step, seed, batch_size, seq_len)
-        return int(sizes[places[:, 1:]].sum())
+        indices = self._indices(len(sizes), split, step, seed, batch_size, seq_len)
+        return int(sizes[indices[:, 1:]].sum())
 
-    def _places(self, size: int, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
-        """Where in a `content` of that size the elements of a batch stand, [B, T + 1]."""
-        starts = size - seq_len  # a row is read with one byte more, its last target
+    def _indices(
+        self, size: int, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> Tensor:
+        """The indices of a batch in a `content` of that size, [B, T + 1]."""
+        starts = size - seq_len  # a row is read with one more element, its last target
         if split == "train":
             first = torch.randint(starts, (batch_size,), generator=draws(split, seed, step))
         else:

@@ -1,4 +1,4 @@
-"""Any file or folder of text, as the tokens of a tokenizer."""
+"""A file or folder of text as token ids."""
 
 import functools
 import warnings
@@ -15,20 +15,20 @@ from flagformer.lab.data.text import Text
 
 
 class TokenFile(Text):
-    """The text at `path`, UTF-8, in the tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
-    (the extra `flagformer[tokenizers]`). Splits are those of `source: file`, moved to the next character.
+    """The UTF-8 text at `path` as tokens of `tokenizer`, a `tokenizer.json` of the package `tokenizers`
+    (`flagformer[tokenizers]`). Splits are those of `source: file`, moved to the next character.
 
-    The text is encoded once, without special tokens, truncation, padding or BPE dropout, and kept in
+    The text is encoded once, without special tokens, truncation, padding or BPE dropout, and cached in
     `FLAGFORMER_CACHE/tokens` (by default `~/.cache/flagformer/tokens`), which every process maps. The tokens
     of a split are those of one call for the whole split.
 
-    Bits per byte count the bytes that the scored tokens stand for, so that tokenizers and bytes compare. A
-    tokenizer whose tokens do not decode to the text (unknown words, lower case, stripped spaces) has none:
-    accuracy and nats a token are compared instead, and a warning says so. One space in front of a split,
-    which tokenizers add or take, does not count.
+    Bits per byte count the bytes of the scored tokens, so that tokenizers can be compared with each other and
+    with bytes. If the tokens do not decode to the text (unknown words, lower case, stripped spaces), accuracy
+    and nats per token are reported instead, with a warning. One space at the start of a split, which
+    tokenizers add or remove, does not count.
     """
 
-    metric: ClassVar[str] = "every token given those before it in its row; accuracy: the share guessed right"
+    metric: ClassVar[str] = "every token given those before it; accuracy: the share predicted right"
 
     source: Literal["tokens"]
     path: Path = Field(description="A file or a folder; a relative path starts at the working directory.")
@@ -36,19 +36,19 @@ class TokenFile(Text):
     field: str | None = Field(default=None, description=FIELD)
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         return f"{self.path} in tokens"
 
     @property
     def num_tokens(self) -> int:
-        """The largest id and one: ids may leave gaps, and added tokens may lie beyond the vocabulary."""
+        """The largest id plus one: ids may have gaps, and added tokens may exceed the vocabulary."""
         return 1 + max(_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
 
     @property
     def is_bytes(self) -> bool:
         try:
             return all(part.lossless for part in self._encoded())
-        except (OSError, ValueError):  # a report is made of results, where the text may be gone
+        except (OSError, ValueError):  # a report needs only results; the text may be missing
             return True
 
     def check(self, split: Split, seq_len: int) -> None:
@@ -59,7 +59,7 @@ class TokenFile(Text):
             warnings.warn(message.format(self.tokenizer, self.path, invalid), stacklevel=2)
 
     def bytes_per_token(self, split: Split) -> float | None:
-        """Of the whole split, on average; None where the tokens do not stand for the text."""
+        """The mean over the split; None if the tokens do not decode to the text."""
         part = self._part(split)
         return int(part.sizes.sum()) / max(1, len(part.sizes)) if part.lossless else None
 
@@ -94,7 +94,7 @@ _NOT_UTF8 = (
 
 
 def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
-    """Bytes of each split; no character lies in two."""
+    """The first and last byte of each split; no character is cut."""
     size = len(text)
     ends = [character_border(text, int(EDGES[split][1] * size), size) for split in SPLITS[:-1]]
     return tuple(zip((0, *ends), (*ends, len(text))))
@@ -102,7 +102,7 @@ def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
 
 @functools.lru_cache(maxsize=4)
 def _hashed(path: Path, size: int, modified: int) -> str:
-    """Size and time are there so that a changed file is read again."""
+    """Size and time are part of the cache key, so that a changed file is read again."""
     return short_hash(path.read_bytes())
 
 
@@ -118,12 +118,12 @@ def _tokenizer(path: Path) -> Any:
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing narrower
+    except Exception as error:  # the package raises this class
         raise ValueError(f"`tokenizer` must be a tokenizer.json, but {path} is none: {error}") from None
-    tokenizer.no_truncation()  # both are stored with a tokenizer, for batches of sentences
+    tokenizer.no_truncation()  # the file may enable both, for batches of sentences
     tokenizer.no_padding()
-    tokenizer.post_processor = None  # adds special tokens, or moves the places of tokens past their spaces
-    for sampling in ("dropout", "alpha", "nbest_size"):  # of BPE and Unigram, for training on several cuts
+    tokenizer.post_processor = None  # it adds special tokens, or removes spaces from offsets
+    for sampling in ("dropout", "alpha", "nbest_size"):  # subword regularisation of BPE and Unigram
         if getattr(tokenizer.model, sampling, None) is not None:
             setattr(tokenizer.model, sampling, None)
     return tokenizer

@@ -1,13 +1,13 @@
-"""Token ids of a long text, encoded in windows that overlap; they are those of one call for the whole text.
+"""Token ids of a long text, encoded in overlapping windows, equal to those of one call for the whole text.
 
-A tokenizer treats the edges of what it is given in a special way: it strips spaces there, puts a prefix in
-front, cuts a run of spaces, digits or letters that goes on. So two windows share `OVERLAP` characters, and
-the first is left for the second in the middle of a run of tokens on which both agree. Where there is none
+A tokenizer treats the ends of its input differently: it strips spaces, adds a prefix, or cuts a run of
+spaces, digits or letters. Two windows therefore share `OVERLAP` characters, and the tokens of the second
+follow those of the first from the middle of a run of tokens that is equal in both. If there is no such run,
 the first window grows, up to the whole text.
 
-A cut lies between two words of the pre-tokenizer, which are encoded apart. BPE may be cut within a word: a
-boundary that no merge crosses in either window is crossed by none in the whole, because up to the first
-merge that crosses it both sides were merged as in the windows.
+A cut is between two words of the pre-tokenizer, which are encoded independently. BPE may be cut within a
+word: if no merge crosses a boundary in either window, none crosses it in the whole text, because up to the
+first merge that would cross it both sides are merged as in the windows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-WINDOW = 1 << 18  # characters that are encoded at once
-OVERLAP = 1 << 12  # characters that two windows share
+WINDOW = 1 << 18  # characters per call of the tokenizer
+OVERLAP = 1 << 12  # characters shared by two windows
 AGREE = 8  # tokens before and after a cut that must be equal in both windows
 
 
@@ -41,8 +41,8 @@ class Part:
 
 @dataclass(frozen=True)
 class _Window:
-    """`text` begins at character `origin` of the whole. `tokens` has rows of first character, last and one,
-    id, and whether a word begins: int64 [N, 4]."""
+    """`text` begins at character `origin` of the whole text. The columns of `tokens`, int64 [N, 4], are the
+    first character, the last one plus one, the id, and whether a word begins."""
 
     text: str
     origin: int
@@ -54,10 +54,10 @@ class _Window:
 
 
 def encode_parts(chunks: Iterator[str], tokenizer: Any) -> Iterator[Part]:
-    """Parts that make up the text of all `chunks`, in order, without special tokens."""
+    """The parts of the text of all `chunks`, in order, without special tokens."""
     within_words = json.loads(tokenizer.to_str())["model"].get("type") == "BPE"
     window = _encode(tokenizer, next(chunks, ""), 0)
-    begin, first = 0, 0  # character and token of the window that the next part begins with
+    begin, first = 0, 0  # character and token in the window at which the next part begins
     for chunk in chunks:
         shared = window.text[-OVERLAP:]
         later = _encode(tokenizer, shared + chunk, window.end - len(shared))
@@ -92,18 +92,18 @@ def _part(window: _Window, which: slice, begin: int, end: int) -> Part:
 
 
 def _cut(window: _Window, later: _Window, within_words: bool) -> tuple[int, int] | None:
-    """The token of each window that the later one goes on with: amid 2 * AGREE equal ones, as near as can be
-    to the middle of the overlap."""
+    """The index of the cut in both windows: in the middle of 2 * AGREE equal tokens, as close as possible to
+    the middle of the overlap."""
     before = [tuple(token) for token in window.tokens[window.tokens[:, 0] >= later.origin].tolist()]
     after = [tuple(token) for token in later.tokens[later.tokens[:, 0] < window.end].tolist()]
     skipped = len(window.tokens) - len(before)
-    place = {token: index for index, token in enumerate(after)}
+    index_of = {token: index for index, token in enumerate(after)}
     middle = (later.origin + window.end) // 2
     near = range(AGREE, len(before) - AGREE)
     for i in sorted(near, key=lambda index: abs(before[index][0] - middle)):
         start, _, _, is_word = before[i]
         _, last_end, _, _ = before[i - 1]
-        j = place.get(before[i], -1)
+        j = index_of.get(before[i], -1)
         if j <= AGREE or not (is_word or within_words) or start < last_end or start <= before[i - 1][0]:
             continue
         if before[i - AGREE : i + AGREE] == after[j - AGREE : j + AGREE]:

@@ -44,13 +44,13 @@ def run_audits(
     if not study.audit:
         return
     pool: Pool[str] = Pool(examiner, at_once, threads, preload)
-    todo = {place: trial for place, trial in _places(study, directory) if "stamps" not in _read(place)}
+    todo = {folder: trial for folder, trial in _folders(study, directory) if "stamps" not in _read(folder)}
     waiting = list(todo.items())
     try:
         while waiting or pool.running:
             while waiting and pool.has_room:
-                place, trial = waiting.pop(0)
-                pool.start(str(place), trial, place)
+                folder, trial = waiting.pop(0)
+                pool.start(str(folder), trial, folder)
             for ended in pool.ended(POLL):
                 if ended.failure is not None:
                     Path(ended.job).mkdir(parents=True, exist_ok=True)
@@ -116,17 +116,17 @@ def state_bytes(model: Any) -> int | None:
 def read_audits(study: Study, directory: Path) -> dict[str, Mapping[str, Any]]:
     """The audit of each variant, as far as it exists."""
     found: dict[str, Mapping[str, Any]] = {}
-    for variant, (place, _) in zip(study.compare, _places(study, directory)):
+    for variant, (folder, _) in zip(study.compare, _folders(study, directory)):
         if study.audit:
-            found[variant] = _read(place)
+            found[variant] = _read(folder)
     return found
 
 
-def _read(place: Path) -> dict[str, Any]:
-    return read_record(place / EXAMINED, _EXAMINED) if (place / EXAMINED).exists() else {}
+def _read(folder: Path) -> dict[str, Any]:
+    return read_record(folder / EXAMINED, _EXAMINED) if (folder / EXAMINED).exists() else {}
 
 
-def _places(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
+def _folders(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
     """The audit directory of each variant, by content: identical models are audited once."""
     found = []
     for variant in study.compare:

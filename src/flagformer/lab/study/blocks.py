@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flagformer.lab.study.config_errors import ConfigError, repr_short
+from flagformer.lab.study.config_errors import ConfigError, key_of, repr_short
 from flagformer.lab.study.source import Route, Source
 from flagformer.lab.study.words import models_of, suggestion
 
@@ -38,7 +38,7 @@ def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) 
     full = (*route, *_route_in(value, item["loc"]))
     sentence = _sentence(full, kind, item)
     # an error of several keys together is reported for the block; its message begins with the key to change
-    key = sentence.removeprefix("`").partition("`")[0]
+    key = key_of(sentence)
     if item["type"] == "value_error" and isinstance(value, dict) and key in value and not item["loc"]:
         full = (*full, key)
     return source.mistake(full, sentence)

@@ -29,7 +29,7 @@ def refuse_missing_devices(study: Study, source: Source) -> None:
             device_of(study.train_of(variant))
         except ValueError as error:
             own = ("compare", variant, "train", "device")
-            route = own if own in source.lines or own in source.overrides else ("train", "device")
+            route = own if source.has(own) else ("train", "device")
             mistakes.add(source.mistake(route, str(error)))
     if mistakes:
         raise StudyFileError(mistakes)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import torch
 
@@ -29,8 +29,8 @@ from flagformer.lab.study.executor import Ended, Executor, Failure, Job
 from flagformer.lab.study.failures import describe
 from flagformer.lab.study.worker import raise_oom_score, redirect_output, wait_until_free
 from flagformer.lab.train.files import write_atomic
+from flagformer.ops.memory import GIB
 
-GIB = 2**30
 PATIENCE = 10.0  # seconds for the head of a cluster to answer
 TOKEN = "study.token"  # a node that can read this file shares the run directory
 Files = dict[str, bytes]
@@ -109,7 +109,7 @@ class Cluster(Executor[Job]):
         self.task = self.ray.remote(
             max_calls=1, max_retries=0, num_cpus=threads, num_gpus=gpus, memory=memory
         )(run_here)
-        self.running: dict[Any, Running[Job]] = {}
+        self.running: dict[Any, tuple[Job, Path]] = {}  # by task: the job and its directory
 
     @property
     def has_room(self) -> bool:
@@ -125,7 +125,7 @@ class Cluster(Executor[Job]):
         spec = TaskSpec(
             self.function, trial, directory, Path.cwd(), self.needs.cpus, versions(), self.data, self.token
         )
-        self.running[self.task.remote(spec)] = Running(job, directory)
+        self.running[self.task.remote(spec)] = (job, directory)
 
     def ended(self, timeout: float) -> list[Ended[Job]]:
         if not self.running:
@@ -143,15 +143,15 @@ class Cluster(Executor[Job]):
         self.ray.shutdown()
 
     def _end(self, task: Any) -> Ended[Job]:
-        running = self.running.pop(task)
+        job, directory = self.running.pop(task)
         try:
             files, failure = self.ray.get(task)
-            _write_files(files, running.directory)
+            _write_files(files, directory)
         except self.ray.exceptions.RayError as error:
             failure = self._of_ray(error)
         except OSError as error:
             failure = describe(error)
-        return Ended(running.job, failure)
+        return Ended(job, failure)
 
     def _of_ray(self, error: Exception) -> Failure:
         known, text = self.ray.exceptions, " ".join(str(error).split())
@@ -170,14 +170,6 @@ class Cluster(Executor[Job]):
 
     def _capacity(self) -> int:
         return sum(self.needs.times(node["Resources"]) for node in self._nodes())
-
-
-@dataclass
-class Running(Generic[Job]):
-    """A running trial."""
-
-    job: Job
-    directory: Path
 
 
 def connect() -> Any:
@@ -224,23 +216,23 @@ def run_here(spec: TaskSpec) -> tuple[Files, Failure | None]:
     if spec.folder.is_dir():
         os.chdir(spec.folder)
     shared = _is_shared(spec)
-    place = spec.directory if shared else Path(tempfile.mkdtemp(prefix="flagformer-"))
+    directory = spec.directory if shared else Path(tempfile.mkdtemp(prefix="flagformer-"))
     try:
-        failure = _run(spec, place)
-        return {} if shared else _collect_files(place), failure
+        failure = _run(spec, directory)
+        return {} if shared else _collect_files(directory), failure
     finally:
         if not shared:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(spec: TaskSpec, place: Path) -> Failure | None:
+def _run(spec: TaskSpec, directory: Path) -> Failure | None:
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        redirect_output(place / OUTPUT)
+        directory.mkdir(parents=True, exist_ok=True)
+        redirect_output(directory / OUTPUT)
         refuse_differences(spec)
         torch.set_num_threads(spec.threads)
-        wait_until_free(place)
-        spec.function(spec.trial, place)
+        wait_until_free(directory)
+        spec.function(spec.trial, directory)
     except Exception as error:
         return describe(error)
     return None
@@ -270,11 +262,11 @@ def _is_shared(spec: TaskSpec) -> bool:
         return False
 
 
-def _collect_files(place: Path) -> Files:
+def _collect_files(directory: Path) -> Files:
     """The files of a finished trial; only the output of any other."""
-    finished = (place / RESULT).exists()
-    paths = [path for path in sorted(place.rglob("*")) if path.is_file()] if finished else [place / OUTPUT]
-    return {str(path.relative_to(place)): path.read_bytes() for path in paths if path.exists()}
+    finished = (directory / RESULT).exists()
+    paths = sorted(directory.rglob("*")) if finished else [directory / OUTPUT]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths if path.is_file()}
 
 
 def _write_files(files: Files, directory: Path) -> None:

@@ -11,17 +11,17 @@ LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True, order=True)
 class ConfigError:
-    """One error of a study file; `place` is `FILE:LINE`, or the override as typed."""
+    """One error of a study file; `location` is `FILE:LINE`, or the override as typed."""
 
     line: int
-    place: str
+    location: str
     message: str
 
     def __str__(self) -> str:
         message = self.message
         if len(message) > LONGEST_MESSAGE:
             message = message[: LONGEST_MESSAGE - 4] + " ..."
-        return f"{self.place}: {message}"
+        return f"{self.location}: {message}"
 
 
 class StudyFileError(ValueError):
@@ -40,3 +40,8 @@ def repr_short(value: object) -> str:
     """The value as the user wrote it, shortened to 60 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:56] + " ..."
+
+
+def key_of(message: str) -> str:
+    """The key between backticks with which a message starts; the whole message if it does not."""
+    return message.removeprefix("`").partition("`")[0]

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flagformer
 from flagformer.flags import FlagError
-from flagformer.lab.study.config_errors import ConfigError, StudyFileError
+from flagformer.lab.study.config_errors import ConfigError, StudyFileError, key_of
 from flagformer.lab.study.counting import AttentionFlops, FusedOnMeta
 from flagformer.lab.study.design import Study
 from flagformer.lab.study.flags import flag_mistake
@@ -209,10 +209,7 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
 
 def _other_mistake(source: Source, variant: str, message: str) -> ConfigError:
     """The error at the key that the message starts with; the variant is named only if it sets the key."""
-    name = message.removeprefix("`").partition("`")[0]
-    for route in (("compare", variant, name), ("base", name), ("data", name), ("evaluate", name)):
-        if route in source.lines or route in source.overrides:
-            return source.mistake(
-                route, f"variant `{variant}`: {message}" if route[0] == "compare" else message
-            )
-    return source.mistake(("data",), message)
+    own = ("compare", variant, key_of(message))
+    if source.has(own):
+        return source.mistake(own, f"variant `{variant}`: {message}")
+    return source.mistake_of(message)

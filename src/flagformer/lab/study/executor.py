@@ -32,7 +32,7 @@ class Ended(Generic[Job]):
 
 
 class Executor(ABC, Generic[Job]):
-    """Starts trials and reports how they ended; the failure of one trial does not affect the others."""
+    """Starts trials and reports their ends; the failure of one trial does not affect the others."""
 
     @property
     @abstractmethod

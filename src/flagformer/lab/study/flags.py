@@ -36,7 +36,7 @@ def flag_mistakes(source: Source) -> list[ConfigError]:
 def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:
     """The error at the flag's line in the variant or the base, else at the variant's line."""
     own = ("compare", variant, finding.flag)
-    if own in source.lines or own in source.overrides:
+    if source.has(own):
         return source.mistake(own, f"variant `{variant}`: {message_of(finding)}")
     if finding.flag in source.data.get("base", {}):
         return source.mistake(("base", finding.flag), message_of(finding))

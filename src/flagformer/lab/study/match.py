@@ -94,7 +94,7 @@ def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
 def _tokens_route(source: Source, variant: str) -> tuple[str, ...]:
     for key in ("steps", "batch_size"):
         route = ("compare", variant, "train", key)
-        if route in source.lines or route in source.overrides:
+        if source.has(route):
             return route
     return ("compare", variant, "train")
 

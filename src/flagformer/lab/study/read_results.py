@@ -43,20 +43,20 @@ def read_results(directory: Path) -> Results:
 
 def read_trial(directory: Path, run: Run) -> TrialState:
     """The state of one trial, from its files."""
-    place = trial_directory(directory, run.trial.id)
-    if (place / RESULT).exists():
-        result = read_result(place / RESULT)
+    folder = trial_directory(directory, run.trial.id)
+    if (folder / RESULT).exists():
+        result = read_result(folder / RESULT)
         return TrialState(run, result["status"], result["steps"], "; ".join(result.get("notes", ())), result)
-    steps = int(last_line(place).get("step", 0))
-    if (place / FAILURE).exists():
-        return TrialState(run, "failed", steps, str(read_json(place / FAILURE).get("message", "")))
+    steps = int(last_line(folder).get("step", 0))
+    if (folder / FAILURE).exists():
+        return TrialState(run, "failed", steps, str(read_json(folder / FAILURE).get("message", "")))
     return TrialState(run, "unfinished" if steps else "waiting", steps)
 
 
-def last_line(place: Path) -> dict[str, Any]:
+def last_line(folder: Path) -> dict[str, Any]:
     """The last complete line of a trial's log; empty before the first."""
     try:
-        with open(place / LOG, "rb") as log:
+        with open(folder / LOG, "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
             lines = log.read().split(b"\n")[:-1]
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,11 +114,6 @@ class Results:
         """The trials of a variant's best candidate."""
         tuned = self.row(variant).tuned
         return [trial for trial in self.trials if (trial.run.variant, trial.run.tuned) == (variant, tuned)]
-
-
-def median(values: list[float]) -> float | None:
-    """The median; None without values."""
-    return statistics.median(values) if values else None
 
 
 def as_json(results: Results) -> dict[str, Any]:

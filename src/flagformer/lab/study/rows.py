@@ -3,12 +3,13 @@ baseline."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flagformer.lab.study.design import Setting, Study
-from flagformer.lab.study.results import AuditSummary, Candidate, TrialState, VariantResult, median
+from flagformer.lab.study.results import AuditSummary, Candidate, TrialState, VariantResult
 from flagformer.lab.study.statistics import Difference, mean_interval, paired_differences
 
 Values = dict[str, dict[int, float]]  # variant -> seed -> value
@@ -70,7 +71,7 @@ def _costs(
     peaks = [cost["peak_memory_bytes"] for cost in ran if cost.get("peak_memory_bytes")]
     return {
         "costs": dict(known),
-        "tokens_per_second": median(speeds),
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
         "speed_range": (min(speeds), max(speeds)) if speeds else None,
         "decode_tokens_per_second": examined.get("decode_tokens_per_second"),
         "state_bytes_per_token": examined.get("state_bytes_per_token"),

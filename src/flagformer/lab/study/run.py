@@ -39,6 +39,7 @@ from flagformer.lab.study.results import Results, as_json
 from flagformer.lab.study.trials import run_trials
 from flagformer.lab.train.files import only_process, os_error_context, write_atomic, write_json
 from flagformer.lab.train.stopping import Stopping
+from flagformer.lab.train.trial import run_trial
 
 # torch._dynamo takes 0.8 s to import when the first model is built; the command's own modules, because every
 # process imports the main module of the program
@@ -113,7 +114,7 @@ def run_study(
         setting = describe_environment(study, prepared.costs, read_setting(directory), directory)
         setting["matched"] = as_plain(prepared.matched)
         # first, so that a missing cluster is reported before minutes of audits
-        executor = _executor(study, directory, setting, function or _run_trial)
+        executor = _executor(study, directory, setting, function or run_trial)
         with contextlib.ExitStack() as stack:
             stack.callback(executor.stop)
             write_study(directory, study, prepared.origins)
@@ -133,12 +134,6 @@ def write_report(directory: Path) -> Results:
     for name, text in documents(results).items():
         write_atomic(directory / name, text.encode())
     return results
-
-
-def _run_trial(trial: Any, directory: Path) -> object:
-    from flagformer.lab.train.trial import run_trial
-
-    return run_trial(trial, directory)
 
 
 def _audit_variants(

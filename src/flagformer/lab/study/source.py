@@ -15,7 +15,7 @@ import yaml
 
 from flagformer.flags.others import recognise, recognise_directory
 from flagformer.lab.data.formats import HEAD, binary_format
-from flagformer.lab.study.config_errors import ConfigError, StudyFileError, repr_short
+from flagformer.lab.study.config_errors import ConfigError, StudyFileError, key_of, repr_short
 
 # Descriptions of the expected files in messages.
 STUDY = "a study file (`name`, `base`, `data`, `train` and `compare`)"
@@ -47,6 +47,18 @@ class Source:
     data: dict = field(default_factory=dict)
     lines: dict[Route, int] = field(default_factory=dict)
     overrides: dict[Route, str] = field(default_factory=dict)
+
+    def has(self, route: Route) -> bool:
+        """Whether the file or an override sets this key."""
+        return route in self.lines or route in self.overrides
+
+    def mistake_of(self, message: str) -> ConfigError:
+        """An error at the key of `base`, `data` or `evaluate` that begins the message; else at `data`."""
+        key = key_of(message)
+        for block in ("base", "data", "evaluate"):
+            if key in (self.data.get(block) or {}):
+                return self.mistake((block, key), message)
+        return self.mistake(("data",), message)
 
     def mistake(self, route: Route, message: str) -> ConfigError:
         """An error at the nearest known position on the route: an override as typed, else `FILE:LINE`.
@@ -83,21 +95,20 @@ def parse_source(text: str, name: str, takes: str = STUDY) -> Source:
     except yaml.MarkedYAMLError as error:
         _refuse_other(_as_json(text), name, takes)  # JSON may be indented by tabs, YAML may not
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
         detail = " ".join(part for part in (error.context, error.problem) if part)
-        raise StudyFileError([ConfigError(line, f"{name}:{line}", f"is not valid YAML: {detail}")]) from None
+        raise _error(name, f"is not valid YAML: {detail}", mark.line + 1 if mark else 1) from None
     except yaml.YAMLError as error:
-        raise StudyFileError([_at_start(name, f"is not valid YAML: {str(error).splitlines()[0]}")]) from None
+        raise _error(name, f"is not valid YAML: {str(error).splitlines()[0]}", 1) from None
     except RecursionError:
-        raise StudyFileError([_at_start(name, f"is nested too deeply; give {takes}")]) from None
+        raise _error(name, f"is nested too deeply; give {takes}", 1) from None
     if node is None:
-        raise StudyFileError([_at_start(name, f"is empty; give {takes}")])
+        raise _error(name, f"is empty; give {takes}", 1)
     source = Source(name)
     reader = _NodeReader(source)
     data = reader.read(node, (), ())
     if not isinstance(data, dict):
-        message = f"must contain a mapping of `key: value` lines, but contains {_kind(data)}"
-        raise StudyFileError([_at_start(name, message)])
+        found = "a list" if isinstance(data, list) else f"the single value {repr_short(data)}"
+        raise _error(name, f"must contain a mapping of `key: value` lines, but contains {found}", 1)
     _refuse_other(data, name, takes)
     if reader.mistakes:
         raise StudyFileError(reader.mistakes)
@@ -187,35 +198,29 @@ def _read_text(path: Path, takes: str) -> str:
         if path.is_dir():
             other = recognise_directory(path)
             message = f"is {other.what}; {other.advice}" if other else "is a directory"
-            raise StudyFileError([ConfigError(1, name, f"{message}; this command takes {takes}")])
+            raise _error(name, f"{message}; this command takes {takes}")
         if not stat.S_ISREG(path.stat().st_mode):  # reading a device or pipe may never end
-            message = "cannot be read: it is a device, pipe or socket; give a regular YAML file"
-            raise StudyFileError([ConfigError(1, name, message)])
+            raise _error(name, "cannot be read: it is a device, pipe or socket; give a regular YAML file")
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
         size = max(len(raw), path.stat().st_size)
         if kind := binary_format(raw[:HEAD], size, b"\0" in raw)[0]:
-            raise StudyFileError([ConfigError(1, name, f"cannot be read: it is a {kind} file; give {takes}")])
+            raise _error(name, f"cannot be read: it is a {kind} file; give {takes}")
         if size > LARGEST_FILE:
-            raise StudyFileError(
-                [ConfigError(1, name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")]
-            )
+            raise _error(name, f"has {size:,} bytes; {takes} has at most {LARGEST_FILE:,}")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StudyFileError([ConfigError(1, name, f"cannot be read: {reason}")]) from None
+        raise _error(name, f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
         message = f"must be UTF-8 text, but byte {error.start} is 0x{raw[error.start]:02x}"
-        raise StudyFileError([ConfigError(line, f"{name}:{line}", message)]) from None
+        raise _error(name, message, raw[: error.start].count(b"\n") + 1) from None
 
 
 def _refuse_other(data: object, name: str, takes: str) -> None:
     """Raise StudyFileError for a configuration file of another library."""
     if isinstance(data, dict) and (other := recognise(data)):
-        message = f"is {other.what}, but this command takes {takes}; {other.advice}"
-        raise StudyFileError([_at_start(name, message)])
+        raise _error(name, f"is {other.what}, but this command takes {takes}; {other.advice}", 1)
 
 
 def _as_json(text: str) -> object:
@@ -225,9 +230,7 @@ def _as_json(text: str) -> object:
         return None
 
 
-def _at_start(name: str, message: str) -> ConfigError:
-    return ConfigError(1, f"{name}:1", message)
-
-
-def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else f"the single value {repr_short(value)}"
+def _error(name: str, message: str, line: int | None = None) -> StudyFileError:
+    """One error of the file `name`, with its line if known."""
+    location = name if line is None else f"{name}:{line}"
+    return StudyFileError([ConfigError(line or 1, location, message)])

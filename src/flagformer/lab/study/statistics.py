@@ -8,14 +8,17 @@ sign-flip test must agree with it: with too few seeds for 5 %, all differences m
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import mul
+from statistics import stdev
 
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_FLIPPED = 16  # seeds of the exact test (2**16 sums); with more, signs are sampled
-DRAWN = 20_000
+SAMPLED = 20_000
 MOST_SEEDS = 10_000
 
 
@@ -63,7 +66,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     mean = math.fsum(values) / n
     if n == 1 or not all(map(math.isfinite, values)):
         return Estimate(n, mean, values=values)
-    half = _t_quantile(confidence, n - 1) * _standard_error(values, mean)
+    half = _t_quantile(confidence, n - 1) * stdev(values) / math.sqrt(n)
     return Estimate(n, mean, mean - half, mean + half, values)
 
 
@@ -117,33 +120,28 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def sign_flip(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of differences being as likely to have either sign: the share of all ways to set the
-    signs whose sum is at least as far from zero. Beyond 16 seeds the ways are drawn. None below two."""
+    """Two-sided p-value of the sign-flip test, in which both signs of a difference are equally
+    likely: the fraction of all sign patterns whose sum is at least as far from zero. Beyond 16 values the
+    patterns are sampled. None below two."""
     n = len(values)
     if n < 2 or not all(map(math.isfinite, values)):
         return None
     if n > MOST_FLIPPED:
-        return _drawn_signs(values)
-    least = abs(math.fsum(values)) * (1 - 1e-12)  # the ways that are equal but for rounding count
-    ways = product((1.0, -1.0), repeat=n - 1)  # the other half mirrors these
-    far = sum(abs(values[0] + math.fsum(s * v for s, v in zip(way, values[1:]))) >= least for way in ways)
+        return _sampled_signs(values)
+    least = abs(math.fsum(values)) * (1 - 1e-12)  # sums that are equal except for rounding count
+    patterns = product((1.0, -1.0), repeat=n - 1)  # the other half mirrors these
+    far = sum(abs(values[0] + math.fsum(map(mul, signs, values[1:]))) >= least for signs in patterns)
     return far / 2 ** (n - 1)
 
 
 def seeds_needed(difference: float, sigma: float, power: float = POWER) -> int | None:
-    """Seeds with which a paired t test at 5 % resolves `difference` with probability `power`, where single
-    differences spread by the standard deviation `sigma`; None beyond ten thousand."""
+    """Seeds with which a paired t test at 5 % detects `difference` with probability `power`, if differences
+    have the standard deviation `sigma`; None beyond ten thousand."""
     if not difference or not math.isfinite(sigma):
         return None
-    low, high = 1, 2
-    while _power(high, difference, sigma) < power:
-        low, high = high, 2 * high
-        if low >= MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _power(middle, difference, sigma) >= power else (middle, high)
-    return high
+    counts = range(2, MOST_SEEDS + 1)
+    index = bisect_left(counts, power, key=lambda n: _power(n, difference, sigma))
+    return counts[index] if index < len(counts) else None
 
 
 def spread(estimates: Sequence[Estimate]) -> float | None:
@@ -165,12 +163,12 @@ def _power(n: int, difference: float, sigma: float) -> float:
     return beyond if math.isfinite(beyond) else 1.0  # scipy gives nan where the power is 1 to all digits
 
 
-def _drawn_signs(values: Sequence[float]) -> float:
+def _sampled_signs(values: Sequence[float]) -> float:
     import numpy as np
 
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWN, len(values)))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(SAMPLED, len(values)))
     far = int((abs(signs @ np.asarray(values)) >= abs(math.fsum(values)) * (1 - 1e-12)).sum())
-    return (far + 1) / (DRAWN + 1)
+    return (far + 1) / (SAMPLED + 1)
 
 
 def _verdict(
@@ -187,10 +185,6 @@ def _verdict(
     return "better" if (estimate.mean < 0) == lower_is_better else "worse"
 
 
-def _standard_error(values: Sequence[float], mean: float) -> float:
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
 def _t_quantile(confidence: float, freedom: int) -> float:
     from scipy.stats import t
 
@@ -201,7 +195,7 @@ def _t_test(estimate: Estimate) -> float | None:
     """Two-sided p-value of the mean being zero; None where it is not defined."""
     if estimate.n < 2 or estimate.mean is None or estimate.low is None:
         return None
-    error = _standard_error(estimate.values, estimate.mean)
+    error = stdev(estimate.values) / math.sqrt(estimate.n)
     if error == 0:
         return 1.0 if estimate.mean == 0 else 0.0
     from scipy.stats import t

@@ -16,12 +16,16 @@ WIDTH = 132  # without a terminal
 
 def print_table(results: Results, console: Console | None = None) -> None:
     """Print the table with its legend and the list of missing trials."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=WIDTH)
+    console = console_of_width(console)
     console.print(make_table(results))
     for line in legend(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def console_of_width(console: Console | None = None) -> Console:
+    """The console, by default of standard output; without a terminal it has 132 columns."""
+    console = console or Console()
+    return console if console.is_terminal else Console(file=console.file, width=WIDTH)
 
 
 def make_table(results: Results) -> Table:

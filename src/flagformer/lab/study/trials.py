@@ -1,4 +1,4 @@
-"""Runs all unfinished trials, and records how each ended in its directory and in the progress output."""
+"""Runs all unfinished trials, and records the result of each in its directory and in the progress output."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def run_trials(
             while todo or executor.busy:
                 while todo and executor.has_room:
                     run = todo.popleft()
-                    place = trial_directory(directory, run.trial.id)
-                    (place / FAILURE).unlink(missing_ok=True)
+                    folder = trial_directory(directory, run.trial.id)
+                    (folder / FAILURE).unlink(missing_ok=True)
                     progress.started(run)
-                    executor.start(run, run.trial, place)
+                    executor.start(run, run.trial, folder)
                 for ended in executor.ended(POLL):
                     run, failure = ended.job, ended.failure
                     if failure and failure.kind in RETRIED and lost[run.trial.id] < retries:
@@ -76,10 +76,10 @@ def _close(ended: Ended[Run], directory: Path, progress: Progress) -> None:
     if failure is None:
         progress.ended(run, None, _outcome(state.result or {}))
         return
-    place = trial_directory(directory, run.trial.id)
+    folder = trial_directory(directory, run.trial.id)
     with contextlib.suppress(OSError):
-        place.mkdir(parents=True, exist_ok=True)
-        write_json(place / FAILURE, {"kind": failure.kind, "message": failure.message})
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FAILURE, {"kind": failure.kind, "message": failure.message})
     progress.ended(run, failure, f"failed: {failure.message}")
     if failure.kind == "disk":
         text = (

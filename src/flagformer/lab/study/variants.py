@@ -90,11 +90,11 @@ def tune_mistakes(
                 mistakes.append(source.mistake(("compare", name, *key.split(".")), text))
         if train is None or not key.startswith(TRAIN):
             continue
-        for place, value in enumerate(values):
+        for index, value in enumerate(values):
             whole = {**train.model_dump(mode="json"), key.removeprefix(TRAIN): value}
-            _, found = check_block(source, ("tune", typed, str(place)), TrainConfig, whole)
-            route = ("tune", typed, str(place))
-            mistakes += [source.mistake(route, mistake.message.replace(f"tune.{typed}.{place}.", "tune."))
+            _, found = check_block(source, ("tune", typed, str(index)), TrainConfig, whole)
+            route = ("tune", typed, str(index))
+            mistakes += [source.mistake(route, mistake.message.replace(f"tune.{typed}.{index}.", "tune."))
                          for mistake in found]  # fmt: skip
     return mistakes
 
@@ -171,17 +171,14 @@ def _key(typed: str, block: str) -> tuple[str, str]:
 
 
 def _set_lines(source: Source, variant: str, new_name: str, point: Setting) -> None:
-    """Set the lines of the keys of an expanded variant."""
-    _copy_lines(source.lines, variant, new_name, point)
-    _copy_lines(source.overrides, variant, new_name, point)
-
-
-def _copy_lines(lines: dict[Route, Any], variant: str, new_name: str, point: Setting) -> None:
-    own = {route[2:]: line for route, line in lines.items() if route[:2] == ("compare", variant)}
-    lines.update({("compare", new_name, *route): line for route, line in own.items()})
-    for name in point:
-        typed = [("grid", key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
-        line = next((lines[route] for route in [*typed, ("grid",)] if route in lines), None)
-        if line is not None:
-            lines["compare", new_name, *name.split(".")] = line
-            lines.setdefault(("compare", new_name), line)
+    """Set the lines of the keys of an expanded variant: those of the variant and those of the grid."""
+    records: tuple[dict[Route, Any], ...] = (source.lines, source.overrides)
+    for lines in records:
+        own = {route[2:]: line for route, line in lines.items() if route[:2] == ("compare", variant)}
+        lines.update({("compare", new_name, *route): line for route, line in own.items()})
+        for name in point:
+            typed = [("grid", key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
+            line = next((lines[route] for route in [*typed, ("grid",)] if route in lines), None)
+            if line is not None:
+                lines["compare", new_name, *name.split(".")] = line
+                lines.setdefault(("compare", new_name), line)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flagformer.lab.study.read_results import read_results
 from flagformer.lab.study.results import Results, TrialState
-from flagformer.lab.study.table import WIDTH, legend, make_table
+from flagformer.lab.study.table import console_of_width, legend, make_table
 
 PENDING = ("unfinished", "waiting")
 MOST_SHOWN = 12
@@ -28,11 +28,9 @@ def watch(directory: Path, every: float = 2.0, once: bool = False, console: Cons
     Raises:
         ValueError: the directory contains no study.
     """
-    console = console or Console()
+    console = console_of_width(console)
     results = read_results(directory)
     if once or not console.is_terminal:
-        if not console.is_terminal:
-            console = Console(file=console.file, width=WIDTH)
         console.print(render(results))
         return results
     with Live(render(results), console=console, auto_refresh=False) as live:

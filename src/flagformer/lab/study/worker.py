@@ -1,4 +1,4 @@
-"""The process of one trial: ends with the study, locks its directory, reports how it ended."""
+"""The process of one trial: it ends with the study, waits for its directory, and reports failures."""
 
 from __future__ import annotations
 

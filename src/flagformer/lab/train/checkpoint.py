@@ -5,6 +5,8 @@ ranks.
 import hashlib
 import io
 import pickle
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,35 +60,48 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint.pt`; the previous one becomes `checkpoint.previous.pt`. An OSError (a full disk)
     changes neither.
     """
-    fresh = directory / FRESH
-    write_checkpoint(fresh, checkpoint)
-    with os_error_context(directory / CURRENT):
-        if (directory / CURRENT).exists():
-            (directory / CURRENT).replace(directory / PREVIOUS)
-        fresh.replace(directory / CURRENT)
-    sync_folder(directory)
+    write_checkpoint(directory / FRESH, checkpoint)
+    promote(directory / FRESH, directory / CURRENT, directory / PREVIOUS)
+
+
+def promote(fresh: Path, current: Path, previous: Path) -> None:
+    """Rename `current` to `previous`, if it exists, and `fresh` to `current`; files or folders."""
+    with os_error_context(current):
+        if current.exists():
+            if previous.is_dir():
+                shutil.rmtree(previous, ignore_errors=True)
+            current.replace(previous)
+        fresh.replace(current)
+    sync_folder(current.parent)
 
 
 def load_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint, or None if there is none, and notes on damaged ones.
+    """The newest valid checkpoint, or None if there is none, and notes on damaged ones."""
+    paths = (directory / CURRENT, directory / PREVIOUS)
+    _, checkpoint, notes = newest_valid(paths, read_checkpoint, Path.unlink)
+    return checkpoint, notes
 
-    If the newest file is damaged, it is deleted and the previous one is used, with a note. ValueError if all
-    files are damaged.
+
+def newest_valid(
+    paths: Iterable[Path], read: Callable[[Path], Checkpoint], remove: Callable[[Path], object]
+) -> tuple[Path | None, Checkpoint | None, list[str]]:
+    """The first valid one of `paths` with its checkpoint, or None if none exists, and notes on damaged ones.
+
+    If the newest is damaged, it is removed and the previous one is used. ValueError if all are damaged.
     """
     damaged: dict[Path, str] = {}
-    for path in (directory / CURRENT, directory / PREVIOUS):
-        if path.exists():
-            try:
-                checkpoint = read_checkpoint(path)
-            except ValueError as error:
-                damaged[path] = str(error)
-                continue
-            for broken in damaged:
-                broken.unlink()
-            return checkpoint, list(damaged.values())
+    for path in filter(Path.exists, paths):
+        try:
+            checkpoint = read(path)
+        except ValueError as error:
+            damaged[path] = str(error)
+            continue
+        for broken in damaged:
+            remove(broken)
+        return path, checkpoint, list(damaged.values())
     if damaged:
         raise ValueError("; ".join(damaged.values()) + "; delete the run directory to start again")
-    return None, []
+    return None, None, []
 
 
 def remove_checkpoints(directory: Path) -> None:
@@ -114,11 +129,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if hashlib.sha256(memoryview(content)[LEADER:]).digest() != content[len(MARK) : LEADER]:
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
-        held = torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content[LEADER:]), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged: torch cannot read it ({reason})") from None
-    fault = record_fault(held, SHAPE)
-    if fault or len(held) > len(SHAPE):
+    fault = record_fault(saved, SHAPE)
+    if fault or len(saved) > len(SHAPE):
         raise ValueError(f"{path} is damaged: {fault or 'it has unknown entries'}")
-    return Checkpoint(**held)
+    return Checkpoint(**saved)

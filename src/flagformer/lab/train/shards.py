@@ -18,8 +18,14 @@ from typing import Any
 
 from torch import nn
 
-from flagformer.lab.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from flagformer.lab.train.files import os_error_context, sync_folder
+from flagformer.lab.train.checkpoint import (
+    Checkpoint,
+    newest_valid,
+    promote,
+    read_checkpoint,
+    write_checkpoint,
+)
+from flagformer.lab.train.files import os_error_context
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
 from flagformer.storage.schema import rename_saved
 
@@ -47,12 +53,7 @@ def save_shards(
             rest, rng=states, shards={name: value for part in sums for name, value in part.items()}
         )
         write_checkpoint(fresh / REST, whole)
-        with os_error_context(directory / CURRENT):
-            if (directory / CURRENT).exists():
-                shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
-                (directory / CURRENT).replace(directory / PREVIOUS)
-            fresh.replace(directory / CURRENT)
-        sync_folder(directory)
+        promote(fresh, directory / CURRENT, directory / PREVIOUS)
 
     ranks.on_rank_zero(take_the_name)
 
@@ -62,20 +63,7 @@ def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[s
 
     ValueError if all folders are damaged.
     """
-    damaged: dict[Path, str] = {}
-    for folder in (directory / CURRENT, directory / PREVIOUS):
-        if folder.exists():
-            try:
-                rest = _whole(folder)
-            except ValueError as error:
-                damaged[folder] = str(error)
-                continue
-            for broken in damaged:
-                shutil.rmtree(broken)
-            return folder, rest, list(damaged.values())
-    if damaged:
-        raise ValueError("; ".join(damaged.values()) + "; delete the run directory to start again")
-    return None, None, []
+    return newest_valid((directory / CURRENT, directory / PREVIOUS), _read_rest, shutil.rmtree)
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGroup) -> None:
@@ -86,10 +74,10 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGr
     found: Any = get_state_dict(model, optimizer)
     weights, moments = found
     saved = _saved_names(folder, weights)
-    held = {saved.get(name, name): value for name, value in moments["state"].items()}
+    by_saved_name = {saved.get(name, name): value for name, value in moments["state"].items()}
     state: dict[str, Any] = {
         "model": {saved.get(name, name): value for name, value in weights.items()},
-        "optimizer": {**moments, "state": held},
+        "optimizer": {**moments, "state": by_saved_name},
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process can read too
@@ -106,8 +94,8 @@ def _saved_names(folder: Path, names: Container[str]) -> dict[str, str]:
     """The names of a model's parameters -> those in a folder, where version 0.1 wrote it with other names."""
     from torch.distributed.checkpoint import FileSystemReader
 
-    held = FileSystemReader(folder).read_metadata().state_dict_metadata
-    saved = [name.removeprefix("model.") for name in held if name.startswith("model.")]
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved = [name.removeprefix("model.") for name in metadata if name.startswith("model.")]
     return rename_saved({name: name for name in saved}, names)
 
 
@@ -139,7 +127,8 @@ def remove_shards(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _whole(folder: Path) -> Checkpoint:
+def _read_rest(folder: Path) -> Checkpoint:
+    """The checkpoint of a folder without model and optimizer, after all checksums are verified."""
     if not (folder / REST).is_file():
         raise ValueError(f"{folder} is damaged: it has no {REST}")
     rest = read_checkpoint(folder / REST)

@@ -118,7 +118,7 @@ def _package(name: str, needs: str) -> Any:
 
 
 def _tensorboard(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:
-    place, fresh = out / "tensorboard" / name, out / "tensorboard.partial" / name
+    final, fresh = out / "tensorboard" / name, out / "tensorboard.partial" / name
     module = _package("torch.utils.tensorboard", "tensorboard")
     shutil.rmtree(fresh, ignore_errors=True)
     writer = module.SummaryWriter(str(fresh))
@@ -129,9 +129,9 @@ def _tensorboard(name: str, settings: Mapping[str, Any], lines: Iterable[Line], 
                 writer.add_scalar(key, value, line["step"])
     writer.close()
     # atomically replaces the earlier export: TensorBoard merges all files of a directory
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh.replace(place)
+    shutil.rmtree(final, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fresh.replace(final)
 
 
 def _wandb(name: str, settings: Mapping[str, Any], lines: Iterable[Line], out: Path) -> None:

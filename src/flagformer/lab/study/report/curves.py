@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from flagformer.lab.study.directory import LOG, trial_directory
-from flagformer.lab.study.report.figures import POINTS, Curves
+from flagformer.lab.study.report.figures import POINTS, Curve, Curves
 from flagformer.lab.study.results import Results, TrialState
 from flagformer.lab.train.log import read_log
 
@@ -22,11 +24,10 @@ def read_curves(results: Results) -> tuple[Curves, dict[str, float]]:
         length = min((len(values) for values in losses), default=0)
         if not length:
             continue
-        losses = [values[:length] for values in losses]
-        last = max(1, length // 10)
-        final[variant] = sum(sum(values[-last:]) / last for values in losses) / len(losses)
+        rows = np.array([values[:length] for values in losses])
+        final[variant] = float(rows[:, -max(1, length // 10) :].mean())
         curves[variant] = _joined(
-            losses, results.study.train_of(variant).batch_size * results.study.data.seq_len
+            rows, results.study.train_of(variant).batch_size * results.study.data.seq_len
         )
     return curves, final
 
@@ -41,19 +42,10 @@ def _losses(results: Results, trial: TrialState) -> list[float]:
     return [line["loss"] for line in lines if line["loss"] is not None]
 
 
-def _joined(
-    losses: list[list[float]], tokens_a_step: int
-) -> tuple[list[int], list[float], list[float], list[float]]:
-    """By windows of steps: tokens at the window's end, mean over seeds, lowest and highest seed."""
-    length = len(losses[0])
-    width = max(1, length // POINTS)
-    ends = range(width, length + 1, width)
-    seeds = [[sum(values[end - width : end]) / width for end in ends] for values in losses]
-    points = list(zip(*seeds))
-    tokens = [end * tokens_a_step for end in ends]
-    return (
-        tokens,
-        [sum(point) / len(point) for point in points],
-        [min(point) for point in points],
-        [max(point) for point in points],
-    )
+def _joined(losses: np.ndarray, tokens_a_step: int) -> Curve:
+    """Of the losses [seeds, steps], by windows of steps: the tokens at the window's end, the mean over seeds,
+    the lowest and the highest seed."""
+    width = max(1, losses.shape[1] // POINTS)
+    ends = np.arange(width, losses.shape[1] + 1, width)
+    seeds = losses[:, : ends[-1]].reshape(len(losses), -1, width).mean(axis=2)  # [seeds, windows]
+    return ends * tokens_a_step, seeds.mean(axis=0), seeds.min(axis=0), seeds.max(axis=0)

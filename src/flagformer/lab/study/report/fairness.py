@@ -106,10 +106,10 @@ def _unequal_numbers(results: Results) -> list[str]:
         if len(numbers) > 1:
             difference = (numbers[-1] / numbers[0] - 1) * 100 if numbers[0] else 0.0
             within = results.study.match.what == {"params": "params"}.get(name, "flops")
-            how = "matched" if within else "not matched"
+            state = "matched" if within else "not matched"
             lines.append(
                 f"{label}: from {word(numbers[0])} to {word(numbers[-1])}, a difference of "
-                f"{difference:.1f} %; {how}."
+                f"{difference:.1f} %; {state}."
             )
     return lines
 

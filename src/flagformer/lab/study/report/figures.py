@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any
+
+import numpy as np
 
 from flagformer.lab.study.results import BITS, Results, VariantResult
 
@@ -25,11 +27,12 @@ STYLE: Any = {
 }  # fmt: skip
 POINTS = 48  # of a smoothed curve
 
-Curves = dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]]
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # tokens; mean, low, high over seeds
+Curves = dict[str, Curve]
 
 
 def loss_curves(results: Results, curves: Curves) -> str:
-    """Training loss against tokens; `curves` maps a variant to (tokens, mean, low, high) over its seeds."""
+    """Training loss against tokens."""
 
     def draw(axes: Any) -> None:
         for name, color, _, style in _looks(results):
@@ -41,7 +44,7 @@ def loss_curves(results: Results, curves: Curves) -> str:
         axes.set_ylabel("training loss (nats per token)")
         axes.xaxis.set_major_formatter(_thousands)
         if curves:
-            lowest = min(min(low) for _, _, low, _ in curves.values())
+            lowest = min(low.min() for _, _, low, _ in curves.values())
             highest = max(high[len(high) // 12] for _, _, _, high in curves.values())
             # the first steep steps would flatten the rest of the curve
             axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.02)
@@ -125,10 +128,10 @@ def loss_by_position(results: Results) -> str:
             _note(
                 axes, "trained up to", (results.study.data.seq_len, 1.0), ("data", "axes fraction"), (4, -11)
             )
-        axes.set_xlabel("place in the row (tokens)")
+        axes.set_xlabel("position in the row (tokens)")
         axes.set_ylabel("held-out loss (nats per token)")
 
-    return _svg("positions", draw, "Held-out loss against the place in the row")
+    return _svg("positions", draw, "Held-out loss against the position in the row")
 
 
 def tuned_numbers(results: Results) -> list[str]:

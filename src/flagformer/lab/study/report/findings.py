@@ -173,13 +173,13 @@ def headline(results: Results) -> str:
 def _against_baseline(results: Results, row: VariantResult) -> str:
     if row.difference is None:
         return "; the baseline"
-    how = {
+    phrases = {
         "not resolved": "difference not resolved from",
         "equivalent": "equivalent to",
         "invalid": "INVALID, not compared with",
     }
     verdict = row.difference.verdict
-    return f"; {how.get(verdict, f'{verdict} than')} {results.study.baseline}"
+    return f"; {phrases.get(verdict, f'{verdict} than')} {results.study.baseline}"
 
 
 def _best_at_longest(results: Results) -> str:
