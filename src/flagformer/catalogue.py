@@ -59,11 +59,9 @@ from flagformer.score.softclamp import SoftClamp
 from flagformer.score.softmax import Softmax
 from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
-from flagformer.stack.context_dropout import NoContextDropout, RandomContextDropout
 from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.reversible import Reversible
 from flagformer.stack.executor.sequential import Sequential
-from flagformer.stack.hints import WrapperHints
 from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
 from flagformer.stack.weight_init import (
@@ -78,12 +76,11 @@ from flagformer.wrappers.transformer import TransformerWrapper
 CATALOGUE.fill(
     [
         TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
-        Dims, Plan, WrapperHints,
+        Dims, Plan,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
         DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
-        NoContextDropout, RandomContextDropout,
         Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos,
         NoPositionBias, ALiBi, T5, Dynamic,

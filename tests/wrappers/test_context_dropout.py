@@ -84,7 +84,7 @@ def test_an_invalid_mask(inputs):
 
 
 def test_needs_cross_attention():
-    with pytest.raises(flagformer.FlagError, match="`cross_attn_tokens_dropout` needs cross-attention"):
+    with pytest.raises(flagformer.FlagError, match="`cross_attn_tokens_dropout` has no effect here, because"):
         flagformer.build({**SIZES, "cross_attn_tokens_dropout": 0.5})
 
 
@@ -94,7 +94,7 @@ def test_an_encoder_decoder_has_the_flag_without_prefix(half):
         f"{part}{name}": value for part in ("enc_", "dec_") for name, value in SIZES.items() if name != "dim"
     }
     whole = flagformer.XTransformer(dim=16, **sizes, cross_attn_tokens_dropout=0.5)
-    assert whole.decoder.net.attn_layers.context_dropout.rate == 0.5
+    assert whole.decoder.net.attn_layers.dims.context_dropout == 0.5
     assert flagformer.build(whole.flags).flags == whole.flags
     with pytest.raises(flagformer.FlagError, match=f"`{half}cross_attn_tokens_dropout` cannot be given"):
         flagformer.XTransformer(dim=16, **sizes, **{f"{half}cross_attn_tokens_dropout": 0.5})

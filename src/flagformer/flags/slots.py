@@ -34,7 +34,7 @@ SLOTS = _slots(
     Slot("head", "model", "(x, embedding) -> logits"),
     Slot("recurrence", "model", "(mems, hidden states) -> mems for the next segment", read_by="a"),
     Slot("slots", "model", "(memory slots, segment) -> memory slots for the next segment"),
-    Slot("dims", "stack", "the sizes that components share"),
+    Slot("dims", "stack", "the sizes and settings that the parts of the stack share"),
     Slot("plan", "stack", "flags -> the order of sublayers"),
     Slot("norm", "stack", "x -> x"),
     Slot("norm_position", "stack", "position of the norms: before a sublayer, after it, or both"),
@@ -44,8 +44,6 @@ SLOTS = _slots(
         "open(x) -> h; read(h, i) -> x; write(h, out, i) -> h; apply_norm(h, norm) -> h; close(h, norm) -> x",
     ),
     Slot("init", "stack", "(sublayers) -> initial weights of the last projection of each", many=True),
-    Slot("hints", "stack", "options of the layers that wrappers read"),
-    Slot("context_dropout", "stack", "(context, mask) -> mask of the tokens that cross-attention reads"),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
     Slot("rotation", "stack", "(q or k, cos and sin) -> q or k, rotated by its positions", read_by="a"),
     Slot(

@@ -19,6 +19,10 @@ class Flags(TypedDict, total=False):
     """no position attends to a later one (fixed by Encoder and Decoder)"""
     cross_attn_dim_context: int | None
     """width of the context; None: `dim`"""
+    cross_attn_tokens_dropout: float
+    """fraction of context tokens that all cross-attention masks in training (2202.07765)"""
+    disable_abs_pos_emb: bool | None
+    """whether wrappers omit absolute positions; None: if the layers have relative ones"""
     depth: int | None
     """number of blocks"""
     cross_attend: bool
@@ -37,8 +41,6 @@ class Flags(TypedDict, total=False):
     """one block runs `depth` times (ALBERT, 1909.11942)"""
     layers_execute_order: tuple[int, ...] | None
     """index of the sublayer of each step"""
-    disable_abs_pos_emb: bool | None
-    """whether wrappers omit absolute positions; None: if the layers have relative ones"""
     use_rmsnorm: bool | None
     """Unit root mean square, with a learned weight per dimension."""
     use_scalenorm: bool | None
@@ -73,8 +75,6 @@ class Flags(TypedDict, total=False):
     """Set the output projections of self- and cross-attention to zero."""
     zero_init_branch_output: bool | None
     """Set the output projections of all sublayers to zero, so that they initially add nothing."""
-    cross_attn_tokens_dropout: float
-    """fraction of context tokens that cross-attention masks in training"""
     checkpoint: Literal["sublayer", "selective"] | None
     """recompute activations in the backward: of whole sublayers, or all except expensive ones"""
     reversible: bool | None
@@ -315,8 +315,6 @@ class Flags(TypedDict, total=False):
     norm_position: Any
     residual: Any
     init: Any
-    hints: Any
-    context_dropout: Any
     executor: Any
     rotation: Any
     position_bias: Any

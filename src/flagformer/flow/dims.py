@@ -1,4 +1,4 @@
-"""The sizes that the components of one stack share."""
+"""The sizes and settings that the parts of one stack share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flagformer.flags import Flag, component
 @component("dims")
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """The sizes that every component of a stack receives."""
+    """The sizes and settings of a stack, which every component receives."""
 
     dim: Annotated[int, Flag("dim", "model width D", ge=1)]
     heads: Annotated[int, Flag("heads", "attention heads H", ge=1)] = 8
@@ -21,6 +21,23 @@ class Dims:
     ] = False
     dim_context: Annotated[
         int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", ge=1)
+    ] = None
+    context_dropout: Annotated[
+        float,
+        Flag(
+            "cross_attn_tokens_dropout",
+            "fraction of context tokens that all cross-attention masks in training (2202.07765)",
+            ge=0,
+            lt=1,
+            example=0.25,
+        ),
+    ] = 0.0
+    disable_abs_pos_emb: Annotated[
+        bool | None,
+        Flag(
+            "disable_abs_pos_emb",
+            "whether wrappers omit absolute positions; None: if the layers have relative ones",
+        ),
     ] = None
     # no flag: the width V of a value head in the attention under construction; None: K
     value_width: int | None = None

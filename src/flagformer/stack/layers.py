@@ -31,9 +31,9 @@ from flagformer.ops.identity import identity
 from flagformer.ops.sharded import as_forward
 from flagformer.position.none import NoPositionBias
 from flagformer.stack.assemble import build_sublayers
+from flagformer.stack.context_dropout import drop_context
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.forward_inputs import ForwardInputs, read_inputs
-from flagformer.stack.hints import WrapperHints
 from flagformer.stack.inputs import (
     check_size,
     check_starts,
@@ -79,8 +79,6 @@ class AttentionLayers(Whole):
         self.sublayers = build(self.rotation, self.residual, gathered)
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
-        self.context_dropout = self._one("context_dropout").build()
-        self.hints: WrapperHints = self._one("hints").build()
         self.final_norm: TensorFn = norm() if placement.final else identity
         self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind != "f"]
         self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
@@ -92,7 +90,7 @@ class AttentionLayers(Whole):
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
         refuse_shared(resolved, self)
-        refuse_idle_context(self.dims, self.has_cross)
+        refuse_idle_context(resolved.flags, self.has_cross)
         refuse_carry(self.steps, resolved)
         self.is_acausal = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)
 
@@ -221,8 +219,9 @@ class AttentionLayers(Whole):
         """What sublayers read with their tokens."""
         layout, state, memory = inputs.layout, inputs.state, inputs.memory
         context, context_mask = inputs.context, inputs.context_mask
-        if context is not None and state is None:
-            context_mask = self.context_dropout(context, context_mask)
+        rate = self.dims.context_dropout if self.training and state is None else 0.0
+        if context is not None and rate:
+            context_mask = drop_context(context, context_mask, rate)
         position_bias = None if isinstance(self.position_bias, NoPositionBias) else self.position_bias
         side = SideInputs(
             AttentionBias(inputs.rules, position_bias, layout, inputs.keys, inputs.window, state),

@@ -11,19 +11,21 @@ from torch import nn
 
 from flagformer.flags import Finding, FlagError, Instance, Resolved, SublayerSpec
 from flagformer.flags.needs import declared
-from flagformer.flow import Dims
 
 KINDS = {"a": "self-attention", "c": "cross-attention"}
+OF_CONTEXT = ("cross_attn_dim_context", "cross_attn_tokens_dropout")
 # Flags that order the sublayers.
 ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
 
 
-def refuse_idle_context(dims: Dims, has_cross: bool) -> None:
-    if dims.dim_context is not None and not has_cross:
-        text = "`cross_attn_dim_context` has no effect here, because this model has no cross-attention"
-        raise FlagError(
-            [Finding("cross_attn_dim_context", text + "; set `cross_attend=True`, or leave it out")]
-        )
+def refuse_idle_context(flags: Mapping[str, Any], has_cross: bool) -> None:
+    """Raise FlagError for settings of the context without cross-attention."""
+    idle = [name for name in OF_CONTEXT if flags.get(name) and not has_cross]
+    order = " (`custom_layers`)" if flags.get("custom_layers") else ""
+    text = f"has no effect here, because this model has no cross-attention{order}"
+    fix = "leave it out" if order else "set `cross_attend=True`, or leave it out"
+    if idle:
+        raise FlagError(Finding(name, f"`{name}` {text}; {fix}") for name in idle)
 
 
 def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:

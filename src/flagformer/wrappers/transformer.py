@@ -97,7 +97,7 @@ class TransformerWrapper(Sessions, Saved):
         if not isinstance(attn_layers, AttentionLayers):
             text = f"`attn_layers` must be AttentionLayers (Decoder, ...), but is {type(attn_layers)}"
             raise FlagError([Finding("attn_layers", text)])
-        given = with_positions(given, attn_layers.hints.disable_abs_pos_emb, attn_layers.is_relative)
+        given = with_positions(given, attn_layers.dims.disable_abs_pos_emb, attn_layers.is_relative)
         self.resolved = resolve(given, CATALOGUE, {"model"})
         refuse_no_attention(attn_layers, attn_z_loss_weight)
         if emb_frac_gradient > 1:

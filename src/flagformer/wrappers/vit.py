@@ -58,7 +58,7 @@ class ViTransformerWrapper(Whole, Saved):
         self.own, dim = given, attn_layers.dim
         image, patch = _pair(image_size), _pair(patch_size)
         grid = (image[0] // patch[0], image[1] // patch[1])
-        has_positions = attn_layers.hints.disable_abs_pos_emb is not True
+        has_positions = attn_layers.dims.disable_abs_pos_emb is not True
         self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions)
         self.post_emb_norm = LayerNorm(dim) if post_emb_norm else identity
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from functools import cache
 
+from flagformer.flags import CATALOGUE
 from flagformer.lab.reference.cards import cards
 from flagformer.lab.reference.markdown import code
 from flagformer.lab.reference.marked import marked, without_part
@@ -55,4 +56,7 @@ def _refused_with() -> dict[str, list[Choice]]:
 
 
 def _card_of(choice: Choice, names: dict[type, str]) -> str:
-    return names[choice.component.cls] if choice.component is not None else f"plan-{choice.name}.md"
+    if choice.component is not None:
+        return names[choice.component.cls]
+    owners = CATALOGUE.owners(choice.name)
+    return f"{owners[0].slot}-{choice.name}.md" if owners else ""

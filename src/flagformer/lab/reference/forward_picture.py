@@ -44,7 +44,7 @@ COLUMNS = (
             ("stack",),
             ("order of the sublayers", "plan", "run the sublayers in this order", "executor",
              "final norm"),
-            ("context_dropout", "init", "hints", "dims"),
+            ("init", "dims"),
         ),
     ),
     (

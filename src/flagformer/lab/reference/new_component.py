@@ -39,9 +39,8 @@ SLOTS_WITH_TEMPLATE = {
 BY_DESIGN = "a component of it must work with"
 REASONS = {
     "wrapper": "there is one wrapper, and its flags are those of the model",
-    "dims": "it holds the sizes that all components share: add a field to Dims",
+    "dims": "it holds the sizes and settings that all components share: add a field to Dims",
     "plan": "it holds the order of sublayers: add a flag to Plan",
-    "hints": "it holds options for wrappers: add a flag to WrapperHints",
     "init": "an initialisation acts on sublayers and has no formula for one input",
     "norm_position": "the positions of the norms are wired in the sublayers",
     "absolute": f"{BY_DESIGN} every wrapper and with decoding",
@@ -49,7 +48,6 @@ REASONS = {
     "head": f"{BY_DESIGN} the chunked loss and tied embeddings",
     "recurrence": f"{BY_DESIGN} decoding and segments",
     "slots": f"{BY_DESIGN} segments and their recomputation",
-    "context_dropout": f"{BY_DESIGN} every mask of the context",
     "executor": f"{BY_DESIGN} every residual, cache and auxiliary output",
     "values": f"{BY_DESIGN} every projection and core",
     "projection": f"{BY_DESIGN} every core and cache",

@@ -11,7 +11,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("absolute",), ("memory", "slots"), ("norm", "norm_position"), ("rotation",), ("position_bias",),
     ("values", "projection"), ("qk_norm", "window"), ("prefix_kv",), ("score", "normalizer", "weight_mod"),
     ("gate", "output"), ("core", "local"), ("kernel",), ("feedforward", "activation"),
-    ("input_mixer", "branch"), ("residual", "init"), ("context_dropout", "hints"), ("executor",), ("head",),
+    ("input_mixer", "branch"), ("residual", "init"), ("executor",), ("head",),
     ("recurrence",), ("plan",),
 )  # fmt: skip
 LEFT_OUT = {"wrapper", "dims"}
@@ -22,7 +22,6 @@ NOTES = {
     "Rotary": " (partial, interpolated, rescaled)",
     "Eager": " (the reference)",
     "Checkpointed": " (whole or selective)",
-    "WrapperHints": " (whether wrappers add positions)",
     "Plan": ": depth, cross-attention, macaron, custom, sandwich and PAR orders, tied layers, execution"
     " in any order",
 }

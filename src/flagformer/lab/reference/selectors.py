@@ -1,7 +1,7 @@
 """Every choice of the catalogue, as flags; tests and `docs/flags.md` build all pairs of them.
 
-A choice is a component with a selector, a flag of the plan, or a kind of model. New components of the
-catalogue are included automatically.
+A choice is a component with a selector, a flag of the plan, a flag of `Dims` with an example, or a kind of
+model. New components of the catalogue are included automatically.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Choice:
         flags: the flags that select it.
         extra: flags that must be set with it, unless another choice sets them.
         without: flags of `BASE` that it replaces.
-        component: None for a flag of the plan or a kind of model.
+        component: None for a flag of the plan or of `Dims`, or a kind of model.
     """
 
     name: str
@@ -106,6 +106,8 @@ def _of(item: Component) -> list[Choice]:
     params = {param.flag.name: param for param in item.params}
     if item.slot == "plan":
         return [_choice(name, param) for name, param in params.items() if name not in BASE]
+    if item.slot == "dims":
+        return [_choice(name, param) for name, param in params.items() if param.flag.example is not None]
     if item.select is None:
         return []
     if item.when is not ANY:
