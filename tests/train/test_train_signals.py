@@ -69,12 +69,12 @@ def test_a_signal_ends_training_with_a_checkpoint_of_its_step(tmp_path: Path) ->
 def test_signals_wait_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
     stopping = Stopping()
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.heard():
+    with stopping.handling():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         with stopping.after_steps():
             signal.raise_signal(signal.SIGTERM)
-            assert stopping.asked
+            assert stopping.requested
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -82,16 +82,16 @@ def test_signals_wait_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
 
 def test_two_signals_of_torchrun_are_one_request() -> None:
     stopping = Stopping(patient=True)
-    with stopping.heard(), stopping.after_steps():
+    with stopping.handling(), stopping.after_steps():
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
-    assert stopping.asked
+    assert stopping.requested
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with Stopping().heard():
+        with Stopping().handling():
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)

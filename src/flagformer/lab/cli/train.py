@@ -104,7 +104,7 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") ->
 
     stopping = Stopping(patient=ranks.world > 1)
     if not ranks.is_first or (directory / "result.json").exists():
-        with stopping.heard():
+        with stopping.handling():
             return run_trial(trial, directory, ranks=ranks, stopping=stopping)
     columns = (
         TextColumn("training"),
@@ -123,7 +123,7 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") ->
             )
 
         try:
-            with stopping.heard():
+            with stopping.handling():
                 return run_trial(trial, directory, report, ranks, stopping)
         except KeyboardInterrupt as stop:
             text = f"stopped; run the same command again to resume from the last checkpoint in {directory}"

@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.lab.data import IGNORE, Source, Split, draws, short_hash
+from flagformer.lab.data import IGNORE, Split
+from flagformer.lab.data.generated import Generated
 
 
-class SegmentRecall(Source):
+class SegmentRecall(Generated):
     """`s1 s2 ... | noise | ... | 2 1 1 4 ...`: the first segment begins with symbols, later segments query
     them by position.
 
@@ -41,21 +42,20 @@ class SegmentRecall(Source):
     def chance(self) -> float | None:
         return 1 / self.symbols
 
-    def check(self, split: Split, seq_len: int) -> None:
+    def least(self) -> tuple[int, str]:
         if self.stored > self.segment:
             raise ValueError(f"`stored` must be at most `segment` = {self.segment}, but is {self.stored}")
-        least = self.segment * (1 + (self.delay or 1))
+        return self.segment * (1 + (self.delay or 1)), "the first segment and a query"
+
+    def check(self, split: Split, seq_len: int) -> None:
+        least, why = self.least()
         if seq_len % self.segment or seq_len < least:
             raise ValueError(
-                f"`seq_len` must be a multiple of `segment` = {self.segment} and at least {least}, for the "
-                f"first segment and a query, but is {seq_len}"
+                f"`seq_len` must be a multiple of `segment` = {self.segment} and at least {least}, for "
+                f"{why}, but is {seq_len}"
             )
 
-    def batch(
-        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
-    ) -> tuple[Tensor, Tensor]:
-        self.check(split, seq_len)
-        generator = draws(split, seed, step, seq_len)
+    def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         count = seq_len // self.segment
         shape = (batch_size, count, self.segment)
         inputs = torch.randint(self.stored + self.symbols, self.num_tokens, shape, generator=generator)
@@ -70,6 +70,3 @@ class SegmentRecall(Source):
             queries = (torch.arange(count) == self.delay)[:, None]
         targets = torch.where(queries, wanted, IGNORE)
         return torch.where(queries, asked, inputs).flatten(1), targets.flatten(1)
-
-    def fingerprint(self) -> str:
-        return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

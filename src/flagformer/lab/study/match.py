@@ -17,6 +17,7 @@ KNOBS = {"ff_mult": (1 / 64, 64.0), "dim": (8, 8192), "depth": (1, 256), "steps"
 DEFAULTS = {"ff_mult": 4.0, "depth": 6}  # if neither the base nor the variant sets it
 TRIES = 40
 CLOSE = 5e-4  # relative difference at which the search stops
+Found = tuple[int, Study, Cost]  # an amount, and the study and the cost of the variant that have it
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ def match_budget(
     return study, costs, matched
 
 
-def amount(study: Study, variant: str, price: Cost) -> int:
+def amount(study: Study, variant: str, of: Cost) -> int:
     """The quantity that `match` compares: parameters, or FLOPs per token or of the whole training."""
     if study.match.what == "params":
-        return price.params
+        return of.params
     if study.match.by == "steps":
-        return price.flops_per_token * study.tokens_of(variant)
-    return price.flops_per_token
+        return of.flops_per_token * study.tokens_of(variant)
+    return of.flops_per_token
 
 
 def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
@@ -120,47 +121,41 @@ def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study,
     if isinstance(before, bool) or not isinstance(before, int | float):
         raise _Unmatched(f"{trouble}`{knob}` is not a single number in `base`, so it cannot be changed")
 
-    def at(value: float) -> tuple[Study, Cost]:
+    def at(value: float) -> Found:
         own = with_setting(study.compare[variant], {key: value})
         changed = replace(study, compare={**study.compare, variant: own})
-        return changed, cost(changed.trial(variant, study.seeds[0], study.candidates[0]))
+        its_cost = cost(changed.trial(variant, study.seeds[0], study.candidates[0]))
+        return amount(changed, variant, its_cost), changed, its_cost
 
-    after, (changed, price) = _search(at, lambda s, c: amount(s, variant, c), wanted, knob, trouble)
-    reached = amount(changed, variant, price)
+    after, (reached, changed, its_cost) = _search(at, wanted, knob, trouble)
     if not _equal(reached, wanted, match.within):
         off = abs(reached / wanted - 1) * 100
         raise _Unmatched(
             f"{trouble}the best value of `{knob}`, {after:g}, differs by {off:.2g} %, more than "
             f"`match.within` = {match.within:g}; match by another knob, or write `match: tokens`"
         )
-    return changed, price, Matched(knob, before, after, reached, wanted)
+    return changed, its_cost, Matched(knob, before, after, reached, wanted)
 
 
-def _search(
-    at: Callable[[float], tuple[Study, Cost]],
-    of: Callable[[Study, Cost], int],
-    wanted: int,
-    knob: str,
-    trouble: str,
-) -> tuple[float, tuple[Study, Cost]]:
+def _search(at: Callable[[float], Found], wanted: int, knob: str, trouble: str) -> tuple[float, Found]:
     """Bisection for the value of the knob whose amount is nearest to `wanted`; amounts grow with the knob."""
     whole = knob != "ff_mult"
     low, high = KNOBS[knob]
-    best: tuple[float, float, tuple[Study, Cost]] | None = None
+    best: tuple[float, Found] | None = None
     for _ in range(TRIES):
         middle: float = int(low + high) // 2 if whole else round((low * high) ** 0.5, 4)
         try:
             found = at(middle)
         except (FlagError, ValueError) as error:
             raise _Unmatched(f"{trouble}`{knob}` = {middle:g} cannot be built: {error}") from None
-        off = of(*found) - wanted
-        if best is None or abs(off) < best[0]:
-            best = (abs(off), middle, found)
+        off = found[0] - wanted
+        if best is None or abs(off) < abs(best[1][0] - wanted):
+            best = (middle, found)
         if abs(off) <= CLOSE * wanted or high - low <= (1 if whole else 1e-4):
             break
         low, high = (low, middle) if off > 0 else (middle, high)
     assert best is not None
-    return best[1], best[2]
+    return best
 
 
 def _equal(has: int, wanted: int, within: float) -> bool:

@@ -109,7 +109,7 @@ def run_study(
     refuse_foreign(directory, study)
     with os_error_context(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with Stopping().heard(), only_process(directory):
+    with Stopping().handling(), only_process(directory):
         refuse_foreign(directory, study)  # again, as another study may have claimed it before the lock
         setting = describe_environment(study, prepared.costs, read_setting(directory), directory)
         setting["matched"] = as_plain(prepared.matched)

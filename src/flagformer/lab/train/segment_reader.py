@@ -43,12 +43,14 @@ def read_rows(
     )
 
 
-def _read(model: nn.Module, rows: Tensor, losses: bool, asked: dict[str, Any]) -> tuple[SegmentReading, Any]:
+def _read(
+    model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any]
+) -> tuple[SegmentReading, Any]:
     """One forward, with the next memory if requested."""
     if losses:
-        logits, outputs = model(rows, return_losses=True, **asked)
+        logits, outputs = model(rows, return_losses=True, **options)
         return SegmentReading(logits, outputs.extra_loss), outputs.mems
-    if not asked:
+    if not options:
         return SegmentReading(model(rows), None), None
-    logits, next_mems = model(rows, **asked)
+    logits, next_mems = model(rows, **options)
     return SegmentReading(logits, None), next_mems

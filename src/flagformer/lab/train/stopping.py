@@ -14,7 +14,7 @@ class Stopping:
     """Handles the signals of this process during a training run.
 
     Attributes:
-        asked: whether a signal was received that stops training after the current step.
+        requested: whether a signal was received that stops training after the current step.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
@@ -23,38 +23,38 @@ class Stopping:
             patient: ignore a second signal, as `torchrun` repeats the signal of the terminal; otherwise a
                 second signal stops immediately.
         """
-        self.asked = False
+        self.requested = False
         self.patient = patient
         self.steps = 0  # number of active `after_steps` contexts
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def handling(self) -> Iterator[None]:
         """Raise KeyboardInterrupt on SIGINT and SIGTERM inside; ignored signals remain ignored. No effect
         outside the main thread, where Python does not allow handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-        for number in taken:
-            signal.signal(number, self._hear)
+        handled = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+        for number in handled:
+            signal.signal(number, self._handle)
         try:
             yield
         finally:
-            for number in taken:
+            for number in handled:
                 signal.signal(number, before[number])
 
     @contextlib.contextmanager
     def after_steps(self) -> Iterator[None]:
-        """Set `asked` on a signal inside, so that the current step is finished and saved first."""
+        """Set `requested` on a signal inside, so that the current step is finished and saved first."""
         self.steps += 1
         try:
             yield
         finally:
             self.steps -= 1
 
-    def _hear(self, number: int, frame: object) -> None:
-        if self.steps and (self.patient or not self.asked):
-            self.asked = True
+    def _handle(self, number: int, frame: object) -> None:
+        if self.steps and (self.patient or not self.requested):
+            self.requested = True
             return
         raise KeyboardInterrupt

@@ -158,7 +158,7 @@ class _Run:
 
     def _stopped(self) -> bool:
         """Whether any rank has received a signal to stop."""
-        return bool(self.ranks.total(torch.tensor(float(self.stopping.asked))))
+        return bool(self.ranks.total(torch.tensor(float(self.stopping.requested))))
 
     def _validation(self) -> float | None:
         """The validation loss for the selection of candidates: the mean of the final one and those logged in
