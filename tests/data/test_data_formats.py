@@ -30,40 +30,40 @@ NOISE = random.Random(0).randbytes(20_000)
 
 
 def numpy_file(save: Any, *arrays: Any) -> bytes:
-    held = io.BytesIO()
-    save(held, *arrays)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    save(buffer, *arrays)
+    return buffer.getvalue()
 
 
 def packed(*names: str) -> bytes:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as file:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name in names:
             file.writestr(name, TEXT)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def archive() -> bytes:
-    held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w") as file:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
         entry = tarfile.TarInfo("a.txt")
         entry.size = len(TEXT)
         file.addfile(entry, io.BytesIO(TEXT.encode()))
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def database() -> bytes:
-    held = sqlite3.connect(":memory:")
-    held.execute("create table texts (text)")
-    held.executemany("insert into texts values (?)", [(line,) for line in TEXT.splitlines()])
-    held.commit()
-    return held.serialize()
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table texts (text)")
+    connection.executemany("insert into texts values (?)", [(line,) for line in TEXT.splitlines()])
+    connection.commit()
+    return connection.serialize()
 
 
 def tensors(zipped: bool) -> bytes:
-    held = io.BytesIO()
-    torch.save({"weight": torch.randn(40, 40)}, held, _use_new_zipfile_serialization=zipped)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.randn(40, 40)}, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
 
 
 def ids(low: int, high: int, kind: str) -> bytes:
@@ -219,9 +219,9 @@ def test_records_are_utf8(suffix: str, codec: str, tmp_path: Path) -> None:
     if codec.startswith("utf-8"):
         assert bytes(bytes_of(path, "text").tolist()).decode() == "caf\xe9"
         return
-    place = {".csv": 2, ".jsonl": 1}[suffix]
+    number = {".csv": 2, ".jsonl": 1}[suffix]
     words = (
-        f"a{suffix}:{place} is not UTF-8.*iconv -f ISO-8859-1"
+        f"a{suffix}:{number} is not UTF-8.*iconv -f ISO-8859-1"
         if codec == "latin-1"
         else "UTF-16.*file; convert"
     )

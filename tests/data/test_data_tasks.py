@@ -50,15 +50,15 @@ def test_recall_queries_every_key_once(data, pairs, asks, answers):
         bound = dict(zip(row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2]))
         assert len(bound) == pairs
         assert all(1 <= key <= keys < value <= keys + 7 for key, value in bound.items())
-        asked = [place for place, target in enumerate(wanted) if target != IGNORE]
-        assert sorted(row[place] for place in asked) == sorted(list(bound) * asks)
+        asked = [position for position, target in enumerate(wanted) if target != IGNORE]
+        assert sorted(row[position] for position in asked) == sorted(list(bound) * asks)
         expected = row[: 2 * pairs] + [0] * (seq_len - 2 * pairs)
-        for place in asked:
-            assert place >= 2 * pairs
-            assert wanted[place] == bound[row[place]]
-            expected[place] = row[place]
+        for position in asked:
+            assert position >= 2 * pairs
+            assert wanted[position] == bound[row[position]]
+            expected[position] = row[position]
             if answers:
-                expected[place + 1] = bound[row[place]]
+                expected[position + 1] = bound[row[position]]
         assert row == expected
 
 
@@ -122,7 +122,7 @@ def rows_of(task: Any, seq_len: int, step: int = 0, batch_size: int = 40) -> Any
     """Pairs of plain lists: the row, and {position: target} of the scored tokens."""
     inputs, targets = task.batch("train", step, 0, batch_size, seq_len)
     for row, wanted in zip(inputs.tolist(), targets.tolist()):
-        yield row, {place: target for place, target in enumerate(wanted) if target != IGNORE}
+        yield row, {position: target for position, target in enumerate(wanted) if target != IGNORE}
 
 
 @pytest.mark.parametrize("seq_len", [2, 7, 16])
@@ -150,7 +150,7 @@ def test_selective_copy_keeps_the_order(seq_len):
 def test_induction_queries_the_token_after_the_mark(seq_len):
     for row, scored in rows_of(Induction(source="induction", symbols=9), seq_len):
         first = row.index(9)
-        assert [place for place, token in enumerate(row) if token == 9] == [first, seq_len - 1]
+        assert [position for position, token in enumerate(row) if token == 9] == [first, seq_len - 1]
         assert first < seq_len - 2
         assert scored == {seq_len - 1: row[first + 1]}
 
@@ -163,7 +163,7 @@ def test_fuzzy_recall_binds_whole_keys(width):
         for row, scored in rows_of(task, seq_len):
             front = seq_len - least
             assert row[:front] == [0] * front
-            words = [tuple(row[place : place + width]) for place in range(front, seq_len, width)]
+            words = [tuple(row[position : position + width]) for position in range(front, seq_len, width)]
             bindings = dict(zip(words[0:8:2], words[1:8:2]))
             assert len(bindings) == 4
             assert all(1 <= token <= 5 for key in bindings for token in key)
@@ -173,7 +173,7 @@ def test_fuzzy_recall_binds_whole_keys(width):
             expected = {}
             for number, (_, value) in enumerate(asked):
                 start = front + least // 2 + 2 * width * number + width
-                expected |= {start + place - 1: token for place, token in enumerate(value)}
+                expected |= {start + position - 1: token for position, token in enumerate(value)}
             assert scored == expected
 
 
@@ -183,12 +183,12 @@ def test_compression_scores_every_symbol_at_the_blanks(seq_len):
         length = (seq_len - 1) // 2
         assert row[length] == 10
         assert row[length + 1 :] == [9] * (seq_len - length - 1)
-        assert scored == {length + 1 + place: row[place] for place in range(length)}
+        assert scored == {length + 1 + position: row[position] for position in range(length)}
 
 
 def test_parity_is_scored_at_every_position():
     for row, scored in rows_of(Parity(source="parity"), 17):
-        assert scored == {place: sum(row[: place + 1]) % 2 for place in range(17)}
+        assert scored == {position: sum(row[: position + 1]) % 2 for position in range(17)}
 
 
 def read_expression(tokens: list[int]) -> tuple[int, list[int], int]:
@@ -225,11 +225,11 @@ def test_list_ops_is_the_value_of_the_expression(seq_len):
 @pytest.mark.parametrize("seq_len", [3, 64])
 def test_long_retrieval_queries_at_the_end(seq_len):
     for row, scored in rows_of(LongRetrieval(source="long_retrieval", keys=3, values=5, noise=4), seq_len):
-        [place] = [place for place, token in enumerate(row[:-1]) if 4 <= token < 7]
-        assert place <= max(0, (seq_len - 2) // 8)
-        assert row[-1] == row[place]
-        assert scored == {seq_len - 1: row[place + 1]}
-        assert 7 <= row[place + 1] < 12
+        [position] = [position for position, token in enumerate(row[:-1]) if 4 <= token < 7]
+        assert position <= max(0, (seq_len - 2) // 8)
+        assert row[-1] == row[position]
+        assert scored == {seq_len - 1: row[position + 1]}
+        assert 7 <= row[position + 1] < 12
 
 
 @pytest.mark.parametrize(
@@ -257,16 +257,16 @@ def test_later_segments_query_symbols_of_the_first(data, segment, count, symbols
     seq_len = segment * count
     inputs, targets = task.batch("test", data.draw(st.integers(0, 1000)), 3, 3, seq_len)
     for row, wanted in zip(inputs.tolist(), targets.tolist()):
-        held = row[:stored]
-        assert all(stored <= token < stored + symbols for token in held)
-        for place in range(stored, seq_len):
-            number = place // segment
-            asks = wanted[place] != IGNORE
+        memory = row[:stored]
+        assert all(stored <= token < stored + symbols for token in memory)
+        for position in range(stored, seq_len):
+            number = position // segment
+            asks = wanted[position] != IGNORE
             assert asks == (number > 0 and wanted[number * segment] != IGNORE)
             if asks:
-                assert wanted[place] == held[row[place]]
+                assert wanted[position] == memory[row[position]]
             else:
-                assert stored + symbols <= row[place] < task.num_tokens
+                assert stored + symbols <= row[position] < task.num_tokens
             if delay is not None:
                 assert asks == (number == delay)
 

@@ -42,7 +42,7 @@ def build(flags: dict) -> AutoregressiveWrapper:
     return AutoregressiveWrapper(model.eval())
 
 
-def record(wrapper: AutoregressiveWrapper, prompts: list, seq_len: int, **how) -> tuple[Tensor, Tensor]:
+def record(wrapper: AutoregressiveWrapper, prompts: list, seq_len: int, **options) -> tuple[Tensor, Tensor]:
     """New tokens and the logits they were sampled from: [B, seq_len] and [B, seq_len, V]."""
     seen = []
 
@@ -50,7 +50,7 @@ def record(wrapper: AutoregressiveWrapper, prompts: list, seq_len: int, **how) -
         seen.append(logits.clone())
         return logits
 
-    new = wrapper.generate(prompts, seq_len, filter_logits_fn=keep, seed=1, **how)
+    new = wrapper.generate(prompts, seq_len, filter_logits_fn=keep, seed=1, **options)
     return new, torch.stack(seen, dim=1)
 
 
@@ -87,9 +87,9 @@ def test_a_ragged_batch_equals_one_by_one(flags, cache_kv):
 @pytest.mark.parametrize("flags", [*ENDLESS.values(), *PARTS.values()], ids=[*ENDLESS, *PARTS])
 def test_past_max_seq_len_cached_equals_uncached(flags, restrict):
     wrapper = build(flags)
-    how = {"restrict_to_max_seq_len": restrict}
-    tokens, logits = record(wrapper, PROMPTS, 2 * MAX_SEQ_LEN, **how)
-    tokens_again, logits_again = record(wrapper, PROMPTS, 2 * MAX_SEQ_LEN, cache_kv=False, **how)
+    options = {"restrict_to_max_seq_len": restrict}
+    tokens, logits = record(wrapper, PROMPTS, 2 * MAX_SEQ_LEN, **options)
+    tokens_again, logits_again = record(wrapper, PROMPTS, 2 * MAX_SEQ_LEN, cache_kv=False, **options)
     assert torch.equal(tokens, tokens_again)
     torch.testing.assert_close(logits, logits_again, **CLOSE)
 
@@ -101,14 +101,14 @@ def test_past_max_seq_len_the_window_is_that_of_the_docstring(cache_kv):
     far = torch.arange(2 * MAX_SEQ_LEN) % 32
     changed = far.clone()
     changed[:MAX_SEQ_LEN] = 7
-    how = {"cache_kv": cache_kv}
-    _, first = record(wrapper, far[None], 1, **how)
-    _, second = record(wrapper, changed[None], 1, **how)
+    options = {"cache_kv": cache_kv}
+    _, first = record(wrapper, far[None], 1, **options)
+    _, second = record(wrapper, changed[None], 1, **options)
     torch.testing.assert_close(first, second, **CLOSE)
     changed[MAX_SEQ_LEN] = 7
-    _, third = record(wrapper, changed[None], 1, **how)
+    _, third = record(wrapper, changed[None], 1, **options)
     assert (third - first).abs().max() > 1e-2
-    _, whole = record(wrapper, far[None], 1, restrict_to_max_seq_len=False, **how)
+    _, whole = record(wrapper, far[None], 1, restrict_to_max_seq_len=False, **options)
     assert (whole - first).abs().max() > 1e-2
     with torch.no_grad():
         torch.testing.assert_close(whole[:, 0], wrapper.net(far[None])[:, -1], **CLOSE)
@@ -205,18 +205,18 @@ class TestLoss:
     def test_masked_rows_score_their_valid_targets(self, ids, flags, side):
         # Relative positions: a row does not depend on its start.
         wrapper = build(flags)
-        real = torch.arange(12) < 8 if side == "right" else torch.arange(12) >= 4
-        mask = torch.stack([torch.ones(12, dtype=torch.bool), real])
-        total = wrapper(ids[:1]) * 11 + wrapper(ids[1:, real]) * 7
+        valid = torch.arange(12) < 8 if side == "right" else torch.arange(12) >= 4
+        mask = torch.stack([torch.ones(12, dtype=torch.bool), valid])
+        total = wrapper(ids[:1]) * 11 + wrapper(ids[1:, valid]) * 7
         torch.testing.assert_close(wrapper(ids, mask=mask), total / 18, rtol=1e-5, atol=1e-5)
-        ids[1, ~real] = 0
+        ids[1, ~valid] = 0
         torch.testing.assert_close(wrapper(ids, mask=mask), total / 18, rtol=1e-5, atol=1e-5)
 
     def test_a_row_of_max_seq_len_and_one_token_fits_learned_positions(self):
         assert build({})(torch.zeros(1, MAX_SEQ_LEN + 1, dtype=torch.long)).isfinite()
 
     @pytest.mark.parametrize(
-        ("how", "says"),
+        ("options", "says"),
         [
             (
                 {"mask": torch.ones(2, 11, dtype=torch.bool)},
@@ -227,9 +227,9 @@ class TestLoss:
             ({"seq_lens": [[12]]}, "`seq_lens` must hold one list of lengths for each of the 2 rows"),
         ],
     )
-    def test_bad_masks_and_lengths_are_named(self, ids, how, says):
+    def test_bad_masks_and_lengths_are_named(self, ids, options, says):
         with pytest.raises(ValueError, match=says):
-            build({"rotary_pos_emb": True})(ids, **how)
+            build({"rotary_pos_emb": True})(ids, **options)
 
 
 def test_bfloat16_models_generate_and_sum_in_float32():

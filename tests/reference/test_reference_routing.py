@@ -20,11 +20,11 @@ def model_of(**flags):
     return flagformer.build({**FLAGS, **flags}).double().eval()
 
 
-def routed(queries, keys, place, window, later):
+def routed(queries, keys, index, window, later):
     """The keys of a query's cluster without itself: the `window` nearest on each side."""
-    same = [other for other in range(len(keys)) if other != place and keys[other] == queries[place]]
-    earlier = [other for other in same if other < place][::-1][:window]
-    return set(earlier) | set([other for other in same if other > place][:window] if later else [])
+    same = [other for other in range(len(keys)) if other != index and keys[other] == queries[index]]
+    earlier = [other for other in same if other < index][::-1][:window]
+    return set(earlier) | set([other for other in same if other > index][:window] if later else [])
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["causal", "both sides"])
@@ -42,15 +42,15 @@ def test_chunks_have_exactly_the_keys_of_the_rule(count, size, window, later):
         for head in range(3):
             found = [set() for _ in range(LENGTH)]
             for chunk, members in enumerate(chunks.queries[row, :, head].tolist()):
-                for place, query in enumerate(members):
-                    met = chunks.keys[row, chunk, head][chunks.allowed[row, chunk, head, place]].tolist()
+                for index, query in enumerate(members):
+                    met = chunks.keys[row, chunk, head][chunks.allowed[row, chunk, head, index]].tolist()
                     assert query < LENGTH or not met, "a padding query has no key"
                     assert len(met) == len(set(met)), "no key twice"
                     if query < LENGTH:
                         found[query] |= set(met)
-                        assert chunks.slots[row, head, query] == chunk * size + place
+                        assert chunks.slots[row, head, query] == chunk * size + index
             numbers = queries[row, head].tolist(), keys[row, head].tolist()
-            assert found == [routed(*numbers, place, window, later) for place in range(LENGTH)]
+            assert found == [routed(*numbers, index, window, later) for index in range(LENGTH)]
 
 
 def test_the_newest_query_of_a_session_equals_any_other():
@@ -62,9 +62,9 @@ def test_the_newest_query_of_a_session_equals_any_other():
     chunks = chunks_of(Tokens(queries, last), Tokens(keys, first), 80, 3, 2, later=False)
     for head in range(2):
         for chunk, members in enumerate(chunks.queries[0, :, head].tolist()):
-            for place, query in enumerate(members):
+            for index, query in enumerate(members):
                 if query < 4:
-                    met = set(chunks.keys[0, chunk, head][chunks.allowed[0, chunk, head, place]].tolist())
+                    met = set(chunks.keys[0, chunk, head][chunks.allowed[0, chunk, head, index]].tolist())
                     padded = [None] * (LENGTH - 4) + queries[0, head].tolist()
                     assert met == routed(padded, keys[0, head].tolist(), LENGTH - 4 + query, 3, later=False)
 
@@ -77,11 +77,11 @@ def test_ring_buffers_hold_the_latest(window):
     for row in range(2):
         for head in range(3):
             for cluster in range(5):
-                held = [at for at in range(LENGTH) if clusters[row, head, at] == cluster]
-                assert members[row, head, cluster] == len(held)
+                inside = [at for at in range(LENGTH) if clusters[row, head, at] == cluster]
+                assert members[row, head, cluster] == len(inside)
                 ring = places[row, head, cluster].tolist()
                 want = [-1] * window
-                for rank, at in enumerate(held):
+                for rank, at in enumerate(inside):
                     want[rank % window] = at
                 assert ring == want
 
@@ -106,11 +106,11 @@ def test_equal_centroids_give_the_lower_cluster(count, width, dtype):
     assert torch.equal(clusters[sure], cosines.argmax(dim=-1)[sure])
 
 
-def sees(model, ids, **how):
+def sees(model, ids, **inputs):
     """The logits, with and without returned attention maps."""
     with torch.no_grad():
-        logits, maps = model(ids, return_attn=True, **how)
-        assert torch.allclose(logits, model(ids, **how), atol=1e-12)
+        logits, maps = model(ids, return_attn=True, **inputs)
+        assert torch.allclose(logits, model(ids, **inputs), atol=1e-12)
     return logits, maps[0]
 
 
@@ -146,9 +146,9 @@ def test_routing_equals_attention_over_the_pairs_of_the_rule(window, tied, posit
     allowed = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=torch.bool)
     for row in range(2):
         for head in range(HEADS):
-            for place in range(LENGTH):
-                met = routed(queries[row][head], keys[row][head], place, window, later=False)
-                allowed[row, head, place, list(met if tied and met else met | {place})] = True
+            for index in range(LENGTH):
+                met = routed(queries[row][head], keys[row][head], index, window, later=False)
+                allowed[row, head, index, list(met if tied and met else met | {index})] = True
     assert torch.equal(weights > 0, allowed)
     # dense attention under that mask is the same model, shared_qk or not
     want, maps = sees(dense, ids, attn_mask=allowed)
@@ -170,11 +170,13 @@ def test_published_topk_selection_is_averaged(tied):
     weights = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=torch.float64)
     times = torch.zeros(2, HEADS, LENGTH, 1, dtype=torch.float64)
     for row in range(2):
-        real = mask[row].nonzero()[:, 0]
+        valid = mask[row].nonzero()[:, 0]
         for head in range(HEADS):
             for mean in kmeans.means[head].double():
                 queries, keys = (
-                    real[(part[row, head, real] @ mean / part[row, head, real].norm(dim=-1)).argsort()[-5:]]
+                    valid[
+                        (part[row, head, valid] @ mean / part[row, head, valid].norm(dim=-1)).argsort()[-5:]
+                    ]
                     for part in (q, k)
                 )
                 for query in queries:
@@ -283,8 +285,8 @@ def test_gradients_are_those_of_attention_over_the_same_pairs(kind, kernel):
     with torch.no_grad():
         allowed = model(ids, return_attn=True)[1][0] > 0
     found = []
-    for net, how in ((model, {}), (dense, {"attn_mask": allowed})):
-        net(ids, **how).cos().sum().backward()
+    for net, inputs in ((model, {}), (dense, {"attn_mask": allowed})):
+        net(ids, **inputs).cos().sum().backward()
         found.append({name: p.grad for name, p in net.named_parameters()})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -313,11 +315,11 @@ def test_a_query_attends_to_its_centroids_topk_of_a_context(num_prefix_kv):
     want = torch.zeros_like(seen[0])
     means = attention.core.kmeans.means.double()
     for row in range(2):
-        real = mask[row].nonzero()[:, 0]
+        valid = mask[row].nonzero()[:, 0]
         for head in range(HEADS):
-            k, v = kv.k[row, head, real], kv.v[row, head, real]
-            for place in range(LENGTH):
-                query = q[row, head, place]
+            k, v = kv.k[row, head, valid], kv.v[row, head, valid]
+            for index in range(LENGTH):
+                query = q[row, head, index]
                 cluster = (means[head] @ query).argmax()
                 near = (k @ means[head, cluster] / k.norm(dim=-1)).argsort(descending=True)[:4]
                 keys, values = k[near], v[near]
@@ -325,5 +327,5 @@ def test_a_query_attends_to_its_centroids_topk_of_a_context(num_prefix_kv):
                     memory = attention.core.memory
                     keys = torch.cat([memory.k[head, cluster], keys])
                     values = torch.cat([memory.v[head, cluster], values])
-                want[row, head, place] = (keys @ query * WIDTH**-0.5).softmax(dim=0) @ values
+                want[row, head, index] = (keys @ query * WIDTH**-0.5).softmax(dim=0) @ values
     assert torch.allclose(seen[0], want, atol=1e-12)

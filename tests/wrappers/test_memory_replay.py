@@ -28,9 +28,9 @@ def memformer(encoder_only=False, **flags):
 def source():
     draws = torch.Generator().manual_seed(1)
     src = torch.randint(11, (2, 5 * SEGMENTS - 2), generator=draws)
-    real = torch.rand(2, 5 * SEGMENTS - 2, generator=draws) > 0.2
+    valid = torch.rand(2, 5 * SEGMENTS - 2, generator=draws) > 0.2
     tgt = [torch.randint(11, (2, 7), generator=draws) for _ in range(SEGMENTS)]
-    return src, real, tgt
+    return src, valid, tgt
 
 
 def gradients(model):
@@ -46,10 +46,10 @@ def agree(got, want, most=EXACT):
     assert any(value.abs().max() > 1e-4 for name, value in want.items() if "slots" in name)
 
 
-def through_all(model, src, real, tgt, loss_fn=None):
+def through_all(model, src, valid, tgt, loss_fn=None):
     """Full back-propagation; the losses."""
     mems, losses = None, []
-    for number, (part, mask) in enumerate(zip(src.split(5, dim=1), real.split(5, dim=1))):
+    for number, (part, mask) in enumerate(zip(src.split(5, dim=1), valid.split(5, dim=1))):
         results, outputs = model(part, tgt[number] if tgt else None, mems, mask, return_outputs=True)
         mems = results.mem
         losses.append(results.dec_out if loss_fn is None else loss_fn(results, number))
@@ -72,13 +72,13 @@ def test_gradients_equal_those_through_all_segments(update, encoder_only, more):
     prefixes = ("enc_",) if encoder_only else ("enc_", "dec_")
     flags = {prefix + name: value for prefix in prefixes for name, value in more.items()}
     model = memformer(encoder_only, memory_update=update, num_mem_updates=2, **flags)
-    src, real, tgt = source()
+    src, valid, tgt = source()
     tgt, loss_fn = (None, of_output) if encoder_only else (tgt, None)
     torch.manual_seed(3)
-    want = through_all(model, src, real, tgt, loss_fn)
+    want = through_all(model, src, valid, tgt, loss_fn)
     full = gradients(model)
     torch.manual_seed(3)
-    losses = memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
+    losses = memory_replay_backprop(model, src, tgt, valid, loss_fn=loss_fn)
     assert (losses - want).abs().max() < EXACT
     agree(gradients(model), full)
 
@@ -86,11 +86,11 @@ def test_gradients_equal_those_through_all_segments(update, encoder_only, more):
 def test_gradients_under_autocast():
     """Weights cast without a graph in the first run get gradients in the second."""
     model = memformer().float()
-    src, real, tgt = source()
+    src, valid, tgt = source()
     with torch.autocast("cpu", torch.bfloat16):
-        through_all(model, src, real, tgt)
+        through_all(model, src, valid, tgt)
         full = gradients(model)
-        memory_replay_backprop(model, src, tgt, real)
+        memory_replay_backprop(model, src, tgt, valid)
     for name, got in gradients(model).items():
         # sums over eight segments, in bf16 and in fp32
         assert (got - full[name]).norm() < 0.05 * full[name].norm(), name
@@ -98,41 +98,41 @@ def test_gradients_under_autocast():
 
 def test_targets_of_some_segments_and_of_the_last():
     model = memformer()
-    src, real, tgt = source()
+    src, valid, tgt = source()
     some = [one if number in (1, 4) else None for number, one in enumerate(tgt)]
-    through_all(model, src, real, some)
+    through_all(model, src, valid, some)
     full = gradients(model)
-    losses = memory_replay_backprop(model, src, some, real)
+    losses = memory_replay_backprop(model, src, some, valid)
     agree(gradients(model), full)
     assert [number for number, loss in enumerate(losses.tolist()) if loss] == [1, 4]
-    through_all(model, src, real, [None] * (SEGMENTS - 1) + tgt[-1:])
+    through_all(model, src, valid, [None] * (SEGMENTS - 1) + tgt[-1:])
     full = gradients(model)
-    memory_replay_backprop(model, src, tgt[-1], real)
+    memory_replay_backprop(model, src, tgt[-1], valid)
     agree(gradients(model), full)
 
 
 def test_random_numbers_continue_after_it():
     """The next training step uses other random numbers."""
     model = memformer(**{f"enc_{name}": value for name, value in DROPOUT.items()})
-    src, real, tgt = source()
-    first = memory_replay_backprop(model, src, tgt, real)
-    assert not torch.equal(first, memory_replay_backprop(model, src, tgt, real))
+    src, valid, tgt = source()
+    first = memory_replay_backprop(model, src, tgt, valid)
+    assert not torch.equal(first, memory_replay_backprop(model, src, tgt, valid))
 
 
 def held_at_most(work):
     """The peak bytes held by autograd."""
-    held, most = 0, 0
+    saved, most = 0, 0
 
     class Kept:
         def __init__(self, tensor):
-            nonlocal held, most
+            nonlocal saved, most
             self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-            held += self.size
-            most = max(most, held)
+            saved += self.size
+            most = max(most, saved)
 
         def __del__(self):
-            nonlocal held
-            held -= self.size
+            nonlocal saved
+            saved -= self.size
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         work()
@@ -176,19 +176,19 @@ def test_train_segments_equals_back_propagation_through_a_stream(flags):
     model = stream_model(**flags)
     draws = torch.Generator().manual_seed(1)
     x = torch.randint(11, (2, 5 * SEGMENTS - 1), generator=draws)
-    real = torch.rand(x.shape, generator=draws) > 0.2
+    valid = torch.rand(x.shape, generator=draws) > 0.2
     torch.manual_seed(3)
     mems, total = None, 0.0
-    targets = x[:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
+    targets = x[:, 1:].masked_fill(~(valid[:, 1:] & valid[:, :-1]), -100)
     for start in range(0, x.shape[1] - 1, 5):
         part = slice(start, min(start + 5, x.shape[1] - 1))
-        logits, mems = model(x[:, part], mask=real[:, part], mems=mems, return_mems=True)
+        logits, mems = model(x[:, part], mask=valid[:, part], mems=mems, return_mems=True)
         total = total + F.cross_entropy(logits.flatten(0, 1), targets[:, part].flatten(), reduction="sum")
     loss = total / (targets != -100).sum()
     loss.backward()
     full = gradients(model)
     torch.manual_seed(3)
-    losses, left = train_segments(model, x, real)
+    losses, left = train_segments(model, x, valid)
     agree(gradients(model), full)
     counts = torch.stack([(part != -100).sum() for part in targets.split(5, dim=1)])
     assert ((losses * counts).sum() / counts.sum() - loss).abs() < EXACT
@@ -233,15 +233,15 @@ def test_centroids_count_each_token_of_a_stream_once(more):
 def test_centroids_count_each_token_of_a_source_once(encoder_only):
     flags = {prefix + name: value for prefix in ("enc_", "dec_") for name, value in ROUTING.items()}
     flags = {name: value for name, value in flags.items() if name.startswith("enc_") or not encoder_only}
-    src, real, tgt = source()
+    src, valid, tgt = source()
     tgt, loss_fn = (None, of_output) if encoder_only else (tgt, None)
     found = []
     for replayed in (False, True):
         model = memformer(encoder_only, **flags)
         if replayed:
-            memory_replay_backprop(model, src, tgt, real, loss_fn=loss_fn)
+            memory_replay_backprop(model, src, tgt, valid, loss_fn=loss_fn)
         else:
-            through_all(model, src, real, tgt, loss_fn)
+            through_all(model, src, valid, tgt, loss_fn)
         found.append((gradients(model), centroids(model)))
     agree(found[1][0], found[0][0])
     for got, want in zip(found[1][1], found[0][1], strict=True):

@@ -66,8 +66,8 @@ def test_masked_ones_and_padding_have_no_effect(name, kind, ids):
         short = model(ids, prepend_embeds=embeds, mask=(torch.arange(T) < 8).expand(4, -1))
         for row, start in enumerate(begin.tolist()):
             kept = embeds[row : row + 1, REAL[row]]
-            how = {"prepend_embeds": kept} if kept.shape[1] else {}
-            alone = model(ids[row : row + 1, start:], **how)[0]
+            inputs = {"prepend_embeds": kept} if kept.shape[1] else {}
+            alone = model(ids[row : row + 1, start:], **inputs)[0]
             torch.testing.assert_close(got[row, P + start :], alone[kept.shape[1] :], **TIGHT)
             torch.testing.assert_close(got[row, :P][REAL[row]], alone[: kept.shape[1]], **TIGHT)
             alone = model(ids[row : row + 1, :8], prepend_embeds=embeds[row : row + 1])
@@ -92,8 +92,8 @@ def test_cached_equals_full(name, hidden, starts, ids):
                 for block in blocks:
                     at = state.length
                     rows = slice(P + at if at else 0, P + at + block)
-                    how = {} if seen is None else {"attn_mask": seen[rows, : P + at + block]}
-                    piece = model(ids[:, at : at + block], state=state, **how, **({} if at else first))
+                    inputs = {} if seen is None else {"attn_mask": seen[rows, : P + at + block]}
+                    piece = model(ids[:, at : at + block], state=state, **inputs, **({} if at else first))
                     pieces.append(piece)
                 got = torch.cat(pieces, dim=1)
                 assert got.shape == full.shape
@@ -110,14 +110,17 @@ def test_a_prefix_includes_them(name, ids):
     embeds, other = front(model), front(model)
     other[:, -1] += torch.linspace(-1, 1, other.shape[2])
     with torch.no_grad():
-        how = {"prefix_attn_len": torch.tensor([0, 2, 3, 1]), "prepend_mask": REAL}
-        full = model(ids, prepend_embeds=embeds, **how)
-        changed = model(ids, prepend_embeds=other, **how)
+        inputs = {"prefix_attn_len": torch.tensor([0, 2, 3, 1]), "prepend_mask": REAL}
+        full = model(ids, prepend_embeds=embeds, **inputs)
+        changed = model(ids, prepend_embeds=other, **inputs)
         assert (full[0, 0] - changed[0, 0]).abs().max() > 1e-6
         causal = model(ids, prepend_embeds=embeds), model(ids, prepend_embeds=other)
         torch.testing.assert_close(causal[0][:, 0], causal[1][:, 0], **TIGHT)
         state = model.init_state(4, T, num_prepend_embeds=P)
-        got = [model(ids[:, :4], state=state, prepend_embeds=embeds, **how), model(ids[:, 4:], state=state)]
+        got = [
+            model(ids[:, :4], state=state, prepend_embeds=embeds, **inputs),
+            model(ids[:, 4:], state=state),
+        ]
     torch.testing.assert_close(torch.cat(got, dim=1)[:, P:], full[:, P:], **TIGHT)
 
 
@@ -125,10 +128,10 @@ def test_a_prefix_includes_them(name, ids):
 def test_loss_scores_tokens_only(name, ids):
     model = build(**MODELS[name])
     embeds = front(model)
-    how = {"prepend_embeds": embeds, "prepend_mask": REAL}
-    logits = model(ids[:, :-1], **how)[:, P:]
+    inputs = {"prepend_embeds": embeds, "prepend_mask": REAL}
+    logits = model(ids[:, :-1], **inputs)[:, P:]
     want = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-    loss, outputs = AutoregressiveWrapper(model)(ids, return_outputs=True, **how)
+    loss, outputs = AutoregressiveWrapper(model)(ids, return_outputs=True, **inputs)
     torch.testing.assert_close(loss, want)
     assert outputs.logits.shape == (4, T - 1, 13)
     assert outputs.embeddings.shape == (4, T - 1, 16)
@@ -148,15 +151,15 @@ def test_forgetful_masking_never_masks_them(ids):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_generation_uses_them(name, hidden):
     wrapper = AutoregressiveWrapper(build(**MODELS[name]))
-    embeds, real = front(wrapper.net, 3), REAL[:3] if hidden else torch.ones(3, P, dtype=torch.bool)
-    how = {"temperature": 0, "prepend_embeds": embeds, "prepend_mask": real}
-    new = wrapper.generate(PROMPTS, 14, **how)
-    assert torch.equal(new, wrapper.generate(PROMPTS, 14, cache_kv=False, **how))
+    embeds, valid = front(wrapper.net, 3), REAL[:3] if hidden else torch.ones(3, P, dtype=torch.bool)
+    inputs = {"temperature": 0, "prepend_embeds": embeds, "prepend_mask": valid}
+    new = wrapper.generate(PROMPTS, 14, **inputs)
+    assert torch.equal(new, wrapper.generate(PROMPTS, 14, cache_kv=False, **inputs))
     for row, prompt in enumerate(PROMPTS):
         text = torch.tensor([[*prompt, *new[row].tolist()]])[:, :-1]
-        logits = wrapper.net(text, prepend_embeds=embeds[row : row + 1, real[row]])[0]
-        assert torch.equal(new[row], logits[real[row].sum() + len(prompt) - 1 :].argmax(-1))
-    prepended = {"prepend_embeds": embeds, "prepend_mask": real}
+        logits = wrapper.net(text, prepend_embeds=embeds[row : row + 1, valid[row]])[0]
+        assert torch.equal(new[row], logits[valid[row].sum() + len(prompt) - 1 :].argmax(-1))
+    prepended = {"prepend_embeds": embeds, "prepend_mask": valid}
     assert torch.equal(wrapper.beam_search(PROMPTS, 14, 1, **prepended), new)
 
 
@@ -189,8 +192,8 @@ def halves(**flags):
 def test_an_encoder_decoder_prepends_them_to_its_source(flags, ids):
     model = halves(enc_rotary_pos_emb=True, dec_rotary_pos_emb=True, **flags)
     embeds, mask = front(model.encoder), torch.arange(T) < torch.tensor([[T], [7], [T], [5]])
-    how = {"src_prepend_embeds": embeds, "src_prepend_mask": REAL}
-    loss = model(ids, ids, mask, **how)
+    inputs = {"src_prepend_embeds": embeds, "src_prepend_mask": REAL}
+    loss = model(ids, ids, mask, **inputs)
     alone = []
     for row in range(4):
         kept = embeds[row : row + 1, REAL[row]]
@@ -199,11 +202,11 @@ def test_an_encoder_decoder_prepends_them_to_its_source(flags, ids):
         assert model.encode(source, **only).shape == (1, kept.shape[1] + source.shape[1], 16)
         alone.append(model(source, ids[row : row + 1], **only))
         one = model.generate(source, ids[row : row + 1, :2], 6, temperature=0, **only)
-        assert torch.equal(one[0], model.generate(ids, ids[:, :2], 6, mask, temperature=0, **how)[row])
+        assert torch.equal(one[0], model.generate(ids, ids[:, :2], 6, mask, temperature=0, **inputs)[row])
     torch.testing.assert_close(loss, torch.stack(alone).mean(), rtol=1e-6, atol=1e-6)  # losses are fp32
-    new = model.generate(ids, ids[:, :2], 6, mask, temperature=0, **how)
-    assert torch.equal(new, model.generate(ids, ids[:, :2], 6, mask, temperature=0, cache_kv=False, **how))
-    assert torch.equal(new, model.beam_search(ids, ids[:, :2], 6, 1, mask, **how))
+    new = model.generate(ids, ids[:, :2], 6, mask, temperature=0, **inputs)
+    assert torch.equal(new, model.generate(ids, ids[:, :2], 6, mask, temperature=0, cache_kv=False, **inputs))
+    assert torch.equal(new, model.beam_search(ids, ids[:, :2], 6, 1, mask, **inputs))
     if flags:
         assert model.encoder.memory.tokens.shape == (2, 16)
         assert model.decoder.net.memory.tokens.shape == (1, 16)
@@ -219,7 +222,7 @@ def test_context_dropout_applies_to_source_tokens_only(ids):
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("inputs", "says"),
     [
         ({"prepend_mask": REAL}, "`prepend_mask` needs the `prepend_embeds`"),
         ({"prepend_embeds": torch.zeros(4, P, 9)}, r"of shape \[4, P, 16\].* of shape \[4, 3, 9\]"),
@@ -237,10 +240,10 @@ def test_context_dropout_applies_to_source_tokens_only(ids):
         ({"prepend_embeds": ..., "attn_mask": torch.ones(T, T) > 0}, r"shape \[13, 13\]"),
     ],
 )
-def test_invalid_combinations_are_refused(how, says, ids):
+def test_invalid_combinations_are_refused(inputs, says, ids):
     model = build(rotary_pos_emb=True)
     embeds = front(model)
-    given = {name: embeds if value is ... else value for name, value in how.items()}
+    given = {name: embeds if value is ... else value for name, value in inputs.items()}
     with pytest.raises(ValueError, match=says):
         model(ids, **given)
 
