@@ -11,12 +11,10 @@ import torch
 
 from flagformer.lab.study.run import PRELOAD
 
-MODULES = [*PRELOAD, "torch.distributed.fsdp", "flagformer.lab.train.process_group"]
-
 
 def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
+    context.set_forkserver_preload(list(PRELOAD))  # as studies: a process has one server
     return context
 
 
