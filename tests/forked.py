@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import socket
+import time
 import traceback
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -32,8 +34,11 @@ def run_ranks(function, folder: Path, *arguments, world: int = 2, timeout: float
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout)
+    give_up = time.monotonic() + timeout
+    while running := [process for process in processes if process.exitcode is None]:
+        if time.monotonic() > give_up or any(process.exitcode for process in processes):
+            break  # the others would wait for a rank that failed
+        wait([process.sentinel for process in running], timeout=1.0)
     texts = [path.read_text() for path in sorted(folder.glob("failed-*.txt"))]
     codes = [process.exitcode for process in processes]
     for process in processes:
