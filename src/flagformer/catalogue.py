@@ -26,7 +26,7 @@ from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.width import ValueWidth
 from flagformer.attention.window.sliding_window import FullContext, SlidingWindow
-from flagformer.branch.scale import LayerScale
+from flagformer.branch.scale import BranchScale, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.embedding.memory import MemoryTokens, NoMemory
 from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
@@ -62,7 +62,7 @@ from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 from flagformer.stack.executor.checkpointed import Checkpointed
 from flagformer.stack.executor.reversible import Reversible
 from flagformer.stack.executor.sequential import Sequential
-from flagformer.stack.placement import DualNorm, PostNorm, PreNorm, SandwichNorm
+from flagformer.stack.placement import BranchNorm, DualNorm, PostNorm, PreNorm, SandwichNorm
 from flagformer.stack.plan import Plan
 from flagformer.stack.weight_init import (
     DepthScaledInit,
@@ -78,7 +78,7 @@ CATALOGUE.fill(
         TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
         Dims, Plan,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
-        PreNorm, PostNorm, SandwichNorm, DualNorm,
+        PreNorm, PostNorm, SandwichNorm, BranchNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
         DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
         Sequential, Checkpointed, Reversible,
@@ -101,7 +101,7 @@ CATALOGUE.fill(
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared,
         Identity, TokenShift,
-        LayerScale, StochasticDepth,
+        LayerScale, BranchScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,
         NoRecurrence, SegmentRecurrence, NoSlots, MemorySlots,
     ]

@@ -1,10 +1,10 @@
 """Self- and cross-attention of one row, by the papers: queries, keys, scores, weights, values."""
 
-from math import sqrt
+from functools import partial
 
 import numpy as np
 from oracle_masks import allowed_keys
-from oracle_norms import linear, sigmoid, silu, softmax, unit
+from oracle_norms import linear, sigmoid, silu, softmax, unit, unit_rms
 from oracle_positions import bias, rotated
 from oracle_routing import ClusterTopK, clusters, nearest, recent, without_self
 
@@ -76,21 +76,26 @@ class Attention:
         shared = self.of("shared_qk" if own else "context_shared_qk")
         if own:
             name = "to_qv" if shared else "to_qkv"
-            packed = self.weight(f"source.projection.{name}.weight")
-            w_q, w_kv = packed[: self.heads * self.width], packed[self.heads * self.width :]
+            packed, width = self._linear(f"source.projection.{name}"), self.heads * self.width
+            q, of_q = packed(x)[:, :width], packed(read)[:, :width]
+            kv = packed(read)[:, width:]
         else:
-            w_q = self.weight("source.projection.to_q.weight")
-            w_kv = self.weight(f"source.projection.{'to_v' if shared else 'to_kv'}.weight")
-        q = _heads(x @ w_q.T, self.heads)
+            to_q = self._linear("source.projection.to_q")
+            q, of_q = to_q(x), to_q(read) if shared else None
+            kv = self._linear(f"source.projection.{'to_v' if shared else 'to_kv'}")(read)
+        q = _heads(q, self.heads)
         if shared:
-            k = _heads(read @ w_q.T, self.heads)
-            return q, unit(k) if own else k, _heads(read @ w_kv.T, self.heads)
-        k = _heads(read @ w_kv[: groups * self.width].T, groups)
+            k = _heads(of_q, self.heads)
+            return q, unit(k) if own else k, _heads(kv, self.heads)
+        k = _heads(kv[:, : groups * self.width], groups)
         if self.of("attn_shared_kv"):
             return q, k, k
-        v = _heads(read @ w_kv[groups * self.width :].T, groups)
+        v = _heads(kv[:, groups * self.width :], groups)
         assert v.shape[-1] == value_dim
         return q, k, v
+
+    def _linear(self, name):
+        return partial(linear, weights=self.all, prefix=f"{self.prefix}.{name}")
 
     def _normed(self, q, k):
         """Queries and keys, and prefix keys and values, with the same norm."""
@@ -102,7 +107,13 @@ class Attention:
 
     def _norm_qk(self, x, side):
         if self.of("attn_qk_rmsnorm"):
-            return unit(x) * sqrt(self.width) * self.weight(f"source.qk_norm.{side}_weight")
+            kind, offset = self.of("attn_qk_rmsnorm_weight"), self.of("attn_qk_rmsnorm_weight_offset") or 0.0
+            gain = 1.0 if kind == "none" else self.weight(f"source.qk_norm.{side}_weight") + offset
+            eps = self.of("attn_qk_rmsnorm_eps")
+            if not self.of("attn_qk_rmsnorm_all_heads"):
+                return unit_rms(x, eps) * gain
+            flat = x.transpose(1, 0, 2).reshape(x.shape[1], -1)  # [T, H * K]
+            return _heads(unit_rms(flat, eps), len(x)) * gain
         groups = self.of("attn_qk_norm_groups")
         parts = x.reshape(*x.shape[:-1], groups, self.width // groups)
         x = unit(parts).reshape(x.shape)
@@ -123,7 +134,7 @@ class Attention:
     def _scale(self):
         if self.of("attn_qk_norm") and not self.of("attn_qk_norm_dim_scale"):
             return self.of("attn_qk_norm_scale") or 10.0
-        return self.width**-0.5
+        return self.of("attn_scale") or self.width**-0.5
 
     @property
     def _local(self):
@@ -287,8 +298,7 @@ class Attention:
         return joined
 
     def _output(self, joined):
-        name = "to_out.project.weight" if self.of("attn_on_attn") else "to_out.weight"
-        out = joined @ self.weight(name).T
+        out = self._linear("to_out.project" if self.of("attn_on_attn") else "to_out")(joined)
         if self.of("attn_on_attn"):
             found, gate = np.split(out, 2, -1)
             return found * sigmoid(gate)

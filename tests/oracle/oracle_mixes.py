@@ -4,15 +4,20 @@ import random
 
 # selector -> (its values, what tunes it -> values)
 CHOICES = {
-    "use_abs_pos_emb": ([True, False], {}),
+    "use_abs_pos_emb": ([True, False], {"abs_pos_emb_offset": [2]}),
     "scaled_sinu_pos_emb": ([True], {}),
     "disable_abs_pos_emb": ([True, False], {}),
     "emb_dim": ([6, 24], {}),
-    "post_emb_norm": ([True], {}),
+    "embedding_scale": ([True, 0.5], {}),
+    "num_token_types": ([1, 2], {}),
+    "post_emb_norm": ([True], {"post_emb_norm_eps": [0.01], "post_emb_norm_bias": [True]}),
     "l2norm_embed": ([True], {}),
     "emb_frac_gradient": ([0.5], {}),
     "embed_num_tokens": ([{"kind": 3}], {}),
-    "tie_embedding": ([True], {}),
+    "tie_embedding": ([True], {"tie_embedding_scale": [1.0, 0.3]}),
+    "logits_bias": ([True], {}),
+    "logits_scale": ([0.5, 3.0], {}),
+    "logits_softcap": ([1.0, 20.0], {}),
     "return_only_embed": ([True], {}),
     "logits_dim": ([7], {}),
     "num_memory_tokens": ([1, 3], {"memory_tokens_interspersed_every": [1, 3, 4]}),
@@ -28,9 +33,13 @@ CHOICES = {
     "use_rmsnorm": ([True], {}),
     "use_scalenorm": ([True], {}),
     "use_simple_rmsnorm": ([True], {}),
+    "norm_eps": ([0.01, 0.3], {}),
+    "norm_bias": ([True], {}),
+    "norm_weight_offset": ([1.0], {}),
     "pre_norm_has_final_norm": ([False], {}),
     "pre_norm": ([False], {}),
     "sandwich_norm": ([True], {}),
+    "res_post_norm": ([True], {}),
     "resi_dual": ([True], {"resi_dual_scale": [0.25]}),
     "scale_residual": ([True], {"scale_residual_constant": [0.5, 1.5]}),
     "scale_residual_constant": ([0.5, 2.0], {}),
@@ -48,6 +57,8 @@ CHOICES = {
             "rotary_emb_dim": [4, 6],
             "rotary_interpolation_factor": [2.0, 0.7],
             "rotary_base_rescale_factor": [4.0],
+            "rotary_base": [50.0, 1e6],
+            "rotary_interleaved": [True],
             "attn_rotary_embed_values": [True],
         },
     ),
@@ -72,7 +83,19 @@ CHOICES = {
         [True],
         {"attn_qk_norm_scale": [4.0], "attn_qk_norm_groups": [2, 4], "attn_qk_norm_dim_scale": [True]},
     ),
-    "attn_qk_rmsnorm": ([True], {}),
+    "attn_qk_rmsnorm": (
+        [True],
+        {
+            "attn_qk_rmsnorm_weight": ["shared", "none"],
+            "attn_qk_rmsnorm_all_heads": [True],
+            "attn_qk_rmsnorm_eps": [0.01, 0.3],
+            "attn_qk_rmsnorm_weight_offset": [1.0],
+        },
+    ),
+    "attn_scale": ([0.2, 1.0], {}),
+    "attn_bias": ([True], {"attn_qkv_bias": [False], "attn_out_bias": [False]}),
+    "attn_qkv_bias": ([True], {}),
+    "attn_out_bias": ([True], {}),
     "attn_max_attend_past": ([1, 2, 5, 40], {}),
     "attn_num_mem_kv": ([1, 3], {}),
     "attn_add_zero_kv": ([True], {}),
@@ -115,6 +138,7 @@ CHOICES = {
     "ff_relu_squared": ([True], {}),
     "shift_tokens": ([1, 2], {}),
     "use_layerscale": ([True], {}),
+    "residual_scale": ([0.3, 1.7], {}),
 }
 # Flags that act only in training or on gradients, or at random; and those of other models.
 NOT_COVERED = {
@@ -126,14 +150,14 @@ NOT_COVERED = {
     "reversible_exact": "rounds what is added",
     "num_memory_slots": "slots", "memory_update": "slots", "num_mem_updates": "slots",
     "mem_update_attn_heads": "slots", "memory_temperature": "slots",
-    "causal": "said by the model",
+    "causal": "said by the model", "rotary_scaling": "tests/parity compares it with transformers",
 }  # fmt: skip
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head"}
 CROSSED = (
     "attn_kv_heads", "attn_one_kv_head", "attn_value_dim_head", "attn_shared_kv", "attn_num_mem_kv",
     "attn_add_zero_kv", "attn_talking_heads", "attn_sparse_topk", "attn_head_learned_sink", "attn_head_scale",
     "attn_gate_value_heads", "attn_gate_values", "attn_on_attn", "attn_tensor_product", "attn_qk_norm",
-    "attn_qk_rmsnorm", "attn_softclamp_logits",
+    "attn_qk_rmsnorm", "attn_softclamp_logits", "attn_scale", "attn_bias", "attn_qkv_bias", "attn_out_bias",
 )  # fmt: skip
 LAYERED = (
     *CROSSED, "shared_qk", "attn_max_attend_past", "num_clusters", "n_local_attn_heads", "ff_glu", "ff_moe",

@@ -59,11 +59,16 @@ def read(flags, weights, ids, *, context=None, prefix=0, kinds=None, memories=No
 def _embedded(settings, weights, ids, first, kinds):
     table = weights["token_emb.weight"]
     x = (unit(table) if settings["l2norm_embed"] else table)[ids]
+    scale = settings["embedding_scale"] or 1.0
+    x = x * (sqrt(table.shape[-1]) if scale is True else scale)
     x = x + absolute(settings, weights, first + np.arange(len(ids)))
+    if settings["num_token_types"]:
+        x = x + weights["embedding.kinds.token_type_embed.weight"][0]
     for name, values in kinds.items():
         x = x + weights[f"embedding.kinds.{name}_embed.weight"][values]
     if settings["post_emb_norm"]:
-        x = layer_norm(x, weights["embedding.norm.weight"])
+        bias = weights.get("embedding.norm.bias", 0.0)
+        x = layer_norm(x, weights["embedding.norm.weight"], bias, settings["post_emb_norm_eps"] or 1e-5)
     return linear(x, weights, "embedding.project") if "embedding.project.weight" in weights else x
 
 
@@ -71,7 +76,7 @@ def _sublayer(settings, module, weights, carried, given):
     """The output of one sublayer: `given` is its stream, the row, memories of it, the context."""
     stream, row, past, context = given
     prefix = f"attn_layers.sublayers.{module.index}"
-    before = settings["pre_norm"] is not False and not settings["resi_dual"]
+    before = not (settings["pre_norm"] is False or settings["resi_dual"] or settings["res_post_norm"])
     count = 0 if past is None else len(past)
     x = stream if past is None else np.concatenate([past, stream])
     x = norm(settings, weights, f"{prefix}.in_norm", x) if before else x
@@ -83,10 +88,11 @@ def _sublayer(settings, module, weights, carried, given):
         out = Attention(settings, module, weights, carried)(x, row, context=context)
     else:
         out = Attention(settings, module, weights, carried)(x, row, past)
-    if settings["sandwich_norm"]:
+    if settings["sandwich_norm"] or settings["res_post_norm"]:
         out = norm(settings, weights, f"{prefix}.branch_norm", out)
     if settings["macaron"] and module.kind == "f":
         out = out / 2
+    out = out * (settings.of("residual_scale", module) or 1.0)
     return out * _layer_scale(settings, module, weights, prefix)
 
 
@@ -121,5 +127,9 @@ def _logits(settings, weights, x):
         table = unit(table) if settings["l2norm_embed"] else table
         if "head.narrow.weight" in weights:
             x = linear(x, weights, "head.narrow")
-        return x / sqrt(table.shape[-1]) @ table.T
-    return linear(x, weights, "head.project")
+        scale = settings["tie_embedding_scale"] or 1 / sqrt(table.shape[-1])
+        logits = scale * x @ table.T + weights.get("head.add_bias.bias", 0.0)
+    else:
+        logits = linear(x, weights, "head.project")
+    logits, cap = logits * (settings["logits_scale"] or 1.0), settings["logits_softcap"]
+    return cap * np.tanh(logits / cap) if cap else logits

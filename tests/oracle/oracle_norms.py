@@ -7,10 +7,17 @@ import numpy as np
 GUARD = 1e-12
 
 
-def layer_norm(x, gain, bias=0.0):
+def layer_norm(x, gain, bias=0.0, eps=1e-5):
     """arXiv:1607.06450: zero mean, unit variance."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gain + bias
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * gain + bias
+
+
+def unit_rms(x, eps=None):
+    """Unit root mean square; without epsilon the length is at least 1e-12."""
+    if eps is None:
+        return sqrt(x.shape[-1]) * unit(x)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
 def unit(x):
@@ -20,13 +27,13 @@ def unit(x):
 
 def norm(settings, weights, prefix, x):
     """The norm selected by the flags, with the weight under the prefix."""
-    gain = weights.get(f"{prefix}.weight", 1.0)
-    width = x.shape[-1]
+    gain = weights.get(f"{prefix}.weight", 1.0) + (settings["norm_weight_offset"] or 0.0)
+    eps = settings["norm_eps"]
     if settings["use_rmsnorm"] or settings["use_simple_rmsnorm"]:
-        return sqrt(width) * unit(x) * gain
+        return unit_rms(x, eps) * gain
     if settings["use_scalenorm"]:
-        return unit(x) * gain
-    return layer_norm(x, gain)
+        return unit_rms(x, eps) / sqrt(x.shape[-1]) * gain
+    return layer_norm(x, gain, weights.get(f"{prefix}.bias", 0.0), 1e-5 if eps is None else eps)
 
 
 def sigmoid(x):

@@ -10,7 +10,8 @@ def absolute(settings, weights, positions):
     """[T, E]: arXiv:1706.03762, learned vectors or scaled sines and cosines."""
     if settings.absolute == "learned":
         table = weights["pos_emb.table.weight"]
-        return (unit(table) if settings["l2norm_embed"] else table)[positions]
+        rows = positions + (settings["abs_pos_emb_offset"] or 0)
+        return (unit(table) if settings["l2norm_embed"] else table)[rows]
     if settings.absolute == "sinusoidal":
         half = (settings["emb_dim"] or settings["dim"]) // 2
         angles = positions[:, None] * 10000.0 ** (-np.arange(half) / half)
@@ -23,19 +24,20 @@ def rotated(settings, x, positions, side):
     if not (settings["rotary_pos_emb"] or settings["rotary_xpos"]):
         return x
     dim = settings["rotary_emb_dim"] or settings["attn_dim_head"]
-    base = 10000.0
+    base = settings["rotary_base"] or 10000.0
     if settings["rotary_base_rescale_factor"] != 1:
         base *= settings["rotary_base_rescale_factor"] ** (dim / (dim - 2))
     out = x.copy()
     for i in range(dim // 2):
         angle = positions * base ** (-2 * i / dim) / settings["rotary_interpolation_factor"]
-        a, b = x[..., i], x[..., i + dim // 2]
+        first, second = (2 * i, 2 * i + 1) if settings["rotary_interleaved"] else (i, i + dim // 2)
+        a, b = x[..., first], x[..., second]
         size = 1.0
         if settings["rotary_xpos"]:
             zeta = (2 * i + 0.4 * dim) / (1.4 * dim)
             size = zeta ** (side * positions / settings["rotary_xpos_scale_base"])
-        out[..., i] = (a * np.cos(angle) - b * np.sin(angle)) * size
-        out[..., i + dim // 2] = (b * np.cos(angle) + a * np.sin(angle)) * size
+        out[..., first] = (a * np.cos(angle) - b * np.sin(angle)) * size
+        out[..., second] = (b * np.cos(angle) + a * np.sin(angle)) * size
     return out
 
 

@@ -13,7 +13,7 @@ DEFAULTS = {
     "shift_tokens": 0, "shift_mem_down": 0,
     "num_mem_updates": 1, "mem_update_attn_heads": 8, "memory_update": "gru",
 }  # fmt: skip
-OF_ALL_SUBLAYERS = {"shift_tokens", "use_layerscale"}
+OF_ALL_SUBLAYERS = {"shift_tokens", "use_layerscale", "residual_scale"}
 
 
 class Module(NamedTuple):

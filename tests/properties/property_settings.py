@@ -73,6 +73,8 @@ WITH = {
         ),
         CROSS,
     ),
+    "post_emb_norm_eps": {"post_emb_norm": True},
+    "post_emb_norm_bias": {"post_emb_norm": True},
     "memory_temperature": {**CROSS, "memory_update": "bmn"},
     # windows that end within the test's lengths
     "local_attn_radius_blocks": {"local_attn_window_size": 3},

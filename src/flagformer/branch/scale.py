@@ -1,4 +1,4 @@
-"""LayerScale (arXiv:2103.17239), and the half-step of macaron feedforwards (1906.02762)."""
+"""Scales of a branch: learned (arXiv:2103.17239), fixed (2408.13359), half-step of macaron (1906.02762)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ class LayerScale(Branch):
 
     def forward(self, out: Tensor) -> Tensor:
         return out * self.weight
+
+
+@component("branch", select="residual_scale", paper="arXiv:2408.13359")
+class BranchScale(Branch):
+    """The output of each sublayer times a fixed number, before the residual sum (Granite, MiniCPM)."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        scale: Annotated[
+            float, Flag("residual_scale", "factor of the output of each sublayer", ge=1e-6, example=0.5)
+        ],
+    ) -> None:
+        super().__init__()
+        self.scale = float(scale)
+
+    def forward(self, out: Tensor) -> Tensor:
+        return out * self.scale
 
 
 class HalfStep(Branch):

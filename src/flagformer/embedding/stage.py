@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from flagformer.embedding.options import TOKEN_TYPE, Step
 from flagformer.embedding.tokens import TokenEmbedding
-from flagformer.norm.layernorm import LayerNorm
+from flagformer.flags import Finding, FlagError
 from flagformer.ops.gradient import scale_gradient
 from flagformer.ops.identity import identity
 from flagformer.ops.traced import readable
 
 Ids = Mapping[str, Tensor]
-Step = Callable[[Tensor], Tensor]
 
 
 class EmbeddingStage(nn.Module):
@@ -24,21 +24,24 @@ class EmbeddingStage(nn.Module):
         width: E, the width of embeddings.
         dim: D, the width of the layers; a projection with bias where it differs (ALBERT, arXiv:1909.11942).
         kinds: further embeddings by name, with their number of ids (token types, arXiv:1810.04805).
-        normed: whether the sum has a LayerNorm.
+        norm: norm of the sum.
         share: factor of the gradient of the embeddings (CogView, arXiv:2105.13290, section 2.4).
         dropout: dropout of the sum.
     """
 
     def __init__(
-        self, width: int, dim: int, kinds: Mapping[str, int], normed: bool, share: float, dropout: float
+        self, width: int, dim: int, kinds: Mapping[str, int], norm: Step, share: float, dropout: float
     ) -> None:
         super().__init__()
+        if share > 1:
+            text = f"`emb_frac_gradient` must be at most 1, but is {share}"
+            raise FlagError([Finding("emb_frac_gradient", text)])
         self.width, self.share = width, share
         # a name such as `type` without a suffix would shadow an attribute of the module
         tables = {f"{name}_embed": TokenEmbedding(count, width) for name, count in kinds.items()}
         self.kinds = nn.ModuleDict(tables)
         self.counts = dict(kinds)
-        self.norm: Step = LayerNorm(width) if normed else identity
+        self.norm = norm
         self.dropout: Step = nn.Dropout(dropout) if dropout else identity
         self.project: Step = identity if width == dim else nn.Linear(width, dim)
 
@@ -53,6 +56,21 @@ class EmbeddingStage(nn.Module):
         x = self.norm(x if sum_embeds is None else x + sum_embeds)
         x = x if prepend_embeds is None else torch.cat([prepend_embeds.to(x.dtype), x], dim=1)
         return self.project(self.dropout(scale_gradient(x, self.share)))
+
+    def ids_of(self, x: Tensor, embed_ids: Ids | None, token_type_ids: Tensor | None) -> Ids:
+        """The ids of each further embedding; those of token types are zeros by default."""
+        ids = embed_ids or {}
+        if TOKEN_TYPE not in self.counts:
+            if token_type_ids is not None:
+                raise ValueError("`token_type_ids` needs a model with `num_token_types`, but this has none")
+            return ids
+        if token_type_ids is None:
+            return ids if TOKEN_TYPE in ids else {**ids, TOKEN_TYPE: torch.zeros_like(x)}
+        if TOKEN_TYPE in ids:
+            raise ValueError(
+                f"`token_type_ids` and `embed_ids['{TOKEN_TYPE}']` are the same: pass one of them"
+            )
+        return {**ids, TOKEN_TYPE: token_type_ids}
 
     def _check(self, x: Tensor, ids: Ids, sum_embeds: Tensor | None) -> None:
         if set(ids) != set(self.counts):

@@ -41,6 +41,13 @@ class Flags(TypedDict, total=False):
     """one block runs `depth` times (ALBERT, 1909.11942)"""
     layers_execute_order: tuple[int, ...] | None
     """index of the sublayer of each step"""
+    norm_eps: float | None
+    """added to the mean square (LayerNorm: the variance); None: 1e-5 in LayerNorm, no epsilon in
+    others"""
+    norm_bias: bool
+    """a learned bias in each LayerNorm"""
+    norm_weight_offset: float
+    """added to the weight, which starts at 1 minus it (Gemma: 1)"""
     use_rmsnorm: bool | None
     """Unit root mean square, with a learned weight per dimension."""
     use_scalenorm: bool | None
@@ -53,6 +60,8 @@ class Flags(TypedDict, total=False):
     """pre_norm=False: Norm of the stream after each sublayer, as in the original transformer."""
     sandwich_norm: bool | None
     """Norm before each sublayer and of its output (CogView)."""
+    res_post_norm: bool | None
+    """Norm of each sublayer's output, and none of its input (Swin V2; the reordered norm of OLMo 2)."""
     resi_dual: bool | None
     """Norm of the stream after each sublayer, and a final norm of the second stream.; A post-norm stream
     that sublayers read, plus a stream of plain sums that is added at the end."""
@@ -84,11 +93,17 @@ class Flags(TypedDict, total=False):
     rotary_pos_emb: bool | None
     """Turns pairs of dimensions of q and k by angles that grow with the position."""
     rotary_emb_dim: int | None
-    """dims of a head that are turned; None: all"""
+    """dims of a head that are rotated; None: all"""
     rotary_interpolation_factor: float
     """divides positions (2306.15595)"""
     rotary_base_rescale_factor: float
     """multiplies the base by factor ** (R / (R - 2))"""
+    rotary_base: float
+    """base of the frequencies, `rope_theta` elsewhere"""
+    rotary_scaling: dict[str, Any] | None
+    """`rope_type` (linear, dynamic, llama3, yarn, longrope) and its numbers, as in Hugging Face"""
+    rotary_interleaved: bool
+    """rotates the pairs (2i, 2i + 1), as GPT-J and Cohere"""
     rotary_xpos: bool | None
     """Rotation in which a pair's product fades with the distance, fast turning pairs first."""
     rotary_xpos_scale_base: int
@@ -122,6 +137,14 @@ class Flags(TypedDict, total=False):
     (cross-attention only)"""
     attn_rotary_embed_values: bool | tuple[bool | None, ...] | None
     """Each value is turned by its own position: what a head gathers tells where it stood."""
+    attn_bias: bool | tuple[bool | None, ...]
+    """biases in all projections of attention"""
+    cross_attn_bias: bool | tuple[bool | None, ...]
+    """biases in all projections of attention (cross-attention only)"""
+    attn_qkv_bias: bool | tuple[bool | None, ...] | None
+    """biases in the projections to q, k and v; None: as `attn_bias`"""
+    cross_attn_qkv_bias: bool | tuple[bool | None, ...] | None
+    """biases in the projections to q, k and v; None: as `attn_bias` (cross-attention only)"""
     attn_kv_heads: int | tuple[int | None, ...] | None
     """key/value heads G, a divisor of `heads`"""
     cross_attn_kv_heads: int | tuple[int | None, ...] | None
@@ -135,6 +158,10 @@ class Flags(TypedDict, total=False):
     context_shared_qk: bool | tuple[bool | None, ...] | None
     """Keys of cross-attention are made of the context as queries are of the tokens, by the same
     weights."""
+    attn_scale: float | tuple[float | None, ...] | None
+    """factor of q k^T; None: K ** -0.5"""
+    cross_attn_scale: float | tuple[float | None, ...] | None
+    """factor of q k^T; None: K ** -0.5 (cross-attention only)"""
     attn_qk_norm: bool | tuple[bool | None, ...] | None
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it)."""
     cross_attn_qk_norm: bool | tuple[bool | None, ...] | None
@@ -153,10 +180,30 @@ class Flags(TypedDict, total=False):
     cross_attn_qk_norm_dim_scale: bool | tuple[bool | None, ...]
     """a learned gain per head and dimension (cross-attention only)"""
     attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
-    """q and k have unit root mean square and a learned gain per head and dimension."""
+    """q and k have unit root mean square, times a learned weight."""
     cross_attn_qk_rmsnorm: bool | tuple[bool | None, ...] | None
-    """q and k have unit root mean square and a learned gain per head and dimension. (cross-attention
-    only)"""
+    """q and k have unit root mean square, times a learned weight. (cross-attention only)"""
+    attn_qk_rmsnorm_weight: (
+        Literal["head", "shared", "none"] | tuple[Literal["head", "shared", "none"] | None, ...]
+    )
+    """a learned weight per head and dimension, one per dimension for all heads (Qwen3), or none"""
+    cross_attn_qk_rmsnorm_weight: (
+        Literal["head", "shared", "none"] | tuple[Literal["head", "shared", "none"] | None, ...]
+    )
+    """a learned weight per head and dimension, one per dimension for all heads (Qwen3), or none (cross-
+    attention only)"""
+    attn_qk_rmsnorm_all_heads: bool | tuple[bool | None, ...]
+    """one mean square over all heads of a token (OLMo 2)"""
+    cross_attn_qk_rmsnorm_all_heads: bool | tuple[bool | None, ...]
+    """one mean square over all heads of a token (OLMo 2) (cross-attention only)"""
+    attn_qk_rmsnorm_eps: float | tuple[float | None, ...] | None
+    """added to the mean square; None: no epsilon"""
+    cross_attn_qk_rmsnorm_eps: float | tuple[float | None, ...] | None
+    """added to the mean square; None: no epsilon (cross-attention only)"""
+    attn_qk_rmsnorm_weight_offset: float | tuple[float | None, ...]
+    """added to the weights, which start at 1 minus it (Gemma 3: 1)"""
+    cross_attn_qk_rmsnorm_weight_offset: float | tuple[float | None, ...]
+    """added to the weights, which start at 1 minus it (Gemma 3: 1) (cross-attention only)"""
     attn_max_attend_past: int | tuple[int | None, ...] | None
     """tokens before a query that self-attention sees"""
     attn_num_mem_kv: int | tuple[int | None, ...]
@@ -219,6 +266,10 @@ class Flags(TypedDict, total=False):
     """with a bias, nearly open at the start"""
     cross_attn_gate_values_bias: bool | tuple[bool | None, ...]
     """with a bias, nearly open at the start (cross-attention only)"""
+    attn_out_bias: bool | tuple[bool | None, ...] | None
+    """bias in the output projection; None: as `attn_bias`"""
+    cross_attn_out_bias: bool | tuple[bool | None, ...] | None
+    """bias in the output projection; None: as `attn_bias` (cross-attention only)"""
     attn_on_attn: bool | tuple[bool | None, ...] | None
     """A second half of the projection gates the first, by its sigmoid."""
     cross_attn_on_attn: bool | tuple[bool | None, ...] | None
@@ -306,6 +357,8 @@ class Flags(TypedDict, total=False):
     """A learned scale per dimension with a small initial value, applied after the sandwich norm."""
     layerscale_init_value: float | tuple[float | None, ...]
     """initial value of the scales"""
+    residual_scale: float | tuple[float | None, ...]
+    """factor of the output of each sublayer"""
     layer_dropout: float | tuple[float | None, ...]
     """probability that a row skips the sublayer"""
     # a Spec, a class or a module in place of the component that the flags select

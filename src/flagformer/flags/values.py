@@ -68,4 +68,6 @@ def validation_error(param: Param, value: Any) -> str:
 
 def normalize(value: Any) -> Any:
     """Convert lists to tuples, as JSON, YAML and command lines have no tuples."""
+    if isinstance(value, dict):
+        return {name: normalize(item) for name, item in value.items()}
     return tuple(normalize(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,11 +13,30 @@ from flagformer.head import Head, Vectors
 from flagformer.ops.identity import identity
 
 EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", ge=1)
+Bias = Annotated[bool, Flag("logits_bias", "a learned bias for each logit")]
+Scale = Annotated[float, Flag("logits_scale", "factor of logits, before the soft cap", ge=1e-6, example=0.5)]
+SoftCap = Annotated[
+    float | None,
+    Flag("logits_softcap", "logits become cap * tanh(logits / cap) (2408.00118)", ge=1e-3, example=0.7),
+]
+
+
+class _Logits(Head):
+    """Base of both heads: the factor and the soft cap of logits."""
+
+    def __init__(self, scale: float, cap: float | None) -> None:
+        super().__init__()
+        self.factor, self.cap = float(scale), None if cap is None else float(cap)
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """[B, T, V] -> [B, T, V]."""
+        logits = logits if self.factor == 1.0 else logits * self.factor
+        return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
 
 
 @component("head")
-class LinearHead(Head):
-    """Logits by a projection of its own, without bias."""
+class LinearHead(_Logits):
+    """Logits by a projection of its own, without bias by default."""
 
     def __init__(
         self,
@@ -26,17 +46,20 @@ class LinearHead(Head):
         logits: Annotated[
             int | None, Flag("logits_dim", "logits of a token; None: `num_tokens`", ge=1)
         ] = None,
+        bias: Bias = False,
+        scale: Scale = 1.0,
+        cap: SoftCap = None,
     ) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, logits or num_tokens, bias=False)
+        super().__init__(scale, cap)
+        self.project = nn.Linear(dim, logits or num_tokens, bias=bias)
 
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        return self.project(x)
+        return self.finish(self.project(x))
 
 
 @component("head", select="tie_embedding", paper="arXiv:1608.05859")
-class TiedHead(Head):
-    """Logits are products with the token embedding, divided by the square root of its width.
+class TiedHead(_Logits):
+    """Logits are products with the token embedding, divided by the square root of its width by default.
 
     The embedding is asked for its vectors at each call: what changes its output, an adapter or a hook,
     changes logits too, as merged weights would. Under `emb_dim` a projection to that width comes first, as in
@@ -49,14 +72,42 @@ class TiedHead(Head):
         num_tokens: int,
         *,
         width: Annotated[int | None, EMB_DIM] = None,
+        bias: Bias = False,
+        tied_scale: Annotated[
+            float | None,
+            Flag(
+                "tie_embedding_scale",
+                "factor of the products with the embedding; None: E ** -0.5",
+                ge=1e-6,
+                example=1.0,
+            ),
+        ] = None,
+        scale: Scale = 1.0,
+        cap: SoftCap = None,
     ) -> None:
-        super().__init__()
+        super().__init__(scale, cap)
         narrower = width is not None and width != dim
         self.narrow = nn.Linear(dim, width, bias=False) if width is not None and narrower else identity
-        self.scale = (width or dim) ** -0.5
+        self.scale = (width or dim) ** -0.5 if tied_scale is None else float(tied_scale)
+        self.add_bias = LogitBias(num_tokens) if bias else identity
 
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        return F.linear(self.narrow(x) * self.scale, vectors(x.device))
+        return self.finish(self.add_bias(F.linear(self.narrow(x) * self.scale, vectors(x.device))))
+
+
+class LogitBias(nn.Module):
+    """Add a learned number to each logit, initially zero: [B, T, V] -> [B, T, V]."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(count))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits + self.bias
 
 
 @component("head", select="return_only_embed")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from flagformer.attention.z_loss import NAME
-from flagformer.flags import Finding, FlagError
+from flagformer.flags import Finding, Flag, FlagError
 from flagformer.flags.needs import declared
 
+ZLossWeight = Annotated[
+    float, Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", ge=0)
+]
 DEFAULT_WEIGHT = 1e-4  # for a requested loss without a weight, as in x-transformers
 WAYS = "use `return_attn_z_loss=True`, or train by AutoregressiveWrapper or XTransformer, which add it"
 

@@ -22,17 +22,32 @@ UNIT = Flag("l2norm_embed", "L2-normalize token and learned position embeddings,
 class Learned(AbsolutePosition):
     """A learned embedding per position below `max_seq_len`; L2-normalized with `l2norm_embed`."""
 
-    def __init__(self, dim: int, max_seq_len: int, *, unit: Annotated[bool, UNIT] = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        max_seq_len: int,
+        *,
+        unit: Annotated[bool, UNIT] = False,
+        offset: Annotated[
+            int,
+            Flag(
+                "abs_pos_emb_offset",
+                "rows of the position table before that of position 0 (OPT, RoBERTa: 2)",
+                ge=0,
+                example=2,
+            ),
+        ] = 0,
+    ) -> None:
         super().__init__()
         if not max_seq_len:
             text = "`max_seq_len` must be at least 1 with `use_abs_pos_emb=True`, but is 0"
             raise FlagError([Finding("max_seq_len", text)])
-        self.limit = max_seq_len
-        self.table = TokenEmbedding(max_seq_len, dim, 1e-5 if unit else None)
+        self.limit, self.offset = max_seq_len, offset
+        self.table = TokenEmbedding(max_seq_len + offset, dim, 1e-5 if unit else None)
         self.normalize = l2_normalize if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.normalize(self.table(positions))
+        return self.normalize(self.table(positions + self.offset))
 
 
 @component("absolute", select="scaled_sinu_pos_emb", paper="arXiv:1706.03762, section 3.5")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from itertools import chain
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,12 @@ from torch import Tensor
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Constant, Dims, Layout
 from flagformer.ops.counter import counted
-from flagformer.ops.rotate import rotate_half_pairs
+from flagformer.ops.rotate import rotate_half_pairs, rotate_neighbours
 from flagformer.position import CosSin, Rotation
+from flagformer.position.rotary_scaling import scaled_rates
 
 BASE = 10000.0
-Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are turned; None: all", ge=2)]
+Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are rotated; None: all", ge=2)]
 Interpolation = Annotated[
     float, Flag("rotary_interpolation_factor", "divides positions (2306.15595)", ge=1e-6)
 ]
@@ -28,8 +30,9 @@ Rescale = Annotated[
 class Rotary(Rotation):
     """Turns pairs of dimensions of q and k by angles that grow with the position.
 
-    Pairs are (i, i + R/2), the layout of most published weights, where the paper pairs neighbours: the same
-    function up to a permutation of the projections. Angles are fp32 whatever the model's dtype.
+    Pairs are (i, i + R/2), the layout of most published weights, where the paper pairs neighbours, as
+    `rotary_interleaved` does: the same function up to a permutation of the projections. Angles are fp32
+    whatever the model's dtype.
     """
 
     def __init__(
@@ -39,8 +42,24 @@ class Rotary(Rotation):
         rotated: Rotated = None,
         interpolation: Interpolation = 1.0,
         rescale: Rescale = 1.0,
+        base: Annotated[
+            float,
+            Flag("rotary_base", "base of the frequencies, `rope_theta` elsewhere", ge=1.001, example=100.0),
+        ] = BASE,
+        scaling: Annotated[
+            dict[str, Any] | None,
+            Flag(
+                "rotary_scaling",
+                "`rope_type` (linear, dynamic, llama3, yarn, longrope) and its numbers, as in Hugging Face",
+                example={"rope_type": "linear", "factor": 3.0},
+            ),
+        ] = None,
+        interleaved: Annotated[
+            bool, Flag("rotary_interleaved", "rotates the pairs (2i, 2i + 1), as GPT-J and Cohere")
+        ] = False,
     ) -> None:
         super().__init__()
+        _refuse_two_scalings(scaling, interpolation, rescale)
         width = dims.dim_head if rotated is None else rotated
         if width % 2 or width > dims.dim_head:
             name = "attn_dim_head" if rotated is None else "rotary_emb_dim"
@@ -50,29 +69,49 @@ class Rotary(Rotation):
             raise FlagError([Finding(name, f"{text}, but is {width}")])
         self.width = width
         # at R = 2 there is one frequency, 1, whatever the base
-        base = BASE * rescale ** (width / (width - 2)) if width > 2 else BASE
-        # twice, as `rotate_half_pairs` wants its sines
-        rates = (sign * base ** (-i / width) / interpolation for sign in (-1, 1) for i in range(0, width, 2))
-        self.frequencies = Constant(counted(rates, width))
+        base = base * rescale ** (width / (width - 2)) if width > 2 else base
+        rates, self.factor = scaled_rates(width, base, scaling)
+        self.rotate = rotate_neighbours if interleaved else rotate_half_pairs
+        # for both dimensions of a pair, negated for the first
+        pairs = [(-rate / interpolation, rate / interpolation) for rate in counted(rates, width)]
+        self.frequencies = Constant(tuple(chain(*(pairs if interleaved else zip(*pairs)))))
 
     def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin:
         turns = layout.positions[:, None, :, None] * self.frequencies.on(
             layout.positions.device
         )  # [1 or B, 1, T, R]
-        return turns.cos().to(dtype), turns.sin().to(dtype)
+        cos, sin = turns.cos(), turns.sin()
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos.to(dtype), sin.to(dtype)
 
     def queries(self, q: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
-        return rotate_half_pairs(q, *angles)
+        return self.rotate(q, *angles)
 
     def keys(self, k: Tensor, angles: CosSin | None) -> Tensor:
         assert angles is not None
-        return rotate_half_pairs(k, *angles)
+        return self.rotate(k, *angles)
 
     def both(self, q: Tensor, k: Tensor, angles: CosSin | None) -> Sequence[Tensor]:
         if q.shape[2] > 1:
             return super().both(q, k, angles)
         assert angles is not None
         # one token costs its calls, not its numbers: all heads at once take half the time
-        turned = rotate_half_pairs(torch.cat([q, k], dim=1), *angles)
+        turned = self.rotate(torch.cat([q, k], dim=1), *angles)
         return turned.split_with_sizes([q.shape[1], k.shape[1]], dim=1)
+
+
+def _refuse_two_scalings(scaling: dict[str, Any] | None, interpolation: float, rescale: float) -> None:
+    others = {"rotary_interpolation_factor": interpolation, "rotary_base_rescale_factor": rescale}
+    findings = [
+        Finding(
+            "rotary_scaling",
+            f"`rotary_scaling` and `{name}` cannot be combined, because both scale the frequencies; leave one"
+            " of them out",
+        )
+        for name, value in others.items()
+        if scaling is not None and value != 1.0
+    ]
+    if findings:
+        raise FlagError(findings)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from flagformer.flags import Flag, component
 
+NORM_OF_ZERO = {"zero_output": "the norm of a zero output has an unbounded gradient"}
 Final = Annotated[bool, Flag("pre_norm_has_final_norm", "norm of the stream after the last sublayer")]
 
 
@@ -47,13 +48,26 @@ class PostNorm(Placement):
     "norm_position",
     select="sandwich_norm",
     paper="arXiv:2105.13290, section 2.3",
-    lacks={"zero_output": "the norm of a zero output has an unbounded gradient"},
+    lacks=NORM_OF_ZERO,
 )
 class SandwichNorm(Placement):
     """Norm before each sublayer and of its output (CogView)."""
 
     def __init__(self, *, final: Final = True) -> None:
         super().__init__(branch=True, final=final)
+
+
+@component(
+    "norm_position",
+    select="res_post_norm",
+    paper="arXiv:2111.09883, section 3.2",
+    lacks=NORM_OF_ZERO,
+)
+class BranchNorm(Placement):
+    """Norm of each sublayer's output, and none of its input (Swin V2; the reordered norm of OLMo 2)."""
+
+    def __init__(self, *, final: Final = True) -> None:
+        super().__init__(before=False, branch=True, final=final)
 
 
 @component("norm_position", select="resi_dual", paper="arXiv:2304.14802, section 3.2", needs={"stream"})

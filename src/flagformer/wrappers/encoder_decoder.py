@@ -12,6 +12,9 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the decoder reads the encoder's embeddings"
+HEAD = (
+    "tie_embedding", "tie_embedding_scale", "logits_dim", "logits_bias", "logits_scale", "logits_softcap",
+)  # fmt: skip
 # Flags of the decoder's layers without a prefix.
 SHARED = ("cross_attn_tokens_dropout",)
 TOKENS = ("max_mem_len", "shift_mem_down")
@@ -26,8 +29,7 @@ FIXED_BY_MODEL = {
         "dim": WIDTH,
         "causal": "an encoder attends to its whole source",
         "return_only_embed": NO_HEAD,
-        "tie_embedding": NO_HEAD,
-        "logits_dim": NO_HEAD,
+        **dict.fromkeys(HEAD, NO_HEAD),
         "cross_attend": "the encoder reads the source alone",
         "only_cross": "the encoder reads the source alone",
         "cross_attn_tokens_dropout": "the encoder reads the source alone",

@@ -26,7 +26,7 @@ DECIDED: dict[str, dict[str, str]] = {
         **{
             name: encoder_decoder.FIXED_BY_MODEL[ENC][name] for name in ("dim", "causal", "return_only_embed")
         },
-        **{name: encoder_decoder.FIXED_BY_MODEL[ENC][name] for name in ("tie_embedding", "logits_dim")},
+        **{name: encoder_decoder.FIXED_BY_MODEL[ENC][name] for name in encoder_decoder.HEAD},
         "cross_attend": "an encoder always reads its slots",
         **dict.fromkeys(TOKENS, "the memory of the encoder is in its slots"),
         **{name: f"it has no prefix: use `{name}`" for name in SLOTS_OF_MEMORY},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
+from flagformer.embedding import options as emb
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError, component, resolve
@@ -22,7 +23,8 @@ from flagformer.inputs.interleaving import refuse_unread
 from flagformer.inputs.read import CallArguments
 from flagformer.inputs.return_options import ReturnOptions
 from flagformer.inputs.segments import next_memory, refuse_slots
-from flagformer.inputs.z_loss import refuse_no_attention, requested_losses
+from flagformer.inputs.z_loss import ZLossWeight, refuse_no_attention, requested_losses
+from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
 from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.sharded import as_forward
@@ -56,9 +58,7 @@ class TransformerWrapper(Sessions, Saved):
         self,
         *,
         num_tokens: Annotated[int, Flag("num_tokens", "size V of the vocabulary", ge=1)],
-        max_seq_len: Annotated[
-            int, Flag("max_seq_len", "size of a learned position table; other schemes may exceed it", ge=0)
-        ],
+        max_seq_len: emb.MaxSeqLen,
         attn_layers: AttentionLayers,
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
@@ -66,21 +66,21 @@ class TransformerWrapper(Sessions, Saved):
         return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
         emb_dim: Annotated[int | None, EMB_DIM] = None,
-        post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embeddings' sum")] = False,
+        embedding_scale: emb.EmbeddingScale = None,
+        abs_pos_emb_offset: int = 0,
+        num_token_types: emb.TokenTypes = 0,
+        post_emb_norm: emb.PostEmbNorm = False,
+        post_emb_norm_eps: emb.PostEmbNormEps = DEFAULT_EPS,
+        post_emb_norm_bias: emb.PostEmbNormBias = False,
         l2norm_embed: Annotated[bool, UNIT] = False,
-        emb_frac_gradient: Annotated[
-            float,
-            Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", ge=0.001),
-        ] = 1.0,
-        embed_num_tokens: Annotated[
-            dict[str, int] | None,
-            Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", ge=1),
-        ] = None,
+        emb_frac_gradient: emb.GradientShare = 1.0,
+        embed_num_tokens: emb.EmbedNumTokens = None,
         logits_dim: int | None = None,
-        attn_z_loss_weight: Annotated[
-            float,
-            Flag("attn_z_loss_weight", "weight of the z-loss of attention (2202.08906), 0 for none", ge=0),
-        ] = 0.0,
+        logits_bias: bool = False,
+        logits_scale: float = 1.0,
+        logits_softcap: float | None = None,
+        tie_embedding_scale: float | None = None,
+        attn_z_loss_weight: ZLossWeight = 0.0,
         max_mem_len: int = 0,
         shift_mem_down: int = 0,
         num_memory_tokens: int = 0,
@@ -100,21 +100,17 @@ class TransformerWrapper(Sessions, Saved):
         given = with_positions(given, attn_layers.dims.disable_abs_pos_emb, attn_layers.is_relative)
         self.resolved = resolve(given, CATALOGUE, {"model"})
         refuse_no_attention(attn_layers, attn_z_loss_weight)
-        if emb_frac_gradient > 1:
-            text = f"`emb_frac_gradient` must be at most 1, but is {emb_frac_gradient}"
-            raise FlagError([Finding("emb_frac_gradient", text)])
-        dim, kinds = attn_layers.dim, embed_num_tokens or {}
-        if not all(name.isidentifier() for name in kinds):
-            text = f"`embed_num_tokens` must hold identifiers, but holds {', '.join(map(repr, kinds))}"
-            raise FlagError([Finding("embed_num_tokens", text)])
-        width = emb_dim or dim
+        kinds = emb.embedding_kinds(embed_num_tokens, num_token_types)
+        dim, width = attn_layers.dim, emb_dim or attn_layers.dim
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         self.attn_z_loss_weight = float(attn_z_loss_weight)
         # normalised vectors start small, so that small steps change their direction quickly
         self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
         self.form = l2_normalize if l2norm_embed else identity
+        self.embedding_scale = width**0.5 if embedding_scale is True else float(embedding_scale or 1)
         self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
-        self.embedding = EmbeddingStage(width, dim, kinds, post_emb_norm, emb_frac_gradient, emb_dropout)
+        norm = emb.embedding_norm(width, post_emb_norm, post_emb_norm_eps, post_emb_norm_bias)
+        self.embedding = EmbeddingStage(width, dim, kinds, norm, emb_frac_gradient, emb_dropout)
         self.memory = self.resolved.stack["memory"][0].build(dim)
         self.attn_layers = attn_layers
         refuse_unread(self.memory.pattern, attn_layers)
@@ -226,6 +222,7 @@ class TransformerWrapper(Sessions, Saved):
         prefix_attn_len: int | Tensor | None = None,
         window: int | None = None,
         state: DecodeState | InterleavedDecodeState | None = None,
+        token_type_ids: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
         mems: RecurrentState | Tensor | Sequence[Tensor] | None = None,
@@ -265,6 +262,8 @@ class TransformerWrapper(Sessions, Saved):
             window: a token attends to at most this many of the last tokens, itself included; memory tokens
                 and prepended embeddings are always allowed and not counted.
             state: a result of `init_state`; x continues its tokens.
+            token_type_ids: [B, T] integers below `num_token_types`; None: zeros. `embed_ids` takes them as
+                "token_type" too.
             embed_ids: [B, T] integers for each name in `embed_num_tokens`; their embeddings are added.
             sum_embeds: [B, T, E], added to the embeddings; E is `emb_dim`, or D.
             mems: result of `return_mems` of the previous segment, whose tokens and positions x continues. Or
@@ -313,8 +312,11 @@ class TransformerWrapper(Sessions, Saved):
             prepend_embeds=prepend_embeds, prepend_mask=prepend_mask,
         )  # fmt: skip
         inputs = given.read(self, x)
-        embedded = self.form(self.token_emb(x)) + self.pos_emb(inputs.tokens.positions)
-        embedded = self.embedding(embedded, embed_ids or {}, sum_embeds, prepend_embeds)
+        tokens = self.form(self.token_emb(x))
+        tokens = tokens if self.embedding_scale == 1.0 else tokens * self.embedding_scale
+        ids = self.embedding.ids_of(x, embed_ids, token_type_ids)
+        embedded = tokens + self.pos_emb(inputs.tokens.positions)
+        embedded = self.embedding(embedded, ids, sum_embeds, prepend_embeds)
         rows = inputs.rows.merge(self.memory(embedded), embedded)
         out = inputs.rows.unmerge(self.attn_layers(rows, inputs=inputs.stack, collector=collector))
         inputs.rows.advance(inputs.prefix)

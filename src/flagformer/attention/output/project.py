@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagformer.attention.output import Output
-from flagformer.flags import component
+from flagformer.attention.projection.heads import AttnBias, has_bias
+from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.ops.linear import Linear
+
+OutBias = Annotated[
+    bool | None, Flag("attn_out_bias", "bias in the output projection; None: as `attn_bias`", example=True)
+]
 
 
 @component("output", paper="arXiv:1706.03762, section 3.2.2")
 class Project(Linear, Output):
-    """One projection of all heads, without bias."""
+    """One projection of all heads, without bias by default."""
 
-    def __init__(self, dims: Dims) -> None:
-        super().__init__(dims.heads * dims.dim_value, dims.dim, bias=False)
+    def __init__(self, dims: Dims, *, bias: AttnBias = False, out_bias: OutBias = None) -> None:
+        super().__init__(dims.heads * dims.dim_value, dims.dim, bias=has_bias(bias, out_bias))
 
     @property
     def last(self) -> Linear:
@@ -33,9 +38,9 @@ class AttentionOnAttention(nn.Module, Output):
     Departure: the paper's gate also reads the query; this one reads what the heads found.
     """
 
-    def __init__(self, dims: Dims) -> None:
+    def __init__(self, dims: Dims, *, bias: AttnBias = False, out_bias: OutBias = None) -> None:
         super().__init__()
-        self.project = Linear(dims.heads * dims.dim_value, 2 * dims.dim, bias=False)
+        self.project = Linear(dims.heads * dims.dim_value, 2 * dims.dim, bias=has_bias(bias, out_bias))
         self.register_load_state_dict_pre_hook(_rename_weight)
 
     @property

@@ -12,23 +12,34 @@ from flagformer.flow import Dims
 from flagformer.ops.attend import split_heads
 from flagformer.ops.l2_normalize import l2_normalize
 
+AttnBias = Annotated[bool, Flag("attn_bias", "biases in all projections of attention")]
+QKVBias = Annotated[
+    bool | None,
+    Flag("attn_qkv_bias", "biases in the projections to q, k and v; None: as `attn_bias`", example=True),
+]
+
+
+def has_bias(bias: bool, part: bool | None) -> bool:
+    """`attn_bias`, unless the flag of a part is set."""
+    return bias if part is None else part
+
 
 class Heads(Projection):
     """H query heads over G key/value heads; each of these serves H / G consecutive query heads."""
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int) -> None:
+    def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int, bias: bool = False) -> None:
         super().__init__()
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
         entries = [groups] if shared else [groups, groups]
         widths = [dims.dim_head, dims.dim_value][: len(entries)]
         queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)
         if cross:
-            self.to_q = nn.Linear(dims.dim, queries, bias=False)
-            self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=False)
+            self.to_q = nn.Linear(dims.dim, queries, bias=bias)
+            self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=bias)
             self.of_x = split_heads([dims.heads], [dims.dim_head])
             self.of_keys = split_heads(entries, widths)
         else:
-            self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=False)
+            self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=bias)
             self.of_x = split_heads([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,8 +58,10 @@ class Heads(Projection):
 class MultiHead(Heads):
     """Every head has keys and values of its own."""
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
-        super().__init__(dims, cross, shared, dims.heads)
+    def __init__(
+        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+    ) -> None:
+        super().__init__(dims, cross, shared, dims.heads, has_bias(bias, qkv_bias))
 
 
 @component("projection", select="attn_kv_heads", paper="arXiv:2305.13245")
@@ -62,20 +75,24 @@ class GroupedQuery(Heads):
         shared: bool,
         *,
         groups: Annotated[int | None, Flag("attn_kv_heads", "key/value heads G, a divisor of `heads`", ge=1)],
+        bias: AttnBias = False,
+        qkv_bias: QKVBias = None,
     ) -> None:
         assert groups is not None
         if dims.heads % groups:
             text = f"`attn_kv_heads` must divide `heads` = {dims.heads}, but is {groups}"
             raise FlagError([Finding("attn_kv_heads", text)])
-        super().__init__(dims, cross, shared, groups)
+        super().__init__(dims, cross, shared, groups, has_bias(bias, qkv_bias))
 
 
 @component("projection", select="attn_one_kv_head", paper="arXiv:1911.02150")
 class MultiQuery(Heads):
     """Multi-query attention: all heads share one key and value head."""
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
-        super().__init__(dims, cross, shared, 1)
+    def __init__(
+        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+    ) -> None:
+        super().__init__(dims, cross, shared, 1, has_bias(bias, qkv_bias))
 
 
 @component(
@@ -93,10 +110,13 @@ class SharedQK(Projection):
 
     shared_qk = True
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+    def __init__(
+        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+    ) -> None:
         super().__init__()
         self.groups = dims.heads
-        self.to_qv = nn.Linear(dims.dim, dims.heads * (dims.dim_head + dims.dim_value), bias=False)
+        width = dims.heads * (dims.dim_head + dims.dim_value)
+        self.to_qv = nn.Linear(dims.dim, width, bias=has_bias(bias, qkv_bias))
         self.of_x = split_heads([dims.heads, dims.heads], [dims.dim_head, dims.dim_value])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +140,9 @@ class SharedQK(Projection):
 class ContextSharedQK(Projection):
     """Keys of cross-attention are made of the context as queries are of the tokens, by the same weights."""
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool) -> None:
+    def __init__(
+        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+    ) -> None:
         super().__init__()
         if dims.dim_context not in (None, dims.dim):
             text = (
@@ -130,8 +152,9 @@ class ContextSharedQK(Projection):
             )
             raise FlagError([Finding("context_shared_qk", text)])
         self.groups = dims.heads
-        self.to_q = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=False)
-        self.to_v = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
+        biased = has_bias(bias, qkv_bias)
+        self.to_q = nn.Linear(dims.dim, dims.heads * dims.dim_head, bias=biased)
+        self.to_v = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=biased)
         self.of_q = split_heads([dims.heads], [dims.dim_head])
         self.of_v = split_heads([dims.heads], [dims.dim_value])
 

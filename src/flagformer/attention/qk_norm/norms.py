@@ -14,14 +14,16 @@ from flagformer.flow import Dims
 from flagformer.norm.rmsnorm import min_norm, rsqrt_ms
 from flagformer.ops.identity import identity
 
+Scale = Annotated[float | None, Flag("attn_scale", "factor of q k^T; None: K ** -0.5", ge=1e-6, example=0.7)]
+
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
 class NoQKNorm(QKNorm):
-    """Dot products, scaled by K ** -0.5."""
+    """Dot products, scaled by K ** -0.5 or by a number of your own."""
 
-    def __init__(self, dims: Dims, groups: int) -> None:
+    def __init__(self, dims: Dims, groups: int, *, scale: Scale = None) -> None:
         super().__init__()
-        self.scale = dims.dim_head**-0.5
+        self.scale = dims.dim_head**-0.5 if scale is None else float(scale)
 
     def queries(self, q: Tensor) -> Tensor:
         return q
@@ -103,27 +105,84 @@ class Gain(nn.Module):
 
 @component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2")
 class RMSQKNorm(QKNorm):
-    """q and k have unit root mean square and a learned gain per head and dimension.
+    """q and k have unit root mean square, times a learned weight.
 
     Departure: RMSNorm where the paper has LayerNorm, as later models do.
     """
 
-    def __init__(self, dims: Dims, groups: int) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        groups: int,
+        *,
+        weight: Annotated[
+            str,
+            Flag(
+                "attn_qk_rmsnorm_weight",
+                "a learned weight per head and dimension, one per dimension for all heads (Qwen3), or none",
+                choices=("head", "shared", "none"),
+                example="shared",
+            ),
+        ] = "head",
+        all_heads: Annotated[
+            bool, Flag("attn_qk_rmsnorm_all_heads", "one mean square over all heads of a token (OLMo 2)")
+        ] = False,
+        eps: Annotated[
+            float | None,
+            Flag(
+                "attn_qk_rmsnorm_eps",
+                "added to the mean square; None: no epsilon",
+                ge=1e-12,
+                lt=1,
+                example=0.25,
+            ),
+        ] = None,
+        offset: Annotated[
+            float,
+            Flag(
+                "attn_qk_rmsnorm_weight_offset",
+                "added to the weights, which start at 1 minus it (Gemma 3: 1)",
+                example=1.0,
+            ),
+        ] = 0.0,
+        scale: Scale = None,
+    ) -> None:
         super().__init__()
-        self.scale = dims.dim_head**-0.5
-        self.q_weight = nn.Parameter(torch.empty(dims.heads, 1, dims.dim_head))
-        self.k_weight = nn.Parameter(torch.empty(groups, 1, dims.dim_head))
+        if offset and weight == "none":
+            text = "`attn_qk_rmsnorm_weight_offset` and `attn_qk_rmsnorm_weight='none'` cannot be combined,"
+            text = f"{text} because there is no weight to add it to; leave one of them out"
+            raise FlagError([Finding("attn_qk_rmsnorm_weight_offset", text)])
+        self.scale = dims.dim_head**-0.5 if scale is None else float(scale)
+        self.all_heads, self.eps, self.offset = all_heads, eps, float(offset)
+        self.q_weight = _weight(weight, dims.heads, dims.dim_head)
+        self.k_weight = _weight(weight, groups, dims.dim_head)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.q_weight)
-        nn.init.ones_(self.k_weight)
+        for weight in self.parameters(recurse=False):
+            nn.init.constant_(weight, 1 - self.offset)
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        return x * (rsqrt_ms(x) * (self.q_weight if is_query else self.k_weight))
+        weight = self.q_weight if is_query else self.k_weight
+        normed = self._rsqrt_ms(x)
+        if weight is None:
+            return x * normed
+        return x * (normed * (weight + self.offset if self.offset else weight))
+
+    def _rsqrt_ms(self, x: Tensor) -> Tensor:
+        """[B, H, T, K] -> [B, H, T, 1], or [B, 1, T, 1] over all heads."""
+        if not self.all_heads:
+            return rsqrt_ms(x, self.eps)
+        return rsqrt_ms(x.transpose(1, 2).flatten(2), self.eps)[:, None]
 
     def queries(self, q: Tensor) -> Tensor:
         return self(q, True)
 
     def keys(self, k: Tensor) -> Tensor:
         return self(k, False)
+
+
+def _weight(kind: str, heads: int, width: int) -> nn.Parameter | None:
+    """[H, 1, K], [K], or None."""
+    shapes = {"head": (heads, 1, width), "shared": (width,)}
+    return nn.Parameter(torch.empty(shapes[kind])) if kind in shapes else None

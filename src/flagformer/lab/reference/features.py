@@ -22,6 +22,7 @@ EXTRA: tuple[dict[str, Any], ...] = (
     {},
     {"cross_attend": True},
     {"cross_attend": True, "memory_update": "bmn"},
+    {"post_emb_norm": True},
 )
 
 

@@ -81,6 +81,8 @@ def _any_of(options: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _kind(kind: Any, entry: Entry) -> dict[str, Any]:
+    if kind is Any:
+        return {}
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind))}
     if get_origin(kind) is dict:

@@ -58,4 +58,6 @@ def _type_text(kind: Any) -> str:
         return f"Literal[{', '.join(repr(value) for value in get_args(kind))}]".replace("'", '"')
     if get_origin(kind) is tuple:
         return f"tuple[{_type_text(get_args(kind)[0])}, ...]"
+    if get_origin(kind) is dict:
+        return f"dict[{', '.join(map(_type_text, get_args(kind)))}]"
     return str(kind.__name__)
