@@ -14,6 +14,7 @@ from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Spec, comp
 if TYPE_CHECKING:
     from flagformer.attention.cores.kmeans import update_kmeans
     from flagformer.audit import audit
+    from flagformer.feedforward.balance_bias import update_router_bias
     from flagformer.models.build import build, check, load
     from flagformer.models.replay import memory_replay_backprop, train_segments
     from flagformer.presets import preset
@@ -57,10 +58,12 @@ __all__ = [
     "preset",
     "train_segments",
     "update_kmeans",
+    "update_router_bias",
 ]  # fmt: skip
 
 MODULES = {
     "attention.cores.kmeans": ("update_kmeans",),
+    "feedforward.balance_bias": ("update_router_bias",),
     "presets": ("preset",),
     "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
     "wrappers.autoregressive": ("AutoregressiveWrapper",),

@@ -29,7 +29,7 @@ from flagformer.attention.window.sliding_window import FullContext, SlidingWindo
 from flagformer.branch.scale import BranchScale, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.embedding.memory import MemoryTokens, NoMemory
-from flagformer.feedforward.activation import GELU, ReLUSquared, Swish
+from flagformer.feedforward.activation import GELU, NamedActivation, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.feedforward.moe import MixtureOfExperts
 from flagformer.feedforward.pkm import ProductKeys
@@ -99,7 +99,7 @@ CATALOGUE.fill(
         # the fastest kernel first: the first that supports the components of all slots is used
         SDPA, SDPATrainableBias, Eager,
         Dense, GLU, ProductKeys, MixtureOfExperts,
-        GELU, Swish, ReLUSquared,
+        GELU, Swish, ReLUSquared, NamedActivation,
         Identity, TokenShift,
         LayerScale, BranchScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,

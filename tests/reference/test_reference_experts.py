@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import flagformer
 from flagformer.feedforward.pkm import ProductKeys, parameter_groups
-from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
+from flagformer.ops.experts import RouterOutput
+from flagformer.ops.router_losses import balance_loss, router_z_loss
 
 FLAGS = {
     "num_tokens": 11, "max_seq_len": 16, "dim": 16, "heads": 2, "attn_dim_head": 8, "depth": 1,
@@ -133,8 +134,8 @@ def test_layers_are_chosen_one_by_one():
 
 @pytest.mark.parametrize("flag", ["ff_pkm", "ff_moe"])
 def test_flags_without_effect_are_refused(flag):
-    with pytest.raises(flagformer.FlagError, match=r"`ff_no_bias` has no effect.*`feedforward`"):
-        feedforward_of(**{flag: True}, ff_no_bias=True)
+    with pytest.raises(flagformer.FlagError, match=r"`ff_post_act_ln` has no effect.*`feedforward`"):
+        feedforward_of(**{flag: True}, ff_post_act_ln=True)
     if flag == "ff_pkm":
         with pytest.raises(flagformer.FlagError, match="`ff_swish` and `ff_pkm` cannot be combined"):
             feedforward_of(ff_pkm=True, ff_swish=True)

@@ -114,7 +114,7 @@ def test_experts_and_keys_have_the_given_counts():
     model = lm(pkm_layers=(1,), pkm_num_keys=5, moe_layers=(2,), moe_num_experts=3, moe_loss_coef=0.5)
     first, second = (s.fn for s in model.net.attn_layers.sublayers if s.kind == "f")
     assert first.memory.num_keys == 5
-    assert (len(second.w_in.weight), second.balance) == (3, 0.5)
+    assert (len(second.w_in.weight), second.losses.balance) == (3, 0.5)
 
 
 def test_any_other_flag_can_be_added():

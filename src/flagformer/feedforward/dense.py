@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
-from flagformer.flags import Flag, component
+from flagformer.feedforward.gated import Gated, Limit, Offset
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.ops.checkpointed_chunks import checkpointed_chunks
 from flagformer.ops.identity import identity
 from flagformer.ops.linear import Linear
 
+MULT = 4.0
 Mult = Annotated[float, Flag("ff_mult", "inner width F = int(D * mult)", ge=1e-3)]
+InnerDim = Annotated[
+    int | None, Flag("ff_inner_dim", "inner width F, in place of `ff_mult`", ge=1, example=20)
+]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", ge=0, lt=1)]
 NoBias = Annotated[bool, Flag("ff_no_bias", "no biases in the feedforward (PaLM, 2204.02311)")]
 Chunks = Annotated[
@@ -28,8 +33,18 @@ Chunks = Annotated[
 PostActLN = Annotated[bool, Flag("ff_post_act_ln", "LayerNorm after the activation (2110.09456)")]
 
 
+def inner_width(dim: int, mult: float, inner_dim: int | None) -> int:
+    """F of a model of width D; raise FlagError if both flags set it."""
+    if inner_dim is None:
+        return max(int(dim * mult), 1)
+    if mult != MULT:
+        text = f"`ff_inner_dim` and `ff_mult` cannot be combined (they are {inner_dim} and {mult}), because"
+        raise FlagError([Finding("ff_inner_dim", f"{text} both set the inner width; leave one of them out")])
+    return inner_dim
+
+
 class _Options(NamedTuple):
-    mult: float
+    width: int
     dropout: float
     no_bias: bool
     post_act_ln: bool
@@ -41,7 +56,7 @@ class _Projections(FeedForward):
 
     def __init__(self, dims: Dims, activation: Activation, halves: int, options: _Options) -> None:
         super().__init__()
-        width = max(int(dims.dim * options.mult), 1)
+        width = options.width
         self.w_in = nn.Linear(dims.dim, halves * width, bias=not options.no_bias)
         self.activation = activation
         self.norm = LayerNorm(width) if options.post_act_ln else identity
@@ -70,13 +85,15 @@ class Dense(_Projections):
         dims: Dims,
         activation: Activation,
         *,
-        mult: Mult = 4.0,
+        mult: Mult = MULT,
+        inner_dim: InnerDim = None,
         dropout: Dropout = 0.0,
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
         chunks: Chunks = 1,
     ) -> None:
-        super().__init__(dims, activation, 1, _Options(mult, dropout, no_bias, post_act_ln, chunks))
+        width = inner_width(dims.dim, mult, inner_dim)
+        super().__init__(dims, activation, 1, _Options(width, dropout, no_bias, post_act_ln, chunks))
 
     def hidden(self, x: Tensor) -> Tensor:
         return self.activation(self.w_in(x))
@@ -110,18 +127,22 @@ class GLU(_Projections):
         dims: Dims,
         activation: Activation,
         *,
-        mult: Mult = 4.0,
+        mult: Mult = MULT,
+        inner_dim: InnerDim = None,
         dropout: Dropout = 0.0,
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
         mult_bias: Annotated[
             bool, Flag("ff_glu_mult_bias", "a learned scale per inner dimension, after the gate")
         ] = False,
+        limit: Limit = None,
+        offset: Offset = 0.0,
         chunks: Chunks = 1,
     ) -> None:
-        super().__init__(dims, activation, 2, _Options(mult, dropout, no_bias, post_act_ln, chunks))
+        width = inner_width(dims.dim, mult, inner_dim)
+        super().__init__(dims, activation, 2, _Options(width, dropout, no_bias, post_act_ln, chunks))
+        self.gated = Gated(limit, offset)
         self.gain = Gain(self.w_out.in_features) if mult_bias else identity
 
     def hidden(self, x: Tensor) -> Tensor:
-        value, gate = self.w_in(x).chunk(2, dim=-1)
-        return self.gain(value * self.activation(gate))
+        return self.gain(self.gated.of(self.w_in(x), self.activation))

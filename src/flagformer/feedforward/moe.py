@@ -1,21 +1,60 @@
-"""A mixture of experts: each token goes through two of E feedforwards (1701.06538, 2006.16668)."""
+"""A mixture of experts: each token goes through k of E feedforwards (1701.06538, 2006.16668)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
-from flagformer.feedforward.dense import Dropout, Mult
-from flagformer.flags import Flag, component
+from flagformer.feedforward.balance_bias import BalanceBias
+from flagformer.feedforward.dense import GLU, MULT, Dense, Dropout, InnerDim, Mult, NoBias, inner_width
+from flagformer.feedforward.experts import Experts, TensorFn
+from flagformer.feedforward.gated import Gated, Limit, Offset
+from flagformer.feedforward.router import (
+    RATE,
+    TOP_K,
+    BalanceChoices,
+    BalanceCoef,
+    Balanced,
+    Losses,
+    Normalize,
+    NumExperts,
+    NumGroups,
+    Rate,
+    RouterBias,
+    Scale,
+    Score,
+    SequenceCoef,
+    TopGroups,
+    TopK,
+    WeightInput,
+    ZCoef,
+    choice_of,
+    unused,
+    valid_tokens,
+)
+from flagformer.flags import Flag, FlagError, component
 from flagformer.flow import Dims, SideInputs
-from flagformer.ops.experts import RouterOutput, balance_loss, router_z_loss
-from flagformer.ops.full_precision import accum_dtype
-from flagformer.ops.traced import traced
+from flagformer.ops.experts import ByExpert, RouterOutput
+from flagformer.ops.full_precision import accum_dtype, cast_together
+from flagformer.ops.grouped_linear import has_grouped_mm
+from flagformer.ops.traced import traced, transformed
 
-BALANCE, Z = "moe.balance", "moe.z"  # names of the auxiliary losses
+GATED = "gated linear units: of the feedforward, and of the experts of `ff_moe`"
+NumShared = Annotated[
+    int, Flag("moe_num_shared_experts", "experts that every token uses, with weight 1", ge=0, example=1)
+]
+SharedDim = Annotated[
+    int | None,
+    Flag("moe_shared_inner_dim", "inner width of a shared expert; None: F", ge=1, example=12),
+]
+SharedGate = Annotated[
+    bool, Flag("moe_shared_gate", "a sigmoid of each token scales the shared experts (Qwen2-MoE)")
+]
 
 
 @component(
@@ -25,7 +64,7 @@ BALANCE, Z = "moe.balance", "moe.z"  # names of the auxiliary losses
     lacks={"output_projection": "each expert has an output projection of its own"},
 )
 class MixtureOfExperts(FeedForward):
-    """Top-2 mixture of experts, weighted by the router probabilities of the two, normalized to sum to one.
+    """Top-k mixture of experts, by default two, weighted by router probabilities that sum to one.
 
     Departures: experts have no capacity and drop no tokens, so that the output of a token depends on that
     token only. The second expert is always used, where the paper samples it, so that training and evaluation
@@ -37,74 +76,156 @@ class MixtureOfExperts(FeedForward):
         dims: Dims,
         activation: Activation,
         *,
-        experts: Annotated[int, Flag("moe_num_experts", "number E of experts", ge=1)] = 4,
-        balance: Annotated[float, Flag("moe_loss_coef", "weight of the load-balancing loss", ge=0)] = 1e-2,
-        z: Annotated[
-            float, Flag("moe_z_loss_coef", "weight of the router's z-loss (2202.08906)", ge=0)
-        ] = 1e-3,
-        mult: Mult = 4.0,
+        experts: NumExperts = 4,
+        top_k: TopK = TOP_K,
+        score: Score = "softmax",
+        router_bias: RouterBias = False,
+        normalize: Normalize = None,
+        scale: Scale = 1.0,
+        weight_input: WeightInput = False,
+        num_groups: NumGroups = 1,
+        top_groups: TopGroups = None,
+        shared: NumShared = 0,
+        shared_dim: SharedDim = None,
+        shared_gate: SharedGate = False,
+        balanced: Balanced = False,
+        rate: Rate = RATE,
+        balance: BalanceCoef = 1e-2,
+        choices: BalanceChoices = "first",
+        sequence: SequenceCoef = 0.0,
+        z: ZCoef = 1e-3,
+        glu: Annotated[bool | None, Flag("ff_glu", GATED)] = False,
+        limit: Limit = None,
+        offset: Offset = 0.0,
+        mult: Mult = MULT,
+        inner_dim: InnerDim = None,
         dropout: Dropout = 0.0,
+        no_bias: NoBias = False,
     ) -> None:
         super().__init__()
-        width = max(int(dims.dim * mult), 1)
-        self.experts = experts
-        self.router = nn.Linear(dims.dim, experts, bias=False)
-        self.w_in = Experts(experts, dims.dim, width)
+        parts = (shared, shared_dim, shared_gate)
+        _refuse_unused(glu, limit, offset, parts, balanced, rate, balance, choices)
+        self.choice = choice_of(experts, top_k, score, normalize, scale, num_groups, top_groups)
+        self.losses = Losses(balance, 1 if choices == "first" else self.choice.top_k, sequence, z)
+        self.has_aux_loss = self.losses.any
+        width = inner_width(dims.dim, mult, inner_dim)
+        self.gated = Gated(limit, offset) if glu else None
+        self.router = nn.Linear(dims.dim, experts, bias=router_bias)
+        self.w_in = Experts(experts, dims.dim, 2 * width if glu else width, not no_bias)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
-        self.w_out = Experts(experts, width, dims.dim)
-        self.balance, self.z, self.has_aux_loss = balance, z, balance > 0 or z > 0
+        self.w_out = Experts(experts, width, dims.dim, not no_bias)
+        self.weight_input = weight_input
+        self.balance_bias = BalanceBias(experts, rate) if balanced else None
+        self.shared = _shared(self, dims, shared * (shared_dim or width), no_bias) if shared else None
+        self.shared_gate = nn.Linear(dims.dim, 1, bias=False) if shared_gate else None
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         tokens = x.flatten(0, 1)  # [B * T, D]
         logits = self.router(tokens)
         logits = logits.to(accum_dtype(logits.dtype))
-        gates = RouterOutput.of(logits)
+        bias = None if self.balance_bias is None else self.balance_bias()
+        routed = RouterOutput.of(logits, self.choice, bias)
         if self.training:
-            self._add_losses(logits, gates, x.shape, side)
-        run = self._all_experts if traced() else self._routed
-        return run(tokens, gates).view_as(x)
+            self.losses.add(logits, routed, x.shape[:2], side)
+            if self.balance_bias is not None and side.state is None and not side.recomputing:
+                self.balance_bias.count(routed, valid_tokens(side.layout, x.shape[:2]))
+        out = self._way(tokens)(tokens, routed).view_as(x)
+        if self.shared is None:
+            return out
+        shared = self.shared(x, side)
+        return out + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
 
-    def _add_losses(self, logits: Tensor, gates: RouterOutput, shape: torch.Size, side: SideInputs) -> None:
-        valid = side.layout.valid
-        valid = None if valid is None else valid.expand(shape[:2]).flatten()
-        if self.balance:
-            side.collector.add_loss(BALANCE, self.balance * balance_loss(gates, valid))
-        if self.z:
-            side.collector.add_loss(Z, self.z * router_z_loss(logits, valid))
+    def _way(self, tokens: Tensor) -> Callable[[Tensor, RouterOutput], Tensor]:
+        """How the experts are computed; the ways differ in speed and in rounding only."""
+        if not torch.compiler.is_compiling() and traced():
+            return self._all_experts
+        grouped = tokens.is_meta or has_grouped_mm(*cast_together(tokens[:1], self.w_in.weight[:1]))
+        if not torch.compiler.is_compiling():
+            return self._grouped if grouped else self._routed
+        opaque = not (torch.compiler.is_exporting() or transformed())
+        return self._grouped if opaque and (grouped or tokens.device.type == "cpu") else self._all_experts
 
-    def _expert(self, number: int, tokens: Tensor) -> Tensor:
-        return self.w_out(number, self.dropout(self.activation(self.w_in(number, tokens))))
+    def _expert(self, x: Tensor, w_in: TensorFn, w_out: TensorFn) -> Tensor:
+        hidden = w_in(x)
+        hidden = self.activation(hidden) if self.gated is None else self.gated.of(hidden, self.activation)
+        return w_out(self.dropout(hidden))
 
-    def _routed(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
-        """Apply every expert to the tokens that are routed to it."""
-        out = torch.zeros_like(tokens)
-        for number in range(self.experts):
-            rows, choice = gates.of_expert(number)
-            weighted = self._expert(number, tokens[rows]) * gates.weights[rows, choice, None]
-            out = out.index_add(0, rows, weighted.to(out.dtype))
-        return out
+    def _routed(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
+        """Apply every expert to its tokens, a slice of the sorted ones."""
+        groups = ByExpert.of(routed)
+        ends = groups.offsets.tolist()
+        parts = self._sorted(tokens, routed, groups).tensor_split(ends[:-1])
+        layers = zip(parts, self.w_in.each(), self.w_out.each())
+        outputs = [self._expert(part, w_in, w_out) for part, w_in, w_out in layers if len(part)]
+        return self._mixed(torch.cat(outputs), routed, groups).to(tokens.dtype)
 
-    def _all_experts(self, tokens: Tensor, gates: RouterOutput) -> Tensor:
-        """Apply every expert to all tokens, for compilers: graphs have no data-dependent sizes."""
-        weights = torch.zeros_like(gates.probabilities).scatter(1, gates.experts, gates.weights)
-        outputs = [self._expert(n, tokens) * weights[:, n, None] for n in range(self.experts)]
-        return torch.stack(outputs).sum(dim=0).to(tokens.dtype)
+    def _grouped(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
+        """Apply all experts to the sorted tokens by one product each for both projections."""
+        groups = ByExpert.of(routed)
+        w_in, w_out = (partial(part.grouped, groups=groups) for part in (self.w_in, self.w_out))
+        out = self._expert(self._sorted(tokens, routed, groups), w_in, w_out)
+        return self._mixed(out, routed, groups).to(tokens.dtype)
+
+    def _sorted(self, tokens: Tensor, routed: RouterOutput, groups: ByExpert) -> Tensor:
+        """[T, D] -> [T * k, D], the inputs of the experts, sorted by expert."""
+        x = tokens.index_select(0, groups.order // routed.experts.shape[1])
+        if not self.weight_input:
+            return x
+        return (x * routed.weights.flatten()[groups.order][:, None]).to(x.dtype)
+
+    def _mixed(self, out: Tensor, routed: RouterOutput, groups: ByExpert) -> Tensor:
+        """[T * k, D], the outputs of the experts, sorted by expert -> [T, D]."""
+        out = groups.unsorted(out).unflatten(0, routed.experts.shape)
+        return (out if self.weight_input else out * routed.weights[..., None]).sum(dim=1)
+
+    def _all_experts(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
+        """Apply every expert to all tokens, for transforms: no size depends on data"""
+        zeros = torch.zeros_like(routed.probabilities)
+        weights = zeros.scatter(1, routed.experts, routed.weights)
+        chosen = zeros.scatter(1, routed.experts, 1.0) if self.weight_input else weights
+        total: Tensor | None = None
+        for number, (w_in, w_out) in enumerate(zip(self.w_in.each(), self.w_out.each())):
+            x = (tokens * weights[:, number, None]).to(tokens.dtype) if self.weight_input else tokens
+            out = self._expert(x, w_in, w_out) * chosen[:, number, None]
+            total = out if total is None else total + out
+        assert total is not None
+        return total.to(tokens.dtype)
 
 
-class Experts(nn.Module):
-    """A linear layer for each of E experts, initialised like `nn.Linear`."""
+def _shared(moe: MixtureOfExperts, dims: Dims, width: int, no_bias: bool) -> FeedForward:
+    """The shared experts, as one feedforward of all their inner units."""
+    dropout = moe.dropout.p
+    if moe.gated is None:
+        return Dense(dims, moe.activation, inner_dim=width, dropout=dropout, no_bias=no_bias)
+    limit, offset = moe.gated
+    return GLU(
+        dims, moe.activation, inner_dim=width, dropout=dropout, no_bias=no_bias, limit=limit, offset=offset
+    )
 
-    def __init__(self, experts: int, width: int, out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(experts, out, width))
-        self.bias = nn.Parameter(torch.empty(experts, out))
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        bound = self.weight.shape[2] ** -0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, number: int, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight[number], self.bias[number])
+def _refuse_unused(
+    glu: bool | None,
+    limit: float | None,
+    offset: float,
+    shared: tuple[int, int | None, bool],
+    balanced: bool,
+    rate: float,
+    balance: float,
+    choices: str,
+) -> None:
+    """Raise FlagError for flags without effect."""
+    count, width, gate = shared
+    none = "there are no shared experts: set `moe_num_shared_experts`"
+    findings = [
+        *unused(
+            ("ff_glu_limit", limit is not None and not glu, "`ff_glu` is not set: set it"),
+            ("ff_glu_offset", offset != 0 and not glu, "`ff_glu` is not set: set it"),
+            ("moe_shared_inner_dim", width is not None and not count, none),
+            ("moe_shared_gate", gate and not count, none),
+            ("moe_balance_bias_rate", rate != RATE and not balanced, "`moe_balance_bias` is not set: set it"),
+            ("moe_balance_choices", choices != "first" and not balance, "`moe_loss_coef` is 0: increase it"),
+        )
+    ]
+    if findings:
+        raise FlagError(findings)

@@ -102,10 +102,10 @@ class Registry:
         return SLOTS[self.owners(name)[0].slot].scope
 
     def owners(self, name: str) -> list[Component]:
-        """Return the components with this parameter, else those that the flag selects; those of a slot."""
+        """Return the components with this parameter, then those that the flag selects; those of a slot."""
         if name in SLOTS:
             return list(self.in_slot(name))
-        return [item for item, _ in self.params_named(name)] or list(self.selected_by(name))
+        return list(dict.fromkeys([*(item for item, _ in self.params_named(name)), *self.selected_by(name)]))
 
     def param(self, name: str) -> Param:
         """Return the declaration of a flag; for a pure selector a boolean with the docs of its components."""

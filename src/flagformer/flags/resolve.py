@@ -65,6 +65,10 @@ class _Resolution:
                 self.used.names.add(item.select)
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)
+        if len(chosen) > 1:  # a parameter of one component does not select another beside it
+            params = {(item.select, param.flag.name) for item in chosen for param in item.params}
+            taken = {name for select, name in params if name != select}
+            chosen = [item for item in chosen if item.select not in taken]
         if len(chosen) > 1 and not SLOTS[slot].many:
             self.findings.append(conflicts.multiple_components(slot, chosen, self.prefix))
             self.used.names |= {param.flag.name for item in chosen for param in item.params}

@@ -149,6 +149,12 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST
 
 
+def _is_named(activation: Any) -> bool:
+    """Whether an activation, or those of all layers, are given by name."""
+    each = activation if isinstance(activation, (tuple, list)) else (activation,)
+    return all(isinstance(one, str) or one is None for one in each)
+
+
 def _any_local(heads: Any) -> bool:
     return any(heads) if isinstance(heads, (tuple, list)) else bool(heads)
 
@@ -195,8 +201,8 @@ def _feedforwards(values: Mapping[str, Any], prefix: str, findings: list[Finding
             flags[flag] = True  # so that its tuning flags are checked too
         elif layers:
             flags[flag] = tuple(layer in layers for layer in range(1, depth + 1))
-    if values.get("ff_activation") is not None:
-        flags["activation"] = values["ff_activation"]
+    if (activation := values.get("ff_activation")) is not None:
+        flags["ff_activation" if _is_named(activation) else "activation"] = activation
     if values.get("shift_tokens") not in (None, False):
         flags["shift_tokens"] = _as_numbers(values["shift_tokens"])
     return flags

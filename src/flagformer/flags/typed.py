@@ -5,6 +5,10 @@ Generated from the catalogue by `python -m flagformer.lab.reference`; do not edi
 
 from typing import Any, Literal, TypedDict
 
+FfActivation = Literal[
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "mish", "tanh", "sigmoid", "identity"
+]
+
 
 class Flags(TypedDict, total=False):
     """Every flag is optional here; a missing one raises `flagformer.FlagError` at construction."""
@@ -321,6 +325,8 @@ class Flags(TypedDict, total=False):
     """dropout of attention weights (cross-attention only)"""
     ff_mult: float | tuple[float | None, ...]
     """inner width F = int(D * mult)"""
+    ff_inner_dim: int | tuple[int | None, ...] | None
+    """inner width F, in place of `ff_mult`"""
     ff_dropout: float | tuple[float | None, ...]
     """dropout before the output projection"""
     ff_no_bias: bool | tuple[bool | None, ...]
@@ -330,27 +336,63 @@ class Flags(TypedDict, total=False):
     ff_chunks: int | tuple[int | None, ...]
     """number of chunks of tokens, computed in sequence and recomputed in the backward"""
     ff_glu: bool | tuple[bool | None, ...] | None
-    """Gated linear unit: half of the input projection is multiplied by the activation of the other
-    half."""
+    """gated linear units: of the feedforward, and of the experts of `ff_moe`"""
     ff_glu_mult_bias: bool | tuple[bool | None, ...]
     """a learned scale per inner dimension, after the gate"""
+    ff_glu_limit: float | tuple[float | None, ...] | None
+    """values of the gated linear unit are clamped to +-limit and gates to at most limit, before the
+    activation (gpt-oss: 7); None: no limit"""
+    ff_glu_offset: float | tuple[float | None, ...]
+    """added to the values of the gated linear unit (gpt-oss: 1)"""
     ff_pkm: bool | tuple[bool | None, ...] | None
     """Weighted sum of the values of the top-k of N ** 2 keys, found as pairs of N half keys."""
     pkm_num_keys: int | tuple[int | None, ...]
     """number N of half keys of a product-key memory with N ** 2 values"""
     ff_moe: bool | tuple[bool | None, ...] | None
-    """Top-2 mixture of experts, weighted by the router probabilities of the two, normalized to sum to
-    one."""
+    """Top-k mixture of experts, by default two, weighted by router probabilities that sum to one."""
     moe_num_experts: int | tuple[int | None, ...]
     """number E of experts"""
+    moe_top_k: int | tuple[int | None, ...]
+    """experts of each token"""
+    moe_router: Literal["softmax", "sigmoid"] | tuple[Literal["softmax", "sigmoid"] | None, ...]
+    """score of an expert, by the router's logits: their softmax, or the sigmoid of each (2412.19437)"""
+    moe_router_bias: bool | tuple[bool | None, ...]
+    """the router has a bias"""
+    moe_normalize_weights: bool | tuple[bool | None, ...] | None
+    """divide the weights of the chosen experts by their sum; None: if there are several"""
+    moe_weight_scale: float | tuple[float | None, ...]
+    """a factor of the weights (2412.19437: 2.5)"""
+    moe_weight_input: bool | tuple[bool | None, ...]
+    """weights multiply the inputs of experts, not their outputs (Llama 4)"""
+    moe_num_groups: int | tuple[int | None, ...]
+    """groups of experts, among which a token chooses first"""
+    moe_top_groups: int | tuple[int | None, ...] | None
+    """groups whose experts a token may choose (2412.19437); None: all"""
+    moe_num_shared_experts: int | tuple[int | None, ...]
+    """experts that every token uses, with weight 1"""
+    moe_shared_inner_dim: int | tuple[int | None, ...] | None
+    """inner width of a shared expert; None: F"""
+    moe_shared_gate: bool | tuple[bool | None, ...]
+    """a sigmoid of each token scales the shared experts (Qwen2-MoE)"""
+    moe_balance_bias: bool | tuple[bool | None, ...]
+    """balance the experts by a bias in their choice, without a gradient (2408.15664)"""
+    moe_balance_bias_rate: float | tuple[float | None, ...]
+    """step of the balance bias, after each update"""
     moe_loss_coef: float | tuple[float | None, ...]
     """weight of the load-balancing loss"""
+    moe_balance_choices: Literal["first", "all"] | tuple[Literal["first", "all"] | None, ...]
+    """experts of a token that the load-balancing loss counts: the first, as in 2101.03961, or all, as in
+    Mixtral (a perfect balance is then `moe_top_k`, not 1)"""
+    moe_sequence_loss_coef: float | tuple[float | None, ...]
+    """weight of the load-balancing loss within each sequence (2412.19437)"""
     moe_z_loss_coef: float | tuple[float | None, ...]
     """weight of the router's z-loss (2202.08906)"""
     ff_swish: bool | tuple[bool | None, ...] | None
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
     """max(x, 0) ** 2 (Primer)."""
+    ff_activation: FfActivation | tuple[FfActivation | None, ...]
+    """activation by name, as `hidden_act` of transformers"""
     shift_tokens: int | tuple[int | None, ...]
     """neighbours on each side, from each of which some dimensions come"""
     use_layerscale: bool | tuple[bool | None, ...] | None

@@ -143,8 +143,11 @@ class KMeans(nn.Module):
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Training forwards that gather no statistics, as the same tokens are read again afterwards."""
-    held = {module: module.pending_stats for module in model.modules() if isinstance(module, KMeans)}
+    """Training forwards that gather no statistics, of centroids and of balance biases, as the same tokens are
+    read again afterwards."""
+    held: dict[Any, Any] = {
+        module: module.pending_stats for module in model.modules() if hasattr(module, "pending_stats")
+    }
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from flagformer.flags import LAYER_SCOPES, SLOTS
 from flagformer.lab.reference.entries import Entry, entries, with_crossed
 
 WIDTH = 105
+LONGEST = 80  # characters of a type of choices in an annotation
 HEAD = '''"""The flags of AttentionLayers as a type, for editors and type checkers.
 
 Generated from the catalogue by `python -m flagformer.lab.reference`; do not edit.
@@ -25,11 +26,13 @@ class Flags(TypedDict, total=False):
 
 def typed_source() -> str:
     """Return the text of the module: a field and its doc for each flag, then a field for each slot."""
-    fields = [line for entry in with_crossed(entries(LAYER_SCOPES)) for line in _field(entry)]
+    found = with_crossed(entries(LAYER_SCOPES))
+    fields = [line for entry in found for line in _field(entry)]
+    names = "".join(text for entry in found for text in _names(entry))
     slots = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
     lines = ["    # a Spec, a class or a module in place of the component that the flags select"]
     lines += [f"    {name}: Any" for name in slots]
-    return HEAD + "\n".join([*fields, *lines]) + "\n"
+    return HEAD.replace("\n\nclass", f"{names}\n\nclass", 1) + "\n".join([*fields, *lines]) + "\n"
 
 
 def _field(entry: Entry) -> list[str]:
@@ -46,8 +49,22 @@ def _annotation(name: str, kind: str) -> list[str]:
     return [f"    {name}: (", f"        {kind}", "    )"]
 
 
+def _names(entry: Entry) -> list[str]:
+    """Return the types of choices that are too long for an annotation, each with a name."""
+    return [
+        f"\n{_name(entry)} = Literal[\n    {text.removeprefix('Literal[').removesuffix(']')}\n]\n"
+        for text in (_type_text(kind) for kind in entry.kinds)
+        if len(text) > LONGEST
+    ]
+
+
+def _name(entry: Entry) -> str:
+    return "".join(word.capitalize() for word in entry.name.split("_"))
+
+
 def _type(entry: Entry) -> str:
     plain = [_type_text(kind) for kind in entry.kinds if kind is not type(None)]
+    plain = [_name(entry) if len(text) > LONGEST else text for text in plain]
     none = ["None"] if type(None) in entry.kinds else []
     layers = [f"tuple[{' | '.join([*plain, 'None'])}, ...]"] if entry.per_layer else []
     return " | ".join(plain + layers + none)

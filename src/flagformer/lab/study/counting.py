@@ -14,6 +14,7 @@ from flagformer.attention.cores import Core
 from flagformer.attention.kernels import key_ranges, relative_bias  # noqa: F401  # they register operators
 from flagformer.attention.kernels.relative_bias.capability import HAS_OPERATORS, fused
 from flagformer.flow import RelativeRange
+from flagformer.ops import grouped_linear  # noqa: F401  # it registers operators
 from flagformer.ops.attend import one_width
 
 
@@ -28,6 +29,16 @@ def _by_distance_flops(
 def _attention_flops(q: Tensor, v: Tensor, keys: int) -> int:
     """FLOPs of attention with `keys` keys per query."""
     return 2 * q.shape[0] * q.shape[1] * q.shape[2] * keys * (q.shape[3] + v.shape[3])
+
+
+def _grouped_flops(x: Tensor, weight: Tensor, offsets: Tensor, out_val: Any = None) -> int:
+    """FLOPs of the product of each row [N, I] with one of the matrices [E, O, I]."""
+    return 2 * x.numel() * weight.shape[1]
+
+
+def _outer_flops(y: Tensor, x: Tensor, offsets: Tensor, out_val: Any = None) -> int:
+    """FLOPs of the outer products of rows [N, O] and [N, I]."""
+    return 2 * y.numel() * x.shape[1]
 
 
 class FusedOnMeta(TorchFunctionMode):
@@ -75,8 +86,10 @@ class AttentionFlops:
         formulas: dict[Any, Any] = {
             torch.ops.flagformer.by_distance: _by_distance_flops,
             torch.ops.flagformer.attend_sorted: self._sorted_flops,
+            torch.ops.flagformer.grouped_linear: _grouped_flops,
+            torch.ops.flagformer.grouped_outer: _outer_flops,
         }
-        for formula in (_by_distance_flops, AttentionFlops._sorted_flops):
+        for formula in (_by_distance_flops, AttentionFlops._sorted_flops, _grouped_flops, _outer_flops):
             setattr(formula, "_get_raw", True)  # noqa: B010  # called with tensors in place of shapes
         self.counter = FlopCounterMode(display=False, custom_mapping=formulas)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flagformer.attention.cores.kmeans import update_kmeans
+from flagformer.feedforward.balance_bias import update_router_bias
 from flagformer.lab.data import IGNORE
 from flagformer.lab.train.config import TrainConfig
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
@@ -54,8 +55,8 @@ def train_step(
 
     Every scored token has the same weight, so the gradient does not depend on how the batch is divided.
     Auxiliary losses (z-loss of attention, routing attention, mixtures of experts) are trained on, but are not
-    part of the reported loss. The centroids of routing attention are updated once per step, from all
-    micro-batches.
+    part of the reported loss. The centroids of routing attention and the balance biases of experts are
+    updated once per step, from all micro-batches.
     """
     inputs, targets = batch
     mean = ranks.world / (targets != IGNORE).sum()  # gradients are averaged over ranks, losses are sums
@@ -77,5 +78,6 @@ def train_step(
             group["lr"] = lr
         optimizer.step()
         update_kmeans(model)
+        update_router_bias(model)
     optimizer.zero_grad(set_to_none=True)
     return Step(total.item(), norm, finite)
