@@ -52,7 +52,7 @@ def test_a_causal_model_is_refused_or_warns(kind):
     with pytest.warns(UserWarning, match="leaks future tokens"):
         model = flagformer.build({**TOPK, "model": kind, "routing_selection": "leaky"})
     assert not model.can_cache
-    with pytest.raises(ValueError, match="sees later tokens"):
+    with pytest.raises(ValueError, match="attends to later tokens"):
         model.init_state(1, 8)
     assert "no, because tokens attend to later ones" in model.explain()
 

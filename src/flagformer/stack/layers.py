@@ -1,4 +1,4 @@
-"""AttentionLayers, the one core: a stack of sublayers configured by flags; and its named forms."""
+"""AttentionLayers, a stack of sublayers configured by flags, and its subclasses with fixed flags."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AttentionLayers(Whole):
             or a module under the slot's name.
 
     Raises:
-        FlagError: for unknown names, values that cannot be, and flags that do not go together: all at once.
+        FlagError: for unknown names, invalid values and conflicting flags; one error lists all findings.
     """
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
@@ -85,7 +85,7 @@ class AttentionLayers(Whole):
         self.cache_signature = tuple(
             ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.cache_shape) for s in self.steps
         )
-        # what the next segment's forward reads: `mems` holds a tensor for each
+        # steps that read hidden states of the previous segment: `mems` holds one tensor for each
         self.recurrent_steps = tuple(
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
@@ -104,7 +104,7 @@ class AttentionLayers(Whole):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags that build this stack again."""
+        """Flags that build an equal stack."""
         return dict(self.resolved.flags)
 
     @property
@@ -117,7 +117,7 @@ class AttentionLayers(Whole):
 
     @property
     def is_relative(self) -> bool:
-        """Whether a rotation or a position bias tells positions apart."""
+        """Whether a rotation or a position bias encodes relative positions."""
         return any(
             self._one(slot).name not in ("NoRotation", "NoPositionBias")
             for slot in ("rotation", "position_bias")
@@ -125,24 +125,24 @@ class AttentionLayers(Whole):
 
     @property
     def can_cache(self) -> bool:
-        """Whether it can be decoded step by step: later tokens never change what earlier ones gave.
+        """Whether the stack can be decoded step by step: outputs never depend on later tokens.
 
-        A PrefixDecoder can, with its prefix in the first block.
+        True for a PrefixDecoder, whose prefix must be in the first block.
         """
         return self.time_rule(None) is not None and not self.is_acausal
 
     @property
     def steps(self) -> list[Sublayer]:
-        """The sublayers in the order in which they run; a tied one appears at each of its steps."""
+        """Sublayers in the order of execution; a tied sublayer appears at each of its steps."""
         sublayers = list(self.sublayers)
         return [sublayers[index] for index in self.resolved.plan.order]
 
     def explain(self) -> str:
-        """Slots, fillers, the kernel of each attention with its reason, and what the executor keeps."""
+        """Describe the slots, the kernel of each attention with its reason, and the saved activations."""
         return explain_stack(self)
 
     def time_rule(self, prefix: Tensor | None) -> MaskRule | None:
-        """Which keys the order of time allows; None: all of them."""
+        """Return the causal or prefix-LM mask rule; None if attention is bidirectional."""
         if prefix is not None:
             raise ValueError(
                 f"`prefix_attn_len` is for PrefixDecoder, but these layers are {type(self).__name__}"
@@ -166,24 +166,24 @@ class AttentionLayers(Whole):
         inputs: ForwardInputs | None = None,
         collector: OutputCollector | None = None,
     ) -> Tensor:
-        """Runs the stack.
+        """Run the stack.
 
         Args:
             x: [B, T, D].
-            mask: [B, T] bool, True for real tokens.
+            mask: [B, T] bool, True for valid tokens. Default: all are valid.
             attn_mask: [T, S], [H, T, S], [B, T, S] or [B, H, T, S] bool, True where a query may attend; with
                 `mems` S is T, or M + T. Or a function `(b, h, q_idx, kv_idx) -> bool` of indices that
                 broadcast, as FlexAttention's `mask_mod`: cache positions, negative in `mems`.
             context: [B, S, D_context] for cross-attention. While decoding it is read once, with the prompt.
-            context_mask: [B, S] bool, True for real tokens.
-            seq_start_pos: [B] the place of each left-padded row's first real token; it has position 0.
-            prefix_attn_len: [B] or [1], PrefixDecoder only: how many first real tokens every query sees;
-                while decoding only with the first block, which must hold them.
-            window: a query sees at most this many of the last tokens.
-            state: a decoding session: x continues what it holds, and it takes in x.
-            mems: memories that `recurrent_steps` read, a `RecurrentState` or tensors [B, M, D]; x
-                follows them.
-            mem_masks: [B, M] bool or a list of equal ones, True for real tokens of `mems`.
+            context_mask: [B, S] bool, True for valid tokens.
+            seq_start_pos: [B] index of the first valid token of each left-padded row; it gets position 0.
+            prefix_attn_len: [B] or [1], PrefixDecoder only: number of first valid tokens to which every
+                query attends. While decoding, only for the first block, which must contain them.
+            window: a query attends to at most this many last tokens, itself included. Default: all.
+            state: decode state from `init_state`. x continues its tokens and is appended to its caches.
+            mems: XL memories of the `recurrent_steps`, a `RecurrentState` or tensors [B, M, D], which
+                precede x.
+            mem_masks: [B, M] bool or a list of equal masks, True for valid tokens of `mems`.
             inputs: a result of `forward_inputs.read_inputs`, in place of all arguments above.
             collector: collects auxiliary losses, requested tensors and hidden states for `mems`.
 
@@ -191,7 +191,7 @@ class AttentionLayers(Whole):
             [B, T, D], after the final norm.
 
         Raises:
-            ValueError: naming the argument, what it was and what it must be.
+            ValueError: for an invalid argument; names it, its value and the accepted values.
         """
         check_vectors(x, self.dim)
         if inputs is None:
@@ -216,7 +216,7 @@ class AttentionLayers(Whole):
         return out
 
     def _side(self, inputs: ForwardInputs, dtype: torch.dtype, collector: OutputCollector) -> SideInputs:
-        """What sublayers read with their tokens."""
+        """Return the masks, rotations, context and caches that the sublayers read in addition to x."""
         layout, state, memory = inputs.layout, inputs.state, inputs.memory
         context, context_mask = inputs.context, inputs.context_mask
         rate = self.dims.context_dropout if self.training and state is None else 0.0
@@ -248,9 +248,11 @@ class AttentionLayers(Whole):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> DecodeState:
-        """A preallocated decoding session for `batch` rows of at most `length` tokens."""
+        """Return a preallocated decode state for `batch` rows of at most `length` tokens."""
         if not self.can_cache:
-            raise ValueError("only causal layers can be decoded step by step; this stack sees later tokens")
+            raise ValueError(
+                "only causal layers can be decoded step by step; this stack attends to later tokens"
+            )
         for name, size in (("batch", batch), ("length", length), ("window", 1 if window is None else window)):
             check_size(name, size)
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
@@ -263,14 +265,14 @@ class AttentionLayers(Whole):
 
 
 class Encoder(AttentionLayers):
-    """Every token sees every other."""
+    """Bidirectional self-attention: every token attends to all tokens."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**fixed_flags(flags, "Encoder", causal=False))
 
 
 class Decoder(AttentionLayers):
-    """No token sees a later one."""
+    """Causal self-attention: a token attends to itself and to earlier tokens."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**fixed_flags(flags, "Decoder", causal=True))
@@ -279,7 +281,7 @@ class Decoder(AttentionLayers):
 class PrefixDecoder(AttentionLayers):
     """Causal after a prefix that every token attends to (prefix LM, arXiv:1910.10683, section 3.2.1).
 
-    Windows (`attn_max_attend_past`, `window`) hide the part of the prefix that lies too far back.
+    Windows (`attn_max_attend_past`, `window`) also mask prefix tokens that are too far back.
     """
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
@@ -290,7 +292,7 @@ class PrefixDecoder(AttentionLayers):
 
 
 class CrossAttender(AttentionLayers):
-    """Cross-attention and feedforward only."""
+    """Cross-attention and feedforward sublayers, without self-attention."""
 
     def __init__(self, **flags: Unpack[Flags]) -> None:
         super().__init__(**fixed_flags(flags, "CrossAttender", only_cross=True))
