@@ -388,8 +388,32 @@ FIXED = {
         ("ff_pkm", "pkm_num_keys"), "x-transformers has no product keys; tests/reference holds the formula"
     ),
     **dict.fromkeys(
-        ("ff_moe", "moe_num_experts", "moe_loss_coef", "moe_z_loss_coef"),
-        "x-transformers has no experts; tests/reference holds the formula",
+        (
+            "ff_moe",
+            "moe_num_experts",
+            "moe_top_k",
+            "moe_router",
+            "moe_router_bias",
+            "moe_normalize_weights",
+            "moe_weight_scale",
+            "moe_weight_input",
+            "moe_num_groups",
+            "moe_top_groups",
+            "moe_num_shared_experts",
+            "moe_shared_inner_dim",
+            "moe_shared_gate",
+            "moe_balance_bias",
+            "moe_balance_bias_rate",
+            "moe_loss_coef",
+            "moe_balance_choices",
+            "moe_sequence_loss_coef",
+            "moe_z_loss_coef",
+        ),
+        "x-transformers has no experts; test_experts_parity.py compares them with transformers",
+    ),
+    **dict.fromkeys(
+        ("ff_activation", "ff_inner_dim", "ff_glu_limit", "ff_glu_offset"),
+        "x-transformers has none; tests/reference and tests/oracle hold the formula",
     ),
     **dict.fromkeys(
         (
