@@ -113,12 +113,14 @@ def test_output_of_a_token(name):
             assert torch.allclose(heard.out[row, place], want, atol=1e-6 if "bias" in name else 1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("name", CASES)
-def test_all_ways_compute_the_same(name):
+def test_all_ways_compute_the_same(name, count):
     _, forward = model_of(CASES[name])
-    tokens = torch.randn(9, 16, dtype=torch.double, requires_grad=True)
+    tokens = torch.randn(count, 16, dtype=torch.double, requires_grad=True)
+    ways = [forward._routed, forward._grouped, forward._all_experts]
     found = []
-    for way in (forward._routed, forward._grouped, forward._all_experts):
+    for way in [*ways, forward._one_token] if count == 1 else ways:
         bias = None if forward.balance_bias is None else forward.balance_bias.bias
         out = way(tokens, RouterOutput.of(forward.router(tokens), forward.choice, bias))
         own = [p for key, p in forward.named_parameters() if not key.startswith("shared")]
@@ -234,6 +236,21 @@ def test_grouped_products(ends):
     assert torch.autograd.gradgradcheck(grouped_linear, (x, weight, offsets))
     grouped_linear(x, weight, offsets).sum().backward()  # the gradient of a sum is expanded
     torch.library.opcheck(torch.ops.flagformer.grouped_linear, (x.detach(), weight.detach(), offsets))
+
+
+@pytest.mark.parametrize("ends", [[3, 3, 16], [0, 9, 16]])
+def test_grouped_products_of_torch(ends, monkeypatch):
+    """torch's kernel, here its fallback on CPU, in place of the loop over groups."""
+    x, weight = (torch.randn(size).bfloat16() for size in ((16, 24), (3, 8, 24)))
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr("flagformer.ops.grouped_linear.has_grouped_mm", lambda *_, fused=fused: fused)
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        out = grouped_linear(*inputs, offsets)
+        found.append([out, *torch.autograd.grad(out.sum(), inputs)])
+    for one, other in zip(*found):
+        assert torch.allclose(one, other, atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -38,6 +38,11 @@ class Experts(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def of(self, number: int) -> TensorFn:
+        """The layer of one expert, [N, I] -> [N, O]."""
+        bias = None if self.bias is None else self.bias[number]
+        return partial(F.linear, weight=self.weight[number], bias=bias)
+
     def each(self) -> list[TensorFn]:
         """The layer of each expert, [N, I] -> [N, O]."""
         weights = self.weight.unbind(0)  # with one gradient of all, where indices would make E of that size

@@ -142,7 +142,7 @@ class MixtureOfExperts(FeedForward):
             return self._all_experts
         grouped = tokens.is_meta or has_grouped_mm(*cast_together(tokens[:1], self.w_in.weight[:1]))
         if not torch.compiler.is_compiling():
-            return self._grouped if grouped else self._routed
+            return self._grouped if grouped else self._one_token if len(tokens) == 1 else self._routed
         opaque = not (torch.compiler.is_exporting() or transformed())
         return self._grouped if opaque and (grouped or tokens.device.type == "cpu") else self._all_experts
 
@@ -159,6 +159,17 @@ class MixtureOfExperts(FeedForward):
         layers = zip(parts, self.w_in.each(), self.w_out.each())
         outputs = [self._expert(part, w_in, w_out) for part, w_in, w_out in layers if len(part)]
         return self._mixed(torch.cat(outputs), routed, groups).to(tokens.dtype)
+
+    def _one_token(self, token: Tensor, routed: RouterOutput) -> Tensor:
+        """Apply the experts of a single token [1, D]."""
+        total: Tensor | None = None
+        for number, weight in zip(routed.experts[0].tolist(), routed.weights[0].unbind()):
+            x = (token * weight).to(token.dtype) if self.weight_input else token
+            out = self._expert(x, self.w_in.of(number), self.w_out.of(number))
+            out = out if self.weight_input else out * weight
+            total = out if total is None else total + out
+        assert total is not None
+        return total.to(token.dtype)
 
     def _grouped(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
         """Apply all experts to the sorted tokens by one product each for both projections."""
