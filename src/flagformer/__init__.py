@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flagformer import moved
-from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Spec, component
+from flagformer.flags import CATALOGUE, Finding, FlagError, Instance, Place, Spec, component
 
 if TYPE_CHECKING:
     from flagformer.attention.cores.kmeans import update_kmeans
@@ -40,6 +40,7 @@ __all__ = [
     "FlagError",
     "Instance",
     "Memformer",
+    "Place",
     "PrefixDecoder",
     "RoutingTransformer",
     "RoutingTransformerEncDec",

@@ -214,7 +214,8 @@ def test_tuples_of_the_wrong_length_or_kind(flags, text):
 
 
 def test_tuples_for_a_component_shared_by_the_stack():
-    assert "must be bool | None" in findings(use_rmsnorm=(True, False))["use_rmsnorm"]
+    text = "must be bool | None, because the slot `norm` is filled once for the stack, but is (True, False)"
+    assert text in findings(use_rmsnorm=(True, False))["use_rmsnorm"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from functools import cache
 
-from flagformer.flags import CATALOGUE
+from flagformer.flags import CATALOGUE, SLOTS
+from flagformer.flags.names import is_per_layer
+from flagformer.flags.slots import PER_LAYER
 from flagformer.lab.reference import choices
 from flagformer.ops.lengths import LONG
 
@@ -98,7 +100,8 @@ ORDERS = {
 
 def one_block(flags):
     """The same flags with one block, which has every sublayer of a second one, where the order allows it."""
-    return flags if ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
+    layers = any(is_per_layer(name, value, CATALOGUE) for name, value in flags.items())
+    return flags if layers or ORDERS & set(flags) or "depth" not in flags else {**flags, "depth": 1}
 
 
 def for_graphs(flags):
@@ -124,6 +127,33 @@ def tunings():
                 extra = {**(CROSS if item.kind == "c" else {}), **WITH.get(name, {})}
                 found[key] = {**_owner(item, name), **extra, name: _value(param)}
     return found
+
+
+@cache
+def by_layer():
+    """`SLOT by layer` -> flags of two layers, for each slot of the sublayers: a component in the first, and
+    another, or the default, in the second."""
+    found = {}
+    for slot in (slot for slot in SLOTS.values() if slot.scope in PER_LAYER):
+        mine = [c for c in choices() if c.component and c.component.slot == slot.name]
+        first, *others = [c for c in mine if c.name not in ORDERS] or [None]
+        if first is not None:
+            found[f"{slot.name} by layer"] = _mixed(first, *(c for c in others[:1] if _is_other(c, first)))
+    return found
+
+
+def _is_other(choice, first):
+    return choice.flags.keys() != first.flags.keys() and not choice.extra
+
+
+def _mixed(first, second=None):
+    """The flags of the first choice in the first of two layers, and of the second in the other."""
+    count = 4 if CATALOGUE.scope(next(iter(first.flags))) == "branch" else 2
+    flags = {**first.extra}
+    for choice, layer in ((first, 0), (second, 1)):
+        for name, value in (choice.flags if choice else {}).items():
+            flags[name] = tuple(value if index == layer else None for index in range(count))
+    return flags
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from property_settings import TINY, cross_forms, tunings
+from property_settings import TINY, by_layer, cross_forms, tunings
 from property_subject import Subject, built_or_refused, perturb
 
 import flagformer
@@ -36,6 +36,7 @@ SINGLES = {
     **{choice.name: settings(choice) for choice in choices() if "model" not in choice.flags},
     **{f"{name} (tuned)": settings() | flags for name, flags in tunings().items()},
     **{name: settings() | flags for name, flags in cross_forms().items()},
+    **{name: settings() | flags for name, flags in by_layer().items()},
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from property_checks import checks_of, compiles, exports, failures, sees_everything
-from property_settings import OTHER_INPUTS, TINY, cross_forms, for_graphs, one_block, tunings
+from property_settings import OTHER_INPUTS, TINY, by_layer, cross_forms, for_graphs, one_block, tunings
 from property_subject import Subject, built_or_refused, refusal
 
 from flagformer.flags import CATALOGUE
@@ -15,6 +15,7 @@ SINGLES = {
     **{name: settings(choice) for name, choice in CHOICES.items() if "model" not in choice.flags},
     **{f"{name} (tuned)": settings() | flags for name, flags in tunings().items()},
     **{name: settings() | flags for name, flags in cross_forms().items()},
+    **{name: settings() | flags for name, flags in by_layer().items()},
 }
 
 

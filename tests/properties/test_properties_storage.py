@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from property_settings import TINY, cross_forms, one_block, tunings
+from property_settings import TINY, by_layer, cross_forms, one_block, tunings
 
 import flagformer
 from flagformer.lab.reference import choices, settings
@@ -15,7 +15,8 @@ def every():
     """name -> flags of every choice, every tuned component and every cross-attention form."""
     found = {choice.name: settings(choice) for choice in choices()}
     return found | {
-        name: {**TINY, "depth": 2, **flags} for name, flags in (tunings() | cross_forms()).items()
+        name: {**TINY, "depth": 2, **flags}
+        for name, flags in (tunings() | cross_forms() | by_layer()).items()
     }
 
 

@@ -6,7 +6,7 @@ from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
 from flagformer.flags.resolve import Resolved, SublayerSpec, resolve
 from flagformer.flags.slots import LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
-from flagformer.flags.spec import Instance, Spec
+from flagformer.flags.spec import Instance, Place, Spec
 
 __all__ = [
     "ANY",
@@ -22,6 +22,7 @@ __all__ = [
     "FlagError",
     "Instance",
     "Param",
+    "Place",
     "Registry",
     "Requirement",
     "Resolved",

@@ -13,7 +13,8 @@ from typing import Any
 
 from flagformer.flags.errors import Finding, FlagError
 from flagformer.flags.registry import Registry
-from flagformer.flags.spec import Instance, Spec
+from flagformer.flags.slots import SLOTS
+from flagformer.flags.spec import Instance, Spec, asks_place
 
 MANUAL = "`Your own components` in docs/flags.md"
 
@@ -78,7 +79,8 @@ def class_error(contract: Contract, cls: type, params: Mapping[str, Any]) -> str
     """Return how a class breaks the contract; empty if no violation is found."""
     if contract.module is not None and not issubclass(cls, contract.module):
         return f"{cls.__name__} is not an nn.Module"
-    error = _signature_error(cls, contract.built, params)
+    given = {"place": None, **params} if asks_place(cls) else params
+    error = _signature_error(cls, contract.built, given)
     if error:
         shown = (*contract.built, *(f"{name}={value!r}" for name, value in params.items()))
         return f"the call {_called(cls.__name__, shown)} fails: {error}"
@@ -86,6 +88,13 @@ def class_error(contract: Contract, cls: type, params: Mapping[str, Any]) -> str
     if missing:
         return f"{cls.__name__} has no {_listed(missing)}"
     return _method_error(contract, cls, cls.__name__)
+
+
+def place_error(slot: str, choice: Spec | Instance) -> str:
+    """Return the error of a component that asks for a `place` in a slot that has none; else empty."""
+    if isinstance(choice, Instance) or SLOTS[slot].has_place or not asks_place(choice.cls):
+        return ""
+    return f"{choice.name} asks for a `place`, which components of sublayers and norms have"
 
 
 def object_error(contract: Contract, value: Any) -> str:
@@ -111,15 +120,21 @@ def object_error(contract: Contract, value: Any) -> str:
 
 @dataclass(frozen=True)
 class UserSlot:
-    """A slot that a user fills: its name as typed, and its contract."""
+    """A slot that a user fills.
+
+    Attributes:
+        typed: its name as typed.
+        layer: the layer of the component in a list by layer.
+    """
 
     typed: str
     contract: Contract
+    layer: int | None = None
 
     def finding(self, error: str) -> Finding:
-        text = (
-            f"`{self.typed}` must be a Spec, a class or a module that meets the slot's contract, but {error}"
-        )
+        where = "" if self.layer is None else f" at layer {self.layer}"
+        wanted = "must be a Spec, a class or a module that meets the slot's contract"
+        text = f"`{self.typed}`{where} {wanted}, but {error}"
         fix = "" if self.contract.call else f"derive a class from {self.contract.home}, "
         return Finding(self.typed, f"{text}; {fix}see {MANUAL}")
 

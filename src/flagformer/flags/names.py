@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from flagformer.flags.errors import Finding, closest, nearest
 from flagformer.flags.foreign import hint_for_unknown
 from flagformer.flags.registry import Registry
-from flagformer.flags.slots import LAYER_SCOPES, SLOTS
-from flagformer.flags.values import normalize, validation_error
+from flagformer.flags.slots import LAYER_SCOPES, PER_LAYER, SLOTS
+from flagformer.flags.values import normalize, type_name, validation_error
 
 CROSS = "cross_"
-PER_LAYER = frozenset({"attention", "feedforward", "branch"})
 UNSET: Any = object()
 
 
@@ -106,16 +105,23 @@ def is_per_layer(name: str, value: Any, registry: Registry) -> bool:
 def is_list_of_layers(slot: str, value: Any) -> bool:
     """Whether the value of a slot is a list of one component per layer.
 
-    In a slot that takes several components a list is the components of every layer.
+    In a slot that takes several components a flat list is the components of every layer; a list that holds
+    lists, or None, is one of layers.
     """
     found = SLOTS[slot]
-    return isinstance(value, (list, tuple)) and found.scope in PER_LAYER and not found.many
+    if not isinstance(value, (list, tuple)) or found.scope not in PER_LAYER:
+        return False
+    return not found.many or any(item is None or isinstance(item, (list, tuple)) for item in value)
 
 
 def _slot_error(name: str, value: Any) -> str:
-    if isinstance(value, (list, tuple)) and not (SLOTS[name].many or is_list_of_layers(name, value)):
+    slot = SLOTS[name]
+    if not isinstance(value, (list, tuple)) or slot.many:
+        return ""
+    if not is_list_of_layers(name, value):
         return f"must be one component, which all layers share, but is a list of {len(value)}"
-    return ""
+    lists = (index for index, item in enumerate(value) if isinstance(item, (list, tuple)))
+    return next((f"must be one component at layer {index}, but is a list there" for index in lists), "")
 
 
 def _value_error(name: str, value: Any, registry: Registry) -> str:
@@ -127,7 +133,20 @@ def _value_error(name: str, value: Any, registry: Registry) -> str:
             if item is not None and validation_error(param, item)
         )
         return next(errors, "")
-    return validation_error(param, value)
+    return _shared_error(name, value, registry) or validation_error(param, value)
+
+
+def _shared_error(name: str, value: Any, registry: Registry) -> str:
+    """Return the error of a list by layer for a flag of the stack or the model; empty for other values."""
+    param = registry.param(name)
+    if not isinstance(value, tuple) or not value or not validation_error(param, value):
+        return ""
+    if any(item is not None and validation_error(param, item) for item in value):
+        return ""
+    whole = "model" if registry.scope(name) == "model" else "stack"
+    slot = registry.owners(name)[0].slot
+    why = f"the slot `{slot}` is filled once for the {whole}"
+    return f"must be {type_name(param.type)}, because {why}, but is {value!r}"
 
 
 @dataclass(frozen=True)
@@ -190,8 +209,8 @@ def _applies(
 
 
 def _layer_value(item: Any, bare: str, registry: Registry) -> Any:
-    """Return one layer's value; UNSET for a None that the flag does not accept."""
-    if item is None and bare not in SLOTS and validation_error(registry.param(bare), None):
+    """Return one layer's value; UNSET for a None in a slot, or that the flag does not accept."""
+    if item is None and (bare in SLOTS or validation_error(registry.param(bare), None)):
         return UNSET
     return item
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flagformer.flags import conflicts
-from flagformer.flags.contracts import UserSlot, contract_error, contract_of
+from flagformer.flags.contracts import UserSlot, contract_error, contract_of, place_error
 from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
 from flagformer.flags.names import SublayerFlags, parse_flags, sublayer_flags
@@ -54,6 +54,7 @@ class _Resolution:
         self.used = UsedFlags()
         self.chosen: list[Component] = []
         self.refused: set[str] = set()  # slots whose component breaks the contract
+        self.layers: dict[str, int] = {}  # the layer of each slot that is given by layer
 
     def choose(self, slot: str, values: Mapping[str, Any], kind: str = "") -> list[Component]:
         """Return the components that the flags select for a slot, or its default."""
@@ -98,7 +99,7 @@ class _Resolution:
 
     def _given(self, slot: str, value: Any) -> Buildable:
         """Return the component that a user passed for a slot, after a check of the slot's contract."""
-        user_slot = UserSlot(self.prefix + slot, contract_of(self.registry, slot))
+        user_slot = UserSlot(self.prefix + slot, contract_of(self.registry, slot), self.layers.get(slot))
         choice = (
             value
             if isinstance(value, (Spec, Instance))
@@ -106,7 +107,7 @@ class _Resolution:
             if isinstance(value, type)
             else Instance(value)
         )
-        error = contract_error(user_slot.contract, choice)
+        error = contract_error(user_slot.contract, choice) or place_error(slot, choice)
         if not error:
             return replace(choice, slot=user_slot) if isinstance(choice, Spec) else choice
         self.findings.append(user_slot.finding(error))
@@ -144,6 +145,7 @@ class _Resolution:
             ordinals[kind] += 1
             key = (kind, own.key(ordinal), branch.key(index))
             if key not in made:
+                self.layers = dict.fromkeys(own.per_layer, ordinal) | dict.fromkeys(branch.per_layer, index)
                 made[key] = self._module(kind, own.at(ordinal), branch.at(index), stack["position_bias"])
                 self.findings += unmet_needs(stack, made[key][0], self.prefix, own.typed)
             module, used = made[key]

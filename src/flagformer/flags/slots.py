@@ -22,6 +22,11 @@ class Slot:
     many: bool = False
     read_by: str = ""
 
+    @property
+    def has_place(self) -> bool:
+        """Whether its components can have a `Place`: those of sublayers, and the norms."""
+        return self.scope in PER_LAYER or self.name == "norm"
+
 
 def _slots(*slots: Slot) -> dict[str, Slot]:
     return {slot.name: slot for slot in slots}
@@ -71,5 +76,7 @@ SLOTS = _slots(
     Slot("branch", "branch", "out -> out, on the output of a sublayer, before the residual sum", many=True),
 )
 
+# Scopes whose slots and flags take one value, or one for each sublayer.
+PER_LAYER = frozenset({"attention", "feedforward", "branch"})
 LAYER_SCOPES = frozenset({"stack", "attention", "feedforward", "branch"})
 MODEL_SCOPES = LAYER_SCOPES | {"model"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -11,6 +12,28 @@ class Builder(Protocol):
     """A slot that checks a user's component while it builds it (`flags.contracts.UserSlot`)."""
 
     def build(self, cls: type, shapes: tuple[Any, ...], params: Mapping[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """The position of a sublayer, for components whose constructor has a parameter `place`.
+
+    Attributes:
+        layer: index, from 0, among the sublayers of its kind (self-attention, cross-attention, feedforward),
+            in the order in which they run; the first run of a tied sublayer. The final norm has `num_layers`.
+        num_layers: the number of runs of sublayers of this kind.
+    """
+
+    layer: int
+    num_layers: int
+
+
+def asks_place(cls: Any) -> bool:
+    """Whether a constructor has a parameter `place`."""
+    try:
+        return "place" in inspect.signature(cls).parameters
+    except (TypeError, ValueError):  # functions written in C may have no signature
+        return False
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,12 @@ class Spec:
             return self.slot.build(self.cls, shapes, self.params)
         return self.cls(*shapes, **self.params)
 
+    def at(self, place: Place) -> Spec:
+        """Return the spec of a component in a sublayer: with its `place`, if the class has that parameter."""
+        if not asks_place(self.cls) or "place" in self.params:
+            return self
+        return replace(self, params={**self.params, "place": place})
+
     @property
     def name(self) -> str:
         return self.cls.__name__
@@ -48,6 +77,9 @@ class Instance:
 
     def build(self, *shapes: Any) -> Any:
         return self.module
+
+    def at(self, place: Place) -> Instance:
+        return self
 
     @property
     def cls(self) -> type:

@@ -7,9 +7,9 @@ from typing import Any
 
 from flagformer.flags.errors import Finding
 from flagformer.flags.flag import Component
-from flagformer.flags.names import CROSS, PER_LAYER, SublayerFlags, canonical, is_per_layer
+from flagformer.flags.names import CROSS, SublayerFlags, canonical, is_per_layer
 from flagformer.flags.registry import Registry
-from flagformer.flags.slots import SLOTS
+from flagformer.flags.slots import PER_LAYER, SLOTS
 
 
 class UsedFlags:

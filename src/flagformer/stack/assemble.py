@@ -10,17 +10,17 @@ from torch import nn
 
 from flagformer.attention.attention import build_attention
 from flagformer.branch.scale import HalfStep
-from flagformer.flags import ErrorCollector, Finding, FlagError, Resolved, SublayerSpec, with_prefix
+from flagformer.flags import ErrorCollector, Finding, FlagError, Place, Resolved, SublayerSpec, with_prefix
 from flagformer.flags.needs import declared
 from flagformer.flow import Dims
-from flagformer.norm import Norm
 from flagformer.ops.identity import as_module, identity
 from flagformer.position import Rotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
+from flagformer.stack.places import placed, places_of
 from flagformer.stack.sublayer import Sublayer, TensorFn, sublayer_class
 
-NormMaker = Callable[[], Norm]
+NormMaker = Callable[[Place], TensorFn]
 
 
 def build_sublayers(
@@ -34,27 +34,27 @@ def build_sublayers(
 ) -> Sequence[Sublayer]:
     """Build the sublayer modules of the plan; raise all errors collected here and before."""
 
-    def norm_or_identity(has_norm: bool) -> TensorFn:
-        return norm() if has_norm else identity
-
+    places = places_of(resolved.plan)
+    modules = [placed(module, place) for module, place in zip(resolved.modules, places)]
     functions = [
-        errors.collect(partial(_function, module, dims, rotation, resolved.flags))
-        for module in resolved.modules
+        errors.collect(partial(_function, module, dims, rotation, resolved.flags)) for module in modules
     ]
     errors.findings += _unused_core(resolved, functions) + _unused_activation(resolved)
     errors.raise_all()
 
     def sublayer(index: int, module: SublayerSpec, function: nn.Module | None) -> Sublayer:
         input_mixer = module.slots["input_mixer"][0].build(dims)
-        positions = (placement.before, placement.branch, placement.after)
-        in_norm, branch_norm, out_norm = map(norm_or_identity, positions)
+        in_norm, branch_norm, out_norm = (
+            norm(places[index]) if has_norm else identity
+            for has_norm in (placement.before, placement.branch, placement.after)
+        )
         branch = _branch(module, dims, resolved.plan.half_step)
         cls = sublayer_class(input_mixer, (branch_norm, out_norm, branch), residual)
         return cls(
             index, module.kind, input_mixer, function, in_norm, branch_norm, out_norm, branch, residual
         )
 
-    built = [sublayer(index, *each) for index, each in enumerate(zip(resolved.modules, functions))]
+    built = [sublayer(index, *each) for index, each in enumerate(zip(modules, functions))]
     return nn.ModuleList(built)  # type: ignore[return-value]
 
 

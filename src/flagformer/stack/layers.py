@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from flagformer.flags import CATALOGUE, ErrorCollector, resolve
+from flagformer.flags import CATALOGUE, ErrorCollector, Place, resolve
 from flagformer.flags.typed import Flags
 from flagformer.flow import (
     AttentionBias,
@@ -40,6 +40,7 @@ from flagformer.stack.inputs import (
     check_vectors,
 )
 from flagformer.stack.layouts import context_bias, read_layout
+from flagformer.stack.places import final_place
 from flagformer.stack.refusals import (
     fixed_flags,
     refuse_carry,
@@ -74,12 +75,17 @@ class AttentionLayers(Whole):
         self.executor = self._one("executor").build()
         residual = self._one("residual").build(self.dims, len(resolved.modules))
         self.residual = self.executor.wrap_residual(residual)
-        placement, norm = self._one("norm_position").build(), partial(self._one("norm").build, self.dims.dim)
+        placement = self._one("norm_position").build()
+
+        def norm(place: Place) -> TensorFn:
+            made: TensorFn = self._one("norm").at(place).build(self.dims.dim)
+            return made
+
         build = partial(build_sublayers, resolved, self.dims, norm, placement)
         self.sublayers = build(self.rotation, self.residual, gathered)
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
-        self.final_norm: TensorFn = norm() if placement.final else identity
+        self.final_norm: TensorFn = norm(final_place(resolved.plan)) if placement.final else identity
         self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind != "f"]
         self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
         self.cache_signature = tuple(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from flagformer.flags import CATALOGUE, Component, Param
-from flagformer.flags.names import CROSS, PER_LAYER
+from flagformer.flags.names import CROSS
+from flagformer.flags.slots import PER_LAYER
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,14 @@ is an error, and so is an unknown name.
 - *cross*: the flag also has a form for cross-attention only, with the prefix `cross_`:
   `cross_attn_kv_heads=2`. Without that form, `attn_` flags apply to both self- and cross-attention.
 - *layers*: a tuple (in files: a list) sets one value per sublayer. `attn_` flags count self-attention and
-  cross-attention sublayers separately, flags of the slot `branch` count all sublayers.
+  cross-attention sublayers separately, flags of the slots `branch` and `input_mixer` count all sublayers.
+  `None` leaves a layer as it is without the flag.
 - A slot of the layers also takes a `Spec`, a class, a module or, where the contract is a single call, a plain
   function under its own name: `position_bias=Spec(MyBias)`, `activation=torch.tanh`
   (see [Your own components](#your-own-components)).
+- Slots of attention, feedforward and every sublayer also take a list with one component per sublayer:
+  `activation=[torch.tanh, None]`; `None` is the component that the flags select. In a slot of several
+  components, a flat list is for every layer, and a list of lists is by layer: `gate=[[MyGate], []]`.
 """
 OWN_COMPONENTS = """
 Derive a class from the contract of the slot, implement its methods, and pass the class, or a `Spec` with its
@@ -62,6 +66,8 @@ layers = Decoder(dim=64, depth=2, norm=Spec(MeanNorm, {"eps": 1e-5}))
 A class without a declaration is taken to have all needs of its slot: for example, a score modification of
 your own is never run by a fused kernel. Declare its needs, and the needs of others that it cannot serve, with
 `@component(slot, needs=..., lacks=...)`.
+A component of a sublayer, or a norm, whose constructor has a parameter `place` receives a `flagformer.Place`:
+its `layer`, counted among the sublayers of its kind in the order in which they run, and `num_layers`.
 A module with parameters that you pass as an instance can fill one slot only, as its parameters would be
 shared. A component that does not meet the contract raises a `FlagError` at construction.
 """
