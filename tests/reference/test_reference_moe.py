@@ -9,6 +9,8 @@ from test_reference_experts import Heard, feedforward_of
 
 import flagformer
 from flagformer.feedforward.balance_bias import update_router_bias
+from flagformer.lab.train.config import TrainConfig
+from flagformer.lab.train.loop import make_optimizer, train_step
 from flagformer.ops.experts import Choice, RouterOutput
 from flagformer.ops.grouped_linear import grouped_linear
 from flagformer.ops.router_losses import balance_loss, sequence_balance_loss
@@ -316,3 +318,15 @@ def test_dense_layers_come_first():
     assert type(dense).__name__ == "GLU"
     assert dense.w_out.in_features == 20
     assert [other.w_out.weight.shape[2] for other in others] == [6, 6]
+
+
+def test_the_training_loop_moves_the_bias():
+    """Once for each step, by the tokens of all micro-batches."""
+    model, forward = feedforward_of(ff_moe=True, moe_balance_bias=True, moe_balance_bias_rate=0.25)
+    model = model.float().train()
+    config = TrainConfig(accumulate=2)
+    batch = torch.randint(11, (4, 7)), torch.randint(11, (4, 7))
+    train_step(model, make_optimizer(model, config), batch, 1e-3, config)
+    assert set(forward.balance_bias.bias.abs().tolist()) <= {0.0, 0.25}
+    assert forward.balance_bias.bias.any()
+    assert forward.balance_bias.pending_stats is None
