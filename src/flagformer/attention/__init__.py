@@ -1,1 +1,1 @@
-"""Attention: where q, k, v come from, who is seated in front, which pairs meet, and the arithmetic."""
+"""Attention sublayers: projections, caches, prefix keys and values, cores, kernels and gates."""

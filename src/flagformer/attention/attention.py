@@ -1,4 +1,4 @@
-"""The attention sublayer: reads like the paper (arXiv:1706.03762, section 3.2)."""
+"""The attention sublayer (arXiv:1706.03762, section 3.2)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Slots = Mapping[str, tuple[Spec | Instance, ...]]
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D]: every token attends to those that the mask allows."""
+    """[B, T, D] -> [B, T, D]: every token attends to the keys that the mask allows."""
 
-    prefix_kv: Sequence[PrefixKV]  # module lists, typed by what they hold
+    prefix_kv: Sequence[PrefixKV]  # module lists, typed by their elements
     gates: Sequence[Gate]
 
     def __init__(
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
     @property
     def window(self) -> int | None:
-        """How many of the last tokens a query sees, itself included; None: all."""
+        """Number of last tokens a query attends to, itself included; None: all."""
         return self.source.window
 
     def _bias(self, side: SideInputs) -> AttentionBias:
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         return bias.narrowed(*self.narrowing)
 
     def prepare(self, side: SideInputs) -> None:
-        """Makes the forms of mask and position bias that `forward` reads, before the executor runs."""
+        """Make the forms of mask and position bias that `forward` reads, before the executor runs."""
         prepare = getattr(self.core, "prepare", None)  # a custom core may have none
         if prepare is None:
             self._bias(side).dense()
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -> Attention:
-    """Fills the slots of one attention sublayer."""
+    """Build one attention sublayer from the components of its slots."""
     values = _values(slots, dims, rotation)
     dims = replace(dims, value_width=values.width)
     projection = slots["projection"][0].build(dims, cross, values.shared)
@@ -101,8 +101,8 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
     source: QKVSource = CrossAttentionInputs(projection, qk_norm, dims)
     if not cross:
         value_rotation = rotation if values.rotated else NoRotation(dims)
-        past = slots["window"][0].build()
-        source = SelfAttentionInputs(projection, qk_norm, dims, rotation, value_rotation, past.width)
+        window = slots["window"][0].build()
+        source = SelfAttentionInputs(projection, qk_norm, dims, rotation, value_rotation, window.width)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]
@@ -111,7 +111,7 @@ def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -
 
 
 def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:
-    """What the rules of the slot `values` say of the values, one after the other."""
+    """Apply the rules of the slot `values` in order and return the resulting settings."""
     values = Values(dims.dim_head)
     for rule in slots["values"]:
         values = rule.build(dims, rotation)(values)
@@ -122,27 +122,27 @@ def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:
 
 
 def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: Rotation) -> Core:
-    """One core, or two that share the heads, each with scores and a kernel of its own."""
+    """Return one core, or a `HeadSplit` of two, each with its own scores and kernel."""
     local: HeadShare = slots["local"][0].build(dims)
     parts: list[tuple[Core, int]] = []
     for count in (local.heads, dims.heads - local.heads):
         if count:
-            of_part = replace(dims, heads=count)
-            mods = [filler.build(of_part) for filler in slots["score"]]
-            mixes = [filler.build(of_part) for filler in slots["weight_mod"]]
-            path = ScorePipeline(scale, mods, slots["normalizer"][0].build(of_part), mixes)
+            core_dims = replace(dims, heads=count)
+            mods = [filler.build(core_dims) for filler in slots["score"]]
+            mixes = [filler.build(core_dims) for filler in slots["weight_mod"]]
+            path = ScorePipeline(scale, mods, slots["normalizer"][0].build(core_dims), mixes)
             kernel = slots["kernel"][0].build(path)
             if not parts and local.heads:
-                core = local.core(kernel, path, of_part, rotation)
+                core = local.core(kernel, path, core_dims, rotation)
             else:
-                core = slots["core"][0].build(kernel, path, cross, of_part)
+                core = slots["core"][0].build(kernel, path, cross, core_dims)
             parts.append((core, count))
     return parts[0][0] if len(parts) == 1 else HeadSplit(parts)
 
 
 def _refuse_idle_past(window: int | None, core: Core) -> None:
-    """A window that is wider than what all heads see anyway."""
+    """Raise FlagError for a window that exceeds the reach of local attention in all heads."""
     if window is not None and isinstance(core, (Local, FixedWindows)) and core.lookaround < window:
         text = "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads"
-        text = f"{text} are local and see {core.lookaround} tokens back at most; lower the first, or drop it"
+        text = f"{text} are local and reach {core.lookaround} tokens back; lower the first, or leave it out"
         raise FlagError([Finding("attn_max_attend_past", text)])

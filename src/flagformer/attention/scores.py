@@ -1,4 +1,4 @@
-"""From queries and keys to attention weights, step by step."""
+"""Attention weights from queries and keys."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class ScorePipeline(nn.Module):
         return self.probs(self.scores(self.qk_logits(q, k), q, k, bias), bias)
 
     def qk_logits(self, q: Tensor, k: Tensor) -> Tensor:
-        """The scaled products, before anything else."""
+        """Return scale * q k^T."""
         return (q * self.scale) @ repeat_kv(k, q.shape[1]).mT
 
     def scores(self, logits: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
-        """Logits -> scores, minus infinity where a query may not attend."""
+        """Apply score modifications, position bias and mask: minus infinity where a query may not attend."""
         scores = logits
         for mod in self.score_mods:
             scores = mod(scores, q, k, bias)
@@ -47,7 +47,7 @@ class ScorePipeline(nn.Module):
         return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
 
     def probs(self, scores: Tensor, bias: AttentionBias) -> Tensor:
-        """Scores -> weights."""
+        """Scores -> attention weights."""
         weights = self._normalize(scores, bias.dense().fully_masked_rows)
         for mix in self.weight_mods:
             weights = mix(weights)

@@ -20,7 +20,7 @@ class QKVSource(nn.Module, ABC):
     projection: Projection
     qk_norm: QKNorm
     is_cross = False
-    window: int | None = None  # how many of the last tokens a query sees; None: all
+    window: int | None = None  # number of last tokens a query attends to; None: all
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
@@ -33,16 +33,16 @@ class QKVSource(nn.Module, ABC):
 
     @abstractmethod
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> LayerCache:
-        """The cache of one execution step."""
+        """Return the cache of one execution step."""
 
 
 class SelfAttentionInputs(QKVSource):
-    """Self-attention: all three from x; keys and values follow those of earlier tokens.
+    """Queries, keys and values of x; keys and values of earlier tokens precede those of x.
 
-    While decoding these are in the state; Transformer-XL memories are projected in each forward.
+    They come from the decode state, or are projected from Transformer-XL memories in each forward.
     """
 
-    rotation: Rotation  # both are the stack's
+    rotation: Rotation  # both are owned by the stack
     value_rotation: Rotation
 
     def __init__(
@@ -65,9 +65,9 @@ class SelfAttentionInputs(QKVSource):
         q, k = self.rotation.both(*unrotated, side.cos_sin)
         v = self.value_rotation.keys(v, side.cos_sin)
         if side.memory is not None and side.memory.mem is not None:
-            of_mem, mem_k, mem_v = self._project_memory(side.memory.mem, side.memory.cos_sin)
+            unrotated_mem, mem_k, mem_v = self._project_memory(side.memory.mem, side.memory.cos_sin)
             k, v = torch.cat([mem_k, k], dim=2), torch.cat([mem_v, v], dim=2)
-            unrotated = unrotated[0], torch.cat([of_mem, unrotated[1]], dim=2)
+            unrotated = unrotated[0], torch.cat([unrotated_mem, unrotated[1]], dim=2)
         state = side.state
         if state is not None:
             cache = state.attention_caches[side.step]
@@ -76,7 +76,7 @@ class SelfAttentionInputs(QKVSource):
         return q, KeyValues(k, v, 0, unrotated, self.projection.shared_qk)
 
     def _project_memory(self, mem: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys [B, G, M, K] of memories [B, M, D] before and after the rotation, and values [B, G, M, V]."""
+        """Memories [B, M, D] -> keys [B, G, M, K] before and after the rotation, and values [B, G, M, V]."""
         _, k, v = self.projection(mem)
         k = self.qk_norm.keys(k)
         return k, self.rotation.keys(k, cos_sin), self.value_rotation.keys(v, cos_sin)
@@ -88,7 +88,7 @@ class SelfAttentionInputs(QKVSource):
 
 
 class CrossAttentionInputs(QKVSource):
-    """Cross-attention: queries from x, keys and values from the context, once a decoding session."""
+    """Queries of x; keys and values of the context, projected once per decoding session."""
 
     is_cross = True
 

@@ -1,4 +1,4 @@
-"""The z-loss of attention (ST-MoE, arXiv:2202.08906): scores are held near zero."""
+"""The z-loss of attention (ST-MoE, arXiv:2202.08906): keeps scores near zero."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ NAME = "attn.z"  # of the loss on the collector
 
 
 def add_z_loss(scores: Tensor, bias: AttentionBias, side: SideInputs) -> None:
-    """Puts one attention's loss on the collector: `weight * mean(sum_heads(logsumexp(scores) ** 2))`.
+    """Add `weight * mean(sum_heads(logsumexp(scores) ** 2))` to the losses of the collector.
 
-    The mean is over the rows' real queries; a query that sees no key adds nothing. The paper's loss is that
-    of a router. Departure from x-transformers: it adds up the logarithms of all layers before it squares, so
-    that layers may cancel each other, and it counts padded queries.
+    The mean is over valid queries; a fully masked query contributes zero. In the paper the loss is that of a
+    router. Departure from x-transformers, which sums logarithms over all layers before squaring, so that
+    layers may cancel each other, and which counts padded queries.
 
     Args:
         scores: [B, H, T, P + S], minus infinity where a query may not attend.
@@ -28,10 +28,10 @@ def add_z_loss(scores: Tensor, bias: AttentionBias, side: SideInputs) -> None:
         logs = exact.masked_fill(masked_rows, 0.0).logsumexp(dim=-1)
         logs = logs.masked_fill(masked_rows[..., 0], 0.0)
     squares = logs.square().sum(dim=1)  # [B, T]
-    real = side.layout.valid
-    if real is None:
+    valid = side.layout.valid
+    if valid is None:
         mean = squares.mean()
     else:
-        counts = real.expand_as(squares)
+        counts = valid.expand_as(squares)
         mean = squares.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
     side.collector.add_loss(NAME, mean * side.collector.weights[NAME])

@@ -135,12 +135,11 @@ class Flags(TypedDict, total=False):
     cross_attn_value_dim_head: int | tuple[int | None, ...] | None
     """width V of a value head; None: `attn_dim_head` (cross-attention only)"""
     attn_shared_kv: bool | tuple[bool | None, ...] | None
-    """A token is found by what it gives: the keys, before their norm and rotation, are the values."""
+    """The keys, before their norm and rotation, are the values."""
     cross_attn_shared_kv: bool | tuple[bool | None, ...] | None
-    """A token is found by what it gives: the keys, before their norm and rotation, are the values.
-    (cross-attention only)"""
+    """The keys, before their norm and rotation, are the values. (cross-attention only)"""
     attn_rotary_embed_values: bool | tuple[bool | None, ...] | None
-    """Each value is turned by its own position: what a head gathers tells where it stood."""
+    """Rotates values by position, as keys: outputs of heads then depend on absolute positions."""
     attn_bias: bool | tuple[bool | None, ...]
     """biases in all projections of attention"""
     cross_attn_bias: bool | tuple[bool | None, ...]
@@ -172,13 +171,13 @@ class Flags(TypedDict, total=False):
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it). (cross-
     attention only)"""
     attn_qk_norm_scale: float | tuple[float | None, ...] | None
-    """what cosines are multiplied by; None: 10"""
+    """factor of the cosines; None: 10"""
     cross_attn_qk_norm_scale: float | tuple[float | None, ...] | None
-    """what cosines are multiplied by; None: 10 (cross-attention only)"""
+    """factor of the cosines; None: 10 (cross-attention only)"""
     attn_qk_norm_groups: int | tuple[int | None, ...]
-    """parts of a head that each have unit length"""
+    """groups of dims per head, each of unit length"""
     cross_attn_qk_norm_groups: int | tuple[int | None, ...]
-    """parts of a head that each have unit length (cross-attention only)"""
+    """groups of dims per head, each of unit length (cross-attention only)"""
     attn_qk_norm_dim_scale: bool | tuple[bool | None, ...]
     """a learned gain per head and dimension"""
     cross_attn_qk_norm_dim_scale: bool | tuple[bool | None, ...]
@@ -209,7 +208,7 @@ class Flags(TypedDict, total=False):
     cross_attn_qk_rmsnorm_weight_offset: float | tuple[float | None, ...]
     """added to the weights, which start at 1 minus it (Gemma 3: 1) (cross-attention only)"""
     attn_max_attend_past: int | tuple[int | None, ...] | None
-    """tokens before a query that self-attention sees"""
+    """number of tokens before a query to which it attends"""
     attn_num_mem_kv: int | tuple[int | None, ...]
     """learned key/value pairs M per layer"""
     cross_attn_num_mem_kv: int | tuple[int | None, ...]
@@ -244,74 +243,74 @@ class Flags(TypedDict, total=False):
     """Softmax with a learned sink score per head in its denominator: weights sum to less than one.
     (cross-attention only)"""
     attn_tensor_product: bool | tuple[bool | None, ...] | None
-    """A role of each token multiplies what its heads gathered, and the gathered is added
-    (2208.06061)."""
+    """out + out * role, with a projection of x as the role of each token and head (2208.06061)."""
     cross_attn_tensor_product: bool | tuple[bool | None, ...] | None
-    """A role of each token multiplies what its heads gathered, and the gathered is added (2208.06061).
-    (cross-attention only)"""
+    """out + out * role, with a projection of x as the role of each token and head (2208.06061). (cross-
+    attention only)"""
     attn_head_scale: bool | tuple[bool | None, ...] | None
-    """Each head's output times a learned number, which starts at one."""
+    """Multiplies the output of each head by a learned number, initially one."""
     cross_attn_head_scale: bool | tuple[bool | None, ...] | None
-    """Each head's output times a learned number, which starts at one. (cross-attention only)"""
+    """Multiplies the output of each head by a learned number, initially one. (cross-attention only)"""
     attn_gate_value_heads: bool | tuple[bool | None, ...] | None
-    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start."""
+    """Multiplies each head by the sigmoid of a projection of x; initialised nearly open."""
     cross_attn_gate_value_heads: bool | tuple[bool | None, ...] | None
-    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start.
-    (cross-attention only)"""
+    """Multiplies each head by the sigmoid of a projection of x; initialised nearly open. (cross-
+    attention only)"""
     attn_gate_values: bool | tuple[bool | None, ...] | None
-    """Each dimension of each head times the sigmoid of a projection of x."""
+    """Multiplies each dimension of each head by the sigmoid of a projection of x."""
     cross_attn_gate_values: bool | tuple[bool | None, ...] | None
-    """Each dimension of each head times the sigmoid of a projection of x. (cross-attention only)"""
+    """Multiplies each dimension of each head by the sigmoid of a projection of x. (cross-attention
+    only)"""
     attn_swiglu_values: bool | tuple[bool | None, ...]
     """SiLU in place of the sigmoid"""
     cross_attn_swiglu_values: bool | tuple[bool | None, ...]
     """SiLU in place of the sigmoid (cross-attention only)"""
     attn_gate_values_bias: bool | tuple[bool | None, ...]
-    """with a bias, nearly open at the start"""
+    """gate bias, initialised nearly open"""
     cross_attn_gate_values_bias: bool | tuple[bool | None, ...]
-    """with a bias, nearly open at the start (cross-attention only)"""
+    """gate bias, initialised nearly open (cross-attention only)"""
     attn_out_bias: bool | tuple[bool | None, ...] | None
     """bias in the output projection; None: as `attn_bias`"""
     cross_attn_out_bias: bool | tuple[bool | None, ...] | None
     """bias in the output projection; None: as `attn_bias` (cross-attention only)"""
     attn_on_attn: bool | tuple[bool | None, ...] | None
-    """A second half of the projection gates the first, by its sigmoid."""
+    """A projection to 2 * D, whose second half gates the first by its sigmoid."""
     cross_attn_on_attn: bool | tuple[bool | None, ...] | None
-    """A second half of the projection gates the first, by its sigmoid. (cross-attention only)"""
+    """A projection to 2 * D, whose second half gates the first by its sigmoid. (cross-attention only)"""
     residual_attn: bool | tuple[bool | None, ...] | None
-    """Self-attention adds the scores of the self-attention before it to its own."""
+    """Self-attention adds the scores of the previous self-attention."""
     cross_residual_attn: bool | tuple[bool | None, ...] | None
-    """Cross-attention adds the scores of the cross-attention before it to its own."""
+    """Cross-attention adds the scores of the previous cross-attention."""
     num_clusters: int | tuple[int | None, ...] | None
     """routing: clusters C of each head, about sqrt(T)"""
     window_size: int | tuple[int | None, ...]
-    """keys of its cluster that a query sees on each visible side"""
+    """keys of the cluster for each query, on each allowed side"""
     kmeans_ema_decay: float | tuple[float | None, ...]
-    """share of running sums that a step of k-means keeps"""
+    """decay of the moving averages of k-means"""
     commitment_factor: float | tuple[float | None, ...]
-    """weight of the loss that draws tokens to centroids"""
+    """weight of the commitment loss of tokens to centroids"""
     routing_selection: (
         Literal["recent", "topk", "leaky"] | tuple[Literal["recent", "topk", "leaky"] | None, ...]
     )
-    """keys of a query: recent ones of its cluster, or those that each centroid selects"""
+    """keys of a query: recent keys of its cluster, or the keys that each centroid selects"""
     cluster_num_mem_kv: int | tuple[int | None, ...]
-    """routing: learned keys and values M of each cluster, in front"""
+    """routing: learned prefix keys and values M of each cluster"""
     context_num_clusters: int | tuple[int | None, ...] | None
     """routing: clusters C of each head of cross-attention"""
     context_window_size: int | tuple[int | None, ...]
-    """tokens of the context that each centroid picks"""
+    """context tokens that each centroid selects"""
     context_selection: (
         Literal["nearest", "topk", "leaky"] | tuple[Literal["nearest", "topk", "leaky"] | None, ...]
     )
-    """tokens that centroids select: of the context, for the queries next to them, or queries too"""
+    """centroids select context tokens for the queries of their cluster, or select queries too"""
     n_local_attn_heads: int | tuple[int | None, ...] | None
-    """heads that see the tokens around them only"""
+    """number of heads with local attention"""
     local_attn_window_size: int | tuple[int | None, ...]
     """tokens of a window of local heads"""
     local_attn_radius_blocks: int | tuple[int | None, ...]
-    """windows that local heads see on each visible side"""
+    """windows of keys on each allowed side, for local heads"""
     local_attn_fixed_windows: bool | tuple[bool | None, ...]
-    """windows are cut by position, as in local-attention; not sliding"""
+    """fixed windows by position, as in local-attention, not sliding"""
     attn_flash: bool | tuple[bool | None, ...] | None
     """attn_flash=True: torch.nn.functional.scaled_dot_product_attention; eager under transforms of
     `torch.func`.; attn_flash=False: softmax(q k^T) v in three steps; memory grows with T * S."""

@@ -15,15 +15,15 @@ class Tokens(NamedTuple):
 
     Attributes:
         clusters: [B, H, n] long.
-        places: [n] long, ascending positions.
+        positions: [n] long, ascending.
     """
 
     clusters: Tensor
-    places: Tensor
+    positions: Tensor
 
     def codes(self, span: int) -> Tensor:
         """[B, H, n]: integers that sort by cluster, then by position."""
-        return self.clusters * span + self.places
+        return self.clusters * span + self.positions
 
 
 class Chunks(NamedTuple):
@@ -62,16 +62,16 @@ def chunks_of(queries: Tokens, keys: Tokens, span: int, window: int, size: int, 
         cluster_end = torch.searchsorted(ordered, code - code % span + span)
         range_end = torch.minimum(first_later + window, cluster_end)
     tile = first // window
-    slots, count = _chunked(tile, num_blocks(keys.places.shape[0] // window + 1), size)
+    slots, count = _chunked(tile, num_blocks(keys.positions.shape[0] // window + 1), size)
 
-    total = queries.places.shape[0]
+    total = queries.positions.shape[0]
     shape = (*code.shape[:2], count * size)
     numbers = code.new_full(shape, total).scatter_(2, slots, by_query)
 
     def by_chunk(x: Tensor) -> Tensor:
         """Values of the sorted queries -> [B, N, H, g, 1]; zeros for padding."""
-        placed = x.new_zeros(shape).scatter_(2, slots, x)
-        return placed.unflatten(2, (count, size)).transpose(1, 2).contiguous()[..., None]
+        values = x.new_zeros(shape).scatter_(2, slots, x)
+        return values.unflatten(2, (count, size)).transpose(1, 2).contiguous()[..., None]
 
     of_chunk = by_chunk(tile)[..., 0, :]  # padding is at the end of a chunk
     rank = (of_chunk - 1) * window + torch.arange((3 if later else 2) * window, device=code.device)
@@ -132,14 +132,14 @@ def latest_members(keys: Tokens, count: int, window: int) -> tuple[Tensor, Tenso
     """
     batch, heads, length = keys.clusters.shape
     order = keys.clusters.sort(dim=2, stable=True)
-    members = torch.zeros(batch, heads, count, dtype=torch.long, device=keys.places.device)
+    members = torch.zeros(batch, heads, count, dtype=torch.long, device=keys.positions.device)
     members.scatter_add_(2, keys.clusters, torch.ones_like(keys.clusters))
-    rank = torch.arange(length, device=keys.places.device) - (members.cumsum(2) - members).gather(
+    rank = torch.arange(length, device=keys.positions.device) - (members.cumsum(2) - members).gather(
         2, order.values
     )
     recent = rank >= members.gather(2, order.values) - window
     # older keys go to an extra ring that is dropped
     ring = torch.where(recent, order.values, count) * window + rank % window
-    rings = torch.full((batch, heads, (count + 1) * window), -1, device=keys.places.device)
-    rings.scatter_(2, ring, keys.places[order.indices])
+    rings = torch.full((batch, heads, (count + 1) * window), -1, device=keys.positions.device)
+    rings.scatter_(2, ring, keys.positions[order.indices])
     return rings.unflatten(2, (count + 1, window))[:, :, :count], members

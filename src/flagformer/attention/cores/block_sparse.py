@@ -28,7 +28,7 @@ class QKVBlocks(NamedTuple):
         allowed: [1 or B, N, 1 or h, g, s] bool, before the rules of the forward.
         q_idx: [1 or B, N, 1 or h, g, 1] long, the query of each row, counted from the first.
         kv_idx: [1 or B, N, 1 or h, 1, s] long, the key of each column, counted from the first.
-        rows: [1 or B, N, 1 or h, g] long, as `q_idx`, and T in rows that hold no query.
+        rows: [1 or B, N, 1 or h, g] long, as `q_idx`, and T in rows without a query.
         only_earlier: no key is later than its query.
         may_mask_all: whether a row may have no key.
         prefix_kv: keys [1 or B, N, h, M, K] and values [1 or B, N, h, M, V] before those of each block, to
@@ -55,9 +55,9 @@ def attend_blocks(
     bias: AttentionBias,
     collector: OutputCollector,
 ) -> Tensor:
-    """[B, N, h, g, V]; the prefix keys of `kv` are those of every block. Requested weights are recorded."""
+    """Return [B, N, h, g, V]; every block attends to the prefix keys of `kv`. Records requested weights."""
     allowed, added = bias.gather(blocks.q_idx, blocks.kv_idx, blocks.only_earlier)
-    # a query is among its own keys, unless a rule masks it
+    # every block contains the own key of each query, which only a rule can mask
     masks_all = blocks.may_mask_all or allowed is not None
     allowed = blocks.allowed if allowed is None else blocks.allowed & allowed
     num_prefix_kv = kv.num_prefix_kv + (0 if blocks.prefix_kv is None else blocks.prefix_kv[0].shape[3])
@@ -89,7 +89,7 @@ def attend_selected(
     bias: AttentionBias,
     collector: OutputCollector,
 ) -> Tensor:
-    """[B, H, T, V]: queries that a centroid selects attend to the keys it selects; means over centroids."""
+    """Return [B, H, T, V]: each centroid's queries attend to its keys; outputs are means over centroids."""
     blocks = QKVBlocks(
         rows_at(q, of_queries.indices),
         rows_at(kv.k[:, :, kv.num_prefix_kv :], of_keys.indices),
@@ -113,7 +113,7 @@ def rows_at(x: Tensor, numbers: Tensor) -> Tensor:
     of_head = torch.arange(heads, device=x.device).view(1, 1, -1, 1) // (heads // groups)
     rows = torch.arange(batch, device=x.device).view(-1, 1, 1, 1)
     if count == 1:
-        return x[rows, of_head, numbers]  # few of many: what is stored is not copied
+        return x[rows, of_head, numbers]  # copies only the selected rows of the cache
     flat = ((rows * groups + of_head) * length + numbers).flatten()
     return x.reshape(-1, x.shape[3]).index_select(0, flat).view(*numbers.shape, -1)
 
@@ -121,8 +121,8 @@ def rows_at(x: Tensor, numbers: Tensor) -> Tensor:
 def out_of_blocks(out: Tensor, slots: Tensor) -> Tensor:
     """[B, N, H, g, V] at `slots` [B, H, T] of N * g -> [B, H, T, V]."""
     batch, count, heads, size, _ = out.shape
-    chunk, place = slots // size, slots % size  # [B, H, T]
-    flat = (chunk * heads + torch.arange(heads, device=out.device)[:, None]) * size + place
+    chunk, index = slots // size, slots % size  # [B, H, T]
+    flat = (chunk * heads + torch.arange(heads, device=out.device)[:, None]) * size + index
     flat = flat + torch.arange(batch, device=out.device)[:, None, None] * (count * heads * size)
     return out.flatten(0, 3).index_select(0, flat.flatten()).view(*slots.shape, -1)
 
@@ -146,12 +146,12 @@ def _blocks(x: Tensor, batch: int) -> Tensor:
 
 
 def _joined(x: Tensor) -> Tensor:
-    """[B, N, ...] -> [B * N, ...]. By way of all axes: torch 2.13 joins the wrong two symbolic ones."""
+    """[B, N, ...] -> [B * N, ...]; flattens all axes first, as torch 2.13 merges two wrong symbolic ones."""
     return x.flatten().view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _after_prefix(prefix: Tensor, x: Tensor) -> Tensor:
-    """Keys [B * N, G or h, s, K] of every block after prefix keys [1, G, P, K], the same for every row."""
+    """Prepend prefix keys [1, G, P, K], the same for every row, to keys [B * N, G or h, s, K] of blocks."""
     prefix = repeat_kv(prefix, x.shape[1])
     return torch.cat([prefix.expand(x.shape[0], x.shape[1], -1, -1), x], dim=2)
 
@@ -164,7 +164,7 @@ def _scattered(weights: Tensor, blocks: QKVBlocks, length: int, kv: KeyValues) -
     rows = weights.new_zeros(batch, count, heads, size, keys).scatter_add(4, of_keys, weights[..., prefix:])
     rows = torch.cat([weights[..., :prefix], rows], dim=-1).transpose(1, 2).flatten(2, 3)
     of_queries = blocks.rows.expand(batch, count, heads, size).transpose(1, 2).flatten(2)[..., None]
-    spare = weights.new_zeros(batch, heads, length + 1, prefix + keys)  # one row for those without a query
+    spare = weights.new_zeros(batch, heads, length + 1, prefix + keys)  # last row: no query
     sums = spare.scatter_add(2, of_queries.expand_as(rows), rows)
     times = spare[..., :1].scatter_add(2, of_queries, torch.ones_like(rows[..., :1]))
     return (sums / times.clamp(min=1))[:, :, :length]

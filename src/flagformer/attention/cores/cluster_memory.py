@@ -12,13 +12,13 @@ from flagformer.flow import Dims
 
 Memories = Annotated[
     int,
-    Flag("cluster_num_mem_kv", "routing: learned keys and values M of each cluster, in front", ge=0),
+    Flag("cluster_num_mem_kv", "routing: learned prefix keys and values M of each cluster", ge=0),
 ]
 Front = tuple[Tensor, Tensor]
 
 
 class ClusterMemory(nn.Module):
-    """M keys and values for each cluster of each head, of any length whatever norms keys."""
+    """M keys and values for each cluster of each head; key norms are not applied."""
 
     def __init__(self, dims: Dims, clusters: int, count: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ClusterMemory(nn.Module):
         nn.init.normal_(self.v)
 
     def forward(self, times: int = 1, clusters: Tensor | None = None) -> Front:
-        """`of_all(times)`, or `of_blocks(clusters)` where these are given."""
+        """Return `of_blocks(clusters)`, or `of_all(times)` without clusters."""
         if clusters is not None:
             heads = torch.arange(clusters.shape[2], device=clusters.device)
             return self.k[heads, clusters], self.v[heads, clusters]
@@ -39,16 +39,16 @@ class ClusterMemory(nn.Module):
         return k, v
 
     def of_all(self, times: int) -> Front | None:
-        """[1, times * C, H, M, K] and V: every cluster's, again for each group that it picks from."""
+        """Keys [1, times * C, H, M, K] and values of all clusters, repeated for each of `times` segments."""
         return self(times)
 
     def of_blocks(self, clusters: Tensor) -> Front | None:
-        """[B, N, H] -> [B, N, H, M, K] and V."""
+        """Clusters [B, N, H] -> keys [B, N, H, M, K] and values."""
         return self(clusters=clusters)
 
 
 class NoClusterMemory(nn.Module):
-    """Clusters hold tokens alone."""
+    """Clusters without memory."""
 
     def of_all(self, times: int) -> Front | None:
         return None
@@ -58,5 +58,5 @@ class NoClusterMemory(nn.Module):
 
 
 def cluster_memory(dims: Dims, clusters: int, count: int) -> ClusterMemory | NoClusterMemory:
-    """Memory of so many keys and values a cluster, or none."""
+    """Return a memory of `count` keys and values per cluster; an empty one for 0."""
     return ClusterMemory(dims, clusters, count) if count else NoClusterMemory()

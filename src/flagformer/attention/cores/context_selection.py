@@ -1,4 +1,4 @@
-"""What routed cross-attention remembers while decoding: which tokens of the context each centroid picked."""
+"""The cache of routed cross-attention: the context tokens that each centroid selects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flagformer.ops.cluster_topk import ClusterTopK
 
 
 class ContextSelectionCache:
-    """A context does not change while it is decoded: what the first block of tokens picked stays picked."""
+    """Selections of the first block of tokens, for the whole decoding session: the context is constant."""
 
     selections: ClusterTopK | None = None
 
@@ -17,7 +17,7 @@ class ContextSelectionCache:
             self.selections = ClusterTopK(*(part.index_select(0, index) for part in self.selections))
 
     def gather_positions(self, source: Tensor) -> None:
-        """Nothing of the context stands in places of the row."""
+        """Do nothing: token positions do not affect the context."""
 
     def size_bytes(self) -> int:
         return 0 if self.selections is None else sum(part.nbytes for part in self.selections)

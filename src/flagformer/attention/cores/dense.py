@@ -1,4 +1,4 @@
-"""Every query attends to every key that its mask allows."""
+"""Dense attention: the scores of all pairs of queries and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flagformer.ops.borrow import borrow
 
 @component("core", paper="arXiv:1706.03762, section 3.2.1")
 class Dense(Core):
-    """All pairs, in one call of the kernel."""
+    """Attention over all pairs, in one call of the kernel."""
 
     has_z_loss = True
     path: ScorePipeline  # owned by the kernel
@@ -38,7 +38,7 @@ class Dense(Core):
         return self.kernel(q, kv.k, kv.v, bias)
 
     def _record(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> None:
-        """Weights and z-loss, which a fused kernel never forms."""
+        """Record attention weights and z-loss, which fused kernels do not compute."""
         scores = self.path.scores(self.path.qk_logits(q, kv.k), q, kv.k, bias)
         if side.collector.is_loss_requested(NAME):
             add_z_loss(scores, bias, side)

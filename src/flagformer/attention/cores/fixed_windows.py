@@ -19,22 +19,22 @@ from flagformer.position import Rotation
 
 
 class FixedWindows(Core):
-    """Positions are cut in windows; a query meets its own and `radius` whole ones on each visible side.
+    """A query attends to its own window and to `radius` whole windows before it, and after it if allowed.
 
-    Blocks of keys are laid side by side by `look_around` of local-attention, and attended to by the kernel of
-    the model. A window is cut by position, not by place in storage: padding in front moves no cut.
+    `look_around` of local-attention concatenates neighbouring windows of keys, and the kernel of the model
+    computes attention. Window boundaries are multiples of `window` in position, so that left padding does not
+    shift them.
 
     Args:
-        window: positions of a window.
-        radius: windows before that of a query, and after it where a mask may allow those.
-        later: whether a mask may allow them.
-        rotation: of the model. Where later windows are seen, local-attention counts a query's rotary position
-            from the end of what it sees, `window * radius` too late; so does this class, or trained weights
-            would not carry over.
+        window: number of positions in a window.
+        radius: number of windows before that of the query, and after it with `later`.
+        later: whether queries may attend to later keys.
+        rotation: rotation of the model. With `later`, local-attention rotates queries by positions that are
+            `window * radius` too large; this class does the same, so that trained weights can be converted.
     """
 
     path: ScorePipeline  # owned by the kernel
-    rotation: Rotation  # the stack's own
+    rotation: Rotation  # owned by the stack
 
     def __init__(
         self, kernel: Kernel, path: ScorePipeline, window: int, radius: int, later: bool, rotation: Rotation
@@ -46,7 +46,7 @@ class FixedWindows(Core):
         self.kernel, self.window, self.radius, self.bidirectional = kernel, window, radius, later
         borrow(self, {"path": path, "rotation": rotation})
         self.lookaround = window * (radius + 1) - 1
-        self.path_changes_at = (window, self.lookaround)  # one block or several; more than a query sees
+        self.path_changes_at = (window, self.lookaround)  # several blocks; keys out of reach of a query
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
         bias.position_source()
@@ -74,14 +74,14 @@ class FixedWindows(Core):
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
     def _are_near(self, q_idx: Tensor, kv_idx: Tensor, bias: AttentionBias) -> Tensor:
-        """[1 or B, N, 1, g, s] bool: whether the windows of a query and a key are near enough."""
+        """[1 or B, N, 1, g, s] bool: whether the windows of query and key are at most `radius` apart."""
         b = torch.arange(bias.kv.rows, device=q_idx.device).view(-1, 1, 1, 1, 1)
         of_q = lookup(bias.q.positions, b, q_idx) // self.window
         of_k = lookup(bias.kv.positions, b, kv_idx) // self.window
         return (of_q - of_k).abs() <= self.radius
 
     def _around(self, x: Tensor, before: int, size: int, count: int, back: int) -> Tensor:
-        """[B, G, S, K] -> [B, N, G, s, K]: keys of and around each block of queries; zeros beyond the row."""
+        """[B, G, S, K] -> [B, N, G, s, K]: keys in and around each block of queries; zeros elsewhere."""
         ahead = back if self.bidirectional else 0
         front = back if count == 1 else min(back, -(-before // size))  # blocks of keys before the first query
         first = before - front * size
@@ -94,7 +94,7 @@ class FixedWindows(Core):
         return around.unflatten(0, x.shape[:2]).transpose(1, 2)
 
     def _rotated(self, q: Tensor) -> Tensor:
-        """Queries as local-attention turns them, see `rotation`."""
+        """Rotate queries by the offset of local-attention, see `rotation`."""
         if not self.bidirectional:
             return q
         late = torch.full((1, 1), self.window * self.radius, device=q.device)

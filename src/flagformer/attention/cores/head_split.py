@@ -1,4 +1,4 @@
-"""Heads of several kinds in one attention."""
+"""Several cores in one attention, each for some of the heads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flagformer.flow import AttentionBias, DecodeState, KeyValues, LayerCache, S
 
 
 class HeadSplit(Core):
-    """The first heads are served by one core, the next by another; each sees its own heads only.
+    """Splits the heads among cores, in order.
 
-    What mixes or weighs heads (talking heads, sinks) does so among those of one core.
+    Components that mix or weigh heads (talking heads, sinks) apply to the heads of each core separately.
 
     Args:
-        parts: each core and how many heads it serves.
+        parts: each core and its number of heads.
     """
 
     cores: Sequence[Core]
@@ -38,7 +38,7 @@ class HeadSplit(Core):
 
     @property
     def kernel(self) -> Any:
-        """That of the last part; all parts have one of the same kind."""
+        """The kernel of the last core; all cores have kernels of one class."""
         return self.cores[-1].kernel
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
@@ -49,8 +49,8 @@ class HeadSplit(Core):
         outs, maps = [], []
         for core, heads in zip(self.cores, self.slices):
             collector = side.collector.fork()
-            own = replace(side, collector=collector)
-            outs.append(core(q[:, heads], kv.of_heads(heads, q.shape[1]), bias.of_heads(heads), own))
+            core_side = replace(side, collector=collector)
+            outs.append(core(q[:, heads], kv.of_heads(heads, q.shape[1]), bias.of_heads(heads), core_side))
             side.collector.add_losses(collector.losses)
             maps += collector.recorded.get(MAPS, [])
         if maps:

@@ -1,4 +1,4 @@
-"""Local attention: a query considers the tokens around it (arXiv:2003.05997, section 4.1; 2001.04451)."""
+"""Local attention: a query attends to nearby tokens (arXiv:2003.05997, section 4.1; 2001.04451)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flagformer.ops.lengths import clamp_to_length, num_blocks
 from flagformer.ops.zeros import with_zeros
 from flagformer.position import Rotation
 
-# Queries of a block, at least: smaller ones cost more for each pair.
+# Smallest number of queries in a block: smaller blocks cost more for each pair.
 BLOCK = 32
 
 
@@ -27,8 +27,8 @@ class Local(Core):
     """Blocks of queries with the keys of their windows: O(T * reach) time and memory.
 
     Args:
-        reach: how many tokens before a query it attends to, and after it where the mask allows those.
-        later: whether a mask may allow them.
+        reach: number of tokens before a query that it attends to, and after it with `later`.
+        later: whether queries may attend to later keys.
     """
 
     path: ScorePipeline  # owned by the kernel
@@ -72,7 +72,7 @@ class Local(Core):
         return out.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
     def _around(self, x: Tensor, before: int, reach: int, size: int, count: int, ahead: int) -> Tensor:
-        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], keys of each block; zeros beyond the row."""
+        """[B, G, S, K] -> [B, N, G, reach + size + ahead, K], keys of each block; zeros outside the row."""
         first = before - reach
         x = x[:, :, max(first, 0) :]
         wanted = reach + count * size + ahead
@@ -80,25 +80,25 @@ class Local(Core):
         width = reach + size + ahead
         if torch.compiler.is_compiling():  # the step of `unfold` fixes a graph's length
             starts = torch.arange(count, device=x.device) * size
-            places = starts[:, None] + torch.arange(width, device=x.device)  # [N, reach + size + ahead]
-            found = x.index_select(2, places.flatten())
-            return found.view(*x.shape[:2], *places.shape, -1).transpose(1, 2)
+            indices = starts[:, None] + torch.arange(width, device=x.device)  # [N, reach + size + ahead]
+            found = x.index_select(2, indices.flatten())
+            return found.view(*x.shape[:2], *indices.shape, -1).transpose(1, 2)
         return x.unfold(2, width, size).permute(0, 2, 1, 4, 3)
 
 
 class HeadShare:
-    """Contract of the slot `local`, built as `(dims)`: how many of the first heads see a window only."""
+    """Contract of the slot `local`, built as `(dims)`: the first `heads` heads use local attention."""
 
     heads = 0
 
     def core(self, kernel: Kernel, path: ScorePipeline, dims: Dims, rotation: Rotation) -> Core:
-        """What serves them; `rotation` is that of the model."""
+        """Return the core of the local heads; `rotation` is that of the model."""
         raise NotImplementedError
 
 
 @component("local")
 class NoLocal(HeadShare):
-    """All heads are served by the same core."""
+    """No local heads: all heads use the same core."""
 
     def __init__(self, dims: Dims) -> None:
         pass
@@ -109,16 +109,17 @@ class NoLocal(HeadShare):
     select="n_local_attn_heads",
     paper="arXiv:2003.05997, section 4.1",
     kind="a",
-    lacks={"all_pairs": "local heads form no scores of all pairs that could be handed on"},
+    lacks={"all_pairs": "local heads do not compute the scores of all pairs"},
 )
 class LocalHeads(HeadShare):
-    """The first heads see the tokens around them only; the core serves the others.
+    """The first heads use local attention; the others use the slot `core`.
 
-    Departure: the window slides with the query. The published code cuts the sequence in fixed windows and
-    lets a query see its own and `radius` whole ones before it: what a token sees then depends on where the
-    cuts fall. `fixed` does as the published code, with windows cut by position, so that padding in front
-    changes nothing, and weights of local-attention and of routing-transformer's local heads carry over. Their
-    rotary positions are `rotary_pos_emb`; biases of their projections have no place here.
+    Departure: the window slides with the query. In the published code the sequence is split into fixed
+    windows, and a query attends to its own window and to `radius` whole windows before it, so that the
+    number of its keys depends on the window boundaries. `fixed` selects this form, with boundaries at fixed
+    positions, independent of left padding. Weights of local-attention and of local heads of
+    routing-transformer can then be converted: their rotary positions are `rotary_pos_emb`; biases of their
+    projections are not supported.
     """
 
     def __init__(
@@ -126,20 +127,18 @@ class LocalHeads(HeadShare):
         dims: Dims,
         *,
         heads: Annotated[
-            int | None, Flag("n_local_attn_heads", "heads that see the tokens around them only", ge=0)
+            int | None, Flag("n_local_attn_heads", "number of heads with local attention", ge=0)
         ],
         window: Annotated[
             int, Flag("local_attn_window_size", "tokens of a window of local heads", ge=1)
         ] = 256,
         radius: Annotated[
             int,
-            Flag("local_attn_radius_blocks", "windows that local heads see on each visible side", ge=1),
+            Flag("local_attn_radius_blocks", "windows of keys on each allowed side, for local heads", ge=1),
         ] = 1,
         fixed: Annotated[
             bool,
-            Flag(
-                "local_attn_fixed_windows", "windows are cut by position, as in local-attention; not sliding"
-            ),
+            Flag("local_attn_fixed_windows", "fixed windows by position, as in local-attention, not sliding"),
         ] = False,
     ) -> None:
         assert heads is not None

@@ -1,4 +1,4 @@
-"""A reminder for training loops that never move the centroids of routing attention."""
+"""A warning for training loops that never update the centroids of routing attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-# Attentions whose centroids no `update_kmeans` has moved -> steps of their optimizer since they gather.
+# Attentions without a call of `update_kmeans` -> optimizer steps since they accumulate statistics.
 UNMOVED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 MESSAGE = (
     "the optimizer has made two steps, but the centroids of routing attention have not moved: call "
@@ -21,13 +21,13 @@ MESSAGE = (
 
 
 def watch(attention: nn.Module) -> None:
-    """Reminds, once, of `update_kmeans` where an optimizer trains this attention and nothing calls it."""
+    """Warn once if an optimizer trains this attention and `update_kmeans` is never called."""
     UNMOVED[attention] = 0
     _listen()
 
 
-def moved(model: nn.Module) -> None:
-    """Nothing has to be said of this model: its centroids are moved."""
+def mark_updated(model: nn.Module) -> None:
+    """Disable the warning for a model whose centroids are updated."""
     for module in model.modules():
         UNMOVED.pop(module, None)
 
@@ -38,7 +38,7 @@ def _listen() -> None:
 
 
 def _stepped(optimizer: Optimizer, *_: Any) -> None:
-    """Counts a step; at the second one that found gathered tokens lying there, warns."""
+    """Count a step; warn at the second one with statistics that were not used."""
     if not UNMOVED:
         return
     trained = {id(one) for group in optimizer.param_groups for one in group["params"]}

@@ -1,4 +1,4 @@
-"""Residual attention (RealFormer, arXiv:2012.11747): scores are handed on from layer to layer."""
+"""Residual attention (RealFormer, arXiv:2012.11747): scores are added from layer to layer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NEEDS = {"scores", "carry", "all_pairs"}
 
 
 class ResidualAttention(Dense):
-    """The scaled products of all layers so far add up; biases, clamps and masks act on the sum.
+    """Adds the scaled products q k^T of all previous layers; biases, clamps and masks apply to the sum.
 
-    Departure: the paper passes on scores with its relative bias, which would count once a layer.
+    Departure: in the paper the sum includes the relative bias of each layer.
     """
 
     carries = True
@@ -40,13 +40,13 @@ class ResidualAttention(Dense):
 
 @component("core", select="residual_attn", paper=PAPER, needs=NEEDS, kind="a")
 class ResidualScores(ResidualAttention):
-    """Self-attention adds the scores of the self-attention before it to its own."""
+    """Self-attention adds the scores of the previous self-attention."""
 
     name = "attn.scores"
 
 
 @component("core", select="cross_residual_attn", paper=PAPER, needs=NEEDS, kind="c")
 class ResidualCrossScores(ResidualAttention):
-    """Cross-attention adds the scores of the cross-attention before it to its own."""
+    """Cross-attention adds the scores of the previous cross-attention."""
 
     name = "attn.context_scores"

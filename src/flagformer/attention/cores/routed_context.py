@@ -1,4 +1,4 @@
-"""Routed cross-attention: tokens meet those of a context that their cluster holds (arXiv:2003.05997)."""
+"""Routed cross-attention: queries attend to the context tokens of their cluster (arXiv:2003.05997)."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from flagformer.ops.routing import members_of
     select="context_num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="c",
-    lacks={"same_keys": "each head sees other tokens, so there is nothing to mix"},
+    lacks={"same_keys": "each head attends to different keys"},
 )
 class RoutedContext(Core):
-    """A query meets the tokens of the context that its centroid picks: the nearest `context_window_size`.
+    """A query attends to the `context_window_size` context tokens nearest to its centroid.
 
-    A query's cluster is a matter of that token alone, and a context is there from the start: no later token
-    changes an earlier one, every query has a cluster, and decoding step by step is the same model.
+    The cluster of a query depends only on its own token, and the whole context is given, so that later tokens
+    do not affect earlier outputs and decoding step by step gives the same outputs.
 
-    Departure: the paper's centroids pick queries too, of the whole row, which shows the future; `"topk"` and
-    `"leaky"` do so.
+    Departure: in the paper centroids also select queries from the whole row, which leaks future tokens;
+    `"topk"` and `"leaky"` do so.
     """
 
     acausal_flag = "context_selection"
@@ -63,7 +63,7 @@ class RoutedContext(Core):
             Flag("context_num_clusters", "routing: clusters C of each head of cross-attention", ge=1),
         ],
         window: Annotated[
-            int, Flag("context_window_size", "tokens of the context that each centroid picks", ge=1)
+            int, Flag("context_window_size", "context tokens that each centroid selects", ge=1)
         ] = 64,
         decay: Decay = 0.999,
         commitment: Commitment = 1e-4,
@@ -71,7 +71,7 @@ class RoutedContext(Core):
             str,
             Flag(
                 "context_selection",
-                "tokens that centroids select: of the context, for the queries next to them, or queries too",
+                "centroids select context tokens for the queries of their cluster, or select queries too",
                 choices=("nearest", "topk", "leaky"),
             ),
         ] = "nearest",
@@ -88,7 +88,7 @@ class RoutedContext(Core):
         self.memory = cluster_memory(dims, count, memories)
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
-        """A context has no mask but its padding, and no bias."""
+        """Do nothing: cross-attention has no position bias, and its only mask is padding."""
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
         keys = kv.k[:, :, kv.num_prefix_kv :]
@@ -96,28 +96,28 @@ class RoutedContext(Core):
         of_queries, of_keys = of_heads(q, q.shape[1]), of_heads(keys, q.shape[1])
         clusters = self._learn(of_queries, of_keys, padding, side)
         found = self._found(of_keys, padding, side)
-        # centroids select valid tokens alone
-        free = AttentionBias((), None, bias.q, Layout.arange(keys.shape[2], keys.device))
-        return self.attend(self, q, kv, clusters, found, free, side.collector)
+        # no padding mask: centroids select valid tokens only
+        unmasked = AttentionBias((), None, bias.q, Layout.arange(keys.shape[2], keys.device))
+        return self.attend(self, q, kv, clusters, found, unmasked, side.collector)
 
     def init_cache(self, state: DecodeState, device: torch.device) -> ContextSelectionCache:
         return ContextSelectionCache()
 
     def _found(self, keys: Tensor, padding: Tensor | None, side: SideInputs) -> ClusterTopK:
-        """What centroids pick of the context; once a decoding session."""
+        """Return the context tokens that each centroid selects; computed once per decoding session."""
         if side.state is None:
-            return self._pick(keys, padding)
-        held = side.state.core_caches[side.step]
-        assert isinstance(held, ContextSelectionCache)
-        if held.selections is None:
-            held.selections = self._pick(keys, padding)
-        return held.selections
+            return self._select(keys, padding)
+        cache = side.state.core_caches[side.step]
+        assert isinstance(cache, ContextSelectionCache)
+        if cache.selections is None:
+            cache.selections = self._select(keys, padding)
+        return cache.selections
 
-    def _pick(self, keys: Tensor, padding: Tensor | None) -> ClusterTopK:
+    def _select(self, keys: Tensor, padding: Tensor | None) -> ClusterTopK:
         return cluster_topk(self.kmeans.cosines(l2_normalize(keys.detach())), self.window, [padding])
 
     def _learn(self, queries: Tensor, keys: Tensor, padding: Tensor | None, side: SideInputs) -> Tensor:
-        """The clusters [B, H, T] of queries; in training those and the context are counted."""
+        """Return the clusters [B, H, T] of queries; in training, add both inputs to the statistics."""
         learns = self.training and side.state is None
         counts = learns and not side.recomputing
         clusters, loss = self.kmeans.read(queries, side.layout.valid, counts, learns)
@@ -138,12 +138,12 @@ class RoutedContext(Core):
         bias: AttentionBias,
         collector: OutputCollector,
     ) -> Tensor:
-        """Blocks of queries of one cluster and the keys that its centroid selects."""
+        """Attention of blocks of queries of one cluster to the keys that its centroid selects."""
         length = q.shape[2]
         size = clamp_to_length(self.window, length)
         members = members_of(clusters, self.kmeans.count, size)
-        of_blocks = members.clusters.clamp(max=self.kmeans.count - 1)  # [B, N, H]; padding may meet anybody
-        keys, real = (
+        of_blocks = members.clusters.clamp(max=self.kmeans.count - 1)  # [B, N, H]; any cluster for padding
+        keys, valid = (
             part.gather(1, of_blocks[..., None].expand(-1, -1, -1, part.shape[3])) for part in found
         )
         numbers = members.numbers.clamp(max=length - 1)  # [B, N, H, g]
@@ -151,7 +151,7 @@ class RoutedContext(Core):
             rows_at(q, numbers),
             rows_at(kv.k[:, :, kv.num_prefix_kv :], keys),
             rows_at(kv.v[:, :, kv.num_prefix_kv :], keys),
-            real[..., None, :].expand(*numbers.shape, -1),
+            valid[..., None, :].expand(*numbers.shape, -1),
             numbers[..., None],
             keys[..., None, :],
             members.numbers,
@@ -171,7 +171,7 @@ class RoutedContext(Core):
         bias: AttentionBias,
         collector: OutputCollector,
     ) -> Tensor:
-        """The tokens that each centroid selects of the row and of the context."""
+        """Attention of the queries to the context tokens that the same centroid selects."""
         cosines = self.kmeans.cosines(l2_normalize(of_heads(q.detach(), q.shape[1])))
         groups = segments_of(bias.q)
         chosen = cluster_topk(cosines, self.window, groups)

@@ -1,4 +1,4 @@
-"""Routing attention (Routing Transformer, arXiv:2003.05997): tokens meet those of their cluster."""
+"""Routing attention (Routing Transformer, arXiv:2003.05997): tokens attend to keys of their cluster."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from flagformer.ops.lengths import clamp_to_length
 from flagformer.ops.routing import Tokens, chunks_of
 
 NO_MEMORY = (
-    "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries that"
-    " meet recent keys belong to several clusters; say `attn_num_mem_kv`, memory keys that all clusters share"
+    "`cluster_num_mem_kv` and `routing_selection='recent'` cannot be combined, because blocks of queries with"
+    " recent keys contain several clusters; use `attn_num_mem_kv`, whose memory keys all clusters share"
 )
 
 
@@ -43,17 +43,17 @@ NO_MEMORY = (
     select="num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="a",
-    lacks={"same_keys": "each head sees other tokens, so there is nothing to mix"},
+    lacks={"same_keys": "each head attends to different keys"},
 )
 class Routing(Core):
-    """A query sees itself and the most recent keys of its own cluster, and the next ones where it may.
+    """A query attends to itself and to the most recent keys of its cluster; bidirectional: also to the next.
 
-    A token's cluster is the centroid nearest to its query or key, before positions turn it: a matter of that
-    token alone, so no later token changes an earlier one, every token has a cluster, padding has none, and
-    decoding step by step is the same model. Time and memory grow with T * window.
+    The cluster of a token is the centroid nearest to its query or key before rotation. It depends only on its
+    own token, so that later tokens do not affect earlier outputs and decoding step by step gives the same
+    outputs. Padding has no cluster. Time and memory grow with T * window.
 
-    Departures: the paper lets each centroid pick its nearest tokens of the whole sequence, which shows the
-    future; its vectors are layer-normed, these have unit length.
+    Departures: in the paper each centroid selects its nearest tokens from the whole sequence, which leaks
+    future tokens; its vectors are layer-normed, these have unit length.
     """
 
     acausal_flag = "routing_selection"
@@ -71,7 +71,8 @@ class Routing(Core):
             Flag("num_clusters", "routing: clusters C of each head, about sqrt(T)", ge=1),
         ],
         window: Annotated[
-            int, Flag("window_size", "keys of its cluster that a query sees on each visible side", ge=1)
+            int,
+            Flag("window_size", "keys of the cluster for each query, on each allowed side", ge=1),
         ] = 64,
         decay: Decay = 0.999,
         commitment: Commitment = 1e-4,
@@ -79,7 +80,7 @@ class Routing(Core):
             str,
             Flag(
                 "routing_selection",
-                "keys of a query: recent ones of its cluster, or those that each centroid selects",
+                "keys of a query: recent keys of its cluster, or the keys that each centroid selects",
                 choices=("recent", "topk", "leaky"),
             ),
         ] = "recent",
@@ -110,15 +111,15 @@ class Routing(Core):
     def attend_topk(
         self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias, side: SideInputs
     ) -> Tensor:
-        """The tokens that each centroid selects of the whole row, of any cluster."""
+        """Attention among the tokens that each centroid selects from the whole row, of any cluster."""
         assert kv.unrotated_qk is not None
         heads = len(self.kmeans.means)
         groups = [segments_of(layout) for layout in (bias.q, bias.kv)]
         of_queries, of_keys = [
             cluster_topk(
-                self.kmeans.cosines(l2_normalize(of_heads(content.detach(), heads))), self.window, among
+                self.kmeans.cosines(l2_normalize(of_heads(content.detach(), heads))), self.window, group
             )
-            for content, among in zip(kv.unrotated_qk, groups)
+            for content, group in zip(kv.unrotated_qk, groups)
         ]
         memory, collector = self.memory.of_all(len(groups[1])), side.collector
         return attend_selected(self.kernel, self.path, q, kv, of_queries, of_keys, memory, bias, collector)
@@ -126,7 +127,7 @@ class Routing(Core):
     def attend_recent(
         self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias, side: SideInputs
     ) -> Tensor:
-        """The most recent keys of a query's cluster."""
+        """Attention to the most recent keys of the cluster of each query."""
         if side.state is not None:
             rings = side.state.core_caches[side.step]
             assert isinstance(rings, ClusterRingBuffer)
@@ -158,7 +159,7 @@ class Routing(Core):
     def _attend_sorted(
         self, q: Tensor, kv: KeyValues, queries: Tensor, keys: Tensor, bias: AttentionBias
     ) -> Tensor:
-        """The same as `_attend_blocked`, without copies of keys that queries share."""
+        """Equal to `_attend_blocked`, without copies of keys that queries share."""
         ranges = key_ranges.sorted_key_ranges(
             Tokens(queries, bias.q.cache_positions()),
             Tokens(keys, bias.kv.cache_positions()),
@@ -170,9 +171,9 @@ class Routing(Core):
         return key_ranges.attend(q, kv.k, kv.v, ranges, self.path.scale)
 
     def _clusters(self, kv: KeyValues, side: SideInputs) -> tuple[Tensor, Tensor]:
-        """Clusters of the new queries [B, H, T] and keys, those of memories in front [B, H, M + T].
+        """Return the clusters of new queries [B, H, T] and of keys, with XL memories [B, H, M + T].
 
-        In training new tokens are counted; those of memories have been.
+        In training, new tokens are added to the statistics; tokens of memories were added before.
         """
         assert kv.unrotated_qk is not None
         heads, padding = len(self.kmeans.means), side.layout.valid
@@ -203,7 +204,7 @@ class Routing(Core):
         bias: AttentionBias,
         collector: OutputCollector,
     ) -> Tensor:
-        """Chunks of queries that share a range of keys of their cluster, each followed by its own key."""
+        """Attention of chunks of queries to a shared range of keys of the cluster, and to their own keys."""
         length, total = q.shape[2], keys.shape[2]
         window = clamp_to_length(self.window, total)
         size = clamp_to_length(max(window // 2, 1), length)
@@ -216,13 +217,13 @@ class Routing(Core):
             self.bidirectional,
         )
         numbers = chunks.queries.clamp(max=length - 1)  # [B, N, H, g]
-        own = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
+        self_mask = torch.eye(size, dtype=torch.bool, device=q.device).expand(*chunks.allowed.shape[:4], -1)
         found = torch.cat([chunks.keys, numbers + bias.offset], dim=-1)  # [B, N, H, s + g]
         blocks = QKVBlocks(
             rows_at(q, numbers),
             rows_at(kv.k[:, :, kv.num_prefix_kv :], found),
             rows_at(kv.v[:, :, kv.num_prefix_kv :], found),
-            torch.cat([chunks.allowed, own], dim=-1),
+            torch.cat([chunks.allowed, self_mask], dim=-1),
             numbers[..., None],
             found[..., None, :],
             chunks.queries,
@@ -234,7 +235,7 @@ class Routing(Core):
     def _attend_decode(
         self, q: Tensor, kv: KeyValues, found: Tensor, bias: AttentionBias, collector: OutputCollector
     ) -> Tensor:
-        """One query, the keys at cache positions `found` [B, H, w] (-1: none), and its own key."""
+        """Attention of one query to its own key and those at cache positions `found` [B, H, w] (-1: none)."""
         numbers = torch.cat([found - bias.kv.start, torch.full_like(found[..., :1], bias.offset)], dim=-1)
         found = numbers.clamp(min=0)[:, None]  # [B, 1, H, w + 1]
         first = torch.zeros_like(found[..., :1])

@@ -1,4 +1,4 @@
-"""Gates: what weighs the gathered values before they are projected."""
+"""Gates of the attention outputs of heads, before the output projection."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from flagformer.flow import Dims
 
 @component("gate", select="attn_head_scale", paper="arXiv:2110.09456, section 2.1")
 class HeadScale(Gate):
-    """Each head's output times a learned number, which starts at one."""
+    """Multiplies the output of each head by a learned number, initially one."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tensor-product attention: fillers are bound to roles (arXiv:1910.06611)."""
+"""Tensor-product attention (arXiv:1910.06611)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from flagformer.flow import Dims
 
 @component("gate", select="attn_tensor_product", paper="arXiv:1910.06611")
 class TensorProduct(Gate):
-    """A role of each token multiplies what its heads gathered, and the gathered is added (2208.06061).
+    """out + out * role, with a projection of x as the role of each token and head (2208.06061).
 
-    Departure: no bias, and a role for each query head, whatever the number of key/value heads.
+    Departure: no bias, and a role for each query head, also with fewer key/value heads.
     """
 
     def __init__(self, dims: Dims) -> None:

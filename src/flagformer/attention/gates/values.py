@@ -1,4 +1,4 @@
-"""Gates that the sublayer's input opens: per dimension (2505.06708) or per head (2306.12929)."""
+"""Gates computed from the sublayer's input: per dimension (2505.06708) or per head (2306.12929)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from flagformer.flags import Flag, component
 from flagformer.flow import Dims
 from flagformer.ops.linear import Linear
 
-# sigmoid(2) = 0.88: nearly open, where the gate still has a gradient in bf16 (at 10 it has none).
+# sigmoid(2) = 0.88: nearly open, with a gradient in bf16; at 10 the gradient is zero.
 OPEN = 2.0
 
 
 @component("gate", select="attn_gate_values", paper="arXiv:2505.06708, section 2.2")
 class ValueGate(Gate):
-    """Each dimension of each head times the sigmoid of a projection of x."""
+    """Multiplies each dimension of each head by the sigmoid of a projection of x."""
 
     def __init__(
         self,
         dims: Dims,
         *,
         swiglu: Annotated[bool, Flag("attn_swiglu_values", "SiLU in place of the sigmoid")] = False,
-        bias: Annotated[bool, Flag("attn_gate_values_bias", "with a bias, nearly open at the start")] = False,
+        bias: Annotated[bool, Flag("attn_gate_values_bias", "gate bias, initialised nearly open")] = False,
     ) -> None:
         super().__init__()
         width = dims.heads * dims.dim_value
@@ -39,11 +39,11 @@ class ValueGate(Gate):
 
 @component("gate", select="attn_gate_value_heads", paper="arXiv:2306.12929, section 4.2")
 class HeadGate(Gate):
-    """Each head times a sigmoid of x, so that it can attend to nothing; nearly open at the start."""
+    """Multiplies each head by the sigmoid of a projection of x; initialised nearly open."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.to_gate = Linear(dims.dim, dims.heads, init=_opened_alike)
+        self.to_gate = Linear(dims.dim, dims.heads, init=_open_for_all)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         return out * self.to_gate(x).sigmoid().transpose(1, 2)[..., None]  # [B, H, T, 1]
@@ -53,7 +53,7 @@ def _opened(gate: nn.Linear) -> None:
     nn.init.constant_(gate.bias, OPEN)
 
 
-def _opened_alike(gate: nn.Linear) -> None:
-    """For every x."""
+def _open_for_all(gate: nn.Linear) -> None:
+    """Initialise the gate nearly open for every x."""
     nn.init.zeros_(gate.weight)
     _opened(gate)

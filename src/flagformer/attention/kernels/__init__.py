@@ -1,4 +1,4 @@
-"""The arithmetic of attention. A kernel declares its capabilities; the fastest that serves is chosen."""
+"""Attention kernels. Each declares its capabilities; the fastest one that supports a model is chosen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Kernel(nn.Module, ABC):
     reason = "given"  # why it was chosen, for `explain`
 
     def prepare(self, bias: AttentionBias, device: torch.device) -> None:
-        """Makes the form of `bias` that `forward` reads, before the executor runs."""
+        """Make the form of `bias` that `forward` reads, before the executor runs."""
         bias.dense()
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Eager attention: the reference, and the only kernel that forms the weights."""
+"""Eager attention: the reference, and the only kernel that computes the weights as a tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Dropout = Annotated[float, Flag("attn_dropout", "dropout of attention weights", 
 class Eager(Kernel):
     """softmax(q k^T) v in three steps; memory grows with T * S."""
 
-    reason = "needed, because it forms the scores"
+    reason = "needed, because it computes the scores as a tensor"
 
     def __init__(self, path: ScorePipeline, *, dropout: Dropout = 0.0) -> None:
         super().__init__()
@@ -30,6 +30,6 @@ class Eager(Kernel):
         return self.gather(self.path(q, k, bias), v)
 
     def gather(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Weights [B, H, T, P + S] of values [B, G, P + S, V] -> [B, H, T, V]."""
+        """Weights [B, H, T, P + S], values [B, G, P + S, V] -> [B, H, T, V]."""
         weights = F.dropout(weights, self.dropout, self.training).to(v.dtype)
         return weights @ repeat_kv(v, weights.shape[1])

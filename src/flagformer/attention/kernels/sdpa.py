@@ -30,7 +30,7 @@ def _zeros_pay(q: Tensor, k: Tensor) -> bool:
 
 
 def _mask(bias: Tensor, q: Tensor) -> Tensor:
-    """The bias as the fused kernels take it: on CPU in fp32 with queries in half precision."""
+    """Return the bias in the dtype of the fused kernels: on CPU fp32, also for half precision queries."""
     return bias.to(accum_dtype(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype)
 
 
@@ -87,7 +87,7 @@ class SDPA(Kernel):
     def _causal(self, q: Tensor, k: Tensor, v: Tensor, num_prefix_kv: int) -> Tensor:
         if not num_prefix_kv:
             return self._fused(q, k, v, None, is_causal=True)
-        # torch aligns `is_causal` at the top left: as many empty queries as prefix keys keep it right
+        # torch aligns `is_causal` at the top left, so an empty query is added for each prefix key
         return self._fused(F.pad(q, (0, 0, num_prefix_kv, 0)), k, v, None, is_causal=True)[
             :, :, num_prefix_kv:
         ]
@@ -107,7 +107,7 @@ class SDPA(Kernel):
 
 @component("kernel", lacks={"scores": NO_SCORES})
 class SDPATrainableBias(Kernel):
-    """SDPA, and with a gradient for a bias, which torch's fused kernels lack: by distance, or eager."""
+    """SDPA with gradients of a bias, which torch's fused kernels lack: by distance, or eager."""
 
     reason = (
         "SDPA; a learned bias has no gradient there: in training it is read from a table of distances, chunk "

@@ -1,4 +1,4 @@
-"""Outputs: how the heads' findings become what a sublayer adds to the stream."""
+"""Output projections of attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Output(ABC):
     @property
     @abstractmethod
     def last(self) -> nn.Linear:
-        """The projection whose start decides what a sublayer adds at first."""
+        """The projection that initialisations of the output (slot `init`) change."""
 
     @abstractmethod
     def __call__(self, heads: Tensor) -> Tensor:

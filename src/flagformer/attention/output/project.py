@@ -33,9 +33,9 @@ class Project(Linear, Output):
 
 @component("output", select="attn_on_attn", paper="arXiv:1908.06954, section 3.1")
 class AttentionOnAttention(nn.Module, Output):
-    """A second half of the projection gates the first, by its sigmoid.
+    """A projection to 2 * D, whose second half gates the first by its sigmoid.
 
-    Departure: the paper's gate also reads the query; this one reads what the heads found.
+    Departure: the paper's gate also reads the query; this one only the outputs of the heads.
     """
 
     def __init__(self, dims: Dims, *, bias: AttnBias = False, out_bias: OutBias = None) -> None:
@@ -52,6 +52,6 @@ class AttentionOnAttention(nn.Module, Output):
 
 
 def _rename_weight(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-    """Models saved by 0.1 and before hold the projection's weight as the module's own."""
+    """Rename the weight of models saved by version 0.1 and earlier."""
     if f"{prefix}weight" in state:
         state[f"{prefix}project.weight"] = state.pop(f"{prefix}weight")

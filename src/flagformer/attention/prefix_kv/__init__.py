@@ -1,4 +1,4 @@
-"""Keys and values that no token brought: seated in front, seen by every query, without position."""
+"""Prefix keys and values: before those of tokens, without position, allowed for every query."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class PrefixKV(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:
-        """`kv` with M keys and values in front; `norm` is that of all keys, [G, M, K] -> the same shape."""
+        """Return `kv` with M keys and values prepended; `norm` is the key norm, [G, M, K] -> [G, M, K]."""

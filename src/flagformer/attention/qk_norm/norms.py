@@ -47,10 +47,11 @@ class L2QKNorm(QKNorm):
         *,
         factor: Annotated[
             float | None,
-            Flag("attn_qk_norm_scale", "what cosines are multiplied by; None: 10", ge=1e-6),
+            Flag("attn_qk_norm_scale", "factor of the cosines; None: 10", ge=1e-6),
         ] = None,
         parts: Annotated[
-            int, Flag("attn_qk_norm_groups", "parts of a head that each have unit length", ge=1)
+            int,
+            Flag("attn_qk_norm_groups", "groups of dims per head, each of unit length", ge=1),
         ] = 1,
         gains: Annotated[
             bool, Flag("attn_qk_norm_dim_scale", "a learned gain per head and dimension")

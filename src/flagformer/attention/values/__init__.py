@@ -1,4 +1,4 @@
-"""Values: how wide they are, whose they are, and whether positions turn them."""
+"""Settings of the values: width, shared with keys, rotated."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Values:
-    """What holds of the values of one attention.
+    """Settings of the values of one attention.
 
     Attributes:
-        width: V, of one value head.
-        shared: whether the keys, before their norm and rotation, stand for the values.
-        turned: whether each value is turned by its own position, as its key is.
+        width: width V of a value head.
+        shared: whether the keys, before their norm and rotation, are the values.
+        rotated: whether values are rotated by position, as keys are.
     """
 
     width: int
@@ -22,11 +22,11 @@ class Values:
 
 
 class ValueRule(ABC):
-    """Contract of the slot `values`, built as `(dims, rotation)`: says one thing about the values.
+    """Contract of the slot `values`, built as `(dims, rotation)`: a function from settings to settings.
 
-    `rotation` is None where it could not be built, which is a finding of its own already.
+    `rotation` is None if it could not be built, which is reported separately.
     """
 
     @abstractmethod
     def __call__(self, values: Values) -> Values:
-        """What held before -> what holds now."""
+        """Return the settings with this rule applied."""

@@ -1,4 +1,4 @@
-"""Values that are turned by their own positions, as keys are."""
+"""Values with rotary positions."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ FLAG = "attn_rotary_embed_values"
 
 @component("values", select=FLAG, needs={"value_rotation"}, kind="a")
 class RotaryValues(ValueRule):
-    """Each value is turned by its own position: what a head gathers tells where it stood.
-
-    Outputs then depend on the position itself, not on distances alone.
-    """
+    """Rotates values by position, as keys: outputs of heads then depend on absolute positions."""
 
     def __init__(self, dims: Dims, rotation: Rotation | None) -> None:
-        self.turned = None if rotation is None else rotation.width
-        if self.turned == 0:
-            text = f"`{FLAG}` needs a rotation, because it turns values as that turns keys"
+        self.width = None if rotation is None else rotation.width
+        if self.width == 0:
+            text = f"`{FLAG}` needs a rotation, because it rotates values as keys are rotated"
             raise FlagError([Finding(FLAG, f"{text}; set `rotary_pos_emb=True`, or leave it out")])
 
     def __call__(self, values: Values) -> Values:
-        if self.turned is not None and self.turned > values.width:
-            text = f"`{FLAG}` and `attn_value_dim_head` cannot be combined here, because {self.turned} dims"
+        if self.width is not None and self.width > values.width:
+            text = f"`{FLAG}` and `attn_value_dim_head` cannot be combined here, because {self.width} dims"
             less = "raise `attn_value_dim_head` or lower `rotary_emb_dim`"
-            raise FlagError([Finding(FLAG, f"{text} are turned and a value has {values.width}; {less}")])
+            raise FlagError([Finding(FLAG, f"{text} are rotated and a value has {values.width}; {less}")])
         return replace(values, rotated=True)

@@ -1,4 +1,4 @@
-"""Values that are the keys: one projection for both (arXiv:2606.04032, the form Q-K=V)."""
+"""One projection for keys and values (arXiv:2606.04032, the form Q-K=V)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAG = "attn_shared_kv"
 
 @component("values", select=FLAG, paper="arXiv:2606.04032", needs={"own_keys"})
 class SharedKV(ValueRule):
-    """A token is found by what it gives: the keys, before their norm and rotation, are the values."""
+    """The keys, before their norm and rotation, are the values."""
 
     def __init__(self, dims: Dims, rotation: Rotation | None) -> None:
         self.keys = dims.dim_head

@@ -13,7 +13,7 @@ from flagformer.position import Rotation
 
 @component("values", select="attn_value_dim_head", paper="arXiv:1706.03762, section 3.2.2")
 class ValueWidth(ValueRule):
-    """Heads give V numbers a token where their queries and keys have K."""
+    """Sets the width V of value heads; queries and keys keep width K."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How far back a query looks: what a self-attention sublayer decides for itself."""
+"""Sliding windows of self-attention sublayers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class SlidingWindowSlot:
     """Contract of the slot `window`.
 
     Attributes:
-        width: tokens that a query sees, itself and the last ones before it; later ones, where they may be
-            seen at all, are not counted. None: all of them.
+        width: number of tokens that a query attends to, itself and the last ones before it; later tokens of
+            bidirectional attention are not counted. None: all.
     """
 
     width: int | None = None

@@ -1,4 +1,4 @@
-"""All of the past, or the last tokens of it (Longformer, arXiv:2004.05150)."""
+"""Full context or a sliding window (Longformer, arXiv:2004.05150)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagformer.flags import Flag, component
 
 @component("window", kind="a")
 class FullContext(SlidingWindowSlot):
-    """Every earlier token is seen."""
+    """Attention to all earlier tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,10 +18,10 @@ class FullContext(SlidingWindowSlot):
 
 @component("window", select="attn_max_attend_past", paper="arXiv:2004.05150, section 3.1", kind="a")
 class SlidingWindow(SlidingWindowSlot):
-    """A sliding window: a query of self-attention sees itself and so many tokens before it.
+    """A query of self-attention attends to itself and to at most `back` tokens before it.
 
-    It also limits a prefix, a decode state and `window`. Departure: the paper's encoder looks equally far
-    ahead; here only the past is masked, as in x-transformers.
+    The limit also applies to a prefix, a decode state and `window`. Departure: the paper's encoder limits
+    later tokens too; here only earlier ones are masked, as in x-transformers.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class SlidingWindow(SlidingWindowSlot):
         *,
         back: Annotated[
             int | None,
-            Flag("attn_max_attend_past", "tokens before a query that self-attention sees", ge=1),
+            Flag("attn_max_attend_past", "number of tokens before a query to which it attends", ge=1),
         ],
     ) -> None:
         assert back is not None
