@@ -1,6 +1,7 @@
 """Routers, gated and shared experts, weights and losses of mixtures of experts, token by token."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -330,3 +331,25 @@ def test_the_training_loop_moves_the_bias():
     assert set(forward.balance_bias.bias.abs().tolist()) <= {0.0, 0.25}
     assert forward.balance_bias.bias.any()
     assert forward.balance_bias.pending_stats is None
+
+
+def test_a_loop_that_never_moves_the_bias_is_reminded():
+    model, _ = feedforward_of(ff_moe=True, moe_balance_bias=True)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
+
+    def step():
+        model(torch.randint(11, (2, 7))).sum().backward()
+        optimizer.step()
+
+    step()
+    with pytest.warns(UserWarning, match="update_router_bias"):
+        step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step()
+        moved = feedforward_of(ff_moe=True, moe_balance_bias=True)[0]
+        update_router_bias(moved)
+        optimizer = torch.optim.SGD(moved.train().parameters(), lr=0.01)
+        for _ in range(3):
+            moved(torch.randint(11, (2, 7))).sum().backward()
+            optimizer.step()

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from flagformer.attention.cores import Core
 from flagformer.attention.cores.fixed_windows import FixedWindows
 from flagformer.attention.cores.head_split import HeadSplit
-from flagformer.attention.cores.kmeans import KMeans
+from flagformer.attention.cores.kmeans import REMINDER, KMeans
 from flagformer.attention.cores.local import HeadShare, Local
-from flagformer.attention.cores.reminder import watch
 from flagformer.attention.gates import Gate
 from flagformer.attention.output import Output
 from flagformer.attention.prefix_kv import PrefixKV
@@ -23,6 +22,7 @@ from flagformer.attention.values import Values
 from flagformer.flags import Finding, FlagError, Instance, Spec
 from flagformer.flow import AttentionBias, Dims, SideInputs
 from flagformer.ops.identity import as_module
+from flagformer.ops.reminder import watch
 from flagformer.position import Rotation
 from flagformer.position.none import NoRotation
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
     def _watch(self) -> None:
         if any(isinstance(module, KMeans) for module in self.core.modules()):
-            watch(self)
+            watch(self, REMINDER)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

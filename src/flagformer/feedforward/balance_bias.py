@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flagformer.ops.experts import RouterOutput
+from flagformer.ops.reminder import mark_updated
 from flagformer.ops.traced import cacheable
+
+REMINDER = (
+    "the optimizer has made two steps, but the balance biases of experts (`moe_balance_bias`) have not moved:"
+    " call `flagformer.update_router_bias(model)` after each `optimizer.step()`, or once "
+    "`optimizer.register_step_post_hook(lambda *_: flagformer.update_router_bias(model))`"
+)
 
 
 class BalanceBias(nn.Module):
@@ -81,6 +88,7 @@ def update_router_bias(model: nn.Module) -> None:
 
     `optimizer.register_step_post_hook(lambda *_: update_router_bias(model))` calls it at each step.
     """
+    mark_updated(model, REMINDER)
     for module in model.modules():
         if isinstance(module, BalanceBias):
             module.update()

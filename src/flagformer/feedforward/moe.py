@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
-from flagformer.feedforward.balance_bias import BalanceBias
+from flagformer.feedforward.balance_bias import REMINDER, BalanceBias
 from flagformer.feedforward.dense import GLU, MULT, Dense, Dropout, InnerDim, Mult, NoBias, inner_width
 from flagformer.feedforward.experts import Experts, TensorFn
 from flagformer.feedforward.gated import Gated, Limit, Offset
@@ -42,6 +42,7 @@ from flagformer.flow import Dims, SideInputs
 from flagformer.ops.experts import ByExpert, RouterOutput
 from flagformer.ops.full_precision import accum_dtype, cast_together
 from flagformer.ops.grouped_linear import has_grouped_mm
+from flagformer.ops.reminder import watch
 from flagformer.ops.traced import traced, transformed
 
 GATED = "gated linear units: of the feedforward, and of the experts of `ff_moe`"
@@ -119,6 +120,15 @@ class MixtureOfExperts(FeedForward):
         self.balance_bias = BalanceBias(experts, rate) if balanced else None
         self.shared = _shared(self, dims, shared * (shared_dim or width), no_bias) if shared else None
         self.shared_gate = nn.Linear(dims.dim, 1, bias=False) if shared_gate else None
+        self._watch()
+
+    def _watch(self) -> None:
+        if self.balance_bias is not None:
+            watch(self, REMINDER)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch()
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         tokens = x.flatten(0, 1)  # [B * T, D]

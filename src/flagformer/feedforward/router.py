@@ -172,7 +172,7 @@ def sequences_of(layout: Layout, shape: Sequence[int], device: torch.device) -> 
     """The number [B * T] of each token's sequence, and how many there are; padding has that number."""
     batch, length = shape
     sequences = torch.arange(batch, device=device)[:, None].expand(batch, length)
-    if layout.segment_ids is not None:  # padding behind the last segment has the number of segments
+    if layout.segment_ids is not None:  # padding after the last segment has the number of segments
         sequences = sequences * layout.num_segments + layout.segment_ids.clamp(max=layout.num_segments - 1)
     count = batch * (1 if layout.segment_ids is None else layout.num_segments)
     valid = valid_tokens(layout, shape)

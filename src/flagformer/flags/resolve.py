@@ -66,7 +66,7 @@ class _Resolution:
                 self.used.names.add(item.select)
                 if item.is_selected_by(values[item.select]):
                     chosen.append(item)
-        if len(chosen) > 1:  # a parameter of one component does not select another beside it
+        if len(chosen) > 1:  # a parameter of one component does not select another with it
             params = {(item.select, param.flag.name) for item in chosen for param in item.params}
             taken = {name for select, name in params if name != select}
             chosen = [item for item in chosen if item.select not in taken]

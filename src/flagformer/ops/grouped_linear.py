@@ -44,7 +44,7 @@ def _slices(offsets: Tensor) -> Iterator[tuple[int, slice]]:
     schema="(Tensor x, Tensor weight, Tensor offsets) -> Tensor",
 )
 def _linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    # the offsets end at the last row, behind which `grouped_mm` would leave rows unwritten
+    # the offsets end at the last row, after which `grouped_mm` would leave rows unwritten
     if has_grouped_mm(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
     out = x.new_empty(len(x), weight.shape[1])

@@ -10,14 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flagformer.attention.cores.reminder import mark_updated
 from flagformer.flags import Flag
 from flagformer.ops.clusters import Centroids, ClusterStats, commitment_loss, cosines, kmeans_step, nearest
 from flagformer.ops.l2_normalize import l2_normalize, unit_and_length
+from flagformer.ops.reminder import mark_updated
 from flagformer.ops.tiling import sequence_tiles, tile_tokens
 from flagformer.ops.traced import cacheable
 
 LOSS = "kmeans.commitment"  # its name on the collector
+REMINDER = (
+    "the optimizer has made two steps, but the centroids of routing attention have not moved: call "
+    "`model.update_kmeans()` after each `optimizer.step()`, or once "
+    "`optimizer.register_step_post_hook(lambda *_: model.update_kmeans())`"
+)
 Decay = Annotated[float, Flag("kmeans_ema_decay", "decay of the moving averages of k-means", ge=0, lt=1)]
 Commitment = Annotated[
     float, Flag("commitment_factor", "weight of the commitment loss of tokens to centroids", ge=0)
@@ -169,7 +174,7 @@ def update_kmeans(model: nn.Module) -> None:
 
     `optimizer.register_step_post_hook(lambda *_: update_kmeans(model))` calls it at each step.
     """
-    mark_updated(model)
+    mark_updated(model, REMINDER)
     for module in model.modules():
         if isinstance(module, KMeans):
             module.ema_update()
