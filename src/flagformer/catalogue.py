@@ -40,6 +40,9 @@ from flagformer.input_mixer.identity import Identity
 from flagformer.input_mixer.token_shift import TokenShift
 from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
 from flagformer.memory.slots import MemorySlots, NoSlots
+from flagformer.mixer.gated_deltanet import GatedDeltaNet
+from flagformer.mixer.mamba2 import Mamba2
+from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -98,6 +101,7 @@ CATALOGUE.fill(
         NoLocal, LocalHeads,
         # the fastest kernel first: the first that supports the components of all slots is used
         SDPA, SDPATrainableBias, Eager,
+        GatedDeltaNet, Mamba2, ShortConvolution,
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared, NamedActivation,
         Identity, TokenShift,

@@ -142,6 +142,64 @@ class WrongRollback(TinyLM):
         return state
 
 
+class RollbackWithinABlock(TinyLM):
+    """Loses the values of the tokens of the last block that remain."""
+
+    def init_state(self, batch: int, length: int, seq_start_pos: Tensor | None = None) -> State:
+        state = State(batch, length, seq_start_pos, len(self.layers))
+
+        def truncate(length: int) -> None:
+            State.truncate(state, length)
+            state.kv = [
+                (k, torch.cat([v[:, :, : state.before], 0 * v[:, :, state.before :]], 2)) for k, v in state.kv
+            ]
+
+        state.before, state.truncate = 0, truncate
+        return state
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        seq_lens: list[list[int]] | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        if state is not None:
+            state.before = state.length
+        return super().forward(ids, mask, seq_start_pos, seq_lens, state)
+
+
+class RollbackForgetsPadding(TinyLM):
+    def init_state(self, batch: int, length: int, seq_start_pos: Tensor | None = None) -> State:
+        state = State(batch, length, seq_start_pos, len(self.layers))
+
+        def truncate(length: int) -> None:
+            State.truncate(state, length)
+            state.starts = None
+
+        state.truncate = truncate
+        return state
+
+
+class StateOnTheModel(TinyLM):
+    """Every session continues the last one."""
+
+    def init_state(self, batch: int, length: int, seq_start_pos: Tensor | None = None) -> State:
+        self.last = super().init_state(batch, length, seq_start_pos)
+        return self.last
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        seq_lens: list[list[int]] | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        return super().forward(ids, mask, seq_start_pos, seq_lens, None if state is None else self.last)
+
+
 class WrongReorder(TinyLM):
     def init_state(self, batch: int, length: int, seq_start_pos: Tensor | None = None) -> State:
         return KeepsOrder(batch, length, seq_start_pos, len(self.layers))
@@ -254,6 +312,9 @@ CASES = (
     Case(CacheForgetsPositions, "cache", 1, "token by token"),
     Case(CacheLosesTheOldest, "cache", 9, "token by token"),
     Case(WrongRollback, "cache", 16, "truncate"),
+    Case(RollbackWithinABlock, "cache", 17, "truncate(17)"),
+    Case(RollbackForgetsPadding, "cache", 17, "padded left, after `truncate(17)`"),
+    Case(StateOnTheModel, "cache", None, "in turns"),
     Case(WrongReorder, "cache", 16, "reorder"),
     Case(DropoutInEval, "determinism", 0, "random state"),
     Case(RemembersTheLastInput, "determinism", 0, "after another input"),

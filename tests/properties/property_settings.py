@@ -94,7 +94,7 @@ WITH = {
 # Flags whose graph needs both blocks of a small model: orders of modules, inter-layer state.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",
-    "cross_residual_attn", "shift_mem_down",
+    "cross_residual_attn", "shift_mem_down", "mixer",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The property checks of decode states, memories and slots: calls that read the past equal one whole call."""
 
+import pytest
 import torch
 from property_subject import differ, perturb, same
 
@@ -26,8 +27,20 @@ def cached_equals_full(subject):
     got, want = run_cached(subject, seq_start_pos=starts), subject(subject.ids, seq_start_pos=starts)
     same(got[0], want[0], "cached, full row")
     same(got[1, 3:], want[1, 3:], "cached, left-padded row")
+    if subject.model.attn_layers.has_mixers:
+        refuses_windows(subject)
+        return
     window = run_cached(subject, window=3)
     same(window, subject(subject.ids, window=3), "cached with a window")
+
+
+def refuses_windows(subject):
+    """A mixer reads all earlier tokens: arguments that hide some of them are refused by name."""
+    for name, value in (("window", 3), ("attn_mask", torch.ones(9, 9, dtype=torch.bool))):
+        with pytest.raises(ValueError, match=f"`{name}` is for attention"):
+            subject(subject.ids, **{name: value})
+    with pytest.raises(ValueError, match="`window` is for attention"):
+        subject.model.init_state(2, 9, window=3)
 
 
 def prefix_is_seen_by_all(subject):

@@ -71,6 +71,9 @@ MISTAKES = {
 
 
 def extra_flags(slot):
+    if SLOTS[slot].scope == "mixer":
+        sizes = {name: BASE[name] for name in SIZES}
+        return {**sizes, "custom_layers": "mf", "causal": True}
     return {name: value for name, value in BASE.items() if slot != "dims" or name not in SIZES}
 
 

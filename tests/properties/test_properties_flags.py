@@ -8,7 +8,8 @@ from flagformer.flags import CATALOGUE, LAYER_SCOPES, SLOTS, FlagError, resolve
 BASE = {name: TINY[name] for name in ("dim", "heads", "attn_dim_head")} | {"depth": 2}
 # two layers of each kind in a plan that has all three
 PLAN = {**BASE, "cross_attend": True}
-LAYERS = {"attention": 2, "feedforward": 2, "branch": 6}
+MIXERS = {**BASE, "depth": None, "custom_layers": "mfmf"}
+LAYERS = {"attention": 2, "mixer": 2, "feedforward": 2, "branch": 6}
 ONE_PLACE = [slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES and not slot.many]
 PER_LAYER = [slot.name for slot in ONE_PLACE if slot.scope in LAYERS]
 WHOLE = [slot.name for slot in ONE_PLACE if slot.scope not in LAYERS]
@@ -28,22 +29,22 @@ def refusal(flags):
 
 @pytest.mark.parametrize("slot", PER_LAYER)
 def test_a_list_is_one_component_a_layer(slot):
-    count = LAYERS[SLOTS[slot].scope]
+    count, plan = LAYERS[SLOTS[slot].scope], MIXERS if SLOTS[slot].scope == "mixer" else PLAN
     first, second = two_fillers(slot)
     given = [first, second] * (count // 2)
     for form in (list(given), tuple(given)):
-        modules = resolve({**PLAN, slot: form}, CATALOGUE).modules
-        kinds = [kind for kind in "acf" if slot_reaches(slot, kind)]
+        modules = resolve({**plan, slot: form}, CATALOGUE).modules
+        kinds = [kind for kind in "acfm" if slot_reaches(slot, kind)]
         groups = [[m for m in modules if m.kind == kind] for kind in kinds] or [modules]
         assert all([m.slots[slot][0].cls for m in group] == given for group in groups)
     for wrong in (given[:1], [*given, first], []):
-        assert f"has {len(wrong)} values for {count}" in refusal({**PLAN, slot: wrong})[slot]
+        assert f"has {len(wrong)} values for {count}" in refusal({**plan, slot: wrong})[slot]
 
 
 def slot_reaches(slot, kind):
     if SLOTS[slot].scope != "attention":
-        return kind == "f" and SLOTS[slot].scope == "feedforward"
-    return kind != "f" and CATALOGUE.reaches(slot, kind)
+        return SLOTS[slot].scope == {"f": "feedforward", "m": "mixer"}.get(kind)
+    return kind in "ac" and CATALOGUE.reaches(slot, kind)
 
 
 @pytest.mark.parametrize("slot", WHOLE)
@@ -55,7 +56,7 @@ def test_a_list_for_a_component_of_the_whole_stack_is_refused(slot):
 
 @pytest.mark.parametrize("slot", [slot for slot in PER_LAYER if SLOTS[slot].scope != "branch"])
 def test_a_component_that_no_layer_has_is_refused(slot):
-    order = "aa" if SLOTS[slot].scope == "feedforward" else "ff"
+    order = "aa" if SLOTS[slot].scope == "feedforward" else "ff"  # neither attention nor a mixer
     found = refusal({**BASE, "depth": None, "custom_layers": order, slot: two_fillers(slot)[0]})
     assert "has no effect here" in found[slot]
 
@@ -66,7 +67,8 @@ def tuned_per_layer():
     for name, flags in tunings().items():
         owners = [item for item, _ in CATALOGUE.params_named(name)]
         scope = SLOTS[owners[0].slot].scope if owners else ""
-        if scope in LAYERS and all(item.select not in (None, name) for item in owners):
+        # `mixer` names one mixer for each layer, and has no empty value
+        if scope in LAYERS and scope != "mixer" and all(item.select not in (None, name) for item in owners):
             found[name] = (flags, scope)
     return found
 

@@ -29,7 +29,7 @@ def decoder_of(flags):
     """A perturbed model in fp64, with a window if its flags allow one."""
     torch.manual_seed(1)
     model = flagformer.build({**flags, "max_seq_len": WINDOW})
-    if model.absolute_positions or model.num_memory_slots:
+    if model.absolute_positions or model.num_memory_slots or model.attn_layers.has_mixers:
         model = flagformer.build({**flags, "max_seq_len": ROOM})
     return perturb(model.double()).eval()
 

@@ -11,10 +11,13 @@ import flagformer
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.lab.reference import choices, settings
 
+MIXERS = ["mixer", *(item.say() for item in flagformer.CATALOGUE.in_slot("sequence_mixer"))]
+# The state of a mixer does not pass between segments.
 # Stacks without self-attention have no reader of memories; memory tokens precede a whole row.
 REFUSED = {
     "only_cross": "`max_mem_len` and `only_cross` cannot be combined",
     "num_memory_tokens": "`max_mem_len` and `num_memory_tokens` cannot be combined",
+    **dict.fromkeys(MIXERS, "`max_mem_len` and `mixer` cannot be combined"),
 }
 CHOICES = {choice.name: choice for choice in choices()}
 

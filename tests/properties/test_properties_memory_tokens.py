@@ -8,12 +8,14 @@ from property_state_checks import run_cached
 from property_subject import Subject, same
 
 import flagformer
+from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices, settings
 
 BLOCKS = {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}
 REFUSED = {
     "only_cross": "`num_memory_tokens` and `only_cross`",
     "max_mem_len": "`max_mem_len` and `num_memory_tokens` cannot be combined",
+    **{item.say(): "`num_memory_tokens` and `mixer`" for item in CATALOGUE.in_slot("sequence_mixer")},
 }
 CHOICES = {choice.name: choice for choice in choices() if choice.name != "num_memory_tokens"}
 

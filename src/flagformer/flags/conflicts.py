@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from flagformer.flags.errors import Finding
+from flagformer.flags.errors import Finding, nearest
 from flagformer.flags.flag import Component
 from flagformer.flags.needs import declared
 from flagformer.flags.registry import Registry
@@ -46,7 +46,7 @@ def unread_components(
     """Return a finding for each component whose only kind of sublayer is not in the plan."""
     findings = []
     plan = stack["plan"][0].params
-    order = "custom_layers" if plan.get("custom_layers") else "only_cross"
+    order = next((name for name in ("custom_layers", "mixer") if plan.get(name)), "only_cross")
     for slot in (s.name for s in SLOTS.values() if s.read_by and s.read_by not in kinds):
         for choice in stack.get(slot, ()):
             if choice.cls is not getattr(registry.default(slot), "cls", None):
@@ -54,6 +54,29 @@ def unread_components(
                 text = f"`{name}` and `{prefix}{order}` cannot be combined, because only self-attention"
                 findings.append(Finding(name, f"{text} uses it, and this model has none; leave `{name}` out"))
     return findings
+
+
+def mixer_errors(own: Mapping[str, Any], registry: Registry, prefix: str) -> list[Finding]:
+    """Return the finding for a mixer sublayer without a component, or with two.
+
+    Args:
+        own: the flags of the sublayer; `mixer` is the name that the plan gives it, or None.
+    """
+    name, given = own["mixer"], "sequence_mixer" in own
+    known = [str(item.when) for item in registry.selected_by("mixer")]
+    if given and name is not None:
+        text = (
+            f"`{prefix}mixer` and `{prefix}sequence_mixer` cannot be combined, because both fill the mixers"
+        )
+        fix = f"'m' in `{prefix}custom_layers` places mixers of your own; leave one of them out"
+        return [Finding(prefix + "sequence_mixer", f"{text}; {fix}")]
+    if given or name in known:
+        return []
+    if name is None:
+        text = f"`{prefix}custom_layers` has 'm', so `{prefix}mixer` must name a mixer: {', '.join(known)}"
+        return [Finding(prefix + "custom_layers", text)]
+    text = f"`{prefix}mixer` must be made of {', '.join(map(repr, known))} and 'attention', but has {name!r}"
+    return [Finding(prefix + "mixer", text + nearest(name, known))]
 
 
 def missing_components(
@@ -65,7 +88,7 @@ def missing_components(
         select = str(item.select)
         value = values.get(select)
         if any(item.is_selected_by(one) for one in (value if isinstance(value, tuple) else (value,))):
-            order = next((name for name in ("custom_layers", "only_cross") if values.get(name)), "")
+            order = next((name for name in ("custom_layers", "only_cross", "mixer") if values.get(name)), "")
             kind = "self-attention" if item.kind == "a" else "cross-attention"
             text = f"needs {kind}, but this model has none" + (f" (`{prefix}{order}`)" if order else "")
             fix = f"; set `{prefix}cross_attend=True`, or" if item.kind == "c" and not order else ";"

@@ -19,12 +19,12 @@ from flagformer.flags.spec import Instance, Spec
 from flagformer.flags.unused import UnusedFlags, UsedFlags
 
 Buildable = Spec | Instance
-SCOPE_OF = {"a": "attention", "c": "attention", "f": "feedforward"}
+SCOPE_OF = {"a": "attention", "c": "attention", "f": "feedforward", "m": "mixer"}
 
 
 @dataclass(frozen=True)
 class SublayerSpec:
-    """One sublayer to build: its kind ("a", "c" or "f") and the components of its slots."""
+    """One sublayer to build: its kind ("a", "c", "f" or "m") and the components of its slots."""
 
     kind: str
     slots: Mapping[str, tuple[Buildable, ...]]
@@ -132,9 +132,10 @@ class _Resolution:
         return slots
 
     def modules(
-        self, kinds: tuple[str, ...], values: Mapping[str, Any], stack: Mapping[str, tuple[Buildable, ...]]
+        self, plan: Any, values: Mapping[str, Any], stack: Mapping[str, tuple[Buildable, ...]]
     ) -> tuple[SublayerSpec, ...]:
         """Return the sublayers of a plan; sublayers of one kind with equal flags share one spec."""
+        kinds, mixers = plan.kinds, iter(getattr(plan, "mixers", ()))
         counts, ordinals = Counter(kinds), Counter[str]()
         flags = {kind: self._flags_of(values, SCOPE_OF[kind], kind, count) for kind, count in counts.items()}
         branch = self._flags_of(values, "branch", "", len(kinds))
@@ -143,10 +144,12 @@ class _Resolution:
         for index, kind in enumerate(kinds):
             ordinal, own = ordinals[kind], flags[kind]
             ordinals[kind] += 1
-            key = (kind, own.key(ordinal), branch.key(index))
+            mixer = next(mixers, None) if kind == "m" else None
+            key = (kind, own.key(ordinal), branch.key(index), mixer)
             if key not in made:
                 self.layers = dict.fromkeys(own.per_layer, ordinal) | dict.fromkeys(branch.per_layer, index)
-                made[key] = self._module(kind, own.at(ordinal), branch.at(index), stack["position_bias"])
+                of_kind = {**own.at(ordinal), "mixer": mixer} if kind == "m" else own.at(ordinal)
+                made[key] = self._module(kind, of_kind, branch.at(index), stack["position_bias"])
                 self.findings += unmet_needs(stack, made[key][0], self.prefix, own.typed)
             module, used = made[key]
             self.used.add(used, own, ordinal)
@@ -165,7 +168,10 @@ class _Resolution:
     ) -> tuple[SublayerSpec, set[str]]:
         """Return one sublayer and the flags that it uses, without `cross_`."""
         of_stack, self.used.names = self.used.names, set()
-        if kind == "f":
+        if kind == "m":
+            slots = {"sequence_mixer": self.fill("sequence_mixer", own)}
+            self.findings += conflicts.mixer_errors(own, self.registry, self.prefix)
+        elif kind == "f":
             slots = {s.name: self.fill(s.name, own) for s in SLOTS.values() if s.scope == "feedforward"}
         else:
             slots = self.attention(own, bias if kind == "a" else (), kind)
@@ -207,7 +213,7 @@ def resolve(
         else:
             work.findings += conflicts.unread_components(stack, plan.kinds, registry, prefix)
             work.findings += conflicts.missing_components(plan, values, registry, prefix)
-            modules = work.modules(plan.kinds, values, stack)
+            modules = work.modules(plan, values, stack)
     if not modules:
         work.findings += unmet_needs(stack, None, prefix)
     planned = plan is not None or "plan" not in stack

@@ -11,7 +11,7 @@ class Slot:
 
     Attributes:
         scope: filled once per "model" (the wrapper), once per "stack" (the layers), or in every "attention",
-            "feedforward" or "branch" (any sublayer).
+            "mixer", "feedforward" or "branch" (any sublayer).
         many: whether it takes several components.
         read_by: for slots of the stack: the only kind of sublayer that uses it; empty: all kinds.
     """
@@ -70,6 +70,7 @@ SLOTS = _slots(
     Slot("core", "attention", "(q, kv, side) -> out: which query-key pairs are computed"),
     Slot("local", "attention", "number of heads with local attention in place of the core"),
     Slot("kernel", "attention", "(q, k, v, pairs) -> out: how attention is computed"),
+    Slot("sequence_mixer", "mixer", "(x, side) -> x, from a state of fixed size that each token changes"),
     Slot("feedforward", "feedforward", "(x, side) -> x"),
     Slot("activation", "feedforward", "x -> x, pointwise"),
     Slot("input_mixer", "branch", "(x, side) -> x, on the input of a sublayer, after the norm"),
@@ -77,6 +78,6 @@ SLOTS = _slots(
 )
 
 # Scopes whose slots and flags take one value, or one for each sublayer.
-PER_LAYER = frozenset({"attention", "feedforward", "branch"})
-LAYER_SCOPES = frozenset({"stack", "attention", "feedforward", "branch"})
+PER_LAYER = frozenset({"attention", "mixer", "feedforward", "branch"})
+LAYER_SCOPES = PER_LAYER | {"stack"}
 MODEL_SCOPES = LAYER_SCOPES | {"model"}

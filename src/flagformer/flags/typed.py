@@ -36,7 +36,7 @@ class Flags(TypedDict, total=False):
     macaron: bool
     """blocks are f-a-f with halved f (1906.02762)"""
     custom_layers: tuple[str, ...] | str | None
-    """the sequence of sublayers, of 'a', 'c', 'f'"""
+    """the sequence of sublayers, of 'a', 'c', 'f', 'm'"""
     sandwich_coef: int | None
     """number of a first and of f last (1911.03864)"""
     par_ratio: int | None
@@ -45,6 +45,8 @@ class Flags(TypedDict, total=False):
     """one block runs `depth` times (ALBERT, 1909.11942)"""
     layers_execute_order: tuple[int, ...] | None
     """index of the sublayer of each step"""
+    mixer: tuple[str, ...] | str | None
+    """mixers in place of self-attention: a name, one per layer, or '3 mamba2 : 1 attention'"""
     norm_eps: float | None
     """added to the mean square (LayerNorm: the variance); None: 1e-5 in LayerNorm, no epsilon in
     others"""
@@ -322,6 +324,19 @@ class Flags(TypedDict, total=False):
     """dropout of attention weights"""
     cross_attn_dropout: float | tuple[float | None, ...]
     """dropout of attention weights (cross-attention only)"""
+    mixer_heads: int | tuple[int | None, ...] | None
+    """heads H of a mixer; None: `heads`"""
+    mixer_dim_key: int | tuple[int | None, ...] | None
+    """width K of the keys of a mixer; None: `attn_dim_head`"""
+    mixer_dim_value: int | tuple[int | None, ...] | None
+    """width V of the values of a mixer; None: `attn_dim_head`"""
+    mixer_key_groups: int | tuple[int | None, ...] | None
+    """groups of heads that share keys and queries; None: one per head in gated DeltaNet, one in Mamba
+    2"""
+    mixer_kernel: int | tuple[int | None, ...]
+    """tokens W that the causal convolution of a mixer reads"""
+    mixer_chunk: int | tuple[int | None, ...]
+    """tokens of a row that a mixer computes in parallel"""
     ff_mult: float | tuple[float | None, ...]
     """inner width F = int(D * mult)"""
     ff_inner_dim: int | tuple[int | None, ...] | None
@@ -425,6 +440,7 @@ class Flags(TypedDict, total=False):
     core: Any
     local: Any
     kernel: Any
+    sequence_mixer: Any
     feedforward: Any
     activation: Any
     input_mixer: Any

@@ -98,7 +98,7 @@ class UnusedFlags:
     def _reason(self, name: str, bare: str, values: Mapping[str, Any]) -> str:
         owners = self.registry.owners(bare)
         if bare in SLOTS:
-            return f"this model has {_no_sublayer(owners[0], name)}"
+            return f"this model has {_no_sublayer(owners[0], name, values)}"
         slot = owners[0].slot
         if slot in values:
             return f"`{slot}` is set to a component of your own"
@@ -108,7 +108,7 @@ class UnusedFlags:
         if name == bare and f"{CROSS}{name}" in values:
             return f"all attention here is cross-attention, for which `{self.prefix}{CROSS}{name}` is set"
         if any(item.select in (None, bare) for item in owners):
-            return f"this model has {_no_sublayer(owners[0], name)}"
+            return f"this model has {_no_sublayer(owners[0], name, values)}"
         return f"{self._unset_selector(bare)}; set that too, or leave it out"
 
     def _unset_selector(self, bare: str) -> str:
@@ -123,6 +123,7 @@ class UnusedFlags:
         return self.registry.owners(bare)[0].slot
 
 
-def _no_sublayer(owner: Component, name: str) -> str:
+def _no_sublayer(owner: Component, name: str, values: Mapping[str, Any]) -> str:
     scope = "cross-attention" if name.startswith(CROSS) else SLOTS[owner.slot].scope
-    return f"no {scope} sublayer"
+    why = " (`mixer`)" if scope == "attention" and values.get("mixer") else ""
+    return f"no {scope} sublayer{why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,6 +26,13 @@ class LayerCache(Protocol):
 
     def size_bytes(self) -> int:
         """Memory in bytes."""
+
+
+class TruncatedCache(LayerCache, Protocol):
+    """A cache without positions, from which tokens are removed by its own method."""
+
+    def truncate(self, row_lengths: Tensor) -> None:
+        """Keep the first `row_lengths` [B] valid tokens of each row; ValueError where it cannot."""
 
 
 class KVCache:
@@ -118,13 +126,14 @@ class DecodeState:
         row_starts: [B] long, the cache position of each row's first valid token; None without left padding.
         relative_bias: [H, capacity + 1], the position bias of the distances capacity ... 0; None for no bias.
             The first is never read: a slice that is never the whole row is one case for a compiled graph.
-        signature: kind, key/value heads G and their widths K and V at each execution step of the stack that
-            made the state.
+        signature: kind, key/value heads G and their widths K and V (of a mixer, the sizes of its state) at
+            each execution step of the stack that made the state.
         prefix: [B] or [1] long, the number of first tokens of each row to which all tokens attend; None
             without a prefix.
         attention_caches: caches of attention, by execution step (tied modules run at several steps).
         input_mixer_caches: caches of input mixers, by execution step.
         core_caches: caches of attention cores other than keys and values, by execution step.
+        mixer_caches: states of mixers, by execution step.
         context_layout: layout of the context, after the first forward with a context.
         pattern: where memory tokens are inserted; None for no memory tokens.
         prepended: number of prepended embeddings after the first memory tokens, one number or [B, 1].
@@ -140,7 +149,7 @@ class DecodeState:
         capacity: int,
         window: int | None = None,
         row_starts: Tensor | None = None,
-        signature: tuple[tuple[str, int, int, int], ...] = (),
+        signature: tuple[tuple[str | int, ...], ...] = (),
         relative_bias: Tensor | None = None,
     ) -> None:
         self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, row_starts
@@ -150,6 +159,7 @@ class DecodeState:
         self.attention_caches: dict[int, LayerCache] = {}
         self.input_mixer_caches: dict[int, LayerCache] = {}
         self.core_caches: dict[int, LayerCache] = {}
+        self.mixer_caches: dict[int, TruncatedCache] = {}
         self.context_layout: Layout | None = None
         self.pattern: InsertionPattern | None = None
         self.prepended: Tensor | int = 0
@@ -162,6 +172,7 @@ class DecodeState:
             *self.attention_caches.values(),
             *self.input_mixer_caches.values(),
             *self.core_caches.values(),
+            *self.mixer_caches.values(),
         )
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
@@ -222,7 +233,16 @@ class DecodeState:
     def truncate(self, length: int) -> None:
         """Remove all tokens from `length` on (rejected speculative tokens)."""
         check_truncation(length, self.length, self.prefix, self.row_starts)
+        first = 0 if self.row_starts is None else self.row_starts
+        self.truncate_rows(first, length)
         self.length = length
+
+    def truncate_rows(self, row_starts: Tensor | Sequence[int] | int, end: int) -> None:
+        """Remove all tokens from cache position `end` on from caches without positions; row b starts at
+        cache position `row_starts[b]`."""
+        for cache in self.mixer_caches.values():
+            starts = torch.as_tensor(row_starts)
+            cache.truncate((end - starts).clamp(min=0).expand(self.batch))
 
     def size_bytes(self) -> int:
         return sum(cache.size_bytes() for cache in self.layer_caches)

@@ -63,7 +63,7 @@ class InterleavedDecodeState:
         return self.prepended + self.length
 
     @property
-    def signature(self) -> tuple[tuple[str, int, int, int], ...]:
+    def signature(self) -> tuple[tuple[str | int, ...], ...]:
         return self.inner.signature
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
@@ -121,6 +121,7 @@ class InterleavedDecodeState:
         check_truncation(length, self.length, self.prefix, self.row_starts)
         row_lengths = self._row_lengths(length)
         end = max(row_lengths)
+        self.inner.truncate_rows([end - one for one in row_lengths], end)
         if self.inner.row_starts is not None:
             self._shift_rows([end - one for one in row_lengths], end, self.inner.row_starts.device)
         self.inner.length, self.length = end, length

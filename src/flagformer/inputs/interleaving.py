@@ -50,7 +50,9 @@ class PrependedEmbeds:
 def refuse_unread(pattern: InsertionPattern, layers: AttentionLayers) -> None:
     """FlagError for memory tokens that no layer reads."""
     if pattern.memory and not layers.has_self:
-        order = next((name for name in ("custom_layers", "only_cross") if layers.flags.get(name)), "plan")
+        order = next(
+            (name for name in ("custom_layers", "only_cross", "mixer") if layers.flags.get(name)), "plan"
+        )
         text = f"`num_memory_tokens` and `{order}` cannot be combined, because only self-attention reads it"
         raise FlagError([Finding("num_memory_tokens", f"{text}, and there is none; leave one of them out")])
 
@@ -91,7 +93,7 @@ def read_prepended(
             f"`prepend_embeds` must be floating-point numbers of shape [{batch}, P, {width}], P at least 1, "
             f"but is {embeds.dtype} of shape {list(embeds.shape)}"
         )
-    if not layers.has_self:
+    if not (layers.has_self or layers.has_mixers):
         raise ValueError("`prepend_embeds` is read by self-attention, but these layers have none")
     length = embeds.shape[1]
     return PrependedEmbeds(

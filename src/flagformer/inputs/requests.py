@@ -15,6 +15,7 @@ from flagformer.inputs.tokens import check_ids, check_integers, prefix_lengths
 from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.stack.layers import PrefixDecoder
 from flagformer.stack.layouts import read_layout
+from flagformer.stack.refusals import refuse_mixer_arguments
 
 SeqLens = Tensor | Sequence[Sequence[int]]
 
@@ -65,6 +66,9 @@ def generation_window(net: Any, prompt_len: int, seq_len: int, restrict: bool) -
             f"`seq_len` {limit if most > 0 else full}: this model has absolute positions for max_seq_len "
             f"{longest} tokens; shorten either, or build with relative ones such as `rotary_pos_emb=True`"
         )
+    if restrict and longest:
+        fix = "give `restrict_to_max_seq_len=False`, or generate no more than `max_seq_len` tokens in total"
+        refuse_mixer_arguments(net.attn_layers, {"restrict_to_max_seq_len": True}, fix)
     return longest if restrict and longest else None
 
 

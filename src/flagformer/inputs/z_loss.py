@@ -22,7 +22,7 @@ def refuse_no_attention(layers: Any, weight: float) -> None:
     """FlagError for a weight of the z-loss, if not all attention computes it."""
     if not weight:
         return
-    cores = [sublayer.fn.core for sublayer in layers.sublayers if sublayer.kind != "f"]
+    cores = [sublayer.fn.core for sublayer in layers.sublayers if sublayer.kind in ("a", "c")]
     if cores and all(getattr(core, "has_z_loss", False) for core in cores):
         return
     why = "this model has no attention" if not cores else f"{_without(layers)} has no z-loss"
@@ -35,7 +35,7 @@ def _without(layers: Any) -> str:
     chosen = dict.fromkeys(
         declared(slot, module.slots[slot][0])
         for module in layers.resolved.modules
-        if module.kind != "f"
+        if module.kind in ("a", "c")
         for slot in ("core", "local")
     )
     flags = [

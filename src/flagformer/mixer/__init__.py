@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flagformer.flow import SideInputs
+from flagformer.flow import DecodeState, SideInputs
+from flagformer.mixer.cache import KEPT, RecurrentCache
 from flagformer.mixer.tokens import BlockTokens
 
 State = Mapping[str, Tensor]
@@ -29,15 +30,17 @@ class StateField:
 
 
 class Mixer(nn.Module, ABC):
-    """Contract of the slot `mixer`, built as `(dims)`: [B, T, D] -> [B, T, D], causal.
+    """Contract of the slot `sequence_mixer`, built as `(dims)`: [B, T, D] -> [B, T, D], causal.
 
     A mixer declares its state and computes a function of it; it stores none. Padding may hold any values and
     may stand anywhere: it is not read.
 
     Attributes:
+        dim: the width D of the model.
         w_out: the output projection.
     """
 
+    dim: int
     w_out: nn.Linear
 
     @abstractmethod
@@ -66,5 +69,20 @@ class Mixer(nn.Module, ABC):
         }
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
-        tokens = BlockTokens.of(side.layout, x.shape[0])
-        return self.mix(x, tokens, self.initial_state(x.shape[0], x.dtype, x.device))[0]
+        if side.state is None:
+            tokens = BlockTokens.of(side.layout, x.shape[0])
+            return self.mix(x, tokens, self.initial_state(x.shape[0], x.dtype, x.device))[0]
+        tokens = BlockTokens.of(side.layout, x.shape[0], side.state.write_mask)
+        cache = side.state.mixer_caches[side.step]
+        assert isinstance(cache, RecurrentCache)
+        return cache.extend(self.mix, x, tokens)
+
+    def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> RecurrentCache:
+        """The state of one execution step for decoding."""
+        block = torch.zeros(state.batch, KEPT, self.dim, dtype=dtype, device=device)
+        return RecurrentCache(self.initial_state(state.batch, dtype, device), block)
+
+    @property
+    def cache_shape(self) -> tuple[int, ...]:
+        """The sizes of its state, which differ between mixers that cannot share one."""
+        return tuple(size for field in self.fields().values() for size in field.shape)

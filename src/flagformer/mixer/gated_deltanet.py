@@ -12,7 +12,7 @@ from flagformer.mixer import Mixer, State, StateField
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
 from flagformer.mixer.scan import ScanInputs, scan
-from flagformer.mixer.sizes import Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
+from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
 from flagformer.mixer.tokens import BlockTokens, Compaction
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.linear import Linear
@@ -38,7 +38,9 @@ class HeadNorm(nn.Module):
         return (out * F.silu(gate.to(x.dtype))).to(gate.dtype)
 
 
-@component("mixer", select="mixer", when="gated_deltanet", paper="arXiv:2412.06464")
+@component(
+    "sequence_mixer", select="mixer", when="gated_deltanet", paper="arXiv:2412.06464", requires=[CAUSAL]
+)
 class GatedDeltaNet(Mixer):
     """Gated DeltaNet: a state [H, K, V] that decays by a gate and is corrected by the delta rule.
 
@@ -58,7 +60,7 @@ class GatedDeltaNet(Mixer):
         chunk: Chunk = 32,
     ) -> None:
         super().__init__()
-        self.heads, self.chunk = heads or dims.heads, chunk
+        self.dim, self.heads, self.chunk = dims.dim, heads or dims.heads, chunk
         self.groups = check_groups(key_groups or self.heads, self.heads)
         self.dim_key, self.dim_value = dim_key or dims.dim_head, dim_value or dims.dim_head
         keys, values = self.groups * self.dim_key, self.heads * self.dim_value

@@ -12,7 +12,7 @@ from flagformer.mixer import Mixer, State, StateField
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
 from flagformer.mixer.scan import ScanInputs, scan
-from flagformer.mixer.sizes import Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
+from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
 from flagformer.mixer.tokens import BlockTokens, Compaction
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.linear import Linear
@@ -55,7 +55,7 @@ class Skip(nn.Module):
         return out + self.weight.to(x.dtype)[:, None] * x
 
 
-@component("mixer", select="mixer", when="mamba2", paper="arXiv:2405.21060")
+@component("sequence_mixer", select="mixer", when="mamba2", paper="arXiv:2405.21060", requires=[CAUSAL])
 class Mamba2(Mixer):
     """Mamba 2: a state [H, K, V] with one decay per head and token, to which each token adds its value.
 
@@ -76,7 +76,7 @@ class Mamba2(Mixer):
         chunk: Chunk = 32,
     ) -> None:
         super().__init__()
-        self.heads, self.chunk = heads or dims.heads, chunk
+        self.dim, self.heads, self.chunk = dims.dim, heads or dims.heads, chunk
         self.groups = check_groups(key_groups or 1, self.heads)
         self.dim_key, self.dim_value = dim_key or dims.dim_head, dim_value or dims.dim_head
         inner, keys = self.heads * self.dim_value, self.groups * self.dim_key

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.ops.full_precision import without_casts
+from flagformer.ops.lengths import num_blocks
 from flagformer.ops.linear_recurrence import linear_recurrence
 
 SHORT = 8  # below this many tokens the recurrent form is faster
@@ -135,7 +136,8 @@ def chunked(inputs: ScanInputs, state: Tensor, chunk: int) -> tuple[Tensor, Tens
 
 def _split(x: Tensor, chunk: int) -> Tensor:
     """[B, T, ...] -> [B, N, C, ...], with zeros after the last token."""
-    x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, -x.shape[1] % chunk))
+    chunks = num_blocks(-(-x.shape[1] // chunk))
+    x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, chunks * chunk - x.shape[1]))
     return x.unflatten(1, (-1, chunk))
 
 

@@ -8,12 +8,18 @@ from flagformer.flags import component
 from flagformer.flow import Dims
 from flagformer.mixer import Mixer, State, StateField
 from flagformer.mixer.convolution import CausalConvolution
-from flagformer.mixer.sizes import Kernel
+from flagformer.mixer.sizes import CAUSAL, Kernel
 from flagformer.mixer.tokens import BlockTokens, Compaction
 from flagformer.ops.linear import Linear
 
 
-@component("mixer", select="mixer", when="short_convolution", paper="arXiv:2511.23404, section 2")
+@component(
+    "sequence_mixer",
+    select="mixer",
+    when="short_convolution",
+    paper="arXiv:2511.23404, section 2",
+    requires=[CAUSAL],
+)
 class ShortConvolution(Mixer):
     """Gated short convolution: out = W_out (c * convolution(b * u)), where b, c, u = split(W_in x).
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from flagformer.flags import Finding, Flag, FlagError
+from flagformer.flags import Finding, Flag, FlagError, Requirement
+
+CAUSAL = Requirement("causal", True, "a mixer reads the tokens of a row in their order")
 
 Kernel = Annotated[
     int, Flag("mixer_kernel", "tokens W that the causal convolution of a mixer reads", ge=2, example=3)
@@ -15,7 +17,7 @@ Chunk = Annotated[
 Heads = Annotated[int | None, Flag("mixer_heads", "heads H of a mixer; None: `heads`", ge=1, example=6)]
 DimKey = Annotated[
     int | None,
-    Flag("mixer_dim_key", "width K of the keys of a mixer; None: `attn_dim_head`", ge=1, example=5),
+    Flag("mixer_dim_key", "width K of the keys of a mixer; None: `attn_dim_head`", ge=1, example=12),
 ]
 DimValue = Annotated[
     int | None,

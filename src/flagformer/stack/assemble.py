@@ -67,6 +67,9 @@ def _function(module: SublayerSpec, dims: Dims, rotation: Rotation, flags: Mappi
         except FlagError as error:
             typed = {name.removeprefix("cross_") for name in flags if name.startswith("cross_")}
             raise FlagError(with_prefix(error.findings, "cross_", typed)) from None
+    if module.kind == "m":
+        mixer: nn.Module = module.slots["sequence_mixer"][0].build(dims)
+        return mixer
     activation = module.slots["activation"][0].build()
     return module.slots["feedforward"][0].build(dims, activation)
 

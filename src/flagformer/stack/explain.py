@@ -7,7 +7,7 @@ from typing import Any
 
 from flagformer.flags import SublayerSpec
 
-NAMES = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
+NAMES = {"a": "self-attention", "c": "cross-attention", "f": "feedforward", "m": "mixer"}
 
 
 def explain_stack(layers: Any) -> str:
@@ -37,7 +37,7 @@ def _slots(module: SublayerSpec) -> str:
 def _kernels(layers: Any) -> list[str]:
     found: dict[str, None] = {}
     for sublayer in layers.sublayers:
-        if sublayer.kind != "f":
+        if sublayer.kind in ("a", "c"):
             core = sublayer.fn.core
             kernel = getattr(core, "kernel", core)  # a user's core may have no kernel
             reason = getattr(kernel, "reason", "given")

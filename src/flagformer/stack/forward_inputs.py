@@ -12,6 +12,7 @@ from flagformer.flow.decode_state import check_prefix
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.stack.inputs import check_context, check_window
 from flagformer.stack.layouts import read_mask
+from flagformer.stack.refusals import refuse_mixer_arguments
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def read_inputs(
     """
     if state is not None and state.signature != layers.cache_signature:
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    refuse_mixer_arguments(layers, {"attn_mask": attn_mask, "window": window})
     if window is not None:
         check_window(window, layers.time_rule(None) is not None, state is not None)
     cached = state is not None and state.context_layout is not None

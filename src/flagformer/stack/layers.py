@@ -46,9 +46,11 @@ from flagformer.stack.refusals import (
     refuse_carry,
     refuse_idle_context,
     refuse_leak,
+    refuse_mixer_arguments,
+    refuse_mixers,
     refuse_shared,
 )
-from flagformer.stack.session import init_caches
+from flagformer.stack.session import cache_signature, init_caches
 from flagformer.stack.sublayer import Sublayer, TensorFn
 from flagformer.stack.weight_init import apply_init, undo
 from flagformer.stack.whole import Whole
@@ -86,15 +88,16 @@ class AttentionLayers(Whole):
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
         self.final_norm: TensorFn = norm(final_place(resolved.plan)) if placement.final else identity
-        self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind != "f"]
-        self.has_self, self.has_cross = (any(s.kind == kind for s in self.sublayers) for kind in ("a", "c"))
-        self.cache_signature = tuple(
-            ("f", 0, 0, 0) if s.kind == "f" else (s.kind, *s.fn.source.cache_shape) for s in self.steps
+        self.attentions = [sublayer.fn for sublayer in self.sublayers if sublayer.kind in ("a", "c")]
+        self.has_self, self.has_cross, self.has_mixers = (
+            any(s.kind == kind for s in self.sublayers) for kind in ("a", "c", "m")
         )
+        self.cache_signature = cache_signature(self.steps)
         # steps that read hidden states of the previous segment: `mems` holds one tensor for each
         self.recurrent_steps = tuple(
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
+        refuse_mixers(self)
         refuse_shared(resolved, self)
         refuse_idle_context(resolved.flags, self.has_cross)
         refuse_carry(self.steps, resolved)
@@ -123,8 +126,8 @@ class AttentionLayers(Whole):
 
     @property
     def is_relative(self) -> bool:
-        """Whether a rotation or a position bias encodes relative positions."""
-        return any(
+        """Whether a rotation, a position bias or a mixer encodes relative positions."""
+        return self.has_mixers or any(
             self._one(slot).name not in ("NoRotation", "NoPositionBias")
             for slot in ("rotation", "position_bias")
         )
@@ -202,6 +205,7 @@ class AttentionLayers(Whole):
         check_vectors(x, self.dim)
         if inputs is None:
             batch, length = x.shape[:2]
+            refuse_mixer_arguments(self, {"mems": mems, "mem_masks": mem_masks})
             others = {"state": state, "seq_start_pos": seq_start_pos, "prefix_attn_len": prefix_attn_len}
             memory = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim, others)
             padding = {"mask": mask, "seq_start_pos": seq_start_pos}
@@ -261,6 +265,7 @@ class AttentionLayers(Whole):
             )
         for name, size in (("batch", batch), ("length", length), ("window", 1 if window is None else window)):
             check_size(name, size)
+        refuse_mixer_arguments(self, {"window": window})
         first = None if seq_start_pos is None else check_starts("seq_start_pos", seq_start_pos, batch)
         device, dtype = device or home_of(self)[0], dtype or home_of(self)[1]
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """The order of sublayers, in pure Python: flags -> kinds of modules, and the module of each step.
 
-Kinds: "a" self-attention, "c" cross-attention, "f" feedforward.
+Kinds: "a" self-attention, "c" cross-attention, "f" feedforward, "m" mixer.
 """
 
 from __future__ import annotations
@@ -9,10 +9,21 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from flagformer.flags import Finding, Flag, FlagError, component
+from flagformer.stack.mixer_pattern import place_mixers
 
-KINDS = ("a", "c", "f")
+KINDS = ("a", "c", "f", "m")
 # Largest number of steps; more take minutes to build, and published models have less than a tenth.
 MAX_STEPS = 10_000
+
+
+Mixers = Annotated[
+    tuple[str, ...] | str | None,
+    Flag(
+        "mixer",
+        "mixers in place of self-attention: a name, one per layer, or '3 mamba2 : 1 attention'",
+        example="1 gated_deltanet : 1 attention",
+    ),
+]
 
 
 @component("plan")
@@ -39,7 +50,8 @@ class Plan:
         only_cross: Annotated[bool, Flag("only_cross", "blocks are c-f: no self-attention")] = False,
         macaron: Annotated[bool, Flag("macaron", "blocks are f-a-f with halved f (1906.02762)")] = False,
         custom_layers: Annotated[
-            tuple[str, ...] | str | None, Flag("custom_layers", "the sequence of sublayers, of 'a', 'c', 'f'")
+            tuple[str, ...] | str | None,
+            Flag("custom_layers", "the sequence of sublayers, of 'a', 'c', 'f', 'm'"),
         ] = None,
         sandwich_coef: Annotated[
             int | None,
@@ -54,26 +66,24 @@ class Plan:
         execute: Annotated[
             tuple[int, ...] | None, Flag("layers_execute_order", "index of the sublayer of each step")
         ] = None,
+        mixer: Mixers = None,
     ) -> None:
         self.half_step = macaron
         block = _block(cross_attend, only_cross, macaron)
         _check_number(depth, len(block), custom_layers, execute)
+        orders: dict[str, Any] = {
+            "sandwich_coef": sandwich_coef,
+            "par_ratio": par_ratio,
+            "weight_tie_layers": tied,
+        }
         if custom_layers is not None:
-            given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross}
-            given |= {"sandwich_coef": sandwich_coef, "par_ratio": par_ratio, "weight_tie_layers": tied}
-            self.kinds = _custom(custom_layers, given)
-        elif depth is None:
-            raise FlagError(
-                [Finding("depth", "`depth` is required: number of blocks (or give `custom_layers`)")]
-            )
-        elif par_ratio is not None:
-            self.kinds = _par(
-                block, depth, par_ratio, {"sandwich_coef": sandwich_coef, "weight_tie_layers": tied}
-            )
-        elif sandwich_coef is not None:
-            self.kinds = _sandwich(block, depth, sandwich_coef, only_cross, tied)
+            given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross, **orders}
+            kinds = _custom(custom_layers, given)
         else:
-            self.kinds = block if tied else block * depth
+            kinds = _blocks(block, depth, orders, only_cross)
+        orders |= {"only_cross": only_cross, "custom_layers": custom_layers}
+        order = next((name for name, value in orders.items() if value), "")
+        self.kinds, self.mixers = place_mixers(kinds, mixer, order)
         self.order = tuple(range(len(self.kinds))) * (depth if tied and depth is not None else 1)
         if execute is not None:
             given = {"weight_tie_layers": tied, "cross_attend": cross_attend, "only_cross": only_cross}
@@ -113,11 +123,26 @@ def _custom(layers: tuple[str, ...] | str, given: dict[str, Any]) -> tuple[str, 
     wrong = [kind for kind in kinds if kind not in KINDS]
     if wrong or not kinds:
         error = f"holds {wrong[0]!r}" if wrong else "is empty"
-        text = f"`custom_layers` must be a sequence of 'a', 'c' and 'f', but {error}"
+        text = f"`custom_layers` must be a sequence of 'a', 'c', 'f' and 'm', but {error}"
         findings.append(Finding("custom_layers", text))
     if findings:
         raise FlagError(findings)
     return kinds
+
+
+def _blocks(
+    block: tuple[str, ...], depth: int | None, orders: dict[str, Any], only_cross: bool
+) -> tuple[str, ...]:
+    """`depth` blocks; `orders`: the flags that repeat them in another way, or tie them."""
+    if depth is None:
+        text = "`depth` is required: number of blocks (or give `custom_layers`)"
+        raise FlagError([Finding("depth", text)])
+    ratio, coef, tied = orders["par_ratio"], orders["sandwich_coef"], orders["weight_tie_layers"]
+    if ratio is not None:
+        return _par(block, depth, ratio, {name: orders[name] for name in orders if name != "par_ratio"})
+    if coef is not None:
+        return _sandwich(block, depth, coef, only_cross, tied)
+    return block if tied else block * depth
 
 
 def _sandwich(block: tuple[str, ...], depth: int, coef: int, only_cross: bool, tied: bool) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from flagformer.flags.needs import declared
 KINDS = {"a": "self-attention", "c": "cross-attention"}
 OF_CONTEXT = ("cross_attn_dim_context", "cross_attn_tokens_dropout")
 # Flags that order the sublayers.
-ORDERS = ("custom_layers", "sandwich_coef", "par_ratio")
+ORDERS = ("custom_layers", "sandwich_coef", "par_ratio", "mixer")
 
 
 def refuse_idle_context(flags: Mapping[str, Any], has_cross: bool) -> None:
@@ -131,3 +131,38 @@ def fixed_flags(flags: Any, owner: str, **fixed: bool) -> Any:
     if findings:
         raise FlagError(findings)
     return {**flags, **fixed}
+
+
+def refuse_mixers(layers: Any) -> None:
+    """Raise FlagError for mixers in layers that attend to later tokens."""
+    if layers.has_mixers and not layers.causal:
+        name = mixer_flag(layers.flags)
+        text = f"`{name}` needs `causal=True`, because a mixer reads the tokens of a row in their order:"
+        text = f"{text} {type(layers).__name__} is not causal; use Decoder, or leave `{name}` out"
+        raise FlagError([Finding(name, text)])
+
+
+def refuse_mixer_memory(layers: Any, name: str) -> None:
+    """Raise FlagError for a flag `name` of memories that mixers do not read."""
+    if layers.has_mixers:
+        other = mixer_flag(layers.flags)
+        text = f"`{name}` and `{other}` cannot be combined, because the state of a mixer starts with zeros in"
+        raise FlagError([Finding(name, f"{text} each segment; leave one of them out")])
+
+
+def refuse_mixer_arguments(layers: Any, arguments: Mapping[str, Any], fix: str = "leave it out") -> None:
+    """Raise ValueError for arguments of a call that attention reads and mixers do not."""
+    if not layers.has_mixers:
+        return
+    for name, value in arguments.items():
+        if value is not None:
+            other = mixer_flag(layers.flags)
+            raise ValueError(
+                f"`{name}` is for attention, but this model has mixers (`{other}`), whose state holds all "
+                f"earlier tokens of the row: {fix}"
+            )
+
+
+def mixer_flag(flags: Mapping[str, Any]) -> str:
+    """The flag that gives a stack its mixers."""
+    return next((name for name in ("mixer", "sequence_mixer") if flags.get(name)), "custom_layers")

@@ -11,6 +11,17 @@ from flagformer.flow import DecodeState
 from flagformer.stack.sublayer import Sublayer
 
 
+def cache_signature(steps: Sequence[Sublayer]) -> tuple[tuple[str | int, ...], ...]:
+    """The kind and the sizes of the caches at each step; models that share a state have equal ones."""
+    signature: list[tuple[str | int, ...]] = []
+    for sublayer in steps:
+        shape = (0, 0, 0)
+        if sublayer.kind != "f":
+            shape = sublayer.fn.cache_shape if sublayer.kind == "m" else sublayer.fn.source.cache_shape
+        signature.append((sublayer.kind, *shape))
+    return tuple(signature)
+
+
 def init_caches(
     state: DecodeState, steps: Sequence[Sublayer], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -19,7 +30,9 @@ def init_caches(
         cache = sublayer.input_mixer.init_cache(state, dtype, device)
         if cache is not None:
             state.input_mixer_caches[step] = cache
-        if sublayer.kind == "f":
+        if sublayer.kind == "m":
+            state.mixer_caches[step] = sublayer.fn.init_cache(state, dtype, device)
+        if sublayer.kind not in ("a", "c"):
             continue
         state.attention_caches[step] = sublayer.fn.source.init_cache(state, dtype, device)
         core = sublayer.fn.core

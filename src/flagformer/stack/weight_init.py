@@ -13,7 +13,7 @@ from torch import nn
 from flagformer.flags import Finding, FlagError, component
 from flagformer.ops.linear import Init, Linear
 
-WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward"}
+WORDS = {"a": "self-attention", "c": "cross-attention", "f": "feedforward", "m": "mixer"}
 ZEROS = {"zero_output"}
 LAST = {"output_projection"}  # of a feedforward; attention has one
 
@@ -25,7 +25,7 @@ class WeightInit(ABC):
         kinds: the kinds of sublayers that it changes.
     """
 
-    kinds = frozenset("acf")
+    kinds = frozenset("acfm")
 
     @abstractmethod
     def __call__(self, sublayers: Sequence[Any]) -> None: ...
@@ -47,6 +47,7 @@ def _refuse_unused(init: WeightInit, others: Sequence[Any], present: set[str]) -
     kinds = " or ".join(WORDS[kind] for kind in sorted(init.kinds))
     names = " and ".join(f"`{_flag(other)}`" for other in later)
     why = f"{names} overwrites all its weights" if later else f"this model has no {kinds} sublayer"
+    why += " (`mixer`)" if "m" in present and not later else ""
     text = f"`{_flag(init)}` has no effect here, because {why}; leave it out"
     raise FlagError([Finding(_flag(init), text)])
 
@@ -130,7 +131,7 @@ def _zeroed(last: nn.Linear) -> None:
 
 def _last(init: WeightInit, sublayer: Any) -> nn.Linear:
     """Return the output projection of a sublayer."""
-    if sublayer.kind != "f":
+    if sublayer.kind in ("a", "c"):
         return sublayer.fn.to_out.last
     last = getattr(sublayer.fn, "w_out", None)
     if last is None:

@@ -31,6 +31,7 @@ from flagformer.ops.sharded import as_forward
 from flagformer.position.absolute import UNIT
 from flagformer.sessions.sessions import Sessions
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
+from flagformer.stack.refusals import refuse_mixer_memory
 from flagformer.storage.saved import Saved
 
 # The values of `model` and their layers.
@@ -118,6 +119,8 @@ class TransformerWrapper(Sessions, Saved):
         self.slots = self.resolved.stack["slots"][0].build(dim)
         self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
         readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
+        if max_mem_len:
+            refuse_mixer_memory(attn_layers, "max_mem_len")
         self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
 
     @staticmethod

@@ -15,6 +15,7 @@ from flagformer.audit.max_error import MaxError
 from flagformer.audit.subject import Settings, Subject
 
 UNEVEN = (1, 4, 2, 7, 3)
+DRAFT = 3  # tokens that are decoded before some are dropped
 
 
 def cache(subject: Subject) -> CheckResult:
@@ -25,7 +26,8 @@ def cache(subject: Subject) -> CheckResult:
         with attempts.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    for part in (_across_turning_points, _left_padded, _windowed, _truncated, _reordered):
+    parts = (_across_turning_points, _left_padded, _windowed, _truncated, _truncated_left_padded, _reordered)
+    for part in (*parts, _in_turns):
         with attempts.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
     words = "cached and full logits are equal for all block sizes"
@@ -96,16 +98,59 @@ def _windowed(subject: Subject, worst: MaxError) -> None:
 
 
 def _truncated(subject: Subject, worst: MaxError) -> None:
-    """Wrong tokens are decoded, then dropped, as in speculative decoding."""
+    """Wrong tokens are decoded, then dropped, as in speculative decoding: a whole block, or its end."""
     length = subject.settings.seq_len // 2
-    session = _after(subject, length)
+    for right in (0, DRAFT - 1):
+        session = _after(subject, length)
+        with subject.comparing():
+            session.step(_draft(subject, subject.ids, length, right))
+            if not session.truncate(length + right):
+                return
+            got = session.step(subject.ids[:, length + right :])
+        words = f"after tokens were dropped with `truncate({length + right})`, cached and full logits differ"
+        worst.compare(got, subject.reference[:, length + right :], words, start=length + right)
+
+
+def _truncated_left_padded(subject: Subject, worst: MaxError) -> None:
+    """The end of a block is dropped from rows that are padded on the left."""
+    if subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE):
+        return
+    lengths, total = row_lengths(subject), subject.settings.seq_len
+    ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
+    given = CallInputs(starts=total - torch.tensor(lengths, device=subject.device))
+    length, kept = total // 2, total // 2 + 1
     with subject.comparing():
-        session.step(subject.other_ids(subject.ids)[:, length : length + 3])
-        if not session.truncate(length):
+        session = subject.calls.session(ids.shape[0], total, given)
+        session.step(ids[:, :length])
+        session.step(_draft(subject, ids, length, kept - length))
+        if not session.truncate(kept):
             return
-        got = session.step(subject.ids[:, length:])
-    words = f"after tokens were dropped with `truncate({length})`, cached and full logits differ"
-    worst.compare(got, subject.reference[:, length:], words, start=length)
+        got = session.step(ids[:, kept:])
+    wanted = subject.logits(ids, given)[:, kept:]
+    for row, n in enumerate(lengths):
+        first = max(total - n - kept, 0)
+        words = f"a row of {n} tokens padded left, after `truncate({kept})`: cached and full logits differ"
+        worst.compare(got[row, first:], wanted[row, first:], words, start=kept + first)
+
+
+def _draft(subject: Subject, ids: Tensor, start: int, right: int) -> Tensor:
+    """DRAFT tokens from `start` on, of which only the first `right` are those of `ids`."""
+    wrong = subject.other_ids(ids)[:, start + right : start + DRAFT]
+    return torch.cat([ids[:, start : start + right], wrong], dim=1)
+
+
+def _in_turns(subject: Subject, worst: MaxError) -> None:
+    """Two sessions with different tokens, a block of each in turns."""
+    others, length = subject.other_ids(subject.ids), subject.settings.seq_len
+    blocks = [length // 2, 1, length - length // 2 - 1]
+    sessions = [subject.calls.session(subject.settings.rows, length) for _ in range(2)]
+    parts: list[list[Tensor]] = [[], []]
+    with subject.comparing():
+        for pair in zip(subject.ids.split(blocks, dim=1), others.split(blocks, dim=1)):
+            for session, got, block in zip(sessions, parts, pair):
+                got.append(session.step(block))
+    for got, wanted in zip(parts, (subject.reference, subject.logits(others))):
+        worst.compare(torch.cat(got, dim=1), wanted, "two sessions in turns: cached and full logits differ")
 
 
 def _reordered(subject: Subject, worst: MaxError) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flagformer.flags import CATALOGUE, SLOTS, Component
 from flagformer.flags.names import CROSS, canonical
+from flagformer.flags.slots import PER_LAYER
 from flagformer.flags.values import type_name
 
 
@@ -87,7 +88,7 @@ def rules_of(name: str) -> Iterable[str]:
     scope = CATALOGUE.scope(name)
     if name in CATALOGUE.crossed():
         yield f"applies to self- and cross-attention; `{CROSS}{name}` sets cross-attention separately"
-    if scope in ("attention", "feedforward", "branch"):
+    if scope in PER_LAYER:
         yield "a tuple (a list in YAML) with one value per layer sets each layer"
 
 

@@ -19,7 +19,7 @@ class Entry:
     Attributes:
         name: as typed, with `cross_` for the cross-attention form.
         param: its declaration: type, default and doc.
-        scope: "model", "stack", "attention", "feedforward" or "branch".
+        scope: "model", "stack", "attention", "mixer", "feedforward" or "branch".
         owners: the components that it selects or configures.
     """
 

@@ -75,6 +75,7 @@ SCOPES = {
     "model": ("The model", "Filled once, by `TransformerWrapper`."),
     "stack": ("The stack", "Filled once for all layers."),
     "attention": ("Attention", "Filled in every self- and cross-attention sublayer."),
+    "mixer": ("Mixers", "Filled in every sublayer that `mixer` or 'm' in `custom_layers` makes a mixer."),
     "feedforward": ("Feedforward", "Filled in every feedforward sublayer."),
     "branch": ("Every sublayer", "Filled in every sublayer of any kind."),
 }

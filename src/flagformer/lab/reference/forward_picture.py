@@ -11,7 +11,7 @@ from flagformer.flags import CATALOGUE, SLOTS
 
 WIDTH, GAP, PAD, LINE, CHARS = 268, 22, 12, 15, 36
 COLOURS = {"model": "#dbe9f6", "stack": "#e3f1dd", "attention": "#fdebd3", "feedforward": "#f5dcd7",
-           "branch": "#e8e1f2"}  # fmt: skip
+           "mixer": "#f7f0c8", "branch": "#e8e1f2"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ COLUMNS = (
             "Sublayer",
             ("branch",),
             ("residual stream h", "x = in_norm(residual.read(h))", "norm", "norm_position", "input_mixer",
-             "attention or feedforward", "branch_norm(out)", "branch", "h = residual.write(h, out)",
+             "attention, mixer or feedforward", "branch_norm(out)", "branch", "h = residual.write(h, out)",
              "residual", "out_norm(h)"),
         ),
         Panel(
@@ -60,6 +60,7 @@ COLUMNS = (
             ("feedforward",),
             ("x [B, T, D]", "feedforward", "activation", "out [B, T, D]"),
         ),
+        Panel("Mixer", ("mixer",), ("x [B, T, D]", "sequence_mixer", "out [B, T, D]")),
     ),
     (
         Panel(

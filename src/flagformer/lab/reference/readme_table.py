@@ -10,7 +10,7 @@ from flagformer.lab.reference.marked import with_part
 ROWS: tuple[tuple[str, ...], ...] = (
     ("absolute",), ("memory", "slots"), ("norm", "norm_position"), ("rotation",), ("position_bias",),
     ("values", "projection"), ("qk_norm", "window"), ("prefix_kv",), ("score", "normalizer", "weight_mod"),
-    ("gate", "output"), ("core", "local"), ("kernel",), ("feedforward", "activation"),
+    ("gate", "output"), ("core", "local"), ("kernel",), ("sequence_mixer",), ("feedforward", "activation"),
     ("input_mixer", "branch"), ("residual", "init"), ("executor",), ("head",),
     ("recurrence",), ("plan",),
 )  # fmt: skip
