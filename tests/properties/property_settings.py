@@ -98,6 +98,10 @@ ORDERS = {
 }  # fmt: skip
 
 
+# The value of a layer without a choice, where it is not None.
+UNSET = {"mixer": "attention"}
+
+
 def one_block(flags):
     """The same flags with one block, which has every sublayer of a second one, where the order allows it."""
     layers = any(is_per_layer(name, value, CATALOGUE) for name, value in flags.items())
@@ -152,7 +156,7 @@ def _mixed(first, second=None):
     flags = {**first.extra}
     for choice, layer in ((first, 0), (second, 1)):
         for name, value in (choice.flags if choice else {}).items():
-            flags[name] = tuple(value if index == layer else None for index in range(count))
+            flags[name] = tuple(value if index == layer else UNSET.get(name) for index in range(count))
     return flags
 
 
