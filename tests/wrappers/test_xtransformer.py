@@ -122,7 +122,7 @@ def test_every_flag_reaches_its_half(choice, prefix, pair):
         ({"dec_ff_mult": 0}, "dec_ff_mult", "`dec_ff_mult` must be at least"),
         ({"dec_attn_kv_heads": 3}, "dec_attn_kv_heads", "must divide `dec_heads` = 2, but is 3"),
         ({"enc_dim": 8}, "enc_dim", "`enc_dim` cannot be given, because both halves have one width"),
-        ({"enc_cross_attend": True}, "enc_cross_attend", "because the encoder reads the source alone"),
+        ({"enc_cross_attend": True}, "enc_cross_attend", "because the encoder reads only the source"),
         ({"enc_custom_layers": "acf", "enc_depth": None}, "enc_custom_layers", "must hold no 'c'"),
         ({"dec_custom_layers": "af", "dec_depth": None}, "dec_custom_layers", "must hold a 'c'"),
         ({"dec_cross_attn_dim_context": 8}, "dec_cross_attn_dim_context", "output, of width `dim`"),

@@ -67,14 +67,14 @@ class Settings:
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
-    """The module that the model is, or whose bound method it is; None for a plain function."""
+    """Return the module, also for one of its bound methods; None for a plain function."""
     owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
 
 
 class Subject:
     """A model with the ids of an audit. Comparisons run without gradients, with fixed seeds, and under
-    autocast if the settings ask for it."""
+    autocast with `Settings.cast`."""
 
     def __init__(self, model: Callable[..., Any], settings: Settings) -> None:
         self.settings = settings
@@ -180,11 +180,13 @@ class Subject:
         return "" if self.settings.causal else "not causal (`causal=False`)"
 
     def across(self) -> list[CallInputs]:
-        """For each of the model's turning points, positions whose first half is before it."""
+        """Positions whose first half is before a change of the algorithm, for each change."""
         if self.calls.missing(FIRST):
             return []
         half = self.settings.seq_len // 2
-        return [CallInputs(first=point - half) for point in self.calls.turning_points() if point >= half]
+        return [
+            CallInputs(first=point - half) for point in self.calls.path_change_positions() if point >= half
+        ]
 
     def needs(self, what: str) -> None:
         """Raise NotApplicable if the model does not accept `what`; from here on the model may refuse."""

@@ -19,13 +19,13 @@ NEEDS = {
     "learned_bias": "a gradient for the position bias",
     "same_keys": "all heads attend to the same keys",
     "all_pairs": "the scores of all query-key pairs",
-    "own_keys": "keys that are projected apart from the queries",
-    "value_rotation": "a rotation that values can have too",
+    "own_keys": "separate projections of keys and queries",
+    "value_rotation": "a rotation that also applies to values",
     "carry": "tensors that pass from one sublayer to a later one",
     "stream": "a residual stream that changes by more than sums",
     "output_projection": "one output projection in a feedforward",
     "zero_output": "sublayers whose output is zero",
-    "inserted_tokens": "tokens that are inserted between those of a row",
+    "inserted_tokens": "tokens inserted between those of a row",
 }
 # `Component.when`: all values except None, False and 0 select the component.
 ANY: Any = ...

@@ -20,13 +20,13 @@ class Flags(TypedDict, total=False):
     attn_dim_head: int
     """width K of one head"""
     causal: bool
-    """no position attends to a later one (fixed by Encoder and Decoder)"""
+    """causal self-attention (fixed by Encoder and Decoder)"""
     cross_attn_dim_context: int | None
     """width of the context; None: `dim`"""
     cross_attn_tokens_dropout: float
     """fraction of context tokens that all cross-attention masks in training (2202.07765)"""
     disable_abs_pos_emb: bool | None
-    """whether wrappers omit absolute positions; None: if the layers have relative ones"""
+    """no absolute positions in wrappers; None: if the layers have relative ones"""
     depth: int | None
     """number of blocks"""
     cross_attend: bool
@@ -408,7 +408,7 @@ class Flags(TypedDict, total=False):
     ff_activation: FfActivation | tuple[FfActivation | None, ...]
     """activation by name, as `hidden_act` of transformers"""
     shift_tokens: int | tuple[int | None, ...]
-    """neighbours on each side, from each of which some dimensions come"""
+    """number of neighbours on each side to take dimensions from"""
     use_layerscale: bool | tuple[bool | None, ...] | None
     """A learned scale per dimension with a small initial value, applied after the sandwich norm."""
     layerscale_init_value: float | tuple[float | None, ...]

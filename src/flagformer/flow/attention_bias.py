@@ -1,4 +1,4 @@
-"""Mask and position bias of a forward, in every form that a kernel takes."""
+"""Mask and position bias of a forward, in the form that each kernel reads."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ T = TypeVar("T")
 
 
 class AttentionBias:
-    """Mask rules and position bias of one forward, lazy and memoised.
+    """Mask rules and position bias of one forward; each form is computed on first use and cached.
 
-    A forward makes one for self-attention and one for cross-attention; `narrowed` gives that of a sublayer.
-    Each form (`dense`, `relative`, ...) is made once, and equal narrowings are one object.
+    A forward has one for self-attention and one for cross-attention; `narrowed` returns that of a sublayer.
+    Equal narrowings are one object.
 
-    Checkpointed and reversible layers compute sublayers twice and must find the same tensors: kernels make
-    their forms in `prepare`, before the executor runs, and `mapped` replaces the tensors of these forms.
+    Checkpointed and reversible layers compute sublayers twice, with the same tensors: kernels compute their
+    forms in `prepare`, before the executor runs, and `mapped` replaces the tensors of these forms.
 
     Args:
-        rules: joined by `and`; padding and segments are added where `kv` has them.
-        position_bias: None: nothing is added.
+        rules: a pair is allowed if all rules allow it; rules for padding and segments are added.
+        position_bias: added to the scores; None: no bias.
         q, kv: layouts of queries and keys, without prefix keys.
-        window: a query sees at most this many of the last tokens; None: all.
-        state: a decoding session, whose cache holds the keys that a window leaves.
+        window: a query attends to at most this many of the last tokens; None: all.
+        state: the decode state; its cache holds at least the keys within the window.
 
     Attributes:
-        num_prefix_kv: keys before `kv` without a position: every query attends to them, nothing is added.
-        mask_self: keys are queries (shared QK): each attends to itself only where it has no other key.
-        heads: the heads that it describes; None: all.
+        num_prefix_kv: number of keys before `kv` without a position: always allowed, without a bias.
+        mask_self: for shared QK: a query attends to itself only if it has no other key.
+        heads: the heads to which it applies; None: all.
         is_bidirectional: whether tokens may attend to later ones.
     """
 
-    # no dataclass: FSDP2 gives a sharded module copies of those, and forms are kept here
+    # not a dataclass: FSDP2 passes copies of dataclasses to sharded modules, and forms are cached here
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class AttentionBias:
         self.window = window if state is None else state.window
         self.num_prefix_kv, self.mask_self = 0, False
         self.heads: slice | None = None
-        # `whole` describes all heads, `base` all heads without prefix keys and `mask_self`
+        # `whole`: for all heads; `base`: for all heads, without prefix keys and `mask_self`
         self.root = self.base = self.whole = self
         self.narrowings: dict[tuple[Any, ...], AttentionBias] = {}
         self.memo: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class AttentionBias:
         mask_self: bool = False,
         heads: slice | None = None,
     ) -> AttentionBias:
-        """The same within a window (and that of the forward), after prefix keys, for some heads."""
+        """Return the bias for some heads, with prefix keys, within this window and that of the forward."""
         heads = self.heads if heads is None else heads
         ends = () if heads is None else (heads.start, heads.stop)
         key = (narrowest(window, self.root.window), num_prefix_kv, mask_self, *ends)
@@ -82,7 +82,7 @@ class AttentionBias:
         return self.root.narrowings[key]
 
     def of_heads(self, heads: slice) -> AttentionBias:
-        """The same for some of the heads."""
+        """Return the bias of some of the heads."""
         return self.narrowed(self.window, self.num_prefix_kv, self.mask_self, heads)
 
     def _narrow(
@@ -102,25 +102,25 @@ class AttentionBias:
         return one
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """The value that is kept under this name, made where there is none."""
+        """Return the cached value of this name, computed by `make` on first use."""
         if name not in self.memo:
             self.memo[name] = make()
         found: T = self.memo[name]
         return found
 
     def mapped(self, change: Callable[[Any], Any]) -> AttentionBias:
-        """The same with other tensors: `change` maps rules, layouts and all forms made so far."""
-        made: dict[int, AttentionBias] = {}
+        """Return a copy with other tensors: `change` maps rules, layouts and all cached forms."""
+        copies: dict[int, AttentionBias] = {}
 
         def copied(one: AttentionBias) -> AttentionBias:
-            if id(one) not in made:
-                made[id(one)] = new = _copied(one)
+            if id(one) not in copies:
+                copies[id(one)] = new = _copied(one)
                 new.given, new.q, new.kv = (change(x) for x in (one.given, one.q, one.kv))
                 new._rules = None
                 new.memo = {name: x if name == "block_mask" else change(x) for name, x in one.memo.items()}
                 new.root, new.base, new.whole = copied(one.root), copied(one.base), copied(one.whole)
                 new.narrowings = {key: copied(child) for key, child in one.narrowings.items()}
-            return made[id(one)]
+            return copies[id(one)]
 
         return copied(self)
 
@@ -132,12 +132,12 @@ class AttentionBias:
     def rules(self) -> tuple[MaskRule, ...]:
         """All rules of these layouts and this window, without those that allow every pair."""
         if self._rules is None:
-            self._rules = self._own_rules()
+            self._rules = self._all_rules()
         return self._rules
 
-    def _own_rules(self) -> tuple[MaskRule, ...]:
+    def _all_rules(self) -> tuple[MaskRule, ...]:
         rules: list[MaskRule] = [*self.given, Padding(), Segments()]
-        # the cache before a single query holds only the keys that its window leaves
+        # for a single query, keys outside the window are sliced off the cache
         trimmed = self.state is not None and self.q.length == 1 and self.kv.always_visible is None
         if self.window is not None and not trimmed:
             rules.append(Window(self.window - 1))
@@ -145,12 +145,12 @@ class AttentionBias:
 
     @property
     def offset(self) -> int:
-        """How many keys are older than the first query."""
+        """Number of keys before the first query."""
         return self.q.start - self.kv.start
 
     @property
     def is_plain_causal(self) -> bool:
-        """Whether "no later key" is the whole mask and query i is key i: the fast path of every kernel."""
+        """Whether causality is the only rule and query i has key i: the fast path of every kernel."""
         if self._plain is None:
             self._plain = self._is_plain_causal()
         return self._plain
@@ -164,13 +164,13 @@ class AttentionBias:
 
     @property
     def learned(self) -> bool:
-        """Whether the bias of `dense` has a gradient, as it was when that form was made."""
+        """Whether the bias of `dense` required a gradient when that form was computed."""
         return self.base.once("learned", lambda: _has_gradient(self.position_scores()))
 
     def position_scores(self) -> Tensor | None:
-        """[1 or B, H, T, S], the position bias of all heads and keys; None: nothing is added."""
-        keeper = self.root if self.state is None else self.base  # in a session keys depend on the window
-        return keeper.once("scores", self._position_scores)
+        """Return the position bias [1 or B, H, T, S] of all heads and keys; None: no bias."""
+        owner = self.root if self.state is None else self.base  # while decoding, keys depend on the window
+        return owner.once("scores", self._position_scores)
 
     def _position_scores(self) -> Tensor | None:
         if self.position_bias is None:
@@ -189,25 +189,25 @@ class AttentionBias:
         allowed = self.base.once("allowed", lambda: bias_views.allowed_pairs(self.rules, self.q, self.kv))
         if self.mask_self:
             keys = torch.arange(self.kv.length, device=self.q.positions.device)
-            own = keys[self.offset :, None] == keys
-            allowed = bias_views.without_self(allowed, own[None, None], self.num_prefix_kv)
+            is_self = keys[self.offset :, None] == keys
+            allowed = bias_views.without_self(allowed, is_self[None, None], self.num_prefix_kv)
         masks_all = any(rule.may_mask_all for rule in self.rules)
-        self.learned  # noqa: B018  made with the form
+        self.learned  # noqa: B018  computed with the form
         return bias_views.dense_bias(allowed, self.position_scores(), self.num_prefix_kv, masks_all)
 
     def gather(
         self, q_idx: Tensor, kv_idx: Tensor, only_earlier: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Mask and bias of some pairs, in N blocks, without prefix keys and `mask_self`.
+        """Return mask and bias of N blocks of pairs, without prefix keys and `mask_self`.
 
         Args:
-            q_idx: [1 or B, N, 1 or h, g, 1] long, queries, counted from the first.
-            kv_idx: [1 or B, N, 1 or h, 1, s] long, keys, counted from the first.
+            q_idx: [1 or B, N, 1 or h, g, 1] long, query indices.
+            kv_idx: [1 or B, N, 1 or h, 1, s] long, key indices.
             only_earlier: no key is later than its query, so that `Causal` allows all pairs.
 
         Returns:
-            [1 or B, N, 1 or h, g, s] bool, None where all are allowed; and biases of h heads, None where
-            nothing is added.
+            [1 or B, N, 1 or h, g, s] bool, None if all pairs are allowed; and biases of h heads, None for no
+            bias.
         """
         heads = slice(None) if self.heads is None else self.heads
         rules = [rule for rule in self.rules if not (only_earlier and isinstance(rule, Causal))]
@@ -215,7 +215,7 @@ class AttentionBias:
         return allowed, self.position_source().at(q_idx, kv_idx, self.offset, heads)
 
     def position_source(self) -> PositionSource:
-        """The tensor from which the position bias of any pair is read, made once."""
+        """Return the tensor from which the position bias of any pair is read; computed once."""
         return self.base.once("position_source", self.base._position_source)
 
     def _position_source(self) -> PositionSource:
@@ -234,7 +234,7 @@ class AttentionBias:
         return PositionSource(None, scores, _has_gradient(scores))
 
     def relative(self) -> RelativeBias | None:
-        """A table of distances; None for short rows, and where distances are not all or it saves nothing."""
+        """Return a bias table by distance; None for short rows and where it is not exact or not faster."""
         if self.num_prefix_kv or self.mask_self:
             return None
         found = self.base.once("relative", self.base._relative)
@@ -244,22 +244,22 @@ class AttentionBias:
         return relative_bias(self.rules, self.position_bias, self.q, self.kv, self.is_plain_causal)
 
     def varlen(self) -> VarLen | None:
-        """Sequences without padding; None where a rule or a bias needs whole rows."""
+        """Return the form of varlen kernels; None if a rule or a bias does not support it."""
         if self.position_bias is not None or self.num_prefix_kv or self.mask_self:
             return None
         return self.base.once("varlen", lambda: varlen_of(self.rules, self.q, self.kv))
 
     def flex(self) -> FlexBias:
-        """Arguments of FlexAttention; a `score_mod` that is kept would hold tensors that `mapped` misses."""
+        """Return the arguments of FlexAttention; `score_mod` is not cached, as `mapped` cannot change it."""
         return FlexBias(flex.score_mod(self), self.once("block_mask", lambda: flex.block_mask(self)))
 
 
 class BlockBias(AttentionBias):
-    """Mask and bias of blocks of queries and keys, which a block-sparse core has gathered for a kernel."""
+    """Mask and bias of blocks of queries and keys that a block-sparse core has gathered."""
 
     def __init__(self, dense: DenseBias, num_prefix_kv: int, learned: bool) -> None:
-        nothing = Layout(torch.empty(1, 0))
-        super().__init__((), None, nothing, nothing)
+        empty = Layout(torch.empty(1, 0))
+        super().__init__((), None, empty, empty)
         self.num_prefix_kv, self.memo = num_prefix_kv, {"dense": dense, "learned": learned}
 
     @property
@@ -271,7 +271,7 @@ class BlockBias(AttentionBias):
 
 
 def _copied(bias: AttentionBias) -> AttentionBias:
-    """As `copy.copy`, which takes as long as the rest of a narrowing."""
+    """Return a shallow copy; `copy.copy` takes as long as the rest of a narrowing."""
     one = object.__new__(type(bias))
     one.__dict__.update(bias.__dict__)
     return one

@@ -15,7 +15,7 @@ from flagformer.flow.mask_rules import MaskRule
 
 
 class PositionScores(Protocol):
-    """The methods of a `flagformer.position.PositionBias` that are read here."""
+    """The methods of a `flagformer.position.PositionBias` that are called here."""
 
     saturation_distance: int | None
 
@@ -28,9 +28,9 @@ class DenseBias(NamedTuple):
     """Mask and bias as tensors.
 
     Attributes:
-        allowed: [1 or B, 1 or H, 1 or T, P + S] bool, True where a query may attend; None: everywhere.
-        bias: [1 or B, H, T, P + S], minus infinity where a query may not attend; None: nothing is added.
-        fully_masked_rows: [1 or B, 1 or H, 1 or T, 1] bool, queries without any key; None: there are none.
+        allowed: [1 or B, 1 or H, 1 or T, P + S] bool, True where a query may attend; None: all pairs.
+        bias: [1 or B, H, T, P + S], minus infinity where a query may not attend; None: no bias.
+        fully_masked_rows: [1 or B, 1 or H, 1 or T, 1] bool, queries without keys; None: there are none.
     """
 
     allowed: Tensor | None = None
@@ -38,17 +38,17 @@ class DenseBias(NamedTuple):
     fully_masked_rows: Tensor | None = None
 
     def of_heads(self, heads: slice) -> DenseBias:
-        """The same for some of the heads."""
+        """Return the tensors of some of the heads."""
         return DenseBias(*(x if x is None or x.shape[1] == 1 else x[:, heads] for x in self))
 
 
 def dense_bias(
     allowed: Tensor | None, scores: Tensor | None, num_prefix_kv: int, masks_all: bool
 ) -> DenseBias:
-    """Mask and position scores [1 or B, 1 or H, T, S] after `num_prefix_kv` keys that are always allowed.
+    """Combine a mask and position scores [1 or B, 1 or H, T, S] after `num_prefix_kv` allowed keys.
 
     Args:
-        masks_all: a query may have no key; prefix keys make sure of one.
+        masks_all: whether the mask may leave a query without keys, if there are no prefix keys.
     """
     rows = None
     if allowed is not None:
@@ -61,7 +61,7 @@ def dense_bias(
 
 
 def allowed_pairs(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Tensor | None:
-    """[1 or B, 1 or H, 1 or T, S] bool, the rules together; None: every pair is allowed."""
+    """Return [1 or B, 1 or H, 1 or T, S] bool, True if all rules allow a pair; None: all pairs."""
     q_idx, kv_idx = (torch.arange(one.length, device=q.positions.device)[None, None] for one in (q, kv))
     return allowed_at(rules, q, kv, q_idx[..., None], kv_idx[:, :, None], slice(None))
 
@@ -69,7 +69,7 @@ def allowed_pairs(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Tensor | 
 def allowed_at(
     rules: Sequence[MaskRule], q: Layout, kv: Layout, q_idx: Tensor, kv_idx: Tensor, heads: slice
 ) -> Tensor | None:
-    """The rules together at indices [1 or B, ..., 1 or h, g, 1] and [1 or B, ..., 1 or h, 1, s]."""
+    """Evaluate all rules at indices [1 or B, ..., 1 or h, g, 1] and [1 or B, ..., 1 or h, 1, s]."""
     if not rules:
         return None
     dims = q_idx.dim()
@@ -90,7 +90,7 @@ def pairs_at(x: Tensor, q_idx: Tensor, kv_idx: Tensor, heads: slice) -> Tensor:
 
 
 def without_self(allowed: Tensor | None, own: Tensor, num_prefix_kv: int) -> Tensor:
-    """The mask where keys are queries: each query attends to itself only where it has no other key.
+    """Return the mask of shared QK: a query attends to itself only if it has no other key.
 
     Args:
         own: bool, broadcasts to `allowed`, True for the key of each query.
@@ -112,7 +112,7 @@ class PositionTable(NamedTuple):
     slope: int = 1
 
     def at(self, distances: Tensor, heads: slice) -> Tensor:
-        """[1 or B, N, 1 or h, g, s] long -> biases [1 or B, N, h, g, s]; beyond the row its ends."""
+        """Distances [1 or B, N, 1 or h, g, s], clamped to the row -> biases [1 or B, N, h, g, s]."""
         row = self.row[heads] if self.row.shape[0] > 1 else self.row
         of_head = torch.arange(row.shape[0], device=row.device).view(1, 1, -1, 1, 1)
         at = of_head * row.shape[1] + self.entries(distances)
@@ -125,11 +125,11 @@ class PositionTable(NamedTuple):
 
 
 class PositionSource(NamedTuple):
-    """The position bias of a forward, from which that of any pair is read; both None: nothing is added.
+    """The position bias of a forward, read by pairs; no bias if both tensors are None.
 
     Attributes:
-        scores: [1 or B, H, T, S], where there is no table.
-        learned: whether it had a gradient when it was made.
+        scores: [1 or B, H, T, S], if there is no table.
+        learned: whether it required a gradient when it was computed.
     """
 
     table: PositionTable | None = None
@@ -137,7 +137,7 @@ class PositionSource(NamedTuple):
     learned: bool = False
 
     def at(self, q_idx: Tensor, kv_idx: Tensor, offset: int, heads: slice) -> Tensor | None:
-        """At the indices of `AttentionBias.gather` -> [1 or B, N, h, g, s]."""
+        """Return the bias [1 or B, N, h, g, s] at the indices of `AttentionBias.gather`."""
         if self.table is not None:
             return self.table.at(offset + q_idx - kv_idx, heads)
         return None if self.scores is None else pairs_at(self.scores, q_idx, kv_idx, heads)

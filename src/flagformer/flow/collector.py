@@ -36,7 +36,7 @@ class OutputCollector:
         return name in self.requested
 
     def is_loss_requested(self, name: str) -> bool:
-        """Whether a loss of this name is to be computed."""
+        """Whether to compute the loss of this name."""
         return name in self.weights
 
     def record(self, name: str, value: Tensor) -> None:
@@ -56,6 +56,6 @@ class OutputCollector:
             self.losses.setdefault(name, []).extend(values)
 
     def fork(self) -> OutputCollector:
-        """An empty collector with the same requests, for a computation that may run twice or that several
-        results share."""
+        """Return an empty collector with the same requests, for a computation that may run twice or whose
+        outputs are combined later."""
         return OutputCollector(self.requested, self.weights)

@@ -14,8 +14,8 @@ from flagformer.ops.traced import cacheable
 class Constant:
     """fp32 numbers, created on a device at their first use there.
 
-    This is not a buffer: half precision, the meta device, `to_empty`, copies and sharding leave the numbers
-    as the constructor got them.
+    This is not a buffer: half precision, the meta device, `to_empty`, copies and sharding do not change the
+    numbers.
     """
 
     def __init__(self, numbers: Sequence[float]) -> None:

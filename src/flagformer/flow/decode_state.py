@@ -109,7 +109,7 @@ class CrossAttentionCache:
             self.entries = KeyValues(k, v)
 
     def gather_positions(self, source: Tensor) -> None:
-        """Do nothing: the context stays where it is when tokens move."""
+        """Do nothing: token positions do not affect the context."""
 
     def size_bytes(self) -> int:
         return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
@@ -125,7 +125,7 @@ class DecodeState:
         window: every query attends to at most this many of the last tokens; None: all.
         row_starts: [B] long, the cache position of each row's first valid token; None without left padding.
         relative_bias: [H, capacity + 1], the position bias of the distances capacity ... 0; None for no bias.
-            The first is never read: a slice that is never the whole row is one case for a compiled graph.
+            The first is never read, so that a slice is never the whole row, which a compiler specialises.
         signature: kind, key/value heads G and their widths K and V (of a mixer, the sizes of its state) at
             each execution step of the stack that made the state.
         prefix: [B] or [1] long, the number of first tokens of each row to which all tokens attend; None
@@ -194,7 +194,7 @@ class DecodeState:
         )
 
     def window_start(self, window: int | None = None) -> int:
-        """First cache position that the window of the state and a sublayer's own allow the next query."""
+        """First cache position within the window of the state and `window`, for the next query."""
         width = narrowest(self.window, window)
         return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 

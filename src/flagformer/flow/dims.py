@@ -1,4 +1,4 @@
-"""The sizes and settings that the parts of one stack share."""
+"""Sizes and settings shared by the components of a stack."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ class Dims:
     dim: Annotated[int, Flag("dim", "model width D", ge=1)]
     heads: Annotated[int, Flag("heads", "attention heads H", ge=1)] = 8
     dim_head: Annotated[int, Flag("attn_dim_head", "width K of one head", ge=1)] = 64
-    causal: Annotated[
-        bool, Flag("causal", "no position attends to a later one (fixed by Encoder and Decoder)")
-    ] = False
+    causal: Annotated[bool, Flag("causal", "causal self-attention (fixed by Encoder and Decoder)")] = False
     dim_context: Annotated[
         int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", ge=1)
     ] = None
@@ -36,7 +34,7 @@ class Dims:
         bool | None,
         Flag(
             "disable_abs_pos_emb",
-            "whether wrappers omit absolute positions; None: if the layers have relative ones",
+            "no absolute positions in wrappers; None: if the layers have relative ones",
         ),
     ] = None
     # no flag: the width V of a value head in the attention under construction; None: K

@@ -1,4 +1,4 @@
-"""An `AttentionBias` for FlexAttention: functions of indices, and the blocks of keys that they leave."""
+"""An `AttentionBias` for FlexAttention: functions of indices, and a block mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagformer.flow.mask_rules import MaskMod
 
 
 class FlexBias(NamedTuple):
-    """Arguments of `torch.nn.attention.flex_attention.flex_attention`; None: leave it out."""
+    """Arguments of `torch.nn.attention.flex_attention.flex_attention`; None: omitted."""
 
     score_mod: Callable[..., Tensor] | None
     block_mask: Any
@@ -22,7 +22,7 @@ class FlexBias(NamedTuple):
 
 def mask_mod(bias: Any) -> MaskMod | None:
     """(b, h, q_idx, kv_idx) -> bool, kv_idx counting prefix keys; None: every pair is allowed."""
-    if bias.mask_self:  # whether a row has another key needs all of its pairs
+    if bias.mask_self:  # whether a query has another key depends on its whole row
         return _looked_up(bias.dense().allowed)
     mods = [rule.mask_mod(bias.q, bias.kv) for rule in bias.rules]
     if not mods:
@@ -53,7 +53,7 @@ def block_mask(bias: Any) -> Any:
 
 
 def score_mod(bias: Any) -> Callable[..., Tensor] | None:
-    """(score, b, h, q_idx, kv_idx) -> score with its position bias; None where nothing is added."""
+    """(score, b, h, q_idx, kv_idx) -> score with its position bias; None: no bias."""
     prefix, first = bias.num_prefix_kv, 0 if bias.heads is None else bias.heads.start
     source = bias.position_source()
     if source.table is not None:

@@ -1,4 +1,4 @@
-"""Keys and values on their way to a kernel."""
+"""Keys and values of an attention, with prefix keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class KeyValues(NamedTuple):
     """Keys and values of one attention.
 
     Attributes:
-        k: [B, G, P + S, K], normed and rotated.
+        k: [B, G, P + S, K], after norm and rotation.
         v: [B, G, P + S, V].
         num_prefix_kv: P, keys before the others without a position: always allowed, without a bias.
         unrotated_qk: queries [B, H, T, K] and keys [B, G, T, K] of the new tokens, with memories
@@ -29,7 +29,7 @@ class KeyValues(NamedTuple):
     shared_qk: bool = False
 
     def prepend(self, k: Tensor, v: Tensor) -> KeyValues:
-        """With prefix keys [G, M, K] and values [G, M, V], the same for every row."""
+        """Prepend prefix keys [G, M, K] and values [G, M, V], the same for every row."""
         batch = self.k.shape[0]
         front_k = k.to(self.k.dtype).expand(batch, -1, -1, -1)
         front_v = v.to(self.v.dtype).expand(batch, -1, -1, -1)
@@ -38,7 +38,7 @@ class KeyValues(NamedTuple):
         return self._replace(k=keys, v=values, num_prefix_kv=self.num_prefix_kv + k.shape[1])
 
     def of_heads(self, heads: slice, total: int) -> KeyValues:
-        """The keys and values that some of the `total` query heads read."""
+        """Return the keys and values for some of the `total` query heads."""
         content = self.unrotated_qk
         if content is not None:
             content = content[0][:, heads], _of_heads(content[1], heads, total)
@@ -48,7 +48,7 @@ class KeyValues(NamedTuple):
 
 
 def _of_heads(x: Tensor, heads: slice, total: int) -> Tensor:
-    """The groups of x [B, G, S, K] that serve these heads; repeated where heads of a group part ways."""
+    """Return the groups of x [B, G, S, K] for these heads, repeated if the slice splits a group."""
     groups = x.shape[1]
     if groups == 1:
         return x

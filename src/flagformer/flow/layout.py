@@ -13,16 +13,16 @@ class Layout:
     """Positions, validity and segments of T tokens; position encodings and masks are computed from it.
 
     Attributes:
-        positions: [1 or B, T] long, the position of each token that its encoding uses.
+        positions: [1 or B, T] long, the position of each token for position encodings.
         valid: [1 or B, T] bool, True for tokens, False for padding; None: all are valid.
         segment_ids: [B, T] long; attention stays within a segment. None: there is one segment.
         start: the cache position of the first token, the number of entries that a decode state stores.
-        contiguous_positions: whether the distance of two tokens of a segment in position is that in cache
-            position; False for positions that the user gave.
+        contiguous_positions: whether differences of positions within a segment equal those of cache
+            positions; False for positions from the user.
         num_segments: maximum number of segments in a row.
         always_visible: [1 or B, T] bool, True for memory tokens and prepended embeddings, which a window
             neither counts nor masks; None: there are none.
-        may_have_holes: padding may stand between valid tokens, so that dropping it changes distances.
+        may_have_holes: whether there may be padding between valid tokens; dropping it changes distances.
     """
 
     positions: Tensor
@@ -49,7 +49,7 @@ class Layout:
         return self.start + self.length
 
     def cache_positions(self) -> Tensor:
-        """[T] long, the cache position of each token, in the order of time."""
+        """[T] long, the cache position of each token, ascending."""
         return torch.arange(self.start, self.end, device=self.positions.device)
 
     def masked_by(self, valid: Tensor) -> Layout:

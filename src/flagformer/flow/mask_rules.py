@@ -1,8 +1,8 @@
-"""Mask rules: which queries may attend to which keys, each rule one function of indices.
+"""Mask rules: functions of query and key indices that return whether attention is allowed.
 
 The function is a `mask_mod` of FlexAttention, `(b, h, q_idx, kv_idx) -> bool`. It takes scalars under `vmap`
 (FlexAttention), ranges that broadcast to [B, H, T, S] (dense masks) and indices of blocks (block-sparse
-attention). Indices count from the first query and the first key of the forward.
+attention). Index 0 is the first query or key of the forward.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def lookup(x: Tensor, b: Tensor, idx: Tensor) -> Tensor:
 
 
 class MaskRule(ABC):
-    """One reason why a query may not attend to a key; rules are joined by `and`."""
+    """A condition on pairs of queries and keys; a pair is allowed if all rules allow it."""
 
-    may_mask_all = True  # a query may be left without any key
-    rows = 1  # B where it holds a tensor with a row for each element of the batch
-    heads = 1  # H where heads differ
+    may_mask_all = True  # whether a query may have no key
+    rows = 1  # B if the rule depends on the row of the batch
+    heads = 1  # H if it depends on the head
 
     @abstractmethod
     def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
-        """The function of these layouts, True where a query may attend to a key."""
+        """Return the function for these layouts, True where a query may attend to a key."""
 
     def implied(self, q: Layout, kv: Layout) -> bool:
         """Whether it allows every pair of these layouts, so that it can be dropped."""
@@ -43,7 +43,7 @@ class MaskRule(ABC):
 
 @dataclass(frozen=True)
 class Causal(MaskRule):
-    """No later key."""
+    """Allows keys up to the position of the query."""
 
     may_mask_all = False
 
@@ -57,7 +57,7 @@ class Causal(MaskRule):
 
 @dataclass(frozen=True)
 class Window(MaskRule):
-    """At most `left` keys before the query and `right` after it; None: no limit on that side.
+    """Allows at most `left` keys before the query and `right` after it; None: no limit on that side.
 
     Keys that are always visible are neither counted nor masked.
     """
@@ -79,7 +79,7 @@ class Window(MaskRule):
         return mod
 
     def _inside(self, query: Tensor, key: Tensor) -> Tensor:
-        # comparisons alone: a difference would be T * S integers
+        # comparisons only: a difference would be T * S integers
         before = None if self.left is None else key >= query - self.left
         after = None if self.right is None else key <= query + self.right
         if before is None or after is None:
@@ -93,7 +93,7 @@ class Window(MaskRule):
 
 
 def narrowest(one: int | None, other: int | None) -> int | None:
-    """The smaller of two widths of a window; None where neither limits anything."""
+    """Return the smaller of two window widths; None: no limit."""
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
@@ -101,7 +101,7 @@ def narrowest(one: int | None, other: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class Padding(MaskRule):
-    """Valid keys only."""
+    """Allows valid keys."""
 
     def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
         valid = kv.valid
@@ -114,7 +114,7 @@ class Padding(MaskRule):
 
 @dataclass(frozen=True)
 class Segments(MaskRule):
-    """Keys of the query's own segment only."""
+    """Allows keys of the query's segment."""
 
     may_mask_all = False
 
@@ -144,7 +144,7 @@ class PrefixLM(MaskRule):
         return self.length.shape[0]
 
     def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
-        # by position, as left padding and packing shift cache positions; a user's positions do not count
+        # in positions of the sequence, as left padding and packing shift cache positions
         numbers = kv.positions if kv.contiguous_positions else kv.cache_positions()[None]
         causal, length = Causal().mask_mod(q, kv), self.length[:, None]
 
@@ -183,11 +183,11 @@ class DenseMask(MaskRule):
 
 @dataclass(frozen=True, eq=False)
 class UserMaskMod(MaskRule):
-    """A user's function of cache positions, so that it means the same while decoding.
+    """A user's function of cache positions, which are the same in a forward and in decoding.
 
     Attributes:
         mod: `(b, h, q_idx, kv_idx) -> bool`, for indices of any shapes that broadcast.
-        batch, num_heads: B and H of the forward, whose rows and heads it may tell apart.
+        batch, num_heads: B and H of the forward, as the function may depend on row and head.
         start: cache position that counts as 0; XL memories before it have negative indices.
     """
 
@@ -210,7 +210,7 @@ class UserMaskMod(MaskRule):
 
 
 def _checked(mod: MaskMod, *indices: Tensor) -> Tensor:
-    """The values of a user's function, which must be booleans."""
+    """Evaluate a user's function; raise ValueError if it does not return booleans."""
     found = mod(*indices)
     if not isinstance(found, Tensor) or found.dtype != torch.bool:
         kind = found.dtype if isinstance(found, Tensor) else type(found).__name__

@@ -71,7 +71,7 @@ class RecurrentState:
     def updated(
         hiddens: Sequence[Tensor], layout: Layout, previous: RecurrentState | None, max_length: int
     ) -> RecurrentState:
-        """The last `max_length` tokens of the previous state and of the segment after it.
+        """Return the last `max_length` tokens of the previous state and of the segment after it.
 
         Padding at the end of the segment moves to the front of its row, so that valid tokens are contiguous.
         """
@@ -116,7 +116,7 @@ def read_memories(
         others: further arguments of the forward, some of which cannot be combined with memories.
 
     Raises:
-        ValueError: naming the argument, what it was and what it must be.
+        ValueError: for an invalid argument; names it, its value and the accepted values.
     """
     check_combination(mems, masks, False, others or {})
     if mems is None:

@@ -1,4 +1,4 @@
-"""The form by distance: a table in place of a mask and a bias of queries times keys."""
+"""Mask and position bias as a table by distance, in place of tensors [T, S]."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RelativeRange(NamedTuple):
 
 
 class RelativeBias(NamedTuple):
-    """A table of distances in place of a mask and a bias of T * S.
+    """Mask and position bias by distance.
 
     Attributes:
         biases: [1 or H, L], of the distances range.nearest ... range.nearest + L - 1; pairs at other
@@ -44,14 +44,14 @@ class RelativeBias(NamedTuple):
     range: RelativeRange
 
     def of_heads(self, heads: slice) -> RelativeBias:
-        """The same for some of the heads."""
+        """Return the table of some of the heads."""
         return self._replace(biases=self.biases[heads]) if len(self.biases) > 1 else self
 
 
 def relative_bias(
     rules: Sequence[MaskRule], position_bias: PositionScores | None, q: Layout, kv: Layout, plain_causal: bool
 ) -> RelativeBias | None:
-    """The table of all heads; None for short rows, and where distances are not all or it saves nothing.
+    """Return the table of all heads; None for short rows and where it is not exact or not faster.
 
     Args:
         plain_causal: whether the fast path of every kernel applies, which needs no table.
@@ -69,14 +69,14 @@ def relative_bias(
         same = position_bias.saturation_distance
     if table is None:
         return None
-    # pairs beyond a window are masked, so that they are not the same as those inside
+    # within a window, distances beyond it are masked and do not share the bias
     same = -1 if same is None or found.window else max(same, found.nearest)
     distances = RelativeRange(q.start - kv.start, found.nearest, same)
     return RelativeBias(table, groups_of(rules, kv), distances)
 
 
 class Distances(NamedTuple):
-    """Nearest and farthest distance that rules leave, and whether time or a window sets them."""
+    """Nearest and farthest allowed distance, and whether causality or a window limits them."""
 
     nearest: int
     farthest: int
@@ -85,8 +85,8 @@ class Distances(NamedTuple):
 
 
 def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances | None:
-    """None where distances and groups do not say it all: a prefix, a window around keys that are always
-    visible, a mask or positions of the user's own."""
+    """Return the allowed distances; None if the rules also depend on other properties of a pair: a prefix,
+    keys that are always visible, a user's mask or positions."""
     if not (q.contiguous_positions and kv.contiguous_positions):
         return None
     nearest, farthest = q.start - (kv.end - 1), q.end - 1 - kv.start
@@ -104,7 +104,7 @@ def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances 
 
 
 def groups_of(rules: Sequence[MaskRule], kv: Layout) -> Tensor | None:
-    """`RelativeBias.groups` of these rules."""
+    """Return `RelativeBias.groups` for these rules."""
     groups = kv.segment_ids if any(isinstance(rule, Segments) for rule in rules) else None
     if kv.valid is None or not any(isinstance(rule, Padding) for rule in rules):
         return groups

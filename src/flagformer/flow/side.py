@@ -13,10 +13,10 @@ from flagformer.flow.layout import Layout
 
 
 class Carry:
-    """What sublayers hand on to later ones: tensors by name.
+    """Tensors by name that a sublayer passes to later ones.
 
-    Neither a dict nor a dataclass: FSDP2 gives a sharded module copies of those, and what one sublayer wrote
-    into its copy no later one would read.
+    This is neither a dict nor a dataclass, of which FSDP2 passes copies to sharded modules: later sublayers
+    would not read the tensors written to a copy.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class SegmentMemory:
         hiddens: [B, M, D], inputs of earlier segments, by execution step; `side.bias.kv` is the layout of
             memories and tokens together.
         cos_sin: cos and sin of the memories' positions, as in `SideInputs`.
-        mem: [B, M, D], the memories of the step that runs, after its norm; None where it reads none.
+        mem: [B, M, D], the memories of the current step, after its norm; None: it reads none.
     """
 
     hiddens: dict[int, Tensor]
@@ -53,21 +53,20 @@ class SegmentMemory:
 
 @dataclass
 class SideInputs:
-    """All that a sublayer may read with its input; made once a forward, before the first sublayer runs.
+    """Inputs of sublayers in addition to x; made once per forward, before the first sublayer runs.
 
     Attributes:
         bias: mask and position bias of self-attention.
-        context_bias: those of cross-attention; None where there is none.
+        context_bias: mask of cross-attention; None without cross-attention.
         cos_sin: cos and sin of the rotation, each [1 or B, 1, T, R]; None without a rotation.
-        context: [B, S, D_context] for cross-attention; None where a decoding session holds it.
-        state: the decoding session; None in a plain forward.
+        context: [B, S, D_context] for cross-attention; None if the decode state holds it.
+        state: the decode state; None in a plain forward.
         collector: auxiliary losses and requested tensors.
         layout: layout of the tokens.
         carry: tensors that sublayers pass to later ones, by name.
-        step: the execution step that runs (the executor sets it; tied modules run at several).
-        memory: Transformer-XL memories; None where there are none.
-        recomputing: whether this is the second computation of a forward, for its gradient: statistics have
-            counted it.
+        step: the current execution step (the executor sets it; tied modules run at several).
+        memory: Transformer-XL memories; None: there are none.
+        recomputing: whether a sublayer is recomputed for the backward; statistics count the first run only.
     """
 
     bias: AttentionBias
@@ -77,7 +76,7 @@ class SideInputs:
     state: DecodeState | None
     collector: OutputCollector
     layout: Layout
-    # a function, as a compiler does not trace a class here
+    # a function, as compilers do not trace a class here
     carry: Carry = field(default_factory=lambda: Carry())
     step: int = 0
     memory: SegmentMemory | None = None

@@ -1,4 +1,4 @@
-"""The form of varlen kernels: sequences one after the other, without padding."""
+"""Inputs of varlen kernels: concatenated sequences without padding."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Wind
 
 
 class VarLen(NamedTuple):
-    """Sequences without padding, one after the other, as varlen kernels take them.
+    """Concatenated sequences without padding, in the form of varlen kernels.
 
     Attributes:
-        order: [B * T] long, tokens with padding moved to the end; None: in their order.
+        order: [B * T] long, token indices with padding moved to the end; None: unchanged.
         cu_seqlens: [N + 1] int32, the starts of the sequences and the end of the last.
-        max_len: an upper bound of their lengths, known without asking the device.
+        max_len: an upper bound of their lengths, without a device synchronisation.
         window: keys before and after a query, -1: all; (-1, 0) is causal.
     """
 
@@ -31,7 +31,7 @@ class VarLen(NamedTuple):
 
 
 def varlen_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> VarLen | None:
-    """None where rows need no packing, or a rule needs whole rows."""
+    """Return the varlen form; None if rows have no padding or a rule does not support it."""
     same = q.start == kv.start and q.length == kv.length
     packed = any(isinstance(rule, (Segments, Padding)) for rule in rules)
     if not (same and packed) or any(
@@ -48,7 +48,7 @@ def varlen_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> VarLen | None
     valid = torch.ones(rows, kv.length, dtype=torch.long, device=q.positions.device)
     valid = valid if kv.valid is None else kv.valid.long().expand(rows, -1)
     ids = torch.zeros_like(valid) if kv.segment_ids is None else kv.segment_ids
-    # one entry more than segments: `Layout.packed` numbers the padding after the last one so
+    # one more entry than segments, for the padding after the last one (see `Layout.packed`)
     lengths = valid.new_zeros(rows, kv.num_segments + 1).scatter_add(1, ids, valid)
     cu_seqlens = F.pad(lengths.flatten().cumsum(0), (1, 0)).int()
     order = None if kv.valid is None else torch.argsort(1 - valid.flatten(), stable=True)

@@ -1,4 +1,4 @@
-"""One draw: next-token logits to token ids, by temperature, filter and seed."""
+"""Sampling of token ids from next-token logits, with temperature, filter and seed."""
 
 import torch
 from torch import Tensor

@@ -12,7 +12,7 @@ from flagformer.input_mixer import InputMixer
 
 @component("input_mixer")
 class Identity(InputMixer):
-    """The function reads the output of the norm."""
+    """Returns the input unchanged."""
 
     def __init__(self, dims: Dims) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Token shift: some dimensions of each token come from its neighbours (B. Peng, without a paper)."""
+"""Token shift: some dimensions of each token are those of its neighbours (B. Peng, without a paper)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class TokenShift(InputMixer):
         *,
         shifts: Annotated[
             int,
-            Flag("shift_tokens", "neighbours on each side, from each of which some dimensions come", ge=0),
+            Flag("shift_tokens", "number of neighbours on each side to take dimensions from", ge=0),
         ],
     ) -> None:
         groups = shifts + 1 if dims.causal else 2 * shifts + 1
         if groups > dims.dim:
-            text = f"`shift_tokens` must leave a dimension to each group of `dim` = {dims.dim}"
+            text = f"`shift_tokens` must leave a dimension for each group of `dim` = {dims.dim}"
             raise FlagError([Finding("shift_tokens", f"{text}, but is {shifts}")])
         self.shifts, self.dim = shifts, dims.dim
 

@@ -120,7 +120,7 @@ class NoInterleaving:
         return length
 
     def advance(self, prefix: Tensor | None) -> None:
-        """The layers have counted the block."""
+        """Do nothing: the layers count the block in the state."""
 
 
 class InterleavedInputs:

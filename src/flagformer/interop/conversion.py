@@ -1,4 +1,4 @@
-"""The weights to convert and the parameters that they become."""
+"""The weights to convert, and the resulting value of each parameter."""
 
 from __future__ import annotations
 

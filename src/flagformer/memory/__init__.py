@@ -20,7 +20,7 @@ class Recurrence(ABC):
 
     @abstractmethod
     def shifted(self, mems: RecurrentState | None) -> RecurrentState | None:
-        """Return the memories in the order in which steps read them: each its own, or a later step's."""
+        """Return the memories in the order in which steps read them, shifted by `shift_mem_down`."""
 
     @abstractmethod
     def write(

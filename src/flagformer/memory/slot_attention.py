@@ -1,4 +1,4 @@
-"""Slot attention (Memformer, arXiv:2010.06891, section 3.3): a slot reads itself and a segment."""
+"""Slot attention (Memformer, arXiv:2010.06891, section 3.3): each slot attends to itself and to a segment."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class MemorySlots(SlotMemory):
             str,
             Flag("memory_update", "a recurrent unit, or biased memory normalisation", choices=("gru", "bmn")),
         ] = "gru",
-        rounds: Annotated[int, Flag("num_mem_updates", "how often each segment writes", ge=1, lt=1000)] = 1,
-        heads: Annotated[int, Flag("mem_update_attn_heads", "heads with which slots read", ge=1)] = 8,
+        rounds: Annotated[int, Flag("num_mem_updates", "slot updates per segment", ge=1, lt=1000)] = 1,
+        heads: Annotated[int, Flag("mem_update_attn_heads", "attention heads of slots", ge=1)] = 8,
         temperature: Annotated[
             float | None,
             Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", ge=1e-3),

@@ -21,7 +21,7 @@ class ForwardInputs:
 
     Attributes:
         layout: layout of x.
-        rules: the keys that the order of time and the user's `attn_mask` allow.
+        rules: the mask rules of causality or a prefix, and of the user's `attn_mask`.
         window: a query attends to at most this many of the last tokens; None: all.
         prefix: [B] or [1], the number of first tokens to which all attend; None: there is no prefix.
         context: [B, S, D_context] for cross-attention; None where a decode state holds it.
@@ -75,8 +75,8 @@ def read_inputs(
     check_context(context, context_mask, layers.has_cross, cached, width, batch)
     if state is not None and prefix is not None:
         check_prefix(prefix, state.row_starts, state.length, layout.length)
-    in_time = layers.time_rule(prefix)
-    rules = [] if in_time is None else [in_time]
+    causality = layers.time_rule(prefix)
+    rules = [] if causality is None else [causality]
     if attn_mask is not None:
         if not layers.has_self:
             raise ValueError("`attn_mask` is for self-attention, but these layers have none")

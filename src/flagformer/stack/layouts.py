@@ -46,7 +46,7 @@ def read_layout(
     """Return the layout of T tokens, after those of a decode state or of XL memories.
 
     Raises:
-        ValueError: for arguments that contradict each other, or that have another form.
+        ValueError: for arguments that cannot be combined, or of a wrong type or shape.
     """
     given = {"mask": mask, "seq_start_pos": seq_start_pos, "seq_lens": seq_lens, "pos": pos}
     named = [f"`{name}`" for name, value in given.items() if value is not None]

@@ -55,7 +55,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
     Args:
         net: a causal model, or one of a PrefixDecoder; others are refused with ValueError.
         ignore_index: targets with this value are ignored; `x` may hold it as padding.
-        pad_value: the id read in its place, and written after the end of a row.
+        pad_value: id that replaces `ignore_index` in inputs and fills rows after their end.
         mask_prob: share of earlier tokens that are masked in training, drawn for each row and forward
             (forgetful causal masking, arXiv:2210.13432); the first token of a sequence is never masked.
         add_attn_z_loss: whether the training loss includes the z-loss of attention, with the net's

@@ -30,9 +30,9 @@ FIXED_BY_MODEL = {
         "causal": "an encoder attends to its whole source",
         "return_only_embed": NO_HEAD,
         **dict.fromkeys(HEAD, NO_HEAD),
-        "cross_attend": "the encoder reads the source alone",
-        "only_cross": "the encoder reads the source alone",
-        "cross_attn_tokens_dropout": "the encoder reads the source alone",
+        "cross_attend": "the encoder reads only the source",
+        "only_cross": "the encoder reads only the source",
+        "cross_attn_tokens_dropout": "the encoder reads only the source",
         **dict.fromkeys(MEMORIES, "the source is read whole, not in segments"),
     },
     DEC: {
@@ -150,7 +150,7 @@ def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: 
     """Findings that need both halves."""
     findings = []
     if encoder.attn_layers.has_cross:
-        text = "`enc_custom_layers` must hold no 'c', because the encoder reads the source alone"
+        text = "`enc_custom_layers` must hold no 'c', because the encoder reads only the source"
         findings.append(Finding("enc_custom_layers", text))
     if not decoder.attn_layers.has_cross:
         text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"

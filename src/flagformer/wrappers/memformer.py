@@ -43,7 +43,7 @@ class EncOnlyResults(NamedTuple):
 
 
 class Memformer(Whole, Saved):
-    """`model(src, tgt, mems=...)` reads one segment of a source, and writes a target where one is given.
+    """`model(src, tgt, mems=...)` reads one segment of a source and returns the loss of a target, if given.
 
     Encoder layers are self-attention, cross-attention to M slots, feedforward; the output of the last layer
     updates the slots. The decoder reads the encoder's output. Both halves have T5's relative positions,
@@ -60,7 +60,7 @@ class Memformer(Whole, Saved):
         compat_positions: "memformer-0.3" uses the buckets of distances of that package, for its weights:
             later tokens share one bucket in the encoder and have half of all in the decoder.
         ignore_index: targets with this value are ignored.
-        pad_value: the id read in its place, and written after the end of a row.
+        pad_value: id that replaces `ignore_index` in inputs and fills rows after their end.
         **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
             `enc_num_tokens`, `enc_max_seq_len` (the longest segment), `enc_depth` and the same of `dec_` are
             required.
@@ -80,11 +80,11 @@ class Memformer(Whole, Saved):
         dim: Annotated[int, Flag("dim", "width D of both halves and of slots", ge=1)],
         num_memory_slots: Annotated[int, Flag("num_memory_slots", "slots M of a row", ge=1)],
         num_mem_updates: Annotated[
-            int, Flag("num_mem_updates", "how often each segment writes the slots", ge=1, lt=1000)
+            int, Flag("num_mem_updates", "slot updates per segment", ge=1, lt=1000)
         ] = 1,
         encoder_only: Annotated[bool, Flag("encoder_only", "no decoder")] = False,
         mem_update_attn_heads: Annotated[
-            int, Flag("mem_update_attn_heads", "heads with which slots read", ge=1)
+            int, Flag("mem_update_attn_heads", "attention heads of slots", ge=1)
         ] = 8,
         memory_update: Annotated[
             str,
@@ -97,12 +97,14 @@ class Memformer(Whole, Saved):
         compat_positions: Annotated[
             str | None,
             Flag(
-                "compat_positions", "the buckets of distances of a package", choices=("memformer-0.3", None)
+                "compat_positions",
+                "distance buckets as in another package",
+                choices=("memformer-0.3", None),
             ),
         ] = None,
         ignore_index: Annotated[int, Flag("ignore_index", "targets with this value are ignored")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written after the end of a row", ge=0)
+            int, Flag("pad_value", "id in place of `ignore_index` in inputs, and after the end of rows", ge=0)
         ] = 0,
         **flags: Any,
     ) -> None:
@@ -179,7 +181,7 @@ class Memformer(Whole, Saved):
         *,
         return_outputs: bool = False,
     ) -> Any:
-        """One segment.
+        """Read one segment.
 
         In training the auxiliary losses of both halves are added to the decoder's.
 
@@ -251,7 +253,7 @@ class Memformer(Whole, Saved):
             raise ValueError("`generate` needs a decoder, and this model has none (`encoder_only=True`)")
         if given := {"context", "context_mask"} & set(kwargs):
             raise ValueError(
-                f"`{min(given)}` cannot be given: the decoder reads what the encoder makes of `src`"
+                f"`{min(given)}` cannot be given: the decoder's context is the encoder's output for `src`"
             )
         self._check(src, None, src_mask, None)
         with torch.no_grad(), evaluating(self.encoder):

@@ -27,8 +27,8 @@ DECIDED = {
     ENC: {
         "dim": "both halves have one width: use `dim`",
         "causal": "an encoder attends to its whole source",
-        **dict.fromkeys(CONTEXT, "the encoder reads the source alone"),
-        **dict.fromkeys(EMBEDDINGS, "the encoder gives embeddings to the decoder"),
+        **dict.fromkeys(CONTEXT, "the encoder reads only the source"),
+        **dict.fromkeys(EMBEDDINGS, "the decoder reads the encoder's embeddings"),
     },
     DEC: {
         "dim": "both halves have one width: use `dim`",
@@ -52,7 +52,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
     Args:
         dim: width D of both halves.
         ignore_index: targets with this value are ignored; None: `pad_value`.
-        pad_value: the id written after the end of a row.
+        pad_value: id that fills rows after their end.
         **flags: those of `RoutingTransformerLM` after `enc_` or `dec_`, with `window_size=256`;
             `num_tokens`, `depth` and `max_seq_len` of each half are required.
 

@@ -48,7 +48,7 @@ class ViTransformerWrapper(Whole, Saved):
         ] = None,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embedded patches")] = False,
         num_register_tokens: Annotated[
-            int, Flag("num_register_tokens", "learned tokens that belong to no patch (2309.16588)", ge=0)
+            int, Flag("num_register_tokens", "learned tokens after the patches (2309.16588)", ge=0)
         ] = 0,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
     ) -> None:

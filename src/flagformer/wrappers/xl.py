@@ -40,7 +40,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         net: a causal model with `max_mem_len`, or `num_memory_slots`; one with `max_mem_len` must not have
             learned absolute positions. Others are refused with ValueError.
         ignore_index: targets with this value are ignored; `x` may hold it as padding.
-        pad_value: the id read in its place, and written after the end of a row.
+        pad_value: id that replaces `ignore_index` in inputs and fills rows after their end.
     """
 
     net: Any  # a TransformerWrapper

@@ -1,4 +1,4 @@
-"""XTransformer: an encoder reads the source, a decoder writes the target (arXiv:1706.03762)."""
+"""XTransformer, an encoder-decoder for sequence-to-sequence models (arXiv:1706.03762)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class XTransformer(Whole, Saved):
         dim: width D of both halves.
         tie_token_emb: both halves share one token embedding; their vocabularies must be equal.
         ignore_index: targets with this value are ignored.
-        pad_value: the id read in its place, and written after the end of a row.
+        pad_value: id that replaces `ignore_index` in inputs and fills rows after their end.
         cross_attn_tokens_dropout: share of the source's tokens that are masked from the decoder in training,
             drawn at each forward; at least one token of each row is kept.
         loss_chunks: number of chunks of the target's tokens for which logits are computed, one after the
@@ -61,7 +61,7 @@ class XTransformer(Whole, Saved):
         ] = False,
         ignore_index: Annotated[int, Flag("ignore_index", "targets with this value are ignored")] = -100,
         pad_value: Annotated[
-            int, Flag("pad_value", "the id read in its place, and written after the end of a row", ge=0)
+            int, Flag("pad_value", "id in place of `ignore_index` in inputs, and after the end of rows", ge=0)
         ] = 0,
         cross_attn_tokens_dropout: Annotated[
             float,
@@ -163,7 +163,7 @@ class XTransformer(Whole, Saved):
         src_prepend_mask: Tensor | None = None,
         return_outputs: bool = False,
     ) -> Any:
-        """Mean cross entropy, in nats, of tgt[:, 1:] given the source and what stands before.
+        """Mean cross entropy, in nats, of tgt[:, 1:] given the source and the tokens before.
 
         In training the auxiliary losses of both halves are added.
 

@@ -71,7 +71,7 @@ class Calls(ABC):
         self.accepts = keywords_of(model)
 
     def missing(self, what: str) -> str:
-        """The reason why `what` (MASK, STARTS, ...) is unsupported; empty if it is supported."""
+        """Return the reason why `what` (MASK, STARTS, ...) is unsupported; empty if it is supported."""
         return f"this model does not accept {what}"
 
     @abstractmethod
@@ -83,27 +83,27 @@ class Calls(ABC):
         return self.forward(ids)
 
     def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
-        """A new session; it supports `starts`, `window` and `first` of `given`, where not `missing`."""
+        """Return a new session with `starts`, `window` and `first` of `given`, if not `missing`."""
         raise NotImplementedError(self.missing(CACHE))
 
     def num_tokens(self) -> int | None:
-        """The size of the vocabulary, if the model states it."""
+        """The size of the vocabulary; None if unknown."""
         return None
 
     def longest(self) -> int | None:
-        """The longest input, if the model states it."""
+        """The length of the longest input; None if unknown."""
         return None
 
-    def turning_points(self) -> tuple[int, ...]:
-        """Positions from which on the model may compute in another way, if it states them."""
+    def path_change_positions(self) -> tuple[int, ...]:
+        """Positions at which the model may change its algorithm; empty if unknown."""
         return ()
 
     def long_rows(self) -> tuple[int, ...]:
-        """Row lengths that cover every algorithm that the model uses for long rows, if it states them."""
+        """Row lengths that cover every algorithm of the model for long rows; empty if unknown."""
         return ()
 
     def promises(self, check: str) -> str:
-        """The model's claim that makes it a failure if the named check cannot run; else empty."""
+        """Return the model's claim of support for a check, which then fails if it cannot run; else empty."""
         return ""
 
     def why_not_causal(self) -> str:
@@ -136,5 +136,5 @@ def logits_in(output: Any) -> Any:
 
 
 def only_given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that are not None."""
+    """Return the arguments other than None."""
     return {name: value for name, value in arguments.items() if value is not None}

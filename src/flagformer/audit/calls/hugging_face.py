@@ -87,7 +87,7 @@ class HuggingFaceCalls(Calls):
         """The length in the config; None for rotary positions, which have no limit."""
         return None if self._rotation else self._stated
 
-    def turning_points(self) -> tuple[int, ...]:
+    def path_change_positions(self) -> tuple[int, ...]:
         """Lengths at which rotary positions change their frequencies (`dynamic`, `longrope`)."""
         if not self._rotation:
             return ()

@@ -1,4 +1,4 @@
-"""One check a file: a function from the subject to its result.
+"""One check per file: a function from the subject to its result.
 
 A check raises NotApplicable if it has no result. If the model refuses an argument with a clear message, the
 check is not applicable; any other exception of the model is a failed check, never a crash of the audit.

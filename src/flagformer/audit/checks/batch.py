@@ -7,7 +7,7 @@ from flagformer.audit.subject import Subject
 
 
 def batch(subject: Subject) -> CheckResult:
-    """Each row in batches with other rows (same shape, almost bit-identical), then in a batch of one."""
+    """Compare each row in batches with other rows (almost bit-identical), then in a batch of one."""
     strict, rows = subject.same_shape(), subject.settings.rows
     for row in (0, rows - 1):
         others = subject.other_ids(subject.ids)

@@ -19,14 +19,14 @@ DRAFT = 3  # tokens that are decoded before some are dropped
 
 
 def cache(subject: Subject) -> CheckResult:
-    """In one block, token by token, in uneven blocks; also padded, windowed, truncated, reordered."""
+    """Decode in one block, token by token, in uneven blocks; also padded, windowed, truncated, reordered."""
     subject.needs(CACHE)
     worst, attempts = subject.other_shape(), Attempts()
     for name, blocks in schedules(subject.settings):
         with attempts.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    parts = (_across_turning_points, _left_padded, _windowed, _truncated, _truncated_left_padded, _reordered)
+    parts = (_across_path_changes, _left_padded, _windowed, _truncated, _truncated_left_padded, _reordered)
     for part in (*parts, _in_turns):
         with attempts.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
@@ -62,8 +62,8 @@ def decoded(
         return torch.cat([session.step(block) for block in ids.split(blocks, dim=1)], dim=1)
 
 
-def _across_turning_points(subject: Subject, worst: MaxError) -> None:
-    """Positions that cross a length from which on the model may compute in another way."""
+def _across_path_changes(subject: Subject, worst: MaxError) -> None:
+    """Decode positions that cross a change of the algorithm."""
     for given in subject.across():
         wanted = subject.logits(subject.ids, given)
         got = decoded(subject, subject.ids, [1] * subject.settings.seq_len, given)

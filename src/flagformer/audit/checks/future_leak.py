@@ -62,7 +62,7 @@ def edits_of(settings: Settings, first: int) -> Iterator[Edits]:
 
 
 def changes(subject: Subject, edits: Edits) -> Iterator[Tensor]:
-    """The ids with one token changed (a different value in every row), then with all from there on."""
+    """Yield ids with one token changed (a different value in every row), then with all tokens from it on."""
     one, others = subject.ids.clone(), subject.other_ids(subject.ids)
     for rows, position in edits:
         one[rows, position] = others[rows, position]

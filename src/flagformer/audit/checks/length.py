@@ -26,13 +26,13 @@ def length(subject: Subject) -> CheckResult:
         words = f"{end} tokens alone and the same at the start of {subject.settings.seq_len} differ"
         with attempts.of(f"an input of {end} tokens"):
             worst.compare(subject.logits(subject.ids[:, :end], given), whole[:, :end], words)
-    _across_turning_points(subject, worst, attempts)
+    _across_path_changes(subject, worst, attempts)
     words = "the same logits alone and at the start of a longer input"
     return judged("length", worst, words, attempts)
 
 
-def _across_turning_points(subject: Subject, worst: MaxError, attempts: Attempts) -> None:
-    """Tokens whose positions end before a turning point, with and without positions beyond it."""
+def _across_path_changes(subject: Subject, worst: MaxError, attempts: Attempts) -> None:
+    """Compare tokens before a change of the algorithm with and without later positions."""
     half = subject.settings.seq_len // 2
     for given in subject.across():
         with attempts.of(f"positions from {given.first} on"):

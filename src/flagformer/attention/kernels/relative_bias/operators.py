@@ -120,7 +120,7 @@ def learned_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the biases.
 
-    Keys that share one bias (`same_from`) go through the fused kernel, which gives no gradient of a bias.
+    Keys that share one bias (`same_from`) use the fused kernel, which computes no gradient of a bias.
     The gradients of a query's scores sum to zero, so the gradient of the shared bias is minus the sum of the
     others.
     """
