@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagformer.flags.errors import Finding, FlagError
+from flagformer.flags.errors import Finding, FlagError, nearest
 from flagformer.flags.registry import Registry
 from flagformer.flags.slots import SLOTS
 from flagformer.flags.spec import Instance, Spec, asks_place
@@ -80,6 +80,8 @@ def class_error(contract: Contract, cls: type, params: Mapping[str, Any]) -> str
     if contract.module is not None and not issubclass(cls, contract.module):
         return f"{cls.__name__} is not an nn.Module"
     given = {"place": None, **params} if asks_place(cls) else params
+    if unknown := _unknown_parameter(cls, params):
+        return unknown
     error = _signature_error(cls, contract.built, given)
     if error:
         shown = (*contract.built, *(f"{name}={value!r}" for name, value in params.items()))
@@ -88,6 +90,22 @@ def class_error(contract: Contract, cls: type, params: Mapping[str, Any]) -> str
     if missing:
         return f"{cls.__name__} has no {_listed(missing)}"
     return _method_error(contract, cls, cls.__name__)
+
+
+def _unknown_parameter(cls: type, params: Mapping[str, Any]) -> str:
+    """Return the error of a parameter that the constructor does not have; empty if all are known."""
+    try:
+        known = inspect.signature(cls).parameters
+    except ValueError:  # classes written in C may have no signature
+        return ""
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        return ""
+    unknown = next((name for name in params if name not in known), None)
+    if unknown is None:
+        return ""
+    own = [name for name, one in known.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    hint = nearest(unknown, known).removesuffix("?") or (f"; it has {', '.join(own)}" if own else "")
+    return f"{cls.__name__} has no parameter {unknown!r}{hint}"
 
 
 def place_error(slot: str, choice: Spec | Instance) -> str:

@@ -11,6 +11,7 @@ from flagformer.flags import conflicts
 from flagformer.flags.contracts import UserSlot, contract_error, contract_of, place_error
 from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
+from flagformer.flags.import_paths import ImportPathError, imported, is_by_path
 from flagformer.flags.names import SublayerFlags, parse_flags, sublayer_flags
 from flagformer.flags.needs import declared, fastest_kernel, unmet_needs
 from flagformer.flags.registry import Registry
@@ -43,6 +44,15 @@ class Resolved:
         """Return the component of a slot of the stack that takes one; None if the slot is empty."""
         choices = self.stack.get(slot, ())
         return choices[0] if choices else None
+
+
+def _as_component(slot: str, value: Any) -> Buildable:
+    """Return a component as a Spec or an Instance; import paths are imported."""
+    if isinstance(value, (Spec, Instance)):
+        return value
+    if is_by_path(value):
+        return imported(slot, value)
+    return Spec(value) if isinstance(value, type) else Instance(value)
 
 
 class _Resolution:
@@ -100,14 +110,11 @@ class _Resolution:
     def _given(self, slot: str, value: Any) -> Buildable:
         """Return the component that a user passed for a slot, after a check of the slot's contract."""
         user_slot = UserSlot(self.prefix + slot, contract_of(self.registry, slot), self.layers.get(slot))
-        choice = (
-            value
-            if isinstance(value, (Spec, Instance))
-            else Spec(value)
-            if isinstance(value, type)
-            else Instance(value)
-        )
-        error = contract_error(user_slot.contract, choice) or place_error(slot, choice)
+        try:
+            choice = _as_component(user_slot.typed, value)
+            error = contract_error(user_slot.contract, choice) or place_error(slot, choice)
+        except ImportPathError as wrong:
+            choice, error = Instance(value), str(wrong)
         if not error:
             return replace(choice, slot=user_slot) if isinstance(choice, Spec) else choice
         self.findings.append(user_slot.finding(error))

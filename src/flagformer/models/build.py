@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from flagformer.flags import LAYER_SCOPES, Finding, FlagError, nearest
+from flagformer.flags import LAYER_SCOPES, Finding, FlagError, allowed_modules, nearest
 from flagformer.flags.others import recognise
 from flagformer.stack.sizes import within_memory
 from flagformer.storage.models import load_model
@@ -61,9 +61,18 @@ def check(flags: Mapping[str, Any]) -> None:
         build(flags)
 
 
-def load(directory: str | Path) -> nn.Module:
-    """Load a model that `model.save(directory)` wrote. No code in the files is executed."""
-    return load_model(Path(directory), build)
+def load(directory: str | Path, *, allow: Sequence[str] = ()) -> nn.Module:
+    """Load a model that `model.save(directory)` wrote. No code in the files is executed.
+
+    Args:
+        allow: modules or packages from which the flags may name classes by import path
+            (`norm: "mylab.norms:MyNorm"`); they are imported, which executes them.
+
+    Raises:
+        ValueError: for a directory of something else, damaged files, and a module that `allow` does not list.
+    """
+    with allowed_modules(allow):
+        return load_model(Path(directory), build)
 
 
 __all__ = ["LAYER_SCOPES", "MODELS", "WHOLE", "build", "check", "load"]

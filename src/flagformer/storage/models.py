@@ -54,8 +54,9 @@ def save_model(model: nn.Module, flags: Mapping[str, Any], build: Build, directo
     except TypeError:
         given = [name for name, value in flags.items() if not _is_plain(value)]
         raise ValueError(
-            f"`{'`, `'.join(given)}` was given as a class or module, which JSON cannot hold: "
-            "save `model.state_dict()` and rebuild the model in code"
+            f"`{'`, `'.join(given)}` was given as a class or module, which JSON cannot hold: name a class by "
+            "its import path (`norm='mylab.norms:MyNorm'`), or save `model.state_dict()` and build the "
+            "model in code"
         ) from None
     refuse_changed(model, flags, build)
     shared = second_names(model)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagformer.lab.cli.allow import Allow, allowing
 from flagformer.lab.cli.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -34,13 +36,14 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights and of the ids.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as one JSON object.")] = False,
+    allow: Allow = None,
 ) -> None:
     """Check models for leaks, padding, packing, cache, batch independence, gradients and overflow.
 
     Exit status: 0 if every model passes, 1 if one fails, 2 if the input is wrong.
     """
-    with clear_errors():
-        reports = audited(config, overrides or [], seq_len, seed, show=not as_json)
+    with clear_errors(), allowing(allow):
+        reports = audited(config, overrides or [], seq_len, seed, allow or [], show=not as_json)
         if as_json:
             typer.echo(json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=2))
         if not all(report.passed for report in reports.values()):
@@ -48,7 +51,13 @@ def audit(
 
 
 def audited(
-    config: Path, overrides: list[str], seq_len: int | None, seed: int, *, show: bool
+    config: Path,
+    overrides: list[str],
+    seq_len: int | None,
+    seed: int,
+    allow: Sequence[str] = (),
+    *,
+    show: bool,
 ) -> dict[str, AuditReport]:
     """A report for each model that `config` names, printed as soon as it is ready."""
     import torch
@@ -59,7 +68,7 @@ def audited(
     from flagformer.models.build import MODELS, WHOLE
 
     console = Console(highlight=False)
-    models = named_models(config, overrides)
+    models = named_models(config, overrides, allow)
     reports = {}
     for name, named in models.items():
         torch.manual_seed(seed)

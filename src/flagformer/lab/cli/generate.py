@@ -1,11 +1,13 @@
 """`flagformer generate RUN_DIR`: text from a trained byte model."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flagformer.lab.cli.allow import Allow, allowing
 from flagformer.lab.cli.errors import clear_errors
 
 BYTES = 256
@@ -28,13 +30,15 @@ def generate(
         float | None, typer.Option(help="Sample from the smallest set of bytes with this total probability.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the text repeat.")] = None,
+    allow: Allow = None,
 ) -> None:
     """Continue a prompt with a trained byte model; print the prompt and its continuation."""
-    with clear_errors():
-        typer.echo(continue_text(load_model(run_dir), prompt, length, temperature, top_k, top_p, seed))
+    with clear_errors(), allowing(allow):
+        model = load_model(run_dir, allow or [])
+        typer.echo(continue_text(model, prompt, length, temperature, top_k, top_p, seed))
 
 
-def load_model(run_dir: Path) -> Any:
+def load_model(run_dir: Path, allow: Sequence[str] = ()) -> Any:
     """The trained model of a run directory; ValueError if there is none."""
     import flagformer
 
@@ -52,7 +56,7 @@ def load_model(run_dir: Path) -> Any:
         )
     if not folder.is_dir():
         raise ValueError(f"{run_dir} contains no trained model: {_why_no_model(run_dir)}")
-    model = flagformer.load(folder)
+    model = flagformer.load(folder, allow=allow)
     if model.num_tokens != BYTES:
         raise ValueError(
             f"the model in {run_dir} must read bytes (256 tokens) to write text, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Named(NamedTuple):
     precision: str = "fp32"
 
 
-def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
+def named_models(path: Path, overrides: list[str], allow: Sequence[str] = ()) -> dict[str, Named]:
     """Each model by its name; the flags of all of them are checked before the first is built.
 
     The variants of a study are those that `study run` would train: made equal as its `match` says.
@@ -33,13 +34,14 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
         path: a directory with a saved model (or with one in `model/`, as training leaves it), a YAML file of
             flat flags, a training file with `base:`, or a study with `base:` and `compare:`.
         overrides: `key=value` changes to the file, with the file's own names.
+        allow: modules from which the flags of a saved model may name classes.
 
     Raises:
         ValueError: every mistake of the file with its line.
         OSError: what the file system says.
     """
     if path.is_dir():
-        return _saved(path, overrides)
+        return _saved(path, overrides, allow)
     import flagformer
     from flagformer.lab.study.overrides import apply_overrides
     from flagformer.lab.study.source import read_source
@@ -60,7 +62,7 @@ def named_models(path: Path, overrides: list[str]) -> dict[str, Named]:
     return {path.stem: Named(lambda: flagformer.build(flags))}
 
 
-def _saved(path: Path, overrides: list[str]) -> dict[str, Named]:
+def _saved(path: Path, overrides: list[str], allow: Sequence[str]) -> dict[str, Named]:
     import flagformer
 
     if overrides:
@@ -70,7 +72,8 @@ def _saved(path: Path, overrides: list[str]) -> dict[str, Named]:
         raise ValueError(f"{path} is the directory of a study; give its YAML file, or one of {path}/trials/")
     inner = path / "model"
     folder = inner if inner.is_dir() and not (path / "flags.json").exists() else path
-    return {path.name or str(path): Named(lambda: flagformer.load(folder), _precision_of(path))}
+    build = partial(flagformer.load, folder, allow=allow)
+    return {path.name or str(path): Named(build, _precision_of(path))}
 
 
 def _precision_of(run: Path) -> str:

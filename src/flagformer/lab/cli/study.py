@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagformer.lab.cli.allow import Allow, allowing
 from flagformer.lab.cli.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, build every variant, train nothing.")
     ] = False,
+    allow: Allow = None,
 ) -> None:
     """Run or resume a study: finished trials are kept, the others resume from their checkpoints."""
-    with clear_errors():
+    with clear_errors(), allowing(allow):
         from flagformer.lab.study.run import prepare, run_study
         from flagformer.lab.train.process_group import by_torchrun
 

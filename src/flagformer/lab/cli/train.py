@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flagformer.lab.cli.allow import Allow, allowing
 from flagformer.lab.cli.errors import clear_errors, leave
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="For example train.steps=50 base.depth=4."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/NAME]")] = None,
+    allow: Allow = None,
 ) -> None:
     """Train and evaluate one model. Run the same command again to resume from the last checkpoint.
 
     On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
     """
-    with clear_errors():
+    with clear_errors(), allowing(allow):
         from flagformer.lab.train.process_group import RemoteRankError, by_torchrun, exit_rank, joined
 
         if not by_torchrun():

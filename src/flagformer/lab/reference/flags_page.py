@@ -37,6 +37,9 @@ is an error, and so is an unknown name.
 - A slot of the layers also takes a `Spec`, a class, a module or, where the contract is a single call, a plain
   function under its own name: `position_bias=Spec(MyBias)`, `activation=torch.tanh`
   (see [Your own components](#your-own-components)).
+- In files, a component of your own is an import path, or a mapping with `class` and its parameters:
+  `norm: "mylab.norms:MyNorm"`, `norm: {{class: "mylab.norms:MyNorm", eps: 1e-3}}`
+  (see [How to use your own class](how-to-add-a-component.md#your-own-class-in-files-and-studies)).
 - Slots of attention, feedforward and every sublayer also take a list with one component per sublayer:
   `activation=[torch.tanh, None]`; `None` is the component that the flags select. In a slot of several
   components, a flat list is for every layer, and a list of lists is by layer: `gate=[[MyGate], []]`.
