@@ -6,7 +6,6 @@ from torch import nn
 
 import flagformer
 from flagformer import CATALOGUE, FlagError, Place
-from flagformer.flags import SLOTS
 from flagformer.flags.slots import PER_LAYER
 from flagformer.lab.reference import choices, settings
 
@@ -14,7 +13,7 @@ BASE = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SELECTORS = {
     choice.name: choice
     for choice in choices()
-    if choice.component is not None and SLOTS[choice.component.slot].scope in PER_LAYER
+    if choice.component is not None and CATALOGUE.scope(next(iter(choice.flags))) in PER_LAYER
 }
 # Scores pass between layers: one layer alone has no effect.
 CARRIES = {"residual_attn", "cross_residual_attn"}
@@ -41,7 +40,12 @@ def test_a_selector_takes_a_value_by_layer(name):
     assert got[-1] == modules({key: value for key, value in flags.items() if key not in own})[-1]
 
 
-SHARED = [choice for choice in choices() if choice.component and choice.name not in SELECTORS]
+# `mixer` is a flag of the plan, which takes a tuple of names.
+SHARED = [
+    choice
+    for choice in choices()
+    if choice.component and choice.name not in SELECTORS and "mixer" not in choice.flags
+]
 
 
 @pytest.mark.parametrize("name", [choice.name for choice in SHARED if "model" not in choice.flags])

@@ -140,7 +140,8 @@ def by_layer():
     found = {}
     for slot in (slot for slot in SLOTS.values() if slot.scope in PER_LAYER):
         mine = [c for c in choices() if c.component and c.component.slot == slot.name]
-        first, *others = [c for c in mine if c.name not in ORDERS] or [None]
+        own = [c for c in mine if CATALOGUE.scope(next(iter(c.flags))) in PER_LAYER and c.name not in ORDERS]
+        first, *others = own or [None]
         if first is not None:
             found[f"{slot.name} by layer"] = _mixed(first, *(c for c in others[:1] if _is_other(c, first)))
     return found
