@@ -73,7 +73,7 @@ LATER = {
         mv_split_residual gated_multi_residual softclamp_output softclamp_output_value unet_skips
         integrate_layers layer_integrate_use_softmax num_residual_streams qkv_receive_diff_residuals
         reinject_input learned_reinject_input_gate add_value_residual learned_value_residual_mix
-        rel_pos_kwargs residual_fn_kwargs hyper_conn_sinkhorn_iters tie_embedding_scale num_output_heads
+        rel_pos_kwargs residual_fn_kwargs hyper_conn_sinkhorn_iters num_output_heads
         recycling train_max_recycle_steps looped max_looped_steps average_pool_embed use_cls_token
         num_cls_tokens attn_pool num_pooled_tokens attn_pool_depth dim_pooled_tokens squeeze_out_last_dim
         token_emb mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits ff_deep_embed to_logits

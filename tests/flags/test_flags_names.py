@@ -146,7 +146,11 @@ def test_split_prefixes():
         ),
         ({"attn_kv_heads": 2, "attn_one_kv_head": True}, "`enc_attn_kv_heads` and `enc_attn_one_kv_head`"),
         ({"attn_flash": True, "rel_pos_bias": True}, "`enc_attn_flash=True` and `enc_rel_pos_bias`"),
-        ({"only_cross": True, "rotary_pos_emb": True}, "`enc_rotary_pos_emb` and `enc_only_cross`"),
+        ({"only_cross": True, "alibi_pos_bias": True}, "`enc_alibi_pos_bias` and `enc_only_cross`"),
+        (
+            {"only_cross": True, "rotary_pos_emb": True},
+            "`enc_rotary_pos_emb` needs self-attention, but this model has none (`enc_only_cross`)",
+        ),
         ({"sandwich_coef": 5}, "`enc_sandwich_coef` must be at most `enc_depth` = 2"),
         ({"depth": None}, "`enc_depth` is required"),
         ({"cross_attn_kv_heads": 2}, "`enc_cross_attn_kv_heads` has no effect"),

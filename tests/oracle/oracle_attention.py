@@ -44,9 +44,9 @@ class Attention:
         if own:
             positions = row.first - count + np.arange(len(read))
             q = self._rotated_queries(q, positions[count:])
-            k = rotated(self.settings, k, positions, -1)
+            k = rotated(self.of, k, positions, -1)
             if self.of("attn_rotary_embed_values"):
-                v = rotated(self.settings, v, positions, -1)
+                v = rotated(self.of, v, positions, -1)
             allowed = allowed_keys(self.settings, self.module, row, count)
             biases = bias(self.settings, self.all, positions[count:], positions)
         else:
@@ -63,8 +63,8 @@ class Attention:
             split = self._local
             ahead = self.of("local_attn_window_size") * self.of("local_attn_radius_blocks")
         parts = (
-            rotated(self.settings, q[:split], positions + ahead, 1),
-            rotated(self.settings, q[split:], positions, 1),
+            rotated(self.of, q[:split], positions + ahead, 1),
+            rotated(self.of, q[split:], positions, 1),
         )
         return np.concatenate(parts)
 

@@ -186,7 +186,8 @@ CROSSED = (
     "attn_qk_rmsnorm", "attn_softclamp_logits", "attn_scale", "attn_bias", "attn_qkv_bias", "attn_out_bias",
 )  # fmt: skip
 LAYERED = (
-    *CROSSED, "shared_qk", "attn_max_attend_past", "num_clusters", "n_local_attn_heads", "ff_glu", "ff_moe",
+    *CROSSED, "rotary_pos_emb", "rotary_xpos",
+    "shared_qk", "attn_max_attend_past", "num_clusters", "n_local_attn_heads", "ff_glu", "ff_moe",
     "ff_pkm", "ff_swish", "ff_relu_squared", "ff_post_act_ln", "ff_no_bias", "shift_tokens", "use_layerscale",
 )  # fmt: skip
 BASE = {"num_tokens": 11, "max_seq_len": 340, "dim": 16, "attn_dim_head": 8}

@@ -19,23 +19,26 @@ def absolute(settings, weights, positions):
     return 0.0
 
 
-def rotated(settings, x, positions, side):
-    """arXiv:2104.09864, 2212.10554: x [H, T, K] rotated by position; `side`: 1 for queries, -1 for keys."""
-    if not (settings["rotary_pos_emb"] or settings["rotary_xpos"]):
+def rotated(of, x, positions, side):
+    """arXiv:2104.09864, 2212.10554: x [H, T, K] rotated by position.
+
+    `of` gives a flag of the layer; `side` is 1 for queries, -1 for keys.
+    """
+    if not (of("rotary_pos_emb") or of("rotary_xpos")):
         return x
-    dim = settings["rotary_emb_dim"] or settings["attn_dim_head"]
-    base = settings["rotary_base"] or 10000.0
-    if settings["rotary_base_rescale_factor"] != 1:
-        base *= settings["rotary_base_rescale_factor"] ** (dim / (dim - 2))
+    dim = of("rotary_emb_dim") or of("attn_dim_head")
+    base = of("rotary_base") or 10000.0
+    if of("rotary_base_rescale_factor") != 1:
+        base *= of("rotary_base_rescale_factor") ** (dim / (dim - 2))
     out = x.copy()
     for i in range(dim // 2):
-        angle = positions * base ** (-2 * i / dim) / settings["rotary_interpolation_factor"]
-        first, second = (2 * i, 2 * i + 1) if settings["rotary_interleaved"] else (i, i + dim // 2)
+        angle = positions * base ** (-2 * i / dim) / of("rotary_interpolation_factor")
+        first, second = (2 * i, 2 * i + 1) if of("rotary_interleaved") else (i, i + dim // 2)
         a, b = x[..., first], x[..., second]
         size = 1.0
-        if settings["rotary_xpos"]:
+        if of("rotary_xpos"):
             zeta = (2 * i + 0.4 * dim) / (1.4 * dim)
-            size = zeta ** (side * positions / settings["rotary_xpos_scale_base"])
+            size = zeta ** (side * positions / of("rotary_xpos_scale_base"))
         out[..., first] = (a * np.cos(angle) - b * np.sin(angle)) * size
         out[..., second] = (b * np.cos(angle) + a * np.sin(angle)) * size
     return out

@@ -80,7 +80,7 @@ def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
     count = LAYERS[scope]
     rest = [None] * (count - 1)
     extra = {key: value for key, value in flags.items() if key not in (name, item.select)}
-    chosen = {**PLAN, **extra, item.select: (flags[item.select], *rest)}
+    chosen = {**PLAN, "causal": True, **extra, item.select: (flags[item.select], *rest)}
     value = flags[name]
     found = refusal({**chosen, name: (value,) * count})[name]
     assert "has no effect at layer 1" in found

@@ -92,17 +92,25 @@ class Attention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, V] -> [B, T, D]
 
 
-def build_attention(slots: Slots, dims: Dims, rotation: Rotation, cross: bool) -> Attention:
-    """Build one attention sublayer from the components of its slots."""
+def build_attention(
+    slots: Slots, dims: Dims, rotation: Rotation, rotation_idx: int | None = None
+) -> Attention:
+    """Build one attention sublayer from the components of its slots.
+
+    Args:
+        rotation_idx: the index of the rotation in `side.cos_sin`; None for cross-attention.
+    """
+    cross = rotation_idx is None
     values = _values(slots, dims, rotation)
     dims = replace(dims, value_width=values.width)
     projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
     source: QKVSource = CrossAttentionInputs(projection, qk_norm, dims)
-    if not cross:
+    if rotation_idx is not None:
         value_rotation = rotation if values.rotated else NoRotation(dims)
         window = slots["window"][0].build()
-        source = SelfAttentionInputs(projection, qk_norm, dims, rotation, value_rotation, window.width)
+        rotations = (rotation, value_rotation, rotation_idx)
+        source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window.width)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]

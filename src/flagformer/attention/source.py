@@ -42,7 +42,7 @@ class SelfAttentionInputs(QKVSource):
     They come from the decode state, or are projected from Transformer-XL memories in each forward.
     """
 
-    rotation: Rotation  # both are owned by the stack
+    rotation: Rotation  # shared by the layers of the stack with equal ones
     value_rotation: Rotation
 
     def __init__(
@@ -52,20 +52,24 @@ class SelfAttentionInputs(QKVSource):
         dims: Dims,
         rotation: Rotation,
         value_rotation: Rotation,
+        rotation_idx: int,
         window: int | None,
     ) -> None:
         super().__init__(projection, qk_norm, dims)
-        self.window = window
+        self.window, self.rotation_idx = window, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
         self.path_changes_at = () if window is None else (window,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)
         unrotated = self.qk_norm.queries(q), self.qk_norm.keys(k)
-        q, k = self.rotation.both(*unrotated, side.cos_sin)
-        v = self.value_rotation.keys(v, side.cos_sin)
+        cos_sin = side.cos_sin[self.rotation_idx]
+        q, k = self.rotation.both(*unrotated, cos_sin)
+        v = self.value_rotation.keys(v, cos_sin)
         if side.memory is not None and side.memory.mem is not None:
-            unrotated_mem, mem_k, mem_v = self._project_memory(side.memory.mem, side.memory.cos_sin)
+            unrotated_mem, mem_k, mem_v = self._project_memory(
+                side.memory.mem, side.memory.cos_sin[self.rotation_idx]
+            )
             k, v = torch.cat([mem_k, k], dim=2), torch.cat([mem_v, v], dim=2)
             unrotated = unrotated[0], torch.cat([unrotated_mem, unrotated[1]], dim=2)
         state = side.state

@@ -30,7 +30,6 @@ FOREIGN = {
     "only_attn": "use `custom_layers='aaa'`, an 'a' for each layer",
     "rel_pos_kwargs": "use `rel_pos_num_buckets` and `rel_pos_max_distance`",
     "residual_fn_kwargs": "use `scale_residual_constant`",
-    "tie_embedding_scale": "`tie_embedding` divides logits by the square root of the width; leave it out",
     "token_emb": "the embedding is built from `num_tokens` and `emb_dim`; leave it out",
     "input_not_include_cache": "generation with a cache reads only new tokens; leave it out",
 }

@@ -50,7 +50,6 @@ SLOTS = _slots(
     ),
     Slot("init", "stack", "(sublayers) -> initial weights of the last projection of each", many=True),
     Slot("executor", "stack", "(sublayers, residual, x, side) -> x"),
-    Slot("rotation", "stack", "(q or k, cos and sin) -> q or k, rotated by its positions", read_by="a"),
     Slot(
         "position_bias",
         "stack",
@@ -60,6 +59,7 @@ SLOTS = _slots(
     Slot("values", "attention", "options of the values: width, shared with the keys, rotated", many=True),
     Slot("projection", "attention", "x -> q, k, v, split into heads"),
     Slot("qk_norm", "attention", "(q, k) -> normalized (q, k), and the scale of their product"),
+    Slot("rotation", "attention", "(q or k, cos and sin) -> q or k, rotated by its positions"),
     Slot("window", "attention", "number of earlier tokens that a query of self-attention attends to"),
     Slot("prefix_kv", "attention", "kv -> kv with prefix keys and values for every query", many=True),
     Slot("score", "attention", "(scores, q, k, bias) -> scores, before the bias and the mask", many=True),

@@ -96,23 +96,23 @@ class Flags(TypedDict, total=False):
     """Two residual streams, from which the backward recomputes all activations: none are saved."""
     reversible_exact: bool
     """round outputs to a grid, so that streams below 1024 are recovered bit by bit"""
-    rotary_pos_emb: bool | None
+    rotary_pos_emb: bool | tuple[bool | None, ...] | None
     """Turns pairs of dimensions of q and k by angles that grow with the position."""
-    rotary_emb_dim: int | None
+    rotary_emb_dim: int | tuple[int | None, ...] | None
     """dims of a head that are rotated; None: all"""
-    rotary_interpolation_factor: float
+    rotary_interpolation_factor: float | tuple[float | None, ...]
     """divides positions (2306.15595)"""
-    rotary_base_rescale_factor: float
+    rotary_base_rescale_factor: float | tuple[float | None, ...]
     """multiplies the base by factor ** (R / (R - 2))"""
-    rotary_base: float
+    rotary_base: float | tuple[float | None, ...]
     """base of the frequencies, `rope_theta` elsewhere"""
-    rotary_scaling: dict[str, Any] | None
+    rotary_scaling: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None
     """`rope_type` (linear, dynamic, llama3, yarn, longrope) and its numbers, as in Hugging Face"""
-    rotary_interleaved: bool
+    rotary_interleaved: bool | tuple[bool | None, ...]
     """rotates the pairs (2i, 2i + 1), as GPT-J and Cohere"""
-    rotary_xpos: bool | None
+    rotary_xpos: bool | tuple[bool | None, ...] | None
     """Rotation in which a pair's product fades with the distance, fast turning pairs first."""
-    rotary_xpos_scale_base: int
+    rotary_xpos_scale_base: int | tuple[int | None, ...]
     """positions over which the decay is zeta"""
     alibi_pos_bias: bool | None
     """A penalty that grows with the distance, with its own slope for each head; nothing is learned."""
@@ -425,11 +425,11 @@ class Flags(TypedDict, total=False):
     residual: Any
     init: Any
     executor: Any
-    rotation: Any
     position_bias: Any
     values: Any
     projection: Any
     qk_norm: Any
+    rotation: Any
     window: Any
     prefix_kv: Any
     score: Any

@@ -43,7 +43,8 @@ def convert_layers(weights: Conversion, layers: Any) -> None:
         _convert_residual(weights, f"layers.{index}.2", layers.residual, index)
     convert_norm(weights, "final_norm", layers.final_norm, offset)
     _convert_bias(weights, layers)
-    _check_rotation(weights, layers.rotation)
+    for rotation in layers.rotations:
+        _check_rotation(weights, rotation)
 
 
 def _convert_residual(weights: Conversion, prefix: str, residual: nn.Module, index: int) -> None:

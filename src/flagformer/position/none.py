@@ -10,7 +10,7 @@ from flagformer.flow import Dims, Layout
 from flagformer.position import CosSin, PositionBias, Rotation
 
 
-@component("rotation")
+@component("rotation", kind="a")
 class NoRotation(Rotation):
     """q and k stay as they are."""
 

@@ -26,7 +26,7 @@ Rescale = Annotated[
 ]
 
 
-@component("rotation", select="rotary_pos_emb", paper="arXiv:2104.09864")
+@component("rotation", select="rotary_pos_emb", paper="arXiv:2104.09864", kind="a")
 class Rotary(Rotation):
     """Turns pairs of dimensions of q and k by angles that grow with the position.
 

@@ -20,6 +20,7 @@ from flagformer.position.rotary import Interpolation, Rescale, Rotary, Rotated
 @component(
     "rotation",
     select="rotary_xpos",
+    kind="a",
     paper="arXiv:2212.10554, section 3.1",
     requires=[Requirement("causal", True, "scores grow with the distance to later keys")],
     lacks={"value_rotation": "keys are divided by its decay, so values would grow with the position"},

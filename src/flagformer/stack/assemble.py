@@ -14,10 +14,11 @@ from flagformer.flags import ErrorCollector, Finding, FlagError, Place, Resolved
 from flagformer.flags.needs import declared
 from flagformer.flow import Dims
 from flagformer.ops.identity import as_module, identity
-from flagformer.position import Rotation
+from flagformer.position.none import NoRotation
 from flagformer.residual import Residual
 from flagformer.stack.placement import Placement
-from flagformer.stack.places import placed, places_of
+from flagformer.stack.places import placed_modules, places_of
+from flagformer.stack.rotations import Rotations
 from flagformer.stack.sublayer import Sublayer, TensorFn, sublayer_class
 
 NormMaker = Callable[[Place], TensorFn]
@@ -28,16 +29,16 @@ def build_sublayers(
     dims: Dims,
     norm: NormMaker,
     placement: Placement,
-    rotation: Rotation,
+    rotations: Rotations,
     residual: Residual,
     errors: ErrorCollector,
 ) -> Sequence[Sublayer]:
     """Build the sublayer modules of the plan; raise all errors collected here and before."""
 
     places = places_of(resolved.plan)
-    modules = [placed(module, place) for module, place in zip(resolved.modules, places)]
+    modules = placed_modules(resolved)
     functions = [
-        errors.collect(partial(_function, module, dims, rotation, resolved.flags)) for module in modules
+        errors.collect(partial(_function, module, dims, rotations, resolved.flags)) for module in modules
     ]
     errors.findings += _unused_core(resolved, functions) + _unused_activation(resolved)
     errors.raise_all()
@@ -58,12 +59,12 @@ def build_sublayers(
     return nn.ModuleList(built)  # type: ignore[return-value]
 
 
-def _function(module: SublayerSpec, dims: Dims, rotation: Rotation, flags: Mapping[str, Any]) -> nn.Module:
+def _function(module: SublayerSpec, dims: Dims, rotations: Rotations, flags: Mapping[str, Any]) -> nn.Module:
     if module.kind == "a":
-        return build_attention(module.slots, dims, rotation, cross=False)
+        return build_attention(module.slots, dims, *rotations.of(module))
     if module.kind == "c":
         try:
-            return build_attention(module.slots, dims, rotation, cross=True)
+            return build_attention(module.slots, dims, NoRotation(dims))
         except FlagError as error:
             typed = {name.removeprefix("cross_") for name in flags if name.startswith("cross_")}
             raise FlagError(with_prefix(error.findings, "cross_", typed)) from None

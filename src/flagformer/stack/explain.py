@@ -15,7 +15,7 @@ def explain_stack(layers: Any) -> str:
     resolved = layers.resolved
     lines = [f"{type(layers).__name__}: {len(resolved.modules)} sublayers, {len(resolved.plan.order)} steps"]
     lines.append("  order: " + " ".join(resolved.modules[index].kind for index in resolved.plan.order))
-    for slot in ("norm", "norm_position", "residual", "init", "rotation", "position_bias"):
+    for slot in ("norm", "norm_position", "residual", "init", "position_bias"):
         lines += [f"  {slot}: {choice.describe()}" for choice in resolved.stack[slot]]
     described = [
         (f"{NAMES[module.kind]} ({_slots(module)})", str(index))

@@ -29,7 +29,7 @@ from flagformer.ops.full_precision import in_full
 from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
 from flagformer.ops.sharded import as_forward
-from flagformer.position.none import NoPositionBias
+from flagformer.position.none import NoPositionBias, NoRotation
 from flagformer.stack.assemble import build_sublayers
 from flagformer.stack.context_dropout import drop_context
 from flagformer.stack.explain import explain_stack
@@ -40,7 +40,7 @@ from flagformer.stack.inputs import (
     check_vectors,
 )
 from flagformer.stack.layouts import context_bias, read_layout
-from flagformer.stack.places import final_place
+from flagformer.stack.places import final_place, placed_modules
 from flagformer.stack.refusals import (
     fixed_flags,
     refuse_carry,
@@ -50,6 +50,7 @@ from flagformer.stack.refusals import (
     refuse_mixers,
     refuse_shared,
 )
+from flagformer.stack.rotations import Rotations
 from flagformer.stack.session import cache_signature, init_caches
 from flagformer.stack.sublayer import Sublayer, TensorFn
 from flagformer.stack.weight_init import apply_init, undo
@@ -72,7 +73,7 @@ class AttentionLayers(Whole):
         self.resolved = resolved = resolve(flags, CATALOGUE)
         self.dims: Dims = self._one("dims").build()
         gathered = ErrorCollector()
-        self.rotation = gathered.collect(lambda: self._one("rotation").build(self.dims))
+        self.rotations = Rotations(placed_modules(resolved), self.dims, gathered)
         self.position_bias = gathered.collect(lambda: self._one("position_bias").build(self.dims))
         self.executor = self._one("executor").build()
         residual = self._one("residual").build(self.dims, len(resolved.modules))
@@ -84,7 +85,7 @@ class AttentionLayers(Whole):
             return made
 
         build = partial(build_sublayers, resolved, self.dims, norm, placement)
-        self.sublayers = build(self.rotation, self.residual, gathered)
+        self.sublayers = build(self.rotations, self.residual, gathered)
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
         self.final_norm: TensorFn = norm(final_place(resolved.plan)) if placement.final else identity
@@ -127,10 +128,8 @@ class AttentionLayers(Whole):
     @property
     def is_relative(self) -> bool:
         """Whether a rotation, a position bias or a mixer encodes relative positions."""
-        return self.has_mixers or any(
-            self._one(slot).name not in ("NoRotation", "NoPositionBias")
-            for slot in ("rotation", "position_bias")
-        )
+        parts = (self.position_bias, *self.rotations)
+        return self.has_mixers or not all(isinstance(part, (NoPositionBias, NoRotation)) for part in parts)
 
     @property
     def can_cache(self) -> bool:
@@ -236,7 +235,7 @@ class AttentionLayers(Whole):
         side = SideInputs(
             AttentionBias(inputs.rules, position_bias, layout, inputs.keys, inputs.window, state),
             context_bias(context, layout, context_mask, state) if self.has_cross else None,
-            self.rotation.cos_sin(layout, dtype),
+            self.rotations.cos_sin(layout, dtype),
             context,
             state,
             collector,
@@ -244,7 +243,7 @@ class AttentionLayers(Whole):
         )
         if memory is not None:
             hiddens = dict(zip(self.recurrent_steps, memory.hiddens))
-            side.memory = SegmentMemory(hiddens, self.rotation.cos_sin(memory.layout, dtype))
+            side.memory = SegmentMemory(hiddens, self.rotations.cos_sin(memory.layout, dtype))
         return side
 
     @as_forward

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from flagformer.flags import Place, SublayerSpec
+from flagformer.flags import Place, Resolved, SublayerSpec
 
 
 def places_of(plan: Any) -> list[Place]:
@@ -25,6 +25,11 @@ def final_place(plan: Any) -> Place:
     """Return the place of the final norm: after all layers, of the kind that runs most often."""
     count = max(Counter(plan.kinds[module] for module in plan.order).values())
     return Place(count, count)
+
+
+def placed_modules(resolved: Resolved) -> list[SublayerSpec]:
+    """Return the sublayers of a stack, with their places in the components that ask for them."""
+    return [placed(module, place) for module, place in zip(resolved.modules, places_of(resolved.plan))]
 
 
 def placed(module: SublayerSpec, place: Place) -> SublayerSpec:
