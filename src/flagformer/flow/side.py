@@ -43,7 +43,7 @@ class SegmentMemory:
         hiddens: [B, M, D], inputs of earlier segments, by execution step; `side.bias.kv` is the layout of
             memories and tokens together.
         cos_sin: those of the memories' positions, as in `SideInputs`.
-        mem: [B, M, D], the memories of the step that runs, after its norm; None where it reads none.
+        mem: [B, M, D], the memories of the current step, after its norm; None: it reads none.
     """
 
     hiddens: dict[int, Tensor]
@@ -57,10 +57,10 @@ class SideInputs:
 
     Attributes:
         bias: mask and position bias of self-attention.
-        context_bias: those of cross-attention; None where there is none.
+        context_bias: mask of cross-attention; None without cross-attention.
         cos_sin: cos and sin of each rotation of the stack, [1 or B, 1, T, R]; None for no rotation.
-        context: [B, S, D_context] for cross-attention; None where a decoding session holds it.
-        state: the decoding session; None in a plain forward.
+        context: [B, S, D_context] for cross-attention; None if the decode state holds it.
+        state: the decode state; None in a plain forward.
         collector: auxiliary losses and requested tensors.
         layout: layout of the tokens.
         carry: tensors that sublayers pass to later ones, by name.
