@@ -44,6 +44,23 @@ def test_the_schema_agrees_with_the_command(old: str, new: str) -> None:
     assert VALIDATOR.is_valid(data) == (not old)
 
 
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [
+        ('norm: "mylab.norms:MyNorm"', True),
+        ('norm: {class: "mylab.norms:MyNorm", eps: 1e-3}', True),
+        ('activation: ["torch.nn:ReLU", null]', True),
+        ('gate: [["mylab.gates:Gate"], []]', True),
+        ('norm: ["mylab.norms:MyNorm", null]', False),
+        ("norm: layernorm", False),
+        ("norm: {eps: 1e-3}", False),
+    ],
+)
+def test_components_by_import_path(value: str, right: bool) -> None:
+    data = parse_source(STUDY.replace("  dim: 16", f"  dim: 16\n  {value}", 1), "x").data
+    assert VALIDATOR.is_valid(data) == right
+
+
 def test_images_are_valid() -> None:
     text = STUDY.replace("source: copy", "source: digits").replace(
         "  dim: 16", "  model: vit\n  patch_size: 2\n  dim: 16"

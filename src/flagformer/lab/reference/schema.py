@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from flagformer.flags import CATALOGUE, MODEL_SCOPES
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
 from flagformer.flags.flag import read_params
+from flagformer.flags.import_paths import PATH
+from flagformer.flags.slots import PER_LAYER
 from flagformer.lab.reference.entries import Entry, entries, with_crossed
 from flagformer.models.build import MODELS, WHOLE
 
@@ -40,7 +42,21 @@ def schema() -> dict[str, Any]:
 def _properties() -> dict[str, Any]:
     model = {"enum": list(MODELS), "default": "decoder", "description": "the kind of model"}
     found = [entry for entry in with_crossed(entries(MODEL_SCOPES)) if entry.name not in FIXED]
-    return {"model": model, **{entry.name: _property(entry) for entry in found}}
+    slots = {slot.name: _slot(slot) for slot in SLOTS.values() if slot.scope in LAYER_SCOPES}
+    return {"model": model, **{entry.name: _property(entry) for entry in found}, **slots}
+
+
+def _slot(slot: Slot) -> dict[str, Any]:
+    """Return the schema of a component by import path, alone, in a list, or in a list by layer."""
+    path = {"type": "string", "pattern": f"^{PATH.pattern}$"}
+    one = {"anyOf": [path, {"type": "object", "properties": {"class": path}, "required": ["class"]}]}
+    each: list[dict[str, Any]] = [one, {"type": "null"}] if slot.scope in PER_LAYER else [one]
+    if slot.many:
+        each.append({"type": "array", "items": one})
+    options = list(one["anyOf"])
+    if slot.many or slot.scope in PER_LAYER:
+        options.append({"type": "array", "items": {"anyOf": each}, "minItems": 1})
+    return {"anyOf": options, "description": f"a component of your own: {slot.contract}"}
 
 
 def _whole(kind: str) -> dict[str, Any]:
@@ -55,6 +71,8 @@ def _whole(kind: str) -> dict[str, Any]:
             inner[part.prefix + entry.name] = {"$ref": f"#/$defs/flags/properties/{entry.name}"}
             if entry.param.required and not any(item.select for item in entry.owners):
                 required.append(part.prefix + entry.name)
+        for slot in (slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES.intersection(part.scopes)):
+            inner[part.prefix + slot.name] = {"$ref": f"#/$defs/flags/properties/{slot.name}"}
     return {
         "type": "object",
         "properties": {"model": {"const": kind}, **own, **inner},
