@@ -15,7 +15,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def give_back_at_once() -> None:
+def return_freed_memory() -> None:
     """Make the allocator return freed memory, so that the peak is that of live tensors."""
     if sys.platform != "linux":
         raise SystemExit("the peak of a process is read from /proc, which only Linux has")

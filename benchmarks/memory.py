@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from depth_models import EXECUTORS, LOSSES, PEERS, Job, Size, job, loss_job
-from gauge import give_back_at_once, held, peak, saved
+from gauge import held, peak, return_freed_memory, saved
 from report import installed, machine
 from timing import CLOCKS, interleave, ratio
 
@@ -46,7 +46,7 @@ def measure(parts: dict[int, dict[str, Callable[[], Job]]], rounds: int, clock: 
     for depth, makers in parts.items():
         jobs = {name: make() for name, make in makers.items()}
         seconds[depth] = timed(jobs, rounds, clock)
-    give_back_at_once()
+    return_freed_memory()
     rows = []
     for depth, makers in parts.items():
         samples = seconds[depth]

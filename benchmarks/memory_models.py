@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flagformer
-from gauge import give_back_at_once, live, peak
+from gauge import live, peak, return_freed_memory
 from report import machine
 from timing import CLOCKS, interleave
 
@@ -70,7 +70,7 @@ def steps(count: int, size: int, names: list[str]) -> Steps:
 def peaked(count: int, size: int, name: str, threads: int) -> int:
     """Bytes by which the process grows in a step of a contender, run first in a fresh heap."""
     torch.set_num_threads(threads)
-    give_back_at_once()
+    return_freed_memory()
     return peak(steps(count, size, [name])[name])
 
 

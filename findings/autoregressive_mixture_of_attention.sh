@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # mixture-of-attention 0.0.25, MixtureOfAutoregressiveAttention: earlier outputs change with a later token, in eval.
 # Expected: the class for autoregressive models keeps the output at position t free of later positions.
-# Seen: in each window the router picks which queries are attended by scores over the whole window, so a later token can
-# take a place from an earlier one. The largest changes are larger than any output.
+# Seen: in each window the router selects queries by scores over the whole window, so a later token can displace an
+# earlier one. The largest changes are larger than any output.
 # Output seen (torch 2.13.0, CPU, window 8, 64 tokens): 26 of 63 single-token changes reach an earlier output.
 set -euo pipefail
 folder=$(mktemp -d)

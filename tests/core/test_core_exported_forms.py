@@ -18,7 +18,7 @@ BY_LENGTH = {
     },
     "recent past": {"attn_max_attend_past": 12},
     "largest scores": {"attn_sparse_topk": 12},
-    "picks": {"model": "encoder", "num_clusters": 3, "window_size": 12, "routing_selection": "topk"},
+    "cluster top-k": {"model": "encoder", "num_clusters": 3, "window_size": 12, "routing_selection": "topk"},
 }
 ROWS = torch.arange(T)
 # flags; example inputs for the export; other inputs of the same shapes.

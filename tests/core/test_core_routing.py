@@ -78,8 +78,8 @@ def test_a_session_equals_the_forward_over_many_windows(kind):
 
 def test_a_session_selects_from_its_context_once_and_its_rows_can_be_reordered(monkeypatch):
     asked = []
-    pick = routed_context.cluster_topk
-    monkeypatch.setattr(routed_context, "cluster_topk", lambda *words: asked.append(1) or pick(*words))
+    select = routed_context.cluster_topk
+    monkeypatch.setattr(routed_context, "cluster_topk", lambda *words: asked.append(1) or select(*words))
     model = model_of(**CAUSAL["context"]).eval()
     traded = torch.tensor([1, 1])
     context = side(model)["context"]

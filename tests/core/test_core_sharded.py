@@ -18,7 +18,7 @@ MODELS = {
     "rotary": {"rotary_pos_emb": True},
     "T5, tied": {"rel_pos_bias": True, "tie_embedding": True},
     "dynamic, memory": {"dynamic_pos_bias": True, "num_memory_tokens": 2, "attn_num_mem_kv": 1},
-    "scores handed on": {"residual_attn": True, "depth": 3},
+    "residual scores": {"residual_attn": True, "depth": 3},
     "checkpointed": {"checkpoint": "sublayer", "rel_pos_bias": True},
     "checkpointed by choice": {"checkpoint": "selective", "shift_tokens": 1},
     "reversible": {"reversible": True, "rel_pos_bias": True},

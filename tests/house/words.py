@@ -49,6 +49,16 @@ PRIVATE = {
     "lasting": "always visible, global tokens",
     "ones own|one's own": "custom, the user's",
     "whoever": "the caller, the user",
+    "real tokens?": "valid tokens",
+    "takes? in": "appends, reads, is appended to",
+    "gives? back": "returns",
+    "seated": "prefix keys and values (`prefix_kv`)",
+    "hand(?:s|ed)? on": "passed to later sublayers",
+    "turning points?": "positions or lengths at which the algorithm changes",
+    "picks?|picked": "selects, selected",
+    "goes on": "resumes, continues",
+    "tells? apart|told apart": "distinguish, encode",
+    "on (?:its|their) way": "before, passed to",
     "thereby|therein|thereof|hereby|whereof|whereby": "plain clauses",
 }
 WORDS = re.compile("|".join(f"(?P<w{n}>\\b(?:{word})\\b)" for n, word in enumerate(PRIVATE)), re.IGNORECASE)

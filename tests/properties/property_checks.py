@@ -48,9 +48,9 @@ def trains(subject):
     model = subject.model
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
-    seated = any(s.kind == "a" and s.fn.num_prefix_kv for s in subject.model.attn_layers.sublayers)
+    has_prefix_kv = any(s.kind == "a" and s.fn.num_prefix_kv for s in subject.model.attn_layers.sublayers)
     undone = undone_gains(model)
-    dead = [name for name in none if (name != CANCELLED or seated) and name not in undone]
+    dead = [name for name in none if (name != CANCELLED or has_prefix_kv) and name not in undone]
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
     model.zero_grad()
     model.train()

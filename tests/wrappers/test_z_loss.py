@@ -17,7 +17,7 @@ FORMS = {
     "learned bias": {"rel_pos_bias": True},
     "prefix kv": {"attn_num_mem_kv": 3},
     "clamped": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.7},
-    "handed on": {"residual_attn": True},
+    "residual scores": {"residual_attn": True},
     "cross-attention": {"cross_attend": True},
     "windows": {"attn_max_attend_past": (1, None)},
     "tied": {"weight_tie_layers": True},

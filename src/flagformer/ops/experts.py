@@ -113,6 +113,6 @@ class ByExpert(NamedTuple):
         return ByExpert(order, experts, torch.searchsorted(experts, numbers, right=True, out_int32=True))
 
     def unsorted(self, x: Tensor) -> Tensor:
-        """Rows [T * k, D] of the sorted pairs in their order before."""
-        places = torch.arange(len(self.order), device=x.device)
-        return x.index_select(0, torch.empty_like(self.order).scatter(0, self.order, places))
+        """Restore the original order of rows [T * k, D]."""
+        positions = torch.arange(len(self.order), device=x.device)
+        return x.index_select(0, torch.empty_like(self.order).scatter(0, self.order, positions))

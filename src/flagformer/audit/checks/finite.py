@@ -62,7 +62,7 @@ def _bad_logits(logits: Tensor, when: str) -> NonFinite | None:
 
 
 def _in_full(subject: Subject) -> dict[Way, NonFinite | None]:
-    """The result of each arrangement in full precision; the padding checks report what the model raises."""
+    """The result of each arrangement in full precision; the padding checks report the errors of the model."""
     found = {}
     for way in ARRANGED:
         with contextlib.suppress(Exception):

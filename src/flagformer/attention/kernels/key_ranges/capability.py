@@ -11,6 +11,6 @@ def is_supported(q: Tensor) -> bool:
     """Whether the operators run for queries [B, H, T, K], and are faster: long rows on CPU, in every dtype.
 
     Exported programs and transforms of `torch.func` never use them. The meta device, on which sizes and
-    FLOPs are estimated, stands for a CPU.
+    FLOPs are estimated, is treated as a CPU.
     """
     return use_long_path(q.shape[2]) and q.device.type in ("cpu", "meta")

@@ -34,6 +34,6 @@ def is_supported(device: torch.device) -> bool:
     """Whether the operators run on this device, for every floating-point dtype.
 
     They have no rules for transforms of `torch.func`. The meta device, on which sizes and FLOPs are
-    estimated, stands for a CPU.
+    estimated, is treated as a CPU.
     """
     return HAS_OPERATORS and device.type in ("cpu", "meta") and not transformed()
