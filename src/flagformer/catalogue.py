@@ -25,6 +25,7 @@ from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
 from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.width import ValueWidth
+from flagformer.attention.window.chunks import ChunkedWindow
 from flagformer.attention.window.sliding_window import FullContext, SlidingWindow
 from flagformer.branch.scale import BranchScale, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
@@ -90,7 +91,7 @@ CATALOGUE.fill(
         ValueWidth, SharedKV, RotaryValues,
         MultiHead, GroupedQuery, MultiQuery, SharedQK, ContextSharedQK,
         NoQKNorm, L2QKNorm, RMSQKNorm,
-        FullContext, SlidingWindow,
+        FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
         Softmax, SparseTopK, LearnedSink,

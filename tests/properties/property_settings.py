@@ -64,6 +64,8 @@ VALUES = {
 OTHER_INPUTS = {
     "embed_num_tokens", "attn_z_loss_weight", "routing_selection", "context_selection", "cluster_num_mem_kv",
 }  # fmt: skip
+# Flags for models that attend to later tokens, which decoders refuse.
+AHEAD = {"attn_max_attend_ahead"}
 # Flags that a flag needs, where the catalogue does not declare them.
 CROSS = {"cross_attend": True}
 WITH = {
@@ -76,6 +78,7 @@ WITH = {
         ),
         CROSS,
     ),
+    **{name: {"model": "encoder"} for name in sorted(AHEAD)},
     "post_emb_norm_eps": {"post_emb_norm": True},
     "post_emb_norm_bias": {"post_emb_norm": True},
     "moe_balance_choices": {"moe_loss_coef": 0.5},

@@ -10,7 +10,17 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from flagformer.attention.kernels.eager import Eager
 from flagformer.attention.scores import ScorePipeline
-from flagformer.flow import AttentionBias, Causal, DenseMask, Dims, Layout, PrefixLM, UserMaskMod, Window
+from flagformer.flow import (
+    AttentionBias,
+    Causal,
+    Chunks,
+    DenseMask,
+    Dims,
+    Layout,
+    PrefixLM,
+    UserMaskMod,
+    Window,
+)
 from flagformer.ops import lengths
 from flagformer.position.alibi import ALiBi
 from flagformer.position.dynamic import Dynamic
@@ -34,6 +44,8 @@ RULES = {
     "causal": (Causal(),),
     "prefix": (PrefixLM(torch.tensor([3, 1])),),
     "two-sided window": (Window(2, 1),),
+    "chunks": (Chunks(3),),
+    "causal chunks": (Causal(), Chunks(4)),
     "given": (Causal(), DenseMask(GIVEN)),
     "given for all": (DenseMask(GIVEN[:1, :1]),),
     "function": (UserMaskMod(lambda b, h, q_idx, kv_idx: (q_idx + kv_idx + b + h) % 3 != 0, B, H),),
@@ -53,6 +65,8 @@ NARROWED = {
     "window": {"window": 3},
     "prefix keys": {"num_prefix_kv": 2},
     "shared_qk": {"mask_self": True},
+    "chunks": {"window": 4, "rules": (Chunks(4),)},
+    "window ahead": {"window": 3, "rules": (Window(None, 1),)},
     "some heads": {"heads": slice(1, 3)},
     "all": {"window": 4, "num_prefix_kv": 1, "mask_self": True, "heads": slice(2, 4)},
 }
@@ -105,7 +119,7 @@ def test_flex_equals_dense(position, narrowed, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("narrowed", ["whole", "window", "some heads"])
+@pytest.mark.parametrize("narrowed", ["whole", "window", "chunks", "window ahead", "some heads"])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_gather_equals_dense(position, narrowed):
     q_idx, kv_idx = torch.arange(T).view(1, 1, 1, T, 1), torch.arange(T).flip(0).view(1, 1, 1, 1, T)
@@ -128,7 +142,9 @@ def test_gather_equals_dense(position, narrowed):
 def test_relative_equals_dense_or_is_none(position, monkeypatch):
     monkeypatch.setattr(lengths, "LONG", 1)
     found = 0
-    for rules, layout, narrowed in itertools.product(RULES, LAYOUTS, ["whole", "window", "some heads"]):
+    for rules, layout, narrowed in itertools.product(
+        RULES, LAYOUTS, ["whole", "window", "chunks", "window ahead", "some heads"]
+    ):
         bias = bias_of(rules, layout, position, narrowed)
         relative = bias.relative()
         if relative is None:
@@ -152,7 +168,9 @@ def test_relative_equals_dense_or_is_none(position, monkeypatch):
 def test_varlen_equals_dense():
     """Sequence by sequence, as a varlen kernel computes it."""
     found = 0
-    for rules, layout, narrowed in itertools.product(RULES, LAYOUTS, ["whole", "window"]):
+    for rules, layout, narrowed in itertools.product(
+        RULES, LAYOUTS, ["whole", "window", "chunks", "window ahead"]
+    ):
         bias = bias_of(rules, layout, "none", narrowed)
         varlen = bias.varlen()
         if varlen is None:

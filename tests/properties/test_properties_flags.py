@@ -79,7 +79,7 @@ def test_a_value_of_a_layer_that_does_not_select_it_is_refused(name):
     item = CATALOGUE.params_named(name)[0][0]
     count = LAYERS[scope]
     rest = [None] * (count - 1)
-    extra = {key: value for key, value in flags.items() if key not in (name, item.select)}
+    extra = {key: value for key, value in flags.items() if key not in (name, item.select, "model")}
     chosen = {**PLAN, "causal": True, **extra, item.select: (flags[item.select], *rest)}
     value = flags[name]
     found = refusal({**chosen, name: (value,) * count})[name]

@@ -37,7 +37,13 @@ NO_EFFECT_WANTED = {
     "max_mem_len",
 }
 # A query attends to few others: not every token of an encoder affects every logit.
-SEES_LITTLE = {"only_cross", "attn_max_attend_past", "num_clusters", "context_num_clusters"}
+SEES_LITTLE = {
+    "only_cross",
+    "attn_max_attend_past",
+    "attn_chunk_size",
+    "num_clusters",
+    "context_num_clusters",
+}
 # Checks that test_properties_singles.py runs in every kind of model, and a pair in a decoder.
 OF_SINGLES = {copies, low_precision_is_finite}
 OTHER_KINDS = (

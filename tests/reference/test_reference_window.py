@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flagformer
-from flagformer.flow import AttentionBias
+from flagformer.flow import AttentionBias, Chunks
 from flagformer.ops import lengths
 from flagformer.ops.lengths import LONG
 
@@ -48,6 +48,94 @@ def test_a_query_attends_to_itself_and_the_tokens_of_its_window(kind):
     layers, x = perturbed(kind, attn_max_attend_past=BACK)
     want = by_hand(layers.sublayers[0].fn, x[0], lambda i, j: i - j <= BACK and (kind == "encoder" or j <= i))
     torch.testing.assert_close(layers(x)[0], want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["encoder", "prefix decoder"])
+def test_a_window_to_both_sides(kind, ahead):
+    """Longformer's window of w tokens has w / 2 to each side; ModernBERT's 128 is 64 and 64, 129 tokens."""
+    layers, x = perturbed(kind, attn_max_attend_past=BACK, attn_max_attend_ahead=ahead)
+    given = {"prefix_attn_len": torch.tensor([5])} if kind == "prefix decoder" else {}
+
+    def allows(i, j):
+        return -ahead <= i - j <= BACK and (not given or j <= i or j < 5)
+
+    torch.testing.assert_close(layers(x, **given)[0], by_hand(layers.sublayers[0].fn, x[0], allows))
+
+
+def test_a_causal_model_has_no_tokens_ahead():
+    with pytest.raises(
+        flagformer.FlagError, match="`attn_max_attend_ahead` and `causal=True` cannot be comb"
+    ):
+        flagformer.Decoder(dim=D, depth=1, attn_max_attend_past=2, attn_max_attend_ahead=2)
+    with pytest.raises(flagformer.FlagError, match="parameter of `attn_max_attend_past`"):
+        flagformer.Encoder(dim=D, depth=1, attn_max_attend_ahead=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 3, 4, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_attends_within_its_chunk(kind, size):
+    layers, x = perturbed(kind, attn_chunk_size=size)
+
+    def allows(i, j):
+        return i // size == j // size and (kind == "encoder" or j <= i)
+
+    torch.testing.assert_close(layers(x)[0], by_hand(layers.sublayers[0].fn, x[0], allows))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", range(5))
+def test_chunks_are_counted_from_the_first_token(start):
+    """Padding in front, decoding in blocks and XL memories move no cut."""
+    layers, x = perturbed(attn_chunk_size=3, custom_layers="aa")
+    want, starts = layers(x), torch.tensor([start])
+    padded = torch.cat([torch.randn(1, start, D, dtype=x.dtype), x], dim=1)
+    torch.testing.assert_close(layers(padded, seq_start_pos=starts)[:, start:], want)
+    for width in (1, 2, 5):
+        state = layers.init_state(1, T + start, seq_start_pos=starts)
+        blocks = [layers(block, state=state) for block in padded.split(width, dim=1)]
+        torch.testing.assert_close(torch.cat(blocks, dim=1)[:, start:], want)
+
+
+@torch.no_grad()
+def test_chunks_follow_xl_memories():
+    flags = {"num_tokens": 11, "max_seq_len": 16, "dim": 16, "depth": 2, "heads": 2, "max_mem_len": 4}
+    torch.manual_seed(2)
+    model = flagformer.build({**flags, "rotary_pos_emb": True, "attn_chunk_size": 4}).double().eval()
+    ids, mems, parts = torch.randint(11, (2, 14)), None, []
+    for part in ids.split(3, dim=1):
+        logits, mems = model(part, mems=mems, return_mems=True)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every", [None, 3])
+def test_memory_tokens_are_neither_counted_nor_masked_by_chunks(every):
+    flags = {"num_tokens": 11, "max_seq_len": 32, "dim": 16, "depth": 1, "heads": 2, "num_memory_tokens": 2}
+    if every is not None:
+        flags["memory_tokens_interspersed_every"] = every
+    torch.manual_seed(2)
+    model = flagformer.build({**flags, "attn_chunk_size": 4}).double().eval()
+    ids = torch.randint(11, (1, 12))
+    for changed in range(12):
+        other = ids.clone()
+        other[0, changed] = (other[0, changed] + 1) % 11
+        moved = (model(other) - model(ids)).abs().amax(-1)[0] > 1e-12
+        assert moved.tolist() == [changed <= i < (changed // 4 + 1) * 4 for i in range(12)]
+    packed = model(torch.cat([ids[:, :7], ids], dim=1), seq_lens=[[7, 12]])
+    torch.testing.assert_close(packed[:, 7:], model(ids))
+
+
+@torch.no_grad()
+def test_a_chunk_of_the_whole_row_needs_no_mask(monkeypatch):
+    layers, x = perturbed(attn_chunk_size=T, attn_flash=True)
+    seen = []
+    monkeypatch.setattr(Chunks, "mask_mod", lambda *args: seen.append(args))
+    layers(x)
+    assert not seen
 
 
 @torch.no_grad()
@@ -118,6 +206,8 @@ MODEL = {"num_tokens": 11, "max_seq_len": 600, "dim": 16, "depth": 3, "heads": 4
 LONGER = {
     "windows that differ": {"rotary_pos_emb": True, "attn_max_attend_past": (20, None, 70)},
     "windows and a learned bias": {"rel_pos_bias": True, "attn_max_attend_past": (20, 100, None)},
+    "one chunk size": {"rel_pos_bias": True, "attn_chunk_size": 60},
+    "chunks and the whole row": {"rotary_pos_emb": True, "attn_chunk_size": (100, None, 64)},
     "one window": {"alibi_pos_bias": True, "attn_max_attend_past": 50},
 }
 

@@ -19,8 +19,9 @@ from flagformer.attention.prefix_kv import PrefixKV
 from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.source import CrossAttentionInputs, QKVSource, SelfAttentionInputs
 from flagformer.attention.values import Values
+from flagformer.attention.window import SlidingWindowSlot
 from flagformer.flags import Finding, FlagError, Instance, Spec
-from flagformer.flow import AttentionBias, Dims, SideInputs
+from flagformer.flow import AttentionBias, Dims, SideInputs, Window
 from flagformer.ops.identity import as_module
 from flagformer.ops.reminder import watch
 from flagformer.position import Rotation
@@ -49,7 +50,8 @@ class Attention(nn.Module):
         self.num_prefix_kv = sum(prefix.count for prefix in prefix_kv)  # keys without a position
         self.is_cross = source.is_cross
         masks_self = source.projection.shared_qk and not source.is_cross
-        self.narrowing = (source.window, self.num_prefix_kv, masks_self)  # of the attention bias
+        # of the attention bias: for all heads
+        self.narrowing = (source.window, self.num_prefix_kv, masks_self, None, source.window_rules)
         self.core = core
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
@@ -110,11 +112,12 @@ def build_attention(
         value_rotation = rotation if values.rotated else NoRotation(dims)
         window = slots["window"][0].build()
         rotations = (rotation, value_rotation, rotation_idx)
-        source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window.width)
+        source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window)
+        _refuse_ahead(window, dims)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]
-    _refuse_idle_past(source.window, core)
+    _refuse_idle_window(source, core)
     return Attention(source, prefix_kv, core, gates, slots["output"][0].build(dims))
 
 
@@ -148,9 +151,26 @@ def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: R
     return parts[0][0] if len(parts) == 1 else HeadSplit(parts)
 
 
-def _refuse_idle_past(window: int | None, core: Core) -> None:
-    """Raise FlagError for a window that exceeds the reach of local attention in all heads."""
-    if window is not None and isinstance(core, (Local, FixedWindows)) and core.lookaround < window:
+def _refuse_ahead(window: SlidingWindowSlot, dims: Dims) -> None:
+    """Raise FlagError for a limit of later tokens in a causal model."""
+    if dims.causal and any(isinstance(rule, Window) and rule.right is not None for rule in window.rules):
+        text = (
+            "`attn_max_attend_ahead` and `causal=True` cannot be combined, because a causal model attends to"
+        )
+        text = f"{text} no later tokens; leave it out, or use an encoder (`causal=False`)"
+        raise FlagError([Finding("attn_max_attend_ahead", text)])
+
+
+def _refuse_idle_window(source: QKVSource, core: Core) -> None:
+    """Raise FlagError for a window wider than the tokens that all heads attend to anyway."""
+    if source.window is None or not isinstance(core, (Local, FixedWindows)):
+        return
+    limits = [source.window - 1]
+    for rule in source.window_rules:
+        if not isinstance(rule, Window) or rule.right is None:
+            return  # it cuts elsewhere
+        limits.append(rule.right)
+    if core.lookaround <= min(limits):
         text = "`attn_max_attend_past` and `n_local_attn_heads` cannot be combined here, because all heads"
         text = f"{text} are local and reach {core.lookaround} tokens back; lower the first, or leave it out"
         raise FlagError([Finding("attn_max_attend_past", text)])

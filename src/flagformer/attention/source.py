@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
-from flagformer.flow import CrossAttentionCache, DecodeState, Dims, KeyValues, KVCache, LayerCache, SideInputs
+from flagformer.attention.window import SlidingWindowSlot
+from flagformer.flow import (
+    CrossAttentionCache,
+    DecodeState,
+    Dims,
+    KeyValues,
+    KVCache,
+    LayerCache,
+    MaskRule,
+    SideInputs,
+)
 from flagformer.ops.borrow import borrow
 from flagformer.position import CosSin, Rotation
 
@@ -21,6 +31,7 @@ class QKVSource(nn.Module, ABC):
     qk_norm: QKNorm
     is_cross = False
     window: int | None = None  # number of last tokens a query attends to; None: all
+    window_rules: tuple[MaskRule, ...] = ()
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
@@ -53,12 +64,12 @@ class SelfAttentionInputs(QKVSource):
         rotation: Rotation,
         value_rotation: Rotation,
         rotation_idx: int,
-        window: int | None,
+        window: SlidingWindowSlot,
     ) -> None:
         super().__init__(projection, qk_norm, dims)
-        self.window, self.rotation_idx = window, rotation_idx
+        self.window, self.window_rules, self.rotation_idx = window.width, window.rules, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
-        self.path_changes_at = () if window is None else (window,)
+        self.path_changes_at = () if window.width is None else (window.width,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         q, k, v = self.projection(x)

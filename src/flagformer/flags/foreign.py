@@ -133,6 +133,7 @@ COMMON = {
     "ff_swish": "swiglu use_swiglu silu",
     "ff_activation": "hidden_act activation_function hidden_activation",
     "attn_max_attend_past": "sliding_window attention_window",
+    "attn_chunk_size": "attention_chunk_size",
     "moe_num_experts": "num_local_experts n_experts num_experts n_routed_experts",
     "moe_top_k": "num_experts_per_tok num_experts_per_token experts_per_token num_selected_experts",
     "moe_normalize_weights": "norm_topk_prob",

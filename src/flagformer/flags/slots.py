@@ -60,7 +60,7 @@ SLOTS = _slots(
     Slot("projection", "attention", "x -> q, k, v, split into heads"),
     Slot("qk_norm", "attention", "(q, k) -> normalized (q, k), and the scale of their product"),
     Slot("rotation", "attention", "(q or k, cos and sin) -> q or k, rotated by its positions"),
-    Slot("window", "attention", "number of earlier tokens that a query of self-attention attends to"),
+    Slot("window", "attention", "the tokens around it that a query of self-attention attends to"),
     Slot("prefix_kv", "attention", "kv -> kv with prefix keys and values for every query", many=True),
     Slot("score", "attention", "(scores, q, k, bias) -> scores, before the bias and the mask", many=True),
     Slot("normalizer", "attention", "scores -> attention weights"),

@@ -211,6 +211,10 @@ class Flags(TypedDict, total=False):
     """added to the weights, which start at 1 minus it (Gemma 3: 1) (cross-attention only)"""
     attn_max_attend_past: int | tuple[int | None, ...] | None
     """number of tokens before a query to which it attends"""
+    attn_max_attend_ahead: int | tuple[int | None, ...] | None
+    """number of tokens after a query to which it attends; None: all"""
+    attn_chunk_size: int | tuple[int | None, ...] | None
+    """number of tokens of a chunk, within which a query attends"""
     attn_num_mem_kv: int | tuple[int | None, ...]
     """learned key/value pairs M per layer"""
     cross_attn_num_mem_kv: int | tuple[int | None, ...]

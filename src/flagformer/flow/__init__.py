@@ -25,6 +25,7 @@ from flagformer.flow.key_values import KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import (
     Causal,
+    Chunks,
     DenseMask,
     MaskRule,
     Padding,
@@ -45,6 +46,7 @@ __all__ = [
     "BlockBias",
     "Carry",
     "Causal",
+    "Chunks",
     "Constant",
     "CrossAttentionCache",
     "DecodeState",

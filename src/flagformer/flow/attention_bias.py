@@ -13,7 +13,16 @@ from flagformer.flow.bias_views import DenseBias, PositionScores, PositionSource
 from flagformer.flow.decode_state import DecodeState
 from flagformer.flow.flex import FlexBias
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask_rules import Causal, MaskRule, Padding, PrefixLM, Segments, Window, narrowest
+from flagformer.flow.mask_rules import (
+    Causal,
+    Chunks,
+    MaskRule,
+    Padding,
+    PrefixLM,
+    Segments,
+    Window,
+    narrowest,
+)
 from flagformer.flow.relative import RelativeBias, relative_bias
 from flagformer.flow.varlen import VarLen, varlen_of
 
@@ -40,6 +49,7 @@ class AttentionBias:
         num_prefix_kv: number of keys before `kv` without a position: always allowed, without a bias.
         mask_self: for shared QK: a query attends to itself only if it has no other key.
         heads: the heads to which it applies; None: all.
+        sublayer_rules: further rules of a sublayer's window.
         is_bidirectional: whether tokens may attend to later ones.
     """
 
@@ -58,6 +68,7 @@ class AttentionBias:
         self.window = window if state is None else state.window
         self.num_prefix_kv, self.mask_self = 0, False
         self.heads: slice | None = None
+        self.sublayer_rules: tuple[MaskRule, ...] = ()
         # `whole`: for all heads; `base`: for all heads, without prefix keys and `mask_self`
         self.root = self.base = self.whole = self
         self.narrowings: dict[tuple[Any, ...], AttentionBias] = {}
@@ -72,28 +83,39 @@ class AttentionBias:
         num_prefix_kv: int = 0,
         mask_self: bool = False,
         heads: slice | None = None,
+        rules: tuple[MaskRule, ...] = (),
     ) -> AttentionBias:
-        """Return the bias for some heads, with prefix keys, within this window and that of the forward."""
+        """Return the bias for some heads, with prefix keys, within this window and that of the forward.
+
+        Args:
+            rules: the `sublayer_rules`; sublayers with equal ones share one bias.
+        """
         heads = self.heads if heads is None else heads
         ends = () if heads is None else (heads.start, heads.stop)
-        key = (narrowest(window, self.root.window), num_prefix_kv, mask_self, *ends)
+        key = (narrowest(window, self.root.window), num_prefix_kv, mask_self, rules, *ends)
         if key not in self.root.narrowings:
-            self.root.narrowings[key] = self.root._narrow(key[0], num_prefix_kv, mask_self, heads)
+            self.root.narrowings[key] = self.root._narrow(key[0], num_prefix_kv, mask_self, heads, rules)
         return self.root.narrowings[key]
 
     def of_heads(self, heads: slice) -> AttentionBias:
         """Return the bias of some of the heads."""
-        return self.narrowed(self.window, self.num_prefix_kv, self.mask_self, heads)
+        return self.narrowed(self.window, self.num_prefix_kv, self.mask_self, heads, self.sublayer_rules)
 
     def _narrow(
-        self, window: int | None, num_prefix_kv: int, mask_self: bool, heads: slice | None
+        self,
+        window: int | None,
+        num_prefix_kv: int,
+        mask_self: bool,
+        heads: slice | None,
+        rules: tuple[MaskRule, ...],
     ) -> AttentionBias:
         one = _copied(self)
         one.memo, one.narrowings, one.window, one._rules, one._plain = {}, {}, window, None, None
         one.num_prefix_kv, one.mask_self, one.heads = num_prefix_kv, mask_self, heads
-        one.whole = one if heads is None else self.narrowed(window, num_prefix_kv, mask_self)
+        one.sublayer_rules = rules
+        one.whole = one if heads is None else self.narrowed(window, num_prefix_kv, mask_self, rules=rules)
         plain = not num_prefix_kv and not mask_self
-        one.base = self.narrowed(window) if not plain else one if heads is None else one.whole
+        one.base = self.narrowed(window, rules=rules) if not plain else one if heads is None else one.whole
         if one.base is not one:
             one.kv = one.base.kv
         elif self.state is not None:
@@ -136,12 +158,16 @@ class AttentionBias:
         return self._rules
 
     def _all_rules(self) -> tuple[MaskRule, ...]:
-        rules: list[MaskRule] = [*self.given, Padding(), Segments()]
+        rules: list[MaskRule] = [*self.given, *self.sublayer_rules, Padding(), Segments()]
         # for a single query, keys outside the window are sliced off the cache
         trimmed = self.state is not None and self.q.length == 1 and self.kv.always_visible is None
-        if self.window is not None and not trimmed:
+        if self.window is not None and not trimmed and not self._in_chunks(self.window):
             rules.append(Window(self.window - 1))
         return tuple(rule for rule in rules if not rule.implied(self.q, self.kv))
+
+    def _in_chunks(self, width: int) -> bool:
+        """Whether chunks mask every key that a window of this width masks."""
+        return any(isinstance(rule, Chunks) and rule.size <= width for rule in self.sublayer_rules)
 
     @property
     def offset(self) -> int:

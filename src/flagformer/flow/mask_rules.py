@@ -89,7 +89,58 @@ class Window(MaskRule):
         return before & after
 
     def implied(self, q: Layout, kv: Layout) -> bool:
-        return not any(side is not None and hides(side + 1, kv.length) for side in (self.left, self.right))
+        # after a single query at the end there are no keys
+        right = None if q.length == 1 and q.end == kv.end else self.right
+        return not any(side is not None and hides(side + 1, kv.length) for side in (self.left, right))
+
+
+@dataclass(frozen=True)
+class Chunks(MaskRule):
+    """Keys of the query's own chunk of `size` positions only, the first chunk at a sequence's first token.
+
+    Keys that are always visible are neither counted nor masked. Chunks are cut by position: padding in
+    front, packing and XL memories move none. Positions that the user gave do not count.
+    """
+
+    size: int
+    may_mask_all = False
+
+    def of_keys(self, kv: Layout) -> Tensor:
+        """[1 or B, S] long, the chunk of each key, from 1; 0 for padding."""
+        if kv.always_visible is not None:
+            numbers = _numbers_of_counted(kv, ~kv.always_visible)
+        else:
+            numbers = kv.positions if kv.contiguous_positions else kv.cache_positions()[None]
+        chunks = numbers.clamp(min=0) // self.size + 1
+        return chunks if kv.valid is None else torch.where(kv.valid, chunks, 0)
+
+    def count(self, kv: Layout) -> int:
+        """More than the chunk of any key."""
+        return (kv.end - 1) // self.size + 2
+
+    def mask_mod(self, q: Layout, kv: Layout) -> MaskMod:
+        chunks, offset, always = self.of_keys(kv), q.start - kv.start, kv.always_visible
+
+        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            same = lookup(chunks, b, q_idx + offset) == lookup(chunks, b, kv_idx)
+            return same if always is None else same | lookup(always, b, kv_idx)
+
+        return mod
+
+    def implied(self, q: Layout, kv: Layout) -> bool:
+        return not hides(self.size, kv.end)
+
+
+def _numbers_of_counted(kv: Layout, counted: Tensor) -> Tensor:
+    """[B, S] long, how many valid tokens of those `counted` precede each in its segment, itself left out."""
+    counted = (counted if kv.valid is None else counted & kv.valid).long()
+    numbers = counted.cumsum(dim=1) - 1
+    if kv.segment_ids is None:
+        return numbers
+    ids, counted = kv.segment_ids, counted.expand_as(kv.segment_ids)
+    # one entry more than segments: `Layout.packed` numbers the padding after the last one so
+    lengths = counted.new_zeros(len(ids), kv.num_segments + 1).scatter_add(1, ids, counted)
+    return numbers - (lengths.cumsum(dim=1) - lengths).gather(1, ids)
 
 
 def narrowest(one: int | None, other: int | None) -> int | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flagformer.flow.bias_views import PositionScores
 from flagformer.flow.layout import Layout
-from flagformer.flow.mask_rules import Causal, MaskRule, Padding, Segments, Window
+from flagformer.flow.mask_rules import Causal, Chunks, MaskRule, Padding, Segments, Window
 from flagformer.ops.lengths import use_long_path
 
 
@@ -98,6 +98,9 @@ def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances 
             nearest = nearest if rule.right is None else max(nearest, -rule.right)
             farthest = farthest if rule.left is None else min(farthest, rule.left)
             window = True
+        elif isinstance(rule, Chunks) and kv.always_visible is None:
+            farthest, window = min(farthest, rule.size - 1), True
+            nearest = max(nearest, 1 - rule.size)
         elif not isinstance(rule, (Padding, Segments)):
             return None
     return Distances(nearest, farthest, causal, window)
@@ -106,7 +109,16 @@ def distances_of(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Distances 
 def groups_of(rules: Sequence[MaskRule], kv: Layout) -> Tensor | None:
     """Return `RelativeBias.groups` for these rules."""
     groups = kv.segment_ids if any(isinstance(rule, Segments) for rule in rules) else None
+    for rule in rules:
+        if isinstance(rule, Chunks):
+            groups = chunks_in(groups, rule, kv)
     if kv.valid is None or not any(isinstance(rule, Padding) for rule in rules):
         return groups
     groups = torch.zeros_like(kv.valid, dtype=torch.long) if groups is None else groups
     return torch.where(kv.valid, groups, -1 - groups)
+
+
+def chunks_in(segment_ids: Tensor | None, rule: Chunks, kv: Layout) -> Tensor:
+    """[1 or B, S] long, one number for each chunk of each segment, in the order of the keys."""
+    chunks = rule.of_keys(kv)
+    return chunks if segment_ids is None else segment_ids * rule.count(kv) + chunks
