@@ -80,7 +80,7 @@ def load_model(directory: Path, build: Build) -> nn.Module:
         model = build(record["flags"])
     except FlagError as error:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
-    _refuse_other_flags(record, path, directory / FLAGS)
+    _refuse_other_flags(record, path, directory / FLAGS, build)
     state = rename_saved(load_tensors(path), model.state_dict())
     parameters = {name for name, _ in model.named_parameters()}  # buffers may have another precision
     dtypes = {state[name].dtype for name in parameters & set(state) if state[name].is_floating_point()}
@@ -116,15 +116,28 @@ def refuse_other_weights(path: Path) -> None:
         )
 
 
-def _refuse_other_flags(record: Mapping[str, Any], weights: Path, flags: Path) -> None:
+def _refuse_other_flags(record: Mapping[str, Any], weights: Path, flags: Path, build: Build) -> None:
     text = load_metadata(weights).get("flags")
-    if text is None or record.get("saved") == _digest(text.encode()) or record["flags"] == json.loads(text):
+    if text is None or record.get("saved") == _digest(text.encode()):
+        return
+    if _same_model(record["flags"], json.loads(text), build):
         return
     raise ValueError(
         f"{weights} does not hold the weights of {flags}, but of a model with other flags: a `save` was "
         f"interrupted, or a file was copied; save again, or delete {flags.name} to load the model of the "
         "weights, whose file holds its flags too"
     )
+
+
+def _same_model(flags: Mapping[str, Any], others: Mapping[str, Any], build: Build) -> bool:
+    """Whether two records describe one model; one of an earlier version lacks the flags that are newer."""
+    if flags == others:
+        return True
+    try:
+        with torch.device("meta"):
+            return build(flags).flags == build(others).flags
+    except FlagError:
+        return False
 
 
 def _refuse_other(directory: Path) -> None:
