@@ -177,6 +177,8 @@ NOT_COVERED = {
     "num_memory_slots": "slots", "memory_update": "slots", "num_mem_updates": "slots",
     "mem_update_attn_heads": "slots", "memory_temperature": "slots",
     "causal": "said by the model", "rotary_scaling": "tests/parity compares it with transformers",
+    "attn_max_attend_ahead": "tests/reference and tests/parity compare it with loops and transformers",
+    "attn_chunk_size": "tests/reference and tests/parity compare it with loops and transformers",
 }  # fmt: skip
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head"}
 CROSSED = (

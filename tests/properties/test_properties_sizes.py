@@ -28,7 +28,8 @@ WITH = {"num_clusters": {"window_size": 2}, "context_num_clusters": {"window_siz
 # Flags of attended or kept tokens and of forwards: they make no tensor.
 NO_TENSOR = {
     "window_size", "context_window_size", "local_attn_window_size", "local_attn_radius_blocks",
-    "attn_max_attend_past", "attn_sparse_topk", "max_mem_len", "shift_mem_down", "rel_pos_max_distance",
+    "attn_max_attend_past", "attn_max_attend_ahead", "attn_chunk_size", "attn_sparse_topk", "max_mem_len",
+    "shift_mem_down", "rel_pos_max_distance",
     "rotary_xpos_scale_base", "memory_tokens_interspersed_every", "ff_chunks", "mixer_chunk",
     "rotary_emb_dim",
 }  # fmt: skip
