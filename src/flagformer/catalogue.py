@@ -21,6 +21,7 @@ from flagformer.attention.projection.heads import (
     MultiQuery,
     SharedQK,
 )
+from flagformer.attention.projection.latent import MultiHeadLatent
 from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
 from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
@@ -89,7 +90,7 @@ CATALOGUE.fill(
         NoRotation, Rotary, XPos,
         NoPositionBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, RotaryValues,
-        MultiHead, GroupedQuery, MultiQuery, SharedQK, ContextSharedQK,
+        MultiHead, GroupedQuery, MultiQuery, MultiHeadLatent, SharedQK, ContextSharedQK,
         NoQKNorm, L2QKNorm, RMSQKNorm,
         FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,

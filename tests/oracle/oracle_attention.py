@@ -70,6 +70,8 @@ class Attention:
 
     def _projected(self, x, read):
         """q [H, T, K], k [H, S, K], v [H, S, V]."""
+        if self.of("attn_kv_rank"):
+            return self._latent(x, read)
         groups = 1 if self.of("attn_one_kv_head") else self.of("attn_kv_heads") or self.heads
         value_dim = self.of("attn_value_dim_head") or self.width
         own = self.module.kind == "a"
@@ -93,6 +95,22 @@ class Attention:
         v = _heads(kv[:, groups * self.width :], groups)
         assert v.shape[-1] == value_dim
         return q, k, v
+
+    def _latent(self, x, read):
+        """Multi-head latent attention: one latent, and one first part of the keys for all heads."""
+        part = partial("source.projection.{}".format)
+        if self.of("attn_q_rank"):
+            x = unit_rms(self._linear(part("to_q_latent"))(x), 1e-6) * self.weight(part("q_norm.weight"))
+        q = _heads(self._linear(part("to_q"))(x), self.heads)
+        rank, value_dim = self.of("attn_kv_rank"), self.of("attn_value_dim_head") or self.width
+        down = self._linear(part("to_latent"))(read)
+        latent = unit_rms(down[:, :rank], 1e-6) * self.weight(part("latent_norm.weight"))
+        up = self._linear(part("to_kv"))(latent)
+        own = self.heads * (self.width - (down.shape[1] - rank))
+        k = up[:, :own].reshape(len(read), self.heads, -1).transpose(1, 0, 2)
+        k = np.concatenate([np.repeat(down[None, :, rank:], self.heads, 0), k], -1)
+        assert up.shape[1] - own == self.heads * value_dim
+        return q, k, _heads(up[:, own:], self.heads)
 
     def _linear(self, name):
         return partial(linear, weights=self.all, prefix=f"{self.prefix}.{name}")

@@ -77,6 +77,7 @@ CHOICES = {
     "attn_shared_kv": ([True], {}),
     "attn_kv_heads": ([1, 2], {}),
     "attn_one_kv_head": ([True], {}),
+    "attn_kv_rank": ([3, 5], {"attn_q_rank": [6], "attn_rope_dim": [2, 8]}),
     "shared_qk": ([True], {}),
     "context_shared_qk": ([True], {}),
     "attn_qk_norm": (
@@ -186,6 +187,7 @@ CROSSED = (
     "attn_add_zero_kv", "attn_talking_heads", "attn_sparse_topk", "attn_head_learned_sink", "attn_head_scale",
     "attn_gate_value_heads", "attn_gate_values", "attn_on_attn", "attn_tensor_product", "attn_qk_norm",
     "attn_qk_rmsnorm", "attn_softclamp_logits", "attn_scale", "attn_bias", "attn_qkv_bias", "attn_out_bias",
+    "attn_kv_rank",
 )  # fmt: skip
 LAYERED = (
     *CROSSED, "rotary_pos_emb", "rotary_xpos",

@@ -101,7 +101,7 @@ def idle(pair):
         if choice.name in NO_EFFECT_WANTED or "model" in choice.flags or shapes[0] != shapes[1]:
             continue  # other parameters: another property checks that each is trained
         without.model.load_state_dict(both.model.state_dict())
-        without.context = both.context
+        without.context = both.context if without.has_cross else None
         if torch.equal(answers(both), answers(without)):
             found.append(f"{choice.name} has no effect with {other.name}")
     return found

@@ -104,7 +104,8 @@ def build_attention(
     """
     cross = rotation_idx is None
     values = _values(slots, dims, rotation)
-    dims = replace(dims, value_width=values.width)
+    turned = 0 if cross or rotation is None else rotation.width
+    dims = replace(dims, value_width=values.width, rotary_width=turned)
     projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
     source: QKVSource = CrossAttentionInputs(projection, qk_norm, dims)

@@ -21,6 +21,7 @@ NEEDS = {
     "all_pairs": "the scores of all query-key pairs",
     "own_keys": "separate projections of keys and queries",
     "value_rotation": "a rotation that also applies to values",
+    "head_keys": "the keys of each head before their rotation",
     "carry": "tensors that pass from one sublayer to a later one",
     "stream": "a residual stream that changes by more than sums",
     "output_projection": "one output projection in a feedforward",

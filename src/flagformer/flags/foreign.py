@@ -76,7 +76,8 @@ ABSENT = {
         "attn_value_rmsnorm attn_orthog_projected_values attn_orthog_projected_values_per_head attn_laser "
         "attn_laser_softclamp_value"
     ),
-    "latent queries, keys and values (MLA); pass a class as `projection`": (
+    "latents of x-transformers, which differ from those of DeepSeek; use `attn_kv_rank`, `attn_q_rank` and "
+    "`attn_rope_dim`": (
         "attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv attn_latent_rope_subheads"
     ),
     "data-dependent biases (data-dependent ALiBi, CoPE, projected relative positions); pass a class as "

@@ -19,6 +19,7 @@ from flagformer.flags.spec import Instance, Spec
 
 # Needs of a user's component that declares none, by slot.
 UNDECLARED = {
+    "qk_norm": {"head_keys"},
     "position_bias": {"learned_bias"},
     "score": {"scores"},
     "normalizer": {"scores"},

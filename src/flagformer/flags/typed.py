@@ -158,6 +158,19 @@ class Flags(TypedDict, total=False):
     """Multi-query attention: all heads share one key and value head."""
     cross_attn_one_kv_head: bool | tuple[bool | None, ...] | None
     """Multi-query attention: all heads share one key and value head. (cross-attention only)"""
+    attn_kv_rank: int | tuple[int | None, ...] | None
+    """width of the latent that keys and values are expanded from"""
+    cross_attn_kv_rank: int | tuple[int | None, ...] | None
+    """width of the latent that keys and values are expanded from (cross-attention only)"""
+    attn_q_rank: int | tuple[int | None, ...] | None
+    """width of the latent of the queries; None: no latent"""
+    cross_attn_q_rank: int | tuple[int | None, ...] | None
+    """width of the latent of the queries; None: no latent (cross-attention only)"""
+    attn_rope_dim: int | tuple[int | None, ...] | None
+    """first dims R of a key that all heads share; None: the dims that the rotation turns"""
+    cross_attn_rope_dim: int | tuple[int | None, ...] | None
+    """first dims R of a key that all heads share; None: the dims that the rotation turns (cross-
+    attention only)"""
     shared_qk: bool | tuple[bool | None, ...] | None
     """Keys are the queries, of unit length; a token sees itself only where it sees nothing else."""
     context_shared_qk: bool | tuple[bool | None, ...] | None

@@ -21,7 +21,7 @@ from flagformer.flow.interleave import (
     interleave_unpadded,
 )
 from flagformer.flow.interleaved_state import InterleavedDecodeState
-from flagformer.flow.key_values import KeyValues
+from flagformer.flow.key_values import CacheEntry, KeyValues
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import (
     Causal,
@@ -44,6 +44,7 @@ from flagformer.flow.varlen import VarLen
 __all__ = [
     "AttentionBias",
     "BlockBias",
+    "CacheEntry",
     "Carry",
     "Causal",
     "Chunks",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from flagformer.flow.interleave import InsertionPattern
-from flagformer.flow.key_values import KeyValues
+from flagformer.flow.key_values import CacheEntry
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import narrowest
 
@@ -36,34 +36,37 @@ class TruncatedCache(LayerCache, Protocol):
 
 
 class KVCache:
-    """Cache of one self-attention step: keys [B, G, capacity, K] and values [B, G, capacity, V], filled from
-    the left."""
+    """Cache of one self-attention step, filled from the left: the tensors that the projection declares, each
+    [B, heads, capacity, width]; by default keys `k` and values `v`."""
 
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
+    def __init__(self, entry: CacheEntry) -> None:
+        self.entry = entry
 
-    def extend(
-        self, k: Tensor, v: Tensor, start: int, first: int, write_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Write T new entries at `start`, those that are True in `write_mask` [B, T]; None: all. Return the
-        keys and values from `first` on."""
-        end = start + k.shape[2]
-        for cache, new in ((self.k, k), (self.v, v)):
+    def extend(self, new: CacheEntry, start: int, first: int, write_mask: Tensor | None = None) -> CacheEntry:
+        """Write T new tokens at `start`, those that are True in `write_mask` [B, T]; None: all. Return the
+        tensors of all tokens from `first` on."""
+        found = {}
+        for name, cache in self.entry.items():
+            end = start + new[name].shape[2]
             block = cache[:, :, start:end]
-            block.copy_(new if write_mask is None else torch.where(write_mask[:, None, :, None], new, block))
-        return self.k[:, :, first:end], self.v[:, :, first:end]
+            if write_mask is None:
+                block.copy_(new[name])
+            else:
+                block.copy_(torch.where(write_mask[:, None, :, None], new[name], block))
+            found[name] = cache[:, :, first:end]
+        return found
 
     def reorder(self, index: Tensor) -> None:
-        self.k.copy_(self.k.index_select(0, index))
-        self.v.copy_(self.v.index_select(0, index))
+        for cache in self.entry.values():
+            cache.copy_(cache.index_select(0, index))
 
     def gather_positions(self, source: Tensor) -> None:
-        for cache in (self.k, self.v):
+        for cache in self.entry.values():
             index = source.clamp(min=0)[:, None, :, None].expand(-1, cache.shape[1], -1, cache.shape[3])
             cache[:, :, : source.shape[1]] = cache.gather(2, index)  # empty positions are masked
 
     def size_bytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+        return sum(cache.nbytes for cache in self.entry.values())
 
 
 class TokenShiftCache:
@@ -98,21 +101,20 @@ class TokenShiftCache:
 
 
 class CrossAttentionCache:
-    """Keys and values of one cross-attention step, projected once."""
+    """The tensors of the context that one cross-attention step caches, projected once; by default k and v."""
 
     def __init__(self) -> None:
-        self.entries: KeyValues | None = None
+        self.entry: CacheEntry | None = None
 
     def reorder(self, index: Tensor) -> None:
-        if self.entries is not None:
-            k, v = self.entries.k.index_select(0, index), self.entries.v.index_select(0, index)
-            self.entries = KeyValues(k, v)
+        if self.entry is not None:
+            self.entry = {name: cache.index_select(0, index) for name, cache in self.entry.items()}
 
     def gather_positions(self, source: Tensor) -> None:
         """Do nothing: token positions do not affect the context."""
 
     def size_bytes(self) -> int:
-        return 0 if self.entries is None else self.entries.k.nbytes + self.entries.v.nbytes
+        return 0 if self.entry is None else sum(cache.nbytes for cache in self.entry.values())
 
 
 class DecodeState:
@@ -126,8 +128,8 @@ class DecodeState:
         row_starts: [B] long, the cache position of each row's first valid token; None without left padding.
         relative_bias: [H, capacity + 1], the position bias of the distances capacity ... 0; None for no bias.
             The first is never read, so that a slice is never the whole row, which a compiler specialises.
-        signature: kind, key/value heads G and their widths K and V (of a mixer, the sizes of its state) at
-            each execution step of the stack that made the state.
+        signature: kind, heads and widths of the cached tensors (of a mixer, the sizes of its state) at each
+            execution step of the stack that made the state.
         prefix: [B] or [1] long, the number of first tokens of each row to which all tokens attend; None
             without a prefix.
         attention_caches: caches of attention, by execution step (tied modules run at several steps).
@@ -149,7 +151,7 @@ class DecodeState:
         capacity: int,
         window: int | None = None,
         row_starts: Tensor | None = None,
-        signature: tuple[tuple[str | int, ...], ...] = (),
+        signature: tuple[tuple[Any, ...], ...] = (),
         relative_bias: Tensor | None = None,
     ) -> None:
         self.batch, self.capacity, self.window, self.row_starts = batch, capacity, window, row_starts

@@ -39,6 +39,8 @@ class Dims:
     ] = None
     # no flag: the width V of a value head in the attention under construction; None: K
     value_width: int | None = None
+    # no flag: how many dims of a head the rotation of the attention under construction turns
+    rotary_width: int = 0
 
     @property
     def dim_value(self) -> int:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from flagformer.ops.attend import repeat_kv
 
+# The tensors of tokens that are cached, by name: each [B, heads, T, width].
+CacheEntry = dict[str, Tensor]
+
 
 class KeyValues(NamedTuple):
     """Keys and values of one attention.

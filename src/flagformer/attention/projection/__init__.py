@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
+
+from flagformer.flow import CacheEntry
 
 
 class Projection(nn.Module, ABC):
@@ -12,10 +15,22 @@ class Projection(nn.Module, ABC):
 
     Built as `(dims, cross, shared)`: for self-attention `forward` gives all three, for cross-attention
     `queries` and `keys` read their own sources. Under `shared` the keys are the values too.
+
+    By default keys and values are cached, after their norm and rotation. A projection whose cache is narrower
+    sets `entry_widths` and `rotary_part`, and overrides `cache_entry`, `context_entry` and `expand`.
+
+    Attributes:
+        entry_widths: the width of each tensor that is cached for a token, by name; each has one head that
+            serves all query heads. None: keys and values are cached.
+        rotary_part: the tensor of an entry that holds the first dims of all keys, to which the rotation is
+            applied before it is cached.
     """
 
     groups: int
     shared_qk = False  # whether keys are queries
+    shared_kv = False  # whether values are keys
+    entry_widths: Mapping[str, int] | None = None
+    rotary_part: str = "k"
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,3 +43,17 @@ class Projection(nn.Module, ABC):
     @abstractmethod
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """context [B, S, D_context] -> k [B, G, S, K], v [B, G, S, V]."""
+
+    def cache_entry(self, x: Tensor) -> tuple[Tensor, CacheEntry]:
+        """x [B, T, D] -> q [B, H, T, K], and the tensors to cache, before norm and rotation."""
+        q, k, v = self(x)
+        return q, {"k": k, "v": v}
+
+    def context_entry(self, context: Tensor) -> CacheEntry:
+        """context [B, S, D_context] -> the tensors to cache in cross-attention, before the norm."""
+        k, v = self.keys(context)
+        return {"k": k, "v": v}
+
+    def expand(self, entry: CacheEntry) -> tuple[Tensor, Tensor]:
+        """The tensors of an entry -> k [B, G, S, K], v [B, G, S, V]."""
+        return entry["k"], entry["v"]

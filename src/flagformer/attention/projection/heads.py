@@ -30,6 +30,7 @@ class Heads(Projection):
     def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int, bias: bool = False) -> None:
         super().__init__()
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
+        self.shared_kv = shared
         entries = [groups] if shared else [groups, groups]
         widths = [dims.dim_head, dims.dim_value][: len(entries)]
         queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)

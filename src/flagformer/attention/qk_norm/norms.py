@@ -32,7 +32,7 @@ class NoQKNorm(QKNorm):
         return k
 
 
-@component("qk_norm", select="attn_qk_norm", paper="arXiv:2010.04245")
+@component("qk_norm", select="attn_qk_norm", paper="arXiv:2010.04245", needs={"head_keys"})
 class L2QKNorm(QKNorm):
     """q and k have unit length; a fixed factor replaces K ** -0.5 (the paper learns it).
 
@@ -104,7 +104,7 @@ class Gain(nn.Module):
         return x * self.weight
 
 
-@component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2")
+@component("qk_norm", select="attn_qk_rmsnorm", paper="arXiv:2302.05442, section 2", needs={"head_keys"})
 class RMSQKNorm(QKNorm):
     """q and k have unit root mean square, times a learned weight.
 

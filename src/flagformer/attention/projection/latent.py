@@ -1,0 +1,123 @@
+"""Multi-head latent attention: keys and values are expanded from one narrow latent (arXiv:2405.04434)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from flagformer.attention.projection import Projection
+from flagformer.attention.projection.heads import AttnBias, QKVBias, has_bias
+from flagformer.flags import Finding, Flag, FlagError, component
+from flagformer.flow import CacheEntry, Dims
+from flagformer.norm.rmsnorm import RMSNorm
+from flagformer.ops.attend import split_heads
+
+EPS = 1e-6  # of the norms of the latents in DeepSeek V2 and V3, whatever that of the model
+
+
+@component(
+    "projection",
+    select="attn_kv_rank",
+    paper="arXiv:2405.04434, section 2.1",
+    lacks={
+        "own_keys": "keys and values are expanded from the latent by maps of their own",
+        "value_rotation": "values are expanded from cached latents, which have no rotation",
+        "head_keys": "the rotated part of the keys is cached once for all heads, and the others are expanded"
+        " from the cache",
+    },
+)
+class MultiHeadLatent(Projection):
+    """Multi-head latent attention: caches a normed latent and the rotary part of the keys, for all heads.
+
+    The first R dims of each key are one vector, which all heads share and the rotation turns; the other
+    K - R dims and the values are linear maps of the latent, for each head its own. A token takes
+    `attn_kv_rank` + R cached values in each layer.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        cross: bool,
+        shared: bool,
+        *,
+        rank: Annotated[
+            int | None,
+            Flag(
+                "attn_kv_rank", "width of the latent that keys and values are expanded from", ge=1, example=5
+            ),
+        ],
+        q_rank: Annotated[
+            int | None,
+            Flag("attn_q_rank", "width of the latent of the queries; None: no latent", ge=1, example=6),
+        ] = None,
+        rope_dim: Annotated[
+            int | None,
+            Flag(
+                "attn_rope_dim",
+                "first dims R of a key that all heads share; None: the dims that the rotation turns",
+                ge=0,
+                example=2,
+            ),
+        ] = None,
+        bias: AttnBias = False,
+        qkv_bias: QKVBias = None,
+    ) -> None:
+        assert rank is not None
+        super().__init__()
+        self.heads = self.groups = dims.heads
+        self.rope = _rope_width(rope_dim, dims)
+        self.entry_widths = {"latent": rank, "rope": self.rope}
+        self.rotary_part = "rope"
+        biased, queries = has_bias(bias, qkv_bias), dims.heads * dims.dim_head
+        if q_rank is not None:
+            self.to_q_latent = nn.Linear(dims.dim, q_rank, bias=biased)
+            self.q_norm = RMSNorm(q_rank, eps=EPS)
+        self.has_q_latent = q_rank is not None
+        self.to_q = nn.Linear(dims.dim if q_rank is None else q_rank, queries, bias=False)
+        source = (dims.dim_context or dims.dim) if cross else dims.dim
+        self.to_latent = nn.Linear(source, rank + self.rope, bias=biased)
+        self.latent_norm = RMSNorm(rank, eps=EPS)
+        widths = [dims.dim_head - self.rope, dims.dim_value]
+        self.to_kv = nn.Linear(rank, dims.heads * sum(widths), bias=False)
+        self.of_q = split_heads([dims.heads], [dims.dim_head])
+        self.of_kv = split_heads([dims.heads, dims.heads], widths)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, entry = self.cache_entry(x)
+        return q, *self.expand(entry)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.of_q(self.to_q(self.q_norm(self.to_q_latent(x)) if self.has_q_latent else x))[0]
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.expand(self.context_entry(context))
+
+    def cache_entry(self, x: Tensor) -> tuple[Tensor, CacheEntry]:
+        return self.queries(x), self.context_entry(x)
+
+    def context_entry(self, context: Tensor) -> CacheEntry:
+        """context [B, S, D] -> latent [B, 1, S, rank], after its norm, and rope [B, 1, S, R]."""
+        latent = self.to_latent(context)[:, None]
+        rank = latent.shape[3] - self.rope
+        return {"latent": self.latent_norm(latent[..., :rank]), "rope": latent[..., rank:]}
+
+    def expand(self, entry: CacheEntry) -> tuple[Tensor, Tensor]:
+        k, v = self.of_kv(self.to_kv(entry["latent"][:, 0]))
+        if not self.rope:
+            return k, v
+        return torch.cat([entry["rope"].expand(-1, self.heads, -1, -1), k], dim=3), v
+
+
+def _rope_width(rope_dim: int | None, dims: Dims) -> int:
+    """R, at least the dims that the rotation turns and at most those of a head."""
+    width = dims.rotary_width if rope_dim is None else rope_dim
+    if width > dims.dim_head:
+        text = f"`attn_rope_dim` must be at most `attn_dim_head` = {dims.dim_head}, but is {width}"
+        raise FlagError([Finding("attn_rope_dim", text)])
+    if width < dims.rotary_width:
+        text = f"`attn_rope_dim` = {width} and `rotary_emb_dim` = {dims.rotary_width} cannot be combined,"
+        text = f"{text} because all heads share the rotated dims; raise the first or lower the second"
+        raise FlagError([Finding("attn_rope_dim", text)])
+    return width
