@@ -180,7 +180,11 @@ NOT_COVERED = {
     "causal": "said by the model", "rotary_scaling": "tests/parity compares it with transformers",
     "attn_max_attend_ahead": "tests/reference and tests/parity compare it with loops and transformers",
     "attn_chunk_size": "tests/reference and tests/parity compare it with loops and transformers",
-}  # fmt: skip
+} | dict.fromkeys(
+    ("mixer", "mixer_heads", "mixer_dim_key", "mixer_dim_value", "mixer_key_groups", "mixer_kernel",
+     "mixer_chunk"),
+    "tests/mixer compares them with their definitions and transformers",
+)  # fmt: skip
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head"}
 CROSSED = (
     "attn_kv_heads", "attn_one_kv_head", "attn_value_dim_head", "attn_shared_kv", "attn_num_mem_kv",
