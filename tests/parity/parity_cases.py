@@ -425,6 +425,26 @@ FIXED = {
         ),
         "x-transformers has no memory slots; tests/reference holds the formulas",
     ),
+    **dict.fromkeys(
+        (
+            "mixer",
+            "mixer_heads",
+            "mixer_dim_key",
+            "mixer_dim_value",
+            "mixer_key_groups",
+            "mixer_kernel",
+            "mixer_chunk",
+        ),
+        "x-transformers has no mixers with a state; tests/mixer compares them with transformers",
+    ),
+    **dict.fromkeys(
+        ("attn_kv_rank", "attn_q_rank", "attn_rope_dim"),
+        "x-transformers rotates other dimensions; test_latent_parity.py compares with transformers",
+    ),
+    **dict.fromkeys(
+        ("attn_max_attend_ahead", "attn_chunk_size"),
+        "x-transformers has neither; tests/parity compares them with transformers",
+    ),
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {
