@@ -202,9 +202,8 @@ def test_a_missing_file_exits_with_2(tmp_path: Path, name: str) -> None:
 def test_flags_lists_every_flag_with_its_default() -> None:
     result = call("flags")
     assert result.exit_code == 0
-    lines = {
-        line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line.startswith("  ")
-    }
+    rows = [line for line in result.output.splitlines() if line[:2] == "  " and line[2:3].strip()]
+    lines = {line.split()[0]: line.split()[1:] for line in rows}  # without the lines that continue a text
     assert {"model", *CATALOGUE.names()} <= set(lines)
     assert lines["heads"][0] == "8"
     assert lines["dim"][0] == "required"
