@@ -20,6 +20,7 @@ class StandIn(nn.Module):
         self.absolute_positions, self.can_cache = absolute_positions, True
         self.attn_layers = nn.Module()
         self.attn_layers.causal = True
+        self.attn_layers.has_mixers = False
         self.embed = nn.Embedding(num_tokens, 8)
         self.mix = nn.Linear(8, 8)
         self.to_logits = nn.Linear(8, num_tokens)

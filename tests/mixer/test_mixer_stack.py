@@ -86,7 +86,7 @@ def test_plans():
         ({"mixer": "mamba2", "model": "prefix_decoder"}, "`model=decoder` (it is `model=prefix_decoder`)"),
         ({"mixer": HYBRID, "max_mem_len": 4}, "`max_mem_len` and `mixer` cannot be combined"),
         ({"mixer": "mamba2", "num_memory_tokens": 2}, "`num_memory_tokens` and `mixer` cannot be combined"),
-        ({"mixer": "mamba2", "rotary_pos_emb": True}, "`rotary_pos_emb` and `mixer` cannot be combined"),
+        ({"mixer": "mamba2", "rotary_pos_emb": True}, "`rotary_pos_emb` needs self-attention"),
         ({"mixer": "mamba2", "attn_num_mem_kv": 1}, "no attention sublayer (`mixer`)"),
         ({"mixer": "mamba2", "attn_z_loss_weight": 0.1}, "no attention"),
         ({"mixer": "mamba2", "mixer_key_groups": 3}, "`mixer_key_groups` must divide the 4 heads"),

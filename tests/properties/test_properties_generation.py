@@ -9,6 +9,8 @@ from test_properties_singles import SINGLES
 
 import flagformer
 from flagformer import AutoregressiveWrapper
+from flagformer.flags import CATALOGUE
+from flagformer.flags.names import is_per_layer
 from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL
 
 NEW = 14
@@ -56,6 +58,13 @@ def encoder_decoder(name):
     own = {"model", *FIXED_BY_MODEL[DEC]}
     chosen = {key: value for key, value in one_block({**SINGLES[name], **TINY}).items() if key not in own}
     chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
+    chosen |= {
+        key: tuple(
+            value[index] for index in (0, 1, 1, 2, 3, 3)
+        )  # the cross-attention of each block as its ff
+        for key, value in chosen.items()
+        if is_per_layer(key, value, CATALOGUE) and len(value) == 4
+    }
     torch.manual_seed(1)
     flags = {"model": "xtransformer", "dim": TINY["dim"]}
     for prefix, half in ((ENC, {**TINY, "depth": 1}), (DEC, {**chosen, "max_seq_len": ROOM})):

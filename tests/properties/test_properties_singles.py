@@ -19,22 +19,25 @@ from flagformer.lab.reference import choices, settings
 from flagformer.models.build import MODELS
 
 CHOICES = {choice.name: choice for choice in choices()}
+TUNINGS = {f"{name} (tuned)": settings() | flags for name, flags in tunings().items()}
+# Settings that no causal model has.
+BIDIRECTIONAL = {name: flags for name, flags in TUNINGS.items() if AHEAD & set(flags)}
 SINGLES = {
     "nothing": settings(),
     **{name: settings(choice) for name, choice in CHOICES.items() if "model" not in choice.flags},
-    **{f"{name} (tuned)": settings() | flags for name, flags in tunings().items()},
+    **{name: flags for name, flags in TUNINGS.items() if name not in BIDIRECTIONAL},
     **{name: settings() | flags for name, flags in cross_forms().items()},
     **{name: settings() | flags for name, flags in by_layer().items()},
 }
 
 
 # Graphs of choices are tested with pairs.
-TUNED = [name for name in SINGLES if name not in CHOICES and not AHEAD & set(SINGLES[name])]
+TUNED = [name for name in SINGLES if name not in CHOICES]
 PARTS = 4
 
 
 def tiny(name, kind):
-    return {**SINGLES[name], **TINY, "model": kind}
+    return {**(SINGLES | BIDIRECTIONAL)[name], **TINY, "model": kind}
 
 
 # A query attends to few others: not every token affects every logit of a bidirectional model.
@@ -45,11 +48,11 @@ SEES_LITTLE = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", SINGLES)
+@pytest.mark.parametrize("name", SINGLES | BIDIRECTIONAL)
 def test_single_setting_has_every_property(name, kind):
     flags = tiny(name, kind)
     subject, text = built_or_refused(flags if kind == "decoder" else one_block(flags))
-    if subject is None and AHEAD & set(flags):
+    if subject is None and name in BIDIRECTIONAL:
         assert kind == "decoder"
         assert "`causal=True` cannot be combined" in text, text
         return
@@ -58,7 +61,7 @@ def test_single_setting_has_every_property(name, kind):
         assert "`model=decoder`" in text, f"only causal requirements may be refused: {text}"
         return
     checks = list(checks_of(subject))
-    if kind == "encoder" and not SEES_LITTLE & set(SINGLES[name]):
+    if kind == "encoder" and not SEES_LITTLE & set(flags):
         checks.append(sees_everything)
     assert not failures(subject, checks)
 
@@ -93,13 +96,13 @@ def test_settings_compile_and_export(part):
 @pytest.mark.parametrize("kind", ["encoder", "prefix_decoder"])
 @pytest.mark.parametrize(
     "name",
-    ["nothing", "rotary_pos_emb", "rel_pos_bias", "cross_attend", *(f"{name} (tuned)" for name in AHEAD)],
+    ["nothing", "rotary_pos_emb", "rel_pos_bias", "cross_attend", *BIDIRECTIONAL],
 )
 def test_other_kinds_compile_and_export(name, kind):
     assert not failures(Subject(for_graphs(tiny(name, kind))), [compiles, exports])
 
 
 def test_every_flag_of_the_catalogue_is_tested():
-    tried = {name for flags in SINGLES.values() for name in flags} | set(TINY)
+    tried = {name for flags in (SINGLES | BIDIRECTIONAL).values() for name in flags} | set(TINY)
     left_out = set(CATALOGUE.names()) - tried
     assert left_out == {"causal"} | OTHER_INPUTS, "`causal` is fixed by the model; all others need a setting"

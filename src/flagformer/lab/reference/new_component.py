@@ -57,6 +57,7 @@ REASONS = {
     "core": f"{BY_DESIGN} masks, caches and kernels",
     "local": f"{BY_DESIGN} masks, caches and kernels",
     "kernel": f"{BY_DESIGN} masks and needs of other components",
+    "sequence_mixer": f"{BY_DESIGN} padding, packing, decode state and chunks",
 }
 
 
