@@ -59,9 +59,7 @@ def encoder_decoder(name):
     chosen = {key: value for key, value in one_block({**SINGLES[name], **TINY}).items() if key not in own}
     chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
     chosen |= {
-        key: tuple(
-            value[index] for index in (0, 1, 1, 2, 3, 3)
-        )  # the cross-attention of each block as its ff
+        key: tuple(value[index] for index in (0, 1, 1, 2, 3, 3))  # of a, c, f
         for key, value in chosen.items()
         if is_per_layer(key, value, CATALOGUE) and len(value) == 4
     }
