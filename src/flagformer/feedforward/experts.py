@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 
 from flagformer.ops.experts import ByExpert
 from flagformer.ops.full_precision import cast_together
-from flagformer.ops.grouped_linear import grouped_linear
-
-TensorFn = Callable[[Tensor], Tensor]
+from flagformer.ops.grouped_linear import grouped_linear, has_grouped_mm
 
 
 class Experts(nn.Module):
@@ -38,19 +35,29 @@ class Experts(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def of(self, number: int) -> TensorFn:
-        """The layer of one expert, [N, I] -> [N, O]."""
-        bias = None if self.bias is None else self.bias[number]
-        return partial(F.linear, weight=self.weight[number], bias=bias)
+    def forward(self, parts: list[Tensor], which: Sequence[int] | ByExpert) -> list[Tensor]:
+        """[N, I] -> [N, O], for each of `parts`.
 
-    def each(self) -> list[TensorFn]:
-        """The layer of each expert, [N, I] -> [N, O]."""
-        weights = self.weight.unbind(0)  # with one gradient of all, where indices would make E of that size
-        biases = [None] * len(weights) if self.bias is None else self.bias.unbind(0)
-        return [partial(F.linear, weight=weight, bias=bias) for weight, bias in zip(weights, biases)]
+        Values of parameters are read here only: FSDP2 gathers those of a module for its own forward.
 
-    def grouped(self, x: Tensor, groups: ByExpert) -> Tensor:
-        """The rows of x [N, I], sorted by expert, each through the layer of its expert: [N, O]."""
+        Args:
+            which: the expert of each part; or the groups of a single part, whose rows are sorted by expert.
+        """
+        if isinstance(which, ByExpert):
+            return [self._grouped(x, which) for x in parts]
+        weights: Tensor | tuple[Tensor, ...] = self.weight
+        biases: Tensor | tuple[Tensor, ...] | None = self.bias
+        if torch.is_grad_enabled():  # with one gradient of all, where indices would make many of that size
+            weights = self.weight.unbind(0)
+            biases = None if self.bias is None else self.bias.unbind(0)
+        return [F.linear(x, weights[e], None if biases is None else biases[e]) for x, e in zip(parts, which)]
+
+    def _grouped(self, x: Tensor, groups: ByExpert) -> Tensor:
         x, weight = cast_together(x, self.weight)
         out = grouped_linear(x, weight, groups.offsets)
         return out if self.bias is None else out + F.embedding(groups.experts, self.bias).to(out.dtype)
+
+    def has_grouped_mm(self, x: Tensor) -> bool:
+        """Whether torch's fused kernel computes the products with x, by shape and dtype of `weight`."""
+        weight = x.new_empty(0, *self.weight.shape[1:], dtype=self.weight.dtype)
+        return has_grouped_mm(*cast_together(x[:1], weight))

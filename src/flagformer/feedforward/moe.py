@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flagformer.feedforward import Activation, FeedForward
 from flagformer.feedforward.balance_bias import REMINDER, BalanceBias
 from flagformer.feedforward.dense import GLU, MULT, Dense, Dropout, InnerDim, Mult, NoBias, inner_width
-from flagformer.feedforward.experts import Experts, TensorFn
+from flagformer.feedforward.experts import Experts
 from flagformer.feedforward.gated import Gated, Limit, Offset
 from flagformer.feedforward.router import (
     RATE,
@@ -40,8 +40,7 @@ from flagformer.feedforward.router import (
 from flagformer.flags import Flag, FlagError, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.experts import ByExpert, RouterOutput
-from flagformer.ops.full_precision import accum_dtype, cast_together
-from flagformer.ops.grouped_linear import has_grouped_mm
+from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.reminder import watch
 from flagformer.ops.traced import traced, transformed
 
@@ -150,42 +149,44 @@ class MixtureOfExperts(FeedForward):
         """How the experts are computed; the ways differ in speed and in rounding only."""
         if not torch.compiler.is_compiling() and traced():
             return self._all_experts
-        grouped = tokens.is_meta or has_grouped_mm(*cast_together(tokens[:1], self.w_in.weight[:1]))
+        grouped = tokens.is_meta or self.w_in.has_grouped_mm(tokens)
         if not torch.compiler.is_compiling():
             return self._grouped if grouped else self._one_token if len(tokens) == 1 else self._routed
         opaque = not (torch.compiler.is_exporting() or transformed())
         return self._grouped if opaque and (grouped or tokens.device.type == "cpu") else self._all_experts
 
-    def _expert(self, x: Tensor, w_in: TensorFn, w_out: TensorFn) -> Tensor:
-        hidden = w_in(x)
-        hidden = self.activation(hidden) if self.gated is None else self.gated.of(hidden, self.activation)
-        return w_out(self.dropout(hidden))
+    def _experts(self, parts: list[Tensor], which: Sequence[int] | ByExpert) -> list[Tensor]:
+        """Apply to each part its expert, or to a single one the experts of its rows."""
+        hidden = [self.dropout(self._activated(x)) for x in self.w_in(parts, which)]
+        out: list[Tensor] = self.w_out(hidden, which)
+        return out
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        return self.activation(hidden) if self.gated is None else self.gated.of(hidden, self.activation)
 
     def _routed(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
         """Apply every expert to its tokens, a slice of the sorted ones."""
         groups = ByExpert.of(routed)
         ends = groups.offsets.tolist()
         parts = self._sorted(tokens, routed, groups).tensor_split(ends[:-1])
-        layers = zip(parts, self.w_in.each(), self.w_out.each())
-        outputs = [self._expert(part, w_in, w_out) for part, w_in, w_out in layers if len(part)]
+        used = [number for number, part in enumerate(parts) if len(part)]
+        outputs = self._experts([parts[number] for number in used], used)
         return self._mixed(torch.cat(outputs), routed, groups).to(tokens.dtype)
 
     def _one_token(self, token: Tensor, routed: RouterOutput) -> Tensor:
         """Apply the experts of a single token [1, D]."""
-        total: Tensor | None = None
-        for number, weight in zip(routed.experts[0].tolist(), routed.weights[0].unbind()):
-            x = (token * weight).to(token.dtype) if self.weight_input else token
-            out = self._expert(x, self.w_in.of(number), self.w_out.of(number))
-            out = out if self.weight_input else out * weight
-            total = out if total is None else total + out
-        assert total is not None
-        return total.to(token.dtype)
+        numbers, weights = routed.experts[0].tolist(), routed.weights[0].unbind()
+        if self.weight_input:
+            outputs = self._experts([(token * weight).to(token.dtype) for weight in weights], numbers)
+        else:
+            outputs = self._experts([token] * len(numbers), numbers)
+            outputs = [out * weight for out, weight in zip(outputs, weights)]
+        return reduce(torch.add, outputs).to(token.dtype)
 
     def _grouped(self, tokens: Tensor, routed: RouterOutput) -> Tensor:
         """Apply all experts to the sorted tokens by one product each for both projections."""
         groups = ByExpert.of(routed)
-        w_in, w_out = (partial(part.grouped, groups=groups) for part in (self.w_in, self.w_out))
-        out = self._expert(self._sorted(tokens, routed, groups), w_in, w_out)
+        [out] = self._experts([self._sorted(tokens, routed, groups)], groups)
         return self._mixed(out, routed, groups).to(tokens.dtype)
 
     def _sorted(self, tokens: Tensor, routed: RouterOutput, groups: ByExpert) -> Tensor:
@@ -205,13 +206,12 @@ class MixtureOfExperts(FeedForward):
         zeros = torch.zeros_like(routed.probabilities)
         weights = zeros.scatter(1, routed.experts, routed.weights)
         chosen = zeros.scatter(1, routed.experts, 1.0) if self.weight_input else weights
-        total: Tensor | None = None
-        for number, (w_in, w_out) in enumerate(zip(self.w_in.each(), self.w_out.each())):
-            x = (tokens * weights[:, number, None]).to(tokens.dtype) if self.weight_input else tokens
-            out = self._expert(x, w_in, w_out) * chosen[:, number, None]
-            total = out if total is None else total + out
-        assert total is not None
-        return total.to(tokens.dtype)
+        parts = [tokens] * weights.shape[1]
+        if self.weight_input:
+            parts = [(tokens * weight[:, None]).to(tokens.dtype) for weight in weights.unbind(1)]
+        outputs = self._experts(parts, range(len(parts)))
+        outputs = [out * weight[:, None] for out, weight in zip(outputs, chosen.unbind(1))]
+        return reduce(torch.add, outputs).to(tokens.dtype)
 
 
 def _shared(moe: MixtureOfExperts, dims: Dims, width: int, no_bias: bool) -> FeedForward:
