@@ -130,8 +130,9 @@ class Attention:
             eps = self.of("attn_qk_rmsnorm_eps")
             if not self.of("attn_qk_rmsnorm_all_heads"):
                 return unit_rms(x, eps) * gain
-            flat = x.transpose(1, 0, 2).reshape(x.shape[1], -1)  # [T, H * K]
-            return _heads(unit_rms(flat, eps), len(x)) * gain
+            heads, count, width = x.shape  # count is 0 without prefix keys
+            flat = x.transpose(1, 0, 2).reshape(count, heads * width)
+            return unit_rms(flat, eps).reshape(count, heads, width).transpose(1, 0, 2) * gain
         groups = self.of("attn_qk_norm_groups")
         parts = x.reshape(*x.shape[:-1], groups, self.width // groups)
         x = unit(parts).reshape(x.shape)

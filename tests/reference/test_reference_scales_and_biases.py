@@ -100,6 +100,35 @@ def test_rms_norm_of_queries_and_keys(weight, all_heads, offset):
                     torch.testing.assert_close(got[row, h, t], x[row, h, t] / rms(of, 0.2) * gain)
 
 
+@pytest.mark.parametrize("weight", ["head", "shared", "none"])
+@pytest.mark.parametrize("all_heads", [False, True])
+def test_rms_norm_of_prefix_keys(weight, all_heads):
+    """Prefix keys [G, M, K] are normed as the keys of a token are."""
+    norm = RMSQKNorm(DIMS, 2, weight=weight, all_heads=all_heads, eps=0.2).double()
+    for parameter in norm.parameters():
+        parameter.data = double(*parameter.shape)
+    for count in (0, 1, 3, K):
+        keys = double(2, count, K)
+        torch.testing.assert_close(norm.keys(keys), norm.keys(keys[None])[0])
+
+
+@pytest.mark.parametrize("prefix", [{"attn_num_mem_kv": 3}, {"attn_add_zero_kv": True}])
+def test_learned_keys_with_one_mean_square_over_all_heads(prefix):
+    """They and the null key act as tokens with those keys, which all queries attend to, would."""
+    fn, run = attention_of(attn_qk_rmsnorm=True, attn_qk_rmsnorm_all_heads=True, attn_kv_heads=2, **prefix)
+    memory, x = fn.prefix_kv[0], double(2, 5, D)
+    k, v = (memory.k, memory.v) if "attn_num_mem_kv" in prefix else [torch.zeros(2, 1, K).double()] * 2
+    q, keys, values = fn.source.projection.to_qkv(x).split([H * K, 2 * K, 2 * K], dim=-1)
+    q, keys, values = (one.unflatten(-1, (-1, K)).transpose(1, 2) for one in (q, keys, values))
+    keys, values = (torch.cat([a.expand(2, -1, -1, -1), b], 2) for a, b in ((k, keys), (v, values)))
+    sees = torch.ones(5, k.shape[1] + 5, dtype=torch.bool).tril(k.shape[1])
+    norm = fn.source.qk_norm
+    out = torch.nn.functional.scaled_dot_product_attention(
+        norm.queries(q), norm.keys(keys), values, attn_mask=sees, scale=K**-0.5, enable_gqa=True
+    )
+    torch.testing.assert_close(run(x), fn.to_out(out.transpose(1, 2).flatten(2)), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0])
 @pytest.mark.parametrize("flash", [True, False])
 def test_attention_scale_replaces_the_root_of_the_width(scale, flash):

@@ -18,4 +18,4 @@ class QKNorm(nn.Module, ABC):
 
     @abstractmethod
     def keys(self, k: Tensor) -> Tensor:
-        """[B, G, S, K] -> [B, G, S, K]."""
+        """[B, G, S, K] -> [B, G, S, K]; prefix keys [G, M, K] -> [G, M, K]."""

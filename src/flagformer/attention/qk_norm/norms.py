@@ -171,10 +171,10 @@ class RMSQKNorm(QKNorm):
         return x * (normed * (weight + self.offset if self.offset else weight))
 
     def _rsqrt_ms(self, x: Tensor) -> Tensor:
-        """[B, H, T, K] -> [B, H, T, 1], or [B, 1, T, 1] over all heads."""
+        """[..., H, T, K] -> [..., H, T, 1], or [..., 1, T, 1] over all heads."""
         if not self.all_heads:
             return rsqrt_ms(x, self.eps)
-        return rsqrt_ms(x.transpose(1, 2).flatten(2), self.eps)[:, None]
+        return rsqrt_ms(x.transpose(-3, -2).flatten(-2), self.eps).unsqueeze(-3)
 
     def queries(self, q: Tensor) -> Tensor:
         return self(q, True)
