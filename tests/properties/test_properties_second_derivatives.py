@@ -12,6 +12,8 @@ from flagformer.attention.cores.kmeans import KMeans
 
 IDS = torch.randint(TINY["num_tokens"], (2, 9), generator=torch.Generator().manual_seed(1))
 STEP = 1e-5  # central differences in fp64: their error is of the size of STEP^2 = 1e-10
+# A clamp has kinks, at which a gradient jumps: a shorter step, between whose ends there is none.
+STEPS = {"ff_glu_limit (tuned)": 1e-6}
 
 
 def penalty(learner, graph):
@@ -22,7 +24,7 @@ def penalty(learner, graph):
     return sum((grad.square().sum() for grad in grads if grad is not None), torch.zeros(()).double())
 
 
-def check(learner):
+def check(learner, step=STEP):
     """Its directional derivative."""
     learned = [p for p in learner.parameters() if p.requires_grad]
     second = torch.autograd.grad(penalty(learner, graph=True), learned, allow_unused=True)
@@ -32,12 +34,12 @@ def check(learner):
     for sign in (1, -1):
         with torch.no_grad():
             for p, v in zip(learned, towards):
-                p.add_(v, alpha=sign * STEP)
+                p.add_(v, alpha=sign * step)
         ends.append(penalty(learner, graph=False))
         with torch.no_grad():
             for p, v in zip(learned, towards):
-                p.sub_(v, alpha=sign * STEP)
-    torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * STEP), rtol=1e-4, atol=1e-6)
+                p.sub_(v, alpha=sign * step)
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-6)
 
 
 # Models without input ids; losses without a derivative by design; operators without a second derivative.
@@ -66,7 +68,7 @@ def test_second_gradients(name):
         if isinstance(part, KMeans):
             part.eval()  # centroids are fixed between the two ends
     with sdpa_kernel(SDPBackend.MATH):  # torch refuses second derivatives of the fused kernel
-        check(learner)
+        check(learner, STEPS.get(name, STEP))
 
 
 def test_the_routing_loss_counts():

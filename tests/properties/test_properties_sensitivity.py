@@ -26,6 +26,11 @@ WITH = {
     "context_selection": CROSSED,
     "cluster_num_mem_kv": CROSSED,
 }
+# Flags that are refused without each other: (flags for both models, another value in place of none).
+AGAINST = {
+    "moe_num_groups": ({"moe_num_experts": 8}, 4),
+    "moe_top_groups": ({"moe_num_experts": 8, "moe_num_groups": 4}, 2),
+}
 
 
 def cases():
@@ -46,7 +51,10 @@ def cases():
     for key, flags in (tunings() | cross_forms()).items():
         flag = key.split(" of ")[0]
         without = {name: value for name, value in flags.items() if name != flag}
-        found[f"{key} (tuned)"] = (flag, BASE | flags, BASE | without)
+        both = {}
+        if flag in AGAINST:
+            both, without[flag] = AGAINST[flag]
+        found[f"{key} (tuned)"] = (flag, BASE | flags | both, BASE | without | both)
     return found
 
 
@@ -126,6 +134,7 @@ class Seen:
         """Buffers updated without gradient, after a training forward."""
         self.training()
         self.model.update_kmeans()
+        flagformer.update_router_bias(self.model)
         return list(self.model.buffers())
 
     def z_loss(self):

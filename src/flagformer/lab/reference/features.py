@@ -23,6 +23,10 @@ EXTRA: tuple[dict[str, Any], ...] = (
     {"cross_attend": True},
     {"cross_attend": True, "memory_update": "bmn"},
     {"post_emb_norm": True},
+    {"moe_num_shared_experts": 1},
+    {"moe_num_groups": 2, "moe_top_groups": 1},
+    {"moe_balance_bias": True},
+    {"model": "encoder"},  # the last: only a flag that every decoder refuses is set on an encoder
 )
 
 
@@ -50,7 +54,9 @@ def features() -> tuple[Feature, ...]:
 
 @cache
 def settings_of(flag: str) -> tuple[dict[str, Any], ...]:
-    """Return settings of small decoders with a flag: each of its choices, or one value of a parameter.
+    """Return settings of small models with a flag: each of its choices, or one value of a parameter.
+
+    The models are decoders, except for a flag that decoders refuse.
 
     Empty if no value is found.
     """

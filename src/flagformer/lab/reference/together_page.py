@@ -21,7 +21,8 @@ def together_part() -> str:
         reasons += [(code(entry.name), feature.name, why) for feature, (_, why) in found if why]
     return page(
         "## Supported features",
-        "Each flag is set on a small decoder, which is then built and called with the feature of the column. "
+        "Each flag is set on a small decoder (an encoder, if decoders refuse the flag), which is then built "
+        "and called with the feature of the column. "
         f"`{YES}`: it is supported, and tests check the property for that flag. A cell is empty where a flag "
         "needs inputs other than ids, or is fixed by the kind of model.",
         "\n".join(f"- *{feature.name}*: {feature.holds}." for feature in columns),
