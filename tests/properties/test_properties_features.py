@@ -15,7 +15,7 @@ from property_checks import (
 from property_settings import OTHER_INPUTS, TINY, one_block
 from property_subject import Subject
 from test_properties_generation import NO_LOGIT_PER_TOKEN
-from test_properties_singles import SINGLES
+from test_properties_singles import BIDIRECTIONAL, SINGLES
 
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference.features import features, refusal, settings_of
@@ -40,10 +40,12 @@ LIKE = {
     "reversible": {copies, low_precision_is_finite},
 }
 
+ALL = SINGLES | BIDIRECTIONAL
+
 
 def single(flag):
     """A setting of the tests in which a flag is set."""
-    return next(name for name, flags in SINGLES.items() if flag in {**flags, **TINY})
+    return next(name for name, flags in ALL.items() if flag in {**flags, **TINY})
 
 
 def test_every_flag_has_a_row():
@@ -52,7 +54,7 @@ def test_every_flag_has_a_row():
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_claims_about_a_flag_are_tested(flag):
-    subject = Subject({**SINGLES[single(flag)], **TINY})
+    subject = Subject({**ALL[single(flag)], **TINY})
     tried = {check.__name__ for check in (*checks_of(subject), compiles, exports)}
     for name, feature in CALLED.items():
         said, why = answer(flag, feature)
