@@ -93,7 +93,9 @@ class SelfAttentionInputs(QKVSource):
         window: SlidingWindowSlot,
     ) -> None:
         # shared values differ from keys in the dims that the rotation turns, unless it turns both
-        super().__init__(projection, qk_norm, dims, 0 if value_rotation is rotation else rotation.width)
+        super().__init__(
+            projection, qk_norm, dims, 0 if rotation is None or value_rotation is rotation else rotation.width
+        )
         self.window, self.window_rules, self.rotation_idx = window.width, window.rules, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
         self.path_changes_at = () if window.width is None else (window.width,)

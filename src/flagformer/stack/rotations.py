@@ -10,7 +10,6 @@ from torch import nn
 from flagformer.flags import ErrorCollector, Instance, Spec, SublayerSpec
 from flagformer.flow import Dims, Layout
 from flagformer.position import CosSin, Rotation
-from flagformer.position.none import NoRotation
 
 
 class Rotations(nn.ModuleList):
@@ -18,7 +17,7 @@ class Rotations(nn.ModuleList):
 
     Args:
         modules: the sublayers of the stack.
-        errors: collects the errors of rotations; the sublayers are then built without, for their own errors.
+        errors: collects the errors of rotations, which are None then.
     """
 
     def __init__(self, modules: Sequence[SublayerSpec], dims: Dims, errors: ErrorCollector) -> None:
@@ -27,8 +26,7 @@ class Rotations(nn.ModuleList):
         for spec in (module.slots["rotation"][0] for module in modules if module.kind == "a"):
             if spec not in self._specs:
                 self._specs.append(spec)
-                built = errors.collect(lambda spec=spec: spec.build(dims))  # type: ignore[misc]
-                self.append(NoRotation(dims) if built is None else built)
+                self.append(errors.collect(lambda spec=spec: spec.build(dims)))  # type: ignore[misc]
 
     def of(self, module: SublayerSpec) -> tuple[Rotation, int]:
         """The rotation of a self-attention sublayer, and its index."""
