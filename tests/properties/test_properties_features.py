@@ -15,7 +15,7 @@ from property_checks import (
 from property_settings import OTHER_INPUTS, TINY, one_block
 from property_subject import Subject
 from test_properties_generation import NO_LOGIT_PER_TOKEN
-from test_properties_singles import BIDIRECTIONAL, SINGLES
+from test_properties_singles import ALL
 
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference.features import features, refusal, settings_of
@@ -39,8 +39,6 @@ LIKE = {
     "memories": {copies, bf16_is_finite, low_precision_is_finite, learns_what_it_shows, rows_are_independent},
     "reversible": {copies, low_precision_is_finite},
 }
-
-ALL = SINGLES | BIDIRECTIONAL
 
 
 def single(flag):

@@ -29,6 +29,7 @@ SINGLES = {
     **{name: settings() | flags for name, flags in cross_forms().items()},
     **{name: settings() | flags for name, flags in by_layer().items()},
 }
+ALL = SINGLES | BIDIRECTIONAL
 
 
 # Graphs of choices are tested with pairs.
@@ -37,7 +38,7 @@ PARTS = 4
 
 
 def tiny(name, kind):
-    return {**(SINGLES | BIDIRECTIONAL)[name], **TINY, "model": kind}
+    return {**ALL[name], **TINY, "model": kind}
 
 
 # A query attends to few others: not every token affects every logit of a bidirectional model.
@@ -48,7 +49,7 @@ SEES_LITTLE = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", SINGLES | BIDIRECTIONAL)
+@pytest.mark.parametrize("name", ALL)
 def test_single_setting_has_every_property(name, kind):
     flags = tiny(name, kind)
     subject, text = built_or_refused(flags if kind == "decoder" else one_block(flags))
@@ -103,6 +104,6 @@ def test_other_kinds_compile_and_export(name, kind):
 
 
 def test_every_flag_of_the_catalogue_is_tested():
-    tried = {name for flags in (SINGLES | BIDIRECTIONAL).values() for name in flags} | set(TINY)
+    tried = {name for flags in ALL.values() for name in flags} | set(TINY)
     left_out = set(CATALOGUE.names()) - tried
     assert left_out == {"causal"} | OTHER_INPUTS, "`causal` is fixed by the model; all others need a setting"

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims
-from flagformer.mixer import Mixer, State, StateField
+from flagformer.mixer import State
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
 from flagformer.mixer.scan import ScanInputs, scan
-from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
+from flagformer.mixer.scan_mixer import ScanMixer
+from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups
 from flagformer.mixer.tokens import BlockTokens, Compaction
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.linear import Linear
@@ -41,7 +42,7 @@ class HeadNorm(nn.Module):
 @component(
     "sequence_mixer", select="mixer", when="gated_deltanet", paper="arXiv:2412.06464", requires=[CAUSAL]
 )
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(ScanMixer):
     """Gated DeltaNet: a state [H, K, V] that decays by a gate and is corrected by the delta rule.
 
     Queries, keys and values pass a causal convolution and SiLU; queries and keys have length 1. The state is
@@ -59,10 +60,8 @@ class GatedDeltaNet(Mixer):
         kernel: Kernel = 4,
         chunk: Chunk = 32,
     ) -> None:
-        super().__init__()
-        self.dim, self.heads, self.chunk = dims.dim, heads or dims.heads, chunk
-        self.groups = check_groups(key_groups or self.heads, self.heads)
-        self.dim_key, self.dim_value = dim_key or dims.dim_head, dim_value or dims.dim_head
+        heads = heads or dims.heads
+        super().__init__(dims, heads, key_groups or heads, dim_key, dim_value, chunk)
         keys, values = self.groups * self.dim_key, self.heads * self.dim_value
         self.widths = [keys, keys, values]
         self.to_qkv = nn.Linear(dims.dim, sum(self.widths), bias=False)
@@ -73,12 +72,6 @@ class GatedDeltaNet(Mixer):
         self.decay = Decay(self.heads)
         self.norm = HeadNorm(self.dim_value)
         self.w_out = Linear(values, dims.dim, bias=False)
-
-    def fields(self) -> dict[str, StateField]:
-        return {
-            "state": StateField((self.heads, self.dim_key, self.dim_value), full=True),
-            "tail": StateField((self.convolution.kernel - 1, sum(self.widths))),
-        }
 
     def mix(self, x: Tensor, tokens: BlockTokens, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         rows = Compaction(tokens)

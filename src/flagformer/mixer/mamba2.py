@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from flagformer.flags import component
 from flagformer.flow import Dims
-from flagformer.mixer import Mixer, State, StateField
+from flagformer.mixer import State
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
 from flagformer.mixer.scan import ScanInputs, scan
-from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups, check_groups
+from flagformer.mixer.scan_mixer import ScanMixer
+from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups
 from flagformer.mixer.tokens import BlockTokens, Compaction
 from flagformer.ops.full_precision import accum_dtype
 from flagformer.ops.linear import Linear
@@ -56,7 +57,7 @@ class Skip(nn.Module):
 
 
 @component("sequence_mixer", select="mixer", when="mamba2", paper="arXiv:2405.21060", requires=[CAUSAL])
-class Mamba2(Mixer):
+class Mamba2(ScanMixer):
     """Mamba 2: a state [H, K, V] with one decay per head and token, to which each token adds its value.
 
     Heads have width V, the state has K numbers for each of its dimensions (`d_state`), and heads of a group
@@ -75,10 +76,8 @@ class Mamba2(Mixer):
         kernel: Kernel = 4,
         chunk: Chunk = 32,
     ) -> None:
-        super().__init__()
-        self.dim, self.heads, self.chunk = dims.dim, heads or dims.heads, chunk
-        self.groups = check_groups(key_groups or 1, self.heads)
-        self.dim_key, self.dim_value = dim_key or dims.dim_head, dim_value or dims.dim_head
+        heads = heads or dims.heads
+        super().__init__(dims, heads, key_groups or 1, dim_key, dim_value, chunk)
         inner, keys = self.heads * self.dim_value, self.groups * self.dim_key
         self.widths = [inner, keys, keys]
         self.to_inner = nn.Linear(dims.dim, inner + sum(self.widths) + self.heads, bias=False)
@@ -86,12 +85,6 @@ class Mamba2(Mixer):
         self.decay, self.skip = Decay(self.heads), Skip(self.heads)
         self.norm = GroupNorm(inner, self.groups)
         self.w_out = Linear(inner, dims.dim, bias=False)
-
-    def fields(self) -> dict[str, StateField]:
-        return {
-            "state": StateField((self.heads, self.dim_key, self.dim_value), full=True),
-            "tail": StateField((self.convolution.kernel - 1, sum(self.widths))),
-        }
 
     def mix(self, x: Tensor, tokens: BlockTokens, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         rows = Compaction(tokens)

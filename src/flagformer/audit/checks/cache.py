@@ -72,12 +72,17 @@ def _across_path_changes(subject: Subject, worst: MaxError) -> None:
         )
 
 
+def _rows_padded_left(subject: Subject) -> tuple[list[int], Tensor, CallInputs]:
+    """The lengths of the rows, their ids [B, T] padded on the left, and inputs that declare the padding."""
+    lengths, total = row_lengths(subject), subject.settings.seq_len
+    ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
+    return lengths, ids, CallInputs(starts=total - torch.tensor(lengths, device=subject.device))
+
+
 def _left_padded(subject: Subject, worst: MaxError) -> None:
     if subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE):
         return
-    lengths, total = row_lengths(subject), subject.settings.seq_len
-    ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
-    given = CallInputs(starts=total - torch.tensor(lengths, device=subject.device))
+    lengths, ids, given = _rows_padded_left(subject)
     wanted = subject.logits(ids, given)
     for name, blocks in schedules(subject.settings):
         got = decoded(subject, ids, blocks, given)
@@ -115,9 +120,8 @@ def _truncated_left_padded(subject: Subject, worst: MaxError) -> None:
     """The end of a block is dropped from rows that are padded on the left."""
     if subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE):
         return
-    lengths, total = row_lengths(subject), subject.settings.seq_len
-    ids = padded_left(subject.ids, lengths, subject.other_ids(subject.ids))
-    given = CallInputs(starts=total - torch.tensor(lengths, device=subject.device))
+    lengths, ids, given = _rows_padded_left(subject)
+    total = subject.settings.seq_len
     length, kept = total // 2, total // 2 + 1
     with subject.comparing():
         session = subject.calls.session(ids.shape[0], total, given)
