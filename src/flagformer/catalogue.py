@@ -22,6 +22,7 @@ from flagformer.attention.projection.heads import (
     SharedQK,
 )
 from flagformer.attention.projection.latent import MultiHeadLatent
+from flagformer.attention.qk_norm.layernorm import LayerQKNorm
 from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
 from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
@@ -35,6 +36,7 @@ from flagformer.feedforward.activation import GELU, NamedActivation, ReLUSquared
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.feedforward.moe import MixtureOfExperts
 from flagformer.feedforward.pkm import ProductKeys
+from flagformer.feedforward.xielu import XIELU
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
@@ -91,7 +93,7 @@ CATALOGUE.fill(
         NoPositionBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, RotaryValues,
         MultiHead, GroupedQuery, MultiQuery, MultiHeadLatent, SharedQK, ContextSharedQK,
-        NoQKNorm, L2QKNorm, RMSQKNorm,
+        NoQKNorm, L2QKNorm, RMSQKNorm, LayerQKNorm,
         FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
@@ -105,7 +107,7 @@ CATALOGUE.fill(
         SDPA, SDPATrainableBias, Eager,
         GatedDeltaNet, Mamba2, ShortConvolution,
         Dense, GLU, ProductKeys, MixtureOfExperts,
-        GELU, Swish, ReLUSquared, NamedActivation,
+        GELU, Swish, ReLUSquared, XIELU, NamedActivation,
         Identity, TokenShift,
         LayerScale, BranchScale, StochasticDepth,
         LinearHead, TiedHead, NoHead,

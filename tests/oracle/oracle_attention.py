@@ -118,12 +118,20 @@ class Attention:
     def _normed(self, q, k):
         """Queries and keys, and prefix keys and values, with the same norm."""
         prefix_k, prefix_v = self._prefix_kv(len(k))
-        if self.of("attn_qk_norm") or self.of("attn_qk_rmsnorm"):
+        if any(map(self.of, ("attn_qk_norm", "attn_qk_rmsnorm", "attn_qk_layernorm"))):
             q = self._norm_qk(q, "q")
             k, prefix_k = self._norm_qk(k, "k"), self._norm_qk(prefix_k, "k")
         return q, k, prefix_k, prefix_v
 
     def _norm_qk(self, x, side):
+        if self.of("attn_qk_layernorm"):
+            centred = x - x.mean(-1, keepdims=True)
+            normed = centred / np.sqrt(
+                (centred**2).mean(-1, keepdims=True) + self.of("attn_qk_layernorm_eps")
+            )
+            part = f"source.qk_norm.{side}_norm"
+            bias = self.weight(f"{part}.bias") if self.of("attn_qk_layernorm_bias") else 0.0
+            return normed * self.weight(f"{part}.weight") + bias
         if self.of("attn_qk_rmsnorm"):
             kind, offset = self.of("attn_qk_rmsnorm_weight"), self.of("attn_qk_rmsnorm_weight_offset") or 0.0
             gain = 1.0 if kind == "none" else self.weight(f"source.qk_norm.{side}_weight") + offset

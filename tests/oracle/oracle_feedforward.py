@@ -25,15 +25,15 @@ def feedforward(settings, module, weights, prefix, x):
     if settings.of("ff_pkm", module):
         return _product_keys(weights, f"{prefix}.memory", x)
     inner = linear(x, weights, f"{prefix}.w_in")
-    inner = _inner(settings, module, inner) * weights.get(f"{prefix}.gain.weight", 1.0)
+    inner = _inner(settings, module, weights, prefix, inner) * weights.get(f"{prefix}.gain.weight", 1.0)
     if settings.of("ff_post_act_ln", module):
         inner = layer_norm(inner, weights[f"{prefix}.norm.weight"])
     return linear(inner, weights, f"{prefix}.w_out")
 
 
-def _inner(settings, module, inner):
+def _inner(settings, module, weights, prefix, inner):
     """The inner units: activated, or those of a gated linear unit, values first (2002.05202)."""
-    act = _activation(settings, module)
+    act = _activation(settings, module, weights, prefix)
     if not settings.of("ff_glu", module):
         return act(inner)
     values, gates = np.split(inner, 2, -1)
@@ -42,7 +42,10 @@ def _inner(settings, module, inner):
     return (values + settings.of("ff_glu_offset", module)) * act(gates)
 
 
-def _activation(settings, module):
+def _activation(settings, module, weights, prefix):
+    if settings.of("ff_xielu", module):
+        p, n = (np.log1p(np.exp(weights[f"{prefix}.activation.alpha_{sign}"])) for sign in "pn")
+        return lambda x: np.where(x > 0, p * x**2, (n + 0.5) * (np.expm1(np.minimum(x, -1e-6)) - x)) + x / 2
     if settings.of("ff_activation", module):
         return NAMED[settings.of("ff_activation", module)]
     if settings.of("ff_relu_squared", module):
@@ -65,11 +68,13 @@ def _experts(settings, module, weights, prefix, x):
         for e, weight in zip(chosen, share):
             before, after = (weight, 1.0) if settings.of("moe_weight_input", module) else (1.0, weight)
             inner = weights[f"{prefix}.w_in.weight"][e] @ (before * x[t])
-            inner = _inner(settings, module, inner + _part(weights, f"{prefix}.w_in.bias", e))
+            inner = _inner(
+                settings, module, weights, prefix, inner + _part(weights, f"{prefix}.w_in.bias", e)
+            )
             found = weights[f"{prefix}.w_out.weight"][e] @ inner + _part(weights, f"{prefix}.w_out.bias", e)
             out[t] += after * found
     if settings.of("moe_num_shared_experts", module):
-        shared = _inner(settings, module, linear(x, weights, f"{prefix}.shared.w_in"))
+        shared = _inner(settings, module, weights, prefix, linear(x, weights, f"{prefix}.shared.w_in"))
         shared = linear(shared, weights, f"{prefix}.shared.w_out")
         gated = settings.of("moe_shared_gate", module)
         out += shared * (sigmoid(linear(x, weights, f"{prefix}.shared_gate")) if gated else 1.0)

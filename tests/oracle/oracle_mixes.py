@@ -93,6 +93,14 @@ CHOICES = {
             "attn_qk_rmsnorm_weight_offset": [1.0],
         },
     ),
+    "attn_qk_layernorm": (
+        [True],
+        {
+            "attn_qk_layernorm_weight": ["shared"],
+            "attn_qk_layernorm_bias": [True],
+            "attn_qk_layernorm_eps": [0.01, 0.3],
+        },
+    ),
     "attn_scale": ([0.2, 1.0], {}),
     "attn_bias": ([True], {"attn_qkv_bias": [False], "attn_out_bias": [False]}),
     "attn_qkv_bias": ([True], {}),
@@ -161,6 +169,7 @@ CHOICES = {
     ),
     "ff_swish": ([True], {}),
     "ff_relu_squared": ([True], {}),
+    "ff_xielu": ([True], {}),
     "shift_tokens": ([1, 2], {}),
     "use_layerscale": ([True], {}),
     "residual_scale": ([0.3, 1.7], {}),
@@ -191,12 +200,13 @@ CROSSED = (
     "attn_add_zero_kv", "attn_talking_heads", "attn_sparse_topk", "attn_head_learned_sink", "attn_head_scale",
     "attn_gate_value_heads", "attn_gate_values", "attn_on_attn", "attn_tensor_product", "attn_qk_norm",
     "attn_qk_rmsnorm", "attn_softclamp_logits", "attn_scale", "attn_bias", "attn_qkv_bias", "attn_out_bias",
-    "attn_kv_rank",
+    "attn_kv_rank", "attn_qk_layernorm",
 )  # fmt: skip
 LAYERED = (
     *CROSSED, "rotary_pos_emb", "rotary_xpos",
     "shared_qk", "attn_max_attend_past", "num_clusters", "n_local_attn_heads", "ff_glu", "ff_moe",
     "ff_pkm", "ff_swish", "ff_relu_squared", "ff_post_act_ln", "ff_no_bias", "shift_tokens", "use_layerscale",
+    "ff_xielu",
 )  # fmt: skip
 BASE = {"num_tokens": 11, "max_seq_len": 340, "dim": 16, "attn_dim_head": 8}
 

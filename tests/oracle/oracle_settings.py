@@ -11,7 +11,7 @@ DEFAULTS = {
     "context_selection": "nearest", "cluster_num_mem_kv": 0, "local_attn_window_size": 256,
     "local_attn_radius_blocks": 1, "attn_num_mem_kv": 0, "n_local_attn_heads": 0,
     "shift_tokens": 0, "shift_mem_down": 0, "ff_glu_offset": 0.0, "moe_top_k": 2, "moe_num_groups": 1,
-    "moe_weight_scale": 1.0, "moe_num_shared_experts": 0,
+    "moe_weight_scale": 1.0, "moe_num_shared_experts": 0, "attn_qk_layernorm_eps": 1e-5,
     "num_mem_updates": 1, "mem_update_attn_heads": 8, "memory_update": "gru",
 }  # fmt: skip
 OF_ALL_SUBLAYERS = {"shift_tokens", "use_layerscale", "residual_scale"}

@@ -16,13 +16,24 @@ from property_state_checks import (
 from property_subject import TIGHT, differ, perturb, same
 
 import flagformer
-
-# Softmax is invariant to a constant added to all scores of a query, so the last bias of the
-# network only acts relative to prefix keys, which have no position bias.
-CANCELLED = "attn_layers.position_bias.out.bias"
+from flagformer.attention.source import CrossAttentionInputs
+from flagformer.position.none import NoRotation
 
 # Flags of models that select keys, experts or values.
 CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
+
+
+def cancelled_biases(model):
+    """Softmax is invariant to a constant added to all scores of a query: the last bias of a network of
+    distances acts relative to prefix keys only, and a bias of all keys only if they are rotated."""
+    attentions = [(i, s.fn) for i, s in enumerate(model.attn_layers.sublayers) if s.kind in ("a", "c")]
+    found = {
+        f"attn_layers.sublayers.{i}.fn.source.qk_norm.k_norm.bias"
+        for i, fn in attentions
+        if isinstance(fn.source, CrossAttentionInputs) or isinstance(fn.source.rotation, NoRotation)
+    }
+    own = [fn for _, fn in attentions if not isinstance(fn.source, CrossAttentionInputs)]
+    return found if any(fn.num_prefix_kv for fn in own) else {*found, "attn_layers.position_bias.out.bias"}
 
 
 def undone_gains(model):
@@ -48,9 +59,7 @@ def trains(subject):
     model = subject.model
     subject.loss().backward()
     none = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
-    has_prefix_kv = any(s.kind == "a" and s.fn.num_prefix_kv for s in subject.model.attn_layers.sublayers)
-    undone = undone_gains(model)
-    dead = [name for name in none if (name != CANCELLED or has_prefix_kv) and name not in undone]
+    dead = sorted(set(none) - cancelled_biases(model) - undone_gains(model))
     assert not dead, f"parameters without a gradient: {', '.join(dead)}"
     model.zero_grad()
     model.train()

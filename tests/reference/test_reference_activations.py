@@ -7,6 +7,7 @@ import torch
 
 import flagformer
 from flagformer.feedforward.activation import ACTIVATIONS
+from flagformer.feedforward.xielu import XIELU
 
 FORMULAS = {
     "gelu": lambda x: x * (1 + erf(x / sqrt(2))) / 2,
@@ -75,3 +76,42 @@ def test_inner_width(gated):
     _, (first, second) = feedforwards(ff_inner_dim=(13, None), ff_glu=gated)
     assert [first.w_out.in_features, second.w_out.in_features] == [13, 64]
     assert first.w_in.out_features == (26 if gated else 13)
+
+
+@pytest.mark.parametrize(("a_p", "a_n"), [(None, None), (0.3, -1.2), (-2.0, 1.5)])
+def test_xielu(a_p, a_n):
+    """arXiv:2411.13010, section 3: both alphas start at 0.8."""
+    activation = XIELU().double()
+    for parameter, value in ((activation.alpha_p, a_p), (activation.alpha_n, a_n)):
+        parameter.data = parameter.data if value is None else torch.full_like(parameter, value)
+    alpha_p = 0.8 if a_p is None else log1p(exp(a_p))
+    alpha_n = 0.8 if a_n is None else 0.5 + log1p(exp(a_n))
+
+    def formula(x):
+        return alpha_p * x * x + x / 2 if x > 0 else alpha_n * (exp(x) - 1) - alpha_n * x + x / 2
+
+    x = torch.linspace(-6, 6, 49, dtype=torch.double)
+    want = torch.tensor([formula(one) for one in x.tolist()], dtype=torch.double)
+    # the initial alphas are computed in fp32, and the exponent is at most -1e-6
+    assert torch.allclose(activation(x), want, atol=1e-5 if a_p is None else 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_xielu_is_that_of_transformers(dtype):
+    activations = pytest.importorskip("transformers.activations")
+    ours, theirs = XIELU().to(dtype), activations.XIELUActivation(dtype=dtype)
+    ours.load_state_dict({name: theirs.get_parameter(name) for name in ("alpha_p", "alpha_n")})
+    x = torch.cat([torch.linspace(-6, 6, 49), torch.tensor([-1e-7, 0.0, 1e-7])]).to(dtype).requires_grad_()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    [got], [want] = (torch.autograd.grad(act(x).sum(), [x]) for act in (ours, theirs))
+    torch.testing.assert_close(got, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+def test_each_feedforward_has_its_own_alphas():
+    model, forwards = feedforwards(ff_xielu=True)
+    names = {name for name, _ in model.named_parameters() if "alpha" in name}
+    assert len(names) == 4
+    assert len({id(forward.activation) for forward in forwards}) == 2
+    model, (first, second) = feedforwards(ff_xielu=(True, False))
+    assert isinstance(first.activation, XIELU)
+    assert not isinstance(second.activation, XIELU)

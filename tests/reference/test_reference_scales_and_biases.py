@@ -7,6 +7,7 @@ import torch
 from test_reference_attention import BASE, D, H, K, attention_of, check
 
 import flagformer
+from flagformer.attention.qk_norm.layernorm import LayerQKNorm
 from flagformer.attention.qk_norm.norms import RMSQKNorm
 from flagformer.flow import Dims
 from flagformer.norm.layernorm import LayerNorm
@@ -205,3 +206,28 @@ def test_norms_of_branches_alone():
     torch.testing.assert_close(layers(x), layers.final_norm(h))
     names = {name.split(".")[2] for name in layers.state_dict() if name.startswith("sublayers")}
     assert names == {"fn", "branch_norm"}
+
+
+@pytest.mark.parametrize("weight", ["head", "shared"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_norm_of_queries_and_keys(weight, bias):
+    """w (x - mean) / sqrt(var + eps) + b over each head (arXiv:2302.05442, section 2)."""
+    norm = LayerQKNorm(DIMS, 2, weight=weight, bias=bias, eps=0.2).double()
+    assert len(list(norm.parameters())) == (4 if bias else 2)
+    for parameter in norm.parameters():
+        parameter.data += double(*parameter.shape)
+    for x, normed, own in (
+        (double(2, H, 3, K), norm.queries, norm.q_norm),
+        (double(2, 2, 3, K), norm.keys, norm.k_norm),
+    ):
+        got = normed(x)
+        for row in range(2):
+            for t in range(3):
+                for h in range(x.shape[1]):
+                    centred = x[row, h, t] - sum(x[row, h, t]) / K
+                    which = h if weight == "head" else 0
+                    want = centred / rms(centred, 0.2) * own.weight[which, 0]
+                    torch.testing.assert_close(got[row, h, t], want + own.bias[which, 0] if bias else want)
+    for count in (0, 1, 3):
+        keys = double(2, count, K)
+        torch.testing.assert_close(norm.keys(keys), norm.keys(keys[None])[0])

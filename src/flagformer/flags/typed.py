@@ -222,6 +222,25 @@ class Flags(TypedDict, total=False):
     """added to the weights, which start at 1 minus it (Gemma 3: 1)"""
     cross_attn_qk_rmsnorm_weight_offset: float | tuple[float | None, ...]
     """added to the weights, which start at 1 minus it (Gemma 3: 1) (cross-attention only)"""
+    attn_qk_layernorm: bool | tuple[bool | None, ...] | None
+    """LayerNorm over the dimensions of each head of q and k, with learned weights (ViT-22B, Cohere)."""
+    cross_attn_qk_layernorm: bool | tuple[bool | None, ...] | None
+    """LayerNorm over the dimensions of each head of q and k, with learned weights (ViT-22B, Cohere).
+    (cross-attention only)"""
+    attn_qk_layernorm_weight: Literal["head", "shared"] | tuple[Literal["head", "shared"] | None, ...]
+    """a learned weight per head and dimension (StableLM, Cohere), or one per dimension for all heads
+    (Phi, Persimmon)"""
+    cross_attn_qk_layernorm_weight: Literal["head", "shared"] | tuple[Literal["head", "shared"] | None, ...]
+    """a learned weight per head and dimension (StableLM, Cohere), or one per dimension for all heads
+    (Phi, Persimmon) (cross-attention only)"""
+    attn_qk_layernorm_bias: bool | tuple[bool | None, ...]
+    """a learned bias for each weight"""
+    cross_attn_qk_layernorm_bias: bool | tuple[bool | None, ...]
+    """a learned bias for each weight (cross-attention only)"""
+    attn_qk_layernorm_eps: float | tuple[float | None, ...]
+    """added to the variance"""
+    cross_attn_qk_layernorm_eps: float | tuple[float | None, ...]
+    """added to the variance (cross-attention only)"""
     attn_max_attend_past: int | tuple[int | None, ...] | None
     """number of tokens before a query to which it attends"""
     attn_max_attend_ahead: int | tuple[int | None, ...] | None
@@ -422,6 +441,9 @@ class Flags(TypedDict, total=False):
     """x * sigmoid(x), also called SiLU; with `ff_glu` this is SwiGLU."""
     ff_relu_squared: bool | tuple[bool | None, ...] | None
     """max(x, 0) ** 2 (Primer)."""
+    ff_xielu: bool | tuple[bool | None, ...] | None
+    """alpha_p x^2 + x / 2 for positive x, else alpha_n (e^x - 1 - x) + x / 2; both alphas are
+    learned."""
     ff_activation: FfActivation | tuple[FfActivation | None, ...]
     """activation by name, as `hidden_act` of transformers"""
     shift_tokens: int | tuple[int | None, ...]
