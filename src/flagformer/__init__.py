@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from flagformer.attention.cores.kmeans import update_kmeans
     from flagformer.audit import audit
     from flagformer.feedforward.balance_bias import update_router_bias
-    from flagformer.models.build import build, check, load
+    from flagformer.interop.load import load
+    from flagformer.models.build import build, check
     from flagformer.models.replay import memory_replay_backprop, train_segments
     from flagformer.presets import preset
     from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -68,7 +69,8 @@ MODULES = {
     "presets": ("preset",),
     "stack.layers": ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"),
     "wrappers.autoregressive": ("AutoregressiveWrapper",),
-    "models.build": ("build", "check", "load"),
+    "interop.load": ("load",),
+    "models.build": ("build", "check"),
     "wrappers.memformer": ("Memformer",),
     "models.replay": ("memory_replay_backprop", "train_segments"),
     "wrappers.routing": ("RoutingTransformer", "RoutingTransformerLM"),

@@ -1,0 +1,23 @@
+"""The error of models that have no place in a table of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+SHOWN = 8  # reasons in a message
+
+
+class ConversionError(ValueError):
+    """A directory or a model that cannot be converted.
+
+    Attributes:
+        reasons: one sentence for each config field, flag or tensor that has no place.
+    """
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        more = len(self.reasons) - SHOWN
+        super().__init__("; ".join([*self.reasons[:SHOWN], *([f"and {more} more"] if more > 0 else [])]))
+
+    def __reduce__(self) -> tuple[type[ConversionError], tuple[tuple[str, ...]]]:
+        return type(self), (self.reasons,)

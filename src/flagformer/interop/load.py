@@ -1,0 +1,43 @@
+"""`flagformer.load`: directories of this library, and those of `save_pretrained` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flagformer.interop.hugging_face.files import CONFIG
+from flagformer.interop.hugging_face.read import load_directory
+from flagformer.models import build as models
+from flagformer.storage.models import FLAGS, WEIGHTS
+from flagformer.storage.tensors import load_metadata
+
+
+def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype | None = None) -> Any:
+    """Load a model that `model.save(directory)` wrote, or `save_pretrained` of transformers.
+
+    No code in the files is executed. A published model is one of the families of `docs/reference/models.md`;
+    its config becomes flags, and its tensors are read one at a time.
+
+    Args:
+        allow: modules or packages from which the flags may name classes by import path
+            (`norm: "mylab.norms:MyNorm"`); they are imported, which executes them.
+        dtype: of all parameters; None: that of the files.
+
+    Raises:
+        ValueError: for a directory of something else, damaged files, a module that `allow` does not list,
+            and for a published model with config fields or tensors that have no place; it names them all.
+    """
+    path = Path(directory)
+    if is_published(path):
+        return load_directory(path, dtype)
+    model = models.load(path, allow=allow)
+    return model if dtype is None else model.to(dtype)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a directory holds a model of transformers."""
+    own = (path / FLAGS).exists() or bool(load_metadata(path / WEIGHTS).get("flags"))
+    return (path / CONFIG).is_file() and not own

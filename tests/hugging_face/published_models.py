@@ -1,0 +1,130 @@
+"""Tiny random models of transformers, one or several of each family, and their directories."""
+
+import copy
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+VOCABULARY, DIM, LAYERS, HEADS, GROUPS, INNER, LENGTH = 97, 64, 4, 4, 2, 128, 64
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "intermediate_size": INNER, "num_key_value_heads": GROUPS, "max_position_embeddings": LENGTH,
+    "tie_word_embeddings": False, **TOKENS,
+}  # fmt: skip
+TIED = {**COMMON, "tie_word_embeddings": True}
+ORIGINAL = {"original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_theta": 5e5, **ORIGINAL,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, **ORIGINAL}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of transformers.
+
+    Attributes:
+        config: the name of its config class.
+        sizes: arguments of that class.
+        attention: the implementation of attention to compare with.
+    """
+
+    config: str
+    sizes: dict
+    attention: str = "sdpa"
+
+
+CASES = {
+    "Llama 2": Case("LlamaConfig", {**COMMON, "rms_norm_eps": 1e-5}),
+    "Llama 3.2": Case("LlamaConfig", {**TIED, "rms_norm_eps": 1e-5, "rope_parameters": LLAMA3}),
+    "Llama, biases": Case(
+        "LlamaConfig", {**COMMON, "attention_bias": True, "mlp_bias": True, "head_dim": 32}
+    ),
+    "Llama, yarn": Case("LlamaConfig", {**COMMON, "rope_parameters": YARN}),
+    "Llama, linear": Case("LlamaConfig", {**COMMON, "rope_parameters": LINEAR}),
+    "Llama, dynamic": Case("LlamaConfig", {**COMMON, "rope_parameters": DYNAMIC}),
+}
+# One case of each family, for tests of its table.
+BASE = ("Llama 3.2",)
+
+
+def config_of(name, changes=None):
+    import transformers
+
+    case = CASES[name]
+    return getattr(transformers, case.config)(**{**copy.deepcopy(case.sizes), **(changes or {})})
+
+
+def theirs_of(name, config=None):
+    """The model of transformers, with the scales of trained ones."""
+    import transformers
+
+    config = config or config_of(name)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=CASES[name].attention)
+    return perturbed(model)
+
+
+@torch.no_grad()
+def perturbed(model):
+    """Norms about 1, biases about 0.2, matrices that keep the scale of their inputs."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in tables:
+            parameter.normal_(0, 0.05)
+        elif parameter.dim() >= 2:
+            parameter.normal_(0, parameter.shape[-1] ** -0.5)
+        elif name.endswith("weight") and ("norm" in name.lower() or "ln_" in name):
+            parameter.normal_(0, 0.2).add_(1.0)
+        else:
+            parameter.normal_(0, 0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.2)
+    return model.eval()
+
+
+def ids_of(rows=2, length=24):
+    return torch.randint(3, 90, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model, ids, **kwargs):
+    with torch.no_grad():
+        return model(ids, use_cache=False, **kwargs).logits
+
+
+def gap(got, want):
+    """The largest difference in standard deviations of the logits."""
+    return ((got - want).abs().max() / want.std()).item()
+
+
+def tensors_in(directory):
+    """Every tensor of a directory."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def assert_equal_files(first, second):
+    """Equal names, shapes, dtypes and bits."""
+    a, b = tensors_in(first), tensors_in(second)
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype, name
+        assert torch.equal(tensor, b[name]), name
+
+
+def read_config(directory):
+    return json.loads((directory / "config.json").read_text())
