@@ -173,7 +173,8 @@ def _sizes(settings: Mapping[str, Any]) -> str:
     found = {FLAG_OF[name]: value for name, value in settings.items() if FLAG_OF.get(name) in SIZES}
     ours = ", ".join(f"{name}: {found[name]!r}" for name in SIZES if name in found)
     sizes = f"its sizes are {{{ours}}} in flags of this library; " if ours else ""
-    return f"{sizes}build a model with the flags of `docs/flags.md`; its weights cannot be loaded"
+    advice = "or load a directory of `save_pretrained` by `flagformer.load`"
+    return f"{sizes}build a model with the flags of `docs/flags.md`, {advice}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from flagformer.interop.hugging_face.files import CONFIG
+from flagformer.interop.hugging_face.errors import ConversionError
+from flagformer.interop.hugging_face.files import CONFIG, read_json
 from flagformer.interop.hugging_face.read import load_directory
 from flagformer.models import build as models
 from flagformer.storage.models import FLAGS, WEIGHTS
@@ -32,9 +33,18 @@ def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype
     """
     path = Path(directory)
     if is_published(path):
-        return load_directory(path, dtype)
+        return _load_published(path, dtype)
     model = models.load(path, allow=allow)
     return model if dtype is None else model.to(dtype)
+
+
+def _load_published(path: Path, dtype: torch.dtype | None) -> Any:
+    config = read_json(path / CONFIG)
+    try:
+        return load_directory(path, dtype)
+    except ConversionError as error:
+        what = f"{path}, a Hugging Face model ({config.get('model_type')}), cannot be loaded"
+        raise ConversionError(error.reasons, what) from None
 
 
 def is_published(path: Path) -> bool:

@@ -12,12 +12,14 @@ class ConversionError(ValueError):
 
     Attributes:
         reasons: one sentence for each config field, flag or tensor that has no place.
+        what: the directory.
     """
 
-    def __init__(self, reasons: Iterable[str]) -> None:
-        self.reasons = tuple(dict.fromkeys(reasons))
+    def __init__(self, reasons: Iterable[str], what: str = "") -> None:
+        self.reasons, self.what = tuple(dict.fromkeys(reasons)), what
         more = len(self.reasons) - SHOWN
-        super().__init__("; ".join([*self.reasons[:SHOWN], *([f"and {more} more"] if more > 0 else [])]))
+        text = "; ".join([*self.reasons[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
+        super().__init__(f"{what}: {text}" if what else text)
 
-    def __reduce__(self) -> tuple[type[ConversionError], tuple[tuple[str, ...]]]:
-        return type(self), (self.reasons,)
+    def __reduce__(self) -> tuple[type[ConversionError], tuple[tuple[str, ...], str]]:
+        return type(self), (self.reasons, self.what)
