@@ -229,7 +229,13 @@ WHOLE_BASE = {
     },
 }
 # Flags that a flag needs, in whole models.
-WITH_IN_MODEL = {"memory_temperature": {"memory_update": "bmn"}}
+WITH_IN_MODEL = {
+    "memory_temperature": {"memory_update": "bmn"},
+    "class_token_position": {"class_token": True},
+    "pooling": {"class_token": True},
+    "post_emb_norm_eps": {"post_emb_norm": True},
+    "post_emb_norm_bias": {"post_emb_norm": True},
+}
 # Another value of each flag that a whole model has on top of those of its layers.
 OWN = {
     "xtransformer": {
@@ -245,7 +251,15 @@ OWN = {
         "patch_size": 2,
         "channels": 1,
         "num_classes": 7,
+        "patch_norm": False,
+        "patch_bias": False,
+        "class_token": True,
+        "class_token_position": True,
+        "pooling": "class",
+        "pooler": True,
         "post_emb_norm": True,
+        "post_emb_norm_eps": 0.25,
+        "post_emb_norm_bias": True,
         "num_register_tokens": 2,
         "emb_dropout": 0.5,
     },

@@ -61,6 +61,46 @@ def test_logits_are_of_the_mean_over_patches(registers):
     torch.testing.assert_close(logits, wanted, **CLOSE)
 
 
+PLAIN = {"patch_norm": False, "class_token": True, "class_token_position": True, "pooling": "class"}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_plain_patches(bias):
+    """A convolution whose stride is the patch (arXiv:2010.11929, section 3.1), and no norms."""
+    model, img = build(patch_norm=False, patch_bias=bias), images()
+    patches = model.patches
+    kernel = patches.project.weight.view(16, 4, 4, 3).permute(0, 3, 1, 2)
+    want = torch.nn.functional.conv2d(img, kernel, patches.project.bias, stride=4).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches(img), want + patches.pos_emb.flatten(0, 1), **CLOSE)
+    assert (patches.project.bias is not None) == bias
+    assert not [name for name, _ in patches.named_parameters() if "norm" in name]
+
+
+@pytest.mark.parametrize("positioned", [False, True])
+def test_the_class_token_is_in_front_of_the_patches(positioned):
+    model, img = build(class_token=True, class_token_position=positioned), images()
+    seen = {}
+    model.attn_layers.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    embeddings = model(img, return_embeddings=True)
+    first = model.class_token.token[0] + (model.class_token.pos_emb[0] if positioned else 0)
+    assert torch.equal(seen["x"][:, 0], first.expand(2, -1))
+    assert torch.equal(seen["x"][:, 1:], model.patches(img))
+    assert embeddings.shape == (2, 7, 16)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+@pytest.mark.parametrize("pooler", [False, True])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_pooled_logits(pooling, pooler, registers):
+    """Of the mean over patches or the class token, after a projection and a tanh (arXiv:1810.04805)."""
+    model = build(class_token=True, pooling=pooling, pooler=pooler, num_register_tokens=registers)
+    logits, embeddings = model(images(), return_logits_and_embeddings=True)
+    x = embeddings[:, 0] if pooling == "class" else embeddings[:, 1:].sum(1) / 6
+    if pooler:
+        x = torch.tanh(x @ model.pooler.dense.weight.T + model.pooler.dense.bias)
+    torch.testing.assert_close(logits, x @ model.head.weight.T + model.head.bias, **CLOSE)
+
+
 def test_without_classes_it_returns_the_sequence():
     model, img = build(num_classes=None), images()
     assert model(img).shape == (2, 6, 16)
@@ -79,7 +119,10 @@ def test_registers_are_attended_to_and_not_returned():
     assert (model(img) - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("flags", [{}, {"num_register_tokens": 2, "post_emb_norm": True}])
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"num_register_tokens": 2, "post_emb_norm": True}, {**PLAIN, "pooler": True, "patch_bias": True}],
+)
 def test_every_parameter_is_trained(flags):
     model = build(**flags).train()
     model(images()).square().sum().backward()
@@ -145,7 +188,8 @@ def test_every_flag_of_an_encoder_works(choice):
 
 
 def test_copies_and_files_preserve_the_model(tmp_path):
-    model, img = build(num_register_tokens=2, post_emb_norm=True, rotary_pos_emb=True), images()
+    plain = {**PLAIN, "pooler": True, "post_emb_norm_bias": True}
+    model, img = build(num_register_tokens=2, post_emb_norm=True, rotary_pos_emb=True, **plain), images()
     want = model(img)
     model.save(tmp_path)
     made = [flagformer.load(tmp_path).eval(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -164,6 +208,11 @@ def test_copies_and_files_preserve_the_model(tmp_path):
         ({"image_size": (8, 8, 8)}, "image_size", "must be one number or (height, width)"),
         ({"patch_size": 0}, "patch_size", "must be at least 1, but is 0"),
         ({"num_classes": 0}, "num_classes", "must be at least 1, but is 0"),
+        ({"pooling": "max"}, "pooling", "must be one of 'mean', 'class', but is 'max'"),
+        ({"pooling": "class"}, "pooling", "because `class_token` is not set"),
+        ({"class_token_position": True}, "class_token_position", "because `class_token` is not set"),
+        ({"pooler": True, "num_classes": None}, "pooler", "because `num_classes` is not set"),
+        ({"post_emb_norm_eps": 0.1}, "post_emb_norm_eps", "because `post_emb_norm` is not set"),
         ({"emb_dropout": 1.0}, "emb_dropout", "must be below 1"),
         ({"image_sise": 8}, "image_sise", "is not a flag"),
         ({"causal": True}, "causal", "is fixed by Encoder"),

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flagformer.norm.layernorm import LayerNorm
+from flagformer.ops.identity import identity
 
 STD = 0.02  # initial standard deviation of position embeddings and registers
 
@@ -15,14 +16,16 @@ STD = 0.02  # initial standard deviation of position embeddings and registers
 class PatchEmbedding(nn.Module):
     """Images [B, C, height, width] -> [B, N, D]: patches row by row, with learned position embeddings.
 
-    The pixels of a patch are normed before the projection and its output after it. Position embeddings are a
-    grid of the training size; for an image of another size the grid is resized (bicubic, antialiased), as in
-    section 3.2 of the paper. It starts as a normal distribution of standard deviation 0.02.
+    Position embeddings are a grid of the training size; for an image of another size the grid is resized
+    (bicubic, antialiased), as in section 3.2 of the paper. It starts as a normal distribution of standard
+    deviation 0.02.
 
     Args:
         grid: patches in a column and in a row, (rows, columns).
         patch: pixels of a patch, (height, width).
         has_positions: whether there are position embeddings.
+        has_norms: LayerNorms of the pixels of a patch and of the projection's output; the paper has none.
+        bias: whether the projection has a bias.
     """
 
     pos_emb: Tensor | None
@@ -34,13 +37,15 @@ class PatchEmbedding(nn.Module):
         channels: int,
         dim: int,
         has_positions: bool = True,
+        has_norms: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.grid, self.patch, self.channels = grid, patch, channels
         pixels = channels * patch[0] * patch[1]
-        self.in_norm = LayerNorm(pixels)
-        self.project = nn.Linear(pixels, dim)
-        self.out_norm = LayerNorm(dim)
+        self.in_norm = LayerNorm(pixels) if has_norms else identity
+        self.project = nn.Linear(pixels, dim, bias=bias)
+        self.out_norm = LayerNorm(dim) if has_norms else identity
         self.pos_emb = nn.Parameter(torch.empty(*grid, dim)) if has_positions else None
         self.reset_parameters()
 
@@ -80,6 +85,31 @@ class PatchEmbedding(nn.Module):
         exact = table.float() if table.dtype in (torch.bfloat16, torch.float16) else table
         resized = F.interpolate(exact, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
         return resized[0].permute(1, 2, 0).to(table.dtype)
+
+
+class ClassToken(nn.Module):
+    """Put a learned token in front (arXiv:2010.11929, section 3.1): [B, N, D] -> [B, 1 + N, D].
+
+    It starts as a normal distribution of standard deviation 0.02.
+
+    Args:
+        has_position: whether a learned position embedding is added to it.
+    """
+
+    def __init__(self, dim: int, has_position: bool) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(1, dim))
+        self.pos_emb = nn.Parameter(torch.empty(1, dim)) if has_position else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.token, std=STD)
+        if self.pos_emb is not None:
+            nn.init.normal_(self.pos_emb, std=STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token if self.pos_emb is None else self.token + self.pos_emb
+        return torch.cat([token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
 
 class Registers(nn.Module):

@@ -7,24 +7,29 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from flagformer.embedding.patches import PatchEmbedding, Registers
+from flagformer.embedding.options import PostEmbNormBias, PostEmbNormEps, embedding_norm
+from flagformer.embedding.patches import ClassToken, PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
-from flagformer.norm.layernorm import LayerNorm
+from flagformer.head.pooler import Pooler
+from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
 from flagformer.stack.layers import AttentionLayers, Encoder
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
 
 Size = int | tuple[int, ...]
+POOLING = ("mean", "class")
 
 
 class ViTransformerWrapper(Whole, Saved):
     """A vision transformer (arXiv:2010.11929) with register tokens (arXiv:2309.16588).
 
-    Relative schemes count patches row by row; register tokens follow the last patch and are removed from the
-    result. The published model reads a class token, this one the mean over patches (appendix D.3). Patches
-    have learned positions, unless the layers have `disable_abs_pos_emb=True`.
+    Relative schemes count patches row by row, after the class token where there is one; register tokens
+    follow the last patch and are removed from the result. Logits are of the mean over patches (appendix D.3),
+    or of a class token; the published model has `class_token=True, class_token_position=True,
+    pooling="class", patch_norm=False, norm_bias=True, attn_bias=True`. Patches have learned positions, unless
+    the layers have `disable_abs_pos_emb=True`.
 
     Args:
         attn_layers: an Encoder without cross-attention, with any flags.
@@ -46,7 +51,26 @@ class ViTransformerWrapper(Whole, Saved):
         num_classes: Annotated[
             int | None, Flag("num_classes", "logits; None: the model returns embeddings", ge=1)
         ] = None,
+        patch_norm: Annotated[
+            bool, Flag("patch_norm", "LayerNorms of the pixels of a patch and of its embedding")
+        ] = True,
+        patch_bias: Annotated[bool, Flag("patch_bias", "a bias in the projection of patches")] = True,
+        class_token: Annotated[
+            bool, Flag("class_token", "a learned token before the patches (2010.11929)")
+        ] = False,
+        class_token_position: Annotated[
+            bool, Flag("class_token_position", "a learned position of the class token")
+        ] = False,
+        pooling: Annotated[
+            str,
+            Flag("pooling", "logits are of the mean over patches or of the class token", choices=POOLING),
+        ] = "mean",
+        pooler: Annotated[
+            bool, Flag("pooler", "a projection and a tanh before the logits (1810.04805)")
+        ] = False,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embedded patches")] = False,
+        post_emb_norm_eps: PostEmbNormEps = DEFAULT_EPS,
+        post_emb_norm_bias: PostEmbNormBias = False,
         num_register_tokens: Annotated[
             int, Flag("num_register_tokens", "learned tokens after the patches (2309.16588)", ge=0)
         ] = 0,
@@ -59,11 +83,13 @@ class ViTransformerWrapper(Whole, Saved):
         image, patch = _pair(image_size), _pair(patch_size)
         grid = (image[0] // patch[0], image[1] // patch[1])
         has_positions = attn_layers.dims.disable_abs_pos_emb is not True
-        self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions)
-        self.post_emb_norm = LayerNorm(dim) if post_emb_norm else identity
+        self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions, patch_norm, patch_bias)
+        self.class_token = ClassToken(dim, class_token_position) if class_token else identity
+        self.post_emb_norm = embedding_norm(dim, post_emb_norm, post_emb_norm_eps, post_emb_norm_bias)
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.registers = Registers(num_register_tokens, dim) if num_register_tokens else identity
         self.attn_layers = attn_layers
+        self.pooler = Pooler(dim) if pooler else identity
         self.head = identity if num_classes is None else nn.Linear(dim, num_classes)
 
     @staticmethod
@@ -108,12 +134,13 @@ class ViTransformerWrapper(Whole, Saved):
         Args:
             img: [B, C, height, width], both multiples of `patch_size`. Learned positions are resized for
                 sizes other than `image_size`.
-            return_embeddings: return the patches' output [B, N, D], row by row, in place of logits. A model
-                without `num_classes` always does.
+            return_embeddings: return the patches' output [B, N, D], row by row, in place of logits; with a
+                class token [B, 1 + N, D], its output first. A model without `num_classes` always does.
             return_logits_and_embeddings: return (logits, embeddings).
 
         Returns:
-            logits [B, num_classes], of the mean over patches, or the result of the `return_` argument.
+            logits [B, num_classes], of the mean over patches or the class token (`pooling`), or the result of
+            the `return_` argument.
 
         Raises:
             ValueError: names the argument, its value and the values allowed.
@@ -122,13 +149,19 @@ class ViTransformerWrapper(Whole, Saved):
         if return_logits_and_embeddings and (return_embeddings or classes is None):
             why = "`return_embeddings` is given too" if return_embeddings else "`num_classes` is None"
             raise ValueError(f"`return_logits_and_embeddings` must be False, because {why}")
-        x = self.emb_dropout(self.post_emb_norm(self.patches(img)))
+        x = self.emb_dropout(self.post_emb_norm(self.class_token(self.patches(img))))
         count = x.shape[1]
         embeddings = self.attn_layers(self.registers(x))[:, :count]
         if return_embeddings or classes is None:
             return embeddings
-        logits = self.head(embeddings.mean(dim=1))
+        logits = self.head(self.pooler(self._pooled(embeddings)))
         return (logits, embeddings) if return_logits_and_embeddings else logits
+
+    def _pooled(self, embeddings: Tensor) -> Tensor:
+        """[B, N, D], or [B, 1 + N, D] with a class token -> [B, D]."""
+        if self.own["pooling"] == "class":
+            return embeddings[:, 0]
+        return embeddings[:, int(self.own["class_token"]) :].mean(dim=1)
 
 
 def _as_size(value: Any) -> Any:
@@ -144,7 +177,7 @@ def _check(given: Mapping[str, Any], layers: Any) -> None:
     """Raise one FlagError for all invalid values and for layers that cannot read an image."""
     findings = own_flag_errors(ViTransformerWrapper, given)
     if not findings:
-        findings = _check_sizes(given["image_size"], given["patch_size"])
+        findings = [*_check_sizes(given["image_size"], given["patch_size"]), *_unused(given)]
     if not isinstance(layers, AttentionLayers) or layers.causal or layers.has_cross:
         found = type(layers).__name__
         found += " with cross-attention" if getattr(layers, "has_cross", False) else ""
@@ -152,6 +185,20 @@ def _check(given: Mapping[str, Any], layers: Any) -> None:
         findings.append(Finding("attn_layers", text))
     if findings:
         raise FlagError(findings)
+
+
+def _unused(given: Mapping[str, Any]) -> list[Finding]:
+    """Return a finding for each flag that has no effect without another one."""
+    needs = {
+        "class_token_position": ("class_token", given["class_token_position"]),
+        "pooling": ("class_token", given["pooling"] == "class"),
+        "pooler": ("num_classes", given["pooler"]),
+    }
+    return [
+        Finding(name, f"`{name}` has no effect here, because `{other}` is not set; set that too")
+        for name, (other, is_set) in needs.items()
+        if is_set and not given[other]
+    ]
 
 
 def _check_sizes(image: Size, patch: Size) -> list[Finding]:
