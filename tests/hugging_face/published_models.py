@@ -26,6 +26,15 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, **ORIGINAL}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+BY_KIND = {"full_attention": YARN, "sliding_attention": PLAIN}
+ALTERNATE = ["sliding_attention", "full_attention"] * 2
+GEMMA = {"head_dim": 16, "sliding_window": 8}
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,25 @@ CASES = {
     "Llama, yarn": Case("LlamaConfig", {**COMMON, "rope_parameters": YARN}),
     "Llama, linear": Case("LlamaConfig", {**COMMON, "rope_parameters": LINEAR}),
     "Llama, dynamic": Case("LlamaConfig", {**COMMON, "rope_parameters": DYNAMIC}),
+    "Mistral": Case("MistralConfig", {**COMMON, "sliding_window": 8}),
+    "Qwen 2": Case("Qwen2Config", COMMON),
+    "Qwen 2, windows": Case("Qwen2Config", {**COMMON, **WINDOWS, "max_window_layers": 2}),
+    "Qwen 3": Case("Qwen3Config", {**TIED, "head_dim": 32}),
+    "OLMo 2": Case("Olmo2Config", COMMON),
+    "OLMo 3": Case("Olmo3Config", {**COMMON, "sliding_window": 8}),
+    "OLMo 3, yarn": Case("Olmo3Config", {**COMMON, "sliding_window": 8, "rope_parameters": BY_KIND}),
+    "SmolLM 3": Case("SmolLM3Config", COMMON),
+    "Granite": Case("GraniteConfig", {**COMMON, **MULTIPLIERS}),
+    "Phi 3": Case("Phi3Config", COMMON),
+    "Gemma": Case("GemmaConfig", {**TIED, "head_dim": 16}, "eager"),
+    "Gemma 2": Case("Gemma2Config", {**TIED, **GEMMA, "query_pre_attn_scalar": 32}, "eager"),
+    "Gemma 3": Case("Gemma3TextConfig", {**TIED, **GEMMA, "layer_types": ALTERNATE}, "eager"),
 }
 # One case of each family, for tests of its table.
-BASE = ("Llama 3.2",)
+BASE = (
+    "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
+    "Gemma", "Gemma 2", "Gemma 3",
+)  # fmt: skip
 
 
 def config_of(name, changes=None):

@@ -59,6 +59,7 @@ def whole(given: Mapping[str, Any]) -> Settings:
     scale = found.get("embedding_scale")
     found["embedding_scale"] = width**0.5 if scale is True else float(scale or 1)
     _fill(found, tie_embedding_scale=width**-0.5)
+    found["residual_scale"] = found.get("residual_scale") or 1.0
     if not any(found.get(name) for name in ("use_rmsnorm", "use_scalenorm", "use_simple_rmsnorm", "norm")):
         _fill(found, norm_eps=1e-5)
     return _active(found)

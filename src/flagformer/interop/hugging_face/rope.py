@@ -39,8 +39,10 @@ class _Rope:
         partial: float | None,
         default: Mapping[str, Any] | None,
         types: tuple[str, ...],
+        width: str,
     ) -> None:
         self.theta, self.kinds, self.partial, self.default, self.types = theta, kinds, partial, default, types
+        self.width = width
 
     def to_flags(self, config: Config, flags: Flags) -> Flags:
         given = dict(config["rope_parameters"] or {})
@@ -92,7 +94,7 @@ class _Rope:
         if part != 1 and self.partial is None:
             raise ConversionError([f"config `partial_rotary_factor`: {part!r} is not read by this class"])
         self._refuse_unknown(kind, numbers)
-        width = flags["attn_dim_head"]
+        width = flags[self.width]
         return base, int(width * part), None if kind == "default" else self._scaling(kind, numbers, flags)
 
     def _refuse_unknown(self, kind: str, numbers: Config) -> None:
@@ -134,8 +136,8 @@ class _Rope:
             found = {name: found[name] for name in ("rope_type", "factor")}
         found["rope_theta"] = at(flags, "rotary_base", layer)
         width = at(flags, "rotary_emb_dim", layer)
-        if self.partial is not None or width != flags["attn_dim_head"]:
-            found["partial_rotary_factor"] = width / flags["attn_dim_head"]
+        if self.partial is not None or width != flags[self.width]:
+            found["partial_rotary_factor"] = width / flags[self.width]
         return found
 
 
@@ -145,6 +147,7 @@ def rope(
     partial: float | None = None,
     default: Mapping[str, Any] | None = None,
     types: tuple[str, ...] = tuple(NUMBERS),
+    width: str = "attn_dim_head",
 ) -> Fields:
     """`rope_parameters`, and its fields in version 4.
 
@@ -154,8 +157,9 @@ def rope(
         partial: the part of a head that the class rotates; None: it reads no such field.
         default: the parameters where a file has none.
         types: the rules of scaling that the class has.
+        width: the flag of the width that `partial` is a part of.
     """
-    rule = _Rope(theta, kinds, partial, default, types)
+    rule = _Rope(theta, kinds, partial, default, types, width)
     return Fields({"rope_parameters": None}, rule.to_flags, rule.to_fields, OLD)
 
 
