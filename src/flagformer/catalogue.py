@@ -32,6 +32,8 @@ from flagformer.attention.window.sliding_window import FullContext, SlidingWindo
 from flagformer.branch.scale import BranchScale, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.embedding.memory import MemoryTokens, NoMemory
+from flagformer.embedding.norms import EmbeddingLayerNorm, NoEmbeddingNorm
+from flagformer.embedding.scales import FixedTokenScale, NoTokenScale
 from flagformer.feedforward.activation import GELU, NamedActivation, ReLUSquared, Swish
 from flagformer.feedforward.dense import GLU, Dense
 from flagformer.feedforward.moe import MixtureOfExperts
@@ -82,7 +84,8 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 CATALOGUE.fill(
     [
-        TransformerWrapper, Learned, Sinusoidal, NoAbsolute, NoMemory, MemoryTokens,
+        TransformerWrapper, NoTokenScale, FixedTokenScale, Learned, Sinusoidal, NoAbsolute,
+        NoEmbeddingNorm, EmbeddingLayerNorm, NoMemory, MemoryTokens,
         Dims, Plan,
         LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
         PreNorm, PostNorm, SandwichNorm, BranchNorm, DualNorm,

@@ -79,8 +79,6 @@ WITH = {
         CROSS,
     ),
     **{name: {"model": "encoder"} for name in sorted(AHEAD)},
-    "post_emb_norm_eps": {"post_emb_norm": True},
-    "post_emb_norm_bias": {"post_emb_norm": True},
     "moe_balance_choices": {"moe_loss_coef": 0.5},
     "ff_glu_limit": {"ff_glu": True},
     "ff_glu_offset": {"ff_glu": True},

@@ -1,4 +1,4 @@
-"""Custom components in every slot of the layers: invalid ones are refused at construction."""
+"""Custom components in every slot: invalid ones are refused at construction."""
 
 import functools
 
@@ -8,13 +8,14 @@ from torch import nn
 
 import flagformer
 from flagformer import CATALOGUE, FlagError, Spec
-from flagformer.flags import LAYER_SCOPES, SLOTS
+from flagformer.flags import LAYER_SCOPES, SLOTS, open_slots
 from flagformer.flags.contracts import contract_of
 
 BASE = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8, "cross_attend": True}
 # flags of the slot `dims`, which have no effect if a component is given for it
 SIZES = {"dim", "heads", "attn_dim_head"}
-OWN = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
+OWN = [slot.name for slot in open_slots(LAYER_SCOPES)]
+OF_MODEL = [slot.name for slot in open_slots({"model"})]
 
 
 class Empty:
@@ -77,16 +78,23 @@ def extra_flags(slot):
     return {name: value for name, value in BASE.items() if slot != "dims" or name not in SIZES}
 
 
+def builder(slot):
+    """The constructor that takes a slot."""
+    if SLOTS[slot].scope != "model":
+        return flagformer.AttentionLayers
+    return lambda **flags: flagformer.build({"num_tokens": 5, "max_seq_len": 8, **flags})
+
+
 def refused(build, **flags):
     with pytest.raises(FlagError) as error:
         build(**flags)
     return {finding.flag: finding.message for finding in error.value.findings}
 
 
-@pytest.mark.parametrize("slot", OWN)
+@pytest.mark.parametrize("slot", OWN + OF_MODEL)
 def test_an_invalid_component_is_refused_by_name(slot):
     for mistake, value in MISTAKES.items():
-        found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: value})
+        found = refused(builder(slot), **extra_flags(slot), **{slot: value})
         assert set(found) == {slot}, mistake
         assert "must be a Spec, a class or a module that meets the slot's contract, but" in found[slot], (
             mistake
@@ -94,7 +102,7 @@ def test_an_invalid_component_is_refused_by_name(slot):
         assert "docs/flags.md" in found[slot], mistake
 
 
-@pytest.mark.parametrize("slot", OWN)
+@pytest.mark.parametrize("slot", OWN + OF_MODEL)
 def test_a_class_without_the_methods_of_the_contract(slot):
     """Each method is omitted once; the message names it."""
     contract = contract_of(CATALOGUE, slot)
@@ -109,14 +117,14 @@ def test_a_class_without_the_methods_of_the_contract(slot):
             for name, value in body.items()
         }
         del body[left_out]
-        found = refused(flagformer.AttentionLayers, **extra_flags(slot), **{slot: type("Mine", inner, body)})
+        found = refused(builder(slot), **extra_flags(slot), **{slot: type("Mine", inner, body)})
         assert f"Mine has no {left_out};" in found[slot]
 
 
-@pytest.mark.parametrize("slot", [slot.name for slot in SLOTS.values() if slot.scope == "model"])
-def test_slots_of_the_model_take_flags_only(slot):
-    flags = {**BASE, "num_tokens": 5, "max_seq_len": 8, slot: nn.Identity}
-    assert set(refused(lambda **given: flagformer.build(given), **flags)) == {slot}
+@pytest.mark.parametrize("slot", ["wrapper", *OF_MODEL])
+def test_slots_of_the_model_are_no_slots_of_its_layers(slot):
+    text = refused(flagformer.Decoder, **BASE, **{slot: nn.Identity})[slot]
+    assert "is the model itself" in text if slot == "wrapper" else "is a slot of a model of tokens" in text
 
 
 class Doubled(nn.Module):

@@ -21,3 +21,11 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def forward(self, like: Tensor) -> Tensor:
         """[M, D], on the device and with the dtype of `like`."""
+
+
+class TokenScale(nn.Module, ABC):
+    """Contract of the slot `token_scale`, built as `(width)`: acts on the token embedding alone."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, E] -> [B, T, E]."""

@@ -1,4 +1,4 @@
-"""Flags of the embeddings of tokens: factor, token types, further tables, norm."""
+"""Flags of the embeddings of tokens: token types, further tables."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ from typing import Annotated
 from torch import Tensor
 
 from flagformer.flags import Finding, Flag, FlagError
-from flagformer.norm.layernorm import DEFAULT_EPS, LayerNorm
-from flagformer.ops.identity import identity
 
 Step = Callable[[Tensor], Tensor]
 TOKEN_TYPE = "token_type"
 MaxSeqLen = Annotated[
     int, Flag("max_seq_len", "size of a learned position table; other schemes may exceed it", ge=0)
-]
-EmbeddingScale = Annotated[
-    bool | float | None,
-    Flag(
-        "embedding_scale",
-        "factor of token embeddings; True: the root of their width (Gemma); None: 1",
-        ge=1e-6,
-        example=2.0,
-    ),
 ]
 TokenTypes = Annotated[
     int,
@@ -41,11 +30,6 @@ EmbedNumTokens = Annotated[
 GradientShare = Annotated[
     float, Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", ge=0.001)
 ]
-PostEmbNorm = Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embeddings' sum")]
-PostEmbNormEps = Annotated[
-    float, Flag("post_emb_norm_eps", "epsilon of `post_emb_norm`", ge=1e-12, lt=1, example=0.25)
-]
-PostEmbNormBias = Annotated[bool, Flag("post_emb_norm_bias", "a learned bias in `post_emb_norm`")]
 
 
 def embedding_kinds(given: Mapping[str, int] | None, token_types: int) -> dict[str, int]:
@@ -61,16 +45,3 @@ def embedding_kinds(given: Mapping[str, int] | None, token_types: int) -> dict[s
             [Finding("num_token_types", f"{text} name the same embedding; leave one of them out")]
         )
     return {**kinds, **given}
-
-
-def embedding_norm(width: int, normed: bool, eps: float, bias: bool) -> Step:
-    """The LayerNorm of embeddings, or none; FlagError for its parameters without it."""
-    given = {"post_emb_norm_eps": eps != DEFAULT_EPS, "post_emb_norm_bias": bias}
-    findings = [
-        Finding(name, f"`{name}` has no effect here, because `post_emb_norm` is not set; set that too")
-        for name, is_set in given.items()
-        if is_set and not normed
-    ]
-    if findings:
-        raise FlagError(findings)
-    return LayerNorm(width, eps=eps, bias=bias) if normed else identity

@@ -6,7 +6,7 @@ from flagformer.flags.import_paths import allowed_modules
 from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
 from flagformer.flags.resolve import Resolved, SublayerSpec, resolve
-from flagformer.flags.slots import LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
+from flagformer.flags.slots import LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot, open_slots
 from flagformer.flags.spec import Instance, Place, Spec
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "allowed_modules",
     "component",
     "nearest",
+    "open_slots",
     "resolve",
     "split_prefixes",
     "with_prefix",

@@ -16,22 +16,25 @@ def with_positions(given: dict[str, Any], disabled: bool | None, is_relative: bo
         is_relative: whether the layers have relative positions.
     """
     own = given.get("use_abs_pos_emb")
-    sinusoids = given["scaled_sinu_pos_emb"]
+    custom = "absolute" in given
+    sinusoids = given.get("scaled_sinu_pos_emb")
     findings = []
     if disabled and own:
         findings.append(_contradiction("use_abs_pos_emb=True", "disable_abs_pos_emb=True"))
+    if disabled and custom:
+        findings.append(_contradiction("absolute", "disable_abs_pos_emb=True"))
     if disabled and sinusoids:
         findings.append(_contradiction("scaled_sinu_pos_emb", "disable_abs_pos_emb=True"))
     if disabled is False and own is False and not sinusoids:
         findings.append(_contradiction("use_abs_pos_emb=False", "disable_abs_pos_emb=False"))
-    if disabled is False and own is None and not sinusoids and not given["max_seq_len"]:
+    if disabled is False and own is None and not sinusoids and not custom and not given["max_seq_len"]:
         text = "`max_seq_len` must be at least 1 under `disable_abs_pos_emb=False`, but is 0"
         findings.append(Finding("max_seq_len", text))
     if findings:
         raise FlagError(findings)
     if own is not None:
         return given
-    if sinusoids:
+    if sinusoids or custom:
         return {name: value for name, value in given.items() if name != "use_abs_pos_emb"}
     wanted = not (is_relative if disabled is None else disabled)
     return {**given, "use_abs_pos_emb": wanted and given["max_seq_len"] > 0}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flagformer.flags.errors import Finding, closest, nearest
 from flagformer.flags.foreign import hint_for_unknown
 from flagformer.flags.registry import Registry
-from flagformer.flags.slots import LAYER_SCOPES, PER_LAYER, SLOTS
+from flagformer.flags.slots import PER_LAYER, SLOTS, open_slots
 from flagformer.flags.values import normalize, type_name, validation_error
 
 CROSS = "cross_"
@@ -53,7 +53,7 @@ def parse_flags(
     """Check each name and value on its own."""
     known = set(registry.names(scopes))
     known |= {CROSS + name for name in registry.crossed()}
-    slots = {slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES.intersection(scopes)}
+    slots = {slot.name for slot in open_slots(scopes)}
     values: dict[str, Any] = {}
     findings = []
     invalid = set()
@@ -78,8 +78,11 @@ def _unknown(name: str, known: Collection[str], prefix: str) -> str:
             r"`(\w+)", lambda match: f"`{prefix if match[1] in {*known, *SLOTS} else ''}{match[1]}", advice
         )
         return f"`{prefix}{name}` is not a flag of this library: {typed}"
-    if name in SLOTS and SLOTS[name].scope not in LAYER_SCOPES:
-        return f"`{prefix}{name}` takes no component of your own, only slots of the layers do; set its flags"
+    if name in SLOTS and not SLOTS[name].is_open:
+        return f"`{prefix}{name}` takes no component of your own: it is the model itself; set its flags"
+    if name in SLOTS and SLOTS[name].scope == "model":
+        where = "`TransformerWrapper` and the models of `flagformer.build` that have one take it"
+        return f"`{prefix}{name}` is a slot of a model of tokens, not of its layers; {where}"
     longer = [f"`{prefix}{part}{name}`" for part in ("attn_", "ff_") if part + name in known]
     if longer:
         return f"`{prefix}{name}` is not a flag; use {' or '.join(longer)}"

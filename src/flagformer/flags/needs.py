@@ -26,6 +26,7 @@ UNDECLARED = {
     "weight_mod": {"scores"},
     "residual": {"stream"},
     "norm_position": {"stream"},
+    "memory": {"inserted_tokens"},
 }
 
 Filled = Mapping[str, Iterable[Spec | Instance]]  # slot -> its components

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, nearest, open_slots
 from flagformer.flags.groups import names_of_flags
 from flagformer.flags.values import LARGEST
 
@@ -47,6 +47,7 @@ NEUTRAL: dict[str, Any] = {
 # Flags of a model with token ids.
 MODEL_ONLY = (
     *(name for name in CATALOGUE.names({"model"}) if name != "max_seq_len"),
+    *(slot.name for slot in open_slots({"model"})),
     "return_embeddings",
     "use_absolute_pos_emb",
 )
@@ -121,7 +122,8 @@ def as_typed(
 
 def _known() -> set[str]:
     crossed = {f"cross_{name}" for name in CATALOGUE.names({"attention"}) if name.startswith("attn_")}
-    return {*CATALOGUE.names(MODEL_SCOPES), *crossed, *RENAMED, *OWN, *REFUSED, *NEUTRAL}
+    slots = {slot.name for slot in open_slots(MODEL_SCOPES)}
+    return {*CATALOGUE.names(MODEL_SCOPES), *crossed, *slots, *RENAMED, *OWN, *REFUSED, *NEUTRAL}
 
 
 def _unknown(given: Mapping[str, Any], prefix: str) -> list[Finding]:

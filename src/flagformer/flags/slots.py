@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -27,6 +28,11 @@ class Slot:
         """Whether its components can have a `Place`: those of sublayers, and the norms."""
         return self.scope in PER_LAYER or self.name == "norm"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether users fill it by its name: all slots but `wrapper`, the model itself."""
+        return self.name != "wrapper"
+
 
 def _slots(*slots: Slot) -> dict[str, Slot]:
     return {slot.name: slot for slot in slots}
@@ -34,7 +40,9 @@ def _slots(*slots: Slot) -> dict[str, Slot]:
 
 SLOTS = _slots(
     Slot("wrapper", "model", "ids [B,T] -> logits [B,T,V]"),
+    Slot("token_scale", "model", "x -> x, on the token embedding, before positions are added"),
     Slot("absolute", "model", "positions -> vectors added to the token embedding"),
+    Slot("embedding_norm", "model", "x -> x, on the sum of all embeddings"),
     Slot("memory", "model", "learned tokens in front of a row or interleaved with its tokens", read_by="a"),
     Slot("head", "model", "(x, embedding) -> logits"),
     Slot("recurrence", "model", "(mems, hidden states) -> mems for the next segment", read_by="a"),
@@ -81,3 +89,9 @@ SLOTS = _slots(
 PER_LAYER = frozenset({"attention", "mixer", "feedforward", "branch"})
 LAYER_SCOPES = PER_LAYER | {"stack"}
 MODEL_SCOPES = LAYER_SCOPES | {"model"}
+
+
+def open_slots(scopes: Iterable[str]) -> tuple[Slot, ...]:
+    """Return the slots of these scopes that users fill by name."""
+    wanted = frozenset(scopes)
+    return tuple(slot for slot in SLOTS.values() if slot.scope in wanted and slot.is_open)

@@ -12,7 +12,13 @@ Vectors = Callable[[torch.device], Tensor]
 
 
 class Head(nn.Module, ABC):
-    """Contract of the slot `head`, built as `(dim, num_tokens)`."""
+    """Contract of the slot `head`, built as `(dim, num_tokens)`.
+
+    Attributes:
+        logits_dim: number of logits of a token; None: `num_tokens`.
+    """
+
+    logits_dim: int | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:

@@ -51,6 +51,7 @@ class LinearHead(_Logits):
         cap: SoftCap = None,
     ) -> None:
         super().__init__(scale, cap)
+        self.logits_dim = logits
         self.project = nn.Linear(dim, logits or num_tokens, bias=bias)
 
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:

@@ -12,7 +12,13 @@ from flagformer.flow import Layout, RecurrentState
 
 
 class Recurrence(ABC):
-    """Contract of the slot `recurrence`, built as `(dim, kinds)`: the kind of each recurrent step."""
+    """Contract of the slot `recurrence`, built as `(dim, kinds)`: the kind of each recurrent step.
+
+    Attributes:
+        most: maximum number of tokens of earlier segments in a memory; 0: there is no memory.
+    """
+
+    most: int
 
     @abstractmethod
     def read(self, mems: Any, masks: Any, batch: int, return_mems: bool) -> RecurrentState | None:

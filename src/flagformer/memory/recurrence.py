@@ -20,6 +20,8 @@ BETWEEN = "memory tokens would come between a segment and the tokens of earlier 
 class NoRecurrence(Recurrence):
     """No memory between forwards."""
 
+    most = 0
+
     def __init__(self, dim: int, kinds: Sequence[str]) -> None:
         pass
 

@@ -42,6 +42,7 @@ from flagformer.stack.inputs import (
 from flagformer.stack.layouts import context_bias, read_layout
 from flagformer.stack.places import final_place, placed_modules
 from flagformer.stack.refusals import (
+    components_of,
     fixed_flags,
     refuse_carry,
     refuse_idle_context,
@@ -99,7 +100,7 @@ class AttentionLayers(Whole):
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
         refuse_mixers(self)
-        refuse_shared(resolved, self)
+        refuse_shared(components_of(resolved), self)
         refuse_idle_context(resolved.flags, self.has_cross)
         refuse_carry(self.steps, resolved)
         self.is_acausal = refuse_leak(self.sublayers, resolved.flags, self.time_rule(None) is not None)

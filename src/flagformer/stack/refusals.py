@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,25 +28,37 @@ def refuse_idle_context(flags: Mapping[str, Any], has_cross: bool) -> None:
         raise FlagError(Finding(name, f"`{name}` {text}; {fix}") for name in idle)
 
 
-def refuse_shared(resolved: Resolved, layers: nn.Module) -> None:
-    """Raise FlagError for a module instance with parameters or buffers that several slots would share."""
-    choices = [("norm", choice) for choice in resolved.stack["norm"]]
-    choices += [
-        (slot, one) for module in resolved.modules for slot, many in module.slots.items() for one in many
-    ]
+def components_of(resolved: Resolved) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yield each slot that may be filled several times in a stack, with its components."""
+    yield "norm", resolved.stack["norm"]
+    for module in resolved.modules:
+        yield from module.slots.items()
+
+
+def refuse_shared(
+    filled: Iterable[tuple[str, Iterable[Any]]], whole: nn.Module, sharing: str = "sublayers"
+) -> None:
+    """Raise FlagError for a module instance with parameters or buffers that several slots would share.
+
+    Args:
+        filled: slots and their components.
+        whole: the stack or the model that contains them.
+        sharing: what would share the module, for the message.
+    """
     given = {
         id(choice.module): slot
-        for slot, choice in choices
+        for slot, choices in filled
+        for choice in choices
         if isinstance(choice, Instance)
         and isinstance(choice.module, nn.Module)
         and choice.module.state_dict()
     }
-    children = (child for module in layers.modules() for child in module._modules.values()) if given else ()
+    children = (child for module in whole.modules() for child in module._modules.values()) if given else ()
     counts = Counter(id(child) for child in children if id(child) in given)
     findings = [
         Finding(
             slot,
-            f"`{slot}` is one module that {counts[key]} sublayers would share, with its parameters and"
+            f"`{slot}` is one module that {counts[key]} {sharing} would share, with its parameters and"
             " buffers; pass the class or a Spec, so that each of them gets a module of its own",
         )
         for key, slot in given.items()

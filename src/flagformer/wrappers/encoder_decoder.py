@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from torch import nn
 
 from flagformer.flags import Finding, FlagError, nearest, split_prefixes
 from flagformer.flags.groups import names_of_flags
@@ -13,15 +15,16 @@ from flagformer.wrappers.transformer import TransformerWrapper
 ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the decoder reads the encoder's embeddings"
 HEAD = (
-    "tie_embedding", "tie_embedding_scale", "logits_dim", "logits_bias", "logits_scale", "logits_softcap",
+    "head", "tie_embedding", "tie_embedding_scale", "logits_dim", "logits_bias", "logits_scale",
+    "logits_softcap",
 )  # fmt: skip
 # Flags of the decoder's layers without a prefix.
 SHARED = ("cross_attn_tokens_dropout",)
-TOKENS = ("max_mem_len", "shift_mem_down")
+TOKENS = ("recurrence", "max_mem_len", "shift_mem_down")
 SLOTS_OF_MEMORY = (
     "num_memory_slots", "memory_update", "num_mem_updates", "mem_update_attn_heads", "memory_temperature",
 )  # fmt: skip
-MEMORIES = (*TOKENS, *SLOTS_OF_MEMORY)
+MEMORIES = (*TOKENS, "slots", *SLOTS_OF_MEMORY)
 WIDTH = "both halves have one width: use `dim`"
 # Flags that the model fixes, and the reason.
 FIXED_BY_MODEL = {
@@ -57,7 +60,7 @@ def build_halves(
         findings: earlier findings, to which those of this function are added.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
-    findings += unknown_flags(rest, own, "XTransformer")
+    findings += unknown_flags(rest, own, "XTransformer") + shared_modules(encoder, decoder)
     cross = cross_attention_flags(decoder)
     dim = own["dim"]
     shared = {name: own[name] for name in SHARED}
@@ -71,6 +74,30 @@ def build_halves(
     if first is None or second is None or findings:
         raise FlagError(dict.fromkeys(findings))
     return first, second
+
+
+def shared_modules(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> list[Finding]:
+    """Findings for modules with parameters or buffers that are given to both halves."""
+    given = {id(one): name for name, value in encoder.items() for one in _modules_in(value)}
+    return [
+        Finding(
+            DEC + name,
+            f"`{DEC}{name}` is the module of `{ENC}{given[id(one)]}`, and both halves would share its "
+            "parameters and buffers; pass the class or a Spec, so that each half gets a module of its own",
+        )
+        for name, value in decoder.items()
+        for one in _modules_in(value)
+        if id(one) in given
+    ]
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    """Yield the modules with parameters or buffers in the value of a slot."""
+    for one in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(one, (list, tuple)):
+            yield from _modules_in(one)
+        elif isinstance(one, nn.Module) and one.state_dict():
+            yield one
 
 
 def cross_attention_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,18 +17,19 @@ from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Unsaved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.encoder_decoder import loss_findings
+from flagformer.wrappers.encoder_decoder import loss_findings, shared_modules
 from flagformer.wrappers.routing import build_language_model
 
 ENC, DEC = "enc_", "dec_"
 CONTEXT = ("receives_context", "cross_attend")  # two names of one flag
 EMBEDDINGS = ("return_embeddings", "return_only_embed")
+HEAD = ("head", *EMBEDDINGS)
 DECIDED = {
     ENC: {
         "dim": "both halves have one width: use `dim`",
         "causal": "an encoder attends to its whole source",
         **dict.fromkeys(CONTEXT, "the encoder reads only the source"),
-        **dict.fromkeys(EMBEDDINGS, "the decoder reads the encoder's embeddings"),
+        **dict.fromkeys(HEAD, "the decoder reads the encoder's embeddings"),
     },
     DEC: {
         "dim": "both halves have one width: use `dim`",
@@ -72,6 +73,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
         collector = ErrorCollector()
         collector.findings += [Finding(name, _unknown_flag(name)) for name in rest]
+        collector.findings += shared_modules(encoder, decoder)
         for prefix, half in ((ENC, encoder), (DEC, decoder)):
             for name in (name for name in half if name in DECIDED[prefix]):
                 text = f"`{prefix}{name}` cannot be given, because {DECIDED[prefix][name]}"

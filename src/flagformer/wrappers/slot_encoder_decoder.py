@@ -16,6 +16,7 @@ from flagformer.wrappers.encoder_decoder import (
     build_half,
     cross_attention_flags,
     loss_findings,
+    shared_modules,
     unknown_flags,
 )
 from flagformer.wrappers.transformer import TransformerWrapper
@@ -30,10 +31,12 @@ DECIDED: dict[str, dict[str, str]] = {
         "cross_attend": "an encoder always reads its slots",
         **dict.fromkeys(TOKENS, "the memory of the encoder is in its slots"),
         **{name: f"it has no prefix: use `{name}`" for name in SLOTS_OF_MEMORY},
+        "slots": "flags without a prefix set the slots: use `num_memory_slots`",
     },
     DEC: {
         **encoder_decoder.FIXED_BY_MODEL[DEC],
         **{name: f"slots belong to the encoder: use `{name}`" for name in SLOTS_OF_MEMORY},
+        "slots": "slots belong to the encoder: use `num_memory_slots`",
     },
 }
 del DECIDED[DEC]["cross_attn_tokens_dropout"]
@@ -54,7 +57,7 @@ def build_slot_halves(
         findings: earlier findings, to which those of this function are added.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
-    findings += unknown_flags(rest, own, "Memformer")
+    findings += unknown_flags(rest, own, "Memformer") + shared_modules(encoder, decoder)
     dim = own["dim"]
     slots = {name: own[name] for name in SLOTS_OF_MEMORY}
     fixed = {"dim": dim, "return_only_embed": True, **slots, **cross_attention_flags(encoder)}

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.embedding import options as emb
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError, component, resolve
 from flagformer.flags.absolute_positions import with_positions
+from flagformer.flags.model_flags import MODEL_SLOTS, given_flags
 from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
@@ -29,10 +29,10 @@ from flagformer.ops.identity import identity
 from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.sharded import as_forward
 from flagformer.position.absolute import UNIT
-from flagformer.sessions.sessions import Sessions
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.stack.refusals import refuse_mixer_memory
+from flagformer.stack.refusals import refuse_mixer_memory, refuse_shared
 from flagformer.storage.saved import Saved
+from flagformer.wrappers.language_model import LanguageModel
 
 # The values of `model` and their layers.
 MODELS: dict[str, type[AttentionLayers]] = {
@@ -43,7 +43,7 @@ MODELS: dict[str, type[AttentionLayers]] = {
 
 
 @component("wrapper")
-class TransformerWrapper(Sessions, Saved):
+class TransformerWrapper(LanguageModel, Saved):
     """A language model: token embedding, positions, layers, logits.
 
     Absolute positions are learned if the layers have no relative scheme, and absent if they have one; set
@@ -67,12 +67,12 @@ class TransformerWrapper(Sessions, Saved):
         return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
         emb_dim: Annotated[int | None, EMB_DIM] = None,
-        embedding_scale: emb.EmbeddingScale = None,
+        embedding_scale: bool | float | None = None,
         abs_pos_emb_offset: int = 0,
         num_token_types: emb.TokenTypes = 0,
-        post_emb_norm: emb.PostEmbNorm = False,
-        post_emb_norm_eps: emb.PostEmbNormEps = DEFAULT_EPS,
-        post_emb_norm_bias: emb.PostEmbNormBias = False,
+        post_emb_norm: bool = False,
+        post_emb_norm_eps: float = DEFAULT_EPS,
+        post_emb_norm_bias: bool = False,
         l2norm_embed: Annotated[bool, UNIT] = False,
         emb_frac_gradient: emb.GradientShare = 1.0,
         embed_num_tokens: emb.EmbedNumTokens = None,
@@ -91,9 +91,16 @@ class TransformerWrapper(Sessions, Saved):
         num_mem_updates: int = 1,
         mem_update_attn_heads: int = 8,
         memory_temperature: float | None = None,
+        token_scale: Any = None,
+        absolute: Any = None,
+        embedding_norm: Any = None,
+        memory: Any = None,
+        head: Any = None,
+        recurrence: Any = None,
+        slots: Any = None,
     ) -> None:
-        """See the class and `docs/flags.md`."""
-        given = {name: value for name, value in locals().items() if name in CATALOGUE.names({"model"})}
+        """See the class and `docs/flags.md`; the last arguments take components of your own."""
+        given = given_flags(locals())
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
             text = f"`attn_layers` must be AttentionLayers (Decoder, ...), but is {type(attn_layers)}"
@@ -108,20 +115,21 @@ class TransformerWrapper(Sessions, Saved):
         # normalised vectors start small, so that small steps change their direction quickly
         self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
         self.form = l2_normalize if l2norm_embed else identity
-        self.embedding_scale = width**0.5 if embedding_scale is True else float(embedding_scale or 1)
-        self.pos_emb = self.resolved.stack["absolute"][0].build(width, max_seq_len)
-        norm = emb.embedding_norm(width, post_emb_norm, post_emb_norm_eps, post_emb_norm_bias)
+        self.token_scale = self._one("token_scale").build(width)
+        self.pos_emb = self._one("absolute").build(width, max_seq_len)
+        norm = self._one("embedding_norm").build(width)
         self.embedding = EmbeddingStage(width, dim, kinds, norm, emb_frac_gradient, emb_dropout)
-        self.memory = self.resolved.stack["memory"][0].build(dim)
+        self.memory = self._one("memory").build(dim)
         self.attn_layers = attn_layers
         refuse_unread(self.memory.pattern, attn_layers)
-        refuse_slots(num_memory_slots, attn_layers, max_seq_len)
-        self.slots = self.resolved.stack["slots"][0].build(dim)
-        self.head = self.resolved.stack["head"][0].build(dim, num_tokens)
+        self.slots = self._one("slots").build(dim)
+        refuse_slots(self.slots.count, attn_layers, max_seq_len)
+        self.head = self._one("head").build(dim, num_tokens)
         readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
-        if max_mem_len:
-            refuse_mixer_memory(attn_layers, "max_mem_len")
-        self.recurrence = self.resolved.stack["recurrence"][0].build(dim, readers)
+        self.recurrence = self._one("recurrence").build(dim, readers)
+        if self.recurrence.most:
+            refuse_mixer_memory(attn_layers, "max_mem_len" if max_mem_len else "recurrence")
+        refuse_shared(self.resolved.stack.items(), self, "slots")
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> TransformerWrapper:
@@ -139,7 +147,8 @@ class TransformerWrapper(Sessions, Saved):
             resolve({**rest, "causal": kind == "decoder"}, CATALOGUE, MODEL_SCOPES)
         except FlagError as error:
             raise FlagError(_by_model(finding, kind) for finding in error.findings) from None
-        outer = {name: rest.pop(name) for name in CATALOGUE.names({"model"}) if name in rest}
+        own = (*CATALOGUE.names({"model"}), *MODEL_SLOTS)
+        outer = {name: rest.pop(name) for name in own if name in rest}
         return TransformerWrapper(attn_layers=MODELS[kind](**rest), **outer)
 
     @property
@@ -149,54 +158,6 @@ class TransformerWrapper(Sessions, Saved):
         kind = named[0] if named else "decoder" if self.attn_layers.causal else "encoder"
         layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
         return {"model": kind, **self.resolved.flags, **layers}
-
-    @property
-    def can_cache(self) -> bool:
-        return self.attn_layers.can_cache
-
-    @property
-    def has_losses(self) -> bool:
-        """Whether training forwards compute auxiliary losses, which `return_losses` returns."""
-        in_layers = any(getattr(module, "has_aux_loss", False) for module in self.attn_layers.modules())
-        return in_layers or bool(self.attn_z_loss_weight)
-
-    def update_kmeans(self) -> None:
-        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
-        update_kmeans(self)
-
-    @property
-    def logits_dim(self) -> int:
-        """Number of logits of a token."""
-        return self.resolved.flags["logits_dim"] or self.num_tokens
-
-    @property
-    def max_mem_len(self) -> int:
-        """Maximum number of tokens of earlier segments in the result of `return_mems`."""
-        return self.resolved.flags["max_mem_len"]
-
-    @property
-    def num_memory_slots(self) -> int:
-        """Number of memory slots of a row."""
-        return self.slots.count
-
-    @property
-    def absolute_positions(self) -> bool:
-        """Whether positions are limited to `max_seq_len` by a table."""
-        return self.pos_emb.limit is not None
-
-    def num_params(self, *, embedding: bool = True) -> int:
-        """Number of parameters; without token and position embeddings under `embedding=False`."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        tables = (self.token_emb, self.pos_emb, self.embedding.kinds)
-        outside = [parameter for table in tables for parameter in table.parameters()]
-        return total if embedding else total - sum(parameter.numel() for parameter in outside)
-
-    def explain(self) -> str:
-        """Describe the components, slot by slot, and the reason for each kernel."""
-        own = ("absolute", "memory", "slots", "head", "recurrence")
-        slots = [f"  {slot}: {self.resolved.stack[slot][0].describe()}" for slot in own]
-        title = f"TransformerWrapper: {self.num_params():,} parameters, vocabulary {self.num_tokens}"
-        return "\n".join([title, *slots, self.attn_layers.explain()])
 
     @as_forward
     def to_logits(self, embeddings: Tensor) -> Tensor:
@@ -315,8 +276,7 @@ class TransformerWrapper(Sessions, Saved):
             prepend_embeds=prepend_embeds, prepend_mask=prepend_mask,
         )  # fmt: skip
         inputs = given.read(self, x)
-        tokens = self.form(self.token_emb(x))
-        tokens = tokens if self.embedding_scale == 1.0 else tokens * self.embedding_scale
+        tokens = self.token_scale(self.form(self.token_emb(x)))
         ids = self.embedding.ids_of(x, embed_ids, token_type_ids)
         embedded = tokens + self.pos_emb(inputs.tokens.positions)
         embedded = self.embedding(embedded, ids, sum_embeds, prepend_embeds)

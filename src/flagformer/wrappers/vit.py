@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from flagformer.embedding.options import PostEmbNormBias, PostEmbNormEps, embedding_norm
+from flagformer.embedding.norms import PostEmbNormBias, PostEmbNormEps, embedding_norm
 from flagformer.embedding.patches import ClassToken, PatchEmbedding, Registers
 from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags

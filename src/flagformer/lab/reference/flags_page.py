@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 import flagformer
-from flagformer.flags import ANY, CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Component, Slot
+from flagformer.flags import ANY, CATALOGUE, MODEL_SCOPES, SLOTS, Component, Slot, open_slots
 from flagformer.flags.contracts import contract_of
 from flagformer.flags.flag import read_params
 from flagformer.lab.reference.cards import card_name
@@ -34,7 +34,7 @@ is an error, and so is an unknown name.
 - *layers*: a tuple (in files: a list) sets one value per sublayer. `attn_` flags count self-attention and
   cross-attention sublayers separately, flags of the slots `branch` and `input_mixer` count all sublayers.
   `None` leaves a layer as it is without the flag.
-- A slot of the layers also takes a `Spec`, a class, a module or, where the contract is a single call, a plain
+- A slot also takes a `Spec`, a class, a module or, where the contract is a single call, a plain
   function under its own name: `position_bias=Spec(MyBias)`, `activation=torch.tanh`
   (see [Your own components](#your-own-components)).
 - In files, a component of your own is an import path, or a mapping with `class` and its parameters:
@@ -72,7 +72,9 @@ your own is never run by a fused kernel. Declare its needs, and the needs of oth
 A component of a sublayer, or a norm, whose constructor has a parameter `place` receives a `flagformer.Place`:
 its `layer`, counted among the sublayers of its kind in the order in which they run, and `num_layers`.
 A module with parameters that you pass as an instance can fill one slot only, as its parameters would be
-shared. A component that does not meet the contract raises a `FlagError` at construction.
+shared. Slots of the model (`head`, `absolute`, ...) are filled in a `TransformerWrapper`, in
+`flagformer.build` and, after `enc_` or `dec_`, in each half of an encoder-decoder, which fixes some of them.
+A component that does not meet the contract raises a `FlagError` at construction.
 """
 SCOPES = {
     "model": ("The model", "Filled once, by `TransformerWrapper`."),
@@ -103,7 +105,7 @@ def flags_page() -> str:
 
 def _own_components() -> str:
     rows = []
-    for slot in (slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES):
+    for slot in open_slots(MODEL_SCOPES):
         contract = contract_of(CATALOGUE, slot.name)
         methods = [code(f"{name}({', '.join(names)})") for name, names in contract.methods.items()]
         attributes = [code(name) for name in sorted(contract.names)]

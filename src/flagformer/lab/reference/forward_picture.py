@@ -35,8 +35,9 @@ COLUMNS = (
         Panel(
             "TransformerWrapper",
             ("model",),
-            ("token ids [B, T]", "token embedding", "+ absolute positions", "absolute",
-             "merge with memory tokens", "memory", "AttentionLayers [B, T, D]", "head", "logits [B, T, V]"),
+            ("token ids [B, T]", "token embedding", "token_scale", "+ absolute positions", "absolute",
+             "embedding_norm", "merge with memory tokens", "memory", "AttentionLayers [B, T, D]", "head",
+             "logits [B, T, V]"),
             ("recurrence", "slots"),
         ),
         Panel(

@@ -45,6 +45,8 @@ REASONS = {
     "norm_position": "the positions of the norms are wired in the sublayers",
     "absolute": f"{BY_DESIGN} every wrapper and with decoding",
     "memory": f"{BY_DESIGN} masks, positions and decoding",
+    "token_scale": f"{BY_DESIGN} every wrapper and with decoding",
+    "embedding_norm": "a norm of the slot `norm` can be given to it by name",
     "head": f"{BY_DESIGN} the chunked loss and tied embeddings",
     "recurrence": f"{BY_DESIGN} decoding and segments",
     "slots": f"{BY_DESIGN} segments and their recomputation",

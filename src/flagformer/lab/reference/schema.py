@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from flagformer.flags import CATALOGUE, LAYER_SCOPES, MODEL_SCOPES, SLOTS, Slot
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Slot, open_slots
 from flagformer.flags.flag import read_params
 from flagformer.flags.import_paths import PATH
 from flagformer.flags.slots import PER_LAYER
@@ -42,7 +42,7 @@ def schema() -> dict[str, Any]:
 def _properties() -> dict[str, Any]:
     model = {"enum": list(MODELS), "default": "decoder", "description": "the kind of model"}
     found = [entry for entry in with_crossed(entries(MODEL_SCOPES)) if entry.name not in FIXED]
-    slots = {slot.name: _slot(slot) for slot in SLOTS.values() if slot.scope in LAYER_SCOPES}
+    slots = {slot.name: _slot(slot) for slot in open_slots(MODEL_SCOPES)}
     return {"model": model, **{entry.name: _property(entry) for entry in found}, **slots}
 
 
@@ -71,7 +71,7 @@ def _whole(kind: str) -> dict[str, Any]:
             inner[part.prefix + entry.name] = {"$ref": f"#/$defs/flags/properties/{entry.name}"}
             if entry.param.required and not any(item.select for item in entry.owners):
                 required.append(part.prefix + entry.name)
-        for slot in (slot for slot in SLOTS.values() if slot.scope in LAYER_SCOPES.intersection(part.scopes)):
+        for slot in (slot for slot in open_slots(part.scopes) if slot.name not in part.decided):
             inner[part.prefix + slot.name] = {"$ref": f"#/$defs/flags/properties/{slot.name}"}
     return {
         "type": "object",

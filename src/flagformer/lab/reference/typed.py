@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
-from flagformer.flags import LAYER_SCOPES, SLOTS
+from flagformer.flags import LAYER_SCOPES, open_slots
 from flagformer.lab.reference.entries import Entry, entries, with_crossed
 
 WIDTH = 105
@@ -29,7 +29,7 @@ def typed_source() -> str:
     found = with_crossed(entries(LAYER_SCOPES))
     fields = [line for entry in found for line in _field(entry)]
     names = "".join(text for entry in found for text in _names(entry))
-    slots = [slot.name for slot in SLOTS.values() if slot.scope in LAYER_SCOPES]
+    slots = [slot.name for slot in open_slots(LAYER_SCOPES)]
     lines = ["    # a Spec, a class or a module in place of the component that the flags select"]
     lines += [f"    {name}: Any" for name in slots]
     return HEAD.replace("\n\nclass", f"{names}\n\nclass", 1) + "\n".join([*fields, *lines]) + "\n"
