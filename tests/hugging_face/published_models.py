@@ -35,6 +35,21 @@ MULTIPLIERS = {
     "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.22,
     "logits_scaling": 8.0,
 }  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    **COMMON, "num_key_value_heads": HEADS, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16, "v_head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+}  # fmt: skip
+SMALL_GPT2 = {
+    "vocab_size": VOCABULARY, "n_embd": DIM, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LENGTH,
+    **TOKENS,
+}  # fmt: skip
+PLAIN_SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "max_position_embeddings": LENGTH, **TOKENS,
+}  # fmt: skip
+BLOOM = {"vocab_size": VOCABULARY, "n_layer": LAYERS, **TOKENS}
 
 
 @dataclass(frozen=True)
@@ -74,11 +89,37 @@ CASES = {
     "Gemma": Case("GemmaConfig", {**TIED, "head_dim": 16}, "eager"),
     "Gemma 2": Case("Gemma2Config", {**TIED, **GEMMA, "query_pre_attn_scalar": 32}, "eager"),
     "Gemma 3": Case("Gemma3TextConfig", {**TIED, **GEMMA, "layer_types": ALTERNATE}, "eager"),
-}
+    "Mixtral": Case("MixtralConfig", {**COMMON, "num_local_experts": 4, "rope_parameters": PLAIN}),
+    "Qwen 2 MoE": Case("Qwen2MoeConfig", {**COMMON, **EXPERTS, "shared_expert_intermediate_size": 48}),
+    "Qwen 3 MoE": Case("Qwen3MoeConfig", {**COMMON, **EXPERTS, "head_dim": 16, "mlp_only_layers": [1]}),
+    "OLMoE": Case("OlmoeConfig", {**COMMON, "num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": Case(
+        "GptOssConfig",
+        {**COMMON, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 8},
+        "eager",
+    ),
+    "DeepSeek V3": Case("DeepseekV3Config", {**LATENT, "n_group": 4, "topk_group": 2}),
+    "DeepSeek V3, yarn": Case(
+        "DeepseekV3Config",
+        {
+            **LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "attention_bias": True,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "DeepSeek V2": Case("DeepseekV2Config", LATENT),
+    "GPT-2": Case("GPT2Config", SMALL_GPT2),
+    "OPT": Case("OPTConfig", {**PLAIN_SIZES, "ffn_dim": INNER}),
+    "BLOOM": Case("BloomConfig", {**BLOOM, "n_head": HEADS, "hidden_size": DIM}, "eager"),
+    "BLOOM, 6 heads": Case("BloomConfig", {**BLOOM, "n_head": 6, "hidden_size": 96}, "eager"),
+    "StarCoder 2": Case("Starcoder2Config", COMMON),
+    "StableLM": Case("StableLmConfig", COMMON),
+    "Nemotron": Case("NemotronConfig", COMMON),
+}  # fmt: skip
 # One case of each family, for tests of its table.
 BASE = (
     "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
-    "Gemma", "Gemma 2", "Gemma 3",
+    "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
+    "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The tensors of a model under plain names: each is a view of a tensor of its state dict.
 
 `layers.3.attn.q.weight` is the first rows of `attn_layers.sublayers.6.fn.source.projection.to_qkv.weight`.
-Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`. A tensor without a plain name keeps its own after
-the name of its layer.
+Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`; experts are under `moe`, their norm is under `ff`.
+A tensor without a plain name keeps its own after the name of its layer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parts_of(model: TransformerWrapper) -> dict[str, Part]:
     counts: Counter[str] = Counter()
     layers = []
     for sublayer in model.attn_layers.sublayers:
-        layers.append((f"layers.{counts[sublayer.kind]}.{KINDS[sublayer.kind]}.", sublayer))
+        layers.append((counts[sublayer.kind], sublayer))
         counts[sublayer.kind] += 1
     for state in model.state_dict():
         module, _, kind = state.rpartition(".")
@@ -57,9 +57,10 @@ def parts_of(model: TransformerWrapper) -> dict[str, Part]:
             found[f"{TOP.get(module, module)}.{kind}"] = Part(state, _same)
             continue
         _, _, index, rest = state.split(".", 3)
-        prefix, sublayer = layers[int(index)]
+        layer, sublayer = layers[int(index)]
+        inside = "moe" if rest.startswith("fn.") and hasattr(sublayer.fn, "router") else KINDS[sublayer.kind]
         for name, view in _split(sublayer, *rest.rpartition(".")[::2]):
-            found[prefix + name] = Part(state, view)
+            found[f"layers.{layer}.{inside}.{name}"] = Part(state, view)
     return found
 
 

@@ -1,0 +1,79 @@
+"""Relatives of Llama with LayerNorm: StarCoder 2, StableLM, Nemotron."""
+
+from __future__ import annotations
+
+from flagformer.interop.hugging_face.families.llama import LLAMA, NO_BIASES, L, P
+from flagformer.interop.hugging_face.fields import Field, Fields, activation
+from flagformer.interop.hugging_face.rope import rope, windows
+
+NORMS = {
+    **dict.fromkeys(
+        ("model.norm.weight", P + "input_layernorm.weight", P + "post_attention_layernorm.weight"), ...
+    ),
+    "model.norm.{p}": "norm.{p}",
+    P + "input_layernorm.{p}": L + "attn.in_norm.{p}",
+    P + "post_attention_layernorm.{p}": L + "ff.in_norm.{p}",
+}
+NO_GATE = {P + "mlp.gate_proj.{p}": ...}
+LAYERNORM = {"use_rmsnorm": ..., "norm_bias": True}
+BIASES = Fields(
+    {"use_bias": True},
+    lambda c, f: {
+        "attn_qkv_bias": c["use_bias"], "attn_out_bias": c["use_bias"], "ff_no_bias": not c["use_bias"],
+    },
+    lambda f: {"use_bias": f["attn_out_bias"]},
+)  # fmt: skip
+STARCODER2 = LLAMA.but(
+    model_type="starcoder2",
+    architecture="Starcoder2ForCausalLM",
+    fixed={**LAYERNORM, "ff_glu": ...},
+    inert="embedding_dropout residual_dropout mlp_type norm_type",
+    tensors={
+        **NORMS,
+        **{P + f"mlp.{n}_proj.{{p}}": ... for n in ("gate", "up", "down")},
+        P + "mlp.c_fc.{p}": L + "ff.up.{p}",
+        P + "mlp.c_proj.{p}": L + "ff.down.{p}",
+    },
+    fields={
+        **NO_BIASES,
+        "rms_norm_eps": ...,
+        "norm_epsilon": Field("norm_eps", 1e-5),
+        "use_bias": BIASES,
+        "hidden_act": activation("ff_activation", "gelu_pytorch_tanh"),
+        "num_key_value_heads": Field("attn_kv_heads", 2),
+        "max_position_embeddings": Field("max_seq_len", 4096),
+        "sliding_window": windows(None, types=False, used=False),
+    },
+)
+STABLELM = LLAMA.but(
+    model_type="stablelm",
+    architecture="StableLmForCausalLM",
+    fixed={**LAYERNORM, "ff_no_bias": True},
+    inert="hidden_dropout",
+    must={"qk_layernorm": False, "use_parallel_residual": False},
+    tensors=NORMS,
+    fields={
+        **NO_BIASES,
+        "rms_norm_eps": ...,
+        "layer_norm_eps": Field("norm_eps", 1e-5),
+        "use_qkv_bias": Field("attn_qkv_bias", False),
+        "num_key_value_heads": Field("attn_kv_heads", 32, absent=lambda f: f["heads"]),
+        "rope_parameters": rope(1e4, partial=0.25),
+        "max_position_embeddings": Field("max_seq_len", 4096),
+    },
+    missing="`qk_layernorm`, `use_parallel_residual`",
+)
+NEMOTRON = LLAMA.but(
+    model_type="nemotron",
+    architecture="NemotronForCausalLM",
+    fixed={**LAYERNORM, "ff_glu": ..., "norm_weight_offset": 1.0},
+    tensors={**NORMS, **NO_GATE},
+    fields={
+        "rms_norm_eps": ...,
+        "norm_eps": Field("norm_eps", 1e-5),
+        "hidden_act": activation("ff_activation", "relu2"),
+        "rope_parameters": rope(1e4, partial=0.5),
+        "max_position_embeddings": Field("max_seq_len", 4096),
+    },
+)
+FAMILIES = [STARCODER2, STABLELM, NEMOTRON]
