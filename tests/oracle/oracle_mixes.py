@@ -18,6 +18,10 @@ CHOICES = {
     "logits_bias": ([True], {}),
     "logits_scale": ([0.5, 3.0], {}),
     "logits_softcap": ([1.0, 20.0], {}),
+    "head_transform": (
+        ["gelu", "tanh"],
+        {"head_transform_bias": [False], "head_transform_eps": [0.01, 0.3]},
+    ),
     "return_only_embed": ([True], {}),
     "logits_dim": ([7], {}),
     "num_memory_tokens": ([1, 3], {"memory_tokens_interspersed_every": [1, 3, 4]}),
@@ -64,7 +68,14 @@ CHOICES = {
     ),
     "rotary_xpos": ([True], {"rotary_xpos_scale_base": [40, 90], "rotary_emb_dim": [4]}),
     "alibi_pos_bias": ([True], {"alibi_num_heads": [1, 3, 4]}),
-    "rel_pos_bias": ([True], {"rel_pos_num_buckets": [8, 12], "rel_pos_max_distance": [24, 200]}),
+    "rel_pos_bias": (
+        [True],
+        {
+            "rel_pos_num_buckets": [8, 12],
+            "rel_pos_max_distance": [24, 200],
+            "rel_pos_bias_scale": [0.5, 1.0],
+        },
+    ),
     "dynamic_pos_bias": (
         [True],
         {

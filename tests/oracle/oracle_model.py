@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from oracle_attention import Attention
-from oracle_feedforward import feedforward
+from oracle_feedforward import NAMED, feedforward
 from oracle_masks import interleaved
 from oracle_norms import layer_norm, linear, norm, unit
 from oracle_positions import absolute
@@ -122,6 +122,11 @@ def _shifted(settings, module, x):
 def _logits(settings, weights, x):
     if settings["return_only_embed"]:
         return x
+    if settings["head_transform"]:
+        x = NAMED[settings["head_transform"]](linear(x, weights, "head.transform.dense"))
+        x, eps = x - x.mean(-1, keepdims=True), settings["head_transform_eps"] or 1e-5
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weights["head.transform.norm.weight"]
+        x = x + weights.get("head.transform.norm.bias", 0.0)
     if settings["tie_embedding"]:
         table = weights["token_emb.weight"]
         table = unit(table) if settings["l2norm_embed"] else table

@@ -55,7 +55,7 @@ def bias(settings, weights, queries, keys):
     if settings["rel_pos_bias"]:
         table = weights["attn_layers.position_bias.table"]
         found = table[np.vectorize(lambda d: _bucket(settings, d))(offsets)]
-        return sqrt(settings["attn_dim_head"]) * found.transpose(2, 0, 1)
+        return (settings["rel_pos_bias_scale"] or sqrt(settings["attn_dim_head"])) * found.transpose(2, 0, 1)
     if settings["dynamic_pos_bias"]:
         distances, back = np.unique(offsets, return_inverse=True)
         return _perceptron(settings, weights, distances)[back.reshape(offsets.shape)].transpose(2, 0, 1)

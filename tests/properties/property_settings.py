@@ -79,6 +79,8 @@ WITH = {
         CROSS,
     ),
     **{name: {"model": "encoder"} for name in sorted(AHEAD)},
+    "head_transform_bias": {"head_transform": "gelu"},
+    "head_transform_eps": {"head_transform": "gelu"},
     "moe_balance_choices": {"moe_loss_coef": 0.5},
     "ff_glu_limit": {"ff_glu": True},
     "ff_glu_offset": {"ff_glu": True},

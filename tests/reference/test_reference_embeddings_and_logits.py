@@ -94,6 +94,9 @@ def test_wrong_token_types_are_refused(flags, how, text):
         ({"post_emb_norm_bias": True}, ["post_emb_norm_bias", "post_emb_norm"]),
         ({"post_emb_norm_eps": 0.1}, ["post_emb_norm_eps", "post_emb_norm"]),
         ({"tie_embedding_scale": 1.0}, ["tie_embedding_scale", "tie_embedding"]),
+        ({"head_transform_bias": False}, ["head_transform_bias", "head_transform"]),
+        ({"head_transform_eps": 0.1}, ["head_transform_eps", "head_transform"]),
+        ({"head_transform": "gelu", "return_only_embed": True}, ["head_transform"]),
         ({"abs_pos_emb_offset": 2}, ["abs_pos_emb_offset", "use_abs_pos_emb=True"]),
         (
             {"num_token_types": 2, "embed_num_tokens": {"token_type": 2}},
@@ -120,6 +123,28 @@ def test_logits(tied, bias, scale, cap):
     added = (model.head.add_bias.bias if tied else model.head.project.bias) if bias else 0.0
     want = scale * (x @ weight.T + added)
     torch.testing.assert_close(logits, want if cap is None else cap * torch.tanh(want / cap))
+
+
+@pytest.mark.parametrize("flags", [{}, {"tie_embedding": True}, {"tie_embedding": True, "emb_dim": 9}])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_the_head_of_masked_language_models(flags, bias, activation):
+    """LayerNorm(act(W x + b)) before the logits (BERT), of the width of a tied embedding (ALBERT)."""
+    transform = {"head_transform": activation, "head_transform_bias": bias, "head_transform_eps": 0.2}
+    model = model_of(model="encoder", **flags, **transform)
+    logits, x = model(IDS, return_logits_and_embeddings=True)
+    head = model.head.transform
+    x = x @ head.dense.weight.T + (head.dense.bias if bias else 0)
+    x = torch.tanh(x) if activation == "tanh" else x * (1 + torch.erf(x / 2**0.5)) / 2
+    centred = x - x.mean(-1, keepdim=True)
+    x = centred / (centred.square().mean(-1, keepdim=True) + 0.2).sqrt() * head.norm.weight
+    x = x + (head.norm.bias if bias else 0)
+    width = flags.get("emb_dim", 16)
+    assert x.shape[-1] == width
+    tied = model.token_emb.weight * width**-0.5
+    torch.testing.assert_close(logits, x @ (tied if flags else model.head.project.weight).T)
+    names = [name for name in model.state_dict() if name.startswith("head.transform")]
+    assert len(names) == (4 if bias else 2)
 
 
 def test_the_bias_of_tied_logits_starts_at_zero():

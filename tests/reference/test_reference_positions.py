@@ -136,13 +136,14 @@ def test_t5_bidirectional_buckets():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_t5_bias(causal):
-    module = T5(Dims(dim=16, heads=HEADS, dim_head=WIDTH, causal=causal))
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_t5_bias(causal, scale):
+    module = T5(Dims(dim=16, heads=HEADS, dim_head=WIDTH, causal=causal), scale=scale)
     module.table.data = torch.randn(32, HEADS)
     bias = module.between(Layout.arange(40, CPU), Layout.arange(40, CPU))
     for i, j in ((0, 0), (39, 0), (39, 20), (20, 39), (5, 3), (3, 5)):
         bucket = int(t5_bucket(torch.tensor(i - j), 32, 128, causal))
-        want = module.table[bucket] * math.sqrt(WIDTH)
+        want = module.table[bucket] * (math.sqrt(WIDTH) if scale is None else scale)
         torch.testing.assert_close(bias[0, :, i, j], want)
 
 

@@ -124,6 +124,8 @@ class Flags(TypedDict, total=False):
     """how many buckets"""
     rel_pos_max_distance: int
     """distances from here on share the last bucket"""
+    rel_pos_bias_scale: float | None
+    """factor of the table; None: K ** 0.5 (T5: 1, with `attn_scale=1`)"""
     dynamic_pos_bias: bool | None
     """A perceptron maps each distance to a number per head; shared by all layers, of width D / 4."""
     dynamic_pos_bias_log_distance: bool

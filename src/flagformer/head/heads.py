@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from flagformer.flags import Flag, component
 from flagformer.head import Head, Vectors
+from flagformer.head import transform as masked
+from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
 
 EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", ge=1)
@@ -49,13 +51,17 @@ class LinearHead(_Logits):
         bias: Bias = False,
         scale: Scale = 1.0,
         cap: SoftCap = None,
+        transform: masked.Activation = None,
+        transform_bias: masked.Bias = True,
+        transform_eps: masked.Eps = DEFAULT_EPS,
     ) -> None:
         super().__init__(scale, cap)
         self.logits_dim = logits
+        self.transform = masked.head_transform(dim, dim, transform, transform_bias, transform_eps)
         self.project = nn.Linear(dim, logits or num_tokens, bias=bias)
 
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        return self.finish(self.project(x))
+        return self.finish(self.project(self.transform(x)))
 
 
 @component("head", select="tie_embedding", paper="arXiv:1608.05859")
@@ -63,8 +69,8 @@ class TiedHead(_Logits):
     """Logits are products with the token embedding, divided by the square root of its width by default.
 
     The embedding is asked for its vectors at each call: what changes its output, an adapter or a hook,
-    changes logits too, as merged weights would. Under `emb_dim` a projection to that width comes first, as in
-    ALBERT (arXiv:1909.11942).
+    changes logits too, as merged weights would. Under `emb_dim` a projection to that width comes first, that
+    of `head_transform` where there is one, as in ALBERT (arXiv:1909.11942).
     """
 
     def __init__(
@@ -85,15 +91,20 @@ class TiedHead(_Logits):
         ] = None,
         scale: Scale = 1.0,
         cap: SoftCap = None,
+        transform: masked.Activation = None,
+        transform_bias: masked.Bias = True,
+        transform_eps: masked.Eps = DEFAULT_EPS,
     ) -> None:
         super().__init__(scale, cap)
-        narrower = width is not None and width != dim
+        self.transform = masked.head_transform(dim, width or dim, transform, transform_bias, transform_eps)
+        narrower = width is not None and width != dim and transform is None
         self.narrow = nn.Linear(dim, width, bias=False) if width is not None and narrower else identity
         self.scale = (width or dim) ** -0.5 if tied_scale is None else float(tied_scale)
         self.add_bias = LogitBias(num_tokens) if bias else identity
 
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        return self.finish(self.add_bias(F.linear(self.narrow(x) * self.scale, vectors(x.device))))
+        x = self.narrow(self.transform(x)) * self.scale
+        return self.finish(self.add_bias(F.linear(x, vectors(x.device))))
 
 
 class LogitBias(nn.Module):

@@ -18,8 +18,8 @@ from flagformer.position import DistanceBias
 class T5(DistanceBias):
     """A learned number per head and bucket of distances, shared by all layers.
 
-    Scaled by sqrt(K), as T5's scores are not scaled down. The table starts at zero: a random one cost
-    0.5 bits per byte after 400 steps of a small byte model.
+    Scaled by sqrt(K) by default, as T5's scores are not scaled down. The table starts at zero: a random one
+    cost 0.5 bits per byte after 400 steps of a small byte model.
     """
 
     def __init__(
@@ -30,6 +30,15 @@ class T5(DistanceBias):
         max_distance: Annotated[
             int, Flag("rel_pos_max_distance", "distances from here on share the last bucket", ge=2)
         ] = 128,
+        scale: Annotated[
+            float | None,
+            Flag(
+                "rel_pos_bias_scale",
+                "factor of the table; None: K ** 0.5 (T5: 1, with `attn_scale=1`)",
+                ge=1e-6,
+                example=1.0,
+            ),
+        ] = None,
     ) -> None:
         super().__init__()
         exact = buckets // 2 if dims.causal else buckets // 4
@@ -39,7 +48,7 @@ class T5(DistanceBias):
         self.buckets, self.max_distance, self.causal = buckets, max_distance, dims.causal
         self.saturation_distance = max_distance
         self.path_changes_at = (max_distance,)
-        self.scale = dims.dim_head**0.5
+        self.scale = dims.dim_head**0.5 if scale is None else float(scale)
         self.table = nn.Parameter(torch.empty(buckets, dims.heads))
         self.reset_parameters()
 

@@ -16,7 +16,7 @@ ENC, DEC = "enc_", "dec_"
 NO_HEAD = "the decoder reads the encoder's embeddings"
 HEAD = (
     "head", "tie_embedding", "tie_embedding_scale", "logits_dim", "logits_bias", "logits_scale",
-    "logits_softcap",
+    "logits_softcap", "head_transform", "head_transform_bias", "head_transform_eps",
 )  # fmt: skip
 # Flags of the decoder's layers without a prefix.
 SHARED = ("cross_attn_tokens_dropout",)

@@ -22,6 +22,7 @@ EXTRA: tuple[dict[str, Any], ...] = (
     {},
     {"cross_attend": True},
     {"cross_attend": True, "memory_update": "bmn"},
+    {"head_transform": "gelu"},
     {"moe_num_shared_experts": 1},
     {"moe_num_groups": 2, "moe_top_groups": 1},
     {"moe_balance_bias": True},
