@@ -24,6 +24,13 @@ MIXES = {
         "attn_num_mem_kv": 1,
     },
     "attention after attention": {**DROPS, "custom_layers": ("a", "a", "c", "f", "f"), "depth": None},
+    "parallel blocks": {**DROPS, **BIASES, "parallel_block": True},
+    "tied parallel blocks of own norms": {
+        **DROPS,
+        "parallel_block": True,
+        "parallel_block_own_norms": True,
+        "weight_tie_layers": True,
+    },
     "any order": {**DROPS, "layers_execute_order": (0, 1, 2, 3, 4, 5, 1, 0, 0), "rotary_xpos": True},
     "one sublayer": {"custom_layers": ("f",), "depth": None},
     "feedforward in chunks": {**DROPS, "ff_chunks": 3, "ff_glu": True},

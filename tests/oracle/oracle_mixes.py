@@ -29,6 +29,7 @@ CHOICES = {
     "cross_attend": ([True], {"cross_attn_dim_context": [6, 20]}),
     "only_cross": ([True], {}),
     "macaron": ([True], {}),
+    "parallel_block": ([True], {"parallel_block_own_norms": [True]}),
     "custom_layers": ([("a", "a", "f"), ("f", "a", "f", "a"), "afaaf", "acf"], {}),
     "sandwich_coef": ([1, 2], {}),
     "par_ratio": ([2, 3, 4], {}),
@@ -67,7 +68,7 @@ CHOICES = {
         },
     ),
     "rotary_xpos": ([True], {"rotary_xpos_scale_base": [40, 90], "rotary_emb_dim": [4]}),
-    "alibi_pos_bias": ([True], {"alibi_num_heads": [1, 3, 4]}),
+    "alibi_pos_bias": ([True], {"alibi_num_heads": [1, 3, 4], "alibi_before_scale": [True]}),
     "rel_pos_bias": (
         [True],
         {

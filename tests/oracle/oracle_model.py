@@ -79,7 +79,11 @@ def _sublayer(settings, module, weights, carried, given):
     before = not (settings["pre_norm"] is False or settings["resi_dual"] or settings["res_post_norm"])
     count = 0 if past is None else len(past)
     x = stream if past is None else np.concatenate([past, stream])
-    x = norm(settings, weights, f"{prefix}.in_norm", x) if before else x
+    owner = prefix
+    if settings["parallel_block"] and not settings["parallel_block_own_norms"]:
+        first = next(group[0][1] for group in settings.groups if any(i == module.index for _, i in group))
+        owner = f"attn_layers.sublayers.{first}"
+    x = norm(settings, weights, f"{owner}.in_norm", x) if before else x
     x = _shifted(settings, module, x)
     past, x = (x[:count] if count else None), x[count:]
     if module.kind == "f":

@@ -51,7 +51,8 @@ def bias(settings, weights, queries, keys):
     if settings["alibi_pos_bias"]:
         count = settings["alibi_num_heads"] or heads
         slopes = _slopes(count) + [0.0] * (heads - count)
-        return -np.array(slopes)[:, None, None] * abs(offsets)
+        scale = settings["attn_dim_head"] ** -0.5 if settings["alibi_before_scale"] else 1.0
+        return -scale * np.array(slopes)[:, None, None] * abs(offsets)
     if settings["rel_pos_bias"]:
         table = weights["attn_layers.position_bias.table"]
         found = table[np.vectorize(lambda d: _bucket(settings, d))(offsets)]

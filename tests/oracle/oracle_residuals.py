@@ -9,10 +9,11 @@ def run(settings, weights, x, sublayer):
     if settings["reversible"]:
         return _reversible(settings, weights, x, sublayer)
     summed = settings["resi_dual_scale"] * x
-    for step, index in enumerate(settings.order):
-        out = sublayer(step, settings.modules[index], x)
+    for group in settings.groups:
+        out = sum(sublayer(step, settings.modules[index], x) for step, index in group)
         summed = summed + settings["resi_dual_scale"] * out
-        x = _joined(settings, weights, index, x, out)
+        index = group[-1][1]
+        x = _joined(settings, weights, index // len(group), x, out)
         if settings["pre_norm"] is False or settings["resi_dual"]:
             x = norm(settings, weights, f"attn_layers.sublayers.{index}.out_norm", x)
     if settings["resi_dual"]:
@@ -29,13 +30,14 @@ def _last(settings, weights, x):
 def _reversible(settings, weights, x, sublayer):
     """arXiv:1707.04585: two streams, updated alternately; the output is their mean."""
     before = x
-    for step, index in enumerate(settings.order):
-        before, x = x, before + sublayer(step, settings.modules[index], x)
+    for group in settings.groups:
+        out = sum(sublayer(step, settings.modules[index], x) for step, index in group)
+        before, x = x, before + out
     return _last(settings, weights, (x + before) / 2)
 
 
 def _joined(settings, weights, index, x, out):
-    prefix = "attn_layers.residual"
+    prefix = "attn_layers.residual.inner" if settings["parallel_block"] else "attn_layers.residual"
     if settings["gate_residual"]:
         read = out @ weights[f"{prefix}.of_out.{index}.weight"].T + weights[f"{prefix}.of_out.{index}.bias"]
         kept = x @ weights[f"{prefix}.of_stream.{index}.weight"].T

@@ -46,6 +46,14 @@ class Settings:
         return DEFAULTS.get(name) if value is None else value
 
     @property
+    def groups(self):
+        """The steps of each group of sublayers that read the same stream, with their modules: a parallel
+        block, or one sublayer."""
+        size = len(_block(self)) if self["parallel_block"] else 1
+        steps = list(enumerate(self.order))
+        return [steps[first : first + size] for first in range(0, len(steps), size)]
+
+    @property
     def causal(self):
         return self["model"] in ("decoder", "prefix_decoder")
 
@@ -70,8 +78,7 @@ def _kinds(settings):
     """The kinds of sublayers in order, as in the papers of their orders."""
     if settings["custom_layers"]:
         return tuple(settings["custom_layers"])
-    block = "cf" if settings["only_cross"] else "acf" if settings["cross_attend"] else "af"
-    block = "f" + block if settings["macaron"] else block
+    block = _block(settings)
     depth, first, ratio = settings["depth"], settings["sandwich_coef"], settings["par_ratio"]
     if settings["weight_tie_layers"]:
         return tuple(block)
@@ -80,6 +87,11 @@ def _kinds(settings):
     if ratio:
         return _par(block, depth, ratio)
     return tuple(block * depth)
+
+
+def _block(settings):
+    block = "cf" if settings["only_cross"] else "acf" if settings["cross_attend"] else "af"
+    return "f" + block if settings["macaron"] else block
 
 
 def _par(block, depth, ratio):

@@ -454,6 +454,10 @@ FIXED = {
         ("attn_max_attend_ahead", "attn_chunk_size"),
         "x-transformers has neither; tests/parity compares them with transformers",
     ),
+    **dict.fromkeys(
+        ("parallel_block", "parallel_block_own_norms", "alibi_before_scale"),
+        "x-transformers has none; test_parallel_parity.py compares them with transformers",
+    ),
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {

@@ -69,11 +69,11 @@ LIKE_LLAMA = {
 }  # fmt: skip
 
 
-def theirs_of(name, config):
+def theirs_of(name, config, attention="eager"):
     torch.manual_seed(0)
     cls = getattr(transformers, f"{name}ForCausalLM")
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **config})
-    model = cls._from_config(config, attn_implementation="eager").eval()
+    model = cls._from_config(config, attn_implementation=attention).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model

@@ -91,6 +91,13 @@ def test_alibi_slopes(heads):
     torch.testing.assert_close(bias.float(), want, **FP32)
 
 
+def test_alibi_before_the_scale():
+    """(q . k - m d) / sqrt(K), as Falcon, is q . k / sqrt(K) - m d / sqrt(K)."""
+    bias = ALiBi(DIMS, before_scale=True)(torch.tensor([2]))
+    want = torch.tensor([[-slope * 2 / DIMS.dim_head**0.5 for slope in paper.slopes(HEADS)]])
+    torch.testing.assert_close(bias.float(), want, **FP32)
+
+
 def test_alibi_slopes_as_printed():
     """arXiv:2108.12409, section 3: 8 heads have 1/2 ... 1/256; 12 heads take 4 of the 16-head slopes too."""
     assert paper.slopes(8) == [2.0**-i for i in range(1, 9)]

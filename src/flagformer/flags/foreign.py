@@ -144,6 +144,7 @@ COMMON = {
     "moe_num_groups": "n_group",
     "moe_top_groups": "topk_group",
     "moe_loss_coef": "router_aux_loss_coef aux_loss_alpha",
+    "parallel_block": "use_parallel_residual parallel_residual parallel_attn",
     "attn_flash": "flash use_flash flash_attention attn_implementation use_flash_attention",
     "checkpoint": "gradient_checkpointing use_gradient_checkpointing",
 }

@@ -47,6 +47,10 @@ class Flags(TypedDict, total=False):
     """index of the sublayer of each step"""
     mixer: tuple[str, ...] | str | None
     """mixers in place of self-attention: a name, one per layer, or '3 mamba2 : 1 attention'"""
+    parallel_block: bool
+    """the sublayers of a block read one norm of its input; outputs are added"""
+    parallel_block_own_norms: bool
+    """a norm for each sublayer of a parallel block, as in GPT-NeoX"""
     norm_eps: float | None
     """added to the mean square (LayerNorm: the variance); None: 1e-5 in LayerNorm, no epsilon in
     others"""
@@ -118,6 +122,8 @@ class Flags(TypedDict, total=False):
     """A penalty that grows with the distance, with its own slope for each head; nothing is learned."""
     alibi_num_heads: int | None
     """heads with a slope, the others get none; None: all"""
+    alibi_before_scale: bool
+    """divides the slopes by sqrt(attn_dim_head), as Falcon"""
     rel_pos_bias: bool | None
     """A learned number per head and bucket of distances, shared by all layers."""
     rel_pos_num_buckets: int

@@ -26,6 +26,9 @@ def slopes(heads: int) -> Iterator[float]:
 class ALiBi(DistanceBias):
     """A penalty that grows with the distance, with its own slope for each head; nothing is learned.
 
+    With `alibi_before_scale` it is added to the products of queries and keys before these are divided by the
+    root of the head's width.
+
     Departure: bidirectional models use -slope * |distance|, which the paper leaves open.
     """
 
@@ -36,13 +39,17 @@ class ALiBi(DistanceBias):
         heads: Annotated[
             int | None, Flag("alibi_num_heads", "heads with a slope, the others get none; None: all", ge=1)
         ] = None,
+        before_scale: Annotated[
+            bool, Flag("alibi_before_scale", "divides the slopes by sqrt(attn_dim_head), as Falcon")
+        ] = False,
     ) -> None:
         super().__init__()
         sloped = dims.heads if heads is None else heads
         if sloped > dims.heads:
             text = f"`alibi_num_heads` must be at most `heads` = {dims.heads}, but is {sloped}"
             raise FlagError([Finding("alibi_num_heads", text)])
-        every = chain(slopes(sloped), repeat(0.0, dims.heads - sloped))
+        scale = dims.dim_head**-0.5 if before_scale else 1.0
+        every = chain((slope * scale for slope in slopes(sloped)), repeat(0.0, dims.heads - sloped))
         self.slopes = Constant(counted(every, dims.heads))
 
     def forward(self, distance: Tensor) -> Tensor:

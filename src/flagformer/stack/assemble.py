@@ -16,10 +16,11 @@ from flagformer.flow import Dims
 from flagformer.ops.identity import as_module, identity
 from flagformer.position.none import NoRotation
 from flagformer.residual import Residual
+from flagformer.stack.parallel_groups import ParallelGroups
 from flagformer.stack.placement import Placement
 from flagformer.stack.places import placed_modules, places_of
 from flagformer.stack.rotations import Rotations
-from flagformer.stack.sublayer import Sublayer, TensorFn, sublayer_class
+from flagformer.stack.sublayer import SharedNorm, Sublayer, TensorFn, sublayer_class
 
 NormMaker = Callable[[Place], TensorFn]
 
@@ -35,7 +36,7 @@ def build_sublayers(
 ) -> Sequence[Sublayer]:
     """Build the sublayer modules of the plan; raise all errors collected here and before."""
 
-    places = places_of(resolved.plan)
+    places, groups = places_of(resolved.plan), ParallelGroups.of(resolved.plan)
     modules = placed_modules(resolved)
     functions = [
         errors.collect(partial(_function, module, dims, rotations, resolved.flags)) for module in modules
@@ -43,19 +44,27 @@ def build_sublayers(
     errors.findings += _unused_core(resolved, functions) + _unused_activation(resolved)
     errors.raise_all()
 
-    def sublayer(index: int, module: SublayerSpec, function: nn.Module | None) -> Sublayer:
+    def sublayer(index: int, module: SublayerSpec, function: nn.Module | None, owner: Any) -> Sublayer:
+        has_in_norm = placement.before and owner is None
+        has_out_norm = placement.after and groups.is_last[index]
         input_mixer = module.slots["input_mixer"][0].build(dims)
         in_norm, branch_norm, out_norm = (
             norm(places[index]) if has_norm else identity
-            for has_norm in (placement.before, placement.branch, placement.after)
+            for has_norm in (has_in_norm, placement.branch, has_out_norm)
         )
         branch = _branch(module, dims, resolved.plan.half_step)
-        cls = sublayer_class(input_mixer, (branch_norm, out_norm, branch), residual)
-        return cls(
+        parts = (
             index, module.kind, input_mixer, function, in_norm, branch_norm, out_norm, branch, residual
-        )
+        )  # fmt: skip
+        if groups.shares_norm[index] and placement.before:
+            return SharedNorm(*parts, owner=owner)
+        return sublayer_class(input_mixer, (branch_norm, out_norm, branch), residual)(*parts)
 
-    built = [sublayer(index, *each) for index, each in enumerate(zip(modules, functions))]
+    built: list[Sublayer] = []
+    for index, each in enumerate(zip(modules, functions)):
+        first = groups.first[index]
+        shares = groups.shares_norm[index] and first < index
+        built.append(sublayer(index, *each, built[first] if shares else None))
     return nn.ModuleList(built)  # type: ignore[return-value]
 
 

@@ -40,6 +40,7 @@ from flagformer.stack.inputs import (
     check_vectors,
 )
 from flagformer.stack.layouts import context_bias, read_layout
+from flagformer.stack.parallel_groups import ParallelGroups, refuse_equal_norms
 from flagformer.stack.places import final_place, placed_modules
 from flagformer.stack.refusals import (
     components_of,
@@ -77,8 +78,9 @@ class AttentionLayers(Whole):
         self.rotations = Rotations(placed_modules(resolved), self.dims, gathered)
         self.position_bias = gathered.collect(lambda: self._one("position_bias").build(self.dims))
         self.executor = self._one("executor").build()
-        residual = self._one("residual").build(self.dims, len(resolved.modules))
-        self.residual = self.executor.wrap_residual(residual)
+        groups = ParallelGroups.of(resolved.plan)
+        residual = self._one("residual").build(self.dims, len(set(groups.ids)))
+        self.residual = groups.wrap_residual(self.executor.wrap_residual(residual))
         placement = self._one("norm_position").build()
 
         def norm(place: Place) -> TensorFn:
@@ -100,6 +102,7 @@ class AttentionLayers(Whole):
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
         )
         refuse_mixers(self)
+        refuse_equal_norms(resolved, self.sublayers, groups)
         refuse_shared(components_of(resolved), self)
         refuse_idle_context(resolved.flags, self.has_cross)
         refuse_carry(self.steps, resolved)

@@ -5,7 +5,7 @@ Kinds: "a" self-attention, "c" cross-attention, "f" feedforward, "m" mixer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from flagformer.flags import Finding, Flag, FlagError, component
@@ -15,7 +15,21 @@ KINDS = ("a", "c", "f", "m")
 # Largest number of steps; more take minutes to build, and published models have less than a tenth.
 MAX_STEPS = 10_000
 
-
+CrossAttend = Annotated[bool, Flag("cross_attend", "blocks are a-c-f: cross-attention to a context")]
+OnlyCross = Annotated[bool, Flag("only_cross", "blocks are c-f: no self-attention")]
+Macaron = Annotated[bool, Flag("macaron", "blocks are f-a-f with halved f (1906.02762)")]
+CustomLayers = Annotated[
+    tuple[str, ...] | str | None,
+    Flag("custom_layers", "the sequence of sublayers, of 'a', 'c', 'f', 'm'"),
+]
+SandwichCoef = Annotated[
+    int | None, Flag("sandwich_coef", "number of a first and of f last (1911.03864)", ge=1)
+]
+ParRatio = Annotated[int | None, Flag("par_ratio", "sublayers per attention, f last (2009.04534)", ge=2)]
+Tied = Annotated[bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")]
+Execute = Annotated[
+    tuple[int, ...] | None, Flag("layers_execute_order", "index of the sublayer of each step")
+]
 Mixers = Annotated[
     tuple[str, ...] | str | None,
     Flag(
@@ -24,16 +38,25 @@ Mixers = Annotated[
         example="1 gated_deltanet : 1 attention",
     ),
 ]
+ParallelBlock = Annotated[
+    bool, Flag("parallel_block", "the sublayers of a block read one norm of its input; outputs are added")
+]
+OwnNorms = Annotated[
+    bool, Flag("parallel_block_own_norms", "a norm for each sublayer of a parallel block, as in GPT-NeoX")
+]
 
 
 @component("plan")
 class Plan:
-    """Blocks of sublayers, repeated, reordered or tied.
+    """Blocks of sublayers, repeated, reordered, tied or in parallel.
 
     Attributes:
         kinds: the kind of each module.
         order: the module of each step (tied modules run at several steps).
         half_step: whether feedforward outputs are halved (macaron).
+        groups: the index, ascending, of the group of each module; modules of one group run in parallel. Plans
+            of your own may lack it.
+        own_norms: whether each module of a group has its own input norm. Plans of your own may lack it.
     """
 
     kinds: tuple[str, ...]
@@ -44,38 +67,25 @@ class Plan:
         self,
         *,
         depth: Annotated[int | None, Flag("depth", "number of blocks", ge=1)] = None,
-        cross_attend: Annotated[
-            bool, Flag("cross_attend", "blocks are a-c-f: cross-attention to a context")
-        ] = False,
-        only_cross: Annotated[bool, Flag("only_cross", "blocks are c-f: no self-attention")] = False,
-        macaron: Annotated[bool, Flag("macaron", "blocks are f-a-f with halved f (1906.02762)")] = False,
-        custom_layers: Annotated[
-            tuple[str, ...] | str | None,
-            Flag("custom_layers", "the sequence of sublayers, of 'a', 'c', 'f', 'm'"),
-        ] = None,
-        sandwich_coef: Annotated[
-            int | None,
-            Flag("sandwich_coef", "number of a first and of f last (1911.03864)", ge=1),
-        ] = None,
-        par_ratio: Annotated[
-            int | None, Flag("par_ratio", "sublayers per attention, f last (2009.04534)", ge=2)
-        ] = None,
-        tied: Annotated[
-            bool, Flag("weight_tie_layers", "one block runs `depth` times (ALBERT, 1909.11942)")
-        ] = False,
-        execute: Annotated[
-            tuple[int, ...] | None, Flag("layers_execute_order", "index of the sublayer of each step")
-        ] = None,
+        cross_attend: CrossAttend = False,
+        only_cross: OnlyCross = False,
+        macaron: Macaron = False,
+        custom_layers: CustomLayers = None,
+        sandwich_coef: SandwichCoef = None,
+        par_ratio: ParRatio = None,
+        tied: Tied = False,
+        execute: Execute = None,
         mixer: Mixers = None,
+        parallel: ParallelBlock = False,
+        own_norms: OwnNorms = False,
     ) -> None:
-        self.half_step = macaron
+        self.half_step, self.own_norms = macaron, own_norms
         block = _block(cross_attend, only_cross, macaron)
         _check_number(depth, len(block), custom_layers, execute)
-        orders: dict[str, Any] = {
-            "sandwich_coef": sandwich_coef,
-            "par_ratio": par_ratio,
-            "weight_tie_layers": tied,
-        }
+        orders: dict[str, Any] = {"sandwich_coef": sandwich_coef, "par_ratio": par_ratio}
+        others = {"custom_layers": custom_layers, "macaron": macaron, "layers_execute_order": execute}
+        _check_parallel(parallel, own_norms, {**orders, **others})
+        orders["weight_tie_layers"] = tied
         if custom_layers is not None:
             given = {"depth": depth, "cross_attend": cross_attend, "only_cross": only_cross, **orders}
             kinds = _custom(custom_layers, given)
@@ -84,6 +94,7 @@ class Plan:
         orders |= {"only_cross": only_cross, "custom_layers": custom_layers}
         order = next((name for name, value in orders.items() if value), "")
         self.kinds, self.mixers = place_mixers(kinds, mixer, order)
+        self.groups = tuple(index // (len(block) if parallel else 1) for index in range(len(self.kinds)))
         self.order = tuple(range(len(self.kinds))) * (depth if tied and depth is not None else 1)
         if execute is not None:
             given = {"weight_tie_layers": tied, "cross_attend": cross_attend, "only_cross": only_cross}
@@ -100,6 +111,29 @@ def _check_number(
         Finding(name, f"`{name}` must give at most {MAX_STEPS} sublayers, but gives {count}")
         for name, count in given.items()
         if count > MAX_STEPS
+    ]
+    if findings:
+        raise FlagError(findings)
+
+
+def _check_parallel(parallel: bool, own_norms: bool, given: Mapping[str, Any]) -> None:
+    """Raise FlagError for flags of parallel blocks without these, and for orders without blocks."""
+    if own_norms and not parallel:
+        text = "`parallel_block_own_norms` has no effect here, because no blocks are parallel; set"
+        text = f"{text} `parallel_block=True`, or leave it out"
+        raise FlagError([Finding("parallel_block_own_norms", text)])
+    if not parallel:
+        return
+    why = dict.fromkeys(given, "orders single sublayers, which form no blocks")
+    why["macaron"] = "runs feedforwards before and after attention"
+    findings = [
+        Finding(
+            "parallel_block",
+            f"`parallel_block` and `{name}` cannot be combined, because `{name}` {why[name]}; leave one of"
+            " them out",
+        )
+        for name, value in given.items()
+        if value
     ]
     if findings:
         raise FlagError(findings)

@@ -16,6 +16,7 @@ from flagformer.ops.borrow import borrow
 from flagformer.ops.identity import identity
 from flagformer.residual import Residual
 from flagformer.residual.additive import Additive
+from flagformer.residual.parallel_streams import ParallelStream
 
 TensorFn = Callable[[Tensor], Tensor]
 
@@ -53,7 +54,10 @@ class Sublayer(nn.Module):
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
 
     def forward(self, h: Any, side: SideInputs) -> Any:
-        x = self.in_norm(self.residual.read(h, self.index))
+        return self._update(h, self.in_norm(self.residual.read(h, self.index)), side)
+
+    def _update(self, h: Any, x: Tensor, side: SideInputs) -> Any:
+        """Return the stream after this sublayer, which reads x, the norm of its input."""
         memory = side.memory
         if memory is not None and side.step in memory.hiddens:
             x, side = self._with_memory(memory, x, side)
@@ -78,6 +82,27 @@ class PreNormAdditive(Sublayer):
         if side.memory is not None:
             return super().forward(h, side)
         return h + self.fn(self.in_norm(h), side)
+
+
+class SharedNorm(Sublayer):
+    """A sublayer of a parallel group that shares the norm of its input: the first one to run computes it.
+
+    Args:
+        owner: the first sublayer of the group, which owns the norm; None for the first itself.
+    """
+
+    def __init__(self, *parts: Any, owner: Sublayer | None) -> None:
+        super().__init__(*parts)
+        if owner is not None:
+            norm: Any = owner.in_norm
+            borrow(self, {"in_norm": norm})
+
+    def forward(self, h: ParallelStream, side: SideInputs) -> ParallelStream:
+        x = h.normed
+        if x is None:
+            x = self.in_norm(self.residual.read(h, self.index))
+        after: ParallelStream = self._update(h._replace(normed=x), x, side)
+        return after
 
 
 def sublayer_class(input_mixer: InputMixer, fns: Sequence[TensorFn], residual: Residual) -> type[Sublayer]:

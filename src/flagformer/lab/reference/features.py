@@ -26,6 +26,7 @@ EXTRA: tuple[dict[str, Any], ...] = (
     {"moe_num_shared_experts": 1},
     {"moe_num_groups": 2, "moe_top_groups": 1},
     {"moe_balance_bias": True},
+    {"parallel_block": True},
     {"model": "encoder"},  # the last: only a flag that every decoder refuses is set on an encoder
 )
 

@@ -22,8 +22,8 @@ NOTES = {
     "Rotary": " (partial, interpolated, rescaled)",
     "Eager": " (the reference)",
     "Checkpointed": " (whole or selective)",
-    "Plan": ": depth, cross-attention, macaron, custom, sandwich and PAR orders, tied layers, execution"
-    " in any order",
+    "Plan": ": depth, cross-attention, macaron and parallel blocks, custom, sandwich and PAR orders, tied"
+    " layers, execution in any order",
 }
 
 

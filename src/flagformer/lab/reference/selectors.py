@@ -40,6 +40,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     )
 } | {
     "attn_rotary_embed_values": {"rotary_pos_emb": True},
+    "parallel_block_own_norms": {"parallel_block": True},
     # windows shorter than the test rows
     "n_local_attn_heads": {"local_attn_window_size": 3},
     "num_clusters": {"window_size": 2},

@@ -12,6 +12,7 @@ from torch import Tensor
 from flagformer.flow import Carry, SideInputs, unflatten
 from flagformer.ops.first_gradients import refuse_second_gradients
 from flagformer.ops.tensor_hooks import suspend_tensor_hooks
+from flagformer.residual.parallel_streams import ParallelStream
 from flagformer.residual.reversible_streams import StreamPair
 from flagformer.stack.executor.forward_context import ForwardContext, same_rng
 from flagformer.stack.sublayer import Sublayer
@@ -43,29 +44,32 @@ class StreamSlot:
 
 
 class SublayerCall:
-    """One sublayer at one step of a forward, for recomputation.
+    """One sublayer at one step of a forward, or a group of them in parallel, for recomputation.
 
     Args:
+        sublayers: the sublayer, or those of the group, in the order of their steps.
         record: the side inputs without their tensors.
         num_tensors: the number of these tensors.
         dtype: dtype of the model.
         context: autocast and random number state of the forward.
         streams: the streams of the backward.
+        in_parallel: whether the residual of the stack is that of parallel groups.
     """
 
     def __init__(
         self,
-        sublayer: Sublayer,
+        sublayers: Sequence[Sublayer],
         record: SideInputs,
         num_tensors: int,
         dtype: torch.dtype,
         context: ForwardContext,
         streams: StreamSlot,
+        in_parallel: bool,
     ) -> None:
-        self.sublayer, self.record, self.num_tensors, self.dtype = sublayer, record, num_tensors, dtype
-        self.context, self.streams = context, streams
-        self.parameters = [p for p in sublayer.parameters() if p.requires_grad]
-        self.training = sublayer.training
+        self.sublayers, self.record, self.num_tensors, self.dtype = sublayers, record, num_tensors, dtype
+        self.context, self.streams, self.in_parallel = context, streams, in_parallel
+        self.parameters = [p for one in sublayers for p in one.parameters() if p.requires_grad]
+        self.training = sublayers[0].training
         self.rng_state: tuple[Tensor, ...] | None = None
         self.loss_names: list[str] = []
 
@@ -79,7 +83,7 @@ class SublayerCall:
 
     def recompute(self, read: Tensor, tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
         """Return the output of the sublayer and the losses."""
-        if self.sublayer.training != self.training:
+        if self.sublayers[0].training != self.training:
             was, now = ("training", "eval") if self.training else ("eval", "training")
             raise RuntimeError(
                 f"the mode must not change between forward and backward, but went from {was} to {now}: "
@@ -99,8 +103,13 @@ class SublayerCall:
             carry=Carry(),
             recomputing=recomputing,
         )
+        pair = StreamPair(read, write, self.dtype)
+        h: Any = ParallelStream(pair) if self.in_parallel else pair
+        for sublayer in self.sublayers:
+            h = sublayer(h, side)
+            side.step += 1
         # the streams are swapped: the written one is read next
-        out = self.sublayer(StreamPair(read, write, self.dtype), side).read
+        out = (h.stream if self.in_parallel else h).read
         if names := side.carry.names():
             carried = ", ".join(f"`{name}`" for name in names)
             raise ValueError(

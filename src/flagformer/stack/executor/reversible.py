@@ -12,6 +12,7 @@ from torch import Tensor
 from flagformer.flags import Flag, Requirement, component
 from flagformer.flow import SideInputs, flatten
 from flagformer.residual import Residual
+from flagformer.residual.parallel_streams import ParallelStream, ParallelStreams
 from flagformer.residual.reversible_streams import ReversibleStreams, StreamPair
 from flagformer.stack.executor import NO_CARRY, Executor, recomputes
 from flagformer.stack.executor.forward_context import ForwardContext
@@ -79,27 +80,38 @@ class Reversible(Executor):
     def wrap_residual(self, residual: Residual) -> ReversibleStreams:
         return ReversibleStreams(self.exact)
 
-    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: StreamPair, side: SideInputs) -> Any:
+    def run(self, sublayers: Sequence[Sublayer], residual: Residual, h: Any, side: SideInputs) -> Any:
         if not recomputes(side):
             return self.sequential.run(sublayers, residual, h, side)
-        return self._run(sublayers, h, side)
+        if not isinstance(residual, ParallelStreams):
+            return self._run([[sublayer] for sublayer in sublayers], h, side)
+        groups: list[list[Sublayer]] = [[]]
+        for sublayer in sublayers:
+            groups[-1].append(sublayer)
+            if residual.is_last[sublayer.index]:
+                groups.append([])
+        return ParallelStream(self._run(groups[:-1], h.stream, side, in_parallel=True))
 
     # graphs cannot restore the RNG state: sublayers are compiled one by one, this loop is not. (Like
     # `torch.compiler.disable`, without importing the compiler.)
     @torch._disable_dynamo(recursive=False)
-    def _run(self, sublayers: Sequence[Sublayer], h: StreamPair, side: SideInputs) -> StreamPair:
-        refuse_sharded_parts(sublayers)
+    def _run(
+        self, groups: Sequence[Sequence[Sublayer]], h: StreamPair, side: SideInputs, in_parallel: bool = False
+    ) -> StreamPair:
+        """Run groups of sublayers that read the same stream; without parallel ones, each of one sublayer."""
+        refuse_sharded_parts([sublayer for group in groups for sublayer in group])
         context, streams = ForwardContext(h.read.device), StreamSlot(self.exact)
         record, tensors = flatten(replace(side, collector=side.collector.fork(), recomputing=True))
         names: list[str] = []
         losses: list[Tensor] = []
-        read, write = h.read, h.write
+        read, write, step = h.read, h.write, 0
         with context.autocast():
-            for number, sublayer in enumerate(sublayers):
-                side.collector.record_hidden(number, read.to(h.dtype))
-                call = SublayerCall(
-                    sublayer, replace(record, step=number), len(tensors), h.dtype, context, streams
-                )
+            for group in groups:
+                here = replace(record, step=step)
+                for _ in group:
+                    side.collector.record_hidden(step, read.to(h.dtype))
+                    step += 1
+                call = SublayerCall(group, here, len(tensors), h.dtype, context, streams, in_parallel)
                 out, *new_losses = RecomputeFunction.apply(call, write, read, *tensors, *call.parameters)
                 names += call.loss_names
                 losses += new_losses
