@@ -64,6 +64,14 @@ def test_cached_equals_uncached_and_single_rows(flags, eos):
         assert torch.equal(together[row], wrapper.beam_search(prompt, 9, **how))
 
 
+@pytest.mark.parametrize("flags", [{}, {"mixer": "mamba2"}, {"num_memory_tokens": 2}], ids=str)
+def test_each_prompt_is_read_once(flags):
+    wrapper, seen = build(**flags), []
+    wrapper.net.token_emb.register_forward_hook(lambda _, given, out: seen.append(list(given[0].shape)))
+    wrapper.beam_search(PROMPTS, 4, beams=5)
+    assert seen == [[3, 3], [15, 1], [15, 1], [15, 1]]
+
+
 def test_one_beam_is_greedy():
     wrapper = build(rotary_pos_emb=True)
     assert torch.equal(wrapper.beam_search(PROMPTS, 9, beams=1), wrapper.generate(PROMPTS, 9, temperature=0))

@@ -31,7 +31,8 @@ def test_every_kind_of_block_is_checked():
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "text", "yaml"}
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for (kind, text), (next_kind, shown) in zip(BLOCKS, [*BLOCKS[1:], ("", "")]):
         if kind != "python":

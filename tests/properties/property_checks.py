@@ -12,6 +12,7 @@ from property_state_checks import (
     prefix_is_seen_by_all,
     run_cached,
     slots_over_segments,
+    state_contract,
 )
 from property_subject import TIGHT, differ, perturb, same
 
@@ -253,7 +254,7 @@ def checks_of(subject):
     """The properties of this model, without the compiled ones."""
     checks = CAUSAL if subject.kind in ("decoder", "prefix_decoder") else (*COMMON,)
     if subject.kind in ("decoder", "prefix_decoder"):
-        checks = (*checks, cached_equals_full, memories_equal_one_long_pass)
+        checks = (*checks, cached_equals_full, state_contract, memories_equal_one_long_pass)
     else:
         checks = (*checks, memories_of_both_directions)
     if subject.kind == "prefix_decoder":

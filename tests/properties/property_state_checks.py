@@ -1,5 +1,8 @@
 """The property checks of decode states, memories and slots: calls that read the past equal one whole call."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from property_subject import differ, perturb, same
@@ -32,6 +35,40 @@ def cached_equals_full(subject):
         return
     window = run_cached(subject, window=3)
     same(window, subject(subject.ids, window=3), "cached with a window")
+
+
+@torch.no_grad()
+def continues(subject, state, *rows):
+    """Logits of the last tokens of these rows, in two blocks; without gradient."""
+    ids = subject.ids[list(rows)]
+    return torch.cat([subject.model(part, state=state) for part in (ids[:, 5:6], ids[:, 6:])], dim=1)
+
+
+@torch.no_grad()
+def state_contract(subject):
+    """A state that is saved and loaded, rolled back to a mark after other tokens, or cut to some of its rows
+    continues as if nothing had happened; padded on the left too."""
+    for starts in (None, torch.tensor([0, 3])):
+        state = subject.model.init_state(2, 9, seq_start_pos=starts)
+        for part in (slice(0, 4), slice(4, 5)):
+            subject.model(
+                subject.ids[:, part], state=state, **(subject.side(0, 1) if state.length == 0 else {})
+            )
+        mark, one, swapped = state.mark(), state.select([1]), state.select([1, 0, 1])
+        with tempfile.TemporaryDirectory() as directory:
+            subject.model.save_state(state, Path(directory) / "state")
+            loaded = subject.model.load_state(Path(directory) / "state")
+        other = (subject.ids + 3) % subject.model.num_tokens
+        for part in (slice(5, 7), slice(7, 8)):
+            subject.model(other[:, part], state=state)
+        state.rollback(mark)
+        assert state.length == loaded.length == one.length == 5
+        got = continues(subject, state, 0, 1)
+        same(continues(subject, loaded, 0, 1), got, "loaded, and back at a mark", tolerance=0.0)
+        same(continues(subject, one, 1), got[1:], "a row of the state")
+        same(continues(subject, swapped, 1, 0, 1), got[[1, 0, 1]], "repeated rows of the state")
+        want = subject(subject.ids, **({} if starts is None else {"seq_start_pos": starts}))
+        same(got, want[:, 5:], "back at a mark")
 
 
 def refuses_windows(subject):

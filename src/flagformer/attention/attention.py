@@ -46,6 +46,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.source = source
+        source.core_reads_heads = getattr(
+            core, "reads_heads", True
+        )  # a core of the user's may declare nothing
+        source.absorbs = not any(getattr(part, "reads_heads", True) for part in _readers(core, prefix_kv))
         self.prefix_kv = nn.ModuleList(prefix_kv)  # type: ignore[assignment]
         self.num_prefix_kv = sum(prefix.count for prefix in prefix_kv)  # keys without a position
         self.is_cross = source.is_cross
@@ -89,9 +93,17 @@ class Attention(nn.Module):
         for prefix in self.prefix_kv:
             kv = prefix(kv, self.source.qk_norm.keys)
         out = self.core(q, kv, self._bias(side), side)
+        if kv.absorbed:
+            out = self.source.projection.of_absorbed(out)
         for gate in self.gates:
             out = gate(out, x)
         return self.to_out(out.transpose(1, 2).flatten(2))  # [B, H, T, V] -> [B, T, D]
+
+
+def _readers(core: nn.Module, prefix_kv: Sequence[PrefixKV]) -> list[Any]:
+    """The parts of an attention that are given keys and values."""
+    paths = [module for module in core.modules() if isinstance(module, ScorePipeline)]
+    return [core, *prefix_kv, *(mod for path in paths for mod in path.score_mods)]
 
 
 def build_attention(

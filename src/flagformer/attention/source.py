@@ -35,21 +35,23 @@ class QKVSource(nn.Module, ABC):
     is_cross = False
     window: int | None = None  # number of last tokens a query attends to; None: all
     window_rules: tuple[MaskRule, ...] = ()
+    core_reads_heads = True  # whether the core needs keys of the heads, also before the rotation
+    absorbs = False  # whether all that reads keys and values takes those of `projection.absorb`
 
     @abstractmethod
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]: ...
 
-    def __init__(self, projection: Projection, qk_norm: QKNorm, dims: Dims, unequal: int = 0) -> None:
+    def __init__(self, projection: Projection, qk_norm: QKNorm, dims: Dims, turns_keys: bool = False) -> None:
+        """`turns_keys`: whether a rotation parts keys from shared values."""
         super().__init__()
         self.projection, self.qk_norm = projection, qk_norm
         widths = projection.entry_widths
         self.expands = widths is not None  # keys and values from the cache
+        self.derives_keys = projection.shared_kv and (turns_keys or not isinstance(qk_norm, NoQKNorm))
         if widths is None:
-            # shared values are keys, but for the norm and the first `unequal` dims
-            unequal = unequal if isinstance(qk_norm, NoQKNorm) else dims.dim_value
-            values = unequal if projection.shared_kv else dims.dim_value
-            self.values_are_cached = values == dims.dim_value
-            widths = {"k": dims.dim_head, "v": values}
+            widths = {"k": dims.dim_head, "v": dims.dim_value}
+            if projection.shared_kv:
+                widths = {"kv" if self.derives_keys else "k": dims.dim_head}
         self.entry_widths = dict(widths)
         # heads, and the widths of the tensors that are cached for a token in each
         named = widths.items() if self.expands else widths.values()
@@ -59,18 +61,13 @@ class QKVSource(nn.Module, ABC):
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """Return the cache of one execution step."""
 
-    def to_cache(self, k: Tensor, v: Tensor) -> CacheEntry:
-        """Keys and values after their norm and rotation -> the tensors to cache; not those of `expands`."""
-        return {"k": k, "v": v if self.values_are_cached else v[..., : self.entry_widths["v"]]}
-
-    def from_cache(self, entry: CacheEntry) -> tuple[Tensor, Tensor]:
-        """The tensors of the cache -> keys and values."""
-        if self.expands:
-            return self.projection.expand(entry)
-        k, v = entry["k"], entry["v"]
-        if self.values_are_cached:
-            return k, v
-        return k, torch.cat([v, k[..., v.shape[3] :]], dim=3) if v.shape[3] else k
+    def expanded(self, q: Tensor, entry: CacheEntry) -> tuple[Tensor, KeyValues]:
+        """Queries, and the keys and values of an entry of a projection that `expands`."""
+        absorbed = self.projection.absorb(q, entry) if self.absorbs else None
+        if absorbed is None:
+            return q, KeyValues(*self.projection.expand(entry))
+        q, cached = absorbed
+        return q, KeyValues(cached, cached, absorbed=True)
 
 
 class SelfAttentionInputs(QKVSource):
@@ -92,10 +89,8 @@ class SelfAttentionInputs(QKVSource):
         rotation_idx: int,
         window: SlidingWindowSlot,
     ) -> None:
-        # shared values differ from keys in the dims that the rotation turns, unless it turns both
-        super().__init__(
-            projection, qk_norm, dims, 0 if rotation is None or value_rotation is rotation else rotation.width
-        )
+        turns_keys = rotation is not None and value_rotation is not rotation and rotation.width > 0
+        super().__init__(projection, qk_norm, dims, turns_keys)
         self.window, self.window_rules, self.rotation_idx = window.width, window.rules, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
         self.path_changes_at = () if window.width is None else (window.width,)
@@ -104,6 +99,7 @@ class SelfAttentionInputs(QKVSource):
         if self.expands and side.state is not None:
             return self._expanded(x, side, side.state)
         q, k, v = self.projection(x)
+        raw = v
         unrotated = self.qk_norm.queries(q), self.qk_norm.keys(k)
         cos_sin = side.cos_sin[self.rotation_idx]
         q, k = self.rotation.both(*unrotated, cos_sin)
@@ -116,18 +112,41 @@ class SelfAttentionInputs(QKVSource):
             unrotated = unrotated[0], torch.cat([unrotated_mem, unrotated[1]], dim=2)
         state = side.state
         if state is not None:
-            k, v = self.from_cache(self._extend(self.to_cache(k, v), state, side.step))
+            if self.derives_keys:
+                k, v = self._derived(self._extend({"kv": raw}, state, side.step)["kv"], side)
+            else:
+                new = {"k": k, "v": v} if "v" in self.entry_widths else {"k": k}
+                entry = self._extend(new, state, side.step)
+                k, v = entry["k"], entry.get("v", entry["k"])
         return q, KeyValues(k, v, 0, unrotated, self.projection.shared_qk)
+
+    def _derived(self, cached: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tensor that is both before norm and rotation."""
+        cos_sin = side.cached_cos_sin[self.rotation_idx]
+        if cos_sin is not None:  # those of the window
+            cos_sin = tuple(part[:, :, part.shape[2] - cached.shape[2] :] for part in cos_sin)
+        k = self.rotation.keys(self.qk_norm.keys(cached), cos_sin)
+        return k, self.value_rotation.keys(cached, cos_sin)
 
     def _expanded(self, x: Tensor, side: SideInputs, state: DecodeState) -> tuple[Tensor, KeyValues]:
         """Keys and values that are expanded from the cache, where the rotary part is rotated already."""
-        q, entry = self.projection.cache_entry(x)
-        unrotated = q, self.projection.expand(entry)[0]
-        name = self.projection.rotary_part
-        cos_sin = side.cos_sin[self.rotation_idx]
-        entry = {**entry, name: self.rotation.keys(entry[name], cos_sin)}
-        k, v = self.projection.expand(self._extend(entry, state, side.step))
-        return self.rotation.queries(q, cos_sin), KeyValues(k, v, 0, unrotated)
+        unrotated, entry = self.projection.cache_entry(x)
+        keys = self.projection.expand(entry)[0] if self.core_reads_heads else None
+        cos_sin, name = side.cos_sin[self.rotation_idx], self.projection.rotary_part
+        entry = {**entry, name: self._rotated(entry[name], cos_sin)}
+        q, kv = self.expanded(
+            self.rotation.queries(unrotated, cos_sin), self._extend(entry, state, side.step)
+        )
+        return q, kv if keys is None else kv._replace(unrotated_qk=(unrotated, keys))
+
+    def _rotated(self, part: Tensor, cos_sin: CosSin | None) -> Tensor:
+        """Rotate the dims of a cached tensor [B, 1, T, W] that are the first dims of all keys."""
+        dims = self.projection.rotary_dims
+        if dims is None:
+            return self.rotation.keys(part, cos_sin)
+        if not dims:
+            return part
+        return torch.cat([self.rotation.keys(part[..., :dims], cos_sin), part[..., dims:]], dim=3)
 
     def _extend(self, entry: CacheEntry, state: DecodeState, step: int) -> CacheEntry:
         """Cache the tensors of new tokens; return those of all tokens in the window."""
@@ -159,8 +178,12 @@ class CrossAttentionInputs(QKVSource):
         cache = side.state.attention_caches[side.step]
         assert isinstance(cache, CrossAttentionCache)
         if cache.entry is None:
-            cache.entry = self._entry(side)
-        return q, KeyValues(*self.from_cache(cache.entry))
+            entry = self._entry(side)
+            cache.entry = {name: tensor.contiguous() for name, tensor in entry.items()}
+        if self.expands:
+            return self.expanded(q, cache.entry)
+        k = self.qk_norm.keys(cache.entry["kv"]) if self.derives_keys else cache.entry["k"]
+        return q, KeyValues(k, cache.entry[tuple(cache.entry)[-1]])
 
     def _keys_values(self, side: SideInputs) -> tuple[Tensor, Tensor]:
         assert side.context is not None
@@ -168,10 +191,13 @@ class CrossAttentionInputs(QKVSource):
         return self.qk_norm.keys(k), v
 
     def _entry(self, side: SideInputs) -> CacheEntry:
+        assert side.context is not None
         if self.expands:
-            assert side.context is not None
             return self.projection.context_entry(side.context)
-        return self.to_cache(*self._keys_values(side))
+        if self.derives_keys:
+            return {"kv": self.projection.keys(side.context)[1]}
+        k, v = self._keys_values(side)
+        return {"k": k, "v": v} if "v" in self.entry_widths else {"k": k}
 
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> CrossAttentionCache:
         return CrossAttentionCache()

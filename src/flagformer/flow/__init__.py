@@ -1,16 +1,11 @@
 """Records that pass through a model with the activations: sizes, layouts, masks, keys, outputs, state."""
 
 from flagformer.flow.attention_bias import AttentionBias, BlockBias
+from flagformer.flow.attention_caches import CrossAttentionCache, KVCache, TokenShiftCache
 from flagformer.flow.bias_views import DenseBias
 from flagformer.flow.collector import OutputCollector
 from flagformer.flow.constant import Constant
-from flagformer.flow.decode_state import (
-    CrossAttentionCache,
-    DecodeState,
-    KVCache,
-    LayerCache,
-    TokenShiftCache,
-)
+from flagformer.flow.decode_state import DecodeState, TruncatedCache
 from flagformer.flow.dims import Dims
 from flagformer.flow.flatten import flatten, unflatten
 from flagformer.flow.interleave import (
@@ -22,6 +17,7 @@ from flagformer.flow.interleave import (
 )
 from flagformer.flow.interleaved_state import InterleavedDecodeState
 from flagformer.flow.key_values import CacheEntry, KeyValues
+from flagformer.flow.layer_cache import ContextCache, LayerCache, Positions
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import (
     Causal,
@@ -39,6 +35,7 @@ from flagformer.flow.outputs import Outputs
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.flow.relative import RelativeBias, RelativeRange
 from flagformer.flow.side import Carry, SegmentMemory, SideInputs
+from flagformer.flow.state_record import StateMark, StateRecord
 from flagformer.flow.varlen import VarLen
 
 __all__ = [
@@ -49,6 +46,7 @@ __all__ = [
     "Causal",
     "Chunks",
     "Constant",
+    "ContextCache",
     "CrossAttentionCache",
     "DecodeState",
     "DenseBias",
@@ -65,6 +63,7 @@ __all__ = [
     "OutputCollector",
     "Outputs",
     "Padding",
+    "Positions",
     "PrefixLM",
     "RecurrentState",
     "RelativeBias",
@@ -72,7 +71,10 @@ __all__ = [
     "SegmentMemory",
     "Segments",
     "SideInputs",
+    "StateMark",
+    "StateRecord",
     "TokenShiftCache",
+    "TruncatedCache",
     "UserMaskMod",
     "VarLen",
     "Window",

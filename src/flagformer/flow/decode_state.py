@@ -2,123 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flagformer.flow.interleave import InsertionPattern
-from flagformer.flow.key_values import CacheEntry
+from flagformer.flow.layer_cache import LayerCache
 from flagformer.flow.layout import Layout
 from flagformer.flow.mask_rules import narrowest
+from flagformer.flow.state_record import (
+    Marks,
+    StateMark,
+    StateRecord,
+    check_rows,
+    read_rows,
+    take_rows,
+)
+
+# The kinds of caches, as the attributes of a state are called.
+KINDS = ("attention", "input_mixer", "core", "mixer")
 
 
-class LayerCache(Protocol):
-    """The cache of one component between blocks of tokens."""
-
-    def reorder(self, index: Tensor) -> None:
-        """Replace row i by row index[i] (beam search)."""
-
-    def gather_positions(self, source: Tensor) -> None:
-        """Replace cache position p of row b by position source[b, p]; -1: empty. source [B, S] long."""
-
-    def size_bytes(self) -> int:
-        """Memory in bytes."""
-
-
-class TruncatedCache(LayerCache, Protocol):
+class TruncatedCache(LayerCache):
     """A cache without positions, from which tokens are removed by its own method."""
 
+    @abstractmethod
     def truncate(self, row_lengths: Tensor) -> None:
         """Keep the first `row_lengths` [B] valid tokens of each row; ValueError where it cannot."""
 
 
-class KVCache:
-    """Cache of one self-attention step, filled from the left: the tensors that the projection declares, each
-    [B, heads, capacity, width]; by default keys `k` and values `v`."""
-
-    def __init__(self, entry: CacheEntry) -> None:
-        self.entry = entry
-
-    def extend(self, new: CacheEntry, start: int, first: int, write_mask: Tensor | None = None) -> CacheEntry:
-        """Write T new tokens at `start`, those that are True in `write_mask` [B, T]; None: all. Return the
-        tensors of all tokens from `first` on."""
-        found = {}
-        for name, cache in self.entry.items():
-            end = start + new[name].shape[2]
-            block = cache[:, :, start:end]
-            if write_mask is None:
-                block.copy_(new[name])
-            else:
-                block.copy_(torch.where(write_mask[:, None, :, None], new[name], block))
-            found[name] = cache[:, :, first:end]
-        return found
-
-    def reorder(self, index: Tensor) -> None:
-        for cache in self.entry.values():
-            cache.copy_(cache.index_select(0, index))
-
-    def gather_positions(self, source: Tensor) -> None:
-        for cache in self.entry.values():
-            index = source.clamp(min=0)[:, None, :, None].expand(-1, cache.shape[1], -1, cache.shape[3])
-            cache[:, :, : source.shape[1]] = cache.gather(2, index)  # empty positions are masked
-
-    def size_bytes(self) -> int:
-        return sum(cache.nbytes for cache in self.entry.values())
-
-
-class TokenShiftCache:
-    """Inputs of the token shift of one step: [B, num_zeros + capacity, D], with `num_zeros` zeros in front.
-
-    The inputs of all tokens are stored, so `truncate` changes nothing here.
-    """
-
-    def __init__(self, x: Tensor, num_zeros: int) -> None:
-        self.x, self.num_zeros = x, num_zeros
-
-    def extend(self, x: Tensor, start: int, write_mask: Tensor | None = None) -> None:
-        """Write T new tokens at `start`, those that are True in `write_mask` [B, T]; None: all."""
-        block = self.x[:, self.num_zeros + start : self.num_zeros + start + x.shape[1]]
-        block.copy_(x if write_mask is None else torch.where(write_mask[..., None], x, block))
-
-    def shifted(self, steps: int, dims: slice, layout: Layout) -> Tensor:
-        """The dimensions `dims` of the tokens `steps` positions before those of the layout."""
-        first = self.num_zeros + layout.start - steps
-        return self.x[:, first : first + layout.length, dims]
-
-    def reorder(self, index: Tensor) -> None:
-        self.x.copy_(self.x.index_select(0, index))
-
-    def gather_positions(self, source: Tensor) -> None:
-        index = source[..., None].expand(-1, -1, self.x.shape[2])
-        cache = self.x[:, self.num_zeros :]
-        cache[:, : source.shape[1]] = cache.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0.0)
-
-    def size_bytes(self) -> int:
-        return self.x.nbytes
-
-
-class CrossAttentionCache:
-    """The tensors of the context that one cross-attention step caches, projected once; by default k and v."""
-
-    def __init__(self) -> None:
-        self.entry: CacheEntry | None = None
-
-    def reorder(self, index: Tensor) -> None:
-        if self.entry is not None:
-            self.entry = {name: cache.index_select(0, index) for name, cache in self.entry.items()}
-
-    def gather_positions(self, source: Tensor) -> None:
-        """Do nothing: token positions do not affect the context."""
-
-    def size_bytes(self) -> int:
-        return 0 if self.entry is None else sum(cache.nbytes for cache in self.entry.values())
-
-
 class DecodeState:
     """The state of incremental decoding, made by `model.init_state(batch, length)`.
+
+    All that it holds of rows and tokens is in `row_starts`, `prefix`, `prepended`, `context_layout` and the
+    caches, which declare their tensors: `reorder`, `select`, `mark` and files need nothing else of them.
 
     Attributes:
         batch: number of rows B.
@@ -166,16 +88,24 @@ class DecodeState:
         self.pattern: InsertionPattern | None = None
         self.prepended: Tensor | int = 0
         self.write_mask: Tensor | None = None
+        self._marks = Marks()
 
     @property
     def layer_caches(self) -> tuple[LayerCache, ...]:
         """All caches."""
-        return (
-            *self.attention_caches.values(),
-            *self.input_mixer_caches.values(),
-            *self.core_caches.values(),
-            *self.mixer_caches.values(),
-        )
+        return tuple(cache for _, cache in self._named_caches())
+
+    def _named_caches(self) -> Iterator[tuple[str, LayerCache]]:
+        """The caches by kind and execution step, as their names in a record start."""
+        for kind in KINDS:
+            for step, cache in getattr(self, f"{kind}_caches").items():
+                yield f"{kind} {step} ", cache
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the caches."""
+        tensors = (tensor for cache in self.layer_caches for tensor in cache.tensors.values())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def layout(self, start: int, length: int, device: torch.device) -> Layout:
         """Layout of the tokens start ... start + length."""
@@ -215,17 +145,96 @@ class DecodeState:
     def reorder(self, index: Tensor) -> None:
         """Replace row i by row index[i] (beam search); index [B] long."""
         check_rows(index, self.batch)
-        if self.prefix is not None and len(self.prefix) > 1:
-            self.prefix = self.prefix.index_select(0, index)
-        if isinstance(self.prepended, Tensor):
-            self.prepended = self.prepended.index_select(0, index)
         for cache in self.layer_caches:
             cache.reorder(index)
+        self._take_rows(index)
+        self._marks.reorder(index, self.batch)
+
+    def select(self, rows: Tensor | Sequence[int]) -> DecodeState:
+        """A state of its own of some rows, which may repeat (several continuations of one prompt).
+
+        Args:
+            rows: row numbers, long [N] or a list; the result has N rows.
+        """
+        index, other = read_rows(rows, self.batch, self.device), copy.copy(self)
+        other._marks = Marks()
+        for kind in KINDS:
+            caches = getattr(self, f"{kind}_caches").items()
+            setattr(other, f"{kind}_caches", {step: cache.select(index) for step, cache in caches})
+        other._take_rows(index)
+        other.batch = len(index)
+        return other
+
+    def _take_rows(self, index: Tensor) -> None:
+        """Replace the tensors outside the caches by their rows `index`."""
+        if self.prefix is not None:
+            self.prefix = take_rows(self.prefix, index, self.batch)
+        if isinstance(self.prepended, Tensor):
+            self.prepended = take_rows(self.prepended, index, self.batch)
         if self.row_starts is not None:
-            self.row_starts = self.row_starts.index_select(0, index)
+            self.row_starts = take_rows(self.row_starts, index, self.batch)
         if self.context_layout is not None and self.context_layout.valid is not None:
-            valid = self.context_layout.valid.index_select(0, index)
-            self.context_layout = Layout(self.context_layout.positions, valid)
+            valid = take_rows(self.context_layout.valid, index, self.batch)
+            self.context_layout = replace(self.context_layout, valid=valid)
+
+    def mark(self) -> StateMark:
+        """A point to return to by `rollback`, before tokens that may be rejected.
+
+        It copies what has no positions, such as the state of a mixer; cached keys and values stay in place.
+        """
+        return self._marks.add(StateMark(self.length, self.record(changing=True)))
+
+    def rollback(self, mark: StateMark) -> None:
+        """Remove all tokens read since `mark`: the state is as if it had never read them.
+
+        Raises:
+            ValueError: for a mark of another state, or one whose tokens were truncated since.
+        """
+        self._marks.check(mark)
+        self.restore(mark.record)
+        self._marks.drop_after(mark.length)
+
+    def record(self, changing: bool = False) -> StateRecord:
+        """All that it holds, tensors with positions up to `length`; views.
+
+        Args:
+            changing: only what later tokens change, in copies.
+        """
+        record = StateRecord({}, {"length": self.length})
+        context = self.context_layout
+        record.add("", {"row_starts": self.row_starts, "prefix": self.prefix}, {})
+        if isinstance(self.prepended, Tensor):
+            record.add("", {"prepended": self.prepended}, {})
+        else:
+            record.add("", {}, {"prepended": self.prepended})
+        if context is not None:
+            record.add("context ", {"positions": context.positions, "valid": context.valid}, {})
+        for name, cache in self._named_caches():
+            tensors = cache.changing() if changing else cache.stored(self.length)
+            record.add(name, tensors, {counter: getattr(cache, counter) for counter in cache.counters})
+        return record
+
+    def declared(self, length: int) -> dict[str, Tensor]:
+        """The tensors of its caches for `length` tokens, by their names in a record; without a context."""
+        return {
+            name + tensor: one
+            for name, cache in self._named_caches()
+            for tensor, one in cache.stored(length).items()
+        }
+
+    def restore(self, record: StateRecord) -> None:
+        """Set all that a record holds; the inverse of `record`."""
+        tensors, numbers = record.tensors, record.numbers
+        self.length = numbers["length"]
+        self.row_starts, self.prefix = tensors.get("row_starts"), tensors.get("prefix")
+        self.prepended = tensors["prepended"] if "prepended" in tensors else numbers["prepended"]
+        context = record.part("context ").tensors
+        self.context_layout = Layout(context["positions"], context.get("valid")) if context else None
+        for name, cache in self._named_caches():
+            part = record.part(name)
+            cache.restore(part.tensors, self.length)
+            for counter, number in part.numbers.items():
+                setattr(cache, counter, number)
 
     def gather_positions(self, source: Tensor) -> None:
         """Replace cache position p of row b by position source[b, p]; -1: empty. source [B, S] long."""
@@ -238,6 +247,7 @@ class DecodeState:
         first = 0 if self.row_starts is None else self.row_starts
         self.truncate_rows(first, length)
         self.length = length
+        self._marks.drop_after(length)
 
     def truncate_rows(self, row_starts: Tensor | Sequence[int] | int, end: int) -> None:
         """Remove all tokens from cache position `end` on from caches without positions; row b starts at
@@ -273,12 +283,3 @@ def check_truncation(length: int, stored: int, prefix: Tensor | None, row_starts
         end = int((prefix if row_starts is None else prefix + row_starts).max())
         if length < end:
             raise ValueError(f"`length` must keep the prefix, {end} tokens, but is {length}")
-
-
-def check_rows(index: Tensor, batch: int) -> None:
-    """Check row indices [B]."""
-    if index.dtype not in (torch.int64, torch.int32) or tuple(index.shape) != (batch,):
-        text = f"{batch} row numbers, but is {index.dtype} of shape {list(index.shape)}"
-        raise ValueError(f"`index` must be {text}")
-    if index.device.type == "cpu" and not bool(((index >= 0) & (index < batch)).all()):
-        raise ValueError(f"`index` must hold rows from 0 to {batch - 1}, but is {index.tolist()}")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from flagformer.flow.decode_state import DecodeState, check_truncation
 from flagformer.flow.interleave import InsertionPattern, Interleaving, interleave_unpadded
 from flagformer.flow.layout import Layout
+from flagformer.flow.state_record import Marks, StateMark, StateRecord, read_rows, take_rows
+
+OWN = "tokens "  # how its names start in a record, which also holds those of `inner`
 
 
 class InterleavedDecodeState:
@@ -48,6 +54,7 @@ class InterleavedDecodeState:
         self._num_skipped: list[int] = self._row_offsets if row_starts is None else row_starts.tolist()
         # [B, P] long, the prepended embeddings of each row, valid ones first; None: in order
         self._order: Tensor | None = None
+        self._marks = Marks()
 
     @property
     def batch(self) -> int:
@@ -103,18 +110,65 @@ class InterleavedDecodeState:
     def reorder(self, index: Tensor) -> None:
         """Replace row i by row index[i] (beam search); index [B] long."""
         self.inner.reorder(index)
-        if self.prefix is not None and len(self.prefix) > 1:
-            self.prefix = self.prefix.index_select(0, index)
+        self._take_rows(index)
+        self._marks.reorder(index, self.batch)
+
+    def select(self, rows: Tensor | Sequence[int]) -> InterleavedDecodeState:
+        """A state of its own of some rows, which may repeat; see `DecodeState.select`."""
+        index, other = read_rows(rows, self.batch, self.inner.device), copy.copy(self)
+        other._take_rows(index)
+        other.inner, other._marks = self.inner.select(index), Marks()
+        return other
+
+    def _take_rows(self, index: Tensor) -> None:
+        """Replace all that it holds of rows by the rows `index`."""
+        if self.prefix is not None:
+            self.prefix = take_rows(self.prefix, index, self.batch)
         if self.row_starts is not None:
-            self.row_starts = self.row_starts.index_select(0, index)
+            self.row_starts = take_rows(self.row_starts, index, self.batch)
         if self._order is not None:
-            self._order = self._order.index_select(0, index)
-        if not self._is_uniform():
-            rows = index.tolist()
-            self._num_skipped, self._num_valid, self._row_offsets = (
-                [numbers[row] for row in rows]
-                for numbers in (self._num_skipped, self._num_valid, self._row_offsets)
-            )
+            self._order = take_rows(self._order, index, self.batch)
+        rows = index.tolist() if not self._is_uniform() or len(index) != self.batch else range(self.batch)
+        self._num_skipped, self._num_valid, self._row_offsets = (
+            [numbers[row] for row in rows]
+            for numbers in (self._num_skipped, self._num_valid, self._row_offsets)
+        )
+
+    def mark(self) -> StateMark:
+        """A point to return to by `rollback`; see `DecodeState.mark`."""
+        return self._marks.add(StateMark(self.length, self.record(changing=True)))
+
+    def rollback(self, mark: StateMark) -> None:
+        """Remove all tokens and prepended embeddings read since `mark`; see `DecodeState.rollback`."""
+        self._marks.check(mark)
+        self.restore(mark.record)
+        self._marks.drop_after(mark.length)
+
+    def record(self, changing: bool = False) -> StateRecord:
+        """All that it holds; see `DecodeState.record`."""
+        record = self.inner.record(changing)
+        rows = {
+            "row_offsets": self._row_offsets,
+            "num_valid": self._num_valid,
+            "num_skipped": self._num_skipped,
+        }
+        record.add(OWN, {name: torch.tensor(numbers) for name, numbers in rows.items()}, {})
+        tensors = {"row_starts": self.row_starts, "prefix": self.prefix, "order": self._order}
+        record.add(OWN, tensors, {"length": self.length, "prepended": self.prepended})
+        return record
+
+    def restore(self, record: StateRecord) -> None:
+        """Set all that a record holds; the inverse of `record`."""
+        own = record.part(OWN)
+        tensors, numbers = own.tensors, own.numbers
+        offsets = tensors["row_offsets"].tolist()
+        if self.num_entries and numbers["length"] + numbers["prepended"]:
+            self._shift_rows(offsets, record.numbers["length"], self.inner.device)
+        self.inner.restore(record)
+        self._row_offsets = offsets
+        self._num_valid, self._num_skipped = tensors["num_valid"].tolist(), tensors["num_skipped"].tolist()
+        self.length, self.prepended = numbers["length"], numbers["prepended"]
+        self.row_starts, self.prefix, self._order = map(tensors.get, ("row_starts", "prefix", "order"))
 
     def truncate(self, length: int) -> None:
         """Remove all tokens from `length` on (rejected speculative tokens); prepended embeddings stay."""
@@ -125,6 +179,7 @@ class InterleavedDecodeState:
         if self.inner.row_starts is not None:
             self._shift_rows([end - one for one in row_lengths], end, self.inner.row_starts.device)
         self.inner.length, self.length = end, length
+        self._marks.drop_after(length)
 
     def size_bytes(self) -> int:
         return self.inner.size_bytes()

@@ -66,6 +66,8 @@ class SideInputs:
         carry: tensors that sublayers pass to later ones, by name.
         step: the current execution step (the executor sets it; tied modules run at several).
         memory: Transformer-XL memories; None: there are none.
+        cached_cos_sin: `cos_sin` of all tokens of the decode state and of x, for keys that are rotated when
+            they are read from the cache; empty if there are none.
         recomputing: whether a sublayer is recomputed for the backward; statistics count the first run only.
     """
 
@@ -80,4 +82,5 @@ class SideInputs:
     carry: Carry = field(default_factory=lambda: Carry())
     step: int = 0
     memory: SegmentMemory | None = None
+    cached_cos_sin: tuple[tuple[Tensor, ...] | None, ...] = ()
     recomputing: bool = False

@@ -55,21 +55,20 @@ def search(
     the best K.
     """
     batch, length = prompts.ids.shape
-    starts = None if prompts.starts is None else prompts.starts.repeat_interleave(beams, 0)
-    rows = Prompts(prompts.ids.repeat_interleave(beams, 0), starts, batched=True)
     total = length + stopping.seq_len
-    ids = torch.full((batch * beams, total), stopping.pad_value, dtype=torch.long, device=rows.ids.device)
-    ids[:, :length] = rows.ids
+    ids = torch.full((batch * beams, total), stopping.pad_value, dtype=torch.long, device=prompts.ids.device)
+    ids[:, :length] = prompts.ids.repeat_interleave(beams, 0)
     with without_gradient(model):
-        kwargs = {name: _repeat_rows(value, batch, beams) for name, value in kwargs.items()}
-        embed_ids = {name: _repeat_rows(value, batch, beams) for name, value in embed_ids.items()}
-        next_logits = NextTokenLogits(model, rows, total - 1 if cached else 0, window, kwargs, embed_ids)
-        best = _run(next_logits, ids, length, stopping, batch, beams, penalty)
+        next_logits = NextTokenLogits(model, prompts, total - 1 if cached else 0, window, kwargs, embed_ids)
+        first = next_logits(prompts.ids)  # each prompt is read once
+        next_logits.repeat(beams)
+        best = _run(next_logits, first, ids, length, stopping, batch, beams, penalty)
     return BeamHypotheses(best.tokens.clone(), best.scores.clone())
 
 
 def _run(
     next_logits: NextTokenLogits,
+    first: Tensor,
     ids: Tensor,
     length: int,
     stopping: StoppingCriteria,
@@ -77,7 +76,9 @@ def _run(
     beams: int,
     penalty: float,
 ) -> BeamHypotheses:
+    """`first` [B, V] are the logits after the prompts, whose rows `ids` [B * K, total] repeat."""
     total, device = ids.shape[1], ids.device
+    logits = first.repeat_interleave(beams, 0)
     live = torch.full((batch, beams), -math.inf, device=device)
     live[:, 0] = 0.0  # at the start all beams of a row are equal: only one counts
     empty = torch.full((batch, beams, stopping.seq_len), stopping.pad_value, dtype=torch.long, device=device)
@@ -85,7 +86,7 @@ def _run(
     offsets = beams * torch.arange(batch, device=device)[:, None]
     for position in range(length, total):
         num_new = position + 1 - length
-        scores = live[..., None] + _log_probs(next_logits(ids[:, :position])).view(batch, beams, -1)
+        scores = live[..., None] + _log_probs(logits).view(batch, beams, -1)
         if stopping.eos_token is not None:
             ended = ids[:, length:].view(batch, beams, -1).clone()
             ended[:, :, num_new - 1] = stopping.eos_token
@@ -101,6 +102,7 @@ def _run(
             break
         else:
             next_logits.reorder(parents)
+            logits = next_logits(ids[:, : position + 1])
     return finished
 
 
@@ -113,10 +115,3 @@ def _is_done(finished: BeamHypotheses, live: Tensor, longest: int, penalty: floa
 def _log_probs(logits: Tensor) -> Tensor:
     check_largest(logits.amax(dim=-1))
     return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _repeat_rows(value: Any, batch: int, beams: int) -> Any:
-    """Repeat a tensor [B, ...] for each beam of its rows; return other values unchanged."""
-    if isinstance(value, Tensor) and value.dim() and len(value) == batch:
-        return value.repeat_interleave(beams, 0)
-    return value

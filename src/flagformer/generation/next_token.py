@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flagformer.generation.prompts import Prompts
@@ -33,8 +34,8 @@ class NextTokenLogits:
         embed_ids: Mapping[str, Tensor],
     ) -> None:
         self.model, self.starts, self.window = model, prompts.starts, window
-        self.kwargs, self.embed_ids = dict(kwargs), embed_ids
-        self.state = self._init_state(len(prompts.ids), cache_length) if cache_length else None
+        self.kwargs, self.embed_ids, self.batch = dict(kwargs), dict(embed_ids), len(prompts.ids)
+        self.state = self._init_state(self.batch, cache_length) if cache_length else None
 
     def _init_state(self, batch: int, length: int) -> Any:
         prepended = self.kwargs.get("prepend_embeds")
@@ -56,7 +57,25 @@ class NextTokenLogits:
         logits: Tensor = self.model.to_logits(embeddings[:, -1:])
         return logits[:, 0]
 
+    def repeat(self, times: int) -> None:
+        """Continue each row `times` times: row i becomes the rows i * times ... (i + 1) * times - 1."""
+        batch = self.batch
+        self.batch *= times
+        self.starts = repeat_rows(self.starts, batch, times)
+        self.embed_ids = {name: repeat_rows(ids, batch, times) for name, ids in self.embed_ids.items()}
+        if self.state is None:
+            self.kwargs = {name: repeat_rows(value, batch, times) for name, value in self.kwargs.items()}
+        else:
+            self.state = self.state.select(torch.arange(batch).repeat_interleave(times))
+
     def reorder(self, index: Tensor) -> None:
         """Replace row i by row index[i]; both must belong to one prompt."""
         if self.state is not None:
             self.state.reorder(index)
+
+
+def repeat_rows(value: Any, batch: int, times: int) -> Any:
+    """Repeat each row of a tensor [B, ...]; return other values unchanged."""
+    if isinstance(value, Tensor) and value.dim() and len(value) == batch:
+        return value.repeat_interleave(times, 0)
+    return value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from flagformer.flow import TruncatedCache
 from flagformer.mixer.tokens import BlockTokens
 
 State = dict[str, Tensor]
@@ -15,7 +16,7 @@ Mix = Callable[[Tensor, BlockTokens, Mapping[str, Tensor]], tuple[Tensor, dict[s
 KEPT = 32
 
 
-class RecurrentCache:
+class RecurrentCache(TruncatedCache):
     """The state after the tokens read so far, and the last block, of which tokens can be removed.
 
     A recurrent state cannot forget. `truncate` goes back to the state before the last block, and the next
@@ -25,6 +26,8 @@ class RecurrentCache:
         state: the tensors of the mixer's state, [B, ...].
         row_lengths: [B] long, the number of valid tokens read in each row.
     """
+
+    counters = ("_block_length", "_read_again")
 
     def __init__(self, state: State, block: Tensor) -> None:
         """Take the state before the first token, and a tensor [B, KEPT, D] for the inputs of a block."""
@@ -88,19 +91,22 @@ class RecurrentCache:
             valid &= valid.cumsum(dim=1) <= (kept - first)[:, None]
         self.row_lengths.copy_(kept)
 
-    def reorder(self, index: Tensor) -> None:
-        for one in self._tensors():
-            one.copy_(one.index_select(0, index))
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **{f"after {name}": one for name, one in self.state.items()},
+            **{f"before {name}": one for name, one in self._before.items()},
+            "row_lengths": self.row_lengths,
+            "row_lengths_before": self._row_lengths_before,
+            "block": self._block,
+            "valid": self._valid,
+        }
 
-    def gather_positions(self, source: Tensor) -> None:
-        """Do nothing: a recurrent state has no positions."""
-
-    def size_bytes(self) -> int:
-        return sum(one.nbytes for one in self._tensors())
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        states = (*self.state.values(), *self._before.values())
-        return (*states, self.row_lengths, self._row_lengths_before, self._block, self._valid)
+    def replace(self, tensors: dict[str, Tensor]) -> None:
+        self.state = {name: tensors[f"after {name}"] for name in self.state}
+        self._before = {name: tensors[f"before {name}"] for name in self._before}
+        self.row_lengths, self._row_lengths_before = tensors["row_lengths"], tensors["row_lengths_before"]
+        self._block, self._valid = tensors["block"], tensors["valid"]
 
     def _write(self, state: Mapping[str, Tensor]) -> None:
         for name, one in self.state.items():

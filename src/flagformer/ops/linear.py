@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 Init = Callable[[nn.Linear], object]
+
+
+def plain_weight(linear: nn.Module) -> Tensor | None:
+    """The weight of an `nn.Linear` that computes no more than x W^T + b: one without hooks, adapters,
+    parametrizations, quantised or sharded weights; None for any other, which must be called."""
+    if type(linear) is not nn.Linear or type(linear.weight) not in (nn.Parameter, Tensor):
+        return None
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks)
+    return None if any(hooks) or linear._backward_hooks or linear._backward_pre_hooks else linear.weight
 
 
 class Linear(nn.Linear):

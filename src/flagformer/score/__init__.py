@@ -10,7 +10,13 @@ from flagformer.flow import AttentionBias
 
 
 class Score(nn.Module, ABC):
-    """Contract of the slot `score`, built as `(dims)`: changes scaled scores before bias and mask."""
+    """Contract of the slot `score`, built as `(dims)`: changes scaled scores before bias and mask.
+
+    Attributes:
+        reads_heads: whether it reads q or k, which then have the widths of the heads.
+    """
+
+    reads_heads = True
 
     @abstractmethod
     def forward(self, scores: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:

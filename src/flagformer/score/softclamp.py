@@ -15,6 +15,8 @@ from flagformer.score import Score
 class SoftClamp(Score):
     """Soft-capped scores: cap * tanh(score / cap). The position bias is added afterwards, uncapped."""
 
+    reads_heads = False
+
     def __init__(
         self,
         dims: Dims,

@@ -34,6 +34,8 @@ class HeadMixing(nn.Module):
 class TalkingScores(Score):
     """Scores of each head are a learned sum of the scores of all heads."""
 
+    reads_heads = False
+
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         self.exchange = HeadMixing(dims.heads)

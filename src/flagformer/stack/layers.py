@@ -96,6 +96,8 @@ class AttentionLayers(Whole):
         self.has_self, self.has_cross, self.has_mixers = (
             any(s.kind == kind for s in self.sublayers) for kind in ("a", "c", "m")
         )
+        # whether keys are rotated when they are read from a decode state
+        self.derives_keys = any(s.kind == "a" and s.fn.source.derives_keys for s in self.sublayers)
         self.cache_signature = cache_signature(self.steps)
         # steps that read hidden states of the previous segment: `mems` holds one tensor for each
         self.recurrent_steps = tuple(
@@ -245,6 +247,9 @@ class AttentionLayers(Whole):
             collector,
             layout,
         )
+        if state is not None and self.derives_keys:
+            every = state.layout(0, layout.end, layout.positions.device)
+            side.cached_cos_sin = self.rotations.cos_sin(every, dtype)
         if memory is not None:
             hiddens = dict(zip(self.recurrent_steps, memory.hiddens))
             side.memory = SegmentMemory(hiddens, self.rotations.cos_sin(memory.layout, dtype))

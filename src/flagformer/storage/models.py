@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flagformer.flags import FlagError
 from flagformer.flags.others import recognise_directory
@@ -22,6 +22,7 @@ from flagformer.ops.sharded import is_sharded
 from flagformer.storage.changes import refuse_changed, second_names
 from flagformer.storage.schema import READABLE, SCHEMA, rename_saved
 from flagformer.storage.tensors import (
+    digest_of,
     load_metadata,
     load_tensors,
     need_safetensors,
@@ -63,7 +64,7 @@ def save_model(model: nn.Module, flags: Mapping[str, Any], build: Build, directo
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
     record = {"schema": SCHEMA, "saved": _digest(text.encode()), "flags": flags}
     directory.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, directory / WEIGHTS, {"flags": text, "weights": _digest_of(tensors)})
+    save_tensors(tensors, directory / WEIGHTS, {"flags": text, "weights": digest_of(tensors)})
     replace_file(directory / FLAGS, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -180,15 +181,6 @@ def _read_record(path: Path, weights: Path) -> dict[str, Any]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _is_plain(value: Any) -> bool:

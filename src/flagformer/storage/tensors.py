@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,8 +23,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read a file of `save_tensors`.
+def load_tensors(
+    path: Path,
+    device: torch.device | str = "cpu",
+    writer: str = "`save(directory)` of the model, or of its stream,",
+) -> dict[str, Tensor]:
+    """Read a file of `save_tensors`; `writer` is the call that writes it.
 
     Raises:
         ValueError: names a file that is missing or unreadable.
@@ -33,9 +38,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; `save(directory)` of the model, or of its stream, writes it"
-        )
+        raise ValueError(f"{path} does not exist; {writer} writes it")
     try:
         return load_file(path, str(device))
     except (SafetensorError, OSError) as error:
@@ -59,6 +62,15 @@ def load_metadata(path: Path) -> dict[str, str]:
         if isinstance(texts, dict)
         else {}
     )
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ class Core(nn.Module, ABC):
     is_acausal = False  # whether later tokens change the keys of earlier queries
     acausal_flag = "core"  # the flag that sets `is_acausal`
     has_aux_loss = False  # whether it adds losses in training
+    reads_heads = True  # whether it needs keys and values of the heads' widths, or those before the rotation
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
         """Make the forms of `bias` that `forward` reads, before the executor runs."""

@@ -18,6 +18,7 @@ from flagformer.ops.borrow import borrow
 class Dense(Core):
     """Attention over all pairs, in one call of the kernel."""
 
+    reads_heads = False
     has_z_loss = True
     path: ScorePipeline  # owned by the kernel
 

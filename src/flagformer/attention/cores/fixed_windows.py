@@ -33,6 +33,7 @@ class FixedWindows(Core):
             `window * radius` too large; this class does the same, so that trained weights can be converted.
     """
 
+    reads_heads = False
     path: ScorePipeline  # owned by the kernel
     rotation: Rotation  # owned by the stack
 

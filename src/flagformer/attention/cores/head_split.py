@@ -35,6 +35,7 @@ class HeadSplit(Core):
         self.is_acausal = any(core.is_acausal for core, _ in parts)
         self.acausal_flag = parts[-1][0].acausal_flag
         self.has_aux_loss = any(core.has_aux_loss for core, _ in parts)
+        self.reads_heads = any(getattr(core, "reads_heads", True) for core, _ in parts)
 
     @property
     def kernel(self) -> Any:

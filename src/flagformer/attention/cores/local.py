@@ -31,6 +31,7 @@ class Local(Core):
         later: whether queries may attend to later keys.
     """
 
+    reads_heads = False
     path: ScorePipeline  # owned by the kernel
 
     def __init__(self, kernel: Kernel, path: ScorePipeline, reach: int, later: bool) -> None:

@@ -14,6 +14,7 @@ class PrefixKV(nn.Module, ABC):
     """Contract of the slot `prefix_kv`, built as `(dims, groups)`; `count` is the number of prefix keys."""
 
     count: int
+    reads_heads = True  # its keys and values have the widths of the heads
 
     @abstractmethod
     def forward(self, kv: KeyValues, norm: Callable[[Tensor], Tensor]) -> KeyValues:

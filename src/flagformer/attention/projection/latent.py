@@ -13,6 +13,7 @@ from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import CacheEntry, Dims
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.ops.attend import split_heads
+from flagformer.ops.linear import plain_weight
 
 EPS = 1e-6  # of the norms of the latents in DeepSeek V2 and V3, whatever that of the model
 
@@ -33,7 +34,8 @@ class MultiHeadLatent(Projection):
 
     The first R dims of each key are one vector, which all heads share and the rotation turns; the other
     K - R dims and the values are linear maps of the latent, for each head its own. A token takes
-    `attn_kv_rank` + R cached values in each layer.
+    `attn_kv_rank` + R cached values in each layer. A few new tokens read a long cache without expanding it
+    (section 2.1.2): queries are multiplied by the map of the keys, outputs by that of the values.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class MultiHeadLatent(Projection):
         super().__init__()
         self.heads = self.groups = dims.heads
         self.rope = _rope_width(rope_dim, dims)
-        self.entry_widths = {"latent": rank, "rope": self.rope}
-        self.rotary_part = "rope"
+        self.rank, self.rest, self.values = rank, dims.dim_head - self.rope, dims.dim_value
+        self.entry_widths = {"latent": self.rope + rank}
+        self.rotary_part, self.rotary_dims = "latent", self.rope
         biased, queries = has_bias(bias, qkv_bias), dims.heads * dims.dim_head
         if q_rank is not None:
             self.to_q_latent = nn.Linear(dims.dim, q_rank, bias=biased)
@@ -79,7 +82,7 @@ class MultiHeadLatent(Projection):
         source = (dims.dim_context or dims.dim) if cross else dims.dim
         self.to_latent = nn.Linear(source, rank + self.rope, bias=biased)
         self.latent_norm = RMSNorm(rank, eps=EPS)
-        widths = [dims.dim_head - self.rope, dims.dim_value]
+        widths = [self.rest, self.values]
         self.to_kv = nn.Linear(rank, dims.heads * sum(widths), bias=False)
         self.of_q = split_heads([dims.heads], [dims.dim_head])
         self.of_kv = split_heads([dims.heads, dims.heads], widths)
@@ -98,16 +101,42 @@ class MultiHeadLatent(Projection):
         return self.queries(x), self.context_entry(x)
 
     def context_entry(self, context: Tensor) -> CacheEntry:
-        """context [B, S, D] -> latent [B, 1, S, rank], after its norm, and rope [B, 1, S, R]."""
-        latent = self.to_latent(context)[:, None]
-        rank = latent.shape[3] - self.rope
-        return {"latent": self.latent_norm(latent[..., :rank]), "rope": latent[..., rank:]}
+        """context [B, S, D] -> [B, 1, S, R + rank]: the rotary part of the keys, and the normed latent."""
+        latent, rope = self.to_latent(context)[:, None].split_with_sizes([self.rank, self.rope], dim=3)
+        return {"latent": torch.cat([rope, self.latent_norm(latent).to(rope.dtype)], dim=3)}
 
     def expand(self, entry: CacheEntry) -> tuple[Tensor, Tensor]:
-        k, v = self.of_kv(self.to_kv(entry["latent"][:, 0]))
+        rope, latent = entry["latent"].split_with_sizes([self.rope, self.rank], dim=3)
+        k, v = self.of_kv(self.to_kv(latent[:, 0]))
         if not self.rope:
             return k, v
-        return torch.cat([entry["rope"].expand(-1, self.heads, -1, -1), k], dim=3), v
+        return torch.cat([rope.expand(-1, self.heads, -1, -1), k], dim=3), v
+
+    def absorb(self, q: Tensor, entry: CacheEntry) -> tuple[Tensor, Tensor] | None:
+        cached = entry["latent"]
+        if not self._absorbing_pays(q.shape[2], cached.shape[2]) or plain_weight(self.to_kv) is None:
+            return None
+        rope, rest = q.split_with_sizes([self.rope, self.rest], dim=3)
+        maps, _ = self._maps()
+        return torch.cat([rope, torch.einsum("bhtn,hnr->bhtr", rest, maps)], dim=3), cached
+
+    def of_absorbed(self, out: Tensor) -> Tensor:
+        _, maps = self._maps()
+        return torch.einsum("bhtr,hvr->bhtv", out[..., self.rope :], maps)
+
+    def _absorbing_pays(self, tokens: int, keys: int) -> bool:
+        """Whether attention over the latents takes fewer products than expanding them, for each head:
+        rank * (K - R + V) for each token, in place of each key, but 2 * (R + rank) for a pair, not K + V."""
+        maps = self.rank * (self.rest + self.values)
+        pair = 2 * (self.rope + self.rank) - (self.rope + self.rest + self.values)
+        return tokens * keys * pair < (keys - tokens) * maps
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """The maps of the latent to the keys [H, K - R, rank] and to the values [H, V, rank]."""
+        weight = plain_weight(self.to_kv)
+        assert weight is not None
+        k, v = weight.split_with_sizes([self.heads * self.rest, self.heads * self.values])
+        return k.unflatten(0, (self.heads, self.rest)), v.unflatten(0, (self.heads, self.values))
 
 
 def _rope_width(rope_dim: int | None, dims: Dims) -> int:
