@@ -62,8 +62,16 @@ def dense_bias(
 
 def allowed_pairs(rules: Sequence[MaskRule], q: Layout, kv: Layout) -> Tensor | None:
     """Return [1 or B, 1 or H, 1 or T, S] bool, True if all rules allow a pair; None: all pairs."""
-    q_idx, kv_idx = (torch.arange(one.length, device=q.positions.device)[None, None] for one in (q, kv))
-    return allowed_at(rules, q, kv, q_idx[..., None], kv_idx[:, :, None], slice(None))
+    if not rules:
+        return None
+    q_idx, kv_idx = (torch.arange(one.length, device=q.positions.device) for one in (q, kv))
+    rows = max(max_rows(q, kv), *(max(rule.rows, rule.heads) for rule in rules))
+    if isinstance(rows, int) and rows == 1:  # a number of an exported program is no int: it may be any
+        zero = q_idx.new_zeros(1, 1)  # an index without dimensions would be read as a number
+        parts = [rule.mask_mod(q, kv)(zero, zero, q_idx[:, None], kv_idx) for rule in rules]
+        allowed = reduce(Tensor.logical_and, parts)  # [S] or [T, S]
+        return allowed[(None,) * (4 - allowed.dim())]
+    return allowed_at(rules, q, kv, q_idx[None, None, :, None], kv_idx[None, None, None], slice(None))
 
 
 def allowed_at(

@@ -38,8 +38,10 @@ def cast_together(*tensors: Tensor) -> list[Tensor]:
 
     For operators that autocast does not list, and for calls whose other arguments must not be rounded.
     """
-    widest = reduce(torch.promote_types, (x.dtype for x in tensors))
-    low = lowered(tensors[0].device)
+    low, dtypes = lowered(tensors[0].device), {x.dtype for x in tensors}
+    if low is None and len(dtypes) == 1:
+        return list(tensors)  # without a call of torch, as most forwards
+    widest = reduce(torch.promote_types, dtypes)
     dtype = widest if low is None or widest == torch.float64 else low
     return [x.to(dtype) for x in tensors]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -42,12 +44,13 @@ class Learned(AbsolutePosition):
         if not max_seq_len:
             text = "`max_seq_len` must be at least 1 with `use_abs_pos_emb=True`, but is 0"
             raise FlagError([Finding("max_seq_len", text)])
-        self.limit, self.offset = max_seq_len, offset
+        self.limit = max_seq_len
+        self.row_of = partial(operator.add, offset) if offset else identity
         self.table = TokenEmbedding(max_seq_len + offset, dim, 1e-5 if unit else None)
         self.normalize = l2_normalize if unit else identity
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.normalize(self.table(positions + self.offset))
+        return self.normalize(self.table(self.row_of(positions)))
 
 
 @component("absolute", select="scaled_sinu_pos_emb", paper="arXiv:1706.03762, section 3.5")

@@ -80,8 +80,9 @@ class SDPA(Kernel):
         if added is not None:
             q, k, v = cast_together(q, k, v)
             with without_casts(q.device):
-                return self._fused(q, k, v, _mask(added, q))[..., :width]
-        out = self._fused(q, k, v, allowed)
+                out = self._fused(q, k, v, _mask(added, q))
+        else:
+            out = self._fused(q, k, v, allowed)
         return out if out.shape[3] == width else out[..., :width]
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor, num_prefix_kv: int) -> Tensor:
