@@ -1,5 +1,5 @@
 # Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
-# `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair.
+# `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair and every three choices.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
@@ -39,7 +39,7 @@ sensitive: $(VENV)/.dev $(VENV)/.peers
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(ROUTING_TESTS)
 
 matrix: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py
+	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py tests/properties/test_properties_triples.py
 
 # Random mixes of flags against an oracle in numpy.
 attack: $(VENV)/.dev

@@ -1,5 +1,6 @@
 """The pairs of choices to test: all in `make matrix`, a sample by their names in `make test`."""
 
+from functools import cache
 from itertools import combinations
 from zlib import crc32
 
@@ -29,7 +30,7 @@ def groups_of_each():
     groups = []
     for choice in choices():
         for group in groups:
-            if len(group) < LARGEST and _joins(choice, group):
+            if len(group) < LARGEST and joins(choice, group):
                 group.append(choice)
                 break
         else:
@@ -39,7 +40,7 @@ def groups_of_each():
 
 def groups_of_pairs():
     """Groups of choices, every pair in one if it is not refused."""
-    built = {_key(pair) for name, pair in PAIRS.items() if not _refused(name)}
+    built = set(map(frozenset, built_pairs()))
     groups, left = [], set(built)
     while left:
         names = min(map(sorted, left))
@@ -59,12 +60,12 @@ def _most_new(group, built, left):
         if choice not in group and mine <= built and mine & left:
             new[choice.name] = len(mine & left), choice
     for _, choice in sorted(new.values(), key=lambda each: -each[0]):
-        if _joins(choice, group):
+        if joins(choice, group):
             return choice
     return None
 
 
-def _joins(choice, group):
+def joins(choice, group):
     """Whether a group with another choice is one model."""
     return all(_key((choice, member)) in PAIRED for member in group) and not refusal(tiny(*group, choice))
 
@@ -82,5 +83,7 @@ def tiny(*chosen):
     return {**settings(*chosen), **TINY}
 
 
-def _refused(name):
-    return refusal(tiny(*PAIRS[name])) is not None
+@cache
+def built_pairs():
+    """The names of the two choices of every pair that is a model."""
+    return [(one.name, two.name) for one, two in PAIRS.values() if refusal(tiny(one, two)) is None]

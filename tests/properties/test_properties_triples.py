@@ -1,0 +1,49 @@
+"""Every three choices together have every property: all in `make matrix`, a random part in `make test`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from property_checks import checks_of, failures
+from property_sample import tiny
+from property_subject import Subject
+from property_triples import covering_mixes, random_mixes
+
+PARTS = 40
+COUNT = 8
+
+
+def random_seed():
+    """FLAGFORMER_SEED, or a number of the commit: each commit has its own mixes."""
+    given = os.environ.get("FLAGFORMER_SEED")
+    if given is not None:
+        return int(given)
+    root = Path(__file__).parents[2]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return int(head.stdout[:8] or "0", 16)
+
+
+def broken(mixes):
+    """The failures of these mixes, each named with its choices."""
+    found = []
+    for mix in mixes:
+        subject = Subject(tiny(*mix))
+        names = ", ".join(choice.name for choice in mix)
+        found += [f"{names}: {text}" for text in failures(subject, checks_of(subject))]
+    return found
+
+
+def pytest_generate_tests(metafunc):
+    if "part" in metafunc.fixturenames:
+        whole = metafunc.config.getoption("matrix")
+        metafunc.parametrize("part", range(PARTS) if whole else ["random"])
+
+
+def test_every_three_choices_have_every_property(part):
+    if part == "random":
+        seed = random_seed()
+        sys.stdout.write(f"FLAGFORMER_SEED={seed}\n")  # shown with a failure
+        assert not broken(random_mixes(seed, COUNT))
+    else:
+        assert not broken(covering_mixes()[part::PARTS])
