@@ -81,7 +81,7 @@ class _Rope:
 
     def _row(
         self, given: Mapping[str, Any] | None, flags: Flags, theta: float
-    ) -> tuple[float, int, Config | None]:
+    ) -> tuple[float, int | None, Config | None]:
         """Base, rotated dimensions and scaling of one layer."""
         numbers = {name: value for name, value in (given or {}).items() if value is not None}
         kind = numbers.pop("rope_type", None) or numbers.pop("type", "default")
@@ -94,8 +94,9 @@ class _Rope:
         if part != 1 and self.partial is None:
             raise ConversionError([f"config `partial_rotary_factor`: {part!r} is not read by this class"])
         self._refuse_unknown(kind, numbers)
-        width = flags[self.width]
-        return base, int(width * part), None if kind == "default" else self._scaling(kind, numbers, flags)
+        scaling = None if kind == "default" else self._scaling(kind, numbers, flags)
+        width = int(flags[self.width] * part)
+        return base, None if width == flags["attn_dim_head"] else width, scaling
 
     def _refuse_unknown(self, kind: str, numbers: Config) -> None:
         unknown = [name for name in numbers if name not in NUMBERS[kind]]
@@ -135,7 +136,7 @@ class _Rope:
         if found["rope_type"] == "dynamic":
             found = {name: found[name] for name in ("rope_type", "factor")}
         found["rope_theta"] = at(flags, "rotary_base", layer)
-        width = at(flags, "rotary_emb_dim", layer)
+        width = at(flags, "rotary_emb_dim", layer) or flags["attn_dim_head"]
         if self.partial is not None or width != flags[self.width]:
             found["partial_rotary_factor"] = width / flags[self.width]
         return found

@@ -11,6 +11,7 @@ from typing import Any
 from flagformer.lab.reference.card_conflicts import card_with_conflicts, refused_pairs
 from flagformer.lab.reference.flags_page import flags_page
 from flagformer.lab.reference.forward_picture import forward_picture
+from flagformer.lab.reference.models_page import models_page
 from flagformer.lab.reference.readme_table import readme_with_table
 from flagformer.lab.reference.schema import schema
 from flagformer.lab.reference.study_schema import study_schema
@@ -27,6 +28,7 @@ FILES: Mapping[str, Callable[[], str]] = {
     "docs/flags.schema.json": lambda: _json(schema),
     "docs/study.schema.json": lambda: _json(study_schema),
     "docs/flags.md": flags_page,
+    "docs/reference/models.md": models_page,
     "docs/forward.svg": forward_picture,
     "tests/golden/refused-pairs.txt": refused_pairs,
 }

@@ -1,0 +1,73 @@
+"""docs/reference/models.md: the families of published models that `flagformer.load` reads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from flagformer.interop.hugging_face import families
+from flagformer.interop.hugging_face.errors import ConversionError
+from flagformer.interop.hugging_face.family import INERT, MUST, Family
+from flagformer.interop.hugging_face.fields import REQUIRED, Field, as_field
+from flagformer.lab.reference.markdown import code, page, table
+
+INTRODUCTION = """# Published models
+
+The families whose directories `flagformer.load` opens and `flagformer.interop.hugging_face.export` writes.
+Generated from their tables by `make docs`; do not edit.
+[How to load a published model](../how-to-load-published-models.md) has examples.
+
+Each family is tested with tiny random models of transformers 5.24, norms about 1 and biases about 0.2:
+
+- logits differ by less than 1e-4 of their standard deviation (fp32), and left padding changes nothing;
+- greedy text of 32 tokens is equal, with and without a cache;
+- `export` writes the same names, shapes, dtypes and bits, in fp32 and bf16, and the same `config.json`;
+  transformers loads it without missing or unexpected keys;
+- each field of the config is changed: a change is refused by name, has no effect on either side, or is
+  followed.
+
+A config field that a table does not know is refused by name, and so are quantized files."""
+FLAGS = """*Flags* are those that the family always sets or reads from its config, without sizes. A model of
+these flags that was built here can be exported too: `export(model, directory, model_type="llama")`."""
+SCALING = """`rope_type` may be default, linear, llama3, yarn or dynamic where the class has it. Dynamic
+scaling changes the rates of transformers with the length of a text; here they are those of texts of at most
+`max_position_embeddings` tokens."""
+SIZES = (
+    "model", "num_tokens", "dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "max_seq_len",
+    "ff_inner_dim", "ff_activation", "norm_eps",
+)  # fmt: skip
+
+
+def models_page() -> str:
+    """The text of the page."""
+    found = families().values()
+    rows = [
+        [code(one.model_type), code(one.architecture), ", ".join(map(code, _flags(one))), one.missing]
+        for one in found
+    ]
+    heads = ("model type", "class of transformers", "flags", "not covered")
+    must = ", ".join(f"`{name}: {value!r}`" for name, value in MUST.items())
+    return page(
+        INTRODUCTION,
+        f"## {len(rows)} model types",
+        FLAGS,
+        table(heads, rows),
+        "## In all families",
+        SCALING,
+        f"Fields without a part in the function: {', '.join(code(name) for name in sorted(INERT.split()))}.",
+        f"Fields that must have one value: {must}.",
+    )
+
+
+def _flags(family: Family) -> list[str]:
+    """The flags of a table, without those of sizes."""
+    found = dict.fromkeys(family.fixed)
+    config = {}
+    for name, given in family.fields.items():
+        rule = as_field(given)
+        if isinstance(rule, Field):
+            found |= dict.fromkeys(rule.flags.split())
+            if rule.default is REQUIRED:
+                config[name] = 8
+    with suppress(ConversionError):  # the defaults of other sizes may not fit the small ones
+        found |= dict.fromkeys(family.flags_of({**config, **family.must}))
+    return [name for name in found if name not in SIZES]
