@@ -18,6 +18,13 @@ SETTINGS = {
     "short_convolution": {"mixer": "short_convolution"},
     "hybrid": {"mixer": HYBRID, "rotary_pos_emb": True},
     "each": {"mixer": ("mamba2", "attention", "short_convolution", "gated_deltanet")},
+    "in parallel": {
+        "mixer": "1 mamba2 + attention : 1 attention + gated_deltanet", "rotary_pos_emb": True,
+        "mixer_chunk": 8,
+    },
+    "parallel blocks": {
+        "mixer": "1 short_convolution + attention : 1 gated_deltanet", "parallel_block": True,
+    },
     "interleaved": {
         "mixer": HYBRID, "num_memory_tokens": 2, "memory_tokens_interspersed_every": 3,
     },
@@ -64,6 +71,11 @@ def test_plans():
     assert order(depth=None, custom_layers="mfafmf", mixer=("mamba2", "gated_deltanet")) == [M, A, D]
     assert order(depth=None, custom_layers="mfaf", sequence_mixer=Mamba2) == [M, A]
     assert order(mixer="mamba2", cross_attend=True) == [M] * 4
+    assert order(mixer="1 mamba2 + attention : 1 gated_deltanet") == [M, A, D, M, A, D]
+    assert order(mixer=("attention+mamba2", "attention", "mamba2", "attention")) == [A, M, A, M, A]
+    assert order(mixer="3 mamba2 + short_convolution : 1 attention") == [M, S, M, S, M, S, A]
+    assert order(mixer="mamba2 + attention", weight_tie_layers=True) == [M, A]
+    assert order(depth=None, custom_layers="mfafm", mixer="mamba2 + short_convolution") == [M, S, A, M, S]
     sizes = [s.fn.heads for s in Decoder(**SIZES, depth=2, mixer="mamba2", mixer_heads=(2, 4)).sublayers[::2]]
     assert sizes == [2, 4]
 
@@ -92,6 +104,10 @@ def test_plans():
         ({"mixer": "mamba2", "mixer_key_groups": 3}, "`mixer_key_groups` must divide the 4 heads"),
         ({"mixer": "short_convolution", "mixer_chunk": 4}, "`mixer_chunk` has no effect here"),
         ({"mixer_kernel": 3}, "`mixer_kernel` has no effect here"),
+        ({"mixer": "mamba2 + "}, "must be a name or a pattern"),
+        ({"mixer": "attention + attention"}, "must join different sublayers by '+'"),
+        ({"mixer": "mamba2 + attenton"}, "must be made of"),
+        ({"mixer": "mamba2 + attention", "layers_execute_order": tuple(range(12))}, "joins by '+'"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(flags, words):

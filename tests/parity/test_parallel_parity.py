@@ -82,6 +82,15 @@ NEOX_CONFIG = {
     "layer_norm_eps": 1e-3, "hidden_act": "gelu", **rope(100.0, partial_rotary_factor=0.5), **NO_IDS
 }  # fmt: skip
 NEOX_FLAGS = {"attn_bias": True, "rotary_emb_dim": 4, "rotary_base": 100.0, "norm_bias": True}
+PHI_FLAGS = {
+    "attn_kv_heads": GROUPS, "attn_bias": True, "rotary_emb_dim": 4, "norm_bias": True,
+    "logits_bias": True, "ff_activation": "gelu_tanh",
+}  # fmt: skip
+COHERE_FLAGS = {
+    "attn_kv_heads": GROUPS, "rotary_interleaved": True, "tie_embedding": True,
+    "tie_embedding_scale": 0.3, "ff_glu": True, "ff_swish": True, "ff_no_bias": True,
+}  # fmt: skip
+NORMED = {"attn_qk_layernorm": True, "attn_qk_layernorm_eps": 1e-3}
 # name -> (class, its config, our flags, names of its parts, how its fused projection is ordered)
 MODELS = {
     "gpt-neox": (
@@ -104,21 +113,41 @@ MODELS = {
     "phi": (
         "Phi",
         {"layer_norm_eps": 1e-3, "num_key_value_heads": GROUPS, **rope(partial_rotary_factor=0.5), **NO_IDS},
-        {
-            "attn_kv_heads": GROUPS, "attn_bias": True, "rotary_emb_dim": 4, "norm_bias": True,
-            "logits_bias": True, "ff_activation": "gelu_tanh",
-        },
+        PHI_FLAGS,
         PHI,
         None,
     ),
     "cohere": (
         "Cohere",
         {"layer_norm_eps": 1e-3, "num_key_value_heads": GROUPS, "logit_scale": 0.3, **rope(), **NO_IDS},
-        {
-            "attn_kv_heads": GROUPS, "rotary_interleaved": True, "tie_embedding": True,
-            "tie_embedding_scale": 0.3, "ff_glu": True, "ff_swish": True, "ff_no_bias": True,
-        },
+        COHERE_FLAGS,
         COHERE,
+        None,
+    ),
+    "cohere, normed queries and keys": (
+        "Cohere",
+        {
+            "layer_norm_eps": 1e-3, "num_key_value_heads": GROUPS, "logit_scale": 0.3, "use_qk_norm": True,
+            **rope(), **NO_IDS,
+        },
+        {**COHERE_FLAGS, **NORMED},
+        {
+            **COHERE, "0 fn.source.qk_norm.q_norm": "self_attn.q_norm",
+            "0 fn.source.qk_norm.k_norm": "self_attn.k_norm",
+        },
+        None,
+    ),
+    "phi, normed queries and keys": (
+        "Phi",
+        {
+            "layer_norm_eps": 1e-3, "num_key_value_heads": GROUPS, "qk_layernorm": True,
+            **rope(partial_rotary_factor=0.5), **NO_IDS,
+        },
+        {**PHI_FLAGS, **NORMED, "attn_qk_layernorm_weight": "shared", "attn_qk_layernorm_bias": True},
+        {
+            **PHI, "0 fn.source.qk_norm.q_norm": "self_attn.q_layernorm",
+            "0 fn.source.qk_norm.k_norm": "self_attn.k_layernorm",
+        },
         None,
     ),
     "falcon 7b": ("Falcon", FALCON_CONFIG, {**FALCON_FLAGS, "attn_kv_heads": 1}, FALCON, None),

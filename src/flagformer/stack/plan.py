@@ -34,8 +34,9 @@ Mixers = Annotated[
     tuple[str, ...] | str | None,
     Flag(
         "mixer",
-        "mixers in place of self-attention: a name, one per layer, or '3 mamba2 : 1 attention'",
-        example="1 gated_deltanet : 1 attention",
+        "mixers in place of self-attention, or in parallel: a name, one per layer, or a pattern such as"
+        " '3 mamba2 : 1 attention' or 'mamba2 + attention'",
+        example="1 gated_deltanet : 1 short_convolution + attention",
     ),
 ]
 ParallelBlock = Annotated[
@@ -93,12 +94,13 @@ class Plan:
             kinds = _blocks(block, depth, orders, only_cross)
         orders |= {"only_cross": only_cross, "custom_layers": custom_layers}
         order = next((name for name, value in orders.items() if value), "")
-        self.kinds, self.mixers = place_mixers(kinds, mixer, order)
-        self.groups = tuple(index // (len(block) if parallel else 1) for index in range(len(self.kinds)))
+        self.kinds, self.mixers, places = place_mixers(kinds, mixer, order)
+        self.groups = tuple(place // (len(block) if parallel else 1) for place in places)
         self.order = tuple(range(len(self.kinds))) * (depth if tied and depth is not None else 1)
         if execute is not None:
             given = {"weight_tie_layers": tied, "cross_attend": cross_attend, "only_cross": only_cross}
             given |= {"macaron": macaron, "custom_layers": custom_layers is not None}
+            _check_whole_layers(places)
             self.order = _executed(execute, len(self.kinds), given)
 
 
@@ -137,6 +139,14 @@ def _check_parallel(parallel: bool, own_norms: bool, given: Mapping[str, Any]) -
     ]
     if findings:
         raise FlagError(findings)
+
+
+def _check_whole_layers(places: Sequence[int]) -> None:
+    """Raise FlagError for an order of single sublayers where some run in parallel."""
+    if len(set(places)) < len(places):
+        text = "`layers_execute_order` and `mixer` cannot be combined here, because the first orders single"
+        text = f"{text} sublayers, and those that `mixer` joins by '+' run together; leave one of them out"
+        raise FlagError([Finding("layers_execute_order", text)])
 
 
 def _block(cross_attend: bool, only_cross: bool, macaron: bool) -> tuple[str, ...]:
