@@ -46,7 +46,8 @@ class Flags(TypedDict, total=False):
     layers_execute_order: tuple[int, ...] | None
     """index of the sublayer of each step"""
     mixer: tuple[str, ...] | str | None
-    """mixers in place of self-attention: a name, one per layer, or '3 mamba2 : 1 attention'"""
+    """mixers in place of self-attention, or in parallel: a name, one per layer, or a pattern such as '3
+    mamba2 : 1 attention' or 'mamba2 + attention'"""
     parallel_block: bool
     """the sublayers of a block read one norm of its input; outputs are added"""
     parallel_block_own_norms: bool
