@@ -20,6 +20,12 @@ class State:
         self.kv = [(k[:, :, :length], v[:, :, :length]) for k, v in self.kv]
         self.length = length
 
+    def mark(self) -> tuple:
+        return self.length, list(self.kv)
+
+    def rollback(self, mark: tuple) -> None:
+        self.length, self.kv = mark
+
     def reorder(self, index: Tensor) -> None:
         self.kv = [(k[index], v[index]) for k, v in self.kv]
 

@@ -182,6 +182,21 @@ class RollbackForgetsPadding(TinyLM):
         return state
 
 
+class MarkWithoutItsLastLayer(TinyLM):
+    """The last layer keeps the tokens after a mark in place of those before it."""
+
+    def init_state(self, batch: int, length: int, seq_start_pos: Tensor | None = None) -> State:
+        state = State(batch, length, seq_start_pos, len(self.layers))
+
+        def rollback(mark: tuple) -> None:
+            k, v = state.kv[-1]
+            State.rollback(state, mark)
+            state.kv[-1] = (k[:, :, -state.length :], v[:, :, -state.length :])
+
+        state.rollback = rollback
+        return state
+
+
 class StateOnTheModel(TinyLM):
     """Every session continues the last one."""
 
@@ -314,6 +329,7 @@ CASES = (
     Case(WrongRollback, "cache", 16, "truncate"),
     Case(RollbackWithinABlock, "cache", 17, "truncate(17)"),
     Case(RollbackForgetsPadding, "cache", 17, "padded left, after `truncate(17)`"),
+    Case(MarkWithoutItsLastLayer, "cache", 16, "back at a mark after 16"),
     Case(StateOnTheModel, "cache", None, "in turns"),
     Case(WrongReorder, "cache", 16, "reorder"),
     Case(DropoutInEval, "determinism", 0, "random state"),

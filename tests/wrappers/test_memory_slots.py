@@ -5,6 +5,7 @@ import torch
 
 import flagformer
 from flagformer import XLAutoregressiveWrapper
+from flagformer.storage.tensors import load_metadata, load_tensors, save_tensors
 
 SIZES = {"num_tokens": 11, "max_seq_len": 5, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
 SLOTS = {"cross_attend": True, "num_memory_slots": 3}
@@ -85,9 +86,37 @@ def test_a_stream_is_saved_and_continues(name, read, tmp_path):
     stream.save(tmp_path)
     other = flagformer.load(tmp_path).stream(2, tmp_path)
     assert other.length == read
-    assert (other(ids[:, read:]) - stream(ids[:, read:])).abs().max() < CLOSE
+    assert torch.equal(other(ids[:, read:]), stream(ids[:, read:]))
+    assert other.size_bytes() == stream.size_bytes()
     with pytest.raises(ValueError, match="`batch_size` must be that of the stream"):
         flagformer.load(tmp_path).stream(3, tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["rotary", "memories of tokens", "of layers above"])
+def test_selected_rows_of_memories_continue(name):
+    model, ids = make(**SCHEMES[name]), text()
+    _, mems = model(ids[:, :5], return_mems=True, seq_start_pos=torch.tensor([0, 2]))
+    rows = mems.select([1, 0, 1])
+    assert rows.size_bytes() * 2 == mems.size_bytes() * 3
+    want = model(ids[:, 5:9], mems=mems)
+    assert (model(ids[[1, 0, 1], 5:9], mems=rows) - want[[1, 0, 1]]).abs().max() < CLOSE
+    with pytest.raises(ValueError, match="`rows` must hold rows from 0 to 1"):
+        mems.select([2])
+
+
+@torch.no_grad()
+def test_a_stream_without_its_decode_state_reads_its_segment_again(tmp_path):
+    """As version 0.1 saved it."""
+    model, ids = make(rotary_pos_emb=True), text()
+    stream = model.stream(2)
+    stream(ids[:, :8])
+    stream.save(tmp_path)
+    path, kept = tmp_path / "stream.safetensors", ("ids", "length", "slots", "positions", "start")
+    old = {name: one for name, one in load_tensors(path).items() if name in kept}
+    save_tensors(old, path, {"of weights": load_metadata(path)["of weights"]})
+    other = flagformer.load(tmp_path).stream(2, tmp_path)
+    assert (other(ids[:, 8:]) - stream(ids[:, 8:])).abs().max() < CLOSE
 
 
 def test_a_stream_preserves_the_mode_of_its_model():

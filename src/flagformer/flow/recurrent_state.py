@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flagformer.flow.layout import Layout
+from flagformer.flow.state_record import read_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,24 @@ class RecurrentState:
     def of_slots(slots: Tensor) -> RecurrentState:
         """A state of memory slots without hidden states."""
         return RecurrentState((), Layout.arange(0, slots.device), slots)
+
+    def select(self, rows: Tensor | Sequence[int]) -> RecurrentState:
+        """A state of some rows, which may repeat: row numbers, long [N] or a list."""
+        held = [*self.hiddens, *([] if self.slots is None else [self.slots])]
+        batch, device = len(held[0]), held[0].device
+        index = read_rows(rows, batch, device)
+        valid = self.layout.valid
+        layout = replace(
+            self.layout,
+            positions=take_rows(self.layout.positions, index, batch),
+            valid=None if valid is None else take_rows(valid, index, batch),
+        )
+        hiddens = tuple(hidden.index_select(0, index) for hidden in self.hiddens)
+        return RecurrentState(hiddens, layout, None if self.slots is None else self.slots[index])
+
+    def size_bytes(self) -> int:
+        """Memory of the hidden states and slots in bytes."""
+        return sum(one.nbytes for one in (*self.hiddens, self.slots) if one is not None)
 
     def masked_by(self, valid: Tensor) -> RecurrentState:
         """Return the state with only those tokens valid that are also True in `valid` [B, M]."""

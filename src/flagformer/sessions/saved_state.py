@@ -36,12 +36,7 @@ def save_state(model: Any, state: State, path: Path) -> None:
         raise ValueError(f"`state` must come from `init_state`, but is a {type(state).__name__}")
     if state.signature != model.attn_layers.cache_signature:
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
-    record = state.record()
-    tensors = {name: _owned(tensor) for name, tensor in record.tensors.items()}
-    sizes = {"batch": state.batch, "length": state.capacity, "window": state.window}
-    if isinstance(state, InterleavedDecodeState):
-        sizes["num_prepend_embeds"] = state.num_prepended_capacity
-    text = json.dumps({"sizes": sizes, "numbers": record.numbers}, sort_keys=True)
+    tensors, text = packed(state)
     metadata = {
         "state format": FORMAT, "state": text, "flags": flags_digest(model), "weights": weights_sample(model)
     }  # fmt: skip
@@ -67,14 +62,32 @@ def load_state(model: Any, path: Path) -> State:
                 f"{path} must be of this model, but was saved by one with other {name}: load that model, or"
                 " read the tokens again by `init_state`"
             )
-    given, device = json.loads(saved["state"]), home_of(model)[0]
-    # in copies: those of the file begin at any byte, where operators may round in another order
-    copies = {name: one.to(device, copy=True) for name, one in tensors.items()}
-    record = StateRecord(copies, given["numbers"])
+    return unpacked(model, tensors, saved["state"], path)
+
+
+def packed(state: State) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a state, and its sizes and numbers in JSON."""
+    record = state.record()
+    sizes = {"batch": state.batch, "length": state.capacity, "window": state.window}
+    if isinstance(state, InterleavedDecodeState):
+        sizes["num_prepend_embeds"] = state.num_prepended_capacity
+    text = json.dumps({"sizes": sizes, "numbers": record.numbers}, sort_keys=True)
+    return {name: _owned(tensor) for name, tensor in record.tensors.items()}, text
+
+
+def unpacked(model: Any, tensors: Mapping[str, Tensor], text: str, path: Path) -> State:
+    """The state of a result of `packed` in the file `path`; ValueError for tensors of another precision."""
+    given, device = json.loads(text), home_of(model)[0]
+    record = StateRecord(aligned(tensors, device), given["numbers"])
     state: State = model.init_state(**given["sizes"], seq_start_pos=_row_starts(record.tensors))
     _check(path, state, record)
     state.restore(record)
     return state
+
+
+def aligned(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies of a file's tensors, which begin at any byte, where operators may round in another order."""
+    return {name: one.to(device, copy=True) for name, one in tensors.items()}
 
 
 def flags_digest(model: Any) -> str:
@@ -83,11 +96,12 @@ def flags_digest(model: Any) -> str:
 
 
 def weights_sample(model: nn.Module) -> str:
-    """The digest of some numbers of each parameter, with its name and shape; empty for a sharded model."""
+    """The digest of some numbers of each parameter and buffer, with its name and shape; empty for a sharded
+    model."""
     if is_sharded(model):
         return ""
     digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
+    for name, tensor in model.state_dict().items():
         flat = tensor.detach().flatten()
         count = min(SAMPLES, len(flat))
         index = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from flagformer.generation import PromptLike, evaluating
 from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
+from flagformer.sessions.saved_state import aligned
 from flagformer.sessions.stream import FILE
 from flagformer.stack.inputs import check_size
 from flagformer.storage.models import refuse_other_weights, weights_digest
@@ -84,7 +85,7 @@ class SourceStream:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
         refuse_other_weights(Path(directory) / FILE)
-        tensors = load_tensors(Path(directory) / FILE, self._ids.device)
+        tensors = aligned(load_tensors(Path(directory) / FILE), self._ids.device)
         ids = tensors["ids"]
         if len(ids) != self.batch:
             raise ValueError(

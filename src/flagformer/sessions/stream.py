@@ -13,11 +13,13 @@ from flagformer.generation import evaluating
 from flagformer.inputs.segments import check_reach
 from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
+from flagformer.sessions.saved_state import aligned, packed, unpacked
 from flagformer.stack.inputs import check_size
 from flagformer.storage.models import refuse_other_weights, weights_digest
-from flagformer.storage.tensors import load_tensors, save_tensors
+from flagformer.storage.tensors import load_metadata, load_tensors, save_tensors
 
 FILE = "stream.safetensors"
+STATE = "state "  # how the names of the tensors of the decode state start
 
 
 class Stream:
@@ -93,16 +95,20 @@ class Stream:
 
     def size_bytes(self) -> int:
         """Memory in bytes, the same after any number of segments."""
-        tensors = [self._ids, *self._outputs]
-        if self.mems is not None:
-            tensors += [*self.mems.hiddens, *([] if self.mems.slots is None else [self.mems.slots])]
-        own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return own + (0 if self._state is None else self._state.size_bytes())
+        own = sum(tensor.nbytes for tensor in (self._ids, *self._outputs))
+        return own + sum(held.size_bytes() for held in (self.mems, self._state) if held is not None)
 
     def save(self, directory: str | Path) -> None:
-        """Write model and stream; to resume: `flagformer.load(directory).stream(batch_size, directory)`."""
+        """Write model and stream; to resume: `flagformer.load(directory).stream(batch_size, directory)`.
+
+        The resumed stream gives equal logits, bit by bit: the decode state of the segment is saved too.
+        """
         self.model.save(directory)
-        tensors = {"ids": self._ids, "length": torch.tensor(self.length)}
+        tensors, metadata = {"ids": self._ids, "length": torch.tensor(self.length)}, {}
+        if self._state is not None:
+            held, metadata["state"] = packed(self._state)
+            tensors |= {STATE + name: tensor for name, tensor in held.items()}
+            tensors["outputs"] = torch.cat(self._outputs, dim=1)
         if self.mems is not None:
             layout = self.mems.layout
             tensors |= {f"stream {index}": hidden for index, hidden in enumerate(self.mems.hiddens)}
@@ -113,7 +119,8 @@ class Stream:
             # the names in the file are those of version 0.1
             optional = {"padding": layout.valid, "slots": self.mems.slots}
             tensors |= {name: value for name, value in optional.items() if value is not None}
-        save_tensors(tensors, Path(directory) / FILE, {"of weights": weights_digest(directory)})
+        metadata["of weights"] = weights_digest(directory)
+        save_tensors(tensors, Path(directory) / FILE, metadata)
 
     def restore(self, directory: str | Path) -> None:
         """Resume a saved stream.
@@ -121,16 +128,23 @@ class Stream:
         Raises:
             ValueError: for a file that is missing, unreadable, or of another number of rows.
         """
-        refuse_other_weights(Path(directory) / FILE)
-        tensors = load_tensors(Path(directory) / FILE, home_of(self.model)[0])
-        ids = tensors["ids"]
+        path = Path(directory) / FILE
+        refuse_other_weights(path)
+        tensors = aligned(load_tensors(path), home_of(self.model)[0])
+        ids, text = tensors["ids"], load_metadata(path).get("state")
         if len(ids) != self.batch:
             raise ValueError(
                 f"`batch_size` must be that of the stream in {directory}, {len(ids)}, but is {self.batch}"
             )
         self.mems = _memories(tensors)
         self._begin()
-        if ids.shape[1]:
+        if self.model.max_mem_len:
+            self._ids = ids
+        elif text is not None:
+            held = {name.removeprefix(STATE): one for name, one in tensors.items() if name.startswith(STATE)}
+            self._state, self._ids = unpacked(self.model, held, text, path), ids
+            self._outputs = [tensors["outputs"]]
+        elif ids.shape[1]:  # a file of version 0.1 has no state
             self(ids)
         self.length = int(tensors["length"])
 

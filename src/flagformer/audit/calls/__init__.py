@@ -58,6 +58,14 @@ class Session(ABC):
         """Drop all but the first `length` tokens; return False if unsupported."""
         return False
 
+    def mark(self) -> Any:
+        """Return a point for `rollback`; None if unsupported."""
+        return None
+
+    def rollback(self, mark: Any) -> None:
+        """Drop the tokens after a result of `mark`."""
+        raise NotImplementedError
+
 
 class Calls(ABC):
     """The calling convention of a model.

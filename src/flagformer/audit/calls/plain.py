@@ -149,6 +149,13 @@ class PlainSession(Session):
     def truncate(self, length: int) -> bool:
         return self._try("truncate", length)
 
+    def mark(self) -> Any:
+        mark = getattr(self.state, "mark", None)
+        return None if mark is None else mark()
+
+    def rollback(self, mark: Any) -> None:
+        self.state.rollback(mark)
+
     def _try(self, verb: str, value: Any) -> bool:
         act = getattr(self.state, verb, None)
         if act is None:

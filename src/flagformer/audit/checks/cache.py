@@ -19,15 +19,15 @@ DRAFT = 3  # tokens that are decoded before some are dropped
 
 
 def cache(subject: Subject) -> CheckResult:
-    """Decode in one block, token by token, in uneven blocks; also padded, windowed, truncated, reordered."""
+    """Decode in one block, token by token, in others; padded, windowed, truncated, marked, reordered."""
     subject.needs(CACHE)
     worst, attempts = subject.other_shape(), Attempts()
     for name, blocks in schedules(subject.settings):
         with attempts.of(name):
             got = decoded(subject, subject.ids, blocks)
             worst.compare(got, subject.reference, f"{name}: cached and full logits differ")
-    parts = (_across_path_changes, _left_padded, _windowed, _truncated, _truncated_left_padded, _reordered)
-    for part in (*parts, _in_turns):
+    parts = (_across_path_changes, _left_padded, _windowed, _truncated, _truncated_left_padded, _rolled_back)
+    for part in (*parts, _reordered, _in_turns):
         with attempts.of(part.__name__.strip("_").replace("_", " ")):
             part(subject, worst)
     words = "cached and full logits are equal for all block sizes"
@@ -135,6 +135,30 @@ def _truncated_left_padded(subject: Subject, worst: MaxError) -> None:
         first = max(total - n - kept, 0)
         words = f"a row of {n} tokens padded left, after `truncate({kept})`: cached and full logits differ"
         worst.compare(got[row, first:], wanted[row, first:], words, start=kept + first)
+
+
+def _rolled_back(subject: Subject, worst: MaxError) -> None:
+    """Wrong tokens in several blocks, also of rows padded on the left, and back to the mark before them."""
+    total = subject.settings.seq_len
+    given, ids, lengths = NOTHING, subject.ids, [total] * subject.settings.rows
+    if not (subject.calls.missing(STARTS) or subject.calls.missing(LEFT_CACHE)):
+        lengths, ids, given = _rows_padded_left(subject)
+    length = total // 2
+    with subject.comparing():
+        session = subject.calls.session(ids.shape[0], total, given)
+        session.step(ids[:, :length])
+        mark = session.mark()
+        if mark is None:
+            return
+        for block in subject.other_ids(ids)[:, length:].split([1, 2, total - length - 3], dim=1):
+            session.step(block)
+        session.rollback(mark)
+        got = session.step(ids[:, length:])
+    wanted = subject.logits(ids, given)[:, length:]
+    for row, n in enumerate(lengths):
+        first = max(total - n - length, 0)
+        words = f"a row of {n} tokens, back at a mark after {length}: cached and full logits differ"
+        worst.compare(got[row, first:], wanted[row, first:], words, start=length + first)
 
 
 def _draft(subject: Subject, ids: Tensor, start: int, right: int) -> Tensor:
