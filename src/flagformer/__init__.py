@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flagformer.presets import preset
     from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
     from flagformer.wrappers.autoregressive import AutoregressiveWrapper
+    from flagformer.wrappers.classifier import SequenceClassifier
     from flagformer.wrappers.memformer import Memformer
     from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
     from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
@@ -46,6 +47,7 @@ __all__ = [
     "RoutingTransformer",
     "RoutingTransformerEncDec",
     "RoutingTransformerLM",
+    "SequenceClassifier",
     "Spec",
     "TransformerWrapper",
     "ViTransformerWrapper",
@@ -71,6 +73,7 @@ MODULES = {
     "wrappers.autoregressive": ("AutoregressiveWrapper",),
     "interop.load": ("load",),
     "models.build": ("build", "check"),
+    "wrappers.classifier": ("SequenceClassifier",),
     "wrappers.memformer": ("Memformer",),
     "models.replay": ("memory_replay_backprop", "train_segments"),
     "wrappers.routing": ("RoutingTransformer", "RoutingTransformerLM"),

@@ -34,6 +34,8 @@ NEIGHBOURS = {
     ("feedforward", "norm"),  # ff_post_act_ln
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards
+    ("head", "norm"),  # the transform before the logits ends with a norm
+    ("head", "feedforward"),  # and has an activation of the feedforward's
     ("memory", "stack"),  # a replayed segment restores the random numbers of its first run
     ("lab.study", "lab.train"),  # a study runs many trainings
     ("lab.reference", "lab.train"),  # the schema of study files

@@ -107,3 +107,39 @@ def test_encoders_with_the_head_of_a_masked_language_model(name):
         got = ours(ids, mask=mask, token_type_ids=types)
     assert want.std() > 0.1
     torch.testing.assert_close(got[mask], want[mask], rtol=1e-5, atol=1e-5)
+
+
+CLASSIFIERS = {
+    "bert": ("Bert", {}, {"pooler": True}, {r"^pooler\.": "pooler."}),
+    "roberta": (
+        "Roberta",
+        ENCODERS["roberta"][1],
+        {"pooler": True, "abs_pos_emb_offset": 2},
+        {r"^classifier\.dense": "pooler.dense", r"^classifier\.out_proj": "classifier"},
+    ),
+    "albert": ("Albert", {"embedding_size": 12}, {"pooler": True, **ALBERT}, {r"^pooler\.": "pooler.dense."}),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers(name):
+    """A projection and a tanh of the first token, then the classes."""
+    cls, config, flags, rules = CLASSIFIERS[name]
+    config = getattr(transformers, f"{cls}Config")(**{**SIZES, **config, "num_labels": 5})
+    theirs = theirs_of(getattr(transformers, f"{cls}ForSequenceClassification"), config)
+    state = joined(theirs.state_dict(), "qkv", "query", "key", "value")
+    own = {}
+    for key, value in state.items():
+        key = renamed(key, {**RULES, **rules})
+        whole = key.startswith(("pooler", "classifier"))
+        own[key.replace("classifier", "head") if whole else f"encoder.{key}"] = value
+    bare = {key: value for key, value in BERT.items() if not key.startswith(("head_", "tie", "logits"))}
+    ours = flagformer.build({**bare, "model": "classifier", "num_classes": 5, **flags}).eval()
+    ours = with_weights(ours, own)
+    ids, types = torch.randint(2, VOCABULARY, (2, LENGTH)), torch.randint(2, (2, LENGTH))
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 3]])
+    with torch.no_grad():
+        want = theirs(ids, attention_mask=mask.long(), token_type_ids=types).logits
+        got = ours(ids, mask=mask, token_type_ids=types)
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

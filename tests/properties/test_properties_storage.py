@@ -72,6 +72,9 @@ WHOLE = {
             if name != "dim"
         },
     },
+    "classifier": {
+        **TINY, "depth": 1, "num_classes": 5, "pooling": "class", "pooler": True, "attn_kv_heads": [2],
+    },
     "vit": {
         "image_size": [8, 4],
         "patch_size": (2, 2),
@@ -103,6 +106,7 @@ WRAPPERS = {
     "TransformerWrapper": lambda: flagformer.build({**TINY, "depth": 1}),
     "XTransformer": lambda: flagformer.build({"model": "xtransformer", **WHOLE["xtransformer"]}),
     "Memformer": lambda: flagformer.build({"model": "memformer", **WHOLE["memformer"]}),
+    "SequenceClassifier": lambda: flagformer.build({"model": "classifier", **WHOLE["classifier"]}),
     "ViTransformerWrapper": lambda: flagformer.build({"model": "vit", **WHOLE["vit"]}),
     "RoutingTransformer": lambda: flagformer.RoutingTransformer(
         **{name: value for name, value in ROUTING.items() if name != "num_tokens"}

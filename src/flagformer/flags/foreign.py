@@ -105,7 +105,7 @@ ABSENT = {
     "recycling and loops of the whole stack; `weight_tie_layers` runs one block `depth` times": (
         "recycling train_max_recycle_steps looped max_looped_steps"
     ),
-    "pooled outputs and class tokens; pool the embeddings of `return_only_embed`": (
+    "pooled outputs and class tokens here (SequenceClassifier and ViTransformerWrapper have them)": (
         "average_pool_embed use_cls_token num_cls_tokens attn_pool num_pooled_tokens attn_pool_depth "
         "dim_pooled_tokens"
     ),

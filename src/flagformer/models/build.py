@@ -13,16 +13,18 @@ from flagformer.flags import LAYER_SCOPES, Finding, FlagError, allowed_modules, 
 from flagformer.flags.others import recognise
 from flagformer.stack.sizes import within_memory
 from flagformer.storage.models import load_model
+from flagformer.wrappers.classifier import SequenceClassifier
 from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.transformer import MODELS, TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 # Models with more than one stack, or with inputs other than token ids; each declares its own flags.
-WHOLE: dict[str, type[XTransformer | ViTransformerWrapper | Memformer]] = {
+WHOLE: dict[str, type[XTransformer | ViTransformerWrapper | Memformer | SequenceClassifier]] = {
     "xtransformer": XTransformer,
     "memformer": Memformer,
     "vit": ViTransformerWrapper,
+    "classifier": SequenceClassifier,
 }
 
 
@@ -34,7 +36,8 @@ def build(flags: Mapping[str, Any]) -> Any:
             "prefix_decoder" build a TransformerWrapper with `num_tokens`, `max_seq_len`, `dim`, `depth` and
             any flag of `docs/flags.md`; "xtransformer" an XTransformer with `dim` and the same flags after
             `enc_` and `dec_`; "memformer" a Memformer with these and `num_memory_slots`; "vit" a
-            ViTransformerWrapper with `image_size`, `patch_size` and the flags of its layers.
+            ViTransformerWrapper with `image_size`, `patch_size` and the flags of its layers; "classifier" a
+            SequenceClassifier with `num_classes` and the flags of an encoder.
 
     Raises:
         FlagError: lists every mistake.

@@ -14,7 +14,7 @@ from flagformer.lab.data.stdlib import StandardLibrary
 
 # Checked before training: other models attend to the tokens that they predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
-NOT_CAUSAL = ("encoder", "vit")
+NOT_CAUSAL = ("encoder", "vit", "classifier")
 SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
 
 
