@@ -114,12 +114,27 @@ CASES = {
     "StarCoder 2": Case("Starcoder2Config", COMMON),
     "StableLM": Case("StableLmConfig", COMMON),
     "Nemotron": Case("NemotronConfig", COMMON),
+    "Helium": Case("HeliumConfig", {**COMMON, "head_dim": 16}),
+    "GLM": Case("GlmConfig", {**COMMON, "head_dim": 16}),
+    "GLM-4": Case("Glm4Config", {**COMMON, "head_dim": 16}),
+    "ERNIE 4.5": Case("Ernie4_5Config", {**COMMON, "head_dim": 16, "use_bias": True}),
+    "Seed-OSS": Case("SeedOssConfig", {**COMMON, "head_dim": 16}),
+    "Arcee": Case("ArceeConfig", COMMON),
+    "Ministral": Case("MinistralConfig", {**COMMON, **GEMMA, "layer_types": ALTERNATE}),
+    "CWM": Case("CwmConfig", {**COMMON, "head_dim": 16, "sliding_window": 8}),
+    "EXAONE 4": Case("Exaone4Config", {**COMMON, "sliding_window": 8}),
+    "Granite MoE": Case("GraniteMoeConfig", {**COMMON, **MULTIPLIERS, "num_local_experts": 4}),
+    "MiniMax M2": Case("MiniMaxM2Config", {**COMMON, "head_dim": 16, "num_local_experts": 4,
+        "num_experts_per_tok": 2, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}),
+    "VaultGemma": Case("VaultGemmaConfig", {**TIED, **GEMMA, "query_pre_attn_scalar": 32}, "eager"),
 }  # fmt: skip
 # One case of each family, for tests of its table.
 BASE = (
     "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
     "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
     "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",
+    "Helium", "GLM", "GLM-4", "ERNIE 4.5", "Seed-OSS", "Arcee", "Ministral", "CWM", "EXAONE 4", "Granite MoE",
+    "MiniMax M2", "VaultGemma",
 )  # fmt: skip
 
 

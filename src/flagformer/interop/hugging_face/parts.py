@@ -70,6 +70,8 @@ def _split(sublayer: Any, module: str, kind: str) -> Iterator[tuple[str, View]]:
         yield from _projection(sublayer.fn.source.projection, module.rpartition(".")[2], kind)
     elif module == "fn.source.qk_norm":  # q_weight, k_weight: [H, 1, K] or [K]
         yield f"{kind.removesuffix('_weight')}_norm.weight", _flat
+    elif module.startswith("fn.source.qk_norm."):  # LayerNorm: [H or 1, 1, K]
+        yield f"{module.rpartition('.')[2]}.{kind}", _flat
     elif module.endswith("normalizer") and kind == "score":  # [H, 1, 1]
         yield "sinks", _flat
     elif module in ("fn.w_in", "fn.shared.w_in"):

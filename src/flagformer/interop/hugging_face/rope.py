@@ -40,16 +40,17 @@ class _Rope:
         default: Mapping[str, Any] | None,
         types: tuple[str, ...],
         width: str,
+        dims: str,
     ) -> None:
         self.theta, self.kinds, self.partial, self.default, self.types = theta, kinds, partial, default, types
-        self.width = width
+        self.width, self.dims = width, dims
 
     def to_flags(self, config: Config, flags: Flags) -> Flags:
         given = dict(config["rope_parameters"] or {})
         if not given and self.default and not any(config.get(name) for name in OLD):
             given = dict(self.default)
         if self.kinds is None:
-            given = given or self._of_version_4(config)
+            given = given or self._of_version_4(config, flags)
             rows = [self._row(given, flags, self.theta)] * flags["depth"]
         else:
             given = given or self._by_kind_of_version_4(config, self.kinds)
@@ -65,11 +66,14 @@ class _Rope:
             "rotary_scaling": collapse(scaling),
         }
 
-    def _of_version_4(self, config: Config) -> Config:
+    def _of_version_4(self, config: Config, flags: Flags) -> Config:
+        part = config.get("partial_rotary_factor") or config.get("rotary_pct")
+        if config.get(self.dims):
+            part = config[self.dims] / flags[self.width]
         return {
             **(config.get("rope_scaling") or {}),
             "rope_theta": config.get("rope_theta") or config.get("rotary_emb_base") or self.theta,
-            "partial_rotary_factor": config.get("partial_rotary_factor") or config.get("rotary_pct"),
+            "partial_rotary_factor": part,
         }
 
     def _by_kind_of_version_4(self, config: Config, kinds: Mapping[str, float]) -> Config:
@@ -149,6 +153,7 @@ def rope(
     default: Mapping[str, Any] | None = None,
     types: tuple[str, ...] = tuple(NUMBERS),
     width: str = "attn_dim_head",
+    dims: str = "",
 ) -> Fields:
     """`rope_parameters`, and its fields in version 4.
 
@@ -159,9 +164,10 @@ def rope(
         default: the parameters where a file has none.
         types: the rules of scaling that the class has.
         width: the flag of the width that `partial` is a part of.
+        dims: the field of the rotated dimensions in version 4.
     """
-    rule = _Rope(theta, kinds, partial, default, types, width)
-    return Fields({"rope_parameters": None}, rule.to_flags, rule.to_fields, OLD)
+    rule = _Rope(theta, kinds, partial, default, types, width, dims)
+    return Fields({"rope_parameters": None}, rule.to_flags, rule.to_fields, (*OLD, dims) if dims else OLD)
 
 
 def kinds_of(flags: Flags) -> list[str]:
