@@ -78,6 +78,7 @@ def test_tied_blocks():
     got, _, outs = outputs(layers, x)
     check(got, layers.final_norm(x + sum(outs)))
     assert len(outs) == 6
+    assert "order: a+f a+f a+f\n" in layers.explain()
     assert len(layers.sublayers) == 2
 
 

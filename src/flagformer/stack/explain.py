@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from flagformer.flags import SublayerSpec
+from flagformer.flags import Resolved, SublayerSpec
+from flagformer.stack.parallel_groups import ParallelGroups
 
 NAMES = {"a": "self-attention", "c": "cross-attention", "f": "feedforward", "m": "mixer"}
 
@@ -14,7 +15,7 @@ def explain_stack(layers: Any) -> str:
     """Return lines with the slots of the stack, the order of sublayers, each kind of them, the executor."""
     resolved = layers.resolved
     lines = [f"{type(layers).__name__}: {len(resolved.modules)} sublayers, {len(resolved.plan.order)} steps"]
-    lines.append("  order: " + " ".join(resolved.modules[index].kind for index in resolved.plan.order))
+    lines.append(f"  order: {_order(resolved)}")
     for slot in ("norm", "norm_position", "residual", "init", "position_bias"):
         lines += [f"  {slot}: {choice.describe()}" for choice in resolved.stack[slot]]
     described = [
@@ -28,6 +29,13 @@ def explain_stack(layers: Any) -> str:
     lines.append(f"  executor: {type(layers.executor).__name__}, keeps {layers.executor.saves}")
     caching = "yes" if layers.can_cache else "no, because tokens attend to later ones"
     return "\n".join([*lines, f"  step-by-step decoding: {caching}"])
+
+
+def _order(resolved: Resolved) -> str:
+    """The kinds of sublayers in the order of execution; "+" joins those that run in parallel: `a+f a+f`."""
+    is_last = ParallelGroups.of(resolved.plan).is_last
+    kinds = [(resolved.modules[index].kind, is_last[index]) for index in resolved.plan.order]
+    return "".join(kind + (" " if last else "+") for kind, last in kinds).rstrip()
 
 
 def _slots(module: SublayerSpec) -> str:
