@@ -23,6 +23,7 @@ SETTINGS = {
     "gated_deltanet": {"mixer": "gated_deltanet", "mixer_key_groups": 2, "mixer_chunk": 16},
     "mamba2": {"mixer": "mamba2", "mixer_key_groups": 2, "mixer_chunk": 16},
     "short_convolution": {"mixer": "short_convolution"},
+    "in parallel": {"mixer": "mamba2 + attention", "mixer_chunk": 16, "rotary_pos_emb": True},
     "hybrid": {"mixer": "1 gated_deltanet : 1 attention", "mixer_chunk": 64, "rotary_pos_emb": True},
 }
 EVERY = pytest.mark.parametrize("name", SETTINGS)
