@@ -159,6 +159,20 @@ def test_another_model_is_refused(saved, other, text):
         other().load_state(saved)
 
 
+def test_other_centroids_are_refused(tmp_path):
+    model = make(num_clusters=2, window_size=3)
+    state = model.init_state(B, T)
+    with torch.no_grad():
+        model(ids()[:, :5], state=state)
+    model.save_state(state, tmp_path / "state")
+    assert model.load_state(tmp_path / "state").length == 5
+    for name, buffer in model.named_buffers():
+        if name.endswith("means"):
+            buffer.mul_(-1)
+    with pytest.raises(ValueError, match="was saved by one with other weights"):
+        model.load_state(tmp_path / "state")
+
+
 def test_a_state_of_another_model_is_not_saved(tmp_path):
     state = make(attn_kv_heads=2).init_state(B, T)
     with pytest.raises(ValueError, match="`state` must come from `init_state` of this model"):

@@ -102,6 +102,8 @@ def weights_sample(model: nn.Module) -> str:
         return ""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if type(tensor) is not Tensor:  # quantised weights, and values that are no tensors
+            continue
         flat = tensor.detach().flatten()
         count = min(SAMPLES, len(flat))
         index = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)
