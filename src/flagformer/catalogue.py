@@ -66,6 +66,7 @@ from flagformer.residual.resi_dual import ResiDual
 from flagformer.score.learned_sink import LearnedSink
 from flagformer.score.softclamp import SoftClamp
 from flagformer.score.softmax import Softmax
+from flagformer.score.softpick import Softpick
 from flagformer.score.sparse_topk import SparseTopK
 from flagformer.score.talking_heads import TalkingScores, TalkingWeights
 from flagformer.stack.executor.checkpointed import Checkpointed
@@ -100,7 +101,7 @@ CATALOGUE.fill(
         FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,
         TalkingScores, SoftClamp,
-        Softmax, SparseTopK, LearnedSink,
+        Softmax, SparseTopK, LearnedSink, Softpick,
         TalkingWeights,
         TensorProduct, HeadScale, HeadGate, ValueGate,
         Project, AttentionOnAttention,

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 from oracle_masks import allowed_keys
-from oracle_norms import linear, sigmoid, silu, softmax, unit, unit_rms
+from oracle_norms import linear, sigmoid, silu, softmax, softpick, unit, unit_rms
 from oracle_positions import bias, rotated
 from oracle_routing import ClusterTopK, clusters, nearest, recent, without_self
 
@@ -273,7 +273,7 @@ class Attention:
     def _weights(self, scores, group):
         if self.of("attn_sparse_topk"):
             scores = _largest(scores, self.of("attn_sparse_topk"))
-        return softmax(scores, self._sink(group))
+        return softpick(scores) if self.of("attn_softpick") else softmax(scores, self._sink(group))
 
     def _sink(self, group):
         if not self.of("attn_head_learned_sink"):
@@ -299,6 +299,8 @@ class Attention:
         def normalize(head, logits):
             part = _largest(logits, self.of("attn_sparse_topk")) if self.of("attn_sparse_topk") else logits
             sink = self._sink(group)
+            if self.of("attn_softpick"):
+                return softpick(part)
             return softmax(part, None if sink is None else sink[head])
 
         mask_self = self.module.kind == "a" and self.of("shared_qk")

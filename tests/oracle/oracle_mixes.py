@@ -124,6 +124,7 @@ CHOICES = {
     "attn_softclamp_logits": ([True], {"attn_logit_softclamp_value": [0.7, 5.0]}),
     "attn_sparse_topk": ([1, 2, 4], {}),
     "attn_head_learned_sink": ([True], {}),
+    "attn_softpick": ([True], {}),
     "attn_tensor_product": ([True], {}),
     "attn_head_scale": ([True], {}),
     "attn_gate_value_heads": ([True], {}),
@@ -212,7 +213,7 @@ CROSSED = (
     "attn_add_zero_kv", "attn_talking_heads", "attn_sparse_topk", "attn_head_learned_sink", "attn_head_scale",
     "attn_gate_value_heads", "attn_gate_values", "attn_on_attn", "attn_tensor_product", "attn_qk_norm",
     "attn_qk_rmsnorm", "attn_softclamp_logits", "attn_scale", "attn_bias", "attn_qkv_bias", "attn_out_bias",
-    "attn_kv_rank", "attn_qk_layernorm",
+    "attn_kv_rank", "attn_qk_layernorm", "attn_softpick",
 )  # fmt: skip
 LAYERED = (
     *CROSSED, "rotary_pos_emb", "rotary_xpos",

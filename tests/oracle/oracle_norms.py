@@ -63,6 +63,14 @@ def softmax(scores, extra=None):
     return np.divide(powers, total, out=np.zeros_like(powers), where=total > 0)
 
 
+def softpick(scores):
+    """relu(e^s - 1) / (sum of |e^s - 1| over unmasked keys + 1e-6), each divided by e^max(0, largest)."""
+    top = np.maximum(scores.max(-1, keepdims=True), 0.0)
+    above = np.exp(scores - top) - np.exp(-top)
+    total = np.where(np.isneginf(scores), 0.0, np.abs(above)).sum(-1, keepdims=True)
+    return np.maximum(above, 0.0) / (total + 1e-6)
+
+
 def linear(x, weights, prefix):
     """x W^T + b, without b if the model has none."""
     return np.einsum("ti,oi->to", x, weights[f"{prefix}.weight"]) + weights.get(f"{prefix}.bias", 0.0)

@@ -373,6 +373,7 @@ FIXED = {
             "attn_qk_layernorm_bias",
             "attn_qk_layernorm_eps",
             "ff_xielu",
+            "attn_softpick",
             "rel_pos_bias_scale",
             "head_transform",
             "head_transform_bias",

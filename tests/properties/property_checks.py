@@ -18,6 +18,7 @@ from property_subject import TIGHT, differ, perturb, same
 
 import flagformer
 from flagformer.attention.source import CrossAttentionInputs
+from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.position.none import NoRotation
 
 # Flags of models that select keys, experts or values.
@@ -38,21 +39,23 @@ def cancelled_biases(model):
 
 
 def undone_gains(model):
-    """Scales of ScaleNorm without effect: unit-length q and k cancel one factor, cross-attention has no
+    """Scales of ScaleNorm without effect. Unit-length q and k cancel one factor, cross-attention has no
     values of x to scale, and a norm after self-attention cancels theirs; post-norms cancel the effect of the
-    norm before self-attention."""
-    flags = model.flags
-    if not (flags.get("use_scalenorm") and flags.get("attn_qk_norm")):
+    norm before self-attention. A short convolution is homogeneous, so that a norm after it cancels a scale.
+    """
+    flags, sublayers = model.flags, list(enumerate(model.attn_layers.sublayers))
+    if not flags.get("use_scalenorm"):
         return set()
-    kinds = {"c", "a"} if flags.get("sandwich_norm") else {"c"}
-    sublayers = enumerate(model.attn_layers.sublayers)
+    unit_qk = flags.get("attn_qk_norm") or flags.get("attn_qk_rmsnorm")
     if flags.get("pre_norm") is False:
-        return {
-            f"attn_layers.sublayers.{i - 1}.out_norm.weight" for i, after in sublayers if after.kind == "a"
-        }
-    return {
-        f"attn_layers.sublayers.{i}.in_norm.weight" for i, sublayer in sublayers if sublayer.kind in kinds
-    }
+        found = {i - 1 for i, after in sublayers if after.kind == "a" and unit_qk}
+        return {f"attn_layers.sublayers.{i}.out_norm.weight" for i in found}
+    kinds = set()
+    if unit_qk:
+        kinds |= {"c", "a"} if flags.get("sandwich_norm") else {"c"}
+    if flags.get("sandwich_norm"):
+        kinds |= {s.kind for _, s in sublayers if isinstance(s.fn, ShortConvolution)}
+    return {f"attn_layers.sublayers.{i}.in_norm.weight" for i, s in sublayers if s.kind in kinds}
 
 
 def trains(subject):

@@ -94,6 +94,11 @@ WITH = {
     "local_attn_radius_blocks": {"local_attn_window_size": 3},
     "local_attn_fixed_windows": {"local_attn_window_size": 3},
 }
+# A query attends to few others: not every token affects every logit of a bidirectional model.
+SEES_LITTLE = {
+    "only_cross", "attn_sparse_topk", "cross_attn_sparse_topk", "num_clusters", "context_num_clusters",
+    *(item.select for item in CATALOGUE if item.slot == "window" and item.select),
+}  # fmt: skip
 # Flags whose graph needs both blocks of a small model: orders of modules, inter-layer state.
 ORDERS = {
     "weight_tie_layers", "sandwich_coef", "layers_execute_order", "par_ratio", "residual_attn",

@@ -14,7 +14,7 @@ from property_checks import (
     sees_everything,
 )
 from property_sample import EACH, PAIRS, groups_of_each, groups_of_pairs, sampled, tiny
-from property_settings import for_graphs, one_block
+from property_settings import SEES_LITTLE, for_graphs, one_block
 from property_subject import Subject
 
 import flagformer
@@ -35,14 +35,6 @@ NO_EFFECT_WANTED = {
     "ff_zero_init_output",
     "depth_scale_residual",
     "max_mem_len",
-}
-# A query attends to few others: not every token of an encoder affects every logit.
-SEES_LITTLE = {
-    "only_cross",
-    "attn_max_attend_past",
-    "attn_chunk_size",
-    "num_clusters",
-    "context_num_clusters",
 }
 # Checks that test_properties_singles.py runs in every kind of model, and a pair in a decoder.
 OF_SINGLES = {copies, low_precision_is_finite}

@@ -5,6 +5,7 @@ from property_checks import checks_of, compiles, exports, failures, sees_everyth
 from property_settings import (
     AHEAD,
     OTHER_INPUTS,
+    SEES_LITTLE,
     TINY,
     by_layer,
     cross_forms,
@@ -39,13 +40,6 @@ PARTS = 4
 
 def tiny(name, kind):
     return {**ALL[name], **TINY, "model": kind}
-
-
-# A query attends to few others: not every token affects every logit of a bidirectional model.
-SEES_LITTLE = {
-    "only_cross", "attn_max_attend_past", "attn_chunk_size", "attn_sparse_topk", "cross_attn_sparse_topk",
-    "num_clusters", "context_num_clusters",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -289,6 +289,12 @@ class Flags(TypedDict, total=False):
     cross_attn_head_learned_sink: bool | tuple[bool | None, ...] | None
     """Softmax with a learned sink score per head in its denominator: weights sum to less than one.
     (cross-attention only)"""
+    attn_softpick: bool | tuple[bool | None, ...] | None
+    """relu(exp(s) - 1) / (sum of |exp(s) - 1| over allowed keys + eps): a query may attend to
+    nothing."""
+    cross_attn_softpick: bool | tuple[bool | None, ...] | None
+    """relu(exp(s) - 1) / (sum of |exp(s) - 1| over allowed keys + eps): a query may attend to nothing.
+    (cross-attention only)"""
     attn_tensor_product: bool | tuple[bool | None, ...] | None
     """out + out * role, with a projection of x as the role of each token and head (2208.06061)."""
     cross_attn_tensor_product: bool | tuple[bool | None, ...] | None
