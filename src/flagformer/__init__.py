@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flagformer.stack.layers import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
     from flagformer.wrappers.autoregressive import AutoregressiveWrapper
     from flagformer.wrappers.classifier import SequenceClassifier
+    from flagformer.wrappers.continuous import ContinuousTransformerWrapper
     from flagformer.wrappers.memformer import Memformer
     from flagformer.wrappers.routing import RoutingTransformer, RoutingTransformerLM
     from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionLayers",
     "AutoregressiveWrapper",
+    "ContinuousTransformerWrapper",
     "CrossAttender",
     "Decoder",
     "Encoder",
@@ -74,6 +76,7 @@ MODULES = {
     "interop.load": ("load",),
     "models.build": ("build", "check"),
     "wrappers.classifier": ("SequenceClassifier",),
+    "wrappers.continuous": ("ContinuousTransformerWrapper",),
     "wrappers.memformer": ("Memformer",),
     "models.replay": ("memory_replay_backprop", "train_segments"),
     "wrappers.routing": ("RoutingTransformer", "RoutingTransformerLM"),

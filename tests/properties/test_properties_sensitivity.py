@@ -229,6 +229,7 @@ WHOLE_BASE = {
         "depth": 1,
         "heads": 2,
     },
+    "continuous": {"dim_in": 3, "max_seq_len": 16, "dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8},
     "memformer": {
         "dim": 16,
         "num_memory_slots": 2,
@@ -271,6 +272,7 @@ OWN = {
         "num_register_tokens": 2,
         "emb_dropout": 0.5,
     },
+    "continuous": {"dim_in": 4, "dim_out": 5, "causal": False},
     "classifier": {"num_classes": 7, "pooling": "mean", "pooler": True, "classifier_dropout": 0.5},
     "memformer": {
         "dim": 24,
@@ -307,6 +309,9 @@ def whole(kind, flags):
     if kind == "vit":
         draws = torch.Generator().manual_seed(2)
         given = (torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64),)
+    elif kind == "continuous":
+        draws = torch.Generator().manual_seed(2)
+        given = (torch.randn(2, 8, 3, generator=draws, dtype=torch.float64),)
     elif kind == "classifier":
         given = (torch.arange(16).view(2, 8) % 11,)
     else:

@@ -75,6 +75,10 @@ WHOLE = {
     "classifier": {
         **TINY, "depth": 1, "num_classes": 5, "pooling": "class", "pooler": True, "attn_kv_heads": [2],
     },
+    "continuous": {
+        **{name: value for name, value in TINY.items() if name != "num_tokens"},
+        "depth": 1, "dim_in": 3, "dim_out": 5, "attn_kv_heads": [2],
+    },
     "vit": {
         "image_size": [8, 4],
         "patch_size": (2, 2),
@@ -106,6 +110,7 @@ WRAPPERS = {
     "TransformerWrapper": lambda: flagformer.build({**TINY, "depth": 1}),
     "XTransformer": lambda: flagformer.build({"model": "xtransformer", **WHOLE["xtransformer"]}),
     "Memformer": lambda: flagformer.build({"model": "memformer", **WHOLE["memformer"]}),
+    "ContinuousTransformerWrapper": lambda: flagformer.build({"model": "continuous", **WHOLE["continuous"]}),
     "SequenceClassifier": lambda: flagformer.build({"model": "classifier", **WHOLE["classifier"]}),
     "ViTransformerWrapper": lambda: flagformer.build({"model": "vit", **WHOLE["vit"]}),
     "RoutingTransformer": lambda: flagformer.RoutingTransformer(

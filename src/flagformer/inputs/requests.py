@@ -83,6 +83,11 @@ def use_cache(net: Any, cache_kv: bool) -> bool:
 
 
 def check_net(net: nn.Module, name: str = "net") -> None:
+    if hasattr(net, "dim_in"):
+        raise ValueError(
+            f"`{name}` must be a model of token ids, but is {type(net).__name__}, whose inputs and outputs "
+            "are vectors: compute a loss of its outputs"
+        )
     layers = getattr(net, "attn_layers", None)
     if layers is None:
         inner = hasattr(getattr(net, "net", None), "attn_layers")

@@ -14,17 +14,22 @@ from flagformer.flags.others import recognise
 from flagformer.stack.sizes import within_memory
 from flagformer.storage.models import load_model
 from flagformer.wrappers.classifier import SequenceClassifier
+from flagformer.wrappers.continuous import ContinuousTransformerWrapper
 from flagformer.wrappers.memformer import Memformer
 from flagformer.wrappers.transformer import MODELS, TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
 
 # Models with more than one stack, or with inputs other than token ids; each declares its own flags.
-WHOLE: dict[str, type[XTransformer | ViTransformerWrapper | Memformer | SequenceClassifier]] = {
+WHOLE: dict[
+    str,
+    type[XTransformer | ViTransformerWrapper | Memformer | SequenceClassifier | ContinuousTransformerWrapper],
+] = {
     "xtransformer": XTransformer,
     "memformer": Memformer,
     "vit": ViTransformerWrapper,
     "classifier": SequenceClassifier,
+    "continuous": ContinuousTransformerWrapper,
 }
 
 
@@ -37,7 +42,8 @@ def build(flags: Mapping[str, Any]) -> Any:
             any flag of `docs/flags.md`; "xtransformer" an XTransformer with `dim` and the same flags after
             `enc_` and `dec_`; "memformer" a Memformer with these and `num_memory_slots`; "vit" a
             ViTransformerWrapper with `image_size`, `patch_size` and the flags of its layers; "classifier" a
-            SequenceClassifier with `num_classes` and the flags of an encoder.
+            SequenceClassifier with `num_classes` and the flags of an encoder; "continuous" a
+            ContinuousTransformerWrapper with `dim_in`, `dim_out`, `causal` and the flags of a decoder.
 
     Raises:
         FlagError: lists every mistake.

@@ -8,6 +8,7 @@ from typing import Any
 from flagformer.audit.calls import Calls, keywords_of
 from flagformer.audit.calls.hugging_face import HuggingFaceCalls
 from flagformer.audit.calls.plain import PlainCalls
+from flagformer.audit.calls.vectors import VectorCalls
 from flagformer.audit.calls.x_transformers import XTransformersCalls
 
 
@@ -17,4 +18,4 @@ def calls_of(model: Callable[..., Any]) -> Calls:
         return XTransformersCalls(model)
     if {"input_ids", "attention_mask"} <= accepts:
         return HuggingFaceCalls(model)
-    return PlainCalls(model)
+    return VectorCalls(model) if hasattr(model, "dim_in") else PlainCalls(model)

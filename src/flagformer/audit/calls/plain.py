@@ -80,7 +80,11 @@ class PlainCalls(Calls):
             "window": given.window,
             "context": self.context(ids),
         }
-        return logits_in(self.model(ids, **only_given(arguments)))
+        return logits_in(self.call(ids, **only_given(arguments)))
+
+    def call(self, ids: Tensor, **kwargs: Any) -> Any:
+        """Call the model for ids [B, T]."""
+        return self.model(ids, **kwargs)
 
     def session(self, batch: int, length: int, given: CallInputs = NOTHING) -> Session:
         assert self.init_state is not None, "checked by `missing`"
@@ -98,8 +102,8 @@ class PlainCalls(Calls):
     def learn(self, ids: Tensor) -> Tensor:
         if not getattr(self.model, "num_memory_slots", False):
             return self.forward(ids)
-        _, mems = self.model(ids, return_mems=True)
-        return logits_in(self.model(ids, mems=mems))
+        _, mems = self.call(ids, return_mems=True)
+        return logits_in(self.call(ids, mems=mems))
 
     def num_tokens(self) -> int | None:
         return getattr(self.model, "num_tokens", None)
@@ -141,7 +145,7 @@ class PlainSession(Session):
     def step(self, ids: Tensor) -> Tensor:
         context = None if self.begun else self.calls.context(ids)
         self.begun = True
-        return logits_in(self.calls.model(ids, **only_given({"state": self.state, "context": context})))
+        return logits_in(self.calls.call(ids, **only_given({"state": self.state, "context": context})))
 
     def reorder(self, index: Tensor) -> bool:
         return self._try("reorder", index)
