@@ -108,6 +108,16 @@ CASES = {
     ),
     "DeepSeek V2": Case("DeepseekV2Config", LATENT),
     "GPT-2": Case("GPT2Config", SMALL_GPT2),
+    "GPT-BigCode": Case("GPTBigCodeConfig", SMALL_GPT2),
+    "GPT-Neo": Case(
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": DIM, "num_layers": LAYERS, "num_heads": HEADS,
+            "max_position_embeddings": LENGTH, "attention_types": [[["global", "local"], 2]],
+            "window_size": 8, **TOKENS,
+        },
+        "eager",
+    ),
     "OPT": Case("OPTConfig", {**PLAIN_SIZES, "ffn_dim": INNER}),
     "BLOOM": Case("BloomConfig", {**BLOOM, "n_head": HEADS, "hidden_size": DIM}, "eager"),
     "BLOOM, 6 heads": Case("BloomConfig", {**BLOOM, "n_head": 6, "hidden_size": 96}, "eager"),
@@ -134,7 +144,7 @@ BASE = (
     "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
     "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",
     "Helium", "GLM", "GLM-4", "ERNIE 4.5", "Seed-OSS", "Arcee", "Ministral", "CWM", "EXAONE 4", "Granite MoE",
-    "MiniMax M2", "VaultGemma",
+    "MiniMax M2", "VaultGemma", "GPT-BigCode", "GPT-Neo",
 )  # fmt: skip
 
 

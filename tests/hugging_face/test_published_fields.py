@@ -20,7 +20,7 @@ SKIPPED = {
     "tie_word_embeddings", "output_attentions", "model_type", "architectures", "dtype",
     "transformers_version",
 }  # fmt: skip
-SHARE = 0.25  # of the changes that `make test` tries; `make matrix` tries all
+SHARE = 0.15  # of the changes that `make test` tries; `make matrix` tries all
 
 
 def changes_of(value):
@@ -60,6 +60,7 @@ def test_no_changed_field_is_read_wrongly(name, tmp_path, request):
         seen[outcome] += 1
         if outcome.startswith("wrong"):
             wrong.append(f"{field}={new!r}: {outcome}")
+    print(name, dict(seen))
     assert not wrong, (wrong, seen)
     assert seen["refused"] > 0
 

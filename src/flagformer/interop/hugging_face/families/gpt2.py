@@ -1,4 +1,4 @@
-"""GPT-2, OPT and BLOOM: LayerNorm with bias, and no rotary positions."""
+"""GPT-2, GPT-BigCode, GPT-Neo, OPT and BLOOM: LayerNorm with bias, and no rotary positions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from flagformer.interop.hugging_face.fields import (
     on,
     under,
 )
+from flagformer.interop.hugging_face.rope import WINDOW
+from flagformer.interop.hugging_face.settings import at, collapse
 from flagformer.interop.hugging_face.tensors import Cat, Groups, Transposed
 
 L = "layers.{i}."
@@ -139,4 +141,70 @@ BLOOM = Family(
     tied=("lm_head.weight", "transformer.word_embeddings.weight"),
     prefix="transformer.",
 )
-FAMILIES = [GPT2, OPT, BLOOM]
+GPT_BIGCODE = GPT2.but(
+    model_type="gpt_bigcode",
+    architecture="GPTBigCodeForCausalLM",
+    fixed={"attn_kv_heads": 1},
+    must={"multi_query": True},
+    inert=GPT2.inert
+    + """ attention_softmax_in_fp32 scale_attention_softmax_in_fp32 num_key_value_heads inference_runner
+        validate_runner_input pre_allocate_kv_cache max_sequence_length max_batch_size pad_key_length""",
+    fields={"activation_function": activation("ff_activation", "gelu_pytorch_tanh")},
+    tensors={
+        H + "attn.c_attn.{p}": Cat(*(L + f"attn.{n}.{{p}}" for n in "qkv")),
+        H + "attn.c_proj.{p}": L + "attn.o.{p}",
+        H + "mlp.c_fc.{p}": L + "ff.up.{p}",
+        H + "mlp.c_proj.{p}": L + "ff.down.{p}",
+    },
+    missing="`multi_query: false`",
+)
+
+
+def _windows_of(config: Config, flags: Flags) -> Flags:
+    kinds = [kind for block, times in config["attention_types"] for _ in range(times) for kind in block]
+    if len(kinds) != flags["depth"] or set(kinds) - {"global", "local"}:
+        text = f"config `attention_types` must hold 'global' or 'local' for each of {flags['depth']} layers"
+        raise ConversionError([f"{text}, but holds {kinds}"])
+    if config["attention_layers"] not in (None, kinds):
+        raise ConversionError(["config `attention_layers` and `attention_types` differ"])
+    return {WINDOW: collapse(config["window_size"] - 1 if kind == "local" else None for kind in kinds)}
+
+
+def _types_of(flags: Flags) -> Config:
+    past = [at(flags, WINDOW, layer) for layer in range(flags["depth"])]
+    kinds = ["global" if one is None else "local" for one in past]
+    width = next((one + 1 for one in past if one is not None), 256)
+    return {"attention_types": [[kinds, 1]], "attention_layers": kinds, "window_size": width}
+
+
+GPT_NEO = GPT2.but(
+    model_type="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    fixed={"attn_qkv_bias": False, "attn_scale": 1.0},
+    must={"scale_attn_by_inverse_layer_idx": False},
+    inert=GPT2.inert + " resid_dropout embed_dropout",
+    fields={
+        **dict.fromkeys(GPT2.fields, ...),
+        **names("vocab_size num_tokens, hidden_size dim, num_layers depth, num_heads heads"),
+        " width": HEAD,
+        "max_position_embeddings": Field("max_seq_len", 2048),
+        "intermediate_size": Field("ff_inner_dim", None, absent=lambda f: 4 * f["dim"]),
+        "layer_norm_epsilon": Field("norm_eps", 1e-5),
+        "activation_function": activation("ff_activation", "gelu_new"),
+        "attention_types": Fields(
+            {"attention_types": [[["global", "local"], 12]], "attention_layers": None, "window_size": 256},
+            _windows_of,
+            _types_of,
+        ),
+    },
+    tensors={
+        H + "attn.c_attn.{p}": ...,
+        H + "attn.c_proj.{p}": ...,
+        **{H + f"attn.attention.{n}_proj.{{p}}": L + f"attn.{n[0]}.{{p}}" for n in ("q", "k", "v", "out")},
+        H + "mlp.c_fc.{p}": L + "ff.up.{p}",
+        H + "mlp.c_proj.{p}": L + "ff.down.{p}",
+    },
+    drop=(r".*\.attn\.attention\.(bias|masked_bias)",),
+    missing="",
+)
+FAMILIES = [GPT2, GPT_BIGCODE, GPT_NEO, OPT, BLOOM]
