@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,16 @@ def _refuse_mixed(instances: list[Instance], own: Tensors) -> None:
 
 
 def _write_weights(path: Path, instances: list[Instance], own: Tensors, most: int) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     shards = _shards(instances, own, most)
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {one.name: _file_tensor(one, own) for one in shard}
-        replace_file(path / name, save(tensors, {"format": "pt"}))
+        partial = path / f"{name}.partial"  # a whole file replaces it, and a shard is in memory once
+        save_file(tensors, partial, {"format": "pt"})
+        os.replace(partial, path / name)
         where |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         total = sum(_bytes(one, own) for one in instances)
