@@ -24,6 +24,7 @@ from flagformer.attention.projection.heads import (
 from flagformer.attention.projection.latent import MultiHeadLatent
 from flagformer.attention.qk_norm.layernorm import LayerQKNorm
 from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
+from flagformer.attention.value_mods.embedding import ValueEmbedding
 from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.width import ValueWidth
@@ -49,6 +50,7 @@ from flagformer.memory.slots import MemorySlots, NoSlots
 from flagformer.mixer.gated_deltanet import GatedDeltaNet
 from flagformer.mixer.mamba2 import Mamba2
 from flagformer.mixer.short_convolution import ShortConvolution
+from flagformer.norm.adaptive import AdaptiveLayerNorm, AdaptiveRMSNorm
 from flagformer.norm.layernorm import LayerNorm
 from flagformer.norm.rmsnorm import RMSNorm
 from flagformer.norm.scalenorm import ScaleNorm
@@ -88,7 +90,7 @@ CATALOGUE.fill(
         TransformerWrapper, NoTokenScale, FixedTokenScale, Learned, Sinusoidal, NoAbsolute,
         NoEmbeddingNorm, EmbeddingLayerNorm, NoMemory, MemoryTokens,
         Dims, Plan,
-        LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm,
+        LayerNorm, RMSNorm, ScaleNorm, SimpleRMSNorm, AdaptiveLayerNorm, AdaptiveRMSNorm,
         PreNorm, PostNorm, SandwichNorm, BranchNorm, DualNorm,
         Additive, Scaled, GRUGate, ResiDual,
         DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
@@ -97,6 +99,7 @@ CATALOGUE.fill(
         NoPositionBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, RotaryValues,
         MultiHead, GroupedQuery, MultiQuery, MultiHeadLatent, SharedQK, ContextSharedQK,
+        ValueEmbedding,
         NoQKNorm, L2QKNorm, RMSQKNorm, LayerQKNorm,
         FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,

@@ -99,6 +99,7 @@ def meet(one, other):
 @pytest.mark.parametrize(("slot", "one", "other"), crowds(), ids=lambda value: getattr(value, "name", value))
 def test_two_components_for_one_slot(slot, one, other):
     values = {"attn_kv_heads": 2, "attn_kv_rank": 4, "ff_activation": "relu"}
+    values |= {"adaptive_layernorm": 6, "adaptive_rmsnorm": 6}
     flags = {
         item.select: item.when if item.when is not ... else values.get(item.select, True)
         for item in (one, other)

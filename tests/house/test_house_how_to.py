@@ -3,6 +3,7 @@
 import re
 import sys
 
+import torch
 from house_tree import ROOT
 
 import flagformer
@@ -14,7 +15,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 
 
 def test_an_own_class_by_its_path(tmp_path, monkeypatch):
-    (_, module), (_, example), (kind, study), (_, command) = BLOCKS
+    (_, module), (_, example), (kind, study), (_, command), (_, reader) = BLOCKS
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mylab").mkdir()
@@ -28,5 +29,8 @@ def test_an_own_class_by_its_path(tmp_path, monkeypatch):
     loaded, _ = load_study(tmp_path / "norms.yaml")
     flagformer.check(loaded.trial("mine", 0, {}).model_flags)
     assert command.split() == ["flagformer", "study", "run", "norms.yaml", "--allow", "mylab"]
+    exec(compile(reader, "the reader of ids", "exec"), found)
+    model = flagformer.build({**found["model"].flags, "norm": found["Doubled"]})
+    assert model(torch.arange(6)[None]).isfinite().all()
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]

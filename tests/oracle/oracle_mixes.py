@@ -202,6 +202,11 @@ NOT_COVERED = {
     "causal": "said by the model", "rotary_scaling": "tests/parity compares it with transformers",
     "attn_max_attend_ahead": "tests/reference and tests/parity compare it with loops and transformers",
     "attn_chunk_size": "tests/reference and tests/parity compare it with loops and transformers",
+    "attn_value_embed_tokens": "tests/reference/test_reference_value_embeddings.py compares it with loops",
+    **dict.fromkeys(
+        ("adaptive_layernorm", "adaptive_rmsnorm"),
+        "tests/reference/test_reference_conditions.py compares them with loops",
+    ),
 } | dict.fromkeys(
     ("mixer", "mixer_heads", "mixer_dim_key", "mixer_dim_value", "mixer_key_groups", "mixer_kernel",
      "mixer_chunk"),

@@ -394,6 +394,11 @@ FIXED = {
         "an option of published models; tests/reference holds the formula",
     ),
     "shared_qk": "x-transformers has none; tests/reference holds the formula",
+    "attn_value_embed_tokens": "x-transformers has none; tests/reference holds the formula",
+    **dict.fromkeys(
+        ("adaptive_layernorm", "adaptive_rmsnorm"),
+        "the norms by a condition of x-transformers have no shift; tests/reference holds the formula",
+    ),
     **dict.fromkeys(
         ("ff_pkm", "pkm_num_keys"), "x-transformers has no product keys; tests/reference holds the formula"
     ),

@@ -18,7 +18,7 @@ def run_cached(subject, blocks=(4, 1, 1, 3), side=None, **state_how):
     with torch.no_grad():
         for block in blocks:
             ids = subject.ids[:, state.length : state.length + block]
-            pieces.append(subject.model(ids, state=state, **(side if state.length == 0 else {})))
+            pieces.append(subject.model(ids, state=state, **(subject.later(0, 1) if state.length else side)))
     assert state.length == sum(blocks)
     return torch.cat(pieces, dim=1)
 
@@ -41,7 +41,8 @@ def cached_equals_full(subject):
 def continues(subject, state, *rows):
     """Logits of the last tokens of these rows, in two blocks; without gradient."""
     ids = subject.ids[list(rows)]
-    return torch.cat([subject.model(part, state=state) for part in (ids[:, 5:6], ids[:, 6:])], dim=1)
+    how = {"state": state, **subject.later(*rows)}
+    return torch.cat([subject.model(part, **how) for part in (ids[:, 5:6], ids[:, 6:])], dim=1)
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def state_contract(subject):
         state = subject.model.init_state(2, 9, seq_start_pos=starts)
         for part in (slice(0, 4), slice(4, 5)):
             subject.model(
-                subject.ids[:, part], state=state, **(subject.side(0, 1) if state.length == 0 else {})
+                subject.ids[:, part], state=state, **(subject.later if state.length else subject.side)(0, 1)
             )
         mark, one, swapped = state.mark(), state.select([1]), state.select([1, 0, 1])
         with tempfile.TemporaryDirectory() as directory:
@@ -60,7 +61,7 @@ def state_contract(subject):
             loaded = subject.model.load_state(Path(directory) / "state")
         other = (subject.ids + 3) % subject.model.num_tokens
         for part in (slice(5, 7), slice(7, 8)):
-            subject.model(other[:, part], state=state)
+            subject.model(other[:, part], state=state, **subject.later(0, 1))
         state.rollback(mark)
         assert state.length == loaded.length == one.length == 5
         got = continues(subject, state, 0, 1)
@@ -115,7 +116,7 @@ def context_padding(subject):
     got = subject(subject.ids, context_mask=mask)
     same(got[:1], subject.logits[:1], "a full context in a batch with a padded one")
     with torch.no_grad():
-        alone = subject.model(subject.ids[1:], context=subject.context[1:, :2])
+        alone = subject.model(subject.ids[1:], context=subject.context[1:, :2], **subject.later(1))
     same(got[1:], alone, "a padded context")
     differ(got[1], subject.logits[1], "hiding a part of the context")
     if subject.model.can_cache:

@@ -32,6 +32,8 @@ class Subject:
         width = layers.dims.dim_context or layers.dims.dim
         given = layers.has_cross and not self.model.num_memory_slots
         self.context = torch.randn(2, 5, width, dtype=dtype) if given else None
+        size = getattr(layers, "condition_dim", None)
+        self.condition = None if size is None else torch.randn(2, size, dtype=dtype)
 
     @property
     def has_cross(self):
@@ -52,11 +54,16 @@ class Subject:
         """Cast the parameters and the context in place."""
         self.dtype, self.model = dtype, self.model.to(dtype)
         self.context = None if self.context is None else self.context.to(dtype)
+        self.condition = None if self.condition is None else self.condition.to(dtype)
         return self
 
     def side(self, *rows):
-        """The context of these rows of the inputs, as keywords of a forward."""
-        return {"context": self.context[list(rows)]} if self.has_cross else {}
+        """The context and the condition of these rows of the inputs, as keywords of a forward."""
+        return {**({"context": self.context[list(rows)]} if self.has_cross else {}), **self.later(*rows)}
+
+    def later(self, *rows):
+        """The condition of these rows, as keywords of a forward that continues a decode state."""
+        return {} if self.condition is None else {"condition": self.condition[list(rows)]}
 
     def __call__(self, ids, *rows, **keywords):
         """Logits without gradient; `rows` are the rows of the context for the ids."""
@@ -66,8 +73,9 @@ class Subject:
     def loss(self):
         """A scalar that every logit changes; of two segments if the first writes slots."""
         if self.model.num_memory_slots:
-            _, mems = self.model(self.ids[:, :5], return_mems=True, detach_mems=False)
-            logits = self.model(self.ids[:, 5:], mems=mems)
+            given = self.later(0, 1)
+            _, mems = self.model(self.ids[:, :5], return_mems=True, detach_mems=False, **given)
+            logits = self.model(self.ids[:, 5:], mems=mems, **given)
         else:
             logits = self.model(self.ids, **self.side(0, 1))
         weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)

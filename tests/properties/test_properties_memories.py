@@ -12,9 +12,10 @@ from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.lab.reference import choices, settings
 
 MIXERS = ["mixer", *(item.say() for item in flagformer.CATALOGUE.in_slot("sequence_mixer"))]
-# The state of a mixer does not pass between segments.
+# The state of a mixer does not pass between segments, and the ids of earlier tokens do not.
 # Stacks without self-attention have no reader of memories; memory tokens precede a whole row.
 REFUSED = {
+    "attn_value_embed_tokens": "`max_mem_len` and `attn_value_embed_tokens` cannot be combined",
     "only_cross": "`max_mem_len` and `only_cross` cannot be combined",
     "num_memory_tokens": "`max_mem_len` and `num_memory_tokens` cannot be combined",
     **dict.fromkeys(MIXERS, "`max_mem_len` and `mixer` cannot be combined"),

@@ -94,6 +94,7 @@ def idle(pair):
             continue  # other parameters: another property checks that each is trained
         without.model.load_state_dict(both.model.state_dict())
         without.context = both.context if without.has_cross else None
+        without.condition = None if without.condition is None else both.condition
         if torch.equal(answers(both), answers(without)):
             found.append(f"{choice.name} has no effect with {other.name}")
     return found

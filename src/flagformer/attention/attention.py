@@ -125,7 +125,8 @@ def build_attention(
         value_rotation = rotation if values.rotated else NoRotation(dims)
         window = slots["window"][0].build()
         rotations = (rotation, value_rotation, rotation_idx)
-        source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window)
+        value_mods = [filler.build(dims, projection.groups) for filler in slots["value_mod"]]
+        source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window, value_mods)
         _refuse_ahead(window, dims)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from flagformer.attention.projection import Projection
 from flagformer.attention.qk_norm import QKNorm
 from flagformer.attention.qk_norm.norms import NoQKNorm
+from flagformer.attention.value_mods import ValueMod
 from flagformer.attention.window import SlidingWindowSlot
 from flagformer.flow import (
     CacheEntry,
@@ -24,6 +26,7 @@ from flagformer.flow import (
     SideInputs,
 )
 from flagformer.ops.borrow import borrow
+from flagformer.ops.identity import as_module
 from flagformer.position import CosSin, Rotation
 
 
@@ -88,17 +91,23 @@ class SelfAttentionInputs(QKVSource):
         value_rotation: Rotation,
         rotation_idx: int,
         window: SlidingWindowSlot,
+        value_mods: Sequence[ValueMod] = (),
     ) -> None:
         turns_keys = rotation is not None and value_rotation is not rotation and rotation.width > 0
         super().__init__(projection, qk_norm, dims, turns_keys)
         self.window, self.window_rules, self.rotation_idx = window.width, window.rules, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
+        self.modifies_values = bool(value_mods)
+        self.value_mods = nn.ModuleList(map(as_module, value_mods))
         self.path_changes_at = () if window.width is None else (window.width,)
 
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         if self.expands and side.state is not None:
             return self._expanded(x, side, side.state)
         q, k, v = self.projection(x)
+        if self.modifies_values:
+            for value_mod in self.value_mods:
+                v = value_mod(v, x, side)
         raw = v
         unrotated = self.qk_norm.queries(q), self.qk_norm.keys(k)
         cos_sin = side.cos_sin[self.rotation_idx]

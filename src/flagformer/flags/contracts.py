@@ -220,13 +220,19 @@ def _signature_error(
 
 def _method_error(contract: Contract, component: Any, name: str) -> str:
     """Return the error of the first method that does not accept the arguments of the contract."""
+    more = ("side",) if _reads_side(contract, component) else ()
     errors = (
         f"the call {name}.{_called(method, names)} fails: {error}"
-        for method, names in contract.methods.items()
+        for method, names in ((method, (*names, *more)) for method, names in contract.methods.items())
         for error in [_signature_error(*_bound(component, method, names))]
         if error
     )
     return next(errors, "")
+
+
+def _reads_side(contract: Contract, component: Any) -> bool:
+    """Whether a norm declares that it also takes the inputs of its sublayer."""
+    return hasattr(contract.base, "reads_side") and bool(getattr(component, "reads_side", False))
 
 
 def _bound(component: Any, method: str, names: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[str, ...]]:

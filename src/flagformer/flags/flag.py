@@ -20,6 +20,7 @@ NEEDS = {
     "same_keys": "all heads attend to the same keys",
     "all_pairs": "the scores of all query-key pairs",
     "own_keys": "separate projections of keys and queries",
+    "cached_values": "values that are cached as they are",
     "value_rotation": "a rotation that also applies to values",
     "head_keys": "the keys of each head before their rotation",
     "carry": "tensors that pass from one sublayer to a later one",

@@ -21,6 +21,9 @@ FOREIGN = {
     "attn_custom_attn_fn": "pass the class that turns scores into weights: `normalizer=MyNormalizer`",
     "ff_custom_activation": "pass the function, class or module to the slot: `activation=torch.tanh`",
     "norm_add_unit_offset": "norm weights are stored without an offset; `load_x_transformers` takes it",
+    "use_adaptive_layernorm": "use `adaptive_layernorm=C` with the width C of the condition",
+    "use_adaptive_rmsnorm": "use `adaptive_rmsnorm=C` with the width C of the condition",
+    "dim_condition": "the norm has it as its value: use `adaptive_layernorm` or `adaptive_rmsnorm`",
     "verbose": "nothing is printed; leave it out",
     "attn_k_rmsnorm": "queries and keys are normalized together: use `attn_qk_rmsnorm`",
     "attn_dim_out": "attention has the width of the model: use `dim`",
@@ -38,9 +41,8 @@ ABSENT = {
     "norms by learned functions (dynamic tanh, Derf); pass a class as `norm`": (
         "use_dynamic_tanh use_derf dynamic_tanh_init_alpha"
     ),
-    "adaptive norms and scales (conditioning)": (
-        "use_adaptive_layernorm use_adaptive_rmsnorm use_adaptive_layerscale dim_condition "
-        "adaptive_condition_mlp adaptive_condition_mlp_expansion"
+    "scales of branches by a condition, and networks that make it": (
+        "use_adaptive_layerscale adaptive_condition_mlp adaptive_condition_mlp_expansion"
     ),
     "polar positions, and rotation of some heads only; pass a class as `rotation`": (
         "rotate_num_heads polar_pos_emb polar_bias_uniform_init attn_rotate_num_heads"

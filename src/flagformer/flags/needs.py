@@ -27,6 +27,7 @@ UNDECLARED = {
     "residual": {"stream"},
     "norm_position": {"stream"},
     "memory": {"inserted_tokens"},
+    "value_mod": {"cached_values"},
 }
 
 Filled = Mapping[str, Iterable[Spec | Instance]]  # slot -> its components

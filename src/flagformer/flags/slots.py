@@ -66,6 +66,12 @@ SLOTS = _slots(
     ),
     Slot("values", "attention", "options of the values: width, shared with the keys, rotated", many=True),
     Slot("projection", "attention", "x -> q, k, v, split into heads"),
+    Slot(
+        "value_mod",
+        "attention",
+        "(v, x, side) -> v, values of self-attention before they are cached",
+        many=True,
+    ),
     Slot("qk_norm", "attention", "(q, k) -> normalized (q, k), and the scale of their product"),
     Slot("rotation", "attention", "(q or k, cos and sin) -> q or k, rotated by its positions"),
     Slot("window", "attention", "the tokens around it that a query of self-attention attends to"),

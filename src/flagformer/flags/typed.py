@@ -65,6 +65,10 @@ class Flags(TypedDict, total=False):
     """Unit L2 norm times one learned scale, initially sqrt(D)."""
     use_simple_rmsnorm: bool | None
     """Unit root mean square, without parameters."""
+    adaptive_layernorm: int
+    """width C of the condition of LayerNorm"""
+    adaptive_rmsnorm: int
+    """width C of the condition of RMSNorm"""
     pre_norm_has_final_norm: bool
     """norm of the stream after the last sublayer"""
     pre_norm: bool | None
@@ -185,6 +189,8 @@ class Flags(TypedDict, total=False):
     context_shared_qk: bool | tuple[bool | None, ...] | None
     """Keys of cross-attention are made of the context as queries are of the tokens, by the same
     weights."""
+    attn_value_embed_tokens: int | tuple[int | None, ...]
+    """rows of a table of embeddings by id that are added to the values of self-attention"""
     attn_scale: float | tuple[float | None, ...] | None
     """factor of q k^T; None: K ** -0.5"""
     cross_attn_scale: float | tuple[float | None, ...] | None
@@ -482,6 +488,7 @@ class Flags(TypedDict, total=False):
     position_bias: Any
     values: Any
     projection: Any
+    value_mod: Any
     qk_norm: Any
     rotation: Any
     window: Any

@@ -61,6 +61,7 @@ class DecodeState:
         context_layout: layout of the context, after the first forward with a context.
         pattern: where memory tokens are inserted; None for no memory tokens.
         prepended: number of prepended embeddings after the first memory tokens, one number or [B, 1].
+        has_condition: whether the stored tokens were read with a condition.
         write_mask: [B, T] bool, True for the entries of the next block to write; where it is False the cache
             keeps an older token. None: all.
     """
@@ -89,6 +90,7 @@ class DecodeState:
         self.prepended: Tensor | int = 0
         self.write_mask: Tensor | None = None
         self._marks = Marks()
+        self.has_condition = False
 
     @property
     def layer_caches(self) -> tuple[LayerCache, ...]:
@@ -200,7 +202,8 @@ class DecodeState:
         Args:
             changing: only what later tokens change, in copies.
         """
-        record = StateRecord({}, {"length": self.length})
+        numbers = {"length": self.length, "has_condition": int(self.has_condition)}
+        record = StateRecord({}, numbers)
         context = self.context_layout
         record.add("", {"row_starts": self.row_starts, "prefix": self.prefix}, {})
         if isinstance(self.prepended, Tensor):
@@ -226,6 +229,7 @@ class DecodeState:
         """Set all that a record holds; the inverse of `record`."""
         tensors, numbers = record.tensors, record.numbers
         self.length = numbers["length"]
+        self.has_condition = bool(numbers.get("has_condition"))
         self.row_starts, self.prefix = tensors.get("row_starts"), tensors.get("prefix")
         self.prepended = tensors["prepended"] if "prepended" in tensors else numbers["prepended"]
         context = record.part("context ").tensors

@@ -68,6 +68,10 @@ class SideInputs:
         memory: Transformer-XL memories; None: there are none.
         cached_cos_sin: `cos_sin` of all tokens of the decode state and of x, for keys that are rotated when
             they are read from the cache; empty if there are none.
+        token_ids: [1 or B, T] long, the ids of the tokens, -1 for memory tokens and prepended embeddings;
+            None for layers that are called with vectors.
+        condition: [B, 1 or T, C], the condition of the row or of each token, zeros for memory tokens and
+            prepended embeddings in the second form; None: there is none.
         recomputing: whether a sublayer is recomputed for the backward; statistics count the first run only.
     """
 
@@ -83,4 +87,6 @@ class SideInputs:
     step: int = 0
     memory: SegmentMemory | None = None
     cached_cos_sin: tuple[tuple[Tensor, ...] | None, ...] = ()
+    token_ids: Tensor | None = None
+    condition: Tensor | None = None
     recomputing: bool = False

@@ -4,7 +4,7 @@ Prompts are left-padded (`prompts`), tokens are generated one by one (`loop`), e
 filtered logits (`filters`). This package does not depend on how a model is built.
 """
 
-from flagformer.generation.align import align_token_ids
+from flagformer.generation.align import align_condition, align_token_ids
 from flagformer.generation.beam import search
 from flagformer.generation.contrast import Amateur, ContrastiveDecoding, contrast, read_settings
 from flagformer.generation.filters import (
@@ -32,6 +32,7 @@ __all__ = [
     "Prompts",
     "Sampler",
     "StoppingCriteria",
+    "align_condition",
     "align_token_ids",
     "bind_filter",
     "contrast",

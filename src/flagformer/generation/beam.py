@@ -47,6 +47,7 @@ def search(
     cached: bool,
     kwargs: Mapping[str, Any],
     embed_ids: Mapping[str, Tensor],
+    condition: Tensor | None = None,
 ) -> BeamHypotheses:
     """The best `beams` continuations of every prompt, best first. Inputs must be checked before.
 
@@ -59,7 +60,8 @@ def search(
     ids = torch.full((batch * beams, total), stopping.pad_value, dtype=torch.long, device=prompts.ids.device)
     ids[:, :length] = prompts.ids.repeat_interleave(beams, 0)
     with without_gradient(model):
-        next_logits = NextTokenLogits(model, prompts, total - 1 if cached else 0, window, kwargs, embed_ids)
+        more = (kwargs, embed_ids, condition)
+        next_logits = NextTokenLogits(model, prompts, total - 1 if cached else 0, window, *more)
         first = next_logits(prompts.ids)  # each prompt is read once
         next_logits.repeat(beams)
         best = _run(next_logits, first, ids, length, stopping, batch, beams, penalty)

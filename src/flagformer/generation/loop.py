@@ -47,14 +47,15 @@ def decode(
     kwargs: Mapping[str, Any] | None = None,
     embed_ids: Mapping[str, Tensor] | None = None,
     contrastive: ContrastiveDecoding | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """Draw new tokens after every prompt: long [B, seq_len].
 
     With `cached` each token is read once; without, every step reads the whole row, with the same result.
     `window`: every token attends to at most this many of the last tokens. `kwargs`: further arguments of the
     first forward (context, context_mask), which a state stores. `embed_ids`: [B, T + seq_len] for each name,
-    ids that accompany the tokens. `contrastive`: amateur models of contrastive decoding. The loop stops when
-    all rows have ended. Inputs must be checked before.
+    ids that accompany the tokens. `condition`: [B, C], or [B, T + seq_len, C]. `contrastive`: amateur models
+    of contrastive decoding. The loop stops when all rows have ended. Inputs must be checked before.
     """
     batch, prompt_len = prompts.ids.shape
     total, pad_value = prompt_len + stopping.seq_len, stopping.pad_value
@@ -66,7 +67,8 @@ def decode(
 
         def logits_of(model: Any, window: int | None, cached: bool) -> NextTokenLogits:
             cache_length = total - 1 if cached else 0
-            return NextTokenLogits(model, prompts, cache_length, window, kwargs or {}, embed_ids or {})
+            more = (kwargs or {}, embed_ids or {}, condition)
+            return NextTokenLogits(model, prompts, cache_length, window, *more)
 
         next_logits: Callable[[Tensor], Tensor] = logits_of(model, window, cached)
         if contrastive is not None:

@@ -22,6 +22,7 @@ class NextTokenLogits:
         kwargs: further arguments of the first forward (context, prefix_attn_len, prepend_embeds), which a
             state stores.
         embed_ids: [B, all tokens] for each name, ids that accompany the tokens.
+        condition: [B, C] or [B, all tokens, C], the condition of the rows or of the tokens; None for none.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class NextTokenLogits:
         window: int | None,
         kwargs: Mapping[str, Any],
         embed_ids: Mapping[str, Tensor],
+        condition: Tensor | None = None,
     ) -> None:
         self.model, self.starts, self.window = model, prompts.starts, window
         self.kwargs, self.embed_ids, self.batch = dict(kwargs), dict(embed_ids), len(prompts.ids)
+        self.condition = condition
         self.state = self._init_state(self.batch, cache_length) if cache_length else None
 
     def _init_state(self, batch: int, length: int) -> Any:
@@ -49,6 +52,9 @@ class NextTokenLogits:
         if self.embed_ids:
             end = tokens.shape[1]
             kwargs["embed_ids"] = {name: ids[:, start:end] for name, ids in self.embed_ids.items()}
+        if self.condition is not None:
+            each = self.condition.dim() == 3
+            kwargs["condition"] = self.condition[:, start : tokens.shape[1]] if each else self.condition
         if state is None:
             kwargs |= {"seq_start_pos": self.starts, "window": self.window}
         else:
@@ -63,6 +69,7 @@ class NextTokenLogits:
         self.batch *= times
         self.starts = repeat_rows(self.starts, batch, times)
         self.embed_ids = {name: repeat_rows(ids, batch, times) for name, ids in self.embed_ids.items()}
+        self.condition = repeat_rows(self.condition, batch, times)
         if self.state is None:
             self.kwargs = {name: repeat_rows(value, batch, times) for name, value in self.kwargs.items()}
         else:

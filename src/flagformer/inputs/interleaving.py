@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flagformer.flags import Finding, FlagError
@@ -113,6 +114,9 @@ class NoInterleaving:
     def unmerge(self, merged: Tensor) -> Tensor:
         return merged
 
+    def spread(self, values: Tensor, fill: float) -> Tensor:
+        return values
+
     def mask(self, attn_mask: Tensor | MaskMod | None, heads: int, batch: int) -> Tensor | MaskMod | None:
         return attn_mask
 
@@ -149,6 +153,11 @@ class InterleavedInputs:
     def unmerge(self, merged: Tensor) -> Tensor:
         """[B, L, D] -> [B, P + T, D]."""
         return self.interleaving.unmerge(merged)
+
+    def spread(self, values: Tensor, fill: float) -> Tensor:
+        """[B, T, C], of tokens -> [B, L, C], with `fill` for prepended embeddings and memory tokens."""
+        memory = values.new_full((self.pattern.memory, values.shape[2]), fill)
+        return self.merge(memory, F.pad(values, (0, 0, self.prepended.length, 0), value=fill))
 
     def mask(self, attn_mask: Tensor | MaskMod | None, heads: int, batch: int) -> Tensor | None:
         """`attn_mask` of prepended embeddings and tokens -> [1 or B, 1 or H, L, S]."""

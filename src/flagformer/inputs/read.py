@@ -22,6 +22,7 @@ from flagformer.inputs.segments import cross_attention_context, of_tokens, read_
 from flagformer.inputs.tokens import check_ids, check_positions, prefix_lengths
 from flagformer.stack import forward_inputs
 from flagformer.stack.forward_inputs import ForwardInputs
+from flagformer.stack.inputs import check_condition
 from flagformer.stack.layouts import read_layout
 
 
@@ -63,6 +64,7 @@ class CallArguments:
     return_mems: bool
     prepend_embeds: Tensor | None
     prepend_mask: Tensor | None
+    condition: Tensor | None
 
     def read(self, model: Any, x: Tensor) -> ModelInputs:
         """Check the arguments and turn them into layouts, rules and rows.
@@ -87,6 +89,10 @@ class CallArguments:
         prepended = read_prepended(self.prepend_embeds, self.prepend_mask, batch, width, layers)
         prefix = None if self.prefix_attn_len is None else prefix_lengths(self.prefix_attn_len, x)
         rows = make_interleaving(model.memory.pattern, tokens, prepended, state, layers)
+        condition = self.condition
+        if condition is not None:
+            check_condition(condition, layers.condition_dim, batch, length, earlier is not None, rows.state)
+            condition = condition if condition.dim() == 2 else rows.spread(condition, 0.0)
         stack = forward_inputs.read_inputs(
             layers,
             batch,
@@ -98,5 +104,5 @@ class CallArguments:
             context_mask=self.context_mask,
             prefix=rows.prefix(prefix),
             window=self.window,
-        )
+        ).of_tokens(layers, batch, rows.spread(x[..., None], -1)[..., 0], condition)
         return ModelInputs(tokens, rows, memory, prefix, stack)

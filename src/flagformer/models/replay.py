@@ -81,6 +81,7 @@ def train_segments(
     *,
     mems: RecurrentState | Tensor | None = None,
     ignore_index: int = -100,
+    condition: Tensor | None = None,
 ) -> tuple[Tensor, RecurrentState]:
     """Read a stream of tokens segment by segment and accumulate the gradients of its cross entropy.
 
@@ -96,6 +97,7 @@ def train_segments(
             `ignore_index` marks padding.
         mask: bool [B, T], True for tokens; a target counts if it and the token before are valid.
         mems: memories of the text before, from this function or `return_mems`; None: there are none.
+        condition: [B, C], the same for all segments, for models that read one (`adaptive_layernorm`).
 
     Returns:
         the mean cross entropy of each segment, in nats, without graph, 0 without targets; and memories
@@ -113,7 +115,7 @@ def train_segments(
 
     def read(index: int, state: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
         segment = segments[index]
-        out, new, extra = _read(model, ids[:, segment], state, None if mask is None else mask[:, segment])
+        out, new, extra = _read(model, ids[:, segment], state, _part(mask, segment), condition)
         if not torch.is_grad_enabled():
             return None, new
         total = cross_entropy(model.to_logits(out), targets[:, segment], ignore_index, "sum")
@@ -122,6 +124,10 @@ def train_segments(
 
     _, state = replay(model, read, _start(model, mems, len(x)), len(segments))
     return torch.stack([totals[index] for index in range(len(segments))]) / counts.clamp(min=1), state
+
+
+def _part(mask: Tensor | None, segment: slice) -> Tensor | None:
+    return None if mask is None else mask[:, segment]
 
 
 def _start(
@@ -134,10 +140,15 @@ def _start(
 
 
 def _read(
-    model: TransformerWrapper, ids: Tensor, mems: RecurrentState | None, mask: Tensor | None
+    model: TransformerWrapper,
+    ids: Tensor,
+    mems: RecurrentState | None,
+    mask: Tensor | None,
+    condition: Tensor | None,
 ) -> tuple[Tensor, RecurrentState, Tensor | float]:
     """Embeddings of a segment, its memories, and the sum of its auxiliary losses in training."""
     kwargs: dict[str, Any] = {"mems": mems, "mask": mask, "return_mems": True, "return_embeddings": True}
+    kwargs["condition"] = condition
     if not (model.training and model.has_losses):
         return *model(ids, **kwargs), 0.0
     out, outputs = model(ids, return_losses=True, **kwargs)

@@ -65,9 +65,14 @@ class Sessions(Whole):
         layout = Layout.arange(out.shape[1], out.device)
         return next_memory(self, RecurrentState.of_slots(slots), out, {}, layout, True)
 
-    def stream(self, batch_size: int, directory: str | Path | None = None) -> Stream:
-        """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote."""
-        stream = Stream(self, batch_size)
+    def stream(
+        self, batch_size: int, directory: str | Path | None = None, *, condition: Tensor | None = None
+    ) -> Stream:
+        """Return a stream over any number of segments, new or from a directory that `Stream.save` wrote.
+
+        `condition`: [B, C], that of all tokens, for models that read one; it is not saved.
+        """
+        stream = Stream(self, batch_size, condition)
         if directory is not None:
             stream.restore(directory)
         return stream

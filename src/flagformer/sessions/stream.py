@@ -33,16 +33,20 @@ class Stream:
     Args:
         model: a causal TransformerWrapper with `num_memory_slots` or `max_mem_len`.
         batch: rows B.
+        condition: [B, C], the condition of all tokens, for models that read one; None: there is none.
 
     Attributes:
         length: number of tokens read of each row.
         mems: the memory for the current segment; None: it is the first.
     """
 
-    def __init__(self, model: Any, batch: int) -> None:
+    def __init__(self, model: Any, batch: int, condition: Tensor | None = None) -> None:
         check_size("batch_size", batch)
         _check_model(model)
         self.model, self.batch, self.length = model, batch, 0
+        if condition is not None and condition.dim() != 2:
+            raise ValueError(f"`condition` must have shape [{batch}, C], but has {list(condition.shape)}")
+        self.condition = condition
         self.mems: RecurrentState | None = None
         self._begin()
 
@@ -77,7 +81,7 @@ class Stream:
         if first:
             self._state = self.model.init_state(self.batch, most)
         mems = self.mems if first else None
-        out = self.model(new, state=self._state, mems=mems, return_embeddings=True)
+        out = self.model(new, state=self._state, mems=mems, condition=self.condition, return_embeddings=True)
         self._outputs.append(out)
         if self._ids.shape[1] == most:
             self.mems = self.model.end_segment(self.mems, torch.cat(self._outputs, dim=1))
@@ -85,9 +89,8 @@ class Stream:
         return out
 
     def _whole(self, count: int) -> Tensor:
-        out, mems = self.model(
-            self._ids, mems=self.mems, return_mems=True, detach_mems=True, return_embeddings=True
-        )
+        how = {"return_mems": True, "detach_mems": True, "return_embeddings": True}
+        out, mems = self.model(self._ids, mems=self.mems, condition=self.condition, **how)
         if self._ids.shape[1] == self.model.max_seq_len:
             self.mems = mems
             self._begin()

@@ -58,7 +58,7 @@ def build_sublayers(
         )  # fmt: skip
         if groups.shares_norm[index] and placement.before:
             return SharedNorm(*parts, owner=owner)
-        return sublayer_class(input_mixer, (branch_norm, out_norm, branch), residual)(*parts)
+        return sublayer_class(input_mixer, in_norm, (branch_norm, out_norm, branch), residual)(*parts)
 
     built: list[Sublayer] = []
     for index, each in enumerate(zip(modules, functions)):

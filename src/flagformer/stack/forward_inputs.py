@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from flagformer.flow import DecodeState, Layout, MaskRule, RecurrentState
 from flagformer.flow.decode_state import check_prefix
 from flagformer.flow.mask_rules import MaskMod
-from flagformer.stack.inputs import check_context, check_window
+from flagformer.stack.inputs import check_condition, check_context, check_window
 from flagformer.stack.layouts import read_mask
 from flagformer.stack.refusals import refuse_mixer_arguments
 
@@ -28,6 +28,8 @@ class ForwardInputs:
         context_mask: [B, S] bool, True for tokens; None: all are.
         state: the decode state; None in a plain forward.
         memory: hidden states of earlier segments, one for each recurrent step; None: there are none.
+        token_ids: [1 or B, T] long, -1 for entries without an id; None: x comes without ids.
+        condition: [B, 1 or T, C]; None: there is none.
     """
 
     layout: Layout
@@ -38,11 +40,28 @@ class ForwardInputs:
     context_mask: Tensor | None
     state: DecodeState | None
     memory: RecurrentState | None
+    token_ids: Tensor | None = None
+    condition: Tensor | None = None
 
     @property
     def keys(self) -> Layout:
         """Layout of the keys of self-attention."""
         return self.layout if self.memory is None else self.memory.layout.concat(self.layout)
+
+    def of_tokens(
+        self, layers: Any, batch: int, token_ids: Tensor | None, condition: Tensor | None
+    ) -> ForwardInputs:
+        """The same inputs with the ids and the condition of the tokens, checked.
+
+        Args:
+            token_ids: [1 or B, T] long, of the layout.
+            condition: [B, C] or [B, T, C], of the layout.
+        """
+        has_memory, length = self.memory is not None, self.layout.length
+        check_condition(condition, layers.condition_dim, batch, length, has_memory, self.state)
+        if condition is not None and condition.dim() == 2:
+            condition = condition[:, None]
+        return replace(self, token_ids=token_ids, condition=condition)
 
 
 def read_inputs(
@@ -67,6 +86,9 @@ def read_inputs(
     """
     if state is not None and state.signature != layers.cache_signature:
         raise ValueError("`state` must come from `init_state` of this model, but other layers made it")
+    if memory is not None and any(one.source.value_mods for one in layers.attentions if not one.is_cross):
+        text = "because a memory holds hidden states of earlier tokens and not their ids"
+        raise ValueError(f"`mems` cannot be given to layers with a `value_mod`, {text}")
     refuse_mixer_arguments(layers, {"attn_mask": attn_mask, "window": window})
     if window is not None:
         check_window(window, layers.time_rule(None) is not None, state is not None)

@@ -107,6 +107,43 @@ def check_context(
         check_padding("context_mask", mask, batch, context.shape[1])
 
 
+def check_condition(
+    condition: Tensor | None, width: int | None, batch: int, length: int, has_memory: bool, state: Any
+) -> None:
+    """Check a condition, [B, C] or [B, T, C].
+
+    Args:
+        width: C, which the layers read; None: no component reads a condition.
+        has_memory: whether memories of earlier segments precede the tokens.
+        state: the decode state of the layers; None in a plain forward.
+    """
+    if state is not None and state.length and (condition is None) == state.has_condition:
+        before, now = ("with", "without") if condition is None else ("without", "with")
+        raise ValueError(
+            f"`condition` must be given in all calls of a decoding session or in none, but `state` holds "
+            f"tokens {before} one, and this call is {now}"
+        )
+    if condition is None:
+        return
+    check_tensor("condition", condition)
+    if width is None:
+        raise ValueError(
+            "`condition` was passed, but no component reads it: build with `adaptive_layernorm` or "
+            "`adaptive_rmsnorm`, or give a component of your own the attribute `condition_dim`"
+        )
+    shapes = ((batch, width), (batch, length, width))
+    if tuple(condition.shape) not in shapes or not condition.is_floating_point():
+        raise ValueError(
+            f"`condition` must be floating-point numbers of shape [{batch}, {width}], one for each row, or "
+            f"[{batch}, {length}, {width}], but is {condition.dtype} of shape {list(condition.shape)}"
+        )
+    if has_memory and condition.dim() == 3:
+        raise ValueError(
+            f"`condition` must have shape [{batch}, {width}] with `mems`, because memories of earlier tokens "
+            "have no condition of their own"
+        )
+
+
 def check_vectors(x: Tensor, dim: int) -> None:
     """Check the tokens x [B, T, `dim`] of a stack."""
     check_tensor("x", x)

@@ -44,6 +44,7 @@ from flagformer.stack.parallel_groups import ParallelGroups, refuse_equal_norms
 from flagformer.stack.places import final_place, placed_modules
 from flagformer.stack.refusals import (
     components_of,
+    condition_width,
     fixed_flags,
     refuse_carry,
     refuse_idle_context,
@@ -54,7 +55,7 @@ from flagformer.stack.refusals import (
 )
 from flagformer.stack.rotations import Rotations
 from flagformer.stack.session import cache_signature, init_caches
-from flagformer.stack.sublayer import Sublayer, TensorFn
+from flagformer.stack.sublayer import Sublayer, TensorFn, with_side
 from flagformer.stack.weight_init import apply_init, undo
 from flagformer.stack.whole import Whole
 
@@ -99,6 +100,7 @@ class AttentionLayers(Whole):
         # whether keys are rotated when they are read from a decode state
         self.derives_keys = any(s.kind == "a" and s.fn.source.derives_keys for s in self.sublayers)
         self.cache_signature = cache_signature(self.steps)
+        self.condition_dim = condition_width(self)
         # steps that read hidden states of the previous segment: `mems` holds one tensor for each
         self.recurrent_steps = tuple(
             step for step, s in enumerate(self.steps) if s.kind == "a" or s.input_mixer.reads_previous
@@ -177,6 +179,8 @@ class AttentionLayers(Whole):
         state: DecodeState | None = None,
         mems: RecurrentState | Sequence[Tensor] | None = None,
         mem_masks: Tensor | Sequence[Tensor] | None = None,
+        condition: Tensor | None = None,
+        token_ids: Tensor | None = None,
         inputs: ForwardInputs | None = None,
         collector: OutputCollector | None = None,
     ) -> Tensor:
@@ -198,6 +202,9 @@ class AttentionLayers(Whole):
             mems: XL memories of the `recurrent_steps`, a `RecurrentState` or tensors [B, M, D], which
                 precede x.
             mem_masks: [B, M] bool or a list of equal masks, True for valid tokens of `mems`.
+            condition: [B, C] for all tokens of a row, or [B, T, C], for layers with `condition_dim`; while
+                decoding it is that of the new tokens. None: zeros.
+            token_ids: [B, T] long, the ids of the tokens, for components that read them; -1 for none.
             inputs: a result of `forward_inputs.read_inputs`, in place of all arguments above.
             collector: collects auxiliary losses, requested tensors and hidden states for `mems`.
 
@@ -218,14 +225,15 @@ class AttentionLayers(Whole):
             inputs = read_inputs(
                 self, batch, layout, state, memory, attn_mask=attn_mask, context=context,
                 context_mask=context_mask, prefix=prefix_attn_len, window=window,
-            )  # fmt: skip
+            ).of_tokens(self, batch, token_ids, condition)  # fmt: skip
         x = in_full(x, self)
         side = self._side(inputs, x.dtype, OutputCollector() if collector is None else collector)
         for attention in self.attentions:
             attention.prepare(side)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
-        out = self.residual.close(h, self.final_norm)
+        out = self.residual.close(h, with_side(self.final_norm, side))
         if inputs.state is not None:
+            inputs.state.has_condition = inputs.condition is not None
             read = None if side.context_bias is None else side.context_bias.kv
             inputs.state.advance(x.shape[1], inputs.prefix, read)
         return out
@@ -246,6 +254,8 @@ class AttentionLayers(Whole):
             state,
             collector,
             layout,
+            token_ids=inputs.token_ids,
+            condition=inputs.condition,
         )
         if state is not None and self.derives_keys:
             every = state.layout(0, layout.end, layout.positions.device)

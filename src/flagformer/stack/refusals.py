@@ -145,6 +145,17 @@ def fixed_flags(flags: Any, owner: str, **fixed: bool) -> Any:
     return {**flags, **fixed}
 
 
+def condition_width(layers: nn.Module) -> int | None:
+    """Return the width of the condition that components read; None if none reads one."""
+    widths: Iterator[Any] = (getattr(part, "condition_dim", None) for part in layers.modules())
+    found = {int(width) for width in widths if width}
+    if len(found) > 1:
+        read = " and ".join(map(str, sorted(found)))
+        text = f"`condition_dim` must be one width, but components read conditions of {read}"
+        raise FlagError([Finding("condition_dim", text)])
+    return next(iter(found), None)
+
+
 def refuse_mixers(layers: Any) -> None:
     """Raise FlagError for mixers in layers that attend to later tokens."""
     if layers.has_mixers and not layers.causal:
@@ -152,6 +163,15 @@ def refuse_mixers(layers: Any) -> None:
         text = f"`{name}` needs `causal=True`, because a mixer reads the tokens of a row in their order:"
         text = f"{text} {type(layers).__name__} is not causal; use Decoder, or leave `{name}` out"
         raise FlagError([Finding(name, text)])
+
+
+def refuse_value_memory(layers: Any, name: str) -> None:
+    """Raise FlagError for a flag `name` of memories of tokens, whose values are not modified."""
+    choices = [choice for module in layers.resolved.modules for choice in module.slots.get("value_mod", ())]
+    if choices:
+        other = declared("value_mod", choices[0]).say()
+        text = f"`{name}` and `{other}` cannot be combined, because a memory holds hidden states of earlier"
+        raise FlagError([Finding(name, f"{text} tokens and not their ids; leave one of them out")])
 
 
 def refuse_mixer_memory(layers: Any, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ from flagformer.residual.additive import Additive
 from flagformer.residual.parallel_streams import ParallelStream
 
 TensorFn = Callable[[Tensor], Tensor]
+
+
+def reads_side(norm: TensorFn) -> bool:
+    """Whether a norm is called as `norm(x, side)`."""
+    return bool(getattr(norm, "reads_side", False))
+
+
+def with_side(norm: Any, side: SideInputs) -> TensorFn:
+    """The norm as a function of x alone."""
+    return partial(norm, side=side) if reads_side(norm) else norm
 
 
 class Sublayer(nn.Module):
@@ -52,24 +63,37 @@ class Sublayer(nn.Module):
         self.index, self.kind, self.fn, self.branch = index, kind, fn, branch
         borrow(self, {"residual": residual})
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
+        self.norms_read_side = any(map(reads_side, (in_norm, branch_norm, out_norm)))
 
     def forward(self, h: Any, side: SideInputs) -> Any:
-        return self._update(h, self.in_norm(self.residual.read(h, self.index)), side)
+        return self._update(h, self._norms(side)[0](self.residual.read(h, self.index)), side)
 
     def _update(self, h: Any, x: Tensor, side: SideInputs) -> Any:
         """Return the stream after this sublayer, which reads x, the norm of its input."""
+        in_norm, branch_norm, out_norm = self._norms(side)
         memory = side.memory
         if memory is not None and side.step in memory.hiddens:
-            x, side = self._with_memory(memory, x, side)
+            x, side = self._with_memory(in_norm, memory, x, side)
         else:
             x = self.input_mixer(x, side)
-        out = self.branch(self.branch_norm(self.fn(x, side)))
-        return self.residual.apply_norm(self.residual.write(h, out, self.index), self.out_norm)
+        out = self.branch(branch_norm(self.fn(x, side)))
+        return self.residual.apply_norm(self.residual.write(h, out, self.index), out_norm)
 
-    def _with_memory(self, memory: SegmentMemory, x: Tensor, side: SideInputs) -> tuple[Tensor, SideInputs]:
+    def _norms(self, side: SideInputs) -> tuple[TensorFn, TensorFn, TensorFn]:
+        if not self.norms_read_side:
+            return self.in_norm, self.branch_norm, self.out_norm
+        return (
+            with_side(self.in_norm, side),
+            with_side(self.branch_norm, side),
+            with_side(self.out_norm, side),
+        )
+
+    def _with_memory(
+        self, in_norm: TensorFn, memory: SegmentMemory, x: Tensor, side: SideInputs
+    ) -> tuple[Tensor, SideInputs]:
         """Apply norm and input mixer to XL memories [B, M, D] and tokens, concatenated in one row."""
         mem = memory.hiddens[side.step]
-        both = torch.cat([self.in_norm(mem.to(x.dtype)), x], dim=1)
+        both = torch.cat([in_norm(mem.to(x.dtype)), x], dim=1)
         both = self.input_mixer(both, replace(side, layout=side.bias.kv))
         count = mem.shape[1]
         return both[:, count:], replace(side, memory=replace(memory, mem=both[:, :count]))
@@ -100,17 +124,19 @@ class SharedNorm(Sublayer):
     def forward(self, h: ParallelStream, side: SideInputs) -> ParallelStream:
         x = h.normed
         if x is None:
-            x = self.in_norm(self.residual.read(h, self.index))
+            x = self._norms(side)[0](self.residual.read(h, self.index))
         after: ParallelStream = self._update(h._replace(normed=x), x, side)
         return after
 
 
-def sublayer_class(input_mixer: InputMixer, fns: Sequence[TensorFn], residual: Residual) -> type[Sublayer]:
-    """Return `PreNormAdditive` if only the input norm is filled, else `Sublayer`.
+def sublayer_class(
+    input_mixer: InputMixer, in_norm: TensorFn, fns: Sequence[TensorFn], residual: Residual
+) -> type[Sublayer]:
+    """Return `PreNormAdditive` if only the input norm is filled, by a function of x, else `Sublayer`.
 
     Args:
         fns: the branch, the branch norm and the output norm.
     """
     adds = type(residual) is Additive and residual.constant == 1.0
     is_plain = type(input_mixer) is Identity and all(fn is identity for fn in fns)
-    return PreNormAdditive if adds and is_plain else Sublayer
+    return PreNormAdditive if adds and is_plain and not reads_side(in_norm) else Sublayer

@@ -17,6 +17,7 @@ from flagformer.generation import (
     PromptLike,
     Sampler,
     StoppingCriteria,
+    align_condition,
     align_token_ids,
     bind_filter,
     decode,
@@ -44,7 +45,7 @@ from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful_causal_mask
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_session
-from flagformer.stack.inputs import check_size
+from flagformer.stack.inputs import check_size, check_tensor
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Unsaved
 
@@ -106,6 +107,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         embed_ids: Mapping[str, Tensor] | None = None,
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Outputs]:
         """Mean cross entropy, in nats, of x[:, 1:] given the tokens before; see also `add_attn_z_loss`.
 
@@ -124,6 +126,8 @@ class AutoregressiveWrapper(Unsaved, Whole):
             embed_ids: [B, T] for each name in the model's `embed_num_tokens`, an id for each token.
             prepend_embeds: [B, P, E] before the tokens, as in the model's forward; not targets.
             prepend_mask: bool [B, P], True for valid ones.
+            condition: [B, C], or [B, T, C] one for each token of `x`, for models with
+                `adaptive_layernorm` or `adaptive_rmsnorm`.
 
         The loss is NaN where no target counts.
         """
@@ -146,6 +150,9 @@ class AutoregressiveWrapper(Unsaved, Whole):
             kwargs["attn_mask"] = forgetful_causal_mask(valid, positions[:, :-1], self.mask_prob)
         if embed_ids is not None:
             kwargs["embed_ids"] = {name: value[:, :-1] for name, value in embed_ids.items()}
+        if condition is not None:
+            check_tensor("condition", condition)
+            kwargs["condition"] = condition[:, :-1] if condition.dim() == 3 else condition
         kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
         num_prepended = 0 if prepend_embeds is None else prepend_embeds.shape[1]
         if "attn_mask" in kwargs:
@@ -205,6 +212,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         contrastive_decode_kwargs: Mapping[str, float] | None = None,
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -235,6 +243,8 @@ class AutoregressiveWrapper(Unsaved, Whole):
             prepend_embeds: [B, P, E] before each prompt, as in the model's forward; tokens attend to them
                 beyond `max_seq_len` too.
             prepend_mask: bool [B, P], True for valid ones.
+            condition: [B, C], or [B, L, C] with one for the first, second, ... token of each row, as
+                `embed_ids`.
 
         Beyond `max_seq_len`, cached or not: a model with absolute positions refuses the call if prompt and
         new tokens (without the last, which is not read) exceed it; `restrict_to_max_seq_len` applies to the
@@ -249,6 +259,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         stopping = StoppingCriteria(seq_len, eos_token, self.pad_value)
         length = aligned.ids.shape[1]
         aligned_ids = align_token_ids(embed_ids or {}, aligned, length + seq_len)
+        conditions = align_condition(condition, aligned, length + seq_len)
 
         def as_amateur(net: Any) -> Amateur:
             window = generation_window(net, length, seq_len, restrict_to_max_seq_len)
@@ -260,9 +271,8 @@ class AutoregressiveWrapper(Unsaved, Whole):
         with evaluating(nn.ModuleList([self.net, *nets])):
             _, window, cached = as_amateur(self.net)
             contrastive = amateurs if nets else None
-            new = decode(
-                self.net, aligned, stopping, sample, window, cached, kwargs, aligned_ids, contrastive
-            )
+            more = (window, cached, kwargs, aligned_ids, contrastive, conditions)
+            new = decode(self.net, aligned, stopping, sample, *more)
         return new if aligned.batched else new[0]
 
     @as_session
@@ -284,6 +294,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         embed_ids: Mapping[str, Tensor] | None = None,
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Any:
         """The most likely continuation of each prompt by beam search: long [B, seq_len].
 
@@ -308,12 +319,12 @@ class AutoregressiveWrapper(Unsaved, Whole):
         kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
         length = aligned.ids.shape[1]
         aligned_ids = align_token_ids(embed_ids or {}, aligned, length + seq_len)
+        conditions = align_condition(condition, aligned, length + seq_len)
         window = generation_window(self.net, length, seq_len, restrict_to_max_seq_len)
         stopping, cached = StoppingCriteria(seq_len, eos_token, self.pad_value), use_cache(self.net, cache_kv)
         with evaluating(self.net):
-            best = search(
-                self.net, aligned, stopping, beams, length_penalty, window, cached, kwargs, aligned_ids
-            )
+            more = (length_penalty, window, cached, kwargs, aligned_ids, conditions)
+            best = search(self.net, aligned, stopping, beams, *more)
         if return_beams:
             return (best.tokens, best.scores) if aligned.batched else (best.tokens[0], best.scores[0])
         return best.tokens[:, 0] if aligned.batched else best.tokens[0, 0]

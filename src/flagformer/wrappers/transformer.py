@@ -30,7 +30,8 @@ from flagformer.ops.l2_normalize import l2_normalize
 from flagformer.ops.sharded import as_forward
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
-from flagformer.stack.refusals import refuse_mixer_memory, refuse_shared
+from flagformer.stack.refusals import refuse_mixer_memory, refuse_shared, refuse_value_memory
+from flagformer.stack.sublayer import reads_side
 from flagformer.storage.saved import Saved
 from flagformer.wrappers.language_model import LanguageModel
 
@@ -121,6 +122,10 @@ class TransformerWrapper(LanguageModel, Saved):
         self.token_scale = self._one("token_scale").build(width)
         self.pos_emb = self._one("absolute").build(width, max_seq_len)
         norm = self._one("embedding_norm").build(width)
+        if reads_side(norm):
+            text = "must be a norm of x alone, because embeddings have no inputs of a sublayer, but"
+            text = f"`embedding_norm` {text} {type(norm).__name__} reads them (`reads_side`)"
+            raise FlagError([Finding("embedding_norm", text)])
         self.embedding = EmbeddingStage(width, dim, kinds, norm, emb_frac_gradient, emb_dropout)
         self.memory = self._one("memory").build(dim)
         self.attn_layers = attn_layers
@@ -131,7 +136,8 @@ class TransformerWrapper(LanguageModel, Saved):
         readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
         self.recurrence = self._one("recurrence").build(dim, readers)
         if self.recurrence.most:
-            refuse_mixer_memory(attn_layers, "max_mem_len" if max_mem_len else "recurrence")
+            for refuse in (refuse_mixer_memory, refuse_value_memory):
+                refuse(attn_layers, "max_mem_len" if max_mem_len else "recurrence")
         refuse_shared(self.resolved.stack.items(), self, "slots")
 
     @staticmethod
@@ -198,6 +204,7 @@ class TransformerWrapper(LanguageModel, Saved):
         return_mems: bool = False,
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_intermediates: bool = False,
@@ -249,6 +256,8 @@ class TransformerWrapper(LanguageModel, Saved):
                 after `post_emb_norm`. Results then have length P + T, and so has `attn_mask`; they are part
                 of a prefix. In decoding with the first block only.
             prepend_mask: [B, P] bool, True for valid ones; the others are ignored.
+            condition: [B, C] for all tokens of a row, memory tokens and prepended embeddings, or [B, T, C]
+                for its tokens; C is `adaptive_layernorm`. In decoding that of the new tokens. None: zeros.
             return_embeddings: return the output of the last layer in place of logits.
             return_logits_and_embeddings: return (logits, embeddings).
             return_intermediates: return (logits, Outputs) with the residual stream before each sublayer and
@@ -276,7 +285,7 @@ class TransformerWrapper(LanguageModel, Saved):
             mask=mask, attn_mask=attn_mask, context=context, context_mask=context_mask,
             seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, prefix_attn_len=prefix_attn_len,
             window=window, state=state, mems=mems, mem_masks=mem_masks, return_mems=return_mems,
-            prepend_embeds=prepend_embeds, prepend_mask=prepend_mask,
+            prepend_embeds=prepend_embeds, prepend_mask=prepend_mask, condition=condition,
         )  # fmt: skip
         inputs = given.read(self, x)
         tokens = self.token_scale(self.form(self.token_emb(x)))

@@ -76,6 +76,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         embed_ids: Mapping[str, Tensor] | None = None,
         detach_mems: bool | None = None,
         return_mems: bool = False,
+        condition: Tensor | None = None,
     ) -> Any:
         """Mean cross entropy, in nats, of x[:, 1:] given the tokens before, within the reach of memories.
 
@@ -91,6 +92,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
             detach_mems: True: no gradient flows from a segment to the one before; False: through all
                 memories; None: through slots only, as in the papers.
             return_mems: return (loss, memories).
+            condition: [B, C], the same for all segments, for models that read one (`adaptive_layernorm`).
 
         The loss is NaN where no target counts.
         """
@@ -109,6 +111,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
                     "embed_ids": embed_ids and {name: i[:, segment] for name, i in embed_ids.items()},
                     "mems": mems,
                     "detach_mems": detach_mems,
+                    "condition": condition,
                 },
             )
             if extra is not None:
@@ -139,6 +142,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         seed: int | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """New tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
 
@@ -147,7 +151,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         Args:
             start_tokens: ids [B, T] or [T], or lists of ids, all of one length, which may be any.
             mems: memories of the text before, a result of `return_mems`.
-            context, context_mask: as in the forward.
+            context, context_mask, condition: as in the forward.
 
         Every other argument and the errors are those of `AutoregressiveWrapper.generate`.
         """
@@ -158,7 +162,7 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
         if aligned.starts is not None:
             raise ValueError("`start_tokens` must be of one length, as all rows share their segments")
         stopping = StoppingCriteria(seq_len, eos_token, self.pad_value)
-        segments: Any = _Segments(self.net, mems)
+        segments: Any = _Segments(self.net, mems, condition)
         kwargs = first_step_kwargs(aligned, context, context_mask, None)
         with evaluating(self.net):
             new = decode(segments, aligned, stopping, sample, cached=False, kwargs=kwargs)
@@ -168,9 +172,9 @@ class XLAutoregressiveWrapper(Unsaved, Whole):
 class _Segments(nn.Module):
     """A model for rows that grow from call to call, which reads each full segment once."""
 
-    def __init__(self, net: Any, mems: Mems | None) -> None:
+    def __init__(self, net: Any, mems: Mems | None, condition: Tensor | None) -> None:
         super().__init__()
-        self.net, self.mems, self.num_read = net, mems, 0
+        self.net, self.mems, self.condition, self.num_read = net, mems, condition, 0
 
     def forward(
         self,
@@ -185,6 +189,7 @@ class _Segments(nn.Module):
         """ids [B, n] -> the embeddings of the last segment."""
         longest = self.net.max_seq_len
         kwargs: dict[str, Any] = {"context": context, "context_mask": context_mask, "return_embeddings": True}
+        kwargs["condition"] = self.condition
         while ids.shape[1] - self.num_read > longest:
             segment = ids[:, self.num_read : self.num_read + longest]
             _, self.mems = self.net(segment, mems=self.mems, return_mems=True, **kwargs)

@@ -130,14 +130,24 @@ class XTransformer(Whole, Saved):
         embed_ids: Mapping[str, Tensor] | None = None,
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Source ids [B, S] -> the decoder's context [B, S, D]; [B, P + S, D] with prepended embeddings."""
-        return self._embeddings(src, mask, attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask)
+        prepended = (src_prepend_embeds, src_prepend_mask)
+        return self._embeddings(src, mask, attn_mask, embed_ids, *prepended, condition)
 
     def _embeddings(
-        self, src: Tensor, mask: Any, attn_mask: Any, embed_ids: Any, prepended: Any, prepend_mask: Any
+        self,
+        src: Tensor,
+        mask: Any,
+        attn_mask: Any,
+        embed_ids: Any,
+        prepended: Any,
+        prepend_mask: Any,
+        condition: Tensor | None,
     ) -> Tensor:
         kwargs = {"prepend_embeds": prepended, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
+        kwargs["condition"] = self._conditions(condition)[0]
         with named(SOURCE):
             out: Tensor = self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True, **kwargs)
         return out
@@ -161,6 +171,7 @@ class XTransformer(Whole, Saved):
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
         return_outputs: bool = False,
     ) -> Any:
         """Mean cross entropy, in nats, of tgt[:, 1:] given the source and the tokens before.
@@ -178,6 +189,7 @@ class XTransformer(Whole, Saved):
             tgt_embed_ids: [B, T] for each name in `dec_embed_num_tokens`.
             src_prepend_embeds: [B, P, E] before the source, also in `attn_mask`; E is `enc_emb_dim`, or D.
             src_prepend_mask: bool [B, P], True for valid ones.
+            condition: [B, C], for the halves that read one (`adaptive_layernorm`).
             return_outputs: return (loss, Outputs) of the decoder, with the losses of both halves.
 
         Raises:
@@ -185,10 +197,12 @@ class XTransformer(Whole, Saved):
         """
         prepended = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
         kwargs = {"mask": mask, "attn_mask": attn_mask, "embed_ids": embed_ids, **prepended}
+        kwargs["condition"], of_target = self._conditions(condition)
         with named(SOURCE):
             encoded, losses = self._encode(src, kwargs)
         valid = context_mask_of(src, mask, src_prepend_embeds, src_prepend_mask)
         kwargs = {"context": encoded, "context_mask": valid, "embed_ids": tgt_embed_ids}
+        kwargs["condition"] = of_target
         with named({"x": "tgt", "mask": "tgt_mask", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}):
             loss, outputs = self.decoder(tgt, return_outputs=True, mask=tgt_mask, **kwargs)
         extra = Outputs(encoded, losses=losses).extra_loss
@@ -224,6 +238,7 @@ class XTransformer(Whole, Saved):
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """New target tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
 
@@ -234,13 +249,13 @@ class XTransformer(Whole, Saved):
             seq_out_start: the beginning of each target: ids [B, T] or [T], or lists of any lengths.
             seq_len: number of new tokens.
             mask: bool [B, S], True for tokens of the source.
-            attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask: as in the forward.
+            attn_mask, embed_ids, src_prepend_embeds, src_prepend_mask, condition: as in the forward.
             tgt_embed_ids: the `embed_ids` of `AutoregressiveWrapper.generate`.
 
         Every other argument is that of `AutoregressiveWrapper.generate`.
         """
         front = (src_prepend_embeds, src_prepend_mask)
-        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front)
+        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front, condition)
         with named(TARGET):
             return self.decoder.generate(
                 seq_out_start,
@@ -256,6 +271,7 @@ class XTransformer(Whole, Saved):
                 context=context,
                 context_mask=context_mask_of(seq_in, mask, *front),
                 embed_ids=tgt_embed_ids,
+                condition=self._conditions(condition)[1],
             )
 
     @as_session
@@ -278,13 +294,14 @@ class XTransformer(Whole, Saved):
         tgt_embed_ids: Mapping[str, Tensor] | None = None,
         src_prepend_embeds: Tensor | None = None,
         src_prepend_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Any:
         """The most likely target after each start by beam search: long [B, seq_len].
 
         Source arguments are those of `generate`, the others those of `AutoregressiveWrapper.beam_search`.
         """
         front = (src_prepend_embeds, src_prepend_mask)
-        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front)
+        context = self._read_source(seq_in, mask, attn_mask, embed_ids, *front, condition)
         with named(TARGET):
             return self.decoder.beam_search(
                 seq_out_start,
@@ -299,7 +316,18 @@ class XTransformer(Whole, Saved):
                 context=context,
                 context_mask=context_mask_of(seq_in, mask, *front),
                 embed_ids=tgt_embed_ids,
+                condition=self._conditions(condition)[1],
             )
+
+    def _conditions(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The condition of the encoder and of the decoder: that of the call, for halves that read one."""
+        widths = [half.attn_layers.condition_dim for half in (self.encoder, self.decoder.net)]
+        if condition is None:
+            return None, None
+        if not isinstance(condition, Tensor) or condition.dim() != 2:
+            found = list(condition.shape) if isinstance(condition, Tensor) else repr(condition)
+            raise ValueError(f"`condition` must have shape [B, C], one for each row, but is {found}")
+        return condition if widths[0] else None, condition if widths[1] or not widths[0] else None
 
     def _read_source(self, src: Tensor, mask: Tensor | None, *more: Any) -> Tensor:
         """`encode` without gradient, in eval mode."""

@@ -24,6 +24,7 @@ EPS = 1e-6  # of the norms of the latents in DeepSeek V2 and V3, whatever that o
     paper="arXiv:2405.04434, section 2.1",
     lacks={
         "own_keys": "keys and values are expanded from the latent by maps of their own",
+        "cached_values": "values are expanded from cached latents",
         "value_rotation": "values are expanded from cached latents, which have no rotation",
         "head_keys": "the rotated part of the keys is cached once for all heads, and the others are expanded"
         " from the cache",

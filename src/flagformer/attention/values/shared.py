@@ -12,7 +12,13 @@ from flagformer.position import Rotation
 FLAG = "attn_shared_kv"
 
 
-@component("values", select=FLAG, paper="arXiv:2606.04032", needs={"own_keys"})
+@component(
+    "values",
+    select=FLAG,
+    paper="arXiv:2606.04032",
+    needs={"own_keys"},
+    lacks={"cached_values": "the cache holds the keys, which are the values too"},
+)
 class SharedKV(ValueRule):
     """The keys, before their norm and rotation, are the values."""
 

@@ -42,7 +42,8 @@ CONTEXT_LENGTH = 5
 class PlainCalls(Calls):
     """`model(ids, mask=, seq_start_pos=, seq_lens=, state=, ...)`; each argument if the signature has it.
 
-    Layers with cross-attention get a random context, the same for every row.
+    Layers with cross-attention get a random context, and those with `condition_dim` a condition, the same
+    for every row.
     """
 
     def __init__(self, model: Callable[..., Any]) -> None:
@@ -79,6 +80,7 @@ class PlainCalls(Calls):
             "prefix_attn_len": given.prefix,
             "window": given.window,
             "context": self.context(ids),
+            "condition": self.condition(ids),
         }
         return logits_in(self.call(ids, **only_given(arguments)))
 
@@ -99,11 +101,20 @@ class PlainCalls(Calls):
         rows = torch.randn(1, CONTEXT_LENGTH, width, generator=torch.Generator().manual_seed(0))
         return rows.to(*home_of(self.layers)).expand(ids.shape[0], -1, -1)
 
+    def condition(self, ids: Tensor) -> Tensor | None:
+        """A condition [B, C], the same for every row, for layers that read one; else None."""
+        width = getattr(self.layers, "condition_dim", None)
+        if width is None:
+            return None
+        row = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
+        return row.to(*home_of(self.layers)).expand(ids.shape[0], -1)
+
     def learn(self, ids: Tensor) -> Tensor:
         if not getattr(self.model, "num_memory_slots", False):
             return self.forward(ids)
-        _, mems = self.call(ids, return_mems=True)
-        return logits_in(self.call(ids, mems=mems))
+        given = only_given({"condition": self.condition(ids)})
+        _, mems = self.call(ids, return_mems=True, **given)
+        return logits_in(self.call(ids, mems=mems, **given))
 
     def num_tokens(self) -> int | None:
         return getattr(self.model, "num_tokens", None)
@@ -145,7 +156,8 @@ class PlainSession(Session):
     def step(self, ids: Tensor) -> Tensor:
         context = None if self.begun else self.calls.context(ids)
         self.begun = True
-        return logits_in(self.calls.call(ids, **only_given({"state": self.state, "context": context})))
+        given = {"state": self.state, "context": context, "condition": self.calls.condition(ids)}
+        return logits_in(self.calls.call(ids, **only_given(given)))
 
     def reorder(self, index: Tensor) -> bool:
         return self._try("reorder", index)

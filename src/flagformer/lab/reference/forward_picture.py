@@ -67,9 +67,10 @@ COLUMNS = (
         Panel(
             "Attention",
             ("attention",),
-            ("x, context", "values", "projection", "qk_norm", "rotation", "KV cache", "window", "prefix_kv",
-             "core", "local", "kernel", "q k^T * scale", "score", "+ position bias, attention mask",
-             "position_bias", "normalizer", "weight_mod", "weights v", "gate", "output", "out [B, T, D]"),
+            ("x, context", "values", "projection", "value_mod", "qk_norm", "rotation", "KV cache", "window",
+             "prefix_kv", "core", "local", "kernel", "q k^T * scale", "score",
+             "+ position bias, attention mask", "position_bias", "normalizer", "weight_mod",
+             "weights v", "gate", "output", "out [B, T, D]"),
         ),
     ),
 )  # fmt: skip

@@ -53,6 +53,7 @@ REASONS = {
     "executor": f"{BY_DESIGN} every residual, cache and auxiliary output",
     "values": f"{BY_DESIGN} every projection and core",
     "projection": f"{BY_DESIGN} every core and cache",
+    "value_mod": f"{BY_DESIGN} every projection and cache",
     "window": f"{BY_DESIGN} every core, kernel and cache",
     "prefix_kv": f"{BY_DESIGN} every core, kernel and cache",
     "output": f"{BY_DESIGN} every core and initialisation",
