@@ -100,6 +100,7 @@ def _write_weights(path: Path, instances: list[Instance], own: Tensors, most: in
         save_file(tensors, partial, {"format": "pt"})
         os.replace(partial, path / name)
         where |= dict.fromkeys(tensors, name)
+        del tensors  # before those of the next shard are made
     if len(shards) > 1:
         total = sum(_bytes(one, own) for one in instances)
         index: Mapping[str, Any] = {"metadata": {"total_size": total}, "weight_map": where}
