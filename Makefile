@@ -1,5 +1,6 @@
 # Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
-# `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair and every three choices.
+# `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair, every three choices,
+# and each setting by itself where `make test` has several in one model.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +22,8 @@ ROUTING_TESTS := tests/reference/test_reference_routing.py tests/core/test_core_
 	tests/properties/test_properties_cluster_topk.py tests/wrappers/test_routing.py
 SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_key_ranges.py tests/core/test_core_block_sparse.py tests/parity \
 	tests/train/test_train_resume.py
+MATRIX := $(foreach name,pairs triples singles features linears buffers reset storage transforms sharded quantised precision, \
+	tests/properties/test_properties_$(name).py)
 
 .PHONY: demo test quick sensitive matrix check docs bench clean attack
 
@@ -39,7 +42,7 @@ sensitive: $(VENV)/.dev $(VENV)/.peers
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(ROUTING_TESTS)
 
 matrix: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --matrix tests/properties/test_properties_pairs.py tests/properties/test_properties_triples.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal --matrix $(MATRIX)
 
 # Random mixes of flags against an oracle in numpy.
 attack: $(VENV)/.dev

@@ -23,8 +23,13 @@ logging.getLogger("torch.__trace").propagate = False
 
 
 def pytest_addoption(parser):
-    text = "every pair of choices (`make matrix`) in place of the sample that `make test` runs"
+    text = "every pair of choices and each setting by itself (`make matrix`), in place of samples and groups"
     parser.addoption("--matrix", action="store_true", help=text)
+
+
+def pytest_configure(config):
+    if config.getoption("matrix"):
+        os.environ["FLAGFORMER_ALONE"] = "1"  # read by `grouped` of the properties, in workers too
 
 
 def pytest_collection_finish():

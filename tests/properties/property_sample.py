@@ -1,18 +1,23 @@
 """The pairs of choices to test: all in `make matrix`, a sample by their names in `make test`."""
 
+import os
 from functools import cache
 from itertools import combinations
 from zlib import crc32
 
-from property_settings import TINY
+import torch
+from property_settings import SEES_LITTLE, TINY
 from property_subject import refusal
 
+import flagformer
 from flagformer.lab.reference import choices, pairs, settings
 
 PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
 # Every choice is in at least this many pairs of the sample; the table of refusals is tested completely.
-EACH = 5
+EACH = 3
 LARGEST = 12  # choices of a group
+SEVERAL = 40  # settings of a group in which each acts by itself
+FEW = 8  # settings of a group with every property
 PAIRED = {frozenset((first.name, second.name)) for first, second in PAIRS.values()}
 
 
@@ -23,6 +28,46 @@ def sampled():
         mine = [name for name, pair in PAIRS.items() if choice.name in (pair[0].name, pair[1].name)]
         chosen.update(sorted(mine, key=_number)[:EACH])
     return [name for name in PAIRS if name in chosen]
+
+
+def grouped(single, largest, key=None):
+    """Settings (name -> flags) in groups, each of which is one model: a list of (names, flags of the model).
+
+    A setting joins the first group of fewer than `largest` that has the same value of `key`, a function of
+    flags, and builds with it. Each is alone in `make matrix`.
+    """
+    if os.environ.get("FLAGFORMER_ALONE"):
+        return [([name], flags) for name, flags in single.items()]
+    groups = []
+    for name, mine in single.items():
+        kind = key and key(mine)
+        for members, flags, other in groups:
+            agree = all(flags.get(flag, value) == value for flag, value in mine.items())
+            if kind == other and len(members) < largest and agree and refusal({**flags, **mine}) is None:
+                members.append(name)
+                flags.update(mine)
+                break
+        else:
+            groups.append(([name], dict(mine), kind))
+    found = []
+    for members, flags, kind in groups:
+        whole = len(members) == 1 or key is None or key(flags) == kind
+        found += [(members, flags)] if whole else [([name], single[name]) for name in members]
+    return found
+
+
+def calls_of(flags):
+    """What checks distinguish in a model: with the same, settings in one model have the checks of each."""
+    with torch.device("meta"):
+        model = flagformer.build(flags)
+    layers, slots = model.attn_layers, bool(model.num_memory_slots)
+    remembers = None if slots else refusal({**without(flags, "shift_mem_down"), "max_mem_len": 16}) is None
+    little = bool(SEES_LITTLE & set(flags))
+    return slots, remembers, little, layers.has_cross, layers.has_self, layers.has_mixers, model.can_cache
+
+
+def without(flags, name):
+    return {flag: value for flag, value in flags.items() if flag != name}
 
 
 def groups_of_each():

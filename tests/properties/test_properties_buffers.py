@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from property_settings import one_block
-from test_properties_singles import SINGLES, tiny
+from test_properties_singles import together
 from test_properties_storage import WHOLE, outputs
 
 import flagformer
@@ -25,9 +25,10 @@ def unfilled_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-def small(name):
-    """The flags of a setting, in one block: what a second one has is made in the same way."""
-    return one_block(tiny(name, "decoder"))
+def small():
+    """(names, flags of one block) of every setting, as a module is made in the same way next to others: a
+    second block too."""
+    return [(", ".join(names), one_block(flags)) for names, flags in together()]
 
 
 @contextmanager
@@ -102,10 +103,8 @@ WAYS = [
 
 @torch.no_grad()
 def test_a_model_made_in_another_way_computes_the_same():
-    """One test, as each of the settings takes milliseconds."""
     wrong = []
-    for name in SINGLES:
-        flags = small(name)
+    for name, flags in small():
         torch.manual_seed(1)
         model = flagformer.build(flags).eval()
         want = outputs(copy.deepcopy(model))
@@ -125,11 +124,11 @@ def test_a_model_made_in_another_way_computes_the_same():
 def test_a_model_built_in_half_precision_equals_a_cast_one(dtype):
     """Built and called under a half-precision default dtype: dtypes and logits of a cast model."""
     wrong = []
-    for name in SINGLES:
+    for name, flags in small():
         torch.manual_seed(1)
-        model = flagformer.build(small(name)).eval()
+        model = flagformer.build(flags).eval()
         with default_dtype(dtype):
-            early = flagformer.build(small(name)).eval()
+            early = flagformer.build(flags).eval()
         early.load_state_dict(model.state_dict())
         late = model.to(dtype)
         state = late.state_dict()
@@ -167,5 +166,5 @@ def hidden(model):
 
 
 def test_a_state_dict_has_all_tensors_of_a_model():
-    found = {name: hidden(flagformer.build(small(name))) for name in SINGLES}
+    found = {name: hidden(flagformer.build(flags)) for name, flags in small()}
     assert not {name: names for name, names in found.items() if names}

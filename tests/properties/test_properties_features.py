@@ -12,6 +12,7 @@ from property_checks import (
     low_precision_is_finite,
     rows_are_independent,
 )
+from property_sample import FEW, calls_of, grouped
 from property_settings import OTHER_INPUTS, TINY, one_block
 from property_subject import Subject
 from test_properties_generation import NO_LOGIT_PER_TOKEN
@@ -40,6 +41,8 @@ LIKE = {
     "reversible": {copies, low_precision_is_finite},
 }
 
+PARTS = 6
+
 
 def single(flag):
     """A setting of the tests in which a flag is set."""
@@ -64,11 +67,18 @@ def test_claims_about_a_flag_are_tested(flag):
             assert (said == "yes") == (HELD_BY[name] in tried), f"{name}: {why or 'not tested'}"
 
 
-@pytest.mark.parametrize(("flag", "feature"), [(flag, feature) for flag in FLAGS for feature in SET])
-def test_a_combination_in_the_table_has_every_property(flag, feature):
-    for flags in settings_of(flag):
-        if not refusal(SET[feature], flags):
-            subject = Subject(one_block({**flags, **TINY, **SET[feature].flags}))
-            assert not failures(
-                subject, [check for check in checks_of(subject) if check not in LIKE[feature]]
-            )
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("feature", SET)
+def test_combinations_in_the_table_have_every_property(feature, part):
+    """A few flags in one model."""
+    builds = {}
+    for flag in FLAGS[part::PARTS]:
+        for number, flags in enumerate(settings_of(flag)):
+            if not refusal(SET[feature], flags):
+                builds[f"{flag} ({number})"] = one_block({**flags, **TINY, **SET[feature].flags})
+    found = []
+    for members, flags in grouped(builds, FEW, calls_of):
+        subject = Subject(flags)
+        checks = [check for check in checks_of(subject) if check not in LIKE[feature]]
+        found += [f"{', '.join(members)}: {text}" for text in failures(subject, checks)]
+    assert not found

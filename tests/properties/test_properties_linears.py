@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from property_settings import TINY, one_block
 from property_subject import TIGHT, Subject, differ, refusal, same
-from test_properties_singles import SINGLES, together
+from test_properties_singles import PARTS, SINGLES, together
 from torch import nn
 
 from flagformer import AutoregressiveWrapper
@@ -157,17 +157,23 @@ def compare(subject, change):
             same(got[name], value, name, TIGHT * max(1, value.abs().max().item()))
 
 
-@pytest.mark.parametrize("name", SINGLES)
-def test_an_adapter_acts_in_every_setting(name):
-    compare(subject_of(SINGLES[name]), CHANGES["adapter"])
+def pytest_generate_tests(metafunc):
+    if "alone" in metafunc.fixturenames:
+        metafunc.parametrize("alone", SINGLES if metafunc.config.getoption("matrix") else ["nothing"])
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_a_hook_acts_in_every_setting(part):
+def test_an_adapter_acts_in_a_setting(alone):
+    """In `make matrix` in each setting by itself."""
+    compare(subject_of(SINGLES[alone]), CHANGES["adapter"])
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook"])
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_change_acts_in_every_setting(part, change):
     """Several settings in one model, if they can be combined."""
-    for names, flags in together(list(SINGLES)[part::4]):
+    for names, flags in together()[part::PARTS]:
         try:
-            compare(subject_of(flags), CHANGES["hook"])
+            compare(subject_of(flags), CHANGES[change])
         except Exception as error:
             raise AssertionError(", ".join(names)) from error
 

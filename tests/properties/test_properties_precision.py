@@ -3,6 +3,7 @@
 import pytest
 import torch
 from property_checks import CHOOSING
+from property_sample import SEVERAL, grouped
 from property_settings import TINY, cross_forms, tunings
 from property_subject import Subject, refusal
 
@@ -102,17 +103,22 @@ def test_trains_under_autocast(name):
     assert not found
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_recomputation_uses_the_kernel_of_the_forward(name):
+@pytest.mark.parametrize("part", range(4))
+def test_recomputation_uses_the_kernel_of_the_forward(part):
     """`reversible_exact` raises unless each recomputed sublayer gives the same numbers bit by bit; a
-    learned bias has kernels with a gradient and without one."""
+    learned bias has kernels with a gradient and without one. Several settings in one model."""
     exact = {"reversible": True, "reversible_exact": True}
-    flags = longest(name, **exact, rel_pos_bias=True) or longest(name, **exact)
-    if flags is None:
-        return  # tests of executors cover the settings that refuse it
-    subject = Subject(flags, torch.float32)
-    ids = torch.randint(subject.model.num_tokens, (2, SHORT))
-    trained(subject, ids, {}, torch.bfloat16)
+    builds = {
+        name: longest(name, **exact, rel_pos_bias=True) or longest(name, **exact)
+        for name in list(SETTINGS)[part::4]
+    }  # tests of executors cover the settings that refuse it
+    for names, flags in grouped({name: flags for name, flags in builds.items() if flags}, SEVERAL):
+        subject = Subject(flags, torch.float32)
+        ids = torch.randint(subject.model.num_tokens, (2, SHORT))
+        try:
+            trained(subject, ids, {}, torch.bfloat16)
+        except Exception as error:
+            raise AssertionError(", ".join(names)) from error
 
 
 # Every learned bias is 60 higher: softmax is invariant to it, but bf16 has no number between 60 and 60.25.

@@ -78,7 +78,7 @@ def compare(flags, kind):
 @pytest.mark.parametrize("part", range(2))
 def test_every_setting_runs_with_quantised_layers(part):
     """Several settings in one model, if they can be combined."""
-    for names, flags in together(list(SINGLES)[part::2]):
+    for names, flags in together()[part::2]:
         try:
             compare(flags, Int8Buffers)
         except Exception as error:

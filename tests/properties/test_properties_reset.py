@@ -9,15 +9,14 @@ import pytest
 import torch
 from property_settings import TINY
 from test_properties_buffers import on_meta, unfilled_memory_is_nan  # noqa: F401  (an automatic fixture)
-from test_properties_singles import SINGLES, tiny
+from test_properties_singles import tiny, together
 from test_properties_storage import WHOLE
 
 import flagformer
 from flagformer.models.build import MODELS
 
 SELECTED = {"num_clusters": 2, "routing_selection": "topk", "cluster_num_mem_kv": 2}
-SETTINGS = {
-    **{name: tiny(name, "decoder") for name in SINGLES},
+MORE = {
     **{f"nothing, {kind}": tiny("nothing", kind) for kind in MODELS},
     **{f"whole {kind}": {"model": kind, **flags} for kind, flags in WHOLE.items()},
     "whole vit with registers": {"model": "vit", **WHOLE["vit"], "num_register_tokens": 3, "num_classes": 5},
@@ -37,6 +36,13 @@ SETTINGS = {
     "gates and routing": {**tiny("num_clusters", "decoder"), "attn_gate_values": True},
     "scaled and zero": {**TINY, "depth": 2, "depth_scale_residual": True, "attn_zero_init_output": True},
 }
+
+
+def every():
+    """name -> flags; of several settings in one model where they build together."""
+    return {", ".join(names): flags for names, flags in together()} | MORE
+
+
 FEWEST = 16  # enough elements for a meaningful standard deviation
 
 
@@ -49,7 +55,7 @@ def built(flags, seed):
 def fresh():
     """name -> the state built by each of two seeds."""
     return {
-        name: tuple(built(flags, seed).state_dict() for seed in (1, 2)) for name, flags in SETTINGS.items()
+        name: tuple(built(flags, seed).state_dict() for seed in (1, 2)) for name, flags in every().items()
     }
 
 
@@ -92,7 +98,7 @@ def differences(got, first, second):
 def test_every_module_with_tensors_has_the_method():
     wrong = {
         f"{name}: {type(module).__name__}"
-        for name, flags in SETTINGS.items()
+        for name, flags in every().items()
         for module in on_meta(flags).modules()
         if tensors_of(module) and not hasattr(module, "reset_parameters")
     }
@@ -102,7 +108,7 @@ def test_every_module_with_tensors_has_the_method():
 def test_the_model_resets_to_what_its_seed_builds(fresh):
     """From uninitialised memory, and from other values."""
     wrong = []
-    for name, flags in SETTINGS.items():
+    for name, flags in every().items():
         model = on_meta(flags).to_empty(device="cpu")
         for seed, want in enumerate(fresh[name], start=1):
             torch.manual_seed(seed)
@@ -116,7 +122,7 @@ def test_the_model_resets_to_what_its_seed_builds(fresh):
 def test_a_module_wise_reset_gives_a_new_model(fresh):
     """In distribution: constants are equal, random tensors have the same standard deviation."""
     wrong = []
-    for name, flags in SETTINGS.items():
+    for name, flags in every().items():
         for walk in (by_all_modules, by_owners):
             model = on_meta(flags)
             torch.manual_seed(3)

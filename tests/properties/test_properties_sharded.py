@@ -20,7 +20,7 @@ from flagformer.lab.reference import settings
 PARTS = 4
 # Gradients of `reversible` layers go to the parameters themselves: they are sharded as one.
 AS_ONE = {"reversible", "reversible_exact (tuned)"}
-APART = [name for name in SINGLES if name not in AS_ONE]
+APART = tuple(name for name in SINGLES if name not in AS_ONE)
 CLUSTERS = {**settings(), **TINY, "cluster_num_mem_kv": 2}
 FURTHER = {
     "memory of clusters in cross-attention": {
@@ -93,7 +93,7 @@ def compare(subject, mesh):
 def test_every_module_with_parameters_can_be_sharded(part, mesh):
     """Several settings in one model, if they can be combined."""
     found = []
-    for names, flags in together(APART[part::PARTS]):
+    for names, flags in together(APART)[part::PARTS]:
         try:
             compare(subject_of(flags), mesh)
         except Exception as error:

@@ -1,7 +1,19 @@
 """Every choice and every tuning flag by itself, in each kind of model."""
 
+from functools import cache
+
 import pytest
-from property_checks import checks_of, compiles, exports, failures, sees_everything
+from property_checks import (
+    bf16_is_finite,
+    checks_of,
+    compiles,
+    copies,
+    exports,
+    failures,
+    low_precision_is_finite,
+    sees_everything,
+)
+from property_sample import FEW, SEVERAL, calls_of, grouped
 from property_settings import (
     AHEAD,
     OTHER_INPUTS,
@@ -34,7 +46,7 @@ ALL = SINGLES | BIDIRECTIONAL
 
 
 # Graphs of choices are tested with pairs.
-TUNED = [name for name in SINGLES if name not in CHOICES]
+TUNED = tuple(name for name in SINGLES if name not in CHOICES)
 PARTS = 4
 
 
@@ -42,47 +54,100 @@ def tiny(name, kind):
     return {**ALL[name], **TINY, "model": kind}
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", ALL)
-def test_single_setting_has_every_property(name, kind):
-    flags = tiny(name, kind)
-    subject, text = built_or_refused(flags if kind == "decoder" else one_block(flags))
-    if subject is None and name in BIDIRECTIONAL:
+PARTS_OF_KINDS = 6
+# Of the numbers of one model, which kinds of models share: tested in decoders, of every setting.
+OF_DECODERS = {copies, bf16_is_finite, low_precision_is_finite}
+
+
+def pytest_generate_tests(metafunc):
+    if {"name", "only_kind"} <= set(metafunc.fixturenames):
+        whole = metafunc.config.getoption("matrix")
+        chosen = [(name, kind) for name in ALL for kind in MODELS if whole or alone(name, kind)]
+        metafunc.parametrize(("name", "only_kind"), chosen)
+
+
+def alone(name, kind):
+    """Whether `make test` has a model of this setting only; `make matrix` has one of each in every kind."""
+    return kind == "decoder" or name in BIDIRECTIONAL
+
+
+def checks_in(subject):
+    checks = list(checks_of(subject))
+    if subject.kind == "encoder" and not SEES_LITTLE & set(subject.flags):
+        checks.append(sees_everything)
+    return checks
+
+
+def test_single_setting_has_every_property(name, only_kind, pytestconfig):
+    """Of one block, where its order allows; decoders in `make matrix` of two."""
+    whole = pytestconfig.getoption("matrix")
+    flags = tiny(name, only_kind)
+    subject, text = built_or_refused(flags if whole and only_kind == "decoder" else one_block(flags))
+    if subject is None:
+        refused_by_right(name, only_kind, text)
+        return
+    assert not failures(subject, [check for check in checks_in(subject) if check is not copies])
+
+
+def refused_by_right(name, kind, text):
+    if name in BIDIRECTIONAL:
         assert kind == "decoder"
         assert "`causal=True` cannot be combined" in text, text
         return
-    if subject is None:
-        assert kind != "decoder", text
-        assert "`model=decoder`" in text, f"only causal requirements may be refused: {text}"
-        return
-    checks = list(checks_of(subject))
-    if kind == "encoder" and not SEES_LITTLE & set(flags):
-        checks.append(sees_everything)
-    assert not failures(subject, checks)
+    assert kind != "decoder", text
+    assert "`model=decoder`" in text, f"only causal requirements may be refused: {text}"
 
 
-def together(names):
-    """The names in a small number of groups, each of which is one model: (names, flags of the model)."""
-    groups = []
-    for name in names:
-        mine = tiny(name, "decoder")
-        for members, flags in groups:
-            agree = all(flags.get(flag, value) == value for flag, value in mine.items())
-            if agree and refusal({**flags, **mine}) is None:
-                members.append(name)
-                flags.update(mine)
-                break
+@pytest.mark.parametrize("part", range(PARTS_OF_KINDS))
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "decoder"])
+def test_settings_of_other_kinds_have_every_property(kind, part):
+    """A few in one model, of the properties that a decoder's tests do not cover."""
+    builds = {}
+    for name in list(SINGLES)[part::PARTS_OF_KINDS]:
+        flags = one_block(tiny(name, kind))
+        text = refusal(flags)
+        if text is None:
+            builds[name] = flags
         else:
-            groups.append(([name], mine))
-    return groups
+            refused_by_right(name, kind, text)
+    found = []
+    for members, flags in grouped(builds, FEW, calls_of):
+        subject = Subject(flags)
+        checks = [check for check in checks_in(subject) if check not in OF_DECODERS]
+        found += [f"{', '.join(members)}: {text}" for text in failures(subject, checks)]
+    assert not found
 
 
-@pytest.mark.parametrize("part", range(2))
+@cache
+def together(chosen=None, largest=SEVERAL):
+    """All settings (or those of `chosen`, a tuple) as a small number of decoders: (names, flags of each).
+
+    Settings that need two blocks are apart, as the others take half the time with one.
+    """
+    return grouped({name: tiny(name, "decoder") for name in chosen or SINGLES}, largest, is_deep)
+
+
+def is_deep(flags):
+    return one_block(flags) is flags
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_copies_of_settings(part):
+    """Several in one model, as a module is copied in the same way next to others."""
+    found = [
+        f"{', '.join(members)}: {text}"
+        for members, flags in together()[part::PARTS]
+        for text in failures(Subject(flags), [copies])
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
 def test_settings_compile_and_export(part):
     """Many in one model, as a graph costs about as much for seventy of them as for ten."""
     found = [
         f"{', '.join(members)}: {text}"
-        for members, flags in together(TUNED)[part::2]
+        for members, flags in together(TUNED, len(TUNED))[part::PARTS]
         for text in failures(Subject(for_graphs(flags)), [compiles, exports])
     ]
     assert not found

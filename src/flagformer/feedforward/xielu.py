@@ -18,7 +18,7 @@ EXP_BELOW = -1e-6
 
 
 @component("activation", select="ff_xielu", paper="arXiv:2411.13010, section 3")
-class XIELU(Activation, nn.Module):
+class XIELU(nn.Module, Activation):
     """alpha_p x^2 + x / 2 for positive x, else alpha_n (e^x - 1 - x) + x / 2; both alphas are learned.
 
     One pair of alphas for each feedforward, as in Apertus; `alpha_p = softplus(a_p)`,

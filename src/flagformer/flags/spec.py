@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 
@@ -28,8 +29,9 @@ class Place:
     num_layers: int
 
 
+@lru_cache(maxsize=1024)
 def asks_place(cls: Any) -> bool:
-    """Whether a constructor has a parameter `place`."""
+    """Whether a constructor has a parameter `place`; cached, as a signature takes 0.1 ms."""
     try:
         return "place" in inspect.signature(cls).parameters
     except (TypeError, ValueError):  # functions written in C may have no signature

@@ -69,19 +69,36 @@ def settings_of(flag: str) -> tuple[dict[str, Any], ...]:
     return next(((flags,) for flags in _tuned(flag) if not _refused(flags)), ())
 
 
-def refusal(feature: Feature, flags: Mapping[str, Any]) -> str:
-    """Return why a model with these flags does not support the feature; empty if it does."""
+def refusal(feature: Feature, flags: Mapping[str, Any], model: Any = None) -> str:
+    """Return why a model with these flags does not support the feature; empty if it does.
+
+    Args:
+        model: of these flags, if it is built already.
+    """
     try:
         if feature.call is None:
             check({**flags, **feature.flags})
         else:
             with torch.random.fork_rng(devices=()), torch.no_grad():
-                feature.call(build({**flags, **feature.flags}))
+                feature.call(build(flags) if model is None else model)
     except FlagError as error:
         return " ".join(finding.message for finding in error.findings)
     except ValueError as error:
         return str(error)
     return ""
+
+
+@cache
+def refusals(flag: str) -> Mapping[str, tuple[str, ...]]:
+    """Return, by the name of a feature, its refusal for each of the settings of a flag, on one model."""
+    found: dict[str, tuple[str, ...]] = {feature.name: () for feature in features()}
+    for flags in settings_of(flag):
+        with torch.random.fork_rng(devices=()):
+            model = build(flags)
+        for feature in features():
+            plain = feature.call is None and not feature.flags  # the model builds
+            found[feature.name] += ("" if plain else refusal(feature, flags, model),)
+    return found
 
 
 def _tuned(flag: str) -> Iterator[dict[str, Any]]:

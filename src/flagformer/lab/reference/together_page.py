@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flagformer.flags import MODEL_SCOPES
 from flagformer.lab.reference.entries import entries
-from flagformer.lab.reference.features import Feature, features, refusal, settings_of
+from flagformer.lab.reference.features import Feature, features, refusals
 from flagformer.lab.reference.markdown import code, page, table
 
 YES, NO, UNKNOWN = "yes", "no", ""
@@ -33,7 +33,7 @@ def together_part() -> str:
 
 def answer(flag: str, feature: Feature) -> tuple[str, str]:
     """Return the cell of a flag, and the reason for a "no"."""
-    found = [refusal(feature, flags) for flags in settings_of(flag)]
+    found = refusals(flag)[feature.name]
     if not found:
         return UNKNOWN, ""
     why = " ".join(dict.fromkeys(filter(None, found)))
