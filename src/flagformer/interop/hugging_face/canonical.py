@@ -54,8 +54,8 @@ def feedforward(given: Mapping[str, Any]) -> Settings:
 def whole(given: Mapping[str, Any]) -> Settings:
     """The settings of the model and its stack."""
     found = dict(given)
-    _fill(found, emb_dim=found["dim"], logits_dim=found["num_tokens"])
-    width = found["emb_dim"]
+    _fill(found, emb_dim=found["dim"], logits_dim=found.get("num_tokens"))
+    width = found.get("emb_dim", found["dim"])
     scale = found.get("embedding_scale")
     found["embedding_scale"] = width**0.5 if scale is True else float(scale or 1)
     _fill(found, tie_embedding_scale=width**-0.5)

@@ -55,6 +55,9 @@ class Family:
         drop: regular expressions of tensors without a part in the function.
         prefix: of names, which files of bare models leave out.
         old: parts of names in earlier files -> those of today.
+        also: other classes of transformers whose files the table reads.
+        others: tables of other classes of the model type; `architectures` of the config selects one.
+        written: fields that `export` always writes with these values.
         missing: what the table does not cover, for the documentation.
     """
 
@@ -69,7 +72,43 @@ class Family:
     drop: tuple[str, ...] = ()
     prefix: str = ""
     old: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    others: tuple[Family, ...] = ()
+    written: Mapping[str, Any] = field(default_factory=dict)
     missing: str = ""
+
+    @property
+    def tied_flags(self) -> Flags:
+        """The flags of a model whose output projection is the token embedding."""
+        prefix = "dec_" if self.fixed.get("model") == "xtransformer" else ""
+        return {f"{prefix}{name}": value for name, value in TIED.items()}
+
+    @property
+    def kind(self) -> str:
+        """The flag `model`."""
+        return str(self.fixed.get("model", "decoder"))
+
+    def of_class(self, architectures: Any) -> Family:
+        """The table of a class of transformers; ConversionError for one without a table.
+
+        Args:
+            architectures: that field of a config; without it, and for decoders, the first table is taken.
+        """
+        tables = (self, *self.others)
+        if (self.kind == "decoder" and not self.others) or not architectures:
+            return self
+        said = architectures if isinstance(architectures, list) else [architectures]
+        for table in tables:
+            if table.architecture in said or set(table.also).intersection(map(str, said)):
+                return table
+        known = ", ".join(repr(name) for table in tables for name in (table.architecture, *table.also))
+        raise ConversionError([f"config `architectures` must name one of {known}, but is {architectures!r}"])
+
+    def of_kind(self, kind: str, architectures: Any) -> Family:
+        """The table of a kind of model; the one of `architectures` where several are of it."""
+        tables = [table for table in (self, *self.others) if table.kind == kind] or [self]
+        named = [table for table in tables if table.architecture in (architectures or ())]
+        return (named or tables)[0]
 
     def but(self, **kwargs: Any) -> Family:
         """A relative: entries are added or replaced, and `...` removes one."""
@@ -140,16 +179,20 @@ class Family:
             rule.save(name, settings, own)
             config |= said if mine and _says_the_same(rule, name, said, settings, own) else own
         config = {**rest, **config, "model_type": self.model_type, "architectures": [self.architecture]}
-        if self.tied or "tie_word_embeddings" in config:
-            config["tie_word_embeddings"] = bool(settings.get("tie_embedding"))
+        if self.tied:
+            config["tie_word_embeddings"] = self._is_tied(settings)
+        config |= self.written
         self._refuse_changed(config, settings)
         return config
+
+    def _is_tied(self, settings: Settings) -> bool:
+        return bool(settings.get(next(iter(self.tied_flags))))
 
     def _refuse_changed(self, config: Config, settings: Settings) -> None:
         """Read the config again: what does not come back equal has no place."""
         flags = self.flags_of(json.loads(json.dumps(config)))
-        if self.tied and settings.get("tie_embedding"):
-            flags |= TIED
+        if self.tied and self._is_tied(settings):
+            flags |= self.tied_flags
         again = settings_of(self.build(flags))
         why = [
             f"flag `{name}`: {settings.get(name)!r} has no place in {self.model_type}, which would read"
@@ -185,6 +228,7 @@ class Family:
         return found
 
 
+MANY = {"depth": "layers", "enc_depth": "layers", "dec_depth": "layers", "moe_num_experts": "experts"}
 TIED = {"tie_embedding": True, "tie_embedding_scale": 1.0}
 
 
@@ -195,9 +239,14 @@ def tensors_of(model: Any) -> Tensors:
 
 def _places(pattern: str, settings: Settings, most: int) -> Iterator[Place]:
     """The values of the placeholders in a name."""
-    depth = settings["depth"]
+    depth = settings["depth"] if "depth" in settings else settings["enc_depth"]
     experts = max((at(settings, "moe_num_experts", layer) or 0 for layer in range(depth)), default=0)
-    over: dict[str, Any] = {"i": range(depth), "e": range(experts), "p": ("weight", "bias")}
+    over: dict[str, Any] = {
+        "i": range(depth),
+        "d": range(settings.get("dec_depth", 0)),
+        "e": range(experts),
+        "p": ("weight", "bias"),
+    }
     keys = [key for key in over if f"{{{key}}}" in pattern]
     if any(len(over[key]) > most for key in keys):
         raise ConversionError([f"tensor `{pattern}` is needed more often than the files have tensors"])
@@ -206,7 +255,7 @@ def _places(pattern: str, settings: Settings, most: int) -> Iterator[Place]:
 
 
 def _refuse_many(flags: Flags, most: int) -> None:
-    for name, what in (("depth", "layers"), ("moe_num_experts", "experts")):
+    for name, what in MANY.items():
         value = flags.get(name)
         if isinstance(value, int) and value > most:
             raise ConversionError(
@@ -220,9 +269,10 @@ def _without_defaults(flags: Flags) -> Flags:
     def is_default(name: str, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(is_default(name, one) for one in value)
+        name = name.removeprefix("enc_").removeprefix("dec_") if pair else name
         return value is None or (name in known and type(value) is not dict and value == default(name))
 
-    known, default = CATALOGUE.names(), CATALOGUE.default_value
+    known, default, pair = CATALOGUE.names(), CATALOGUE.default_value, flags["model"] == "xtransformer"
     return {name: value for name, value in flags.items() if not is_default(name, value)}
 
 

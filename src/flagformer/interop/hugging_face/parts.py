@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.interop.hugging_face.stacks import Stack, stacks_of
 
 View = Callable[[Tensor], Tensor]
 KINDS = {"a": "attn", "c": "cross", "f": "ff", "m": "mixer"}
@@ -43,24 +43,36 @@ class Part(NamedTuple):
     view: View
 
 
-def parts_of(model: TransformerWrapper) -> dict[str, Part]:
-    """Plain name -> part, for all tensors of the state dict."""
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """Plain name -> part, for all tensors of the state dict; those of an encoder-decoder begin with `enc.` or
+    `dec.`, and those around a stack keep their names."""
+    state, found = list(model.state_dict()), dict[str, Part]()
+    for stack in stacks_of(model):
+        inside = [name for name in state if name.startswith(stack.state)]
+        found |= {stack.plain + name: part for name, part in _parts_of_stack(stack, inside).items()}
+        state = [name for name in state if name not in inside]
+    return found | {name: Part(name, _same) for name in state}
+
+
+def _parts_of_stack(stack: Stack, names: list[str]) -> dict[str, Part]:
     found: dict[str, Part] = {}
     counts: Counter[str] = Counter()
     layers = []
-    for sublayer in model.attn_layers.sublayers:
+    for sublayer in stack.model.attn_layers.sublayers:
         layers.append((counts[sublayer.kind], sublayer))
         counts[sublayer.kind] += 1
-    for state in model.state_dict():
-        module, _, kind = state.rpartition(".")
+    for state in names:
+        name = state.removeprefix(stack.state)
+        module, _, kind = name.rpartition(".")
         if not module.startswith("attn_layers.sublayers."):
-            found[f"{TOP.get(module, module)}.{kind}"] = Part(state, _same)
+            view: View = _grid if name == "patches.pos_emb" else _same
+            found[f"{TOP.get(module, module)}.{kind}"] = Part(state, view)
             continue
-        _, _, index, rest = state.split(".", 3)
+        _, _, index, rest = name.split(".", 3)
         layer, sublayer = layers[int(index)]
         inside = "moe" if rest.startswith("fn.") and hasattr(sublayer.fn, "router") else KINDS[sublayer.kind]
-        for name, view in _split(sublayer, *rest.rpartition(".")[::2]):
-            found[f"layers.{layer}.{inside}.{name}"] = Part(state, view)
+        for plain, view in _split(sublayer, *rest.rpartition(".")[::2]):
+            found[f"layers.{layer}.{inside}.{plain}"] = Part(state, view)
     return found
 
 
@@ -128,6 +140,11 @@ def _latent(projection: Any, name: str, kind: str) -> Iterator[tuple[str, View]]
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _grid(x: Tensor) -> Tensor:
+    """[rows, columns, D] -> [rows * columns, D]."""
+    return x.flatten(0, 1)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.families import family_of
-from flagformer.interop.hugging_face.family import TIED, Family, Instance, tensors_of
+from flagformer.interop.hugging_face.family import Family, Instance, tensors_of
 from flagformer.interop.hugging_face.files import CONFIG, DTYPES, WeightFiles, read_json
 from flagformer.interop.hugging_face.parts import Tensors
 
@@ -44,13 +44,14 @@ def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"`dtype` must be a floating-point dtype of torch or None, but is {dtype!r}")
     config = read_json(path / CONFIG)
-    family, files = family_of(config.get("model_type")), WeightFiles(path)
+    family = family_of(config.get("model_type")).of_class(config.get("architectures"))
+    files = WeightFiles(path)
     flags = family.flags_of(config, max(len(files.where), 1))
     names = _names(family, files)
     dropped = [name for name in names if any(re.fullmatch(pattern, name) for pattern in family.drop)]
     present = {name: there for name, there in names.items() if name not in dropped}
     if family.tied and _is_tied(family, present, files, config):
-        flags |= TIED
+        flags |= family.tied_flags
         if present.pop(family.tied[0], None):
             dropped.append(family.tied[0])
     model = family.build(flags)

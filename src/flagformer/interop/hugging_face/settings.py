@@ -7,7 +7,7 @@ from typing import Any
 
 from flagformer.flags import CATALOGUE, Instance, Spec
 from flagformer.interop.hugging_face.canonical import attention, feedforward, whole
-from flagformer.wrappers.transformer import TransformerWrapper
+from flagformer.interop.hugging_face.stacks import own_settings, stacks_of
 
 Settings = dict[str, Any]
 ABSENT: Any = object()
@@ -18,12 +18,20 @@ INERT_SLOTS = ("init", "kernel")
 BRANCH = ("input_mixer", "branch")
 
 
-def settings_of(model: TransformerWrapper) -> Settings:
+def settings_of(model: Any) -> Settings:
     """Flag -> value, with the values of flags that are not set; one value, or a tuple by layer where they
     differ. Flags without a part in the function of inference (dropout, losses, kernels) are left out."""
+    found = own_settings(model)
+    for stack in stacks_of(model):
+        found |= {stack.flags + name: value for name, value in _of_stack(stack.model).items()}
+    return found
+
+
+def _of_stack(model: Any) -> Settings:
     layers = model.attn_layers
-    found: Settings = {"model": model.flags["model"]}
-    for slots in (model.resolved.stack, layers.resolved.stack):
+    found: Settings = {}
+    around = getattr(model, "resolved", None)  # images have no slots of the model
+    for slots in (*(() if around is None else (around.stack,)), layers.resolved.stack):
         found |= _slots(slots)
     modules = layers.resolved.modules
     for kind in dict.fromkeys(module.kind for module in modules):

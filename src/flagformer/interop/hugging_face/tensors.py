@@ -87,6 +87,19 @@ class Row(_Around):
         yield from self.part.pairs(file[0], own, place)
 
 
+class Patches(_Around):
+    """The weights of a convolution [D, C, height, width] in the file, [D, height * width * C] here."""
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        size = own.settings["patch_size"]
+        pixels = (size, size) if isinstance(size, int) else tuple(size)
+        return (self.part.shape(own, place)[0], own.settings["channels"], *pixels)
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        for there, here, name in self.part.pairs(file.permute(0, 2, 3, 1), own, place):
+            yield there, here.unflatten(1, there.shape[1:]), name
+
+
 class Cat(Rule):
     """Several tensors, concatenated in the file."""
 

@@ -16,8 +16,8 @@ from flagformer.interop.hugging_face.families import family_of
 from flagformer.interop.hugging_face.family import Instance, tensors_of
 from flagformer.interop.hugging_face.files import CONFIG, INDEX, WEIGHTS
 from flagformer.interop.hugging_face.parts import Tensors
+from flagformer.interop.hugging_face.stacks import KINDS
 from flagformer.storage.tensors import need_safetensors, replace_file
-from flagformer.wrappers.transformer import TransformerWrapper
 
 SHARD = 1 << 30  # bytes
 
@@ -45,14 +45,16 @@ def export(
         ValueError: for another kind of model, and for a directory that holds a config or weights.
     """
     need_safetensors()
-    if not isinstance(model, TransformerWrapper):
-        raise ValueError(f"`model` must be a TransformerWrapper, but is a {type(model).__name__}")
+    if not isinstance(model, KINDS):
+        known = ", ".join(kind.__name__ for kind in KINDS)
+        raise ValueError(f"`model` must be one of {known}, but is a {type(model).__name__}")
     source = getattr(model, "source", None)
     original: Mapping[str, Any] = {} if source is None else source.config
     if model_type is None and source is None:
         raise ValueError("`model_type` must be set for a model that was not loaded from such a directory")
     family = family_of(model_type or original["model_type"])
     own = tensors_of(model)
+    family = family.of_kind(own.settings["model"], original.get("architectures"))
     config = family.config_of(own.settings, original)
     instances = family.instances(own)
     path = Path(directory)

@@ -18,8 +18,9 @@ Generated from their tables by `make docs`; do not edit.
 
 Each family is tested with tiny random models of transformers 5.24, norms about 1 and biases about 0.2:
 
-- logits differ by less than 1e-4 of their standard deviation (fp32), and left padding changes nothing;
-- greedy text of 32 tokens is equal, with and without a cache;
+- logits differ by less than 1e-4 of their standard deviation (fp32), and padding changes nothing: of
+  decoders on the left, of encoders on both sides;
+- greedy text of 32 tokens of decoders and encoder-decoders is equal, with and without a cache;
 - `export` writes the same names, shapes, dtypes and bits, in fp32 and bf16, and the same `config.json`;
   transformers loads it without missing or unexpected keys;
 - each field of the config is changed: a change is refused by name, has no effect on either side, or is
@@ -33,22 +34,29 @@ scaling changes the rates of transformers with the length of a text; here they a
 `max_position_embeddings` tokens."""
 SIZES = (
     "model", "num_tokens", "dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "max_seq_len",
-    "ff_inner_dim", "ff_activation", "norm_eps",
+    "ff_inner_dim", "ff_activation", "norm_eps", "emb_dim", "num_classes", "num_token_types",
 )  # fmt: skip
 
 
 def models_page() -> str:
     """The text of the page."""
-    found = families().values()
+    types = families().values()
+    found = [table for one in types for table in (one, *one.others)]
     rows = [
-        [code(one.model_type), code(one.architecture), ", ".join(map(code, _flags(one))), one.missing]
+        [
+            code(one.model_type),
+            code(one.architecture),
+            code(one.kind),
+            ", ".join(map(code, _flags(one))),
+            one.missing,
+        ]
         for one in found
     ]
-    heads = ("model type", "class of transformers", "flags", "not covered")
+    heads = ("model type", "class of transformers", "model", "flags", "not covered")
     must = ", ".join(f"`{name}: {value!r}`" for name, value in MUST.items())
     return page(
         INTRODUCTION,
-        f"## {len(rows)} model types",
+        f"## {len(types)} model types",
         FLAGS,
         table(heads, rows),
         "## In all families",
@@ -70,4 +78,4 @@ def _flags(family: Family) -> list[str]:
                 config[name] = 8
     with suppress(ConversionError):  # the defaults of other sizes may not fit the small ones
         found |= dict.fromkeys(family.flags_of({**config, **family.must}))
-    return [name for name in found if name not in SIZES]
+    return [name for name in found if name.removeprefix("enc_").removeprefix("dec_") not in SIZES]

@@ -10,7 +10,10 @@ from typing import Any
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.family import Family
 
-MODULES = ("llama", "qwen", "olmo", "gemma", "moe", "deepseek", "gpt2", "layernorm", "like_llama")
+MODULES = (
+    "llama", "qwen", "olmo", "gemma", "moe", "deepseek", "gpt2", "layernorm", "like_llama",
+    "encoders", "pairs",
+)  # fmt: skip
 
 
 @cache

@@ -1,0 +1,134 @@
+"""Tiny random models of transformers that are no decoders: encoders, encoder-decoders, vision models."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from published_models import DIM, HEADS, INNER, LENGTH, PLAIN_SIZES, VOCABULARY, perturbed
+
+ENCODER = {**PLAIN_SIZES, "num_hidden_layers": 2, "intermediate_size": INNER, "layer_norm_eps": 1e-3}
+NARROW = {**ENCODER, "embedding_size": 32}
+ROBERTA = {**ENCODER, "pad_token_id": 1}
+DISTILBERT = {
+    "vocab_size": VOCABULARY, "dim": DIM, "n_layers": 2, "n_heads": HEADS, "hidden_dim": INNER,
+    "max_position_embeddings": LENGTH,
+}  # fmt: skip
+EUROBERT = {**PLAIN_SIZES, "intermediate_size": INNER, "num_key_value_heads": 2}
+T5 = {
+    "vocab_size": VOCABULARY, "d_model": DIM, "d_kv": 8, "num_heads": HEADS, "d_ff": INNER, "num_layers": 2,
+    "num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
+    "decoder_start_token_id": 0, "layer_norm_epsilon": 1e-3,
+}  # fmt: skip
+BART = {
+    "vocab_size": VOCABULARY, "d_model": DIM, "encoder_layers": 2, "decoder_layers": 3,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": INNER,
+    "decoder_ffn_dim": 96, "max_position_embeddings": LENGTH, "decoder_start_token_id": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of transformers.
+
+    Attributes:
+        cls: the name of its class.
+        sizes: arguments of its config class.
+    """
+
+    cls: str
+    sizes: dict
+
+
+MASKED = {
+    "BERT": Case("BertForMaskedLM", ENCODER),
+    "BERT, relu": Case("BertForMaskedLM", {**ENCODER, "hidden_act": "relu"}),
+    "RoBERTa": Case("RobertaForMaskedLM", ROBERTA),
+    "XLM-R": Case("XLMRobertaForMaskedLM", ROBERTA),
+    "ALBERT": Case("AlbertForMaskedLM", NARROW),
+    "ELECTRA": Case("ElectraForMaskedLM", NARROW),
+    "DistilBERT": Case("DistilBertForMaskedLM", DISTILBERT),
+    "EuroBERT": Case("EuroBertForMaskedLM", EUROBERT),
+}
+ROWS = {
+    "BERT, classes": Case("BertForSequenceClassification", {**ENCODER, "num_labels": 5}),
+    "RoBERTa, classes": Case("RobertaForSequenceClassification", ROBERTA),
+    "XLM-R, classes": Case("XLMRobertaForSequenceClassification", {**ROBERTA, "num_labels": 3}),
+    "ALBERT, classes": Case("AlbertForSequenceClassification", {**NARROW, "num_labels": 1}),
+}
+PAIRS = {
+    "T5 v1.0": Case("T5ForConditionalGeneration", T5),
+    "T5 v1.1": Case(
+        "T5ForConditionalGeneration",
+        {**T5, "feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
+    ),
+    "UL2": Case("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-silu"}),
+    "mT5": Case("MT5ForConditionalGeneration", T5),
+    "BART": Case("BartForConditionalGeneration", BART),
+    "BART, scaled": Case(
+        "BartForConditionalGeneration", {**BART, "scale_embedding": True, "activation_function": "relu"}
+    ),
+    "mBART": Case("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
+    "Pegasus": Case("PegasusForConditionalGeneration", {**BART, "scale_embedding": True, "pad_token_id": 0}),
+}
+CASES = {**MASKED, **ROWS, **PAIRS}
+
+
+def config_of(name, changes=None):
+    import transformers
+
+    case = CASES[name]
+    config = getattr(transformers, case.cls).config_class
+    return config(**{**copy.deepcopy(case.sizes), **(changes or {})})
+
+
+def theirs_of(name, config=None):
+    """The model of transformers, with the scales of trained ones."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = perturbed(getattr(transformers, CASES[name].cls)(config or config_of(name)))
+    for part, buffer in model.named_buffers():
+        if part == "final_logits_bias":
+            buffer.normal_(0, 0.2)
+    return model
+
+
+def padded(ids, left, right):
+    """(ids, mask) with padding on both sides."""
+    rows, length = ids.shape
+    mask = torch.zeros(rows, left + length + right, dtype=torch.bool)
+    mask[:, left : left + length] = True
+    wider = torch.full(mask.shape, 7)
+    wider[mask] = ids.flatten()
+    return wider, mask
+
+
+@torch.no_grad()
+def want_of(name, model, given):
+    """The outputs of transformers."""
+    return model(**given).logits
+
+
+def given_of(name):
+    """Arguments of their forward."""
+    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    ids, mask = padded(ids, 0, 3)
+    given = {"input_ids": ids, "attention_mask": mask.long()}
+    if name in PAIRS:
+        given["decoder_input_ids"] = ids.flip(1)[:, 3:10]
+    return given
+
+
+@torch.no_grad()
+def got_of(name, model, given):
+    """Our outputs for the same arguments."""
+    ids, mask = given["input_ids"], given["attention_mask"].bool()
+    if name in PAIRS:
+        context = model.encode(ids, mask)
+        return model.decoder.net(given["decoder_input_ids"], context=context, context_mask=mask)
+    return model(ids, mask=mask)
+
+
+def valid(name, given, out):
+    """The outputs of tokens."""
+    return out[given["attention_mask"].bool()] if name in MASKED else out
