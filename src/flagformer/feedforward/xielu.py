@@ -35,10 +35,6 @@ class XIELU(nn.Module, Activation):
         nn.init.constant_(self.alpha_p, math.log(math.expm1(START)))
         nn.init.constant_(self.alpha_n, math.log(math.expm1(START - BETA)))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = nn.Module.__call__(self, x)
-        return out
-
     def forward(self, x: Tensor) -> Tensor:
         positive = F.softplus(self.alpha_p) * x * x
         negative = (BETA + F.softplus(self.alpha_n)) * (x.clamp(max=EXP_BELOW).expm1() - x)
