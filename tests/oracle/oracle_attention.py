@@ -10,6 +10,7 @@ from oracle_routing import ClusterTopK, clusters, nearest, recent, without_self
 
 # Scores that differ by less than this many fp64 units tie for the k-th rank, and are all kept.
 ROUNDING = 32 * 2.0**-52
+QK_NORMS = ("attn_qk_norm", "attn_qk_rmsnorm", "attn_qk_layernorm")
 
 
 class Attention:
@@ -40,7 +41,7 @@ class Attention:
         q, k, v = self._projected(x, read)
         q, k, prefix_k, prefix_v = self._normed(q, k)
         count = 0 if past is None else len(past)
-        unrotated = q, k
+        unrotated = q, self._queries_of(read) if own and self.of("shared_qk") else k
         if own:
             positions = row.first - count + np.arange(len(read))
             q = self._rotated_queries(q, positions[count:])
@@ -96,6 +97,12 @@ class Attention:
         assert v.shape[-1] == value_dim
         return q, k, v
 
+    def _queries_of(self, read):
+        """The normed queries of all tokens, which determine their clusters under shared QK."""
+        q = self._linear("source.projection.to_qv")(read)[:, : self.heads * self.width]
+        q = _heads(q, self.heads)
+        return self._norm_qk(q, "q") if any(map(self.of, QK_NORMS)) else q
+
     def _latent(self, x, read):
         """Multi-head latent attention: one latent, and one first part of the keys for all heads."""
         part = partial("source.projection.{}".format)
@@ -118,7 +125,7 @@ class Attention:
     def _normed(self, q, k):
         """Queries and keys, and prefix keys and values, with the same norm."""
         prefix_k, prefix_v = self._prefix_kv(len(k))
-        if any(map(self.of, ("attn_qk_norm", "attn_qk_rmsnorm", "attn_qk_layernorm"))):
+        if any(map(self.of, QK_NORMS)):
             q = self._norm_qk(q, "q")
             k, prefix_k = self._norm_qk(k, "k"), self._norm_qk(prefix_k, "k")
         return q, k, prefix_k, prefix_v

@@ -68,3 +68,9 @@ def test_a_memory_too_short_is_found():
         _, mems = model(subject.ids[:, :4], return_mems=True)
         got = model(subject.ids[:, 4:], mems=mems)
     assert (got - subject(subject.ids)[:, 4:]).abs().max() > 1e-6
+
+
+def test_tokens_of_memories_are_in_the_cluster_of_their_query():
+    """With shared QK; norms of queries and keys have weights of their own."""
+    flags = settings(CHOICES["num_clusters"], CHOICES["shared_qk"], CHOICES["attn_qk_rmsnorm"])
+    assert not failures(Subject({**flags, **TINY}), [memories_equal_one_long_pass])

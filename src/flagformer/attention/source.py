@@ -109,9 +109,10 @@ class SelfAttentionInputs(QKVSource):
             for value_mod in self.value_mods:
                 v = value_mod(v, x, side)
         raw = v
-        unrotated = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        unrotated = q, q if self.projection.shared_qk else k  # with shared QK, a token has one cluster
         cos_sin = side.cos_sin[self.rotation_idx]
-        q, k = self.rotation.both(*unrotated, cos_sin)
+        q, k = self.rotation.both(q, k, cos_sin)
         v = self.value_rotation.keys(v, cos_sin)
         if side.memory is not None and side.memory.mem is not None:
             unrotated_mem, mem_k, mem_v = self._project_memory(
@@ -164,10 +165,12 @@ class SelfAttentionInputs(QKVSource):
         return cache.extend(entry, state.length, state.window_start(self.window), state.write_mask)
 
     def _project_memory(self, mem: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Memories [B, M, D] -> keys [B, G, M, K] before and after the rotation, and values [B, G, M, V]."""
-        _, k, v = self.projection(mem)
+        """Memories [B, M, D] -> keys [B, G, M, K] before the rotation (queries, with shared QK) and after it,
+        and values [B, G, M, V]."""
+        q, k, v = self.projection(mem)
         k = self.qk_norm.keys(k)
-        return k, self.rotation.keys(k, cos_sin), self.value_rotation.keys(v, cos_sin)
+        unrotated = self.qk_norm.queries(q) if self.projection.shared_qk else k
+        return unrotated, self.rotation.keys(k, cos_sin), self.value_rotation.keys(v, cos_sin)
 
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         heads = self.cache_shape[0]

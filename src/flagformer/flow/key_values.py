@@ -21,8 +21,8 @@ class KeyValues(NamedTuple):
         v: [B, G, P + S, V].
         num_prefix_kv: P, keys before the others without a position: always allowed, without a bias.
         unrotated_qk: queries [B, H, T, K] and keys [B, G, T, K] of the new tokens, with memories
-            [B, G, M + T, K], before the rotation; None in cross-attention, and for a core whose
-            `reads_heads` is False where they would have to be expanded.
+            [B, G, M + T, K], before the rotation; with shared QK queries in place of keys. None in
+            cross-attention, and for a core whose `reads_heads` is False where they would be expanded.
         shared_qk: keys are the queries, of unit length; a query attends to itself if it has no other key.
         absorbed: k and v are the cached tensor of a projection, and `projection.of_absorbed` gives the
             values of the heads.
