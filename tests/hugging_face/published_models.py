@@ -49,6 +49,11 @@ PLAIN_SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "max_position_embeddings": LENGTH, **TOKENS,
 }  # fmt: skip
+FALCON = {name: COMMON[name] for name in COMMON if name not in ("intermediate_size", "num_key_value_heads")}
+MPT = {
+    "vocab_size": VOCABULARY, "d_model": DIM, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": LENGTH,
+    **TOKENS,
+}  # fmt: skip
 BLOOM = {"vocab_size": VOCABULARY, "n_layer": LAYERS, **TOKENS}
 
 
@@ -68,6 +73,36 @@ class Case:
 
 
 CASES = {
+    "Pythia": Case("GPTNeoXConfig", {**PLAIN_SIZES, "intermediate_size": INNER}),
+    "GPT-NeoX, one after another": Case(
+        "GPTNeoXConfig",
+        {**PLAIN_SIZES, "intermediate_size": INNER, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "GPT-J": Case("GPTJConfig", {**SMALL_GPT2, "rotary_dim": 8}),
+    "Phi": Case("PhiConfig", COMMON),
+    "Phi, norms of heads": Case("PhiConfig", {**COMMON, "qk_layernorm": True}),
+    "Cohere": Case("CohereConfig", {**TIED, "logit_scale": 0.5, "attention_bias": True}),
+    "Cohere, norms of heads": Case("CohereConfig", {**TIED, "logit_scale": 0.5, "use_qk_norm": True}),
+    "Cohere 2": Case("Cohere2Config", {**TIED, "logit_scale": 0.5, "sliding_window": 8}),
+    "Falcon 7B": Case("FalconConfig", {**FALCON, "tie_word_embeddings": True}),
+    "Falcon 40B": Case(
+        "FalconConfig", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": GROUPS, "bias": True}
+    ),
+    "Falcon 2": Case(
+        "FalconConfig",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": GROUPS, "num_ln_in_parallel_attn": 1},
+    ),
+    "MPT": Case("MptConfig", MPT, "eager"),
+    "MPT, 6 heads": Case(
+        "MptConfig", {**MPT, "n_heads": 6, "d_model": 96, "attn_config": {"softmax_scale": 0.3}}, "eager"
+    ),
+    "Persimmon": Case("PersimmonConfig", {**PLAIN_SIZES, "intermediate_size": INNER}),
+    "Apertus": Case("ApertusConfig", {**COMMON, "rope_parameters": LLAMA3}),
+    "StableLM 2": Case("StableLmConfig", {**COMMON, "use_parallel_residual": True}),
+    "Falcon RW": Case(
+        "FalconConfig",
+        {**FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+    ),
     "Llama 2": Case("LlamaConfig", {**COMMON, "rms_norm_eps": 1e-5}),
     "Llama 3.2": Case("LlamaConfig", {**TIED, "rms_norm_eps": 1e-5, "rope_parameters": LLAMA3}),
     "Llama, biases": Case(
@@ -140,6 +175,8 @@ CASES = {
 }  # fmt: skip
 # One case of each family, for tests of its table.
 BASE = (
+    "Pythia", "GPT-J", "Phi", "Cohere", "Cohere 2", "Falcon 7B", "Falcon 40B", "Falcon RW",
+    "MPT", "Persimmon", "Apertus",
     "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
     "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
     "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",

@@ -24,7 +24,8 @@ TOP = {
 }  # fmt: skip
 PLAIN = {
     "fn.to_out": "o", "fn.w_in": "up", "fn.w_out": "down", "fn.router": "router",
-    "fn.balance_bias": "balance", "fn.shared_gate": "shared_gate", "fn.shared.w_in": "shared.up",
+    "fn.activation": "activation", "fn.balance_bias": "balance", "fn.shared_gate": "shared_gate",
+    "fn.shared.w_in": "shared.up",
     "fn.shared.w_out": "shared.down", "fn.source.projection.to_q": "q",
     "fn.source.projection.to_q_latent": "q_down", "fn.source.projection.q_norm": "q_down_norm",
     "fn.source.projection.to_latent": "kv_down", "fn.source.projection.latent_norm": "kv_down_norm",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.families import family_of
@@ -150,10 +151,18 @@ def _copy(
             tensor = files.get(present[one.name])
             count = 0
             for there, here, plain in one.rule.pairs(tensor, own, one.place):
+                count += there.numel()
+                if not plain:
+                    _refuse_changed(one.name, there, here)
+                    continue
                 here.copy_(there)
                 state = own.parts[plain].state
                 written[state] = written.get(state, 0) + here.numel()
-                count += there.numel()
             assert count == tensor.numel(), f"the table of {family.model_type} reads a part of {one.name}"
     wrong = [name for name, tensor in own.state.items() if written.get(name) != tensor.numel()]
     assert not wrong, f"the table of {family.model_type} does not fill {wrong[:3]} exactly once"
+
+
+def _refuse_changed(name: str, found: Tensor, constant: Tensor) -> None:
+    if not torch.equal(found, constant):
+        raise ConversionError([f"tensor `{name}` must hold {constant.tolist()}, but holds {found.tolist()}"])

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flagformer.interop.hugging_face.parts import Tensors
 
 Place = Mapping[str, Any]  # the values of the placeholders
 Shape = tuple[int, ...]
-# (view into the file's tensor, view into the model's, plain name of the model's)
+# (view into the file's tensor, view into the model's, plain name of the model's; "" for a constant)
 Pair = tuple[Tensor, Tensor, str]
 
 
@@ -54,6 +55,27 @@ class One(Rule):
 
     def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
         yield file, self._own(own, place), self.name.format(**place)
+
+
+class Constant(Rule):
+    """A number in the file that the class stores and never changes.
+
+    Args:
+        value: the number.
+        near: the name of a tensor of the same layer of the model; the number has its dtype.
+    """
+
+    def __init__(self, value: float, near: str) -> None:
+        self.value, self.near = value, near
+
+    def names(self) -> list[str]:
+        return [self.near]
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        return ()
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        yield file, torch.full_like(file, self.value), ""
 
 
 class _Around(Rule):
@@ -98,6 +120,18 @@ class Patches(_Around):
     def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
         for there, here, name in self.part.pairs(file.permute(0, 2, 3, 1), own, place):
             yield there, here.unflatten(1, there.shape[1:]), name
+
+
+class Flat(_Around):
+    """[H, K] in the file, [H * K] in the model; K is the width of a head."""
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        (count,) = self.part.shape(own, place)
+        width = own.settings["attn_dim_head"]
+        return (count // width, width)
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        yield from self.part.pairs(file.flatten(), own, place)
 
 
 class Cat(Rule):

@@ -11,8 +11,8 @@ from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.family import Family
 
 MODULES = (
-    "llama", "qwen", "olmo", "gemma", "moe", "deepseek", "gpt2", "layernorm", "like_llama",
-    "encoders", "pairs",
+    "llama", "qwen", "olmo", "gemma", "moe", "deepseek", "gpt2", "layernorm", "like_llama", "parallel",
+    "falcon", "mpt", "apertus", "encoders", "pairs",
 )  # fmt: skip
 
 

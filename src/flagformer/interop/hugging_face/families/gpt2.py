@@ -161,7 +161,10 @@ GPT_BIGCODE = GPT2.but(
 
 
 def _windows_of(config: Config, flags: Flags) -> Flags:
-    kinds = [kind for block, times in config["attention_types"] for _ in range(times) for kind in block]
+    pairs = config["attention_types"]
+    if sum(len(block) * times for block, times in pairs) > flags["depth"]:
+        raise ConversionError([f"config `attention_types` has more than {flags['depth']} layers"])
+    kinds = [kind for block, times in pairs for _ in range(times) for kind in block]
     if len(kinds) != flags["depth"] or set(kinds) - {"global", "local"}:
         text = f"config `attention_types` must hold 'global' or 'local' for each of {flags['depth']} layers"
         raise ConversionError([f"{text}, but holds {kinds}"])

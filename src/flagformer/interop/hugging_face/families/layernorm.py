@@ -16,13 +16,19 @@ NORMS = {
 }
 NO_GATE = {P + "mlp.gate_proj.{p}": ...}
 LAYERNORM = {"use_rmsnorm": ..., "norm_bias": True}
-BIASES = Fields(
-    {"use_bias": True},
-    lambda c, f: {
-        "attn_qkv_bias": c["use_bias"], "attn_out_bias": c["use_bias"], "ff_no_bias": not c["use_bias"],
-    },
-    lambda f: {"use_bias": f["attn_out_bias"]},
-)  # fmt: skip
+
+
+def bias_fields(name: str, default: bool) -> Fields:
+    """One field for the biases of attention and feedforward."""
+    return Fields(
+        {name: default},
+        lambda c, f: {
+            "attn_qkv_bias": c[name], "attn_out_bias": c[name], "ff_no_bias": not c[name],
+        },
+        lambda f: {name: f["attn_out_bias"]},
+    )  # fmt: skip
+
+
 STARCODER2 = LLAMA.but(
     model_type="starcoder2",
     architecture="Starcoder2ForCausalLM",
@@ -38,7 +44,7 @@ STARCODER2 = LLAMA.but(
         **NO_BIASES,
         "rms_norm_eps": ...,
         "norm_epsilon": Field("norm_eps", 1e-5),
-        "use_bias": BIASES,
+        "use_bias": bias_fields("use_bias", True),
         "hidden_act": activation("ff_activation", "gelu_pytorch_tanh"),
         "num_key_value_heads": Field("attn_kv_heads", 2),
         "max_position_embeddings": Field("max_seq_len", 4096),
@@ -50,18 +56,19 @@ STABLELM = LLAMA.but(
     architecture="StableLmForCausalLM",
     fixed={**LAYERNORM, "ff_no_bias": True},
     inert="hidden_dropout",
-    must={"qk_layernorm": False, "use_parallel_residual": False},
+    must={"qk_layernorm": False},
     tensors=NORMS,
     fields={
         **NO_BIASES,
         "rms_norm_eps": ...,
         "layer_norm_eps": Field("norm_eps", 1e-5),
         "use_qkv_bias": Field("attn_qkv_bias", False),
+        "use_parallel_residual": Field("parallel_block", False),
         "num_key_value_heads": Field("attn_kv_heads", 32, absent=lambda f: f["heads"]),
         "rope_parameters": rope(1e4, partial=0.25),
         "max_position_embeddings": Field("max_seq_len", 4096),
     },
-    missing="`qk_layernorm`, `use_parallel_residual`",
+    missing="`qk_layernorm`",
 )
 NEMOTRON = LLAMA.but(
     model_type="nemotron",
