@@ -24,6 +24,12 @@ BART = {
     "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": INNER,
     "decoder_ffn_dim": 96, "max_position_embeddings": LENGTH, "decoder_start_token_id": 2,
 }  # fmt: skip
+VISION = {
+    "hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": INNER,
+    "image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-3,
+}  # fmt: skip
+DINOV2 = {key: value for key, value in VISION.items() if key != "intermediate_size"}
+DINOV2["use_mask_token"] = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,18 @@ PAIRS = {
     "mBART": Case("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
     "Pegasus": Case("PegasusForConditionalGeneration", {**BART, "scale_embedding": True, "pad_token_id": 0}),
 }
-CASES = {**MASKED, **ROWS, **PAIRS}
+IMAGES = {
+    "ViT": Case("ViTForImageClassification", {**VISION, "num_labels": 5}),
+    "ViT, no biases": Case("ViTForImageClassification", {**VISION, "qkv_bias": False, "image_size": [8, 16]}),
+    "DINOv2": Case("Dinov2Model", DINOV2),
+    "DINOv2, gated": Case("Dinov2Model", {**DINOV2, "use_swiglu_ffn": True, "mlp_ratio": 2}),
+    "CLIP, images": Case("CLIPVisionModel", VISION),
+    "SigLIP, images": Case("SiglipVisionModel", {**VISION, "vision_use_head": False}),
+}
+TEXTS = {
+    "CLIP, texts": Case("CLIPTextModel", {**ENCODER, "eos_token_id": 2}),
+}
+CASES = {**MASKED, **ROWS, **PAIRS, **IMAGES, **TEXTS}
 
 
 def config_of(name, changes=None):
@@ -106,12 +123,20 @@ def padded(ids, left, right):
 @torch.no_grad()
 def want_of(name, model, given):
     """The outputs of transformers."""
-    return model(**given).logits
+    out = model(**given)
+    if "logits" in out:
+        return out.logits
+    return out.pooler_output if name == "CLIP, images" else out.last_hidden_state
 
 
 def given_of(name):
     """Arguments of their forward."""
-    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    if name in IMAGES:
+        width = CASES[name].sizes["image_size"]
+        height, width = width if isinstance(width, list) else (width, width)
+        return {"pixel_values": torch.randn(2, 3, height, width, generator=generator)}
+    ids = torch.randint(3, 90, (2, 12), generator=generator)
     ids, mask = padded(ids, 0, 3)
     given = {"input_ids": ids, "attention_mask": mask.long()}
     if name in PAIRS:
@@ -122,6 +147,9 @@ def given_of(name):
 @torch.no_grad()
 def got_of(name, model, given):
     """Our outputs for the same arguments."""
+    if name in IMAGES:
+        out = model(given["pixel_values"])
+        return out[:, 0] if name == "CLIP, images" else out
     ids, mask = given["input_ids"], given["attention_mask"].bool()
     if name in PAIRS:
         context = model.encode(ids, mask)
@@ -131,4 +159,4 @@ def got_of(name, model, given):
 
 def valid(name, given, out):
     """The outputs of tokens."""
-    return out[given["attention_mask"].bool()] if name in MASKED else out
+    return out[given["attention_mask"].bool()] if name in {*MASKED, *TEXTS} else out

@@ -32,6 +32,18 @@ these flags that was built here can be exported too: `export(model, directory, m
 SCALING = """`rope_type` may be default, linear, llama3, yarn or dynamic where the class has it. Dynamic
 scaling changes the rates of transformers with the length of a text; here they are those of texts of at most
 `max_position_embeddings` tokens."""
+# (families, parts without a flag)
+WITHOUT = (
+    ("ModernBERT", "a first layer without a norm before attention"),
+    ("DeBERTa v2 and v3", "scores of contents with relative positions (disentangled attention)"),
+    ("BEiT", "biases of queries and values without one of keys; a bias by distance in two dimensions"),
+    ("DeiT", "a second learned token, of distillation, with a position"),
+    ("Whisper", "convolutions of a spectrogram; biases of queries and values without one of keys"),
+    ("Marian", "sinusoidal positions without a learned scale"),
+    ("DINOv2 with classes", "logits of the class token and the mean of patches together"),
+    ("SigLIP with its head, and its text tower", "pooling by attention; pooling by the last token"),
+    ("CLIP as a whole", "two towers and the temperature of their similarities"),
+)
 SIZES = (
     "model", "num_tokens", "dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "max_seq_len",
     "ff_inner_dim", "ff_activation", "norm_eps", "emb_dim", "num_classes", "num_token_types",
@@ -59,6 +71,9 @@ def models_page() -> str:
         f"## {len(types)} model types",
         FLAGS,
         table(heads, rows),
+        "## Without a table",
+        "Parts of published models for which there is no flag:",
+        table(("family", "no flag for"), [list(row) for row in WITHOUT]),
         "## In all families",
         SCALING,
         f"Fields without a part in the function: {', '.join(code(name) for name in sorted(INERT.split()))}.",
