@@ -197,6 +197,37 @@ def table_of(name):
     return family_of(config_of(name).model_type).of_class([CASES[name].cls])
 
 
+def test_a_head_of_its_own_is_kept(tmp_path):
+    """Files of T5 v1.1 hold an output projection beside the embedding."""
+    from safetensors.torch import load_file, save_file
+
+    theirs_of("T5 v1.1").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    tensors["lm_head.weight"] = torch.randn_like(tensors["shared.weight"])
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    config = read_config(tmp_path) | {"tie_word_embeddings": False}
+    del config["scale_decoder_outputs"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = flagformer.load(tmp_path).eval()
+    assert torch.equal(ours.decoder.net.head.project.weight, tensors["lm_head.weight"])
+    assert ours.flags["dec_logits_scale"] == 1
+    export(ours, tmp_path / "back")
+    assert_equal_files(tmp_path, tmp_path / "back")
+
+
+def test_the_token_of_masked_patches_is_left_out(tmp_path):
+    theirs = theirs_of("DINOv2", config_of("DINOv2", {"use_mask_token": True}))
+    theirs.save_pretrained(tmp_path)
+    ours = flagformer.load(tmp_path).eval()
+    assert ours.source.dropped == ("embeddings.mask_token",)
+    assert gap_of("DINOv2", theirs, ours) < 1e-4
+    export(ours, tmp_path / "back")
+    back, report = type(theirs).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert gap_of("DINOv2", back.eval(), ours) < 1e-4
+
+
 def test_another_head_is_refused(tmp_path):
     theirs_of("BERT").save_pretrained(tmp_path)
     config = read_config(tmp_path) | {"architectures": ["BertForTokenClassification"]}

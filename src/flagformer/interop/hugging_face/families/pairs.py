@@ -19,6 +19,9 @@ from flagformer.interop.hugging_face.fields import (
 from flagformer.interop.hugging_face.settings import Settings
 from flagformer.interop.hugging_face.tensors import Row
 
+# Fields of earlier files for `generate` of transformers, and of tokenizers.
+GENERATION = """decoder_start_token_id forced_bos_token_id early_stopping num_beams no_repeat_ngram_size
+    max_length min_length length_penalty prefix task_specific_params tokenizer_class"""
 PAIR = {"model": "xtransformer", "tie_token_emb": True}
 ACTIVATIONS = activation("ff_activation", "gelu_new").values or {}
 
@@ -122,8 +125,7 @@ T5 = Family(
         ),
     },
     must={"is_encoder_decoder": True},
-    inert="""dropout_rate initializer_factor n_positions task_specific_params decoder_start_token_id
-        output_past""",
+    inert="dropout_rate initializer_factor n_positions output_past " + GENERATION,
     tied=("lm_head.weight", "shared.weight"),
     drop=(
         r"(encoder|decoder)\.embed_tokens\.weight",
@@ -136,7 +138,7 @@ MT5 = T5.but(
     model_type="mt5",
     architecture="MT5ForConditionalGeneration",
     fixed={"dec_logits_scale": 1.0},
-    inert=T5.inert + " scale_decoder_outputs tokenizer_class",
+    inert=T5.inert + " scale_decoder_outputs",
     fields={
         "num_heads": Field(both("heads"), 6),
         "feed_forward_proj": feedforward("gated-gelu"),
@@ -211,8 +213,9 @@ BART = Family(
     },
     must={"is_encoder_decoder": True, "normalize_before": False, "add_final_layer_norm": False},
     inert="""activation_dropout dropout init_std encoder_layerdrop decoder_layerdrop num_hidden_layers
-        forced_bos_token_id gradient_checkpointing early_stopping num_beams no_repeat_ngram_size num_labels
-        decoder_start_token_id task_specific_params normalize_embedding add_bias_logits""",
+        gradient_checkpointing num_labels _num_labels classif_dropout normalize_embedding add_bias_logits
+        extra_pos_embeddings force_bos_token_to_be_generated """
+    + GENERATION,
     tied=("lm_head.weight", "model.shared.weight"),
     drop=(r"model\.(encoder|decoder)\.embed_tokens\.weight",),
     missing="classes of rows and answers",
@@ -232,6 +235,6 @@ PEGASUS = MBART.but(
     architecture="PegasusForConditionalGeneration",
     tensors={f"model.{half}.layernorm_embedding.{{p}}": ... for half in ("encoder", "decoder")},
     fixed=PLAIN,
-    inert=MBART.inert + " extra_pos_embeddings",
+    inert=MBART.inert + " static_position_embeddings",
 )
 FAMILIES = [T5, MT5, BART, MBART, PEGASUS]
