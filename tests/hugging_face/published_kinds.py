@@ -61,6 +61,13 @@ ROWS = {
     "XLM-R, classes": Case("XLMRobertaForSequenceClassification", {**ROBERTA, "num_labels": 3}),
     "ALBERT, classes": Case("AlbertForSequenceClassification", {**NARROW, "num_labels": 1}),
 }
+POOLED = {
+    "BERT, pooled": Case("BertModel", ENCODER),
+    "RoBERTa, pooled": Case("RobertaModel", ROBERTA),
+    "XLM-R, pooled": Case("XLMRobertaModel", ROBERTA),
+    "ALBERT, pooled": Case("AlbertModel", NARROW),
+}
+ROWS |= POOLED
 PAIRS = {
     "T5 v1.0": Case("T5ForConditionalGeneration", T5),
     "T5 v1.1": Case(
@@ -126,7 +133,7 @@ def want_of(name, model, given):
     out = model(**given)
     if "logits" in out:
         return out.logits
-    return out.pooler_output if name == "CLIP, images" else out.last_hidden_state
+    return out.pooler_output if name in {*POOLED, "CLIP, images"} else out.last_hidden_state
 
 
 def given_of(name):

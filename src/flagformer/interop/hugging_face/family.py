@@ -104,9 +104,11 @@ class Family:
         known = ", ".join(repr(name) for table in tables for name in (table.architecture, *table.also))
         raise ConversionError([f"config `architectures` must name one of {known}, but is {architectures!r}"])
 
-    def of_kind(self, kind: str, architectures: Any) -> Family:
+    def of_kind(self, settings: Settings, architectures: Any) -> Family:
         """The table of a kind of model; the one of `architectures` where several are of it."""
-        tables = [table for table in (self, *self.others) if table.kind == kind] or [self]
+        tables = [table for table in (self, *self.others) if table.kind == settings["model"]] or [self]
+        classes = settings.get("num_classes")
+        tables = [table for table in tables if ("num_classes" in table.fixed) == (classes is None)] or tables
         named = [table for table in tables if table.architecture in (architectures or ())]
         return (named or tables)[0]
 

@@ -54,7 +54,7 @@ def export(
         raise ValueError("`model_type` must be set for a model that was not loaded from such a directory")
     family = family_of(model_type or original["model_type"])
     own = tensors_of(model)
-    family = family.of_kind(own.settings["model"], original.get("architectures"))
+    family = family.of_kind(own.settings, original.get("architectures"))
     config = family.config_of(own.settings, original)
     instances = family.instances(own)
     path = Path(directory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flagformer.interop.hugging_face.families.llama import LLAMA
 from flagformer.interop.hugging_face.family import Family
 from flagformer.interop.hugging_face.fields import (
@@ -80,6 +82,24 @@ def transform(dense: str, norm: str, bias: str) -> dict[str, str]:
     }
 
 
+def pooled(table: Family, model: str, architecture: str, pooler: str = "pooler.dense.{p}") -> Family:
+    """The table of a class without logits: its output is the pooled vector of a row.
+
+    Args:
+        table: of sequence classification.
+        model: the prefix of its tensors.
+        pooler: the tensors of the pooler in the file.
+    """
+    kept = {name: rule for name, rule in table.tensors.items() if name.startswith(f"{model}.")}  # type: ignore[union-attr]
+    tensors = {name.removeprefix(f"{model}."): rule for name, rule in kept.items()}
+    return replace(
+        table.but(fields={"id2label": ...}, fixed={"num_classes": None}),
+        architecture=architecture,
+        tensors={**tensors, pooler: "pooler.dense.{p}"},
+        drop=(r"embeddings\.position_ids",),
+    )
+
+
 DROPOUTS = "attention_probs_dropout_prob hidden_dropout_prob gradient_checkpointing mask_token_id layer_types"
 ABSOLUTE = {"position_embedding_type": "absolute"}
 OLD = {".gamma": ".weight", ".beta": ".bias"}
@@ -120,7 +140,7 @@ BERT = Family(
     ),
     old=OLD,
     also=("BertForPreTraining",),
-    others=(BERT_CLASSES,),
+    others=(BERT_CLASSES, pooled(BERT_CLASSES, "bert", "BertModel")),
     missing="`BertForTokenClassification` and other heads",
 )
 
@@ -160,15 +180,16 @@ ROBERTA = Family(
     inert=DROPOUTS,
     tied=("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
     drop=(r"roberta\.pooler\..*", r"roberta\.embeddings\.position_ids", r"lm_head\.decoder\.bias"),
-    others=(ROBERTA_CLASSES,),
+    others=(ROBERTA_CLASSES, pooled(ROBERTA_CLASSES, "roberta", "RobertaModel")),
     missing="the padding's id inside a text, whose row has position 0 there",
+)
+XLM_CLASSES = ROBERTA_CLASSES.but(
+    model_type="xlm-roberta", architecture="XLMRobertaForSequenceClassification"
 )
 XLM_ROBERTA = ROBERTA.but(
     model_type="xlm-roberta",
     architecture="XLMRobertaForMaskedLM",
-    others=(
-        ROBERTA_CLASSES.but(model_type="xlm-roberta", architecture="XLMRobertaForSequenceClassification"),
-    ),
+    others=(XLM_CLASSES, pooled(XLM_CLASSES, "roberta", "XLMRobertaModel")),
 )
 G = "albert.encoder.albert_layer_groups.0.albert_layers.0."
 TIED_LAYER = """attention.query.{p} attn.q.{p}, attention.key.{p} attn.k.{p}, attention.value.{p} attn.v.{p},
@@ -206,7 +227,7 @@ ALBERT = Family(
         r"sop_classifier\..*",
     ),
     also=("AlbertForPreTraining",),
-    others=(ALBERT_CLASSES,),
+    others=(ALBERT_CLASSES, pooled(ALBERT_CLASSES, "albert", "AlbertModel", "pooler.{p}")),
     missing="several groups of layers; embeddings of the width of the layers",
 )  # fmt: skip
 ELECTRA = Family(
