@@ -99,6 +99,17 @@ CASES = {
     "Persimmon": Case("PersimmonConfig", {**PLAIN_SIZES, "intermediate_size": INNER}),
     "Apertus": Case("ApertusConfig", {**COMMON, "rope_parameters": LLAMA3}),
     "StableLM 2": Case("StableLmConfig", {**COMMON, "use_parallel_residual": True}),
+    "LFM2": Case("Lfm2Config", {**TIED, "intermediate_size": 200, "block_multiple_of": 16,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+    "Qwen 3 Next": Case(
+        "Qwen3NextConfig",
+        {
+            **COMMON, **EXPERTS, "head_dim": 16, "shared_expert_intermediate_size": 48,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        },
+    ),
     "Falcon RW": Case(
         "FalconConfig",
         {**FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
@@ -176,7 +187,7 @@ CASES = {
 # One case of each family, for tests of its table.
 BASE = (
     "Pythia", "GPT-J", "Phi", "Cohere", "Cohere 2", "Falcon 7B", "Falcon 40B", "Falcon RW",
-    "MPT", "Persimmon", "Apertus",
+    "MPT", "Persimmon", "Apertus", "LFM2", "Qwen 3 Next",
     "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
     "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
     "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",

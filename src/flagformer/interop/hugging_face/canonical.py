@@ -10,7 +10,7 @@ Settings = dict[str, Any]
 INERT = (
     "attn_dropout", "attn_flash", "attn_z_loss_weight", "checkpoint", "cross_attn_tokens_dropout",
     "disable_abs_pos_emb", "emb_dropout", "emb_frac_gradient", "ff_chunks", "ff_dropout", "layer_dropout",
-    "layerscale_init_value", "moe_balance_bias_rate", "moe_balance_choices", "moe_loss_coef",
+    "layerscale_init_value", "mixer_chunk", "moe_balance_bias_rate", "moe_balance_choices", "moe_loss_coef",
     "moe_sequence_loss_coef", "moe_z_loss_coef", "resi_dual_scale",
 )  # fmt: skip
 

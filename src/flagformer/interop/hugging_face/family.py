@@ -210,8 +210,8 @@ class Family:
         table = self.tensors(own.settings) if callable(self.tensors) else self.tensors
         why, found, placed = [], [], set()
         for pattern, target in table.items():
-            rule = as_rule(target)
             for place in _places(pattern, own.settings, most):
+                rule = as_rule(target).chosen(own, place)
                 names = [name.format(**place) for name in rule.names()]
                 there = [name in own for name in names]
                 if all(there):

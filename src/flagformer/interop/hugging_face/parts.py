@@ -1,7 +1,8 @@
 """The tensors of a model under plain names: each is a view of a tensor of its state dict.
 
 `layers.3.attn.q.weight` is the first rows of `attn_layers.sublayers.6.fn.source.projection.to_qkv.weight`.
-Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`; experts are under `moe`, their norm is under `ff`.
+Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`; with mixers and feedforwards, by block. Experts
+are under `moe`, their norm is under `ff`.
 A tensor without a plain name keeps its own after the name of its layer.
 """
 
@@ -32,6 +33,11 @@ PLAIN = {
 }  # fmt: skip
 
 
+DELTA = {
+    "fn.to_qkv": ("q", "k", "v"), "fn.to_gate": ("gate",), "fn.to_beta": ("beta",), "fn.to_step": ("step",),
+}  # fmt: skip
+
+
 class Part(NamedTuple):
     """A tensor of a model.
 
@@ -59,8 +65,9 @@ def _parts_of_stack(stack: Stack, names: list[str]) -> dict[str, Part]:
     found: dict[str, Part] = {}
     counts: Counter[str] = Counter()
     layers = []
+    hybrid = {"m", "f"} <= {sublayer.kind for sublayer in stack.model.attn_layers.sublayers}
     for sublayer in stack.model.attn_layers.sublayers:
-        layers.append((counts[sublayer.kind], sublayer))
+        layers.append((counts["f" if hybrid else sublayer.kind], sublayer))
         counts[sublayer.kind] += 1
     for state in names:
         name = state.removeprefix(stack.state)
@@ -89,6 +96,8 @@ def _split(sublayer: Any, module: str, kind: str) -> Iterator[tuple[str, View]]:
         yield "sinks", _flat
     elif module in ("fn.w_in", "fn.shared.w_in"):
         yield from _gated(sublayer.fn, module, kind)
+    elif hasattr(sublayer.fn, "to_beta") and module in DELTA:
+        yield from _delta(sublayer.fn, module, kind)
     elif module == "fn.balance_bias":
         yield "balance", _same
     else:
@@ -106,6 +115,15 @@ def _gated(fn: nn.Module, module: str, kind: str) -> Iterator[tuple[str, View]]:
     width = tensor.shape[experts] // 2
     yield f"{name}.{kind}", _rows(0, width, experts)
     yield f"{name.replace('up', 'gate')}.{kind}", _rows(width, width, experts)
+
+
+def _delta(fn: Any, module: str, kind: str) -> Iterator[tuple[str, View]]:
+    """Projections of gated DeltaNet by group of heads: [G, n, D]."""
+    groups, start = fn.groups, 0
+    widths = fn.widths if module == "fn.to_qkv" else [fn.get_submodule(module[3:]).out_features]
+    for name, width in zip(DELTA[module], widths):
+        yield f"{name}.{kind}", _grouped(start, width, groups)
+        start += width
 
 
 def _projection(projection: Any, name: str, kind: str) -> Iterator[tuple[str, View]]:
@@ -150,6 +168,10 @@ def _grid(x: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     return x.view(-1)
+
+
+def _grouped(start: int, count: int, groups: int) -> View:
+    return lambda x: x.narrow(0, start, count).unflatten(0, (groups, -1))
 
 
 def _rows(start: int, count: int, dim: int = 0) -> View:

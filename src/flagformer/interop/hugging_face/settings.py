@@ -43,8 +43,25 @@ def _of_stack(model: Any) -> Settings:
         rule = OF_KIND.get(kind, dict)
         by_layer = _by_layer([rule(_slots(slots) | _sizes(found)) for slots in own])
         found |= {PREFIX[kind] + name: value for name, value in by_layer.items() if name not in SIZES}
+    found |= _mixers(modules)
     branches = [{name: module.slots[name] for name in BRANCH} for module in modules]
     return whole(found | _by_layer([_slots(slots) for slots in branches]))
+
+
+def _mixers(modules: Sequence[Any]) -> Settings:
+    """The sublayers before each feedforward, in a model with mixers: their names, joined by "+"."""
+    if not any(module.kind == "m" for module in modules):
+        return {}
+    only = all(module.kind == "m" for module in modules)
+    blocks: list[str] = []
+    names: list[str] = []
+    for module in modules:
+        if module.kind != "f":
+            names.append(_slots(module.slots).get("mixer", "mixer") if module.kind == "m" else "attention")
+        if module.kind == "f" or only:
+            blocks.append(" + ".join(names))
+            names = []
+    return {"mixer": (*blocks, *names)}
 
 
 SIZES = ("dim", "heads", "attn_dim_head")

@@ -28,6 +28,10 @@ class Rule:
         """Plain names with placeholders of the model's tensors."""
         raise NotImplementedError
 
+    def chosen(self, own: Tensors, place: Place) -> Rule:
+        """The rule that fits a model."""
+        return self
+
     def shape(self, own: Tensors, place: Place) -> Shape:
         """The shape of the file's tensor."""
         raise NotImplementedError
@@ -120,6 +124,46 @@ class Patches(_Around):
     def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
         for there, here, name in self.part.pairs(file.permute(0, 2, 3, 1), own, place):
             yield there, here.unflatten(1, there.shape[1:]), name
+
+
+class Either(Rule):
+    """The first of several rules whose tensors the model has."""
+
+    def __init__(self, *parts: Rule | str) -> None:
+        self.parts = [as_rule(part) for part in parts]
+
+    def names(self) -> list[str]:
+        return self.parts[0].names()
+
+    def chosen(self, own: Tensors, place: Place) -> Rule:
+        for part in self.parts:
+            if all(name.format(**place) in own for name in part.names()):
+                return part
+        return self.parts[0]
+
+
+class Column(_Around):
+    """[C, 1, W] in the file, as weights of `Conv1d`, [C, W] in the model."""
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        channels, width = self.part.shape(own, place)
+        return (channels, 1, width)
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        yield from self.part.pairs(file[:, 0], own, place)
+
+
+class ByHead(_Around):
+    """[H K, ...] in the model as [H, K, ...], for `PerHead`."""
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        rows, *rest = self.part.shape(own, place)
+        heads = own.settings["heads"]
+        return (heads, rows // heads, *rest)
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        for there, here, name in self.part.pairs(file, own, place):
+            yield there, here.unflatten(0, (own.settings["heads"], -1)), name
 
 
 class Flat(_Around):

@@ -34,6 +34,11 @@ scaling changes the rates of transformers with the length of a text; here they a
 `max_position_embeddings` tokens."""
 # (families, parts without a flag)
 WITHOUT = (
+    ("OLMo 1", "LayerNorm without weights; `clip_qkv`"),
+    ("HunYuan dense", "norms of queries and keys after their rotation"),
+    ("Llama 4, text", "norms of queries and keys after their rotation; scores scaled by position"),
+    ("Falcon-H1", "multipliers of keys, gates and parts of a mixer; a mixer without a norm"),
+    ("OLMo hybrid", "rates of the delta rule up to 2; other norm positions in layers with a mixer"),
     ("ModernBERT", "a first layer without a norm before attention"),
     ("DeBERTa v2 and v3", "scores of contents with relative positions (disentangled attention)"),
     ("BEiT", "biases of queries and values without one of keys; a bias by distance in two dimensions"),

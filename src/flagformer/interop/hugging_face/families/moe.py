@@ -87,13 +87,13 @@ MIXTRAL = LLAMA.but(
 SPARSE: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": None}
 
 
-def _is_dense(config: Config, layer: int) -> bool:
+def is_dense(config: Config, layer: int) -> bool:
     if layer in (config["mlp_only_layers"] or []):
         return True
     return bool((layer + 1) % config["decoder_sparse_step"])
 
 
-def _dense_layers(dense: list[int]) -> Config:
+def dense_layers(dense: list[int]) -> Config:
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
@@ -115,8 +115,8 @@ QWEN3_MOE = QWEN3.but(
         "num_key_value_heads": Field("attn_kv_heads", 4),
         "intermediate_size": by_layer(
             {"intermediate_size": 6144, "moe_intermediate_size": 768, "num_local_experts": 128, **SPARSE},
-            _is_dense,
-            _dense_layers,
+            is_dense,
+            dense_layers,
             "num_experts",
         ),
         "sliding_window": windows(4096, types=False),
@@ -148,8 +148,8 @@ QWEN2_MOE = QWEN2.but(
         "num_key_value_heads": Field("attn_kv_heads", 16, absent=lambda f: f["heads"]),
         "intermediate_size": by_layer(
             {"intermediate_size": 5632, "moe_intermediate_size": 1408, "num_experts": 60, **SPARSE},
-            _is_dense,
-            _dense_layers,
+            is_dense,
+            dense_layers,
             "num_local_experts",
         ),
         "shared_expert_intermediate_size": Field("moe_shared_inner_dim", 5632),
