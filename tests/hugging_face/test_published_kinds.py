@@ -198,7 +198,7 @@ def table_of(name):
 
 
 def test_a_head_of_its_own_is_kept(tmp_path):
-    """Files of T5 v1.1 hold an output projection beside the embedding."""
+    """Files of T5 v1.1 hold an output projection next to the embedding."""
     from safetensors.torch import load_file, save_file
 
     theirs_of("T5 v1.1").save_pretrained(tmp_path)
