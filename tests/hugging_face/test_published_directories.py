@@ -237,7 +237,7 @@ def test_an_export_overwrites_nothing(saved, tmp_path):
         export(ours, saved[1])
     with pytest.raises(ValueError, match="`model_type` must be set"):
         export(flagformer.build({"num_tokens": 9, "max_seq_len": 4, "dim": 8, "depth": 1}), tmp_path)
-    with pytest.raises(ValueError, match="must be a TransformerWrapper"):
+    with pytest.raises(ValueError, match="must be one of TransformerWrapper, SequenceClassifier"):
         export(torch.nn.Linear(2, 2), tmp_path)
 
 
