@@ -10,7 +10,7 @@ from flagformer.lab.reference.files import FILES
 FILE, MEDIAN, FUNCTION, ARGUMENTS = 350, 120, 50, 10
 # Public wrappers: their signatures are the manual, so arguments are not counted, and of their methods only
 # the body is counted, without the signature and the docstring.
-WRAPPERS = {"ContinuousTransformerWrapper", "SequenceClassifier",
+WRAPPERS = {"ContinuousTransformerWrapper", "SequenceClassifier", "FlagformerForCausalLM",
     "AttentionLayers", "TransformerWrapper", "AutoregressiveWrapper", "XTransformer", "ViTransformerWrapper",
     "XLAutoregressiveWrapper", "Memformer", "RoutingTransformer", "RoutingTransformerLM",
     "RoutingTransformerEncDec",

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from flagformer.flags import allowed_modules
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.files import CONFIG, read_json
+from flagformer.interop.hugging_face.own import MODEL_TYPE, load_own
 from flagformer.interop.hugging_face.read import load_directory
 from flagformer.models import build as models
 from flagformer.storage.models import FLAGS, WEIGHTS
@@ -20,7 +22,8 @@ def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype
     """Load a model that `model.save(directory)` wrote, or `save_pretrained` of transformers.
 
     No code in the files is executed. A published model is one of the families of `docs/reference/models.md`;
-    its config becomes flags, and its tensors are read one at a time.
+    its config becomes flags, and its tensors are read one at a time. A directory of a `FlagformerForCausalLM`
+    gives its model of flags.
 
     Args:
         allow: modules or packages from which the flags may name classes by import path
@@ -32,16 +35,16 @@ def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype
             and for a published model with config fields or tensors that have no place; it names them all.
     """
     path = Path(directory)
-    if is_published(path):
-        return _load_published(path, dtype)
-    model = models.load(path, allow=allow)
-    return model if dtype is None else model.to(dtype)
-
-
-def _load_published(path: Path, dtype: torch.dtype | None) -> Any:
+    if not is_published(path):
+        model = models.load(path, allow=allow)
+        return model if dtype is None else model.to(dtype)
     config = read_json(path / CONFIG)
     try:
-        return load_directory(path, dtype)
+        if config.get("model_type") != MODEL_TYPE:
+            return load_directory(path, dtype)
+        with allowed_modules(allow):
+            own = load_own(path, config)
+        return own if dtype is None else own.to(dtype)
     except ConversionError as error:
         what = f"{path}, a Hugging Face model ({config.get('model_type')}), cannot be loaded"
         raise ConversionError(error.reasons, what) from None

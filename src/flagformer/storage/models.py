@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flagformer.flags import FlagError
 from flagformer.flags.others import recognise_directory
@@ -82,7 +82,16 @@ def load_model(directory: Path, build: Build) -> nn.Module:
     except FlagError as error:
         raise ValueError(f"{directory / FLAGS} does not describe a model of this version: {error}") from None
     _refuse_other_flags(record, path, directory / FLAGS, build)
-    state = rename_saved(load_tensors(path), model.state_dict())
+    fill(model, rename_saved(load_tensors(path), model.state_dict()), path, directory / FLAGS)
+    return model
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, flags: Path) -> None:
+    """Load the tensors of a file into the model of its flags, in the precision in which they were saved.
+
+    Raises:
+        ValueError: for tensors that are missing, unknown or of another shape; names both files.
+    """
     parameters = {name for name, _ in model.named_parameters()}  # buffers may have another precision
     dtypes = {state[name].dtype for name in parameters & set(state) if state[name].is_floating_point()}
     if len(dtypes) == 1:  # a model saved in half precision is loaded in half precision
@@ -91,15 +100,14 @@ def load_model(directory: Path, build: Build) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name in state:
                 parameter.data = parameter.data.to(state[name].dtype)
-    state |= {name: state[first] for name, first in second_names(model).items() if first in state}
+    second = {name: state[first] for name, first in second_names(model).items() if first in state}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({**state, **second})
     except RuntimeError as error:
         lines = str(error).splitlines()[1:]
         shown = "\n".join(lines[:5]) + (f"\n... and {len(lines) - 5} more" if len(lines) > 5 else "")
-        text = f"{path} does not hold the weights of {directory / FLAGS}:\n{shown}"
+        text = f"{path} does not hold the weights of {flags}:\n{shown}"
         raise ValueError(text) from None
-    return model
 
 
 def weights_digest(directory: str | Path) -> str:
