@@ -22,12 +22,12 @@ def named(tensors):
 
 
 def call(subject, model=None):
-    """`(parameters, buffers, ids [T], context [S, D]) -> a scalar of every logit`, and its inputs."""
+    """`(parameters, buffers, ids, context, condition) -> scalar of the logits of a row`, and its inputs."""
     model = subject.model if model is None else model
-    inputs = [subject.ids, *subject.side(0, 1).values()]
+    names, inputs = list(subject.side(0, 1)), [subject.ids, *subject.side(0, 1).values()]
 
-    def loss(parameters, buffers, row, *context):
-        side = {"context": context[0][None]} if context else {}
+    def loss(parameters, buffers, row, *given):
+        side = {name: one[None] for name, one in zip(names, given)}
         return functional_call(model, (parameters, buffers), (row[None],), side).cos().sum()
 
     return loss, inputs

@@ -73,6 +73,17 @@ def unmet_needs(
                 yield Finding(prefix + str(lacking.select), text)
 
 
+def without_ids(flags: Mapping[str, Any], inputs: str, registry: Registry) -> list[Finding]:
+    """Return a finding for each flag whose component reads token ids, in a model of other `inputs`."""
+    found = []
+    for item in (item for item in registry if "token_ids" in item.needs and item.select is not None):
+        value = flags.get(str(item.select))
+        if any(map(item.is_selected_by, value if isinstance(value, tuple | list) else [value])):
+            text = f"`{item.select}` cannot be used here, because {inputs} have no token ids; leave it out"
+            found.append(Finding(str(item.select), text))
+    return found
+
+
 def fastest_kernel(others: Iterable[Component], registry: Registry) -> Component:
     """Return the fastest kernel that serves the needs of all other components of a sublayer."""
     needs = frozenset[str]().union(*(item.needs for item in others))

@@ -15,6 +15,14 @@ from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.norm.rmsnorm import Eps, rsqrt_ms
 
 
+class ZeroLinear(nn.Linear):
+    """`nn.Linear` that starts at zero and draws no random numbers."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class AdaptiveNorm(Norm):
     """norm(x) * (1 + scale) + shift, where (scale, shift) = W silu(c) + b for the condition c of each token.
 
@@ -26,12 +34,7 @@ class AdaptiveNorm(Norm):
     def __init__(self, dim: int, condition_dim: int) -> None:
         super().__init__()
         self.dim, self.condition_dim = dim, condition_dim
-        self.to_scale_shift = nn.Linear(condition_dim, 2 * dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.to_scale_shift.weight)
-        nn.init.zeros_(self.to_scale_shift.bias)
+        self.to_scale_shift = ZeroLinear(condition_dim, 2 * dim)
 
     @abstractmethod
     def normalized(self, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import update_kmeans
-from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
+from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
+from flagformer.flags.needs import without_ids
 from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
@@ -193,6 +194,7 @@ def _net(flags: Mapping[str, Any], causal: Any, findings: list[Finding]) -> Tran
     findings += [
         Finding(name, f"`{name}` cannot be given, because {FIXED[name]}") for name in flags if name in FIXED
     ]
+    findings += without_ids(flags, "continuous inputs", CATALOGUE)
     rest = {name: value for name, value in flags.items() if name not in FIXED}
     kind = "decoder" if causal else "encoder"
     net: TransformerWrapper | None = None

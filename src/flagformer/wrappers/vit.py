@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from flagformer.embedding.norms import PostEmbNormBias, PostEmbNormEps, embedding_norm
 from flagformer.embedding.patches import ClassToken, PatchEmbedding, Registers
-from flagformer.flags import LAYER_SCOPES, Finding, Flag, FlagError
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
+from flagformer.flags.needs import without_ids
 from flagformer.head.pooler import Pooler
 from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
@@ -183,6 +184,8 @@ def _check(given: Mapping[str, Any], layers: Any) -> None:
         found += " with cross-attention" if getattr(layers, "has_cross", False) else ""
         text = f"`attn_layers` must be an Encoder without cross-attention, but is {found}"
         findings.append(Finding("attn_layers", text))
+    else:
+        findings += without_ids(layers.flags, "images", CATALOGUE)
     if findings:
         raise FlagError(findings)
 

@@ -18,7 +18,7 @@ from flagformer.flow import Dims, SideInputs
     select="attn_value_embed_tokens",
     kind="a",
     paper="arXiv:2410.17897",
-    needs={"cached_values"},
+    needs={"cached_values", "token_ids"},
 )
 class ValueEmbedding(ValueMod):
     """Values plus a learned embedding of the token: v = a v + b E[id], with learned a and b, initially 1/2.
