@@ -2,12 +2,14 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import flagformer
+from flagformer.flags import allowed_modules
 
 REASON = "transformers is not installed: pip install 'flagformer[hf]'"
 transformers = pytest.importorskip("transformers", reason=REASON)
@@ -346,6 +348,25 @@ def test_a_new_model_has_the_weights_of_build():
     torch.manual_seed(0)
     theirs = FlagformerForCausalLM(FlagformerConfig(flags={**SIZES, **FLAGS["rotary"]}))
     torch.testing.assert_close(theirs.model.state_dict(), want.state_dict(), rtol=0, atol=0)
+
+
+def test_classes_by_import_path_need_permission(tmp_path, monkeypatch):
+    """A directory executes no module that the caller has not allowed."""
+    lines = "import torch\n\nclass MyNorm(torch.nn.LayerNorm):\n    def __init__(self, dim):\n"
+    (tmp_path / "pretrained_norms.py").write_text(lines + "        super().__init__(dim)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = built("absolute", norm="pretrained_norms:MyNorm")
+    FlagformerForCausalLM.of(model).save_pretrained(tmp_path / "saved")
+    sys.modules.pop("pretrained_norms")
+    auto = transformers.AutoModelForCausalLM
+    for call in (auto.from_pretrained, lambda path: auto.from_config(FlagformerConfig.from_pretrained(path))):
+        with pytest.raises(
+            ValueError, match=r"`norm` is 'pretrained_norms:MyNorm', whose module is not allowed"
+        ):
+            call(tmp_path / "saved")
+        assert "pretrained_norms" not in sys.modules
+    with allowed_modules(["pretrained_norms"]):
+        assert_same(auto.from_pretrained(tmp_path / "saved").model, model)
 
 
 def test_errors(tmp_path):

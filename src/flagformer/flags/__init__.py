@@ -2,7 +2,7 @@
 
 from flagformer.flags.errors import ErrorCollector, Finding, FlagError, nearest, with_prefix
 from flagformer.flags.flag import ANY, NEEDS, Component, Flag, Param, Requirement, component
-from flagformer.flags.import_paths import allowed_modules
+from flagformer.flags.import_paths import allowed_modules, only_allowed
 from flagformer.flags.names import split_prefixes
 from flagformer.flags.registry import CATALOGUE, Registry
 from flagformer.flags.resolve import Resolved, SublayerSpec, resolve
@@ -33,6 +33,7 @@ __all__ = [
     "allowed_modules",
     "component",
     "nearest",
+    "only_allowed",
     "open_slots",
     "resolve",
     "split_prefixes",

@@ -47,6 +47,13 @@ def allowed_modules(modules: Sequence[str]) -> Iterator[None]:
         _allowed.reset(token)
 
 
+@contextmanager
+def only_allowed() -> Iterator[None]:
+    """Refuse modules that no surrounding `allowed_modules` lists: for flags that a file holds."""
+    with allowed_modules(_allowed.get() or ()):
+        yield
+
+
 def is_by_path(value: Any) -> bool:
     """Whether the value of a slot names a component by its path, rightly or wrongly."""
     return isinstance(value, (str, Mapping))
@@ -88,7 +95,8 @@ def _refuse_unless_allowed(slot: str, path: str) -> None:
     package = module.partition(".")[0]
     raise ModuleNotAllowedError(
         f"`{slot}` is {path!r}, whose module is not allowed: importing it executes its code; if you trust "
-        f"it, pass `allow=[{package!r}]` to `flagformer.load`, or `--allow {package}` to the command"
+        f"it, pass `allow=[{package!r}]` to `flagformer.load`, or `--allow {package}` to the command; around "
+        f"`from_pretrained`, `with flagformer.flags.allowed_modules([{package!r}])`"
     )
 
 

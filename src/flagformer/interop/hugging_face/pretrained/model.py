@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.flags import only_allowed
 from flagformer.flow import Outputs
 from flagformer.inputs.requests import check_net
 from flagformer.interop.hugging_face.own import PREFIX
@@ -41,7 +42,8 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         model: the TransformerWrapper.
 
     Raises:
-        ValueError: for flags of another model than a causal language model.
+        ValueError: for flags of another model than a causal language model, and for classes by import path
+            in modules that no surrounding `flagformer.flags.allowed_modules` lists.
     """
 
     config_class = FlagformerConfig
@@ -55,7 +57,10 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.flags is None:
             raise ValueError("`config.flags` must hold the flags of a model, but is None")
-        self.model = build(config.flags) if model is None else model
+        if model is None:
+            with only_allowed():  # the flags may come from a file
+                model = build(config.flags)
+        self.model = model
         check_net(self.model, "model")
         self.gradient_checkpointing = False
         self._tied_weights_keys = {
