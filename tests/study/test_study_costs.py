@@ -85,7 +85,19 @@ def test_parameters_equal_those_of_the_model() -> None:
     assert found.body == model.num_params(embedding=False)
     assert found.active == found.body + 2 * DIM  # a row of the token table and one of the position table
     tied = cost_of({**PLAIN, "tie_embedding": True})
-    assert tied.active == tied.params - (LENGTH - 1) * DIM + DIM
+    assert tied.active == tied.params - (LENGTH - 1) * DIM  # a row of the tied table is a part of all of it
+
+
+def test_active_experts_are_those_of_a_token() -> None:
+    moe = {**PLAIN, "ff_moe": True, "moe_num_experts": 6, "moe_top_k": 2}
+    most = cost_of({**moe, "moe_top_k": 6})
+    found = cost_of(moe)
+    assert most.active == most.body + 2 * DIM
+    model = flagformer.build({**moe, "num_tokens": 9, "max_seq_len": 9})
+    inside = [
+        p.numel() for name, p in model.named_parameters() if ".fn.w_in." in name or ".fn.w_out." in name
+    ]
+    assert most.active - found.active == sum(inside) * 4 // 6
 
 
 def test_saved_bytes_grow_with_the_micro_batch() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,10 +12,12 @@ from flagformer.flags import allowed_modules
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.files import CONFIG, read_json
 from flagformer.interop.hugging_face.own import MODEL_TYPE, load_own
-from flagformer.interop.hugging_face.read import load_directory
+from flagformer.interop.hugging_face.read import OpenDirectory, load_directory, open_directory
 from flagformer.models import build as models
 from flagformer.storage.models import FLAGS, WEIGHTS
 from flagformer.storage.tensors import load_metadata
+
+T = TypeVar("T")
 
 
 def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype | None = None) -> Any:
@@ -38,13 +40,31 @@ def load(directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype
     if not is_published(path):
         model = models.load(path, allow=allow)
         return model if dtype is None else model.to(dtype)
-    config = read_json(path / CONFIG)
-    try:
+
+    def read(config: Mapping[str, Any]) -> Any:
         if config.get("model_type") != MODEL_TYPE:
             return load_directory(path, dtype)
         with allowed_modules(allow):
             own = load_own(path, config)
         return own if dtype is None else own.to(dtype)
+
+    return _with_names(path, read)
+
+
+def open_published(path: Path) -> OpenDirectory:
+    """A directory of transformers in flags, with a model on torch's meta device; see `open_directory`.
+
+    Raises:
+        ConversionError: with the directory and the family.
+    """
+    return _with_names(path, lambda config: open_directory(path))
+
+
+def _with_names(path: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
+    """The result for the config; the errors name the directory and its `model_type`."""
+    config = read_json(path / CONFIG)
+    try:
+        return read(config)
     except ConversionError as error:
         what = f"{path}, a Hugging Face model ({config.get('model_type')}), cannot be loaded"
         raise ConversionError(error.reasons, what) from None

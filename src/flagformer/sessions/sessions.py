@@ -99,7 +99,7 @@ class Sessions(Whole):
         device, dtype = home_of(self)
         if is_sharded(self):  # FSDP2's mixed precision policy sets the dtype of forwards
             dtype = self.token_emb(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
-        if torch.is_autocast_enabled(device.type):
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
         return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)

@@ -68,6 +68,19 @@ def save_model(model: nn.Module, flags: Mapping[str, Any], build: Build, directo
     replace_file(directory / FLAGS, (json.dumps(record, indent=2) + "\n").encode())
 
 
+def saved_flags(directory: Path, build: Build) -> dict[str, Any]:
+    """The flags of a directory of `save_model`; no weights are read.
+
+    Raises:
+        ValueError: names the file that is missing, unreadable, of a newer schema or of another model.
+    """
+    _refuse_other(directory)
+    path = directory / WEIGHTS
+    record = _read_record(directory / FLAGS, path)
+    _refuse_other_flags(record, path, directory / FLAGS, build)
+    return dict(record["flags"])
+
+
 def load_model(directory: Path, build: Build) -> nn.Module:
     """Load a directory of `save_model`; `build` builds a model from flags.
 

@@ -6,11 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+# The library of safetensors for headers: torch maps files copy-on-write, which Linux refuses for files larger
+# than the memory.
+HEADERS = "np" if find_spec("numpy") else "pt"
 METADATA = "flagformer"  # one key: safetensors writes several in an order that differs between two writes
 
 
@@ -53,7 +57,7 @@ def load_metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, HEADERS) as file:
             texts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError):  # ValueError: invalid JSON
         return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flagformer.interop.hugging_face.errors import ConversionError
-from flagformer.storage.tensors import need_safetensors
+from flagformer.storage.tensors import HEADERS, need_safetensors
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 LARGEST_JSON = 256 << 20  # bytes
@@ -55,7 +55,7 @@ class WeightFiles:
         self._open: dict[str, Any] = {}
         for name in self._names():
             try:
-                file = self._open[name] = safe_open(path / name, "pt")
+                file = safe_open(path / name, HEADERS)
             except (SafetensorError, OSError) as error:
                 raise ConversionError([f"{path / name} cannot be read: {error}"]) from None
             for key in file.keys():  # noqa: SIM118
@@ -82,7 +82,12 @@ class WeightFiles:
 
     def get(self, name: str) -> Tensor:
         """A tensor; its pages belong to the mapped file."""
-        tensor: Tensor = self._open[self.where[name]].get_tensor(name)
+        from safetensors import safe_open
+
+        file = self.where[name]
+        if file not in self._open:
+            self._open[file] = safe_open(self.path / file, "pt")
+        tensor: Tensor = self._open[file].get_tensor(name)
         return tensor
 
 

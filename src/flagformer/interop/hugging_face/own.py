@@ -17,6 +17,14 @@ MODEL_TYPE = "flagformer"
 PREFIX = "model."  # of the names of its tensors
 
 
+def own_flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags in a config; ConversionError without them."""
+    flags = config.get("flags")
+    if not isinstance(flags, dict):
+        raise ConversionError([f"config `flags` must be an object, but is {flags!r}"])
+    return flags
+
+
 def load_own(path: Path, config: Mapping[str, Any]) -> nn.Module:
     """The model of the flags in `config.json`, in the dtypes of the files.
 
@@ -24,9 +32,7 @@ def load_own(path: Path, config: Mapping[str, Any]) -> nn.Module:
         ConversionError: for a config without flags.
         ValueError: for tensors that are missing, unknown or of another shape.
     """
-    flags = config.get("flags")
-    if not isinstance(flags, dict):
-        raise ConversionError([f"config `flags` must be an object, but is {flags!r}"])
+    flags = own_flags(config)
     files = WeightFiles(path)
     model: nn.Module = build(flags)
     state = {name.removeprefix(PREFIX): files.get(name) for name in files.where}

@@ -31,19 +31,40 @@ class Source:
     dropped: tuple[str, ...]
 
 
-def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
-    """The model of a directory that `save_pretrained` of transformers wrote. No code in it is executed.
+@dataclass(frozen=True)
+class OpenDirectory:
+    """A directory whose config and headers are read and checked, and its model without weights.
 
-    Names, shapes and dtypes are checked before any tensor is read; then tensors are read one at a time.
+    Attributes:
+        config: its `config.json`.
+        family: the table of the config's class.
+        files: the names, shapes and dtypes of its tensors.
+        model: on torch's meta device.
+        own: the tensors of the model.
+        wanted: the tensors of the files that the model needs.
+        present: name in the table -> name in the file.
+        dropped: names of tensors without a part in the function.
+    """
 
-    Args:
-        dtype: of all parameters; None: that of each tensor in the files.
+    config: Mapping[str, Any]
+    family: Family
+    files: WeightFiles
+    model: Any
+    own: Tensors
+    wanted: list[Instance]
+    present: Mapping[str, str]
+    dropped: tuple[str, ...]
+
+
+def open_directory(path: Path) -> OpenDirectory:
+    """Read the config and the headers of a directory of transformers, and build its model on the meta device.
+
+    No tensor is read, except where the files hold an output projection next to the embedding: these two are
+    compared.
 
     Raises:
         ConversionError: names all fields and tensors that are missing, unknown or of another shape.
     """
-    if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"`dtype` must be a floating-point dtype of torch or None, but is {dtype!r}")
     config = read_json(path / CONFIG)
     family = family_of(config.get("model_type")).of_class(config.get("architectures"))
     files = WeightFiles(path)
@@ -59,16 +80,35 @@ def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
     own = tensors_of(model)
     wanted = family.instances(own, len(files.where))
     _refuse(family, wanted, present, files)
-    dtypes = _dtypes(own, wanted, present, files)
+    return OpenDirectory(config, family, files, model, own, wanted, present, tuple(dropped))
+
+
+def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
+    """The model of a directory that `save_pretrained` of transformers wrote. No code in it is executed.
+
+    Names, shapes and dtypes are checked before any tensor is read; then tensors are read one at a time.
+
+    Args:
+        dtype: of all parameters; None: that of each tensor in the files.
+
+    Raises:
+        ConversionError: names all fields and tensors that are missing, unknown or of another shape.
+    """
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"`dtype` must be a floating-point dtype of torch or None, but is {dtype!r}")
+    opened = open_directory(path)
+    model, own = opened.model, opened.own
+    given = (opened.wanted, opened.present, opened.files)
+    dtypes = _dtypes(own, *given)
     state = {
         name: torch.empty(
             tensor.shape, dtype=dtypes[name] if dtype is None or name in _buffers(model) else dtype
         )
         for name, tensor in own.state.items()
     }
-    _copy(family, wanted, present, files, Tensors(own.parts, state, own.settings))
+    _copy(opened.family, *given, Tensors(own.parts, state, own.settings))
     model.load_state_dict(state, assign=True)
-    model.source = Source(config, tuple(dropped))
+    model.source = Source(opened.config, opened.dropped)
     return model
 
 

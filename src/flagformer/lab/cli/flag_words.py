@@ -63,7 +63,7 @@ def card_of(name: str) -> Card:
         name=name,
         doc=_doc(name),
         kind=_kind(name),
-        standard=_standard(name),
+        standard=standard(name),
         slot=owners[0].slot,
         papers=tuple(dict.fromkeys(item.paper for item in selects or owners if item.paper)),
         rules=tuple(rules_of(name)),
@@ -143,7 +143,7 @@ def _doc(name: str) -> str:
     return "; ".join(tuned + chosen)
 
 
-def _standard(name: str) -> str:
+def standard(name: str) -> str:
     """The default as typed; for selectors the value that selects the default component."""
     declared = CATALOGUE.params_named(name)
     if any(param.required and item.select != name for item, param in declared):

@@ -13,12 +13,15 @@ except ModuleNotFoundError:
 
 from flagformer import __version__
 from flagformer.lab.cli.audit import audit
+from flagformer.lab.cli.diff import diff
 from flagformer.lab.cli.flags import flags
 from flagformer.lab.cli.generate import generate
 from flagformer.lab.cli.new import new
+from flagformer.lab.cli.show import show
 from flagformer.lab.cli.study import study
 from flagformer.lab.cli.track import track
 from flagformer.lab.cli.train import train
+from flagformer.lab.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +49,7 @@ def _options(
 
 app.add_typer(study, name="study")
 app.add_typer(new, name="new")
-for command in (train, track, generate, audit, flags):
+for command in (train, track, generate, audit, flags, show, diff, verify):
     app.command()(command)
 
 

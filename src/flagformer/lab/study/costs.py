@@ -23,6 +23,7 @@ from flagformer.lab.study.config_errors import ConfigError, StudyFileError, key_
 from flagformer.lab.study.counting import AttentionFlops, FusedOnMeta
 from flagformer.lab.study.design import Study
 from flagformer.lab.study.flags import flag_mistake
+from flagformer.lab.study.sizes import active_params, body_params
 from flagformer.lab.study.source import Source
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.loop import token_losses
@@ -37,7 +38,7 @@ class Cost:
 
     Attributes:
         params: all parameters; `body` excludes token and position embeddings, `active` counts one row of each
-            embedding table.
+            embedding table and the experts that a token chooses.
         flops_per_token: of a forward pass at the training length.
         dense_flops_per_token: the same, if every head computed the scores of all keys of the row.
         saved_bytes: the tensors that autograd saves for the backward of one micro-batch, in fp32, without
@@ -107,8 +108,8 @@ def cost(trial: Trial, model: Any = None) -> Cost:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
         params,
-        _body(model, params),
-        _active(model, params),
+        body_params(model),
+        active_params(model),
         round(flops / seq_len),
         round(dense / seq_len),
         saved,
@@ -133,23 +134,6 @@ def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) 
     for parameter in learned:
         parameter.requires_grad_()
     return counted.total, counted.total + counted.more
-
-
-def _body(model: Any, params: int) -> int:
-    return params if model.flags.get("model") == "vit" else int(model.num_params(embedding=False))
-
-
-def _active(model: Any, params: int) -> int:
-    """Parameters that one token uses: one row of an embedding table, all of a table tied to the head."""
-    if model.flags.get("model") == "vit":
-        return params
-    tables = [table for part in (model.token_emb, model.pos_emb) for table in part.parameters()]
-    rows = sum(table.shape[-1] for table in tables)
-    return (
-        _body(model, params)
-        + (model.token_emb.weight.numel() if model.flags.get("tie_embedding") else 0)
-        + rows
-    )
 
 
 def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
