@@ -21,7 +21,6 @@ NEEDS = {
     "all_pairs": "the scores of all query-key pairs",
     "own_keys": "separate projections of keys and queries",
     "cached_values": "values that are cached as they are",
-    "token_ids": "the ids of the tokens",
     "value_rotation": "a rotation that also applies to values",
     "head_keys": "the keys of each head before their rotation",
     "carry": "tensors that pass from one sublayer to a later one",

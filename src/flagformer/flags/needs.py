@@ -76,7 +76,7 @@ def unmet_needs(
 def without_ids(flags: Mapping[str, Any], inputs: str, registry: Registry) -> list[Finding]:
     """Return a finding for each flag whose component reads token ids, in a model of other `inputs`."""
     found = []
-    for item in (item for item in registry if "token_ids" in item.needs and item.select is not None):
+    for item in (item for item in registry if getattr(item.cls, "reads_token_ids", False)):
         value = flags.get(str(item.select))
         if any(map(item.is_selected_by, value if isinstance(value, tuple | list) else [value])):
             text = f"`{item.select}` cannot be used here, because {inputs} have no token ids; leave it out"

@@ -14,7 +14,12 @@ class ValueMod(nn.Module, ABC):
 
     It changes the values of the tokens of the call alone, so that those of earlier tokens are cached.
     Memories of earlier segments (`mems`) are refused with it.
+
+    Attributes:
+        reads_token_ids: whether it reads `side.token_ids`; models without ids refuse it.
     """
+
+    reads_token_ids = False
 
     @abstractmethod
     def forward(self, v: Tensor, x: Tensor, side: SideInputs) -> Tensor:

@@ -18,7 +18,7 @@ from flagformer.flow import Dims, SideInputs
     select="attn_value_embed_tokens",
     kind="a",
     paper="arXiv:2410.17897",
-    needs={"cached_values", "token_ids"},
+    needs={"cached_values"},
 )
 class ValueEmbedding(ValueMod):
     """Values plus a learned embedding of the token: v = a v + b E[id], with learned a and b, initially 1/2.
@@ -26,6 +26,8 @@ class ValueEmbedding(ValueMod):
     Each layer has its own table. Ids beyond its rows share them, modulo their number; memory tokens and
     prepended embeddings have none. Departure: the paper adds the values of the first layer.
     """
+
+    reads_token_ids = True
 
     def __init__(
         self,
