@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import flagformer
+
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 VOCABULARY, DIM, LAYERS, HEADS, GROUPS, INNER, LENGTH = 97, 64, 4, 4, 2, 128, 64
@@ -230,6 +232,13 @@ def perturbed(model):
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(0, 0.2)
     return model.eval()
+
+
+def saved_and_loaded(theirs, tmp_path_factory):
+    """(their model, its directory, ours)."""
+    directory = tmp_path_factory.mktemp("published") / "model"
+    theirs.save_pretrained(directory)
+    return theirs, directory, flagformer.load(directory).eval()
 
 
 def ids_of(rows=2, length=24):

@@ -15,6 +15,7 @@ from published_models import (
     ids_of,
     logits,
     read_config,
+    saved_and_loaded,
     theirs_of,
 )
 
@@ -25,11 +26,7 @@ from flagformer.interop.hugging_face import export, families
 
 @pytest.fixture(scope="module", params=CASES)
 def saved(request, tmp_path_factory):
-    """(name, their model, its directory, ours)."""
-    directory = tmp_path_factory.mktemp("published") / "model"
-    theirs = theirs_of(request.param)
-    theirs.save_pretrained(directory)
-    return request.param, theirs, directory, flagformer.load(directory).eval()
+    return request.param, *saved_and_loaded(theirs_of(request.param), tmp_path_factory)
 
 
 def test_logits_are_equal(saved):

@@ -43,23 +43,36 @@ def changes_of(value):
     return [{**value, **one} for one in (*more, {"unheard_of": 3})]
 
 
+def outcomes(config, directory, request, outcome_of):
+    """(outcome -> number, the wrong ones) of changes of single fields in a saved directory, a share of them
+    or, with `--matrix`, all.
+
+    Args:
+        outcome_of: fields of config.json -> the outcome of loading them.
+    """
+    full = json.loads(config.to_json_string(use_diff=False)) | read_config(directory)
+    seen, wrong = Counter(), []
+    changes = [(field, new) for field in full if field not in SKIPPED for new in changes_of(full[field])]
+    if not request.config.getoption("--matrix"):
+        changes = random.Random(0).sample(changes, int(len(changes) * SHARE))
+    for field, new in changes:
+        said = copy.deepcopy(full) | {field: new}
+        (directory / "config.json").write_text(json.dumps(said))
+        outcome = outcome_of(said)
+        seen[outcome] += 1
+        if outcome.startswith("wrong"):
+            wrong.append(f"{field}={new!r}: {outcome}")
+    return seen, wrong
+
+
 @pytest.mark.parametrize("name", BASE)
 def test_no_changed_field_is_read_wrongly(name, tmp_path, request):
     theirs = theirs_of(name)
     theirs.save_pretrained(tmp_path)
-    full = json.loads(config_of(name).to_json_string(use_diff=False)) | read_config(tmp_path)
-    state, seen, wrong = theirs.state_dict(), Counter(), []
-    changes = [(field, new) for field in full if field not in SKIPPED for new in changes_of(full[field])]
-    if not request.config.getoption("--matrix"):
-        changes = random.Random(0).sample(changes, int(len(changes) * SHARE))
-    before = flagformer.load(tmp_path)
-    for field, new in changes:
-        said = copy.deepcopy(full) | {field: new}
-        (tmp_path / "config.json").write_text(json.dumps(said))
-        outcome = outcome_of(name, tmp_path, said, state, before)
-        seen[outcome] += 1
-        if outcome.startswith("wrong"):
-            wrong.append(f"{field}={new!r}: {outcome}")
+    state, before = theirs.state_dict(), flagformer.load(tmp_path)
+    seen, wrong = outcomes(
+        config_of(name), tmp_path, request, lambda said: outcome_of(name, tmp_path, said, state, before)
+    )
     print(name, dict(seen))
     assert not wrong, (wrong, seen)
     assert seen["refused"] > 0

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import random
-from collections import Counter
 
 import pytest
 import torch
@@ -23,8 +21,8 @@ from published_kinds import (
     valid,
     want_of,
 )
-from published_models import assert_equal_files, gap, ids_of, read_config
-from test_published_fields import SHARE, SKIPPED, changes_of, flags_or_reasons
+from published_models import assert_equal_files, gap, ids_of, read_config, saved_and_loaded
+from test_published_fields import SKIPPED, flags_or_reasons, outcomes
 
 import flagformer
 from flagformer.interop.hugging_face import ConversionError, export, family_of
@@ -32,11 +30,7 @@ from flagformer.interop.hugging_face import ConversionError, export, family_of
 
 @pytest.fixture(scope="module", params=CASES)
 def saved(request, tmp_path_factory):
-    """(name, their model, its directory, ours)."""
-    directory = tmp_path_factory.mktemp("published") / "model"
-    theirs = theirs_of(request.param)
-    theirs.save_pretrained(directory)
-    return request.param, theirs, directory, flagformer.load(directory).eval()
+    return request.param, *saved_and_loaded(theirs_of(request.param), tmp_path_factory)
 
 
 def gap_of(name, theirs, ours):
@@ -132,18 +126,10 @@ def test_half_precision_is_kept(saved, tmp_path):
 def test_no_changed_field_is_read_wrongly(name, tmp_path, request):
     theirs = theirs_of(name)
     theirs.save_pretrained(tmp_path)
-    full = json.loads(config_of(name).to_json_string(use_diff=False)) | read_config(tmp_path)
-    state, seen, wrong = theirs.state_dict(), Counter(), []
-    changes = [(field, new) for field in full if field not in SKIPPED for new in changes_of(full[field])]
-    if not request.config.getoption("--matrix"):
-        changes = random.Random(0).sample(changes, int(len(changes) * SHARE))
-    for field, new in changes:
-        said = copy.deepcopy(full) | {field: new}
-        (tmp_path / "config.json").write_text(json.dumps(said))
-        outcome = outcome_of(name, tmp_path, said, state)
-        seen[outcome] += 1
-        if outcome.startswith("wrong"):
-            wrong.append(f"{field}={new!r}: {outcome}")
+    state = theirs.state_dict()
+    seen, wrong = outcomes(
+        config_of(name), tmp_path, request, lambda said: outcome_of(name, tmp_path, said, state)
+    )
     assert not wrong, (wrong, seen)
 
 

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from functools import partial
 
 import numpy as np
 import oracle_model
@@ -10,6 +11,7 @@ from oracle_settings import Settings
 
 import flagformer
 from flagformer.flow import Constant
+from rounding_noise import sensitivity
 
 # fp64 rounding of models this small; a changed decision (a cluster, a bucket) has a far larger effect.
 TIGHT = 1e-9
@@ -98,11 +100,20 @@ def exact(model):
     return model
 
 
+def _numbers(x):
+    return x.detach().double().numpy()
+
+
+def difference(want, got):
+    """The largest difference as a share of the largest number, or of 1."""
+    return abs(got - want).max(initial=0.0) / max(abs(want).max(initial=0.0), 1.0)
+
+
 def close(got, want, what, tolerance):
-    got = got.detach().double().numpy()
+    got = _numbers(got)
     if got.shape != want.shape:
         raise Wrong(f"{what}: shape {got.shape}, not {want.shape}")
-    worst = abs(got - want).max(initial=0.0) / max(abs(want).max(initial=0.0), 1.0)
+    worst = difference(want, got)
     if not worst <= tolerance:
         raise Wrong(f"{what}: differs by {worst:.2g}")
 
@@ -251,27 +262,11 @@ def rounded(pair):
             try:
                 close(got, want, f"{dtype}", ROUGH[dtype])
             except Wrong:
-                close(got, want, f"{dtype}", 3 * sensitivity(pair.model, ids, side, want, dtype))
+                change = partial(difference, want)
+                noise = sensitivity(pair.model, lambda: _numbers(pair.model(ids, **side)[0]), change, dtype)
+                close(got, want, f"{dtype}", 3 * noise)
     finally:
         exact(pair.model.double()).load_state_dict({k: torch.tensor(v) for k, v in pair.weights.items()})
-
-
-def sensitivity(model, ids, side, want, dtype):
-    """The largest of four relative changes of logits under random errors of each linear, of the size of the
-    rounding of a dtype: sharp attention amplifies them."""
-    generator, unit, worst = torch.Generator().manual_seed(0), torch.finfo(dtype).eps / 2, 0.0
-
-    def noisy(module, inputs, out):
-        return out * (1 + unit * (2 * torch.rand(out.shape, generator=generator) - 1))
-
-    for _ in range(4):
-        hooks = [m.register_forward_hook(noisy) for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        with torch.no_grad():
-            got = model(ids, **side)[0].double().numpy()
-        for hook in hooks:
-            hook.remove()
-        worst = max(worst, abs(got - want).max() / max(abs(want).max(), 1.0))
-    return worst
 
 
 def future(pair):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import torch
 from property_state_checks import (
@@ -20,6 +21,7 @@ import flagformer
 from flagformer.attention.source import CrossAttentionInputs
 from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.position.none import NoRotation
+from rounding_noise import sensitivity
 
 # Flags of models that select keys, experts or values.
 CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
@@ -199,28 +201,13 @@ def bf16_is_finite(subject):
             chooses = any(name in flag for flag in subject.flags for name in CHOOSING)
             most = 1.0 if chooses else 0.25
             if share >= most:  # many components together amplify more
-                most = max(most, 3 * _sensitivity(low, want, side))
+                run, change = partial(model, subject.ids, **side), partial(_share, want=want)
+                most = max(most, 3 * sensitivity(model, run, change, torch.bfloat16))
             assert share < most, f"{name} under bf16 autocast is {share:.0%} off"
 
 
 def _share(got, want):
     return ((got - want).abs().mean() / want.abs().mean()).item()
-
-
-def _sensitivity(subject, want, side):
-    """The largest of four relative changes of logits under bf16 rounding errors of each linear."""
-    generator, unit = torch.Generator().manual_seed(0), torch.finfo(torch.bfloat16).eps / 2
-
-    def noisy(module, inputs, out):
-        return out * (1 + unit * (2 * torch.rand(out.shape, generator=generator) - 1))
-
-    linears = [module for module in subject.model.modules() if isinstance(module, torch.nn.Linear)]
-    hooks = [linear.register_forward_hook(noisy) for linear in linears]
-    with torch.no_grad():
-        found = [_share(subject.model(subject.ids, **side), want) for _ in range(4)]
-    for hook in hooks:
-        hook.remove()
-    return max(found)
 
 
 def low_precision_is_finite(subject):

@@ -155,7 +155,10 @@ class InterleavedInputs:
         return self.interleaving.unmerge(merged)
 
     def spread(self, values: Tensor, fill: float) -> Tensor:
-        """[B, T, C], of tokens -> [B, L, C], with `fill` for prepended embeddings and memory tokens."""
+        """[B, T] or [B, T, C], of tokens -> [B, L] or [B, L, C], with `fill` for prepended embeddings and
+        memory tokens."""
+        if values.dim() == 2:
+            return self.spread(values[..., None], fill)[..., 0]
         memory = values.new_full((self.pattern.memory, values.shape[2]), fill)
         return self.merge(memory, F.pad(values, (0, 0, self.prepended.length, 0), value=fill))
 

@@ -90,9 +90,9 @@ class CallArguments:
         prefix = None if self.prefix_attn_len is None else prefix_lengths(self.prefix_attn_len, x)
         rows = make_interleaving(model.memory.pattern, tokens, prepended, state, layers)
         condition = self.condition
-        if condition is not None:
-            check_condition(condition, layers.condition_dim, batch, length, earlier is not None, rows.state)
-            condition = condition if condition.dim() == 2 else rows.spread(condition, 0.0)
+        check_condition(condition, layers.condition_dim, batch, length, earlier is not None, rows.state)
+        if condition is not None and condition.dim() == 3:
+            condition = rows.spread(condition, 0.0)
         stack = forward_inputs.read_inputs(
             layers,
             batch,
@@ -104,5 +104,5 @@ class CallArguments:
             context_mask=self.context_mask,
             prefix=rows.prefix(prefix),
             window=self.window,
-        ).of_tokens(layers, batch, rows.spread(x[..., None], -1)[..., 0], condition)
+        ).of_tokens(rows.spread(x, -1), condition)
         return ModelInputs(tokens, rows, memory, prefix, stack)

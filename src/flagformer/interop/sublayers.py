@@ -13,7 +13,6 @@ from flagformer.attention.prefix_kv.learned import LearnedMemory
 from flagformer.attention.qk_norm.norms import Gain, L2QKNorm, RMSQKNorm
 from flagformer.attention.source import CrossAttentionInputs
 from flagformer.branch.scale import HalfStep, LayerScale
-from flagformer.embedding.norms import NoEmbeddingNorm
 from flagformer.feedforward.dense import GLU
 from flagformer.feedforward.dense import Gain as InnerGain
 from flagformer.input_mixer.token_shift import TokenShift
@@ -31,7 +30,7 @@ from flagformer.position.xpos import XPos
 
 def convert_norm(weights: Conversion, prefix: str, norm: object, offset: float = 0.0) -> None:
     """Convert the weight of a norm; x-transformers adds `offset` to the stored weight."""
-    if not isinstance(norm, Norm) or isinstance(norm, SimpleRMSNorm | NoEmbeddingNorm):
+    if not isinstance(norm, Norm) or isinstance(norm, SimpleRMSNorm):
         return
     if isinstance(norm, RMSNorm | ScaleNorm):
         gain = weights.take(f"{prefix}.g")

@@ -10,7 +10,7 @@ from torch import Tensor
 from flagformer.flow import DecodeState, Layout, MaskRule, RecurrentState
 from flagformer.flow.decode_state import check_prefix
 from flagformer.flow.mask_rules import MaskMod
-from flagformer.stack.inputs import check_condition, check_context, check_window
+from flagformer.stack.inputs import check_context, check_window
 from flagformer.stack.layouts import read_mask
 from flagformer.stack.refusals import refuse_mixer_arguments
 
@@ -48,17 +48,13 @@ class ForwardInputs:
         """Layout of the keys of self-attention."""
         return self.layout if self.memory is None else self.memory.layout.concat(self.layout)
 
-    def of_tokens(
-        self, layers: Any, batch: int, token_ids: Tensor | None, condition: Tensor | None
-    ) -> ForwardInputs:
-        """The same inputs with the ids and the condition of the tokens, checked.
+    def of_tokens(self, token_ids: Tensor | None, condition: Tensor | None) -> ForwardInputs:
+        """The same inputs with the ids and the condition of the tokens.
 
         Args:
-            token_ids: [1 or B, T] long, of the layout.
-            condition: [B, C] or [B, T, C], of the layout.
+            token_ids: [1 or B, T] long, of the layout; None: x comes without ids.
+            condition: [B, C] or [B, T, C], of the layout, which `check_condition` accepted.
         """
-        has_memory, length = self.memory is not None, self.layout.length
-        check_condition(condition, layers.condition_dim, batch, length, has_memory, self.state)
         if condition is not None and condition.dim() == 2:
             condition = condition[:, None]
         return replace(self, token_ids=token_ids, condition=condition)

@@ -35,6 +35,7 @@ from flagformer.stack.context_dropout import drop_context
 from flagformer.stack.explain import explain_stack
 from flagformer.stack.forward_inputs import ForwardInputs, read_inputs
 from flagformer.stack.inputs import (
+    check_condition,
     check_size,
     check_starts,
     check_vectors,
@@ -222,10 +223,11 @@ class AttentionLayers(Whole):
             memory = read_memories(mems, mem_masks, len(self.recurrent_steps), batch, self.dim, others)
             padding = {"mask": mask, "seq_start_pos": seq_start_pos}
             layout = read_layout(batch, length, x.device, state, memory, **padding)
+            check_condition(condition, self.condition_dim, batch, length, memory is not None, state)
             inputs = read_inputs(
                 self, batch, layout, state, memory, attn_mask=attn_mask, context=context,
                 context_mask=context_mask, prefix=prefix_attn_len, window=window,
-            ).of_tokens(self, batch, token_ids, condition)  # fmt: skip
+            ).of_tokens(token_ids, condition)  # fmt: skip
         x = in_full(x, self)
         side = self._side(inputs, x.dtype, OutputCollector() if collector is None else collector)
         for attention in self.attentions:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from flagformer.embedding import options as emb
+from flagformer.embedding.norms import NoEmbeddingNorm
+from flagformer.embedding.scales import NoTokenScale
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError, component, resolve
@@ -119,9 +121,9 @@ class TransformerWrapper(LanguageModel, Saved):
         # normalised vectors start small, so that small steps change their direction quickly
         self.add_module("token_emb", TokenEmbedding(num_tokens, width, 1e-5 if l2norm_embed else None))
         self.form = l2_normalize if l2norm_embed else identity
-        self.token_scale = self._one("token_scale").build(width)
+        self.token_scale = emb.step_of(self._one("token_scale").build(width), NoTokenScale)
         self.pos_emb = self._one("absolute").build(width, max_seq_len)
-        norm = self._one("embedding_norm").build(width)
+        norm = emb.step_of(self._one("embedding_norm").build(width), NoEmbeddingNorm)
         if reads_side(norm):
             text = "must be a norm of x alone, because embeddings have no inputs of a sublayer, but"
             text = f"`embedding_norm` {text} {type(norm).__name__} reads them (`reads_side`)"

@@ -131,10 +131,7 @@ def _truncated_left_padded(subject: Subject, worst: MaxError) -> None:
             return
         got = session.step(ids[:, kept:])
     wanted = subject.logits(ids, given)[:, kept:]
-    for row, n in enumerate(lengths):
-        first = max(total - n - kept, 0)
-        words = f"a row of {n} tokens padded left, after `truncate({kept})`: cached and full logits differ"
-        worst.compare(got[row, first:], wanted[row, first:], words, start=kept + first)
+    _compare_rows(worst, got, wanted, lengths, kept, f" padded left, after `truncate({kept})`")
 
 
 def _rolled_back(subject: Subject, worst: MaxError) -> None:
@@ -155,10 +152,18 @@ def _rolled_back(subject: Subject, worst: MaxError) -> None:
         session.rollback(mark)
         got = session.step(ids[:, length:])
     wanted = subject.logits(ids, given)[:, length:]
+    _compare_rows(worst, got, wanted, lengths, length, f", back at a mark after {length}")
+
+
+def _compare_rows(
+    worst: MaxError, got: Tensor, wanted: Tensor, lengths: list[int], start: int, how: str
+) -> None:
+    """Compare the tokens from `start` on of rows of these lengths, which padding on the left precedes."""
+    total = start + got.shape[1]
     for row, n in enumerate(lengths):
-        first = max(total - n - length, 0)
-        words = f"a row of {n} tokens, back at a mark after {length}: cached and full logits differ"
-        worst.compare(got[row, first:], wanted[row, first:], words, start=length + first)
+        first = max(total - n - start, 0)
+        words = f"a row of {n} tokens{how}: cached and full logits differ"
+        worst.compare(got[row, first:], wanted[row, first:], words, start=start + first)
 
 
 def _draft(subject: Subject, ids: Tensor, start: int, right: int) -> Tensor:

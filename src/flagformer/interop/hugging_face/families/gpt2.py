@@ -28,18 +28,19 @@ SCALE = Fields(
     lambda f: {"scale_attn_weights": f.get("attn_scale") != 1.0},
 )
 H = "transformer.h.{i}."
+# GPT-J's too.
+FIELDS = {
+    **names("vocab_size num_tokens, n_embd dim, n_layer depth, n_head heads"),
+    " head": HEAD,
+    "n_positions": Field("max_seq_len", 1024),
+    "n_inner": Field("ff_inner_dim", None, absent=lambda f: 4 * f["dim"]),
+    "layer_norm_epsilon": Field("norm_eps", 1e-5),
+    "activation_function": activation("ff_activation", "gelu_new"),
+}
 GPT2 = Family(
     "gpt2",
     "GPT2LMHeadModel",
-    {
-        **names("vocab_size num_tokens, n_embd dim, n_layer depth, n_head heads"),
-        " head": HEAD,
-        "n_positions": Field("max_seq_len", 1024),
-        "n_inner": Field("ff_inner_dim", None, absent=lambda f: 4 * f["dim"]),
-        "layer_norm_epsilon": Field("norm_eps", 1e-5),
-        "activation_function": activation("ff_activation", "gelu_new"),
-        "scale_attn_weights": SCALE,
-    },
+    {**FIELDS, "scale_attn_weights": SCALE},
     {
         **under("transformer.", "", "wte.weight embed.weight, wpe.weight pos.weight, ln_f.{p} norm.{p}"),
         "lm_head.weight": "head.weight",

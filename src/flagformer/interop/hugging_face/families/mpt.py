@@ -7,7 +7,13 @@ from typing import Any
 
 from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.families.gpt2 import BIASED, HEAD
-from flagformer.interop.hugging_face.families.parallel import BUFFERS, MLP, QK_LAYERNORMS, head_norms
+from flagformer.interop.hugging_face.families.parallel import (
+    BUFFERS,
+    NEOX_SIZES,
+    QK_LAYERNORMS,
+    head_norms,
+    neox_layer,
+)
 from flagformer.interop.hugging_face.family import INERT, MUST, Family
 from flagformer.interop.hugging_face.fields import (
     Config,
@@ -21,7 +27,7 @@ from flagformer.interop.hugging_face.fields import (
     under,
 )
 from flagformer.interop.hugging_face.rope import rope
-from flagformer.interop.hugging_face.tensors import Cat, Groups
+from flagformer.interop.hugging_face.tensors import Cat
 
 L = "layers.{i}."
 # Fields of `attn_config` that the class does not read; others must have one value.
@@ -86,11 +92,8 @@ PERSIMMON = Family(
     "persimmon",
     "PersimmonForCausalLM",
     {
-        **names("vocab_size num_tokens, hidden_size dim, num_hidden_layers depth"),
-        **names("num_attention_heads heads, intermediate_size ff_inner_dim"),
-        " head": HEAD,
+        **NEOX_SIZES,
         "max_position_embeddings": Field("max_seq_len", 16384),
-        "layer_norm_eps": Field("norm_eps", 1e-5),
         "hidden_act": activation("ff_activation", "relu2"),
         "qk_layernorm": head_norms(True),
         "rope_parameters": rope(1e4, partial=0.5),
@@ -99,9 +102,7 @@ PERSIMMON = Family(
         **names("model.embed_tokens.weight embed.weight, lm_head.weight head.weight"),
         "model.final_layernorm.{p}": "norm.{p}",
         **QK_LAYERNORMS,
-        **under(P, L, f"{MLP}, self_attn.dense.{{p}} attn.o.{{p}}"),
-        **under(P, L, "input_layernorm.{p} attn.in_norm.{p}, post_attention_layernorm.{p} ff.in_norm.{p}"),
-        P + "self_attn.query_key_value.{p}": Groups(*(L + f"attn.{n}.{{p}}" for n in "qkv")),
+        **neox_layer(P, "self_attn"),
     },
     fixed=BIASED,
     inert="hidden_dropout",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagformer.interop.hugging_face.errors import ConversionError
-from flagformer.interop.hugging_face.families.gpt2 import BIASED, HEAD
+from flagformer.interop.hugging_face.families.gpt2 import BIASED, FIELDS, HEAD
 from flagformer.interop.hugging_face.families.layernorm import NO_GATE, NORMS
 from flagformer.interop.hugging_face.families.llama import BIASES, LLAMA, NO_BIASES, A, L, P
 from flagformer.interop.hugging_face.family import Family
@@ -20,21 +20,38 @@ from flagformer.interop.hugging_face.fields import (
 )
 from flagformer.interop.hugging_face.rope import FULL, SLIDING, kinds_of, rope, windows
 from flagformer.interop.hugging_face.settings import collapse
-from flagformer.interop.hugging_face.tensors import Flat, Groups
+from flagformer.interop.hugging_face.tensors import Flat, Groups, Rule
 
 BLOCK = on("parallel_block")
 BUFFERS = r".*\.(attn|attention)(\.attention)?\.(bias|masked_bias|rotary_emb\.inv_freq)"
 N = "gpt_neox.layers.{i}."
 MLP = "mlp.dense_h_to_4h.{p} ff.up.{p}, mlp.dense_4h_to_h.{p} ff.down.{p}"
+# Of NeoX and Persimmon.
+NEOX_SIZES = {
+    **names("vocab_size num_tokens, hidden_size dim, num_hidden_layers depth"),
+    **names("num_attention_heads heads, intermediate_size ff_inner_dim"),
+    " head": HEAD,
+    "layer_norm_eps": Field("norm_eps", 1e-5),
+}
+
+
+def neox_layer(layer: str, attention: str) -> dict[str, Rule | str]:
+    """The tensors of a layer, whose name ends with a dot, with q, k and v of each head together."""
+    return {
+        **under(layer, L, f"{MLP}, {attention}.dense.{{p}} attn.o.{{p}}"),
+        **under(
+            layer, L, "input_layernorm.{p} attn.in_norm.{p}, post_attention_layernorm.{p} ff.in_norm.{p}"
+        ),
+        f"{layer}{attention}.query_key_value.{{p}}": Groups(*(L + f"attn.{n}.{{p}}" for n in "qkv")),
+    }
+
+
 NEOX = Family(
     "gpt_neox",
     "GPTNeoXForCausalLM",
     {
-        **names("vocab_size num_tokens, hidden_size dim, num_hidden_layers depth"),
-        **names("num_attention_heads heads, intermediate_size ff_inner_dim"),
-        " head": HEAD,
+        **NEOX_SIZES,
         "max_position_embeddings": Field("max_seq_len", 2048),
-        "layer_norm_eps": Field("norm_eps", 1e-5),
         "hidden_act": activation("ff_activation", "gelu"),
         "attention_bias": Field("attn_qkv_bias attn_out_bias", True),
         "use_parallel_residual": Field("parallel_block parallel_block_own_norms", True),
@@ -43,9 +60,7 @@ NEOX = Family(
     {
         **names("gpt_neox.embed_in.weight embed.weight, embed_out.weight head.weight"),
         "gpt_neox.final_layer_norm.{p}": "norm.{p}",
-        **under(N, L, f"{MLP}, attention.dense.{{p}} attn.o.{{p}}"),
-        **under(N, L, "input_layernorm.{p} attn.in_norm.{p}, post_attention_layernorm.{p} ff.in_norm.{p}"),
-        N + "attention.query_key_value.{p}": Groups(*(L + f"attn.{n}.{{p}}" for n in "qkv")),
+        **neox_layer(N, "attention"),
     },
     fixed=on("norm_bias"),
     inert="hidden_dropout",
@@ -68,12 +83,8 @@ GPTJ = Family(
     "gptj",
     "GPTJForCausalLM",
     {
-        **names("vocab_size num_tokens, n_embd dim, n_layer depth, n_head heads"),
-        " head": HEAD,
+        **FIELDS,
         "n_positions": Field("max_seq_len", 2048),
-        "n_inner": Field("ff_inner_dim", None, absent=lambda f: 4 * f["dim"]),
-        "layer_norm_epsilon": Field("norm_eps", 1e-5),
-        "activation_function": activation("ff_activation", "gelu_new"),
         "rotary_dim": Fields({"rotary_dim": 64}, _rotated, lambda f: {"rotary_dim": f["rotary_emb_dim"]}),
     },
     {
