@@ -49,6 +49,7 @@ from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
 from flagformer.memory.slots import MemorySlots, NoSlots
 from flagformer.mixer.gated_deltanet import GatedDeltaNet
 from flagformer.mixer.mamba2 import Mamba2
+from flagformer.mixer.rglru import RGLRU
 from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.norm.adaptive import AdaptiveLayerNorm, AdaptiveRMSNorm
 from flagformer.norm.layernorm import LayerNorm
@@ -112,7 +113,7 @@ CATALOGUE.fill(
         NoLocal, LocalHeads,
         # the fastest kernel first: the first that supports the components of all slots is used
         SDPA, SDPATrainableBias, Eager,
-        GatedDeltaNet, Mamba2, ShortConvolution,
+        GatedDeltaNet, Mamba2, ShortConvolution, RGLRU,
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared, XIELU, NamedActivation,
         Identity, TokenShift,

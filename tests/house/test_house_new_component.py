@@ -15,12 +15,17 @@ from flagformer.lab.reference import files, new_component
 from flagformer.lab.reference.new_component import REASONS, SLOTS_WITH_TEMPLATE, NewComponent, create
 
 NAMES = {slot: "Sample" + "".join(map(str.title, slot.split("_"))) for slot in SLOTS_WITH_TEMPLATE}
+FOLDERS = ("src", "docs", "tests/house", "tests/reference", "tests/golden", "tests/flags", "tests/mixer")
 CHECKS = [
     "tests/house/test_house_cards.py", "tests/house/test_house_names.py", "tests/house/test_house_budgets.py",
     "tests/house/test_house_readme.py::test_slots_and_components_are_those_of_the_catalogue",
     "tests/house/test_house_generated.py::test_types_load_without_the_library",
     "tests/house/test_house_generated.py::test_picture_shows_every_slot_and_component",
     "tests/flags/test_flags_conflicts.py::test_the_catalogue_declares_sound_components",
+    "tests/mixer/test_mixer_reading.py::test_blocks_are_the_whole[63-sample_sequence_mixer]",
+    "tests/mixer/test_mixer_reading.py::test_padding_changes_nothing[63-holes-sample_sequence_mixer]",
+    "tests/mixer/test_mixer_reading.py::test_packed_documents_are_separate[sample_sequence_mixer]",
+    "tests/mixer/test_mixer_reading.py::test_a_mixer_is_a_module_of_the_library[sample_sequence_mixer]",
 ]  # fmt: skip
 # In the copy: generate all but docs/flags.md, whose table of features takes long, with the pairs of a sample
 # of the new components in place of every pair; then build models with each new flag, and run tests.
@@ -60,7 +65,7 @@ def copy(tmp_path_factory):
     """A copy of the tree, with a new component in each slot."""
     folder = tmp_path_factory.mktemp("clone")
     skipped = shutil.ignore_patterns("__pycache__", "_build", "*.png")
-    for name in ("src", "docs", "tests/house", "tests/reference", "tests/golden", "tests/flags"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
     for name in ("README.md", "pyproject.toml", "tests/conftest.py"):
         shutil.copy(ROOT / name, folder / name)
@@ -138,6 +143,8 @@ def test_the_new_test_fails_for_another_formula(copy, slot, monkeypatch):
         ("norm", "Layerscale", "is a component of the slot `branch`"),
         ("norm", "RmsNorm", "is a component of the slot"),
         ("position_bias", "Rel", "needs the flag `rel_pos_bias`, but a flag has this name already"),
+        ("sequence_mixer", "Attention", '`mixer="attention"` has a meaning already'),
+        ("sequence_mixer", "Mamba2", "is a component of the slot `sequence_mixer`"),
     ],
 )
 def test_refusals(tmp_path, slot, name, message):
@@ -192,3 +199,5 @@ def test_names_follow_from_the_class():
     assert NewComponent("norm", "RMSTwoNorm").module == "rms_two_norm"
     assert NewComponent("norm", "PowerNorm").flags() == ["use_power_norm", "power_norm_eps"]
     assert NewComponent("residual", "GatedResidual").select == "gated_residual"
+    assert NewComponent("sequence_mixer", "FastScan").selector == 'mixer="fast_scan"'
+    assert NewComponent("sequence_mixer", "FastScan").flags() == ["mixer_fast_scan_rate"]

@@ -1,24 +1,43 @@
-"""What the tests of mixers share: small mixers in fp64, and reading rows in blocks."""
+"""What the tests of mixers share: every mixer of the catalogue, small and in fp64; reading rows in blocks."""
+
+from functools import partial
 
 import pytest
 import torch
 
+from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
-from flagformer.mixer.gated_deltanet import GatedDeltaNet
-from flagformer.mixer.mamba2 import Mamba2
-from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.mixer.tokens import BlockTokens
 
 DIMS = Dims(dim=24, heads=4, dim_head=8, causal=True)
+NAMES = [item.when for item in CATALOGUE.in_slot("sequence_mixer")]
+# Two settings of each mixer, by the arguments that it has.
+VARIANTS = {"": {"dim_value": 6, "key_groups": 2, "chunk": 16}, "_64": {"kernel": 3, "chunk": 64}}
+
+
+def built(item, values):
+    own = {param.argument for param in item.params}
+    return item.cls(DIMS, **{name: value for name, value in values.items() if name in own})
+
+
 MIXERS = {
-    "gated_deltanet": lambda: GatedDeltaNet(DIMS, dim_value=6, key_groups=2, chunk=16),
-    "gated_deltanet_64": lambda: GatedDeltaNet(DIMS, kernel=3, chunk=64),
-    "mamba2": lambda: Mamba2(DIMS, dim_value=12, key_groups=2, chunk=16),
-    "mamba2_64": lambda: Mamba2(DIMS, kernel=2, chunk=64),
-    "short_convolution": lambda: ShortConvolution(DIMS),
-    "short_convolution_2": lambda: ShortConvolution(DIMS, kernel=2),
+    f"{item.when}{suffix}": partial(built, item, values)
+    for item in CATALOGUE.in_slot("sequence_mixer")
+    for suffix, values in VARIANTS.items()
 }
 EVERY = pytest.mark.parametrize("name", MIXERS)
+
+
+def settings(chunk):
+    """The flags of a model of each mixer, by its name."""
+    values = {"mixer_key_groups": 2, "mixer_chunk": chunk}
+    own = {
+        item.when: {param.flag.name for param in item.params} for item in CATALOGUE.in_slot("sequence_mixer")
+    }
+    return {
+        name: {"mixer": name, **{flag: value for flag, value in values.items() if flag in own[name]}}
+        for name in NAMES
+    }
 
 
 def close(one, two, most=1e-9):
@@ -54,7 +73,8 @@ def read(model, x, blocks, valid=None, state=None):
     masks = [None] * len(blocks) if valid is None else valid.split(blocks, 1)
     outputs = []
     for block, mask in zip(x.split(blocks, 1), masks):
-        out, state = model.mix(block, BlockTokens(mask), state)
+        # contiguous, as in a model: else a Linear with a bias rounds its product and its sum in bf16
+        out, state = model.mix(block.contiguous(), BlockTokens(mask), state)
         outputs.append(out)
     return torch.cat(outputs, 1), state
 

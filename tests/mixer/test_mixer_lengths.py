@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from mixer_models import settings
 
 from flagformer import AutoregressiveWrapper
 from flagformer.mixer.cache import KEPT
@@ -20,9 +21,7 @@ SIZES = {
     "use_abs_pos_emb": False,
 }  # fmt: skip
 SETTINGS = {
-    "gated_deltanet": {"mixer": "gated_deltanet", "mixer_key_groups": 2, "mixer_chunk": 16},
-    "mamba2": {"mixer": "mamba2", "mixer_key_groups": 2, "mixer_chunk": 16},
-    "short_convolution": {"mixer": "short_convolution"},
+    **settings(chunk=16),
     "in parallel": {"mixer": "mamba2 + attention", "mixer_chunk": 16, "rotary_pos_emb": True},
     "hybrid": {"mixer": "1 gated_deltanet : 1 attention", "mixer_chunk": 64, "rotary_pos_emb": True},
 }
@@ -64,7 +63,7 @@ def read(net, state, tokens, blocks):
 def test_chunked_is_recurrent_is_cached(name, length):
     net, tokens = model(name), ids(2, length)
     want = net(tokens)
-    if name != "short_convolution":
+    if "mixer_chunk" in SETTINGS[name]:
         close(model(name, mixer_chunk=1)(tokens), want)
     for blocks in ([length], pieces(length), [1] * length):
         close(read(net, net.init_state(2, length), tokens, blocks), want)

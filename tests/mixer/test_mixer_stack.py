@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mixer_models import settings
 
 import flagformer
 from flagformer import AutoregressiveWrapper, Decoder, Encoder, FlagError
@@ -13,9 +14,7 @@ SIZES = {"dim": 16, "heads": 4, "attn_dim_head": 8}
 BASE = {"num_tokens": 11, "max_seq_len": 64, "depth": 4, **SIZES}
 HYBRID = "3 gated_deltanet : 1 attention"
 SETTINGS = {
-    "gated_deltanet": {"mixer": "gated_deltanet", "mixer_key_groups": 2, "mixer_chunk": 8},
-    "mamba2": {"mixer": "mamba2", "mixer_key_groups": 2, "mixer_chunk": 8},
-    "short_convolution": {"mixer": "short_convolution"},
+    **settings(chunk=8),
     "hybrid": {"mixer": HYBRID, "rotary_pos_emb": True},
     "each": {"mixer": ("mamba2", "attention", "short_convolution", "gated_deltanet")},
     "in parallel": {

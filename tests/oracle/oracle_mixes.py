@@ -2,6 +2,8 @@
 
 import random
 
+from flagformer.flags import CATALOGUE
+
 # selector -> (its values, what tunes it -> values)
 CHOICES = {
     "use_abs_pos_emb": ([True, False], {"abs_pos_emb_offset": [2]}),
@@ -187,31 +189,6 @@ CHOICES = {
     "use_layerscale": ([True], {}),
     "residual_scale": ([0.3, 1.7], {}),
 }
-# Flags that act only in training or on gradients, or at random; and those of other models.
-NOT_COVERED = {
-    "attn_dropout": "training draws", "emb_dropout": "training draws", "ff_dropout": "training draws",
-    "layer_dropout": "training draws", "cross_attn_tokens_dropout": "training draws",
-    "attn_z_loss_weight": "a loss", "commitment_factor": "a loss", "moe_loss_coef": "a loss",
-    "moe_z_loss_coef": "a loss", "moe_balance_choices": "a loss", "moe_sequence_loss_coef": "a loss",
-    "moe_balance_bias_rate": "training moves the bias",
-    "kmeans_ema_decay": "training moves centroids",
-    "layerscale_init_value": "a start, and weights are perturbed",
-    "reversible_exact": "rounds what is added",
-    "num_memory_slots": "slots", "memory_update": "slots", "num_mem_updates": "slots",
-    "mem_update_attn_heads": "slots", "memory_temperature": "slots",
-    "causal": "said by the model", "rotary_scaling": "tests/parity compares it with transformers",
-    "attn_max_attend_ahead": "tests/reference and tests/parity compare it with loops and transformers",
-    "attn_chunk_size": "tests/reference and tests/parity compare it with loops and transformers",
-    "attn_value_embed_tokens": "tests/reference/test_reference_value_embeddings.py compares it with loops",
-    **dict.fromkeys(
-        ("adaptive_layernorm", "adaptive_rmsnorm"),
-        "tests/reference/test_reference_conditions.py compares them with loops",
-    ),
-} | dict.fromkeys(
-    ("mixer", "mixer_heads", "mixer_dim_key", "mixer_dim_value", "mixer_key_groups", "mixer_kernel",
-     "mixer_chunk"),
-    "tests/mixer compares them with their definitions and transformers",
-)  # fmt: skip
 SIZES = {"num_tokens", "max_seq_len", "dim", "depth", "heads", "attn_dim_head"}
 CROSSED = (
     "attn_kv_heads", "attn_one_kv_head", "attn_value_dim_head", "attn_shared_kv", "attn_num_mem_kv",
@@ -227,6 +204,13 @@ LAYERED = (
     "ff_xielu",
 )  # fmt: skip
 BASE = {"num_tokens": 11, "max_seq_len": 340, "dim": 16, "attn_dim_head": 8}
+
+
+def not_mixed():
+    """The flags that no mix has: they act only in training or on gradients, belong to other models, or have
+    a formula in a test of their own."""
+    mixed = set(CHOICES) | {name for _, tuned in CHOICES.values() for name in tuned}
+    return [name for name in CATALOGUE.names() if name not in mixed | SIZES]
 
 
 def mix(seed):

@@ -90,6 +90,7 @@ SINGLE = {
         {"attn_dropout": 0.3, "ff_dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3}
     ),
     "tied embedding": Case({"tie_embedding": True}),
+    "tied embedding, scaled": Case({"tie_embedding": True, "tie_embedding_scale": 0.3}, **ONLY_NEW),
     "factorised embedding": Case({"emb_dim": 20}),
     "factorised sinusoids": Case({"emb_dim": 20, "scaled_sinu_pos_emb": True}),
     "normed embedding": Case({"post_emb_norm": True}),
@@ -320,150 +321,11 @@ SINGLE |= {name: case for cases in BY_FLAG.values() for name, case in cases.item
 
 CASES = {**SINGLE, **WHOLE, **TOGETHER}
 
-# Flags without a case, for each version, with the reason.
+# Flags that x-transformers has, without a case, for each version, with the reason. All others that
+# `parity_page.counterparts` does not find have no counterpart.
 FIXED = {
     "causal": "the classes fix it: every case is a decoder, an encoder or a prefix decoder",
-    "checkpoint": "an executor of this library: the same function, held by the case `checkpointed`",
-    "attn_gate_values_bias": "x-transformers 1.27 always has it: the case `gated values` of 1.27 holds it",
     "attn_z_loss_weight": "x-transformers never reads it at construction, and sums layers before the square",
-    "reversible": "x-transformers has no such executor; tests/executors holds the formula",
-    "reversible_exact": "goes with reversible",
-    "ff_chunks": "x-transformers has none; the function is that without it, as tests/executors sees",
-    **dict.fromkeys(
-        (
-            "num_clusters",
-            "window_size",
-            "kmeans_ema_decay",
-            "commitment_factor",
-            "routing_selection",
-            "context_num_clusters",
-            "context_window_size",
-            "context_selection",
-            "context_shared_qk",
-            "cluster_num_mem_kv",
-        ),
-        "x-transformers has no routing attention; tests/reference holds the formula",
-    ),
-    **dict.fromkeys(
-        (
-            "n_local_attn_heads",
-            "local_attn_window_size",
-            "local_attn_radius_blocks",
-            "local_attn_fixed_windows",
-        ),
-        "x-transformers has no local heads; tests/reference holds the formula",
-    ),
-    **dict.fromkeys(
-        (
-            "norm_eps",
-            "norm_bias",
-            "norm_weight_offset",
-            "res_post_norm",
-            "residual_scale",
-            "attn_scale",
-            "attn_bias",
-            "attn_qkv_bias",
-            "attn_out_bias",
-            "attn_qk_rmsnorm_weight",
-            "attn_qk_rmsnorm_all_heads",
-            "attn_qk_rmsnorm_eps",
-            "attn_qk_rmsnorm_weight_offset",
-            "attn_qk_layernorm",
-            "attn_qk_layernorm_weight",
-            "attn_qk_layernorm_bias",
-            "attn_qk_layernorm_eps",
-            "ff_xielu",
-            "attn_softpick",
-            "rel_pos_bias_scale",
-            "head_transform",
-            "head_transform_bias",
-            "head_transform_eps",
-            "embedding_scale",
-            "abs_pos_emb_offset",
-            "num_token_types",
-            "post_emb_norm_eps",
-            "post_emb_norm_bias",
-            "logits_bias",
-            "logits_scale",
-            "logits_softcap",
-            "tie_embedding_scale",
-            "rotary_base",
-            "rotary_scaling",
-            "rotary_interleaved",
-        ),
-        "an option of published models; tests/reference holds the formula",
-    ),
-    "shared_qk": "x-transformers has none; tests/reference holds the formula",
-    "attn_value_embed_tokens": "x-transformers has none; tests/reference holds the formula",
-    **dict.fromkeys(
-        ("adaptive_layernorm", "adaptive_rmsnorm"),
-        "the norms by a condition of x-transformers have no shift; tests/reference holds the formula",
-    ),
-    **dict.fromkeys(
-        ("ff_pkm", "pkm_num_keys"), "x-transformers has no product keys; tests/reference holds the formula"
-    ),
-    **dict.fromkeys(
-        (
-            "ff_moe",
-            "moe_num_experts",
-            "moe_top_k",
-            "moe_router",
-            "moe_router_bias",
-            "moe_normalize_weights",
-            "moe_weight_scale",
-            "moe_weight_input",
-            "moe_num_groups",
-            "moe_top_groups",
-            "moe_num_shared_experts",
-            "moe_shared_inner_dim",
-            "moe_shared_gate",
-            "moe_balance_bias",
-            "moe_balance_bias_rate",
-            "moe_loss_coef",
-            "moe_balance_choices",
-            "moe_sequence_loss_coef",
-            "moe_z_loss_coef",
-        ),
-        "x-transformers has no experts; test_experts_parity.py compares them with transformers",
-    ),
-    **dict.fromkeys(
-        ("ff_activation", "ff_inner_dim", "ff_glu_limit", "ff_glu_offset"),
-        "x-transformers has none; tests/reference and tests/oracle hold the formula",
-    ),
-    **dict.fromkeys(
-        (
-            "num_memory_slots",
-            "memory_update",
-            "num_mem_updates",
-            "mem_update_attn_heads",
-            "memory_temperature",
-        ),
-        "x-transformers has no memory slots; tests/reference holds the formulas",
-    ),
-    **dict.fromkeys(
-        (
-            "mixer",
-            "mixer_heads",
-            "mixer_dim_key",
-            "mixer_dim_value",
-            "mixer_key_groups",
-            "mixer_kernel",
-            "mixer_chunk",
-        ),
-        "x-transformers has no mixers with a state; tests/mixer compares them with transformers",
-    ),
-    **dict.fromkeys(
-        ("attn_kv_rank", "attn_q_rank", "attn_rope_dim"),
-        "x-transformers rotates other dimensions; test_latent_parity.py compares with transformers",
-    ),
-    **dict.fromkeys(
-        ("attn_max_attend_ahead", "attn_chunk_size"),
-        "x-transformers has neither; tests/parity compares them with transformers",
-    ),
-    **dict.fromkeys(
-        ("parallel_block", "parallel_block_own_norms", "alibi_before_scale"),
-        "x-transformers has none; test_parallel_parity.py compares them with transformers",
-    ),
     "disable_abs_pos_emb": "read as use_abs_pos_emb, which the case `rotary with learned positions` holds",
 }
 WITHOUT_PARITY = {
@@ -479,6 +341,7 @@ WITHOUT_PARITY = {
         "layerscale_init_value": "goes with use_layerscale",
         "depth_scale_residual": "not in 1.27",
         "return_only_embed": "not in 1.27",
+        "tie_embedding_scale": "not in 1.27",
     },
     NEW: {
         **FIXED,

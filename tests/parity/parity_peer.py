@@ -14,8 +14,9 @@ from torch import nn
 
 WRAPPER = (
     "num_tokens", "max_seq_len", "use_abs_pos_emb", "scaled_sinu_pos_emb", "tie_embedding", "emb_dropout",
-    "return_only_embed", "emb_dim", "post_emb_norm", "l2norm_embed", "emb_frac_gradient", "embed_num_tokens",
-    "logits_dim", "num_memory_tokens", "memory_tokens_interspersed_every", "max_mem_len", "shift_mem_down",
+    "tie_embedding_scale", "return_only_embed", "emb_dim", "post_emb_norm", "l2norm_embed",
+    "emb_frac_gradient", "embed_num_tokens", "logits_dim", "num_memory_tokens",
+    "memory_tokens_interspersed_every", "max_mem_len", "shift_mem_down",
 )  # fmt: skip
 VISION = (
     "image_size", "patch_size", "channels", "num_classes", "post_emb_norm", "num_register_tokens",

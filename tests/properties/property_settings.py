@@ -6,6 +6,7 @@ from flagformer.flags import CATALOGUE, SLOTS
 from flagformer.flags.names import is_per_layer
 from flagformer.flags.slots import PER_LAYER
 from flagformer.lab.reference import choices
+from flagformer.lab.reference.selectors import partners
 from flagformer.ops.lengths import LONG
 
 # A model in which every choice has an effect and which still runs in a millisecond.
@@ -64,36 +65,6 @@ VALUES = {
 OTHER_INPUTS = {
     "embed_num_tokens", "attn_z_loss_weight", "routing_selection", "context_selection", "cluster_num_mem_kv",
 }  # fmt: skip
-# Flags for models that attend to later tokens, which decoders refuse.
-AHEAD = {"attn_max_attend_ahead"}
-# Flags that a flag needs, where the catalogue does not declare them.
-CROSS = {"cross_attend": True}
-WITH = {
-    **dict.fromkeys(
-        (
-            "cross_attn_dim_context",
-            "memory_update",
-            "num_mem_updates",
-            "mem_update_attn_heads",
-        ),
-        CROSS,
-    ),
-    **{name: {"model": "encoder"} for name in sorted(AHEAD)},
-    "head_transform_bias": {"head_transform": "gelu"},
-    "head_transform_eps": {"head_transform": "gelu"},
-    "moe_balance_choices": {"moe_loss_coef": 0.5},
-    "ff_glu_limit": {"ff_glu": True},
-    "ff_glu_offset": {"ff_glu": True},
-    "moe_num_groups": {"moe_top_groups": 1},
-    "moe_top_groups": {"moe_num_groups": 2},
-    "moe_shared_inner_dim": {"moe_num_shared_experts": 1},
-    "moe_shared_gate": {"moe_num_shared_experts": 1},
-    "moe_balance_bias_rate": {"moe_balance_bias": True},
-    "memory_temperature": {**CROSS, "memory_update": "bmn"},
-    # windows that end within the test's lengths
-    "local_attn_radius_blocks": {"local_attn_window_size": 3},
-    "local_attn_fixed_windows": {"local_attn_window_size": 3},
-}
 # A query attends to few others: not every token affects every logit of a bidirectional model.
 SEES_LITTLE = {
     "only_cross", "attn_sparse_topk", "cross_attn_sparse_topk", "num_clusters", "context_num_clusters",
@@ -136,8 +107,7 @@ def tunings():
                 if name in OTHER_INPUTS:
                     continue
                 key = name if name not in found else f"{name} of {item.name}"
-                extra = {**(CROSS if item.kind == "c" else {}), **WITH.get(name, {})}
-                found[key] = {**_owner(item, name), **extra, name: _value(param)}
+                found[key] = {**_owner(item, name), **partners(item, param), name: _value(param)}
     return found
 
 

@@ -15,7 +15,6 @@ from property_checks import (
 )
 from property_sample import FEW, SEVERAL, calls_of, grouped
 from property_settings import (
-    AHEAD,
     OTHER_INPUTS,
     SEES_LITTLE,
     TINY,
@@ -29,12 +28,13 @@ from property_subject import Subject, built_or_refused, refusal
 
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices, settings
+from flagformer.lab.reference.selectors import BASE
 from flagformer.models.build import MODELS
 
 CHOICES = {choice.name: choice for choice in choices()}
 TUNINGS = {f"{name} (tuned)": settings() | flags for name, flags in tunings().items()}
 # Settings that no causal model has.
-BIDIRECTIONAL = {name: flags for name, flags in TUNINGS.items() if AHEAD & set(flags)}
+BIDIRECTIONAL = {name: flags for name, flags in TUNINGS.items() if flags["model"] != BASE["model"]}
 SINGLES = {
     "nothing": settings(),
     **{name: settings(choice) for name, choice in CHOICES.items() if "model" not in choice.flags},

@@ -17,11 +17,17 @@ Limit = Annotated[
         " activation (gpt-oss: 7); None: no limit",
         ge=1e-6,
         example=0.25,
+        example_with={"ff_glu": True},
     ),
 ]
 Offset = Annotated[
     float,
-    Flag("ff_glu_offset", "added to the values of the gated linear unit (gpt-oss: 1)", example=1.0),
+    Flag(
+        "ff_glu_offset",
+        "added to the values of the gated linear unit (gpt-oss: 1)",
+        example=1.0,
+        example_with={"ff_glu": True},
+    ),
 ]
 
 

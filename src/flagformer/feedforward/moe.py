@@ -50,10 +50,21 @@ NumShared = Annotated[
 ]
 SharedDim = Annotated[
     int | None,
-    Flag("moe_shared_inner_dim", "inner width of a shared expert; None: F", ge=1, example=12),
+    Flag(
+        "moe_shared_inner_dim",
+        "inner width of a shared expert; None: F",
+        ge=1,
+        example=12,
+        example_with={"moe_num_shared_experts": 1},
+    ),
 ]
 SharedGate = Annotated[
-    bool, Flag("moe_shared_gate", "a sigmoid of each token scales the shared experts (Qwen2-MoE)")
+    bool,
+    Flag(
+        "moe_shared_gate",
+        "a sigmoid of each token scales the shared experts (Qwen2-MoE)",
+        example_with={"moe_num_shared_experts": 1},
+    ),
 ]
 
 

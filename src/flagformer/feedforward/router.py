@@ -43,12 +43,23 @@ WeightInput = Annotated[
     bool, Flag("moe_weight_input", "weights multiply the inputs of experts, not their outputs (Llama 4)")
 ]
 NumGroups = Annotated[
-    int, Flag("moe_num_groups", "groups of experts, among which a token chooses first", ge=1, example=2)
+    int,
+    Flag(
+        "moe_num_groups",
+        "groups of experts, among which a token chooses first",
+        ge=1,
+        example=2,
+        example_with={"moe_top_groups": 1},
+    ),
 ]
 TopGroups = Annotated[
     int | None,
     Flag(
-        "moe_top_groups", "groups whose experts a token may choose (2412.19437); None: all", ge=1, example=1
+        "moe_top_groups",
+        "groups whose experts a token may choose (2412.19437); None: all",
+        ge=1,
+        example=1,
+        example_with={"moe_num_groups": 2},
     ),
 ]
 Balanced = Annotated[
@@ -59,7 +70,14 @@ Balanced = Annotated[
     ),
 ]
 Rate = Annotated[
-    float, Flag("moe_balance_bias_rate", "step of the balance bias, after each update", ge=0, example=0.5)
+    float,
+    Flag(
+        "moe_balance_bias_rate",
+        "step of the balance bias, after each update",
+        ge=0,
+        example=0.5,
+        example_with={"moe_balance_bias": True},
+    ),
 ]
 BalanceCoef = Annotated[float, Flag("moe_loss_coef", "weight of the load-balancing loss", ge=0)]
 BalanceChoices = Annotated[
@@ -70,6 +88,7 @@ BalanceChoices = Annotated[
         " Mixtral (a perfect balance is then `moe_top_k`, not 1)",
         choices=("first", "all"),
         example="all",
+        example_with={"moe_loss_coef": 0.5},
     ),
 ]
 SequenceCoef = Annotated[

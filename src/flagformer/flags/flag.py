@@ -44,6 +44,7 @@ class Flag:
         ge: numbers must be at least this.
         lt: numbers must be below this.
         example: a value for tests, with an effect on a small model and other than the default.
+        example_with: further flags that tests set with it, apart from the selector of its component.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Flag:
     ge: float | None = None
     lt: float | None = None
     example: Any = None
+    example_with: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

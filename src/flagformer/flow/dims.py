@@ -18,7 +18,13 @@ class Dims:
     dim_head: Annotated[int, Flag("attn_dim_head", "width K of one head", ge=1)] = 64
     causal: Annotated[bool, Flag("causal", "causal self-attention (fixed by Encoder and Decoder)")] = False
     dim_context: Annotated[
-        int | None, Flag("cross_attn_dim_context", "width of the context; None: `dim`", ge=1)
+        int | None,
+        Flag(
+            "cross_attn_dim_context",
+            "width of the context; None: `dim`",
+            ge=1,
+            example_with={"cross_attend": True},
+        ),
     ] = None
     context_dropout: Annotated[
         float,
@@ -28,6 +34,7 @@ class Dims:
             ge=0,
             lt=1,
             example=0.25,
+            example_with={"cross_attend": True},
         ),
     ] = 0.0
     disable_abs_pos_emb: Annotated[

@@ -22,11 +22,23 @@ Activation = Annotated[
     ),
 ]
 Bias = Annotated[
-    bool, Flag("head_transform_bias", "biases in the projection and the norm of `head_transform`")
+    bool,
+    Flag(
+        "head_transform_bias",
+        "biases in the projection and the norm of `head_transform`",
+        example_with={"head_transform": "gelu"},
+    ),
 ]
 Eps = Annotated[
     float,
-    Flag("head_transform_eps", "epsilon of the norm of `head_transform`", ge=1e-12, lt=1, example=0.25),
+    Flag(
+        "head_transform_eps",
+        "epsilon of the norm of `head_transform`",
+        ge=1e-12,
+        lt=1,
+        example=0.25,
+        example_with={"head_transform": "gelu"},
+    ),
 ]
 
 

@@ -58,7 +58,12 @@ class MemorySlots(SlotMemory):
         heads: Annotated[int, Flag("mem_update_attn_heads", "attention heads of slots", ge=1)] = 8,
         temperature: Annotated[
             float | None,
-            Flag("memory_temperature", "of the softmax of `memory_update=bmn`; None: 0.25", ge=1e-3),
+            Flag(
+                "memory_temperature",
+                "of the softmax of `memory_update=bmn`; None: 0.25",
+                ge=1e-3,
+                example_with={"memory_update": "bmn"},
+            ),
         ] = None,
     ) -> None:
         super().__init__()

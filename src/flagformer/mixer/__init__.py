@@ -60,6 +60,10 @@ class Mixer(nn.Module, ABC):
             [B, T, D], and the state after the block.
         """
 
+    def kernel(self) -> str:
+        """The implementation that runs on its device and the reason, for `explain`; empty if there is one."""
+        return ""
+
     def initial_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """The state of B = `rows` before the first token, for a model in `dtype`."""
         full = torch.promote_types(dtype, torch.float32)

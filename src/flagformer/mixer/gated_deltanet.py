@@ -11,7 +11,7 @@ from flagformer.flow import Dims
 from flagformer.mixer import State
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
-from flagformer.mixer.scan import ScanInputs, scan
+from flagformer.mixer.scan import ScanInputs
 from flagformer.mixer.scan_mixer import ScanMixer
 from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups
 from flagformer.mixer.tokens import BlockTokens, Compaction
@@ -84,7 +84,7 @@ class GatedDeltaNet(ScanMixer):
         beta = rows.only_valid(self.to_beta(x).to(dtype).sigmoid())
         decay = rows.only_valid(self.decay(self.to_step(x))[1])
         inputs = ScanInputs(q * self.dim_key**-0.5, k, v, decay, beta, rows.starts)
-        out, new = scan(inputs, state["state"], self.chunk)
+        out, new = self.scan(inputs, state["state"], mixed.dtype)
         out = self.w_out(self.norm(out, self.to_gate(x)))
         return rows.restore(out), {"state": new, "tail": tail}
 

@@ -11,7 +11,7 @@ from flagformer.flow import Dims
 from flagformer.mixer import State
 from flagformer.mixer.convolution import CausalConvolution
 from flagformer.mixer.decay import Decay
-from flagformer.mixer.scan import ScanInputs, scan
+from flagformer.mixer.scan import ScanInputs
 from flagformer.mixer.scan_mixer import ScanMixer
 from flagformer.mixer.sizes import CAUSAL, Chunk, DimKey, DimValue, Heads, Kernel, KeyGroups
 from flagformer.mixer.tokens import BlockTokens, Compaction
@@ -96,6 +96,6 @@ class Mamba2(ScanMixer):
         q, k = (part.unflatten(-1, (self.groups, -1)) for part in (q, k))
         step, decay = (rows.only_valid(part) for part in self.decay(step))
         inputs = ScanInputs(q, k, v * step[..., None], decay, None, rows.starts)
-        out, new = scan(inputs, state["state"], self.chunk)
+        out, new = self.scan(inputs, state["state"], mixed.dtype)
         out = self.norm(self.skip(out, v).flatten(2), gate)
         return rows.restore(self.w_out(out)), {"state": new, "tail": tail}

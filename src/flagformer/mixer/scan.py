@@ -56,13 +56,18 @@ def scan(inputs: ScanInputs, state: Tensor, chunk: int = 32) -> tuple[Tensor, Te
     Returns:
         [B, T, H, V], and the state after the last token.
     """
-    length = inputs.q.shape[1]
     with without_casts(state.device):
-        if torch.compiler.is_compiling():  # one graph serves all lengths but 1
-            return recurrent(inputs, state) if length == 1 else chunked(inputs, state, chunk)
-        if length < SHORT:
-            return recurrent(inputs, state)
-        return chunked(inputs, state, min(chunk, max(MIN_CHUNK, 1 << (length - 1).bit_length())))
+        size = chunk_size(inputs.q.shape[1], chunk)
+        return chunked(inputs, state, size) if size else recurrent(inputs, state)
+
+
+def chunk_size(length: int, most: int) -> int:
+    """The tokens of a chunk for a row of `length` tokens, at most `most`; 0: the recurrent form is faster."""
+    if torch.compiler.is_compiling():  # one graph serves all lengths but 1
+        return 0 if length == 1 else most
+    if length < SHORT:
+        return 0
+    return min(most, max(MIN_CHUNK, 1 << (length - 1).bit_length()))
 
 
 def recurrent(inputs: ScanInputs, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,7 @@ def chunked(inputs: ScanInputs, state: Tensor, chunk: int) -> tuple[Tensor, Tens
 
     def split(x: Tensor, groups: int) -> Tensor:
         """[B, T, H, ...] -> [B, G, H / G, N, C, ...]."""
-        return _split(x.to(state.dtype), chunk).movedim(3, 1).unflatten(1, (groups, -1))
+        return split_chunks(x.to(state.dtype), chunk).movedim(3, 1).unflatten(1, (groups, -1))
 
     q, k, v = (split(x, groups) for x in inputs[:3])
     decay = _decay(split(inputs.decay, groups), inputs.starts, chunk)
@@ -134,7 +139,7 @@ def chunked(inputs: ScanInputs, state: Tensor, chunk: int) -> tuple[Tensor, Tens
     return out, states[:, :, :, -1].flatten(1, 2)
 
 
-def _split(x: Tensor, chunk: int) -> Tensor:
+def split_chunks(x: Tensor, chunk: int) -> Tensor:
     """[B, T, ...] -> [B, N, C, ...], with zeros after the last token."""
     chunks = num_blocks(-(-x.shape[1] // chunk))
     x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, chunks * chunk - x.shape[1]))
@@ -154,7 +159,7 @@ def _decay(decay: Tensor, starts: Tensor | None, chunk: int) -> _Decay:
     between = torch.where(pairs.tril(-1), decay[..., None], 0.0).cumsum(dim=-2)
     masked = pairs.triu(1)
     if starts is not None:
-        number = _split(starts, chunk).cumsum(dim=-1)[:, None, None]  # [B, 1, 1, N, C], of the document
+        number = split_chunks(starts, chunk).cumsum(dim=-1)[:, None, None]  # [B, 1, 1, N, C], of the document
         masked = masked | (number[..., None] != number[..., None, :])
         before = before.masked_fill(number != 0, 0.0)
         whole = whole.masked_fill(number[..., -1] != 0, 0.0)

@@ -1,4 +1,4 @@
-"""The recurrence S[n + 1] = A[n] S[n] + B[n], with matrices or numbers A.
+"""The recurrence S[n + 1] = A[n] S[n] + B[n], with matrices, columns' factors or numbers A.
 
 Eager code runs a loop of torch's operators, which has all derivatives and transforms. A compiler would unroll
 it, so in a compiled graph one operator, opaque to tracing, takes its place; its gradient is the same
@@ -21,7 +21,7 @@ def linear_recurrence(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
     """Return all states.
 
     Args:
-        a: [P, N, K, K], or [P, N, 1, 1] for multiples of the state.
+        a: [P, N, K, K]; [P, N, 1, V] for a factor of each column; [P, N, 1, 1] for multiples of the state.
         b: [P, N, K, V].
         initial: [P, K, V], the state S[0].
 
@@ -43,7 +43,7 @@ def _states(a: Tensor, b: Tensor, initial: Tensor) -> list[Tensor]:
 
 
 def _next(factor: Tensor, term: Tensor, state: Tensor) -> Tensor:
-    if factor.shape[-1] == factor.shape[-2] == 1:
+    if factor.shape[-2] == 1:
         return torch.addcmul(term, factor, state)
     return torch.baddbmm(term, factor, state)
 
@@ -69,10 +69,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, states = ctx.saved_tensors
     with without_casts(grad.device):  # a backward may run under autocast too
         # grads[N - n] is the gradient of S[n] with all that follows from it
-        grads = recurrence(a.mT.flip(1), grad[:, :-1].flip(1), grad[:, -1]).flip(1)
+        transposed = a if a.shape[-2] == 1 else a.mT
+        grads = recurrence(transposed.flip(1), grad[:, :-1].flip(1), grad[:, -1]).flip(1)
         later, earlier = grads[:, 1:], states[:, :-1]
-        if a.shape[-1] == a.shape[-2] == 1:
-            of_a = (later * earlier).sum(dim=(-1, -2), keepdim=True)
+        if a.shape[-2] == 1:
+            of_a = (later * earlier).sum_to_size(a.shape)
         else:
             of_a = later @ earlier.mT
     return of_a, later, grads[:, 0]
@@ -84,8 +85,8 @@ recurrence.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.flagformer.linear_recurrence)
 def _flops(a: Any, b: Any, initial: Any, *args: Any, **kwargs: Any) -> int:
     """Shapes of `linear_recurrence` -> two per multiply-add."""
-    count, steps, _, width = a
-    return 0 if width == 1 else 2 * count * steps * width * width * b[-1]
+    count, steps, rows, width = a
+    return 0 if rows == 1 else 2 * count * steps * width * width * b[-1]
 
 
 def _solve_flops(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:

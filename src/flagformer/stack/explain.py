@@ -50,4 +50,6 @@ def _kernels(layers: Any) -> list[str]:
             kernel = getattr(core, "kernel", core)  # a user's core may have no kernel
             reason = getattr(kernel, "reason", "given")
             found[f"{type(kernel).__name__} in {NAMES[sublayer.kind]}: {reason}"] = None
+        elif sublayer.kind == "m" and sublayer.fn.kernel():
+            found[f"{type(sublayer.fn).__name__} in {NAMES[sublayer.kind]}: {sublayer.fn.kernel()}"] = None
     return list(found)

@@ -43,7 +43,12 @@ ParallelBlock = Annotated[
     bool, Flag("parallel_block", "the sublayers of a block read one norm of its input; outputs are added")
 ]
 OwnNorms = Annotated[
-    bool, Flag("parallel_block_own_norms", "a norm for each sublayer of a parallel block, as in GPT-NeoX")
+    bool,
+    Flag(
+        "parallel_block_own_norms",
+        "a norm for each sublayer of a parallel block, as in GPT-NeoX",
+        example_with={"parallel_block": True},
+    ),
 ]
 
 

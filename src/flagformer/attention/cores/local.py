@@ -21,6 +21,7 @@ from flagformer.position import Rotation
 
 # Smallest number of queries in a block: smaller blocks cost more for each pair.
 BLOCK = 32
+SHORT = {"local_attn_window_size": 3}  # for tests of the flags: windows that end within a short row
 
 
 class Local(Core):
@@ -128,18 +129,28 @@ class LocalHeads(HeadShare):
         dims: Dims,
         *,
         heads: Annotated[
-            int | None, Flag("n_local_attn_heads", "number of heads with local attention", ge=0)
+            int | None,
+            Flag("n_local_attn_heads", "number of heads with local attention", ge=0, example_with=SHORT),
         ],
         window: Annotated[
             int, Flag("local_attn_window_size", "tokens of a window of local heads", ge=1)
         ] = 256,
         radius: Annotated[
             int,
-            Flag("local_attn_radius_blocks", "windows of keys on each allowed side, for local heads", ge=1),
+            Flag(
+                "local_attn_radius_blocks",
+                "windows of keys on each allowed side, for local heads",
+                ge=1,
+                example_with=SHORT,
+            ),
         ] = 1,
         fixed: Annotated[
             bool,
-            Flag("local_attn_fixed_windows", "fixed windows by position, as in local-attention, not sliding"),
+            Flag(
+                "local_attn_fixed_windows",
+                "fixed windows by position, as in local-attention, not sliding",
+                example_with=SHORT,
+            ),
         ] = False,
     ) -> None:
         assert heads is not None

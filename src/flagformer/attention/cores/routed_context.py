@@ -60,7 +60,12 @@ class RoutedContext(Core):
         *,
         count: Annotated[
             int | None,
-            Flag("context_num_clusters", "routing: clusters C of each head of cross-attention", ge=1),
+            Flag(
+                "context_num_clusters",
+                "routing: clusters C of each head of cross-attention",
+                ge=1,
+                example_with={"context_window_size": 2},
+            ),
         ],
         window: Annotated[
             int, Flag("context_window_size", "context tokens that each centroid selects", ge=1)

@@ -68,7 +68,12 @@ class Routing(Core):
         *,
         count: Annotated[
             int | None,
-            Flag("num_clusters", "routing: clusters C of each head, about sqrt(T)", ge=1),
+            Flag(
+                "num_clusters",
+                "routing: clusters C of each head, about sqrt(T)",
+                ge=1,
+                example_with={"window_size": 2},
+            ),
         ],
         window: Annotated[
             int,

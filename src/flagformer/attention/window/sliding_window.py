@@ -39,6 +39,7 @@ class SlidingWindow(SlidingWindowSlot):
                 "number of tokens after a query to which it attends; None: all",
                 ge=0,
                 example=1,
+                example_with={"model": "encoder"},
             ),
         ] = None,
     ) -> None:

@@ -35,7 +35,8 @@ def component(
         folder = root()
         for path in create(folder, slot, name):
             typer.echo(f"wrote {folder / path}")
-        flags = " and ".join(f"`{flag}`" for flag in NewComponent(slot, name).flags())
+        new = NewComponent(slot, name)
+        flags = " and ".join(f"`{flag}`" for flag in dict.fromkeys([new.selector, *new.flags()]))
         typer.echo(
             f"The flags {flags} work, and `make quick` passes. Now replace the example: the formula in the "
             "component, the same formula in its test, and the text of the card. After each change of a flag, "

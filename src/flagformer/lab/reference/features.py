@@ -10,25 +10,12 @@ from typing import Any
 import torch
 
 from flagformer.flags import CATALOGUE, Component, FlagError, Param
-from flagformer.lab.reference.selectors import BASE, choices, kinds_of, settings
+from flagformer.lab.reference.selectors import BASE, choices, kinds_of, partners, settings
 from flagformer.models.build import build, check
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 
 ROWS, LENGTH = 2, 8
 SMALL: Mapping[type, tuple[Any, ...]] = {bool: (True, False), int: (6, 3, 2, 256, 1), float: (0.25, 2.0)}
-
-# Further flags that a parameter may need, apart from the selector of its component.
-EXTRA: tuple[dict[str, Any], ...] = (
-    {},
-    {"cross_attend": True},
-    {"cross_attend": True, "memory_update": "bmn"},
-    {"head_transform": "gelu"},
-    {"moe_num_shared_experts": 1},
-    {"moe_num_groups": 2, "moe_top_groups": 1},
-    {"moe_balance_bias": True},
-    {"parallel_block": True},
-    {"model": "encoder"},  # the last: only a flag that every decoder refuses is set on an encoder
-)
 
 
 @dataclass(frozen=True)
@@ -104,9 +91,8 @@ def refusals(flag: str) -> Mapping[str, tuple[str, ...]]:
 def _tuned(flag: str) -> Iterator[dict[str, Any]]:
     """Yield settings to try, the simplest first."""
     for owner, param in CATALOGUE.params_named(flag):
-        for more in EXTRA:
-            for value in _values(param):
-                yield {**settings(), **_selecting(owner), **more, flag: value}
+        for value in _values(param):
+            yield {**settings(), **_selecting(owner), **partners(owner, param), flag: value}
 
 
 def _selecting(owner: Component) -> Mapping[str, Any]:

@@ -17,10 +17,11 @@ from flagformer.flags import CATALOGUE, SLOTS, nearest
 from flagformer.flags.foreign import ABSENT, FLAG_OF, FOREIGN
 from flagformer.flags.names import CROSS
 from flagformer.lab.reference.files import FILES, parts
+from flagformer.stack.mixer_pattern import ATTENTION
 
 TEMPLATES = Path(__file__).with_name("templates")
 CATALOGUE_FILE = "src/flagformer/catalogue.py"
-# slot -> the package of its components, and the flag that selects a component called `name`.
+# slot -> the package of its components, and how users select a component called `name`.
 SLOTS_WITH_TEMPLATE = {
     "norm": ("norm", "use_{name}"),
     "residual": ("residual", "{name}_residual"),
@@ -35,6 +36,7 @@ SLOTS_WITH_TEMPLATE = {
     "activation": ("feedforward", "ff_{name}"),
     "input_mixer": ("input_mixer", "use_{name}"),
     "branch": ("branch", "use_{name}"),
+    "sequence_mixer": ("mixer", 'mixer="{name}"'),
 }
 BY_DESIGN = "a component of it must work with"
 REASONS = {
@@ -60,7 +62,6 @@ REASONS = {
     "core": f"{BY_DESIGN} masks, caches and kernels",
     "local": f"{BY_DESIGN} masks, caches and kernels",
     "kernel": f"{BY_DESIGN} masks and needs of other components",
-    "sequence_mixer": f"{BY_DESIGN} padding, packing, decode state and chunks",
 }
 
 
@@ -81,10 +82,20 @@ class NewComponent:
         return SLOTS_WITH_TEMPLATE[self.slot][0]
 
     @property
-    def select(self) -> str:
-        """The flag that selects it, without a repeated word: `attn_norm`, not `attn_attn_norm`."""
+    def selector(self) -> str:
+        """How users select it, without a repeated word: `attn_norm`, not `attn_attn_norm`; `mixer="mine"`."""
         before, after = SLOTS_WITH_TEMPLATE[self.slot][1].split("{name}")
         return before + self.module.removeprefix(before).removesuffix(after) + after
+
+    @property
+    def select(self) -> str:
+        """The flag that selects it."""
+        return self.selector.partition("=")[0]
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is a value of a flag that selects the other components of its slot too."""
+        return self.select != self.selector
 
     @property
     def path(self) -> str:
@@ -95,7 +106,8 @@ class NewComponent:
         words = {
             "Name": self.name,
             "select": self.select,
-            "stem": self.select.removeprefix("use_"),
+            "selector": self.selector,
+            "stem": f"{self.select}_{self.module}" if self.is_value else self.select.removeprefix("use_"),
             "imported": f"flagformer.{self.package.replace('/', '.')}.{self.module}",
             "module": self.module,
             "slot": self.slot,
@@ -112,8 +124,8 @@ class NewComponent:
         }
 
     def flags(self) -> list[str]:
-        """Return its selector and the flag that its file declares."""
-        return [self.select, _flag_in(self.files()[self.path])]
+        """Return the new flags: its selector, unless it is a value of another flag, and that of its file."""
+        return [*([] if self.is_value else [self.select]), _flag_in(self.files()[self.path])]
 
 
 def create(folder: Path, slot: str, name: str) -> list[str]:
@@ -141,6 +153,7 @@ def plan(folder: Path, slot: str, name: str) -> dict[str, str]:
     refuse_name(name)
     new = NewComponent(slot, name)
     refuse_flags(new)
+    refuse_value(new)
     texts = new.files()
     existing = [path for path in texts if (folder / path).exists()]
     if existing:
@@ -178,6 +191,12 @@ def refuse_flags(new: NewComponent) -> None:
                 f"`{new.name}` needs the flag `{flag}`, a name of another library that has an answer in "
                 "flags/foreign.py: choose another name"
             )
+
+
+def refuse_value(new: NewComponent) -> None:
+    """Refuse `attention`, which keeps the attention of a layer in a pattern of mixers."""
+    if new.is_value and new.module == ATTENTION:
+        raise ValueError(f"`{new.selector}` has a meaning already, attention: choose another name")
 
 
 def with_line(catalogue: str, new: NewComponent) -> str:

@@ -28,23 +28,9 @@ VALUES: dict[str, Any] = {
     "layers_execute_order": (0, 1, 2, 3, 2, 3),
     "attn_value_dim_head": 12,
 }
-# Flags that must be set with a choice, unless another choice sets them.
+# Flags that must be set with the selector of a component, which has no declaration of its own.
 EXTRA: dict[str, dict[str, Any]] = {
-    name: {"cross_attend": True}
-    for name in (
-        "num_memory_slots",
-        "cross_residual_attn",
-        "cross_attn_tokens_dropout",
-        "cross_attn_zero_init_output",
-        "context_shared_qk",
-    )
-} | {
     "attn_rotary_embed_values": {"rotary_pos_emb": True},
-    "parallel_block_own_norms": {"parallel_block": True},
-    # windows shorter than the test rows
-    "n_local_attn_heads": {"local_attn_window_size": 3},
-    "num_clusters": {"window_size": 2},
-    "context_num_clusters": {"cross_attend": True, "context_window_size": 2},
     "ff_pkm": {"pkm_num_keys": 8},
 }
 # Other flags that set the same.
@@ -121,7 +107,14 @@ def _choice(name: str, param: Param | None, item: Component | None = None) -> Ch
         value = VALUES[name]
     else:
         value = True if param is None else _value(param)
-    return Choice(name, {name: value}, EXTRA.get(name, {}), WITHOUT.get(name, ()), item)
+    extra = {**EXTRA.get(name, {}), **partners(item, param)}
+    return Choice(name, {name: value}, extra, WITHOUT.get(name, ()), item)
+
+
+def partners(item: Component | None, param: Param | None) -> dict[str, Any]:
+    """Return the flags to set with a flag: those that its component needs, and those that it declares."""
+    crossed = {"cross_attend": True} if item is not None and item.kind == "c" else {}
+    return {**crossed, **({} if param is None else param.flag.example_with)}
 
 
 def _value(param: Param) -> Any:
