@@ -20,6 +20,10 @@ gc.freeze()
 gc.set_threshold(100_000, 20, 50)
 # Thousands of lines of torch's trace log, which pytest would capture.
 logging.getLogger("torch.__trace").propagate = False
+# `torch.manual_seed` formats the call stack once for each kind of accelerator that is absent, and pytest's
+# stacks are deep: a millisecond, several times a test.
+if not torch.accelerator.is_available():
+    torch.manual_seed = torch.default_generator.manual_seed
 
 
 def pytest_addoption(parser):

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-
 from flagformer.audit.check_result import CheckResult
 from flagformer.flags import FlagError, Instance, Spec
+from flagformer.ops.seed import seed_devices
 
 Build = Callable[[dict[str, Any]], Callable[..., Any]]
 Rerun = Callable[[Callable[..., Any], str], CheckResult]
@@ -56,7 +55,7 @@ class FaultLocator:
         Flags that need the removed one are removed with it.
         """
         while True:
-            torch.manual_seed(self.seed)
+            seed_devices(self.seed)
             try:
                 return self.rerun(self.build(dict(flags)), check)
             except FlagError as error:

@@ -17,6 +17,7 @@ from flagformer.audit.calls.choose import calls_of
 from flagformer.audit.max_error import MaxError
 from flagformer.audit.preserve import Buffers
 from flagformer.audit.tolerance import Tolerance, other_shape, same_shape
+from flagformer.ops.seed import seed_devices
 
 
 class NotApplicable(Exception):
@@ -112,7 +113,7 @@ class Subject:
 
     @contextmanager
     def comparing(self, seed: int = 0) -> Iterator[None]:
-        torch.manual_seed(self.settings.seed + seed)
+        seed_devices(self.settings.seed + seed)
         random.seed(self.settings.seed + seed)
         with torch.no_grad(), self.autocast(self.settings.cast):
             yield

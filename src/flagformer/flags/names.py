@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from flagformer.flags.errors import Finding, closest, nearest
@@ -54,13 +55,14 @@ def parse_flags(
     known = set(registry.names(scopes))
     known |= {CROSS + name for name in registry.crossed()}
     slots = {slot.name for slot in open_slots(scopes)}
+    known |= slots
     values: dict[str, Any] = {}
     findings = []
     invalid = set()
     for name, value in flags.items():
-        if name not in known | slots:
-            findings.append(Finding(prefix + name, _unknown(name, known | slots, prefix), is_unknown=True))
-            invalid |= {name, closest(name, known | slots)}
+        if name not in known:
+            findings.append(Finding(prefix + name, _unknown(name, known, prefix), is_unknown=True))
+            invalid |= {name, closest(name, known)}
             continue
         text = _slot_error(name, value) if name in slots else _value_error(name, normalize(value), registry)
         if text:
@@ -165,6 +167,11 @@ class SublayerFlags:
     shared: Mapping[str, Any]
     per_layer: Mapping[str, tuple[Any, ...]]
     typed: Mapping[str, str]
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """`typed` without the names that were typed as they are declared."""
+        return {bare: name for bare, name in self.typed.items() if name != bare}
 
     def at(self, ordinal: int) -> dict[str, Any]:
         """Return the flags of one of these sublayers."""

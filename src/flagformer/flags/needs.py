@@ -61,7 +61,9 @@ def unmet_needs(
     slots += [] if module is None else module.slots.items()
     names = typed or {}
     chosen = dict.fromkeys(declared(slot, choice) for slot, choices in slots for choice in choices)
-    items = [replace(item, select=names.get(str(item.select), item.select)) for item in chosen]
+    items = [
+        replace(item, select=names[str(item.select)]) if item.select in names else item for item in chosen
+    ]
     for lacking in (item for item in items if item.lacks):
         for other in items:
             for need in sorted(other.needs & lacking.lacks.keys()):

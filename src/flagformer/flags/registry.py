@@ -14,8 +14,8 @@ from flagformer.flags.slots import SLOTS
 
 @dataclass
 class Tables:
-    """Components in order, by slot, by parameter and by selector; flags with a `cross_` form; the names of
-    flags by their scopes, from the first look-up on."""
+    """Components in order, by slot, by parameter and by selector; flags with a `cross_` form; from the first
+    look-up on, the names of flags by their scopes, and the owners and the declaration of each flag."""
 
     components: list[Component] = field(default_factory=list)
     by_slot: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
@@ -23,6 +23,8 @@ class Tables:
     selectors: dict[str, list[Component]] = field(default_factory=lambda: defaultdict(list))
     crossed: dict[str, None] = field(default_factory=dict)
     names: dict[frozenset[str] | None, tuple[str, ...]] = field(default_factory=dict)
+    owners: dict[str, tuple[Component, ...]] = field(default_factory=dict)
+    declared: dict[str, Param] = field(default_factory=dict)
 
 
 class Registry:
@@ -59,7 +61,8 @@ class Registry:
         assert item.slot in SLOTS, f"{item.name} fills the unknown slot {item.slot!r}"
         tables = self._tables
         tables.components.append(item)
-        tables.names.clear()
+        for found in (tables.names, tables.owners, tables.declared):
+            found.clear()
         tables.by_slot[item.slot].append(item)
         if item.select is not None:
             tables.selectors[item.select].append(item)
@@ -101,14 +104,26 @@ class Registry:
         """Return the scope of a flag: that of the slot of the first component that declares it."""
         return SLOTS[self.owners(name)[0].slot].scope
 
-    def owners(self, name: str) -> list[Component]:
+    def owners(self, name: str) -> tuple[Component, ...]:
         """Return the components with this parameter, then those that the flag selects; those of a slot."""
-        if name in SLOTS:
-            return list(self.in_slot(name))
-        return list(dict.fromkeys([*(item for item, _ in self.params_named(name)), *self.selected_by(name)]))
+        owners = self._found.owners
+        if name not in owners:
+            found = self.in_slot(name) if name in SLOTS else self._owners(name)
+            owners[name] = tuple(dict.fromkeys(found))
+        return owners[name]
+
+    def _owners(self, name: str) -> Iterator[Component]:
+        yield from (item for item, _ in self.params_named(name))
+        yield from self.selected_by(name)
 
     def param(self, name: str) -> Param:
         """Return the declaration of a flag; for a pure selector a boolean with the docs of its components."""
+        params = self._found.declared
+        if name not in params:
+            params[name] = self._param(name)
+        return params[name]
+
+    def _param(self, name: str) -> Param:
         declared = self.params_named(name)
         if declared:
             return declared[0][1]

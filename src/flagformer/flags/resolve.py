@@ -157,7 +157,7 @@ class _Resolution:
                 self.layers = dict.fromkeys(own.per_layer, ordinal) | dict.fromkeys(branch.per_layer, index)
                 of_kind = {**own.at(ordinal), "mixer": mixer} if kind == "m" else own.at(ordinal)
                 made[key] = self._module(kind, of_kind, branch.at(index), stack["position_bias"])
-                self.findings += unmet_needs(stack, made[key][0], self.prefix, own.typed)
+                self.findings += unmet_needs(stack, made[key][0], self.prefix, own.renamed)
             module, used = made[key]
             self.used.add(used, own, ordinal)
             self.used.add(used, branch, index)

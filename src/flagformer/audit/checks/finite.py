@@ -16,6 +16,7 @@ from flagformer.audit.checks.gradients import loss_of
 from flagformer.audit.checks.packing import packed_lengths
 from flagformer.audit.checks.padding import padded_left, row_lengths
 from flagformer.audit.subject import Subject, checked
+from flagformer.ops.seed import seed_devices
 
 FULL = "in full precision"
 
@@ -124,7 +125,7 @@ def _trained(subject: Subject, when: str) -> NonFinite | None:
     """The loss and gradients of one training step under the enclosing autocast."""
     if subject.module is None:
         return None
-    torch.manual_seed(subject.settings.seed)
+    seed_devices(subject.settings.seed)
     random.seed(subject.settings.seed)
     subject.module.zero_grad()
     with subject.training(True), torch.enable_grad():

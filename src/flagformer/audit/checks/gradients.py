@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flagformer.audit.check_result import CheckResult, must_be
 from flagformer.audit.preserve import preserve_parameters
 from flagformer.audit.subject import NotApplicable, Subject, checked
+from flagformer.ops.seed import seed_devices
 
 STEPS = 6
 STEP_SIZE = 0.02
@@ -56,7 +57,7 @@ def loss_of(subject: Subject, ids: Tensor) -> tuple[Tensor, Tensor]:
 def _backward(subject: Subject, step: int) -> bool:
     """Run one backward pass; return False if nothing requires a gradient."""
     seed = subject.settings.seed + step
-    torch.manual_seed(seed)
+    seed_devices(seed)
     random.seed(seed)
     ids = subject.random_ids(subject.settings.rows, subject.settings.seq_len)
     with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False):

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flagformer.lab.data import draws
+from flagformer.ops.seed import seed_devices
 
 Answer = TypeVar("Answer")
 Parallel = Literal["ddp", "fsdp"]
@@ -53,7 +54,7 @@ class ProcessGroup(ABC):
     def seed(self, seed: int, step: int) -> None:
         """Seed the ranks after the first differently, so that dropout differs between ranks."""
         if not self.is_first:
-            torch.manual_seed(draws("rank", self.rank, seed, step).initial_seed())
+            seed_devices(draws("rank", self.rank, seed, step).initial_seed())
 
     @abstractmethod
     def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
