@@ -24,12 +24,14 @@ from flagformer.attention.projection.heads import (
 from flagformer.attention.projection.latent import MultiHeadLatent
 from flagformer.attention.qk_norm.layernorm import LayerQKNorm
 from flagformer.attention.qk_norm.norms import L2QKNorm, NoQKNorm, RMSQKNorm
+from flagformer.attention.score_bias.forget_gate import ForgetGate
 from flagformer.attention.value_mods.embedding import ValueEmbedding
 from flagformer.attention.values.rotary import RotaryValues
 from flagformer.attention.values.shared import SharedKV
 from flagformer.attention.values.width import ValueWidth
 from flagformer.attention.window.chunks import ChunkedWindow
 from flagformer.attention.window.sliding_window import FullContext, SlidingWindow
+from flagformer.branch.adaptive_gate import AdaptiveGate
 from flagformer.branch.scale import BranchScale, LayerScale
 from flagformer.branch.stochastic_depth import StochasticDepth
 from flagformer.embedding.memory import MemoryTokens, NoMemory
@@ -43,6 +45,7 @@ from flagformer.feedforward.xielu import XIELU
 from flagformer.flags import CATALOGUE
 from flagformer.flow import Dims
 from flagformer.head.heads import LinearHead, NoHead, TiedHead
+from flagformer.head.layer_mix import NoLayerMix, ScalarMix
 from flagformer.input_mixer.identity import Identity
 from flagformer.input_mixer.token_shift import TokenShift
 from flagformer.memory.recurrence import NoRecurrence, SegmentRecurrence
@@ -104,7 +107,7 @@ CATALOGUE.fill(
         NoQKNorm, L2QKNorm, RMSQKNorm, LayerQKNorm,
         FullContext, SlidingWindow, ChunkedWindow,
         LearnedMemory, NullKV,
-        TalkingScores, SoftClamp,
+        TalkingScores, SoftClamp, ForgetGate,
         Softmax, SparseTopK, LearnedSink, Softpick,
         TalkingWeights,
         TensorProduct, HeadScale, HeadGate, ValueGate,
@@ -117,8 +120,8 @@ CATALOGUE.fill(
         Dense, GLU, ProductKeys, MixtureOfExperts,
         GELU, Swish, ReLUSquared, XIELU, NamedActivation,
         Identity, TokenShift,
-        LayerScale, BranchScale, StochasticDepth,
-        LinearHead, TiedHead, NoHead,
+        LayerScale, BranchScale, AdaptiveGate, StochasticDepth,
+        NoLayerMix, ScalarMix, LinearHead, TiedHead, NoHead,
         NoRecurrence, SegmentRecurrence, NoSlots, MemorySlots,
     ]
 )  # fmt: skip

@@ -6,6 +6,7 @@ from torch import nn
 
 import flagformer
 from flagformer import FlagError
+from flagformer.branch import Branch
 from flagformer.norm import Norm
 
 C = 6
@@ -14,7 +15,7 @@ NORMS = ["adaptive_layernorm", "adaptive_rmsnorm"]
 
 
 def build(**flags):
-    norm = {} if set(flags) & {"norm", *NORMS} else {"adaptive_layernorm": C}
+    norm = {} if set(flags) & {"norm", "use_rmsnorm", *NORMS} else {"adaptive_layernorm": C}
     torch.manual_seed(0)
     model = flagformer.build({**FLAGS, **norm, **flags}).eval()
     for parameter in model.parameters():
@@ -67,8 +68,65 @@ def test_it_starts_as_a_norm_without_weight(name):
     assert torch.equal(model(ids(), condition=conditions(2)), model(ids()))
 
 
+@pytest.mark.parametrize("form", ["row", "token", "none"])
+def test_formula_of_gates(form):
+    """adaLN-Zero: each branch is multiplied by a function of the condition, after its norm and its scale."""
+    model = build(adaptive_gate=C, sandwich_norm=True, residual_scale=0.5).double()
+    branch, seen = model.attn_layers.sublayers[1].branch, {}
+    branch.register_forward_hook(lambda module, inputs, out: seen.update(x=inputs[0], out=out))
+    given = {"row": conditions(2), "token": conditions(2, 6), "none": None}[form]
+    model(ids(), condition=None if given is None else given.double())
+    gate = branch[1].to_gate
+    for row in range(2):
+        for token in range(6):
+            c = torch.zeros(C) if given is None else given[row] if form == "row" else given[row, token]
+            c = c.double()
+            wanted = 0.5 * seen["x"][row, token] * (gate.weight @ (c / (1 + (-c).exp())) + gate.bias)
+            assert torch.allclose(seen["out"][row, token], wanted, atol=1e-10)
+
+
+def test_gates_start_closed_and_learn():
+    torch.manual_seed(0)
+    model = flagformer.build({**FLAGS, "adaptive_layernorm": C, "adaptive_gate": C})
+    seen = []
+    model.attn_layers.final_norm.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    model(ids(), condition=conditions(2)).square().sum().backward()
+    assert torch.equal(seen[0], model.token_emb(ids()) + model.pos_emb(torch.arange(6)[None]))
+    gates = [sublayer.branch.to_gate for sublayer in model.attn_layers.sublayers]
+    assert all(gate.weight.grad.abs().sum() > 0 for gate in gates)
+    assert flagformer.build({**FLAGS, "adaptive_gate": (C, None, 0, C)}).attn_layers.condition_dim == C
+    with pytest.raises(FlagError, match="`condition_dim` must be one width, but components read"):
+        flagformer.build({**FLAGS, "adaptive_layernorm": C, "adaptive_gate": C + 1})
+
+
+class Signed(Branch):
+    """The output with the sign of the first number of the condition: a branch that reads `side`."""
+
+    reads_side = True
+    condition_dim = C
+
+    def __init__(self, dims):
+        super().__init__()
+
+    def forward(self, out, side):
+        return out * side.condition[..., :1].sign()
+
+
+def test_a_branch_of_your_own_reads_the_condition():
+    model = build(branch=[Signed], use_rmsnorm=True)
+    ones = torch.ones(2, C)
+    plain = build(use_rmsnorm=True)
+    plain.load_state_dict(model.state_dict())
+    assert close(model(ids(), condition=ones), plain(ids()))
+    assert not close(model(ids(), condition=-ones), plain(ids()))
+
+
 MODELS = {
     "plain": {},
+    "gates": {"adaptive_gate": C},
+    "gates of RMSNorm": {"adaptive_gate": C, "use_rmsnorm": True, "use_layerscale": True},
+    "gates, parallel": {"adaptive_gate": C, "parallel_block": True},
+    "gates, reversible": {"adaptive_gate": C, "reversible": True},
     "post-norm": {"pre_norm": False},
     "sandwich": {"sandwich_norm": True},
     "shifted tokens": {"shift_tokens": 1},
@@ -132,12 +190,17 @@ def test_prepended_embeddings_and_memory_tokens():
 
 
 @pytest.mark.parametrize(
-    "flags", [{"reversible": True}, {"checkpoint": "sublayer"}, {"checkpoint": "selective"}]
+    "flags",
+    [
+        {"reversible": True, "adaptive_gate": C},
+        {"checkpoint": "sublayer", "adaptive_gate": C},
+        {"checkpoint": "selective"},
+    ],
 )
 def test_recomputation_sees_the_same_condition(flags):
     """Gradients of parameters and of the condition equal those of a stored forward."""
     found = []
-    for more in (flags, {}) if "reversible" not in flags else (flags, {"reversible": True}):
+    for more in (flags, {name: value for name, value in flags.items() if name != "checkpoint"}):
         model = build(**more).train()
         condition = conditions(2, 6).requires_grad_()
         options = {"return_intermediates": True} if "reversible" in flags and found else {}

@@ -16,12 +16,13 @@ from flagformer.attention.cores.local import HeadShare, Local
 from flagformer.attention.gates import Gate
 from flagformer.attention.output import Output
 from flagformer.attention.prefix_kv import PrefixKV
+from flagformer.attention.score_bias.total import ScoreBiases
 from flagformer.attention.scores import ScorePipeline
 from flagformer.attention.source import CrossAttentionInputs, QKVSource, SelfAttentionInputs
 from flagformer.attention.values import Values
 from flagformer.attention.window import SlidingWindowSlot
 from flagformer.flags import Finding, FlagError, Instance, Spec
-from flagformer.flow import AttentionBias, Dims, SideInputs, Window
+from flagformer.flow import AttentionBias, Dims, SideInputs, TokenBias, Window
 from flagformer.ops.identity import as_module
 from flagformer.ops.reminder import watch
 from flagformer.position import Rotation
@@ -43,6 +44,7 @@ class Attention(nn.Module):
         core: Core,
         gates: Sequence[Gate],
         output: Output,
+        score_biases: ScoreBiases | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -57,6 +59,7 @@ class Attention(nn.Module):
         # of the attention bias: for all heads
         self.narrowing = (source.window, self.num_prefix_kv, masks_self, None, source.window_rules)
         self.core = core
+        self.score_biases = score_biases
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
         self._watch()
@@ -83,16 +86,22 @@ class Attention(nn.Module):
     def prepare(self, side: SideInputs) -> None:
         """Make the forms of mask and position bias that `forward` reads, before the executor runs."""
         prepare = getattr(self.core, "prepare", None)  # a custom core may have none
+        bias = self._bias(side)
+        if self.score_biases is not None:
+            bias = TokenBias(bias, None)
         if prepare is None:
-            self._bias(side).dense()
+            bias.dense()
         else:
-            prepare(self._bias(side), side)
+            prepare(bias, side)
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
         for prefix in self.prefix_kv:
             kv = prefix(kv, self.source.qk_norm.keys)
-        out = self.core(q, kv, self._bias(side), side)
+        bias = self._bias(side)
+        if self.score_biases is not None:
+            bias = TokenBias(bias, self.score_biases(x, side))
+        out = self.core(q, kv, bias, side)
         if kv.absorbed:
             out = self.source.projection.of_absorbed(out)
         for gate in self.gates:
@@ -121,6 +130,7 @@ def build_attention(
     projection = slots["projection"][0].build(dims, cross, values.shared)
     qk_norm = slots["qk_norm"][0].build(dims, projection.groups)
     source: QKVSource = CrossAttentionInputs(projection, qk_norm, dims)
+    score_biases = None
     if rotation_idx is not None:
         value_rotation = rotation if values.rotated else NoRotation(dims)
         window = slots["window"][0].build()
@@ -128,11 +138,14 @@ def build_attention(
         value_mods = [filler.build(dims, projection.groups) for filler in slots["value_mod"]]
         source = SelfAttentionInputs(projection, qk_norm, dims, *rotations, window, value_mods)
         _refuse_ahead(window, dims)
+        if slots["score_bias"]:
+            biases = [filler.build(dims) for filler in slots["score_bias"]]
+            score_biases = ScoreBiases(biases, dims.heads, window.width)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
     core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
     gates = [filler.build(dims) for filler in slots["gate"]]
     _refuse_idle_window(source, core)
-    return Attention(source, prefix_kv, core, gates, slots["output"][0].build(dims))
+    return Attention(source, prefix_kv, core, gates, slots["output"][0].build(dims), score_biases)
 
 
 def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:

@@ -231,7 +231,7 @@ def _method_error(contract: Contract, component: Any, name: str) -> str:
 
 
 def _reads_side(contract: Contract, component: Any) -> bool:
-    """Whether a norm declares that it also takes the inputs of its sublayer."""
+    """Whether a norm or a branch declares that it also takes the inputs of its sublayer."""
     return hasattr(contract.base, "reads_side") and bool(getattr(component, "reads_side", False))
 
 

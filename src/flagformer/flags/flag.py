@@ -18,6 +18,7 @@ NEEDS = {
     "scores": "the attention scores, as a tensor",
     "learned_bias": "a gradient for the position bias",
     "same_keys": "all heads attend to the same keys",
+    "token_bias": "biases of scores that depend on the tokens between a query and a key",
     "all_pairs": "the scores of all query-key pairs",
     "own_keys": "separate projections of keys and queries",
     "cached_values": "values that are cached as they are",

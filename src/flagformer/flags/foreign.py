@@ -23,6 +23,8 @@ FOREIGN = {
     "norm_add_unit_offset": "norm weights are stored without an offset; `load_x_transformers` takes it",
     "use_adaptive_layernorm": "use `adaptive_layernorm=C` with the width C of the condition",
     "use_adaptive_rmsnorm": "use `adaptive_rmsnorm=C` with the width C of the condition",
+    "use_adaptive_layerscale": "use `adaptive_gate=C` with the width C of the condition",
+    "attn_data_dependent_alibi": "use `attn_forget_gate`",
     "dim_condition": "the norm has it as its value: use `adaptive_layernorm` or `adaptive_rmsnorm`",
     "verbose": "nothing is printed; leave it out",
     "attn_k_rmsnorm": "queries and keys are normalized together: use `attn_qk_rmsnorm`",
@@ -41,9 +43,7 @@ ABSENT = {
     "norms by learned functions (dynamic tanh, Derf); pass a class as `norm`": (
         "use_dynamic_tanh use_derf dynamic_tanh_init_alpha"
     ),
-    "scales of branches by a condition, and networks that make it": (
-        "use_adaptive_layerscale adaptive_condition_mlp adaptive_condition_mlp_expansion"
-    ),
+    "networks that make a condition": "adaptive_condition_mlp adaptive_condition_mlp_expansion",
     "polar positions, and rotation of some heads only; pass a class as `rotation`": (
         "rotate_num_heads polar_pos_emb polar_bias_uniform_init attn_rotate_num_heads"
     ),
@@ -84,7 +84,7 @@ ABSENT = {
     ),
     "data-dependent biases (data-dependent ALiBi, CoPE, projected relative positions); pass a class as "
     "`score`": (
-        "attn_data_dependent_alibi attn_data_dependent_alibi_per_row "
+        "attn_data_dependent_alibi_per_row "
         "attn_data_dependent_alibi_per_row_dim_head attn_data_dependent_alibi_kwargs "
         "attn_use_rel_proj_pos_bias attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_use_cope "
         "attn_cope_max_pos attn_cope_soft_onehot_pos attn_cope_talking_heads"

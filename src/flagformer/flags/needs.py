@@ -28,6 +28,7 @@ UNDECLARED = {
     "norm_position": {"stream"},
     "memory": {"inserted_tokens"},
     "value_mod": {"cached_values"},
+    "score_bias": {"learned_bias", "token_bias"},
 }
 
 Filled = Mapping[str, Iterable[Spec | Instance]]  # slot -> its components

@@ -286,6 +286,9 @@ class Flags(TypedDict, total=False):
     """the cap of scores"""
     cross_attn_logit_softclamp_value: float | tuple[float | None, ...]
     """the cap of scores (cross-attention only)"""
+    attn_forget_gate: bool | tuple[bool | None, ...] | None
+    """Each head forgets earlier tokens by gates f = sigmoid(w x + b) of the tokens between key and
+    query."""
     attn_sparse_topk: int | tuple[int | None, ...] | None
     """number k of keys that a query attends to"""
     cross_attn_sparse_topk: int | tuple[int | None, ...] | None
@@ -475,6 +478,8 @@ class Flags(TypedDict, total=False):
     """initial value of the scales"""
     residual_scale: float | tuple[float | None, ...]
     """factor of the output of each sublayer"""
+    adaptive_gate: int | tuple[int | None, ...]
+    """width C of the condition of gates of branches"""
     layer_dropout: float | tuple[float | None, ...]
     """probability that a row skips the sublayer"""
     # a Spec, a class or a module in place of the component that the flags select
@@ -494,6 +499,7 @@ class Flags(TypedDict, total=False):
     window: Any
     prefix_kv: Any
     score: Any
+    score_bias: Any
     normalizer: Any
     weight_mod: Any
     gate: Any

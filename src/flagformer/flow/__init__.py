@@ -36,6 +36,7 @@ from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.flow.relative import RelativeBias, RelativeRange
 from flagformer.flow.side import Carry, SegmentMemory, SideInputs
 from flagformer.flow.state_record import StateMark, StateRecord
+from flagformer.flow.token_bias import TokenBias
 from flagformer.flow.varlen import VarLen
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "SideInputs",
     "StateMark",
     "StateRecord",
+    "TokenBias",
     "TokenShiftCache",
     "TruncatedCache",
     "UserMaskMod",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagformer.flow.attention_caches import KVCache
 from flagformer.flow.interleave import InsertionPattern
 from flagformer.flow.layer_cache import LayerCache
 from flagformer.flow.layout import Layout
@@ -25,7 +26,7 @@ from flagformer.flow.state_record import (
 )
 
 # The kinds of caches, as the attributes of a state are called.
-KINDS = ("attention", "input_mixer", "core", "mixer")
+KINDS = ("attention", "input_mixer", "core", "mixer", "score_bias")
 
 
 class TruncatedCache(LayerCache):
@@ -58,6 +59,7 @@ class DecodeState:
         input_mixer_caches: caches of input mixers, by execution step.
         core_caches: caches of attention cores other than keys and values, by execution step.
         mixer_caches: states of mixers, by execution step.
+        score_bias_caches: numbers of tokens that biases of scores are made of, by execution step.
         context_layout: layout of the context, after the first forward with a context.
         pattern: where memory tokens are inserted; None for no memory tokens.
         prepended: number of prepended embeddings after the first memory tokens, one number or [B, 1].
@@ -85,6 +87,7 @@ class DecodeState:
         self.input_mixer_caches: dict[int, LayerCache] = {}
         self.core_caches: dict[int, LayerCache] = {}
         self.mixer_caches: dict[int, TruncatedCache] = {}
+        self.score_bias_caches: dict[int, KVCache] = {}
         self.context_layout: Layout | None = None
         self.pattern: InsertionPattern | None = None
         self.prepended: Tensor | int = 0

@@ -43,11 +43,18 @@ class ReturnOptions:
         """Whether `Outputs` are returned."""
         return self.intermediates or self.losses
 
-    def collector(self, weights: Mapping[str, float], steps: Iterable[int]) -> OutputCollector:
-        """Return a collector for the requested outputs; `steps` are the recurrent steps."""
+    def collector(
+        self, weights: Mapping[str, float], steps: Iterable[int], mixed: Iterable[int]
+    ) -> OutputCollector:
+        """Return a collector for the requested outputs.
+
+        Args:
+            steps: the recurrent steps.
+            mixed: the steps whose hidden states `layer_mix` reads.
+        """
         maps = ["attn.weights"] if self.attn or self.intermediates else []
         hiddens = ["stack.stream"] if self.intermediates else []
-        return OutputCollector([*maps, *hiddens], weights, steps if self.mems else ())
+        return OutputCollector([*maps, *hiddens], weights, {*mixed, *(steps if self.mems else ())})
 
     def pack(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagformer.flow import RecurrentState
+from flagformer.flow import Outputs, RecurrentState
 from flagformer.inputs.requests import check_net, ids_and_targets
 from flagformer.inputs.segments import check_reach
 from flagformer.inputs.tokens import check_ids
@@ -31,6 +31,7 @@ def memory_replay_backprop(
     *,
     mems: Tensor | None = None,
     loss_fn: LossOf | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """Read a source segment by segment and accumulate the gradients of the sum of all losses.
 
@@ -47,6 +48,7 @@ def memory_replay_backprop(
         loss_fn: `(results, index of the segment) -> loss or None`, in place of the decoder's loss. An
             encoder-only model needs one; its auxiliary losses are added. It is called in both readings of a
             segment.
+        condition: [B, C], the same for all segments, for models that read one (`adaptive_layernorm`).
 
     Returns:
         [number of segments], the losses without graph; 0 for segments without one.
@@ -63,11 +65,9 @@ def memory_replay_backprop(
     def read(index: int, state: RecurrentState | None) -> tuple[Tensor | None, RecurrentState]:
         slots = None if state is None else state.slots
         segment = (sources[index], targets[index], slots, masks[index], target_masks[index])
-        results, outputs = model(*segment, return_outputs=True)
+        results, outputs = model(*segment, condition=condition, return_outputs=True)
         loss = results.dec_out if loss_fn is None else _check_loss(loss_fn(results, index))
-        if model.decoder is None and outputs.extra_loss is not None:
-            loss = outputs.extra_loss if loss is None else loss + outputs.extra_loss
-        return loss, RecurrentState.of_slots(results.mem)
+        return _sum(loss, model, outputs), RecurrentState.of_slots(results.mem)
 
     losses, last = replay(model, read, _start(model.encoder, mems, len(src)), count)
     assert last.slots is not None
@@ -172,6 +172,12 @@ def _check_source(model: Memformer, src: Tensor, src_mask: Any, tgt: Any, loss_f
         raise ValueError(f"`{name}` must be given, because there is no loss without it")
     if loss_fn is not None and not callable(loss_fn):
         raise ValueError(f"`loss_fn` must be a function of results and a segment's index, but is {loss_fn!r}")
+
+
+def _sum(loss: Tensor | None, model: Memformer, outputs: Outputs) -> Tensor | None:
+    """The loss of a segment with the auxiliary losses of an encoder alone; a decoder's loss includes them."""
+    extra = None if model.decoder is not None else outputs.extra_loss
+    return loss if extra is None else extra if loss is None else loss + extra
 
 
 def _check_loss(loss: Any) -> Tensor | None:

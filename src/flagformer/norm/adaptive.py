@@ -6,21 +6,14 @@ from abc import abstractmethod
 from typing import Annotated
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagformer.flags import Flag, component
 from flagformer.flow import SideInputs
 from flagformer.norm import Norm
 from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.norm.rmsnorm import Eps, rsqrt_ms
-
-
-class ZeroLinear(nn.Linear):
-    """`nn.Linear` that starts at zero and draws no random numbers."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+from flagformer.ops.zero_linear import ZeroLinear
 
 
 class AdaptiveNorm(Norm):
@@ -53,7 +46,7 @@ class AdaptiveNorm(Norm):
 class AdaptiveLayerNorm(AdaptiveNorm):
     """LayerNorm whose scale and shift come from the `condition` of the call; they start as 1 and 0.
 
-    Departure: no gate of the sublayer's output (adaLN-Zero).
+    With `adaptive_gate` it is adaLN-Zero.
     """
 
     def __init__(

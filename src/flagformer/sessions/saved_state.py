@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flagformer.flow import DecodeState, InterleavedDecodeState, StateRecord
 from flagformer.ops.home import home_of
-from flagformer.ops.sharded import is_sharded
+from flagformer.ops.sharded import as_forward, is_sharded
 from flagformer.storage.tensors import digest_of, load_metadata, load_tensors, save_tensors
 
 State = DecodeState | InterleavedDecodeState
@@ -26,6 +26,49 @@ SAMPLES = 16  # numbers of each parameter in the digest of the weights: a traini
 DAMAGED = "it is damaged, or another program wrote it: save the state again by `model.save_state`"
 
 
+class StateFiles:
+    """Methods of models that save decode states."""
+
+    @property
+    def _of_states(self) -> Any:
+        """The model whose `init_state` makes the states."""
+        return self
+
+    def save_state(self, state: State, path: str | Path) -> None:
+        """Write a decode state to one safetensors file, with digests of the model's flags and weights.
+
+        Args:
+            state: a result of `init_state` of this model, after any number of tokens.
+            path: the file; an earlier one is replaced.
+
+        Raises:
+            ValueError: for a state of another model.
+        """
+        save_state(self._of_states, state, Path(path))
+
+    def load_state(self, path: str | Path) -> State:
+        """Read a file of `save_state`, in any process: the next tokens give equal logits, bit by bit.
+
+        Raises:
+            ValueError: for a file that is missing or damaged, or was saved by a model with other flags,
+                weights or precision.
+        """
+        return load_state(self._of_states, Path(path))
+
+
+class InnerStates(StateFiles):
+    """Methods of wrappers whose decode states are those of a model in them, `_of_states`."""
+
+    def init_state(
+        self, batch: int, length: int, *, window: int | None = None, seq_start_pos: Tensor | None = None
+    ) -> State:
+        """Return a preallocated decode state of the model that reads tokens step by step: the model itself,
+        or the decoder of an encoder-decoder (`model.decoder.net`). As `TransformerWrapper.init_state`."""
+        state: State = self._of_states.init_state(batch, length, window=window, seq_start_pos=seq_start_pos)
+        return state
+
+
+@as_forward
 def save_state(model: Any, state: State, path: Path) -> None:
     """Write a state of `model.init_state`, with the digests of the model.
 

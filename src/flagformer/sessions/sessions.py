@@ -17,13 +17,13 @@ from flagformer.inputs.segments import check_session, next_memory
 from flagformer.ops.borrow import borrow
 from flagformer.ops.home import home_of
 from flagformer.ops.sharded import as_forward, is_sharded
-from flagformer.sessions.saved_state import load_state, save_state
+from flagformer.sessions.saved_state import StateFiles
 from flagformer.sessions.stream import Stream
 from flagformer.stack.layers import AttentionLayers
 from flagformer.stack.whole import Whole
 
 
-class Sessions(Whole):
+class Sessions(StateFiles, Whole):
     """Base of `TransformerWrapper` that makes decode states, ends segments and may share a token embedding.
 
     Attributes:
@@ -103,25 +103,3 @@ class Sessions(Whole):
             dtype = torch.get_autocast_dtype(device.type)
         make = partial(self.attn_layers.init_state, window=window, device=device, dtype=dtype)
         return open_session(make, self.memory.pattern, batch, length, seq_start_pos, num_prepend_embeds)
-
-    @as_forward
-    def save_state(self, state: DecodeState | InterleavedDecodeState, path: str | Path) -> None:
-        """Write a decode state to one safetensors file, with digests of the model's flags and weights.
-
-        Args:
-            state: a result of `init_state` of this model, after any number of tokens.
-            path: the file; an earlier one is replaced.
-
-        Raises:
-            ValueError: for a state of another model.
-        """
-        save_state(self, state, Path(path))
-
-    def load_state(self, path: str | Path) -> DecodeState | InterleavedDecodeState:
-        """Read a file of `save_state`, in any process: the next tokens give equal logits, bit by bit.
-
-        Raises:
-            ValueError: for a file that is missing or damaged, or was saved by a model with other flags,
-                weights or precision.
-        """
-        return load_state(self, Path(path))

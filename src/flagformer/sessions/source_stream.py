@@ -13,7 +13,7 @@ from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
 from flagformer.sessions.saved_state import aligned
 from flagformer.sessions.stream import FILE
-from flagformer.stack.inputs import check_size
+from flagformer.stack.inputs import check_row_condition, check_size
 from flagformer.storage.models import refuse_other_weights, weights_digest
 from flagformer.storage.tensors import load_tensors, save_tensors
 
@@ -28,14 +28,18 @@ class SourceStream:
     Args:
         model: a Memformer.
         batch: rows B.
+        condition: [B, C], the condition of all tokens, for models that read one; None: there is none.
 
     Attributes:
         length: number of tokens read of each row.
         mems: [B, M, D], the slots for the current segment; None: it is the first.
     """
 
-    def __init__(self, model: Any, batch: int) -> None:
+    def __init__(self, model: Any, batch: int, condition: Tensor | None = None) -> None:
         check_size("batch_size", batch)
+        if condition is not None:
+            check_row_condition(condition)
+        self.condition = condition
         self.model, self.batch, self.length = model, batch, 0
         self.mems: Tensor | None = None
         self._ids = torch.empty(batch, 0, dtype=torch.long, device=home_of(model)[0])
@@ -54,7 +58,7 @@ class SourceStream:
                     self.mems, self._ids = self._next_mems, self._ids[:, :0]
                 new = ids[:, start : start + most - self._ids.shape[1]]
                 self._ids = torch.cat([self._ids, new], dim=1)
-                results = self.model(self._ids, mems=self.mems)
+                results = self.model(self._ids, mems=self.mems, condition=self.condition)
                 outputs.append(results.enc_out[:, -new.shape[1] :])
                 self._next_mems, start = results.mem, start + new.shape[1]
         self.length += ids.shape[1]
@@ -64,7 +68,8 @@ class SourceStream:
         """New target tokens after each start, as from `Memformer.generate` of the last segment."""
         if not self.length:
             raise ValueError("`generate` needs a source, but this stream has read no tokens yet")
-        return self.model.generate(self._ids, start_tokens, seq_len, mems=self.mems, **kwargs)
+        kwargs = {"mems": self.mems, "condition": self.condition, **kwargs}
+        return self.model.generate(self._ids, start_tokens, seq_len, **kwargs)
 
     def size_bytes(self) -> int:
         """Memory in bytes, the same after any number of segments."""

@@ -14,7 +14,7 @@ from flagformer.inputs.segments import check_reach
 from flagformer.inputs.tokens import check_ids
 from flagformer.ops.home import home_of
 from flagformer.sessions.saved_state import aligned, packed, unpacked
-from flagformer.stack.inputs import check_size
+from flagformer.stack.inputs import check_row_condition, check_size
 from flagformer.storage.models import refuse_other_weights, weights_digest
 from flagformer.storage.tensors import load_metadata, load_tensors, save_tensors
 
@@ -44,8 +44,8 @@ class Stream:
         check_size("batch_size", batch)
         _check_model(model)
         self.model, self.batch, self.length = model, batch, 0
-        if condition is not None and condition.dim() != 2:
-            raise ValueError(f"`condition` must have shape [{batch}, C], but has {list(condition.shape)}")
+        if condition is not None:
+            check_row_condition(condition)
         self.condition = condition
         self.mems: RecurrentState | None = None
         self._begin()

@@ -20,7 +20,14 @@ from flagformer.stack.parallel_groups import ParallelGroups
 from flagformer.stack.placement import Placement
 from flagformer.stack.places import placed_modules, places_of
 from flagformer.stack.rotations import Rotations
-from flagformer.stack.sublayer import SharedNorm, Sublayer, TensorFn, sublayer_class
+from flagformer.stack.sublayer import (
+    BranchesWithSide,
+    SharedNorm,
+    Sublayer,
+    TensorFn,
+    reads_side,
+    sublayer_class,
+)
 
 NormMaker = Callable[[Place], TensorFn]
 
@@ -108,7 +115,9 @@ def _branch(module: SublayerSpec, dims: Dims, half_step: bool) -> TensorFn:
     parts += [as_module(choice.build(dims)) for choice in module.slots["branch"]]
     if not parts:
         return identity
-    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    if len(parts) == 1:
+        return parts[0]
+    return BranchesWithSide(*parts) if any(map(reads_side, parts)) else nn.Sequential(*parts)
 
 
 def _unused_core(resolved: Resolved, functions: Sequence[nn.Module | None]) -> list[Finding]:

@@ -128,8 +128,9 @@ def check_condition(
     check_tensor("condition", condition)
     if width is None:
         raise ValueError(
-            "`condition` was passed, but no component reads it: build with `adaptive_layernorm` or "
-            "`adaptive_rmsnorm`, or give a component of your own the attribute `condition_dim`"
+            "`condition` was passed, but no component reads it: build with `adaptive_layernorm`, "
+            "`adaptive_rmsnorm` or `adaptive_gate`, or give a component of your own the attribute "
+            "`condition_dim`"
         )
     shapes = ((batch, width), (batch, length, width))
     if tuple(condition.shape) not in shapes or not condition.is_floating_point():
@@ -142,6 +143,13 @@ def check_condition(
             f"`condition` must have shape [{batch}, {width}] with `mems`, because memories of earlier tokens "
             "have no condition of their own"
         )
+
+
+def check_row_condition(condition: Any) -> None:
+    """Check that a condition has the form [B, C], in a model whose parts have different numbers of tokens."""
+    if not isinstance(condition, Tensor) or condition.dim() != 2:
+        found = list(condition.shape) if isinstance(condition, Tensor) else repr(condition)
+        raise ValueError(f"`condition` must have shape [B, C], one for each row, but is {found}")
 
 
 def check_vectors(x: Tensor, dim: int) -> None:

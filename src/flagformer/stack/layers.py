@@ -154,6 +154,12 @@ class AttentionLayers(Whole):
         sublayers = list(self.sublayers)
         return [sublayers[index] for index in self.resolved.plan.order]
 
+    @property
+    def hidden_steps(self) -> tuple[int, ...]:
+        """The first step of each group of parallel sublayers: the steps with a hidden state of their own."""
+        order, is_last = self.resolved.plan.order, ParallelGroups.of(self.resolved.plan).is_last
+        return tuple(step for step in range(len(order)) if step == 0 or is_last[order[step - 1]])
+
     def explain(self) -> str:
         """Describe the slots, the kernel of each attention with its reason, and the saved activations."""
         return explain_stack(self)

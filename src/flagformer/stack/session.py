@@ -15,9 +15,11 @@ def cache_signature(steps: Sequence[Sublayer]) -> tuple[tuple[str | int, ...], .
     """The kind and the sizes of the caches at each step; models that share a state have equal ones."""
     signature: list[tuple[str | int, ...]] = []
     for sublayer in steps:
-        shape = (0, 0, 0)
+        shape: tuple[str | int, ...] = (0, 0, 0)
         if sublayer.kind != "f":
             shape = sublayer.fn.cache_shape if sublayer.kind == "m" else sublayer.fn.source.cache_shape
+        if sublayer.kind == "a" and sublayer.fn.score_biases is not None:
+            shape = (*shape, "score_bias")
         signature.append((sublayer.kind, *shape))
     return tuple(signature)
 
@@ -35,6 +37,8 @@ def init_caches(
         if sublayer.kind not in ("a", "c"):
             continue
         state.attention_caches[step] = sublayer.fn.source.init_cache(state, dtype, device)
+        if sublayer.fn.score_biases is not None:
+            state.score_bias_caches[step] = sublayer.fn.score_biases.init_cache(state, dtype, device)
         core = sublayer.fn.core
         core_cache = core.init_cache(state, device) if isinstance(core, Core) else None
         if core_cache is not None:

@@ -22,14 +22,25 @@ from flagformer.residual.parallel_streams import ParallelStream
 TensorFn = Callable[[Tensor], Tensor]
 
 
-def reads_side(norm: TensorFn) -> bool:
-    """Whether a norm is called as `norm(x, side)`."""
-    return bool(getattr(norm, "reads_side", False))
+def reads_side(part: TensorFn) -> bool:
+    """Whether a norm or a branch is called as `part(x, side)`."""
+    return bool(getattr(part, "reads_side", False))
 
 
-def with_side(norm: Any, side: SideInputs) -> TensorFn:
-    """The norm as a function of x alone."""
-    return partial(norm, side=side) if reads_side(norm) else norm
+def with_side(part: Any, side: SideInputs) -> TensorFn:
+    """The norm or the branch as a function of x alone."""
+    return partial(part, side=side) if reads_side(part) else part
+
+
+class BranchesWithSide(nn.Sequential):
+    """Several branches, one after the other, some of which read `side`."""
+
+    reads_side = True
+
+    def forward(self, out: Tensor, side: SideInputs) -> Tensor:  # type: ignore[override]
+        for branch in self:
+            out = with_side(branch, side)(out)
+        return out
 
 
 class Sublayer(nn.Module):
@@ -64,6 +75,7 @@ class Sublayer(nn.Module):
         borrow(self, {"residual": residual})
         self.in_norm, self.branch_norm, self.out_norm = in_norm, branch_norm, out_norm
         self.norms_read_side = any(map(reads_side, (in_norm, branch_norm, out_norm)))
+        self.branch_reads_side = reads_side(branch)
 
     def forward(self, h: Any, side: SideInputs) -> Any:
         return self._update(h, self._norms(side)[0](self.residual.read(h, self.index)), side)
@@ -76,7 +88,8 @@ class Sublayer(nn.Module):
             x, side = self._with_memory(in_norm, memory, x, side)
         else:
             x = self.input_mixer(x, side)
-        out = self.branch(branch_norm(self.fn(x, side)))
+        branch = with_side(self.branch, side) if self.branch_reads_side else self.branch
+        out = branch(branch_norm(self.fn(x, side)))
         return self.residual.apply_norm(self.residual.write(h, out, self.index), out_norm)
 
     def _norms(self, side: SideInputs) -> tuple[TensorFn, TensorFn, TensorFn]:

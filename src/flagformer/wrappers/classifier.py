@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flow import Outputs
@@ -19,8 +18,7 @@ from flagformer.inputs.tokens import check_ids
 from flagformer.ops.identity import identity
 from flagformer.ops.traced import readable
 from flagformer.stack.inputs import check_padding, check_starts
-from flagformer.stack.whole import Whole
-from flagformer.storage.saved import Saved
+from flagformer.wrappers.delegating import Delegating
 from flagformer.wrappers.encoder_decoder import HEAD, MEMORIES
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -33,7 +31,7 @@ FIXED = {
 }
 
 
-class SequenceClassifier(Whole, Saved):
+class SequenceClassifier(Delegating):
     """An encoder with a classifier (BERT, arXiv:1810.04805): ids [B, T] -> logits [B, num_classes].
 
     Args:
@@ -45,6 +43,7 @@ class SequenceClassifier(Whole, Saved):
     """
 
     parts = (FlagGroup("", MODEL_SCOPES, frozenset(FIXED)),)
+    inner = "encoder"
 
     def __init__(
         self,
@@ -91,16 +90,6 @@ class SequenceClassifier(Whole, Saved):
         """Size V of the vocabulary."""
         return self.encoder.num_tokens
 
-    @property
-    def has_losses(self) -> bool:
-        """Whether training forwards compute auxiliary losses, which `return_losses` returns."""
-        return self.encoder.has_losses
-
-    def num_params(self, *, embedding: bool = True) -> int:
-        """Number of parameters; without token and position embeddings under `embedding=False`."""
-        outside = self.encoder.num_params() - self.encoder.num_params(embedding=False)
-        return sum(parameter.numel() for parameter in self.parameters()) - (0 if embedding else outside)
-
     def explain(self) -> str:
         """Describe the pooling, the components of the encoder, and the reason for each kernel."""
         classes = self.own["num_classes"]
@@ -108,10 +97,6 @@ class SequenceClassifier(Whole, Saved):
         title = f"SequenceClassifier: {self.num_params():,} parameters, {given}"
         title += f", {self.own['pooling']} pooling"
         return "\n".join([title, self.encoder.explain()])
-
-    def update_kmeans(self) -> None:
-        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
-        update_kmeans(self)
 
     def forward(
         self,
@@ -123,6 +108,7 @@ class SequenceClassifier(Whole, Saved):
         token_type_ids: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
+        condition: Tensor | None = None,
         return_logits_and_embeddings: bool = False,
         return_losses: bool = False,
     ) -> Any:
@@ -133,7 +119,7 @@ class SequenceClassifier(Whole, Saved):
             mask: [B, T] bool, True for tokens, False for padding; at least one token in each row.
             seq_start_pos: [B] the index of each left-padded row's first token, which has position 0.
             attn_mask: as in `TransformerWrapper.forward`; a class token is at index 0, before the tokens.
-            token_type_ids, embed_ids, sum_embeds: as in `TransformerWrapper.forward`.
+            token_type_ids, embed_ids, sum_embeds, condition: as in `TransformerWrapper.forward`.
             return_logits_and_embeddings: return (logits, embeddings) with the encoder's output [B, T, D];
                 with a class token [B, 1 + T, D], its output first.
             return_losses: return (logits, Outputs) with the auxiliary losses of this forward.
@@ -154,7 +140,7 @@ class SequenceClassifier(Whole, Saved):
         kwargs = {
             "mask": mask, "attn_mask": attn_mask, "token_type_ids": token_type_ids, "embed_ids": embed_ids,
             "seq_start_pos": seq_start_pos,
-            "sum_embeds": sum_embeds, "prepend_embeds": front,
+            "sum_embeds": sum_embeds, "prepend_embeds": front, "condition": condition,
         }  # fmt: skip
         result = self.encoder(x, return_embeddings=True, return_losses=return_losses, **kwargs)
         out = result[0] if return_losses else result

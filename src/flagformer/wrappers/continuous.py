@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flags.needs import without_ids
@@ -18,10 +17,9 @@ from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.ops.identity import identity
 from flagformer.ops.sharded import as_forward
+from flagformer.sessions.saved_state import StateFiles
 from flagformer.stack.inputs import check_tensor
-from flagformer.stack.layers import AttentionLayers
-from flagformer.stack.whole import Whole
-from flagformer.storage.saved import Saved
+from flagformer.wrappers.delegating import Delegating
 from flagformer.wrappers.encoder_decoder import HEAD
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -33,7 +31,7 @@ FIXED = {
 }
 
 
-class ContinuousTransformerWrapper(Whole, Saved):
+class ContinuousTransformerWrapper(StateFiles, Delegating):
     """A model of vectors: x [B, T, C] -> [B, T, `dim_out`], for regression, audio or features.
 
     Inputs are projected to the width of embeddings, without a bias; the bias is the embedding of the one
@@ -48,6 +46,7 @@ class ContinuousTransformerWrapper(Whole, Saved):
     """
 
     parts = (FlagGroup("", MODEL_SCOPES, frozenset({"causal", *FIXED})),)
+    inner = "net"
 
     def __init__(
         self,
@@ -84,21 +83,6 @@ class ContinuousTransformerWrapper(Whole, Saved):
         return {"model": "continuous", **self.own, **inner}
 
     @property
-    def attn_layers(self) -> AttentionLayers:
-        """The layers of `net`."""
-        return self.net.attn_layers
-
-    @property
-    def max_seq_len(self) -> int:
-        """Size of a learned position table."""
-        return self.net.max_seq_len
-
-    @property
-    def absolute_positions(self) -> bool:
-        """Whether positions are limited to `max_seq_len` by a table."""
-        return self.net.absolute_positions
-
-    @property
     def num_memory_slots(self) -> int:
         """Number of memory slots of a row."""
         return self.net.num_memory_slots
@@ -108,26 +92,12 @@ class ContinuousTransformerWrapper(Whole, Saved):
         """Whether the layers support a decode state."""
         return self.net.can_cache
 
-    @property
-    def has_losses(self) -> bool:
-        """Whether training forwards compute auxiliary losses, which `return_losses` returns."""
-        return self.net.has_losses
-
-    def num_params(self, *, embedding: bool = True) -> int:
-        """Number of parameters; without position embeddings and the input's bias under `embedding=False`."""
-        outside = self.net.num_params() - self.net.num_params(embedding=False)
-        return sum(parameter.numel() for parameter in self.parameters()) - (0 if embedding else outside)
-
     def explain(self) -> str:
         """Describe the components, slot by slot, and the reason for each kernel."""
         out = self.own["dim_out"] or self.attn_layers.dim
         sizes = f"{self.num_params():,} parameters, {self.dim_in} to {out} numbers"
         title = f"ContinuousTransformerWrapper: {sizes}"
         return "\n".join([title, self.net.explain()])
-
-    def update_kmeans(self) -> None:
-        """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
-        update_kmeans(self)
 
     @as_forward
     def init_state(
@@ -154,6 +124,7 @@ class ContinuousTransformerWrapper(Whole, Saved):
         embed_ids: Mapping[str, Tensor] | None = None,
         mems: RecurrentState | Tensor | Sequence[Tensor] | None = None,
         return_mems: bool = False,
+        condition: Tensor | None = None,
         return_embeddings: bool = False,
         return_losses: bool = False,
     ) -> Any:
@@ -179,7 +150,7 @@ class ContinuousTransformerWrapper(Whole, Saved):
             ids, sum_embeds=self.project_in(x), mask=mask, attn_mask=attn_mask, context=context,
             context_mask=context_mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, window=window,
             state=state, token_type_ids=token_type_ids, embed_ids=embed_ids, mems=mems,
-            return_mems=return_mems, return_embeddings=True, return_losses=return_losses,
+            return_mems=return_mems, condition=condition, return_embeddings=True, return_losses=return_losses,
         )  # fmt: skip
         if return_losses:
             out = self.project_out(result[0])

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flagformer.flags import Finding, FlagError, nearest, split_prefixes
 from flagformer.flags.groups import names_of_flags
+from flagformer.stack.inputs import check_row_condition
 from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
@@ -74,6 +75,23 @@ def build_halves(
     if first is None or second is None or findings:
         raise FlagError(dict.fromkeys(findings))
     return first, second
+
+
+def conditions_of(
+    condition: Tensor | None, encoder: TransformerWrapper, decoder: TransformerWrapper | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The condition [B, C] of the encoder and of the decoder: that of the call, for halves that read one.
+
+    Raises:
+        ValueError: for a condition of another form.
+    """
+    if condition is None:
+        return None, None
+    check_row_condition(condition)
+    widths = [None if half is None else half.attn_layers.condition_dim for half in (encoder, decoder)]
+    # a half that reads none refuses it, if no other half reads one
+    of_decoder = decoder is not None and (widths[1] or not widths[0])
+    return condition if widths[0] or decoder is None else None, condition if of_decoder else None
 
 
 def shared_modules(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> list[Finding]:

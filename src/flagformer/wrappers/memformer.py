@@ -22,7 +22,7 @@ from flagformer.stack.inputs import check_padding, check_size
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.encoder_decoder import DEC, ENC
+from flagformer.wrappers.encoder_decoder import DEC, ENC, conditions_of
 from flagformer.wrappers.slot_encoder_decoder import DECIDED, build_slot_halves, invert_buckets
 from flagformer.wrappers.transformer import TransformerWrapper
 
@@ -156,9 +156,14 @@ class Memformer(Whole, Saved):
             lines += [names[prefix], half.explain()]
         return "\n".join(lines)
 
-    def stream(self, batch_size: int, directory: str | Path | None = None) -> SourceStream:
-        """Return a stream that reads a source of any length in parts, new or from a saved directory."""
-        stream = SourceStream(self, batch_size)
+    def stream(
+        self, batch_size: int, directory: str | Path | None = None, *, condition: Tensor | None = None
+    ) -> SourceStream:
+        """Return a stream that reads a source of any length in parts, new or from a saved directory.
+
+        `condition`: [B, C], that of all tokens, for models that read one; it is not saved.
+        """
+        stream = SourceStream(self, batch_size, condition)
         if directory is not None:
             stream.restore(directory)
         return stream
@@ -179,6 +184,7 @@ class Memformer(Whole, Saved):
         src_mask: Tensor | None = None,
         tgt_mask: Tensor | None = None,
         *,
+        condition: Tensor | None = None,
         return_outputs: bool = False,
     ) -> Any:
         """Read one segment.
@@ -192,6 +198,7 @@ class Memformer(Whole, Saved):
             mems: [B, M, D] of the previous segment; None: this is the first. Gradients flow through them.
             src_mask: bool [B, S], True for tokens; a row without any keeps its memory.
             tgt_mask: bool [B, T], True for tokens.
+            condition: [B, C], for the halves that read one (`adaptive_layernorm`).
             return_outputs: return (the usual result, Outputs) of the encoder, with its auxiliary losses in
                 training. A decoder's loss includes them; `encoder_only` has no loss.
 
@@ -203,7 +210,8 @@ class Memformer(Whole, Saved):
             ValueError: names the argument, its value and the values allowed.
         """
         self._check(src, tgt, src_mask, tgt_mask)
-        outputs, slots = self._encode(src, mems, src_mask)
+        of_source, of_target = self._conditions(condition)
+        outputs, slots = self._encode(src, mems, src_mask, of_source)
         results: Results | EncOnlyResults
         out, extra = outputs.embeddings, outputs.extra_loss
         if self.decoder is None:
@@ -211,13 +219,20 @@ class Memformer(Whole, Saved):
         else:
             loss = out.new_zeros(())
             if tgt is not None:
-                loss = self.decoder(tgt, mask=tgt_mask, context=out, context_mask=src_mask)
+                kwargs = {"mask": tgt_mask, "context": out, "context_mask": src_mask}
+                loss = self.decoder(tgt, condition=of_target, **kwargs)
             results = Results(out, slots, loss if extra is None else loss + extra)
         return (results, outputs) if return_outputs else results
 
-    def _encode(self, src: Tensor, mems: Tensor | None, mask: Tensor | None) -> tuple[Outputs, Tensor]:
+    def _conditions(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return conditions_of(condition, self.encoder, None if self.decoder is None else self.decoder.net)
+
+    def _encode(
+        self, src: Tensor, mems: Tensor | None, mask: Tensor | None, condition: Tensor | None
+    ) -> tuple[Outputs, Tensor]:
         """The encoder's outputs, with its auxiliary losses in training, and the updated slots."""
         kwargs: dict[str, Any] = {"return_embeddings": True, "return_mems": True, "mask": mask, "mems": mems}
+        kwargs["condition"] = condition
         if self.training and self.encoder.has_losses:
             _, outputs = self.encoder(src, return_losses=True, **kwargs)
         else:
@@ -239,6 +254,8 @@ class Memformer(Whole, Saved):
         seq_len: int,
         mems: Tensor | None = None,
         src_mask: Tensor | None = None,
+        *,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """New target tokens after each start: long [B, seq_len], or [seq_len] for one start without batch.
@@ -247,6 +264,7 @@ class Memformer(Whole, Saved):
             src: ids [B, S], the last segment of the source.
             mems: [B, M, D] of the previous segment; None: it is the first.
             src_mask: bool [B, S], True for tokens.
+            condition: [B, C], for the halves that read one.
             **kwargs: every other argument of `AutoregressiveWrapper.generate`.
         """
         if self.decoder is None:
@@ -257,8 +275,9 @@ class Memformer(Whole, Saved):
             )
         self._check(src, None, src_mask, None)
         with torch.no_grad(), evaluating(self.encoder):
-            encoded, _ = self._encode(src, mems, src_mask)
-        kwargs |= {"context": encoded.embeddings, "context_mask": src_mask}
+            of_source, of_target = self._conditions(condition)
+            encoded, _ = self._encode(src, mems, src_mask, of_source)
+        kwargs |= {"context": encoded.embeddings, "context_mask": src_mask, "condition": of_target}
         with named({"prompts": "start_tokens", "context_mask": "src_mask"}):
             return self.decoder.generate(start_tokens, seq_len, **kwargs)
 

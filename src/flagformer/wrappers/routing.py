@@ -12,9 +12,10 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
 from flagformer.flags.argument_names import named
 from flagformer.flags.routing_names import MODEL_ONLY, as_typed, is_size, translate
-from flagformer.flow import OutputCollector, Outputs
+from flagformer.flow import DecodeState, InterleavedDecodeState, OutputCollector, Outputs
 from flagformer.generation import LogitsFilter, PromptLike
 from flagformer.ops.sharded import as_forward, as_session
+from flagformer.sessions.saved_state import InnerStates
 from flagformer.stack.layers import AttentionLayers
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Unsaved
@@ -68,15 +69,22 @@ class RoutingTransformer(Unsaved, Whole):
         input_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, D], masks [B, T] and [B, S] bool, context [B, S, D] -> ([B, T, D], loss).
 
-        The loss is zero in eval mode. The length T is arbitrary.
+        The loss is zero in eval mode. The length T is arbitrary. `condition` is [B, C] or [B, T, C], for
+        layers that read one.
         """
         collector = OutputCollector()
         with named({"mask": "input_mask"}):
             out = self.layers(
-                x, mask=input_mask, context=context, context_mask=context_mask, collector=collector
+                x,
+                mask=input_mask,
+                context=context,
+                context_mask=context_mask,
+                condition=condition,
+                collector=collector,
             )
         return out, _summed(Outputs(out, losses=collector.losses))
 
@@ -85,7 +93,7 @@ class RoutingTransformer(Unsaved, Whole):
         update_kmeans(self)
 
 
-class RoutingTransformerLM(Unsaved, Whole):
+class RoutingTransformerLM(InnerStates, Unsaved, Whole):
     """A routing transformer over tokens: `model(ids)` is (logits, auxiliary loss).
 
     `model.net` is the `TransformerWrapper` with the same weights, for `AutoregressiveWrapper`, `save` and
@@ -110,6 +118,10 @@ class RoutingTransformerLM(Unsaved, Whole):
         self.net = build_language_model(flags)
         self.max_seq_len = self.net.max_seq_len
 
+    @property
+    def _of_states(self) -> TransformerWrapper:
+        return self.net
+
     def forward(
         self,
         x: Tensor,
@@ -117,12 +129,17 @@ class RoutingTransformerLM(Unsaved, Whole):
         input_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        condition: Tensor | None = None,
+        state: DecodeState | InterleavedDecodeState | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Ids [B, T], masks [B, T] and [B, S] bool, context [B, S, D] -> (logits [B, T, V], loss).
 
         With `return_embeddings` vectors [B, T, D] in place of logits. The loss is zero in eval mode.
+        `condition` is [B, C] or [B, T, C], for layers that read one. `state` is a result of `init_state`,
+        whose tokens x continues.
         """
-        kwargs = {"context": context, "context_mask": context_mask}
+        kwargs: dict[str, Any] = {"context": context, "context_mask": context_mask}
+        kwargs |= {"condition": condition, "state": state}
         with named({"mask": "input_mask"}):
             logits, outputs = self.net(x, mask=input_mask, return_losses=True, **kwargs)
         return logits, _summed(outputs)
@@ -146,6 +163,7 @@ class RoutingTransformerLM(Unsaved, Whole):
         seed: int | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """New tokens [B, seq_len] after each prompt: see `AutoregressiveWrapper.generate`."""
         with named({"prompts": "start_tokens"}):
@@ -160,6 +178,7 @@ class RoutingTransformerLM(Unsaved, Whole):
                 seed=seed,
                 context=context,
                 context_mask=context_mask,
+                condition=condition,
             )
 
     def update_kmeans(self) -> None:

@@ -17,7 +17,7 @@ from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Unsaved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.encoder_decoder import loss_findings, shared_modules
+from flagformer.wrappers.encoder_decoder import conditions_of, loss_findings, shared_modules
 from flagformer.wrappers.routing import build_language_model
 
 ENC, DEC = "enc_", "dec_"
@@ -103,6 +103,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         *,
         enc_input_mask: Tensor | None = None,
         dec_input_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(logits, auxiliary loss), or with `return_loss` (loss, 0), with auxiliary losses included.
 
@@ -112,12 +113,14 @@ class RoutingTransformerEncDec(Unsaved, Whole):
             randomly_truncate_sequence: cut `seq_out` to a random length of at least 2, to train short targets
                 too; the length comes from torch's generator. Only with `return_loss`.
             enc_input_mask, dec_input_mask: bool [B, S] and [B, T], True for tokens.
+            condition: [B, C], for the halves that read one.
         """
         if randomly_truncate_sequence and not return_loss:
             raise ValueError("`randomly_truncate_sequence` needs `return_loss=True`")
+        of_source, of_target = conditions_of(condition, self.enc, self.dec.net)
         with named(SOURCE):
-            context, outputs = self.enc(seq_in, mask=enc_input_mask, return_losses=True)
-        kwargs = {"context": context, "context_mask": enc_input_mask}
+            context, outputs = self.enc(seq_in, mask=enc_input_mask, condition=of_source, return_losses=True)
+        kwargs = {"context": context, "context_mask": enc_input_mask, "condition": of_target}
         zero = torch.zeros((), device=context.device, requires_grad=True)
         if not return_loss:
             with named(TARGET):
@@ -147,13 +150,16 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         filter_kwargs: Mapping[str, Any] | None = None,
         cache_kv: bool = True,
         seed: int | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """New target tokens, long [B, max_seq_len]; None: the decoder's `max_seq_len`.
 
-        The source is encoded once. Other arguments are those of `AutoregressiveWrapper.generate`.
+        The source is encoded once. `condition` is [B, C], for the halves that read one. Other arguments are
+        those of `AutoregressiveWrapper.generate`.
         """
         with torch.no_grad(), evaluating(self.enc), named(SOURCE):
-            context = self.enc(seq_in, mask=enc_input_mask)
+            of_source, of_target = conditions_of(condition, self.enc, self.dec.net)
+            context = self.enc(seq_in, mask=enc_input_mask, condition=of_source)
         with named({"prompts": "seq_out_start", "seq_len": "max_seq_len", "context_mask": "enc_input_mask"}):
             return self.dec.generate(
                 seq_out_start,
@@ -167,6 +173,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
                 seed=seed,
                 context=context,
                 context_mask=enc_input_mask,
+                condition=of_target,
             )
 
     def update_kmeans(self) -> None:

@@ -21,6 +21,7 @@ from flagformer.flow import DecodeState, InterleavedDecodeState
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.head.heads import EMB_DIM
+from flagformer.head.layer_mix import NoLayerMix
 from flagformer.inputs.interleaving import refuse_unread
 from flagformer.inputs.read import CallArguments
 from flagformer.inputs.return_options import ReturnOptions
@@ -86,6 +87,8 @@ class TransformerWrapper(LanguageModel, Saved):
         head_transform: str | None = None,
         head_transform_bias: bool = True,
         head_transform_eps: float = DEFAULT_EPS,
+        scalar_mix: bool = False,
+        scalar_mix_norm: bool = False,
         tie_embedding_scale: float | None = None,
         attn_z_loss_weight: ZLossWeight = 0.0,
         max_mem_len: int = 0,
@@ -101,6 +104,7 @@ class TransformerWrapper(LanguageModel, Saved):
         absolute: Any = None,
         embedding_norm: Any = None,
         memory: Any = None,
+        layer_mix: Any = None,
         head: Any = None,
         recurrence: Any = None,
         slots: Any = None,
@@ -134,6 +138,10 @@ class TransformerWrapper(LanguageModel, Saved):
         refuse_unread(self.memory.pattern, attn_layers)
         self.slots = self._one("slots").build(dim)
         refuse_slots(self.slots.count, attn_layers, max_seq_len)
+        steps = attn_layers.hidden_steps
+        self.layer_mix = self._one("layer_mix").build(dim, len(steps))
+        # the steps whose hidden states the stack records for it
+        self.mixed_steps = () if type(self.layer_mix) is NoLayerMix else steps
         self.head = self._one("head").build(dim, num_tokens)
         readers = [attn_layers.steps[step].kind for step in attn_layers.recurrent_steps]
         self.recurrence = self._one("recurrence").build(dim, readers)
@@ -260,7 +268,7 @@ class TransformerWrapper(LanguageModel, Saved):
             prepend_mask: [B, P] bool, True for valid ones; the others are ignored.
             condition: [B, C] for all tokens of a row, memory tokens and prepended embeddings, or [B, T, C]
                 for its tokens; C is `adaptive_layernorm`. In decoding that of the new tokens. None: zeros.
-            return_embeddings: return the output of the last layer in place of logits.
+            return_embeddings: return the input of the head, the output of the last layer, in place of logits.
             return_logits_and_embeddings: return (logits, embeddings).
             return_intermediates: return (logits, Outputs) with the residual stream before each sublayer and
                 attention maps.
@@ -282,7 +290,8 @@ class TransformerWrapper(LanguageModel, Saved):
             return_mems,
         )
         weights = requested_losses(self, attn_z_loss_weight, return_attn_z_loss, options.outputs)
-        collector = options.collector(weights, self.attn_layers.recurrent_steps)
+        recurrent_steps = self.attn_layers.recurrent_steps
+        collector = options.collector(weights, recurrent_steps, self.mixed_steps)
         given = CallArguments(
             mask=mask, attn_mask=attn_mask, context=context, context_mask=context_mask,
             seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, prefix_attn_len=prefix_attn_len,
@@ -295,11 +304,15 @@ class TransformerWrapper(LanguageModel, Saved):
         embedded = tokens + self.pos_emb(inputs.tokens.positions)
         embedded = self.embedding(embedded, ids, sum_embeds, prepend_embeds)
         rows = inputs.rows.merge(self.memory(embedded), embedded)
-        out = inputs.rows.unmerge(self.attn_layers(rows, inputs=inputs.stack, collector=collector))
+        out = self.attn_layers(rows, inputs=inputs.stack, collector=collector)
+        if self.mixed_steps:
+            out = self.layer_mix(out, [collector.hiddens[step] for step in self.mixed_steps])
+        out = inputs.rows.unmerge(out)
         inputs.rows.advance(inputs.prefix)
         new = None
         if return_mems:
-            new = next_memory(self, inputs.memory, out, collector.hiddens, inputs.tokens, detach_mems)
+            hiddens = {step: collector.hiddens[step] for step in recurrent_steps}
+            new = next_memory(self, inputs.memory, out, hiddens, inputs.tokens, detach_mems)
         return options.pack(out, self._logits, collector, new)
 
 

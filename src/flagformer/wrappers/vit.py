@@ -15,6 +15,7 @@ from flagformer.flags.needs import without_ids
 from flagformer.head.pooler import Pooler
 from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
+from flagformer.stack.inputs import check_row_condition
 from flagformer.stack.layers import AttentionLayers, Encoder
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
@@ -128,7 +129,12 @@ class ViTransformerWrapper(Whole, Saved):
         return "\n".join([title, self.attn_layers.explain()])
 
     def forward(
-        self, img: Tensor, return_embeddings: bool = False, return_logits_and_embeddings: bool = False
+        self,
+        img: Tensor,
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        *,
+        condition: Tensor | None = None,
     ) -> Any:
         """Images -> logits.
 
@@ -138,6 +144,7 @@ class ViTransformerWrapper(Whole, Saved):
             return_embeddings: return the patches' output [B, N, D], row by row, in place of logits; with a
                 class token [B, 1 + N, D], its output first. A model without `num_classes` always does.
             return_logits_and_embeddings: return (logits, embeddings).
+            condition: [B, C], that of an image, for layers that read one (`adaptive_layernorm`). None: zeros.
 
         Returns:
             logits [B, num_classes], of the mean over patches or the class token (`pooling`), or the result of
@@ -150,9 +157,11 @@ class ViTransformerWrapper(Whole, Saved):
         if return_logits_and_embeddings and (return_embeddings or classes is None):
             why = "`return_embeddings` is given too" if return_embeddings else "`num_classes` is None"
             raise ValueError(f"`return_logits_and_embeddings` must be False, because {why}")
+        if condition is not None:
+            check_row_condition(condition)
         x = self.emb_dropout(self.post_emb_norm(self.class_token(self.patches(img))))
         count = x.shape[1]
-        embeddings = self.attn_layers(self.registers(x))[:, :count]
+        embeddings = self.attn_layers(self.registers(x), condition=condition)[:, :count]
         if return_embeddings or classes is None:
             return embeddings
         logits = self.head(self.pooler(self._pooled(embeddings)))

@@ -17,10 +17,11 @@ from flagformer.flow import Outputs
 from flagformer.flow.mask_rules import MaskMod
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_forward, as_session
+from flagformer.sessions.saved_state import InnerStates
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
-from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL, build_halves
+from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL, build_halves, conditions_of
 from flagformer.wrappers.transformer import TransformerWrapper
 
 # names of the halves' arguments here
@@ -28,7 +29,7 @@ SOURCE = {"x": "src", "prepend_embeds": "src_prepend_embeds", "prepend_mask": "s
 TARGET = {"prompts": "seq_out_start", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}
 
 
-class XTransformer(Whole, Saved):
+class XTransformer(InnerStates, Whole, Saved):
     """An encoder-decoder: `model(src, tgt)` returns a loss, `model.generate` a target.
 
     Args:
@@ -213,6 +214,10 @@ class XTransformer(Whole, Saved):
         both = {name: [*losses.get(name, ()), *outputs.losses.get(name, ())] for name in names}
         return loss, replace(outputs, losses=both)
 
+    @property
+    def _of_states(self) -> TransformerWrapper:
+        return self.decoder.net
+
     def update_kmeans(self) -> None:
         """Update the centroids of routing attention; call it after each optimizer step, on all ranks."""
         update_kmeans(self)
@@ -320,14 +325,7 @@ class XTransformer(Whole, Saved):
             )
 
     def _conditions(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The condition of the encoder and of the decoder: that of the call, for halves that read one."""
-        widths = [half.attn_layers.condition_dim for half in (self.encoder, self.decoder.net)]
-        if condition is None:
-            return None, None
-        if not isinstance(condition, Tensor) or condition.dim() != 2:
-            found = list(condition.shape) if isinstance(condition, Tensor) else repr(condition)
-            raise ValueError(f"`condition` must have shape [B, C], one for each row, but is {found}")
-        return condition if widths[0] else None, condition if widths[1] or not widths[0] else None
+        return conditions_of(condition, self.encoder, self.decoder.net)
 
     def _read_source(self, src: Tensor, mask: Tensor | None, *more: Any) -> Tensor:
         """`encode` without gradient, in eval mode."""

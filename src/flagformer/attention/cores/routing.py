@@ -43,7 +43,10 @@ NO_MEMORY = (
     select="num_clusters",
     paper="arXiv:2003.05997, section 4.2",
     kind="a",
-    lacks={"same_keys": "each head attends to different keys"},
+    lacks={
+        "same_keys": "each head attends to different keys",
+        "token_bias": "the keys of a cluster are selected from the whole row, whatever is between them",
+    },
 )
 class Routing(Core):
     """A query attends to itself and to the most recent keys of its cluster; bidirectional: also to the next.
