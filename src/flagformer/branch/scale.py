@@ -30,6 +30,10 @@ class LayerScale(Branch):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, self.init_value)
 
+    def init_neutral(self) -> float:
+        nn.init.ones_(self.weight)
+        return 1.0
+
     def forward(self, out: Tensor) -> Tensor:
         return out * self.weight
 

@@ -15,7 +15,9 @@ from flagformer.ops.identity import identity
 PostEmbNormEps = Annotated[
     float, Flag("post_emb_norm_eps", "epsilon of `post_emb_norm`", ge=1e-12, lt=1, example=0.25)
 ]
-PostEmbNormBias = Annotated[bool, Flag("post_emb_norm_bias", "a learned bias in `post_emb_norm`")]
+PostEmbNormBias = Annotated[
+    bool, Flag("post_emb_norm_bias", "a learned bias in `post_emb_norm`", neutral=True)
+]
 
 
 @component("embedding_norm")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from flagformer.flags import Finding, Flag, FlagError
+from flagformer.flags import ANY, Finding, Flag, FlagError
 from flagformer.ops.identity import identity
 
 Step = Callable[[Tensor], Tensor]
@@ -22,11 +22,12 @@ TokenTypes = Annotated[
         "ids of `token_type_ids`, whose embedding is added (1810.04805)",
         ge=0,
         example=2,
+        neutral=ANY,
     ),
 ]
 EmbedNumTokens = Annotated[
     dict[str, int] | None,
-    Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", ge=1),
+    Flag("embed_num_tokens", "further embeddings: name -> number of ids (`embed_ids`)", ge=1, neutral=ANY),
 ]
 GradientShare = Annotated[
     float, Flag("emb_frac_gradient", "share of the gradient for embeddings (2105.13290)", ge=0.001)

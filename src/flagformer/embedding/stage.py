@@ -45,6 +45,12 @@ class EmbeddingStage(nn.Module):
         self.dropout: Step = nn.Dropout(dropout) if dropout else identity
         self.project: Step = identity if width == dim else nn.Linear(width, dim)
 
+    def init_neutral(self) -> float:
+        """Start with zeros in further embeddings."""
+        for table in self.kinds.parameters():
+            nn.init.zeros_(table)
+        return 1.0
+
     def forward(
         self, x: Tensor, ids: Ids, sum_embeds: Tensor | None, prepend_embeds: Tensor | None = None
     ) -> Tensor:

@@ -23,7 +23,7 @@ InnerDim = Annotated[
     int | None, Flag("ff_inner_dim", "inner width F, in place of `ff_mult`", ge=1, example=20)
 ]
 Dropout = Annotated[float, Flag("ff_dropout", "dropout before the output projection", ge=0, lt=1)]
-NoBias = Annotated[bool, Flag("ff_no_bias", "no biases in the feedforward (PaLM, 2204.02311)")]
+NoBias = Annotated[bool, Flag("ff_no_bias", "no biases in the feedforward (PaLM, 2204.02311)", neutral=False)]
 Chunks = Annotated[
     int,
     Flag(
@@ -133,7 +133,8 @@ class GLU(_Projections):
         no_bias: NoBias = False,
         post_act_ln: PostActLN = False,
         mult_bias: Annotated[
-            bool, Flag("ff_glu_mult_bias", "a learned scale per inner dimension, after the gate")
+            bool,
+            Flag("ff_glu_mult_bias", "a learned scale per inner dimension, after the gate", neutral=True),
         ] = False,
         limit: Limit = None,
         offset: Offset = 0.0,

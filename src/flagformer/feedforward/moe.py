@@ -37,7 +37,7 @@ from flagformer.feedforward.router import (
     unused,
     valid_tokens,
 )
-from flagformer.flags import Flag, FlagError, component
+from flagformer.flags import ANY, Flag, FlagError, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.experts import ByExpert, RouterOutput
 from flagformer.ops.full_precision import accum_dtype
@@ -46,7 +46,10 @@ from flagformer.ops.traced import traced, transformed
 
 GATED = "gated linear units: of the feedforward, and of the experts of `ff_moe`"
 NumShared = Annotated[
-    int, Flag("moe_num_shared_experts", "experts that every token uses, with weight 1", ge=0, example=1)
+    int,
+    Flag(
+        "moe_num_shared_experts", "experts that every token uses, with weight 1", ge=0, example=1, neutral=ANY
+    ),
 ]
 SharedDim = Annotated[
     int | None,
@@ -131,6 +134,13 @@ class MixtureOfExperts(FeedForward):
         self.shared = _shared(self, dims, shared * (shared_dim or width), no_bias) if shared else None
         self.shared_gate = nn.Linear(dims.dim, 1, bias=False) if shared_gate else None
         self._watch()
+
+    def init_neutral(self) -> float:
+        """Start with a shared expert whose output is zero."""
+        last = getattr(self.shared, "w_out", None)
+        for tensor in () if last is None else last.parameters():
+            nn.init.zeros_(tensor)
+        return 1.0
 
     def _watch(self) -> None:
         if self.balance_bias is not None:

@@ -27,7 +27,7 @@ Score = Annotated[
         example="sigmoid",
     ),
 ]
-RouterBias = Annotated[bool, Flag("moe_router_bias", "the router has a bias")]
+RouterBias = Annotated[bool, Flag("moe_router_bias", "the router has a bias", neutral=True)]
 Normalize = Annotated[
     bool | None,
     Flag(
@@ -67,6 +67,7 @@ Balanced = Annotated[
     Flag(
         "moe_balance_bias",
         "balance the experts by a bias in their choice, without a gradient (2408.15664)",
+        neutral=True,
     ),
 ]
 Rate = Annotated[

@@ -46,6 +46,8 @@ class Flag:
         lt: numbers must be below this.
         example: a value for tests, with an effect on a small model and other than the default.
         example_with: further flags that tests set with it, apart from the selector of its component.
+        neutral: the value for which a graft adds parameters that start without effect, such as biases of
+            zero; `ANY`: all values; None: there is none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Flag:
     lt: float | None = None
     example: Any = None
     example_with: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    neutral: Any = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,16 @@ class Component:
     @property
     def name(self) -> str:
         return self.cls.__name__
+
+    @property
+    def starts_neutral(self) -> bool:
+        """Whether a graft of it can keep the function of a model.
+
+        Such a class has a method `init_neutral() -> float`, which sets its parameters so that the model
+        computes the same as without it, except for the returned factor of its output: a graft divides the
+        projection next to it by that. 0: not with these flags.
+        """
+        return hasattr(self.cls, "init_neutral")
 
     def is_selected_by(self, value: Any) -> bool:
         if self.when is ANY:

@@ -15,7 +15,7 @@ from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
 
 EMB_DIM = Flag("emb_dim", "width E of embeddings, projected to `dim` (1909.11942); None: `dim`", ge=1)
-Bias = Annotated[bool, Flag("logits_bias", "a learned bias for each logit")]
+Bias = Annotated[bool, Flag("logits_bias", "a learned bias for each logit", neutral=True)]
 Scale = Annotated[float, Flag("logits_scale", "factor of logits, before the soft cap", ge=1e-6, example=0.5)]
 SoftCap = Annotated[
     float | None,

@@ -27,7 +27,7 @@ class LayerNorm(Norm):
         dim: int,
         *,
         eps: Eps = None,
-        bias: Annotated[bool, Flag("norm_bias", "a learned bias in each LayerNorm")] = False,
+        bias: Annotated[bool, Flag("norm_bias", "a learned bias in each LayerNorm", neutral=True)] = False,
         offset: WeightOffset = 0.0,
     ) -> None:
         super().__init__()

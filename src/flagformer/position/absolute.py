@@ -49,6 +49,13 @@ class Learned(AbsolutePosition):
         self.table = TokenEmbedding(max_seq_len + offset, dim, 1e-5 if unit else None)
         self.normalize = l2_normalize if unit else identity
 
+    def init_neutral(self) -> float:
+        """Start with zeros; normalized vectors have no zero."""
+        if self.normalize is l2_normalize:
+            return 0.0
+        nn.init.zeros_(self.table.weight)
+        return 1.0
+
     def forward(self, positions: Tensor) -> Tensor:
         return self.normalize(self.table(self.row_of(positions)))
 
@@ -75,6 +82,10 @@ class Sinusoidal(AbsolutePosition):
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.scale, self.width**-0.5)
+
+    def init_neutral(self) -> float:
+        nn.init.zeros_(self.scale)
+        return 1.0
 
     def forward(self, positions: Tensor) -> Tensor:
         angles = positions[..., None] * self.frequencies.on(positions.device)

@@ -44,6 +44,11 @@ class Dynamic(DistanceBias):
         self.hidden, self.out = nn.Sequential(*layers), WideLinear(hidden, dims.heads)
         self.log_distance = log_distance
 
+    def init_neutral(self) -> float:
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        return 1.0
+
     def forward(self, distance: Tensor) -> Tensor:
         seen = distance.to(accum_dtype(home_of(self)[1]))
         if self.log_distance:

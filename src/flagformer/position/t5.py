@@ -55,6 +55,10 @@ class T5(DistanceBias):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.table)
 
+    def init_neutral(self) -> float:
+        self.reset_parameters()
+        return 1.0
+
     def forward(self, distance: Tensor) -> Tensor:
         table = (
             self.table.to(accum_dtype(self.table.dtype)) * self.scale

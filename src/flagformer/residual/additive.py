@@ -63,6 +63,10 @@ class Scaled(SingleStream):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
+    def init_neutral(self) -> float:
+        self.reset_parameters()
+        return 1.0
+
     def forward(self, h: Tensor, module: int) -> Tensor:
         """Return the scaled stream [B, T, D]."""
         return h * self.weight[module]

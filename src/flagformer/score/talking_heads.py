@@ -40,6 +40,10 @@ class TalkingScores(Score):
         super().__init__()
         self.exchange = HeadMixing(dims.heads)
 
+    def init_neutral(self) -> float:
+        self.exchange.reset_parameters()
+        return 1.0
+
     def forward(self, scores: Tensor, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
         return self.exchange(scores)
 
@@ -51,6 +55,10 @@ class TalkingWeights(WeightMod):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         self.exchange = HeadMixing(dims.heads)
+
+    def init_neutral(self) -> float:
+        self.exchange.reset_parameters()
+        return 1.0
 
     def forward(self, weights: Tensor) -> Tensor:
         return self.exchange(weights)

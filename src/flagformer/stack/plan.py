@@ -15,7 +15,9 @@ KINDS = ("a", "c", "f", "m")
 # Largest number of steps; more take minutes to build, and published models have less than a tenth.
 MAX_STEPS = 10_000
 
-CrossAttend = Annotated[bool, Flag("cross_attend", "blocks are a-c-f: cross-attention to a context")]
+CrossAttend = Annotated[
+    bool, Flag("cross_attend", "blocks are a-c-f: cross-attention to a context", neutral=True)
+]
 OnlyCross = Annotated[bool, Flag("only_cross", "blocks are c-f: no self-attention")]
 Macaron = Annotated[bool, Flag("macaron", "blocks are f-a-f with halved f (1906.02762)")]
 CustomLayers = Annotated[

@@ -22,5 +22,9 @@ class HeadScale(Gate):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
+    def init_neutral(self) -> float:
+        self.reset_parameters()
+        return 1.0
+
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         return out * self.weight

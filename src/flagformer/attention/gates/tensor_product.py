@@ -21,6 +21,10 @@ class TensorProduct(Gate):
         self.heads = dims.heads
         self.to_role = nn.Linear(dims.dim, dims.heads * dims.dim_value, bias=False)
 
+    def init_neutral(self) -> float:
+        nn.init.zeros_(self.to_role.weight)
+        return 1.0
+
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         role = self.to_role(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, V]
         return out + out * role

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,12 +26,25 @@ class ValueGate(Gate):
         dims: Dims,
         *,
         swiglu: Annotated[bool, Flag("attn_swiglu_values", "SiLU in place of the sigmoid")] = False,
-        bias: Annotated[bool, Flag("attn_gate_values_bias", "gate bias, initialised nearly open")] = False,
+        bias: Annotated[
+            bool, Flag("attn_gate_values_bias", "gate bias, initialised nearly open", neutral=True)
+        ] = False,
     ) -> None:
         super().__init__()
         width = dims.heads * dims.dim_value
         self.to_gate = Linear(dims.dim, width, bias=bias, init=_opened if bias else None)
         self.heads, self.activation = dims.heads, F.silu if swiglu else F.sigmoid
+
+    def init_neutral(self) -> float:
+        """Start as the same factor for every token: 1/2, or silu(1); 0, without effect on the parameters, if
+        the gate is a SiLU without a bias."""
+        swiglu = self.activation is F.silu
+        if swiglu and self.to_gate.bias is None:
+            return 0.0
+        nn.init.zeros_(self.to_gate.weight)
+        if self.to_gate.bias is not None:
+            nn.init.constant_(self.to_gate.bias, 1.0 if swiglu else 0.0)
+        return float(F.silu(torch.ones(()))) if swiglu else 0.5
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         gate = self.activation(self.to_gate(x)).unflatten(-1, (self.heads, -1))  # [B, T, H, V]
@@ -44,6 +58,11 @@ class HeadGate(Gate):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         self.to_gate = Linear(dims.dim, dims.heads, init=_open_for_all)
+
+    def init_neutral(self) -> float:
+        nn.init.zeros_(self.to_gate.weight)
+        nn.init.zeros_(self.to_gate.bias)
+        return 0.5
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         return out * self.to_gate(x).sigmoid().transpose(1, 2)[..., None]  # [B, H, T, 1]

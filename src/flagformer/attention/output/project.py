@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Annotated, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from flagformer.flow import Dims
 from flagformer.ops.linear import Linear
 
 OutBias = Annotated[
-    bool | None, Flag("attn_out_bias", "bias in the output projection; None: as `attn_bias`", example=True)
+    bool | None,
+    Flag("attn_out_bias", "bias in the output projection; None: as `attn_bias`", example=True, neutral=True),
 ]
 
 
@@ -46,6 +48,13 @@ class AttentionOnAttention(nn.Module, Output):
     @property
     def last(self) -> Linear:
         return self.project
+
+    def init_neutral(self) -> float:
+        """Start with the gate 1/2 for every token."""
+        with torch.no_grad():
+            for tensor in self.project.parameters():
+                tensor[len(tensor) // 2 :].zero_()
+        return 0.5
 
     def forward(self, heads: Tensor) -> Tensor:
         return F.glu(self.project(heads), dim=-1)

@@ -15,7 +15,12 @@ from flagformer.ops.l2_normalize import l2_normalize
 AttnBias = Annotated[bool, Flag("attn_bias", "biases in all projections of attention")]
 QKVBias = Annotated[
     bool | None,
-    Flag("attn_qkv_bias", "biases in the projections to q, k and v; None: as `attn_bias`", example=True),
+    Flag(
+        "attn_qkv_bias",
+        "biases in the projections to q, k and v; None: as `attn_bias`",
+        example=True,
+        neutral=True,
+    ),
 ]
 
 

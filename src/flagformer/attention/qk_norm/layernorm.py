@@ -34,7 +34,9 @@ class LayerQKNorm(QKNorm):
                 example="shared",
             ),
         ] = "head",
-        bias: Annotated[bool, Flag("attn_qk_layernorm_bias", "a learned bias for each weight")] = False,
+        bias: Annotated[
+            bool, Flag("attn_qk_layernorm_bias", "a learned bias for each weight", neutral=True)
+        ] = False,
         eps: Annotated[
             float,
             Flag("attn_qk_layernorm_eps", "added to the variance", ge=1e-12, lt=1, example=0.25),

@@ -53,6 +53,13 @@ class ValueEmbedding(ValueMod):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.mix, 0.5)
 
+    def init_neutral(self) -> float:
+        """Start as v = v + 0 E[id]."""
+        with torch.no_grad():
+            nn.init.ones_(self.mix[:1])
+            nn.init.zeros_(self.mix[1:])
+        return 1.0
+
     def forward(self, v: Tensor, x: Tensor, side: SideInputs) -> Tensor:
         ids = side.token_ids
         if ids is None:

@@ -13,6 +13,7 @@ from flagformer.lab.study.file import StudyFile, plain_name
 from flagformer.lab.study.flags import flag_mistakes, message_of
 from flagformer.lab.study.overrides import apply_overrides
 from flagformer.lab.study.source import TRAINING, read_source
+from flagformer.lab.study.starting import fill_base
 from flagformer.lab.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig, Trial
 from flagformer.lab.train.process_group import Parallel
 
@@ -55,6 +56,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
         text = f"`{study_keys[0]}` compares several runs; use `flagformer study run {file}`, or leave it out"
         raise StudyFileError([source.mistake((study_keys[0],), text)])
     run, mistakes = check_block(source, (), RunFile, given)
+    mistakes += fill_base(source)
     blocks: dict[str, Any] = {}
     for key, kind in BLOCKS.items():
         if given.get(key) is not None:
@@ -64,7 +66,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
         mistakes.append(source.mistake(("base",), "`base` must be a mapping of flags, such as `{dim: 128}`"))
     if mistakes:
         raise StudyFileError([*mistakes, *flag_mistakes(source)])
-    trial = Trial(flags=run.base, seed=run.seed, **blocks)
+    trial = Trial(flags=given["base"], seed=run.seed, **blocks)
     try:
         trial.check()
     except FlagError as error:

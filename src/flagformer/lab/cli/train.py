@@ -22,6 +22,10 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="For example train.steps=50 base.depth=4."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/NAME]")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="The directory of a model that training starts from, as base.from."),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Train and evaluate one model. Run the same command again to resume from the last checkpoint.
@@ -29,14 +33,16 @@ def train(
     On several devices: torchrun --nproc-per-node 2 -m flagformer train FILE.yaml
     """
     with clear_errors(), allowing(allow):
+        from flagformer.lab.study.starting import override_of
         from flagformer.lab.train.process_group import RemoteRankError, by_torchrun, exit_rank, joined
 
+        changes = [*(overrides or []), *([] if start is None else [override_of(start)])]
         if not by_torchrun():
-            _train(file, overrides or [], out)
+            _train(file, changes, out)
             return
         try:
             with joined():
-                _train(file, overrides or [], out)
+                _train(file, changes, out)
         except RemoteRankError:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
@@ -139,6 +145,7 @@ def show(result: dict[str, Any], directory: Path) -> None:
 
     console = Console()
     cost = result["cost"]
+    _show_start(console, result.get("start") or {})
     console.print(
         f"{result['status']} after {result['steps']:,} steps: {result['params']:,} parameters, "
         f"{cost['seconds']:.1f} s of training, {cost['tokens_per_second']:,.0f} tokens/s",
@@ -158,3 +165,17 @@ def show(result: dict[str, Any], directory: Path) -> None:
         table.add_row(str(entry["seq_len"]), *("-" if value is None else f"{value:.4f}" for value in figures))
     console.print(table)
     console.print(f"model, log and result: {directory}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_start(console: Any, start: dict[str, Any]) -> None:
+    """Print the loss before the first step of a model that training started from, and its graft."""
+    if not start:
+        return
+    measured, grafted = start["evaluation"], start["graft"]
+    loss = f"{measured['nats']:.4f} nats at length {measured['seq_len']}"
+    lines = [
+        f"started from {start['from']['path']}: {loss}",
+        *([grafted["line"]] if grafted["flags"] else []),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

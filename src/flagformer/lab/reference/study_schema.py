@@ -19,6 +19,13 @@ BLOCKS: dict[str, Any] = {
     "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
 }  # fmt: skip
 KINDS = ("flags", "vit")  # models of tokens, models of images
+DIRECTORY = "The directory of a published model or of `model.save`, onto which the other flags are grafted."
+PATH_AND_DIGEST = {
+    "type": "object", "properties": {"path": {"type": "string"}, "digest": {"type": "string"}},
+    "required": ["path", "digest"], "additionalProperties": False,
+}  # fmt: skip
+START = {"from": {"anyOf": [{"type": "string"}, PATH_AND_DIGEST], "description": DIRECTORY}}
+PRESET = {"preset": {"type": "string", "description": "A published model, whose flags the others change."}}
 
 
 def study_schema() -> dict[str, Any]:
@@ -32,8 +39,8 @@ def study_schema() -> dict[str, Any]:
         defs[name] = found
     train = {**defs["train"], "required": []}
     lists = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True}}
-    base = [_closed(_names(defs, kind)) for kind in KINDS]
-    own = [_closed({**_names(defs, kind), "train": train}) for kind in KINDS]
+    base = [_closed({**_names(defs, kind), **START, **PRESET}) for kind in KINDS]
+    own = [_closed({**_names(defs, kind), **START, "train": train}) for kind in KINDS]
     properties = top["properties"] | {
         "base": {"anyOf": base, "description": "The flags that all variants share."},
         "data": {"$ref": "#/$defs/data"},

@@ -69,12 +69,12 @@ def check_variants(study: Study, source: Source) -> dict[str, Cost]:
     mistakes: list[ConfigError] = []
     costs: dict[str, Cost] = {}
     for variant in study.compare:
-        flags: list[dict[str, Any]] = []
+        built: list[Any] = []
         for tuned in study.candidates:
             trial = study.trial(variant, study.seeds[0], tuned)
-            if trial.flags in flags:
+            if (trial.start, trial.flags) in built:
                 continue
-            flags.append(trial.flags)
+            built.append((trial.start, trial.flags))
             try:
                 model = trial.check()
                 if variant not in costs:

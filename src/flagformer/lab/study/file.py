@@ -20,6 +20,7 @@ from flagformer.lab.study.design import EXECUTION, MatchConfig, Run, Study
 from flagformer.lab.study.flags import flag_mistakes
 from flagformer.lab.study.overrides import apply_overrides
 from flagformer.lab.study.source import Source, read_source
+from flagformer.lab.study.starting import fill_base, fill_variants
 from flagformer.lab.study.variants import read_flags, read_settings, read_variants, tune_mistakes
 from flagformer.lab.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig
 
@@ -155,6 +156,7 @@ def resolve_study(source: Source) -> Study:
     """The study of a source's data; StudyFileError with all errors."""
     given = source.data
     top, mistakes = check_block(source, (), StudyFile, given)
+    mistakes += fill_base(source)
     blocks: dict[str, Any] = {}
     for name, kind in BLOCKS.items():
         if name in given or name in OPTIONAL:
@@ -163,7 +165,7 @@ def resolve_study(source: Source) -> Study:
     base, found = read_flags(source, ("base",), given.get("base", {}))
     mistakes += found
     compare, found = read_variants(source, blocks.get("train"))
-    mistakes += found
+    mistakes += found or fill_variants(source, compare)
     tune, found = read_settings(source, "tune")
     mistakes += found or tune_mistakes(source, tune, compare, blocks.get("train"))
     if "compare" not in given and not given.get("grid"):

@@ -27,6 +27,8 @@ def flag_mistakes(source: Source) -> list[ConfigError]:
             continue
         try:
             flags = {**base, **own_flags(own or {})}
+            if "from" in flags:  # the flags of the directory are read later
+                continue
             flagformer.check({**(STAND_IN_IMAGES if flags.get("model") == "vit" else STAND_IN), **flags})
         except FlagError as error:
             mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]

@@ -36,7 +36,12 @@ def bytes_by_variant(study: Study, costs: Mapping[str, Cost] | None = None) -> d
     for variant in study.compare:
         for tuned in study.candidates:
             trial = study.trial(variant, study.seeds[0], tuned)
-            relevant = [trial.flags, trial.train.batch_size, trial.train.accumulate, trial.train.segment]
+            relevant = [
+                trial.model_flags,
+                trial.train.batch_size,
+                trial.train.accumulate,
+                trial.train.segment,
+            ]
             key = json.dumps(relevant, sort_keys=True)
             if key not in known:
                 first = costs.get(variant) if costs and tuned == study.candidates[0] else None

@@ -11,6 +11,7 @@ from flagformer.lab.study.design import Run, Setting, Study
 from flagformer.lab.study.statistics import Difference, Estimate
 
 BITS, ACCURACY = "bits per byte", "accuracy"
+STARTED = ("start", "graft")  # of variants that start from a model
 MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
 
 
@@ -55,7 +56,8 @@ class VariantResult:
     `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
     holds the fields of `costs.Cost`. `loss` is in nats at the length `Results.loss_length`; `quality` maps a
     test length to bits per byte (text) or accuracy (tasks); `by_position` is the mean loss in equal parts of
-    the longest row.
+    the longest row. `start` is the loss before the first step of variants with `from`, `graft` the line of
+    a `Graft`.
     For a tuned variant the results are those of its best candidate, `tuned`; `at_edge` names the settings
     whose best value is the first or last of the grid.
     """
@@ -79,6 +81,8 @@ class VariantResult:
     by_position: tuple[float, ...]
     difference: Difference | None
     quality_difference: dict[int, Difference]
+    start: Estimate
+    graft: str
 
     @property
     def params(self) -> int | None:
@@ -147,4 +151,5 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def _row_json(row: VariantResult) -> dict[str, Any]:
     plain = asdict(row)
-    return {key: value for key, value in plain.items() if key not in MEASURED}
+    left_out = {*MEASURED, *(() if row.start.n else STARTED)}
+    return {key: value for key, value in plain.items() if key not in left_out}

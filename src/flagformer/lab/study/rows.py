@@ -57,6 +57,7 @@ def make_rows(
             by_position=_by_position(chosen[name], max(lengths)),
             difference=apart.get(name),
             quality_difference={n: found[name] for n, found in quality_apart.items() if name in found},
+            **_start(chosen[name]),
         )
         for name, own in study.compare.items()
     ]  # fmt: skip
@@ -76,6 +77,17 @@ def _costs(
         "decode_tokens_per_second": examined.get("decode_tokens_per_second"),
         "state_bytes_per_token": examined.get("state_bytes_per_token"),
         "peak_memory_bytes": max(peaks) if peaks else None,
+    }
+
+
+def _start(chosen: Sequence[TrialState]) -> dict[str, Any]:
+    """`start` and `graft` of `VariantResult`."""
+    found = [t.result["start"] for t in chosen if t.result and t.result.get("start")]
+    losses = [one["evaluation"]["nats"] for one in found]
+    lines = [one["graft"].get("line", "") for one in found]
+    return {
+        "start": mean_interval([loss for loss in losses if loss is not None]),
+        "graft": lines[0] if lines else "",
     }
 
 

@@ -11,6 +11,7 @@ import flagformer
 from flagformer.lab.data import LONGEST, Source, Split, draws
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.data.stdlib import StandardLibrary
+from flagformer.lab.train.start import Start
 
 # Checked before training: other models attend to the tokens that they predict.
 CAUSAL_MODELS = ("decoder", "prefix_decoder")
@@ -151,6 +152,19 @@ class Trial(Block):
         ge=0,
         description="Number of a copy with the same seed and data, but other initial weights.",
     )
+    start: Start | None = Field(
+        default=None, description="The model that training starts from; `from` among the flags."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_flags(cls, given: Any) -> Any:
+        """`from` among the flags: a directory, or its path and digest."""
+        if not isinstance(given, dict) or "from" not in (given.get("flags") or {}):
+            return given
+        flags = dict(given["flags"])
+        start = flags.pop("from")
+        return {**given, "flags": flags, "start": start if isinstance(start, dict) else Start.of(start)}
 
     @property
     def source(self) -> Source:
@@ -177,14 +191,29 @@ class Trial(Block):
 
     @property
     def model_flags(self) -> dict[str, Any]:
-        """The flags, with the vocabulary of the data and the largest number of positions filled in."""
+        """The flags, with the vocabulary of the data and the largest number of positions filled in.
+
+        With `from`, those of the directory and the grafted ones.
+        """
+        if self.start is not None:
+            return dict(self.start.checked(self.flags).flags)
         return {**self.source.model_flags(self.longest), **self.flags}
+
+    def build(self) -> Any:
+        """The model before the first step; new parameters are random numbers of torch's generator."""
+        return flagformer.build(self.model_flags) if self.start is None else self.start.build(self.flags)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as JSON values; of the directory that training starts from, the digest is one."""
+        return self.model_dump(mode="json", exclude={"start"} if self.start is None else None)
 
     @property
     def id(self) -> str:
         """12 hexadecimal digits of a hash of all settings: equal trials have equal ids, in any process."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        content = self.settings()
+        if self.start is not None:  # a directory may be moved
+            content["start"] = self.start.digest
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def check(self) -> Any:
         """Raise ValueError, FlagError or OSError if this trial cannot run. Reads the data.
@@ -192,19 +221,29 @@ class Trial(Block):
         Returns:
             The model on torch's meta device, which takes no memory.
         """
+        if self.start is not None:
+            self.start.refuse_changed()
         flags = self.model_flags
         name = "num_tokens" if self.source.is_sequence else "num_classes"
-        if flags[name] != self.source.num_tokens:
-            raise ValueError(
-                f"`{name}` must be {self.source.num_tokens}, the vocabulary of the data, "
-                f"but is {flags[name]}; leave it out"
-            )
+        self._check_vocabulary(name, flags[name])
         model = self._checked_model(flags)
         self.source.check("train", self.source.seq_len)
         self.source.check("validation", self.source.seq_len)
         for length in self.lengths:
             self.source.check(self.evaluate.split, length)
         return model
+
+    def _check_vocabulary(self, name: str, count: int) -> None:
+        wanted = self.source.num_tokens
+        if self.start is not None and count < wanted:
+            raise ValueError(
+                f"`{name}` must be at least {wanted}, the vocabulary of the data, but is {count} in "
+                f"{self.start.path}; use its own tokenizer (`source: tokens`), or set `{name}: {wanted}`"
+            )
+        if self.start is None and count != wanted:
+            raise ValueError(
+                f"`{name}` must be {wanted}, the vocabulary of the data, but is {count}; leave it out"
+            )
 
     def _checked_model(self, flags: dict[str, Any]) -> Any:
         if not self.source.is_sequence:

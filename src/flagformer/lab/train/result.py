@@ -25,6 +25,7 @@ _RESULT: dict[str, Any] = {
     "validation_nats?": _NUMBER_OR_NULL,
     "machine?": {},
     "notes?": [str],
+    "start?": {"evaluation": _ENTRY, "graft": {"line?": str}},
 }
 _WHOLE = {
     **_RESULT,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import flagformer
+from flagformer.interop.graft import Graft
 from flagformer.lab.train import checkpoint, shards
 from flagformer.lab.train.checkpoint import (
     Checkpoint,
@@ -38,7 +39,8 @@ class State:
         self.step, self.seconds = 0, 0.0
         self.notes: list[str] = []
         torch.manual_seed(trial.weights_seed)
-        plain = flagformer.build(trial.model_flags)
+        plain = trial.build()
+        self.graft: Graft | None = getattr(plain, "graft", None)
         ranks.seed(trial.weights_seed, 0)
         found = ranks.on_rank_zero(lambda: newest(directory))
         if found is not None:

@@ -24,6 +24,7 @@ from flagformer.lab.train.state import State, remove_all
 from flagformer.lab.train.stopping import Stopping
 
 Report = Callable[[dict[str, Any]], None]
+START = "start.json"
 
 
 def run_trial(
@@ -44,8 +45,9 @@ def run_trial(
     `train_loss` (mean of the last tenth of the steps, nats), `evaluation` (one entry per length, see
     `evaluation.evaluate`; empty if training diverged), `validation_nats` (mean of the last validations),
     `params`, `cost` (`seconds` and `tokens_per_second` of the training steps; `peak_memory_bytes`, the peak
-    memory relative to the process before the model was built, on CUDA of tensors), `notes`, and the
-    environment.
+    memory relative to the process before the model was built, on CUDA of tensors), `notes`, the
+    environment, and for a model that training starts from `start`: `from`, `evaluation` before the first
+    step and `graft`, the tensors that were kept, grown and initialised.
 
     ValueError: the trial cannot run, the directory belongs to another trial or is in use, or a file in it is
     damaged. OSError: the disk is full; finished work is kept. KeyboardInterrupt: stopped by a signal; the
@@ -83,7 +85,7 @@ def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
 def lock_directory(trial: Trial, directory: Path) -> None:
     """Assign `directory` to this trial; ValueError with the differences if it belongs to another one."""
     path = directory / "trial.json"
-    mine = trial.model_dump(mode="json")
+    mine = trial.settings()
     if not path.exists():
         write_json(path, {"id": trial.id, **mine})
         return
@@ -110,6 +112,7 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluate, save; result.json is written last."""
+        self._measure_start()
         finite = self._train()
         evaluation, validation = [], None
         if finite:
@@ -131,6 +134,19 @@ class _Run:
         write_json(self.directory / "result.json", result)
         remove_all(self.directory)
         return result
+
+    def _measure_start(self) -> None:
+        """Write the loss of a model that training starts from, before the first step, to start.json."""
+        trial, state, path = self.trial, self.state, self.directory / START
+        if trial.start is None or self.ranks.on_rank_zero(path.exists):
+            return
+        split = trial.evaluate.split
+        if state.step:  # it stopped before the file was written
+            return
+        measured = evaluate(state.model, trial, split, trial.source.seq_len, self.ranks)
+        grafted = {} if state.graft is None else state.graft.as_plain()
+        content = {"from": trial.start.model_dump(), "evaluation": measured, "graft": grafted}
+        self.ranks.on_rank_zero(lambda: write_json(path, content))
 
     def _train(self) -> bool:
         """Run the remaining steps; return False if the loss is not finite."""
@@ -241,7 +257,13 @@ class _Run:
                 "ranks": self.ranks.world,
             },
             "notes": state.notes,
+            **self._start(),
         }
+
+    def _start(self) -> dict[str, Any]:
+        """`start`: the contents of start.json, if the trial wrote it."""
+        path = self.directory / START
+        return {"start": read_json(path)} if self.trial.start is not None and path.exists() else {}
 
 
 @contextlib.contextmanager

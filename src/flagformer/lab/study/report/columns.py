@@ -57,6 +57,7 @@ def main_columns(results: Results) -> list[Column]:
             lambda r: estimate(r.loss),
             lambda r: {"loss": r.loss.mean, "loss_half_width": r.loss.half_width, "seeds": r.loss.n},
         ),
+        *_start_columns(results),
         *_verdict_columns(results),
         _stamp_column(),
     ]
@@ -83,6 +84,19 @@ def main_columns(results: Results) -> list[Column]:
             lambda r: size(r.peak_memory_bytes),
             lambda r: {"peak_memory_bytes": r.peak_memory_bytes},
         ),
+    ]
+
+
+def _start_columns(results: Results) -> list[Column]:
+    """The loss before the first step, in studies that start from a model."""
+    if not any(row.start.n for row in results.rows):
+        return []
+    return [
+        Column(
+            "loss at start",
+            lambda r: estimate(r.start) if r.start.n else NOTHING,
+            lambda r: {"loss_at_start": r.start.mean, "graft": r.graft},
+        )
     ]
 
 

@@ -50,6 +50,7 @@ def unequal_lines(results: Results) -> list[str]:
             "No hyperparameter was tuned: the learning rate may suit one variant better than another "
             "(`tune: {lr: [...]}` tunes it)."
         )
+    lines += [f"{row.variant}: {row.graft}." for row in results.rows if row.graft]
     copies = [variant for variant, number in study.copies.items() if number]
     if copies:
         lines.append(
