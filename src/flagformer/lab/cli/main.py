@@ -17,6 +17,7 @@ from flagformer.lab.cli.diff import diff
 from flagformer.lab.cli.flags import flags
 from flagformer.lab.cli.generate import generate
 from flagformer.lab.cli.new import new
+from flagformer.lab.cli.presets import presets
 from flagformer.lab.cli.show import show
 from flagformer.lab.cli.study import study
 from flagformer.lab.cli.track import track
@@ -49,7 +50,7 @@ def _options(
 
 app.add_typer(study, name="study")
 app.add_typer(new, name="new")
-for command in (train, track, generate, audit, flags, show, diff, verify):
+for command in (train, track, generate, audit, flags, presets, show, diff, verify):
     app.command()(command)
 
 

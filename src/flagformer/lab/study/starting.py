@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flagformer.interop.graft.flags import together
 from flagformer.lab.study.config_errors import ConfigError, repr_short
 from flagformer.lab.study.source import Route, Source
 from flagformer.lab.train.start import TOKENIZER, Start
 from flagformer.presets import preset
+
+OF_DATA = ("num_tokens", "max_seq_len")  # flags of a preset that follow from the data
 
 
 def fill_base(source: Source) -> list[ConfigError]:
@@ -32,11 +35,13 @@ def fill_base(source: Source) -> list[ConfigError]:
         flags = preset(base["preset"])
     except (ValueError, TypeError) as error:
         return [source.mistake(("base", "preset"), str(error).replace("`name`", "`base.preset`"))]
+    flags = json.loads(json.dumps({name: value for name, value in flags.items() if name not in OF_DATA}))
     line = source.lines.get(("base", "preset"))
     for name in flags.keys() - base.keys():
         if line is not None:
             source.lines["base", name] = line
-    source.data["base"] = {**flags, **{name: value for name, value in base.items() if name != "preset"}}
+    given = {name: value for name, value in base.items() if name != "preset"}
+    source.data["base"] = together(flags, given)
     return []
 
 
