@@ -15,7 +15,7 @@ from flagformer.lab.reference import choices
 IDS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(1))
 CONTEXT = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 BASE = {**TINY, "model": "decoder", "depth": 1}
-# Flags that a graft needs in the model, rather than beside it.
+# Flags that a graft needs in the model that it is put into.
 BEFORE = ("cross_attend", "rotary_pos_emb", "parallel_block")
 # Grafts with other inputs or none, or of sizes that become smaller: they have tests of their own.
 REFUSED = {
@@ -108,8 +108,8 @@ GROWN = {
     "inner width": {"ff_inner_dim": 80},
     "depth": {"depth": 3},
     "positions": {"max_seq_len": 32},
-    "a mixer beside attention": {"mixer": "gated_deltanet + attention"},
-    "a mixer beside some attention": {"mixer": "attention : short_convolution + attention"},
+    "a mixer next to attention": {"mixer": "gated_deltanet + attention"},
+    "a mixer next to some attention": {"mixer": "attention : short_convolution + attention"},
     "cross-attention": {"cross_attend": True},
     "experts": {"ff_moe": True, "moe_num_experts": 3},
     "experts and a shared one": {"ff_moe": True, "moe_num_shared_experts": 1, "moe_balance_bias": True},

@@ -186,7 +186,7 @@ def _tied_scale(old: Settings, new: Settings, prefix: str) -> str:
 
 
 def _mixers(old: Settings, new: Settings, prefix: str) -> str:
-    """Mixers beside attention start at zero; those in place of attention do not."""
+    """Mixers next to attention start at zero; those in place of attention do not."""
     name = f"{prefix}mixer"
     for layer, (before, after) in enumerate(_pairs(old.get(name), new.get(name))):
         here, there = (set(str(one or "attention").split(" + ")) for one in (before, after))

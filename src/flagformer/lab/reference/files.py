@@ -11,6 +11,8 @@ from typing import Any
 from flagformer.lab.reference.card_conflicts import card_with_conflicts, refused_pairs
 from flagformer.lab.reference.flags_page import flags_page
 from flagformer.lab.reference.forward_picture import forward_picture
+from flagformer.lab.reference.grafts import PAGE as GRAFTS
+from flagformer.lab.reference.grafts import page_with_grafts
 from flagformer.lab.reference.models_page import models_page
 from flagformer.lab.reference.readme_table import readme_with_table
 from flagformer.lab.reference.schema import schema
@@ -36,7 +38,7 @@ FILES: Mapping[str, Callable[[], str]] = {
 
 def parts(folder: Path) -> dict[str, Callable[[str], str]]:
     """Return the pages with a generated part that are in the folder, each as a function of its text."""
-    found: dict[str, Callable[[str], str]] = {"README.md": readme_with_table}
+    found: dict[str, Callable[[str], str]] = {"README.md": readme_with_table, GRAFTS: page_with_grafts}
     for path in sorted((folder / "docs/papers").glob("*.md")):
         found[f"docs/papers/{path.name}"] = partial(card_with_conflicts, path.name)
     return {name: change for name, change in found.items() if (folder / name).is_file()}

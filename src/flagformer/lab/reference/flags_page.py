@@ -125,7 +125,9 @@ def _presets() -> str:
     ]
     return page(
         "## Presets",
-        "`flagformer.presets.preset(name)` returns these flags; add the sizes of the model.",
+        "`flagformer.presets.preset(name)` returns these flags; add the sizes of the model. It also returns"
+        " the flags of published models with their sizes, such as `llama-3.2-1b`: `flagformer presets` lists"
+        " them.",
         table(("preset", "flags"), rows),
     ).rstrip()
 

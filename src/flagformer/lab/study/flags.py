@@ -27,7 +27,7 @@ def flag_mistakes(source: Source) -> list[ConfigError]:
             continue
         try:
             flags = {**base, **own_flags(own or {})}
-            if "from" in flags:  # the flags of the directory are read later
+            if {"from", "preset"} & flags.keys():  # their flags are not known here
                 continue
             flagformer.check({**(STAND_IN_IMAGES if flags.get("model") == "vit" else STAND_IN), **flags})
         except FlagError as error:
