@@ -71,5 +71,5 @@ def test_studies_take_presets(tmp_path):
     assert (study.base["dim"], study.base["depth"]) == (512, 1)
     assert "num_tokens" not in study.base
     assert check_variants(study, source)["neox"].params > 3_000_000
-    with pytest.raises(StudyFileError, match=r"study.yaml:2: `base.preset` must be one of.*did you mean"):
+    with pytest.raises(StudyFileError, match=r"`base.preset` must be one of.*did you mean"):
         load_study(file, ["base.preset=pythia-70n"])
