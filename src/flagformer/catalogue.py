@@ -65,6 +65,7 @@ from flagformer.position.dynamic import Dynamic
 from flagformer.position.none import NoPositionBias, NoRotation
 from flagformer.position.rotary import Rotary
 from flagformer.position.t5 import T5
+from flagformer.position.temperature import LogTemperature
 from flagformer.position.xpos import XPos
 from flagformer.residual.additive import Additive, Scaled
 from flagformer.residual.gru import GRUGate
@@ -99,7 +100,7 @@ CATALOGUE.fill(
         Additive, Scaled, GRUGate, ResiDual,
         DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
         Sequential, Checkpointed, Reversible,
-        NoRotation, Rotary, XPos,
+        NoRotation, Rotary, XPos, LogTemperature,
         NoPositionBias, ALiBi, T5, Dynamic,
         ValueWidth, SharedKV, RotaryValues,
         MultiHead, GroupedQuery, MultiQuery, MultiHeadLatent, SharedQK, ContextSharedQK,

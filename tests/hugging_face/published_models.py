@@ -19,6 +19,7 @@ COMMON = {
     "intermediate_size": INNER, "num_key_value_heads": GROUPS, "max_position_embeddings": LENGTH,
     "tie_word_embeddings": False, **TOKENS,
 }  # fmt: skip
+WITHOUT_WIDTH = {name: value for name, value in COMMON.items() if name != "intermediate_size"}
 TIED = {**COMMON, "tie_word_embeddings": True}
 ORIGINAL = {"original_max_position_embeddings": 16}
 LLAMA3 = {
@@ -55,6 +56,32 @@ FALCON = {name: COMMON[name] for name in COMMON if name not in ("intermediate_si
 MPT = {
     "vocab_size": VOCABULARY, "d_model": DIM, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": LENGTH,
     **TOKENS,
+}  # fmt: skip
+LINEAR_SIZES = {
+    "head_dim": 16, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+}  # fmt: skip
+MAMBA2 = {
+    "vocab_size": VOCABULARY, "hidden_size": DIM, "num_hidden_layers": 3, "num_heads": 8, "head_dim": 16,
+    "state_size": 12, "n_groups": 2, **TOKENS,
+}  # fmt: skip
+FALCON_H1 = {
+    **COMMON, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 12,
+}  # fmt: skip
+FALCON_H1_MULTIPLIERS = {
+    "embedding_multiplier": 5.0, "lm_head_multiplier": 0.1, "mlp_multipliers": [0.6, 0.4],
+    "key_multiplier": 0.5, "attention_in_multiplier": 0.8, "attention_out_multiplier": 0.7,
+    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.3, "ssm_multipliers": [0.4, 0.9, 0.3, 0.5, 0.6],
+}  # fmt: skip
+LLAMA4 = {
+    **COMMON, "intermediate_size": 48, "intermediate_size_mlp": INNER, "num_local_experts": 4,
+    "interleave_moe_layer_step": 2, "head_dim": 16, "attention_chunk_size": 8, "floor_scale": 4,
+    "attn_scale": 0.7,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [2.0 + i for i in range(8)],
 }  # fmt: skip
 BLOOM = {"vocab_size": VOCABULARY, "n_layer": LAYERS, **TOKENS}
 
@@ -104,14 +131,25 @@ CASES = {
     "LFM2": Case("Lfm2Config", {**TIED, "intermediate_size": 200, "block_multiple_of": 16,
         "layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
     "Qwen 3 Next": Case(
-        "Qwen3NextConfig",
-        {
-            **COMMON, **EXPERTS, "head_dim": 16, "shared_expert_intermediate_size": 48,
-            "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        },
+        "Qwen3NextConfig", {**COMMON, **EXPERTS, **LINEAR_SIZES, "shared_expert_intermediate_size": 48}
     ),
+    "Qwen 3.5": Case("Qwen3_5TextConfig", {**COMMON, **LINEAR_SIZES, "rms_norm_eps": 1e-5}),
+    "Qwen 3.5 MoE": Case(
+        "Qwen3_5MoeTextConfig",
+        {**WITHOUT_WIDTH, **EXPERTS, **LINEAR_SIZES, "shared_expert_intermediate_size": 48},
+    ),
+    "Mamba 2": Case("Mamba2Config", MAMBA2, "eager"),
+    "Falcon-H1": Case("FalconH1Config", {**FALCON_H1, **FALCON_H1_MULTIPLIERS}),
+    "Falcon-H1, norm": Case(
+        "FalconH1Config", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}
+    ),
+    "Llama 4": Case("Llama4TextConfig", LLAMA4),
+    "HunYuan": Case("HunYuanDenseV1Config", {**COMMON, "head_dim": 16}),
+    "HunYuan, alpha": Case(
+        "HunYuanDenseV1Config",
+        {**COMMON, "head_dim": 16, "rope_parameters": {**DYNAMIC, "alpha": 1000.0}},
+    ),
+    "OLMo": Case("OlmoConfig", {**COMMON, "clip_qkv": 0.8}),
     "Falcon RW": Case(
         "FalconConfig",
         {**FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
@@ -134,6 +172,12 @@ CASES = {
     "SmolLM 3": Case("SmolLM3Config", COMMON),
     "Granite": Case("GraniteConfig", {**COMMON, **MULTIPLIERS}),
     "Phi 3": Case("Phi3Config", COMMON),
+    "Phi 3, long": Case(
+        "Phi3Config", {**COMMON, "rope_parameters": LONGROPE, "original_max_position_embeddings": 6}
+    ),
+    "Phi 3, short": Case(
+        "Phi3Config", {**COMMON, "rope_parameters": LONGROPE, "original_max_position_embeddings": 56}
+    ),
     "Gemma": Case("GemmaConfig", {**TIED, "head_dim": 16}, "eager"),
     "Gemma 2": Case("Gemma2Config", {**TIED, **GEMMA, "query_pre_attn_scalar": 32}, "eager"),
     "Gemma 3": Case("Gemma3TextConfig", {**TIED, **GEMMA, "layer_types": ALTERNATE}, "eager"),
@@ -171,6 +215,7 @@ CASES = {
     "BLOOM, 6 heads": Case("BloomConfig", {**BLOOM, "n_head": 6, "hidden_size": 96}, "eager"),
     "StarCoder 2": Case("Starcoder2Config", COMMON),
     "StableLM": Case("StableLmConfig", COMMON),
+    "StableLM, norms of heads": Case("StableLmConfig", {**COMMON, "qk_layernorm": True}),
     "Nemotron": Case("NemotronConfig", COMMON),
     "Helium": Case("HeliumConfig", {**COMMON, "head_dim": 16}),
     "GLM": Case("GlmConfig", {**COMMON, "head_dim": 16}),
@@ -189,7 +234,8 @@ CASES = {
 # One case of each family, for tests of its table.
 BASE = (
     "Pythia", "GPT-J", "Phi", "Cohere", "Cohere 2", "Falcon 7B", "Falcon 40B", "Falcon RW",
-    "MPT", "Persimmon", "Apertus", "LFM2", "Qwen 3 Next",
+    "MPT", "Persimmon", "Apertus", "LFM2", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.5 MoE", "Mamba 2", "Falcon-H1",
+    "Llama 4", "HunYuan", "OLMo",
     "Llama 3.2", "Mistral", "Qwen 2, windows", "Qwen 3", "OLMo 2", "OLMo 3", "SmolLM 3", "Granite", "Phi 3",
     "Gemma", "Gemma 2", "Gemma 3", "Mixtral", "Qwen 2 MoE", "Qwen 3 MoE", "OLMoE", "gpt-oss", "DeepSeek V3",
     "DeepSeek V2", "GPT-2", "OPT", "BLOOM", "StarCoder 2", "StableLM", "Nemotron",

@@ -250,3 +250,15 @@ def test_transformers_is_not_imported(saved):
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path):
+    """transformers 5.24 does not know the name: it needs the code of the repository."""
+    theirs = theirs_of("DeepSeek V3")
+    theirs.save_pretrained(tmp_path / "one")
+    config = read_config(tmp_path / "one") | {"model_type": "kimi_k2"}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    ours = flagformer.load(tmp_path / "one").eval()
+    assert gap(ours(ids_of()).detach(), logits(theirs, ids_of())) < 1e-4
+    export(ours, tmp_path / "back")
+    assert read_config(tmp_path / "back") == config

@@ -97,6 +97,7 @@ class SelfAttentionInputs(QKVSource):
         super().__init__(projection, qk_norm, dims, turns_keys)
         self.window, self.window_rules, self.rotation_idx = window.width, window.rules, rotation_idx
         borrow(self, {"rotation": rotation, "value_rotation": value_rotation})
+        self.norms_turned = getattr(qk_norm, "after_rotation", False)  # a norm of the user's may not say it
         self.modifies_values = bool(value_mods)
         self.value_mods = nn.ModuleList(map(as_module, value_mods))
         self.path_changes_at = () if window.width is None else (window.width,)
@@ -109,10 +110,8 @@ class SelfAttentionInputs(QKVSource):
             for value_mod in self.value_mods:
                 v = value_mod(v, x, side)
         raw = v
-        q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
-        unrotated = q, q if self.projection.shared_qk else k  # with shared QK, a token has one cluster
         cos_sin = side.cos_sin[self.rotation_idx]
-        q, k = self.rotation.both(q, k, cos_sin)
+        q, k, unrotated = self._normed_and_rotated(q, k, cos_sin)
         v = self.value_rotation.keys(v, cos_sin)
         if side.memory is not None and side.memory.mem is not None:
             unrotated_mem, mem_k, mem_v = self._project_memory(
@@ -130,13 +129,30 @@ class SelfAttentionInputs(QKVSource):
                 k, v = entry["k"], entry.get("v", entry["k"])
         return q, KeyValues(k, v, 0, unrotated, self.projection.shared_qk)
 
+    def _normed_and_rotated(
+        self, q: Tensor, k: Tensor, cos_sin: CosSin | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Queries and keys, normed and rotated, and both before the rotation."""
+        if not self.norms_turned:
+            q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        unrotated = q, q if self.projection.shared_qk else k  # with shared QK, a token has one cluster
+        q, k = self.rotation.both(q, k, cos_sin)
+        if self.norms_turned:
+            q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        return q, k, unrotated
+
+    def _keys(self, k: Tensor, cos_sin: CosSin | None) -> Tensor:
+        """Keys, normed and rotated."""
+        if self.norms_turned:
+            return self.qk_norm.keys(self.rotation.keys(k, cos_sin))
+        return self.rotation.keys(self.qk_norm.keys(k), cos_sin)
+
     def _derived(self, cached: Tensor, side: SideInputs) -> tuple[Tensor, Tensor]:
         """Keys and values of the tensor that is both before norm and rotation."""
         cos_sin = side.cached_cos_sin[self.rotation_idx]
         if cos_sin is not None:  # those of the window
             cos_sin = tuple(part[:, :, part.shape[2] - cached.shape[2] :] for part in cos_sin)
-        k = self.rotation.keys(self.qk_norm.keys(cached), cos_sin)
-        return k, self.value_rotation.keys(cached, cos_sin)
+        return self._keys(cached, cos_sin), self.value_rotation.keys(cached, cos_sin)
 
     def _expanded(self, x: Tensor, side: SideInputs, state: DecodeState) -> tuple[Tensor, KeyValues]:
         """Keys and values that are expanded from the cache, where the rotary part is rotated already."""
@@ -168,9 +184,13 @@ class SelfAttentionInputs(QKVSource):
         """Memories [B, M, D] -> keys [B, G, M, K] before the rotation (queries, with shared QK) and after it,
         and values [B, G, M, V]."""
         q, k, v = self.projection(mem)
-        k = self.qk_norm.keys(k)
-        unrotated = self.qk_norm.queries(q) if self.projection.shared_qk else k
-        return unrotated, self.rotation.keys(k, cos_sin), self.value_rotation.keys(v, cos_sin)
+        normed = k if self.norms_turned else self.qk_norm.keys(k)
+        unrotated = normed
+        if self.projection.shared_qk:
+            unrotated = q if self.norms_turned else self.qk_norm.queries(q)
+        turned = self.rotation.keys(normed, cos_sin)
+        turned = self.qk_norm.keys(turned) if self.norms_turned else turned
+        return unrotated, turned, self.value_rotation.keys(v, cos_sin)
 
     def init_cache(self, state: DecodeState, dtype: torch.dtype, device: torch.device) -> KVCache:
         heads = self.cache_shape[0]

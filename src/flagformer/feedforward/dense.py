@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.feedforward import Activation, FeedForward
-from flagformer.feedforward.gated import Gated, Limit, Offset
+from flagformer.feedforward.gated import Gated, GateScale, Limit, Offset
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.norm.layernorm import LayerNorm
@@ -138,11 +138,12 @@ class GLU(_Projections):
         ] = False,
         limit: Limit = None,
         offset: Offset = 0.0,
+        gate_scale: GateScale = 1.0,
         chunks: Chunks = 1,
     ) -> None:
         width = inner_width(dims.dim, mult, inner_dim)
         super().__init__(dims, activation, 2, _Options(width, dropout, no_bias, post_act_ln, chunks))
-        self.gated = Gated(limit, offset)
+        self.gated = Gated(limit, offset, float(gate_scale))
         self.gain = Gain(self.w_out.in_features) if mult_bias else identity
 
     def hidden(self, x: Tensor) -> Tensor:

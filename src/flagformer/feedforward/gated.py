@@ -29,10 +29,14 @@ Offset = Annotated[
         example_with={"ff_glu": True},
     ),
 ]
+GateScale = Annotated[
+    float,
+    Flag("ff_glu_gate_scale", "factor of the gates before the activation (Falcon-H1)", ge=1e-6, example=0.5),
+]
 
 
 class Gated(NamedTuple):
-    """(clamp(value, -limit, limit) + offset) * activation(min(gate, limit)).
+    """(clamp(value, -limit, limit) + offset) * activation(min(scale * gate, limit)).
 
     Attributes:
         limit: None for no limit.
@@ -40,10 +44,13 @@ class Gated(NamedTuple):
 
     limit: float | None = None
     offset: float = 0.0
+    scale: float = 1.0
 
     def of(self, hidden: Tensor, activation: Activation) -> Tensor:
         """[..., 2 F], values first -> [..., F]."""
         value, gate = hidden.chunk(2, dim=-1)
+        if self.scale != 1.0:
+            gate = gate * self.scale
         if self.limit is not None:
             value, gate = value.clamp(-self.limit, self.limit), gate.clamp(max=self.limit)
         if self.offset:

@@ -240,7 +240,7 @@ def _shared(moe: MixtureOfExperts, dims: Dims, width: int, no_bias: bool) -> Fee
     dropout = moe.dropout.p
     if moe.gated is None:
         return Dense(dims, moe.activation, inner_dim=width, dropout=dropout, no_bias=no_bias)
-    limit, offset = moe.gated
+    limit, offset = moe.gated.limit, moe.gated.offset
     return GLU(
         dims, moe.activation, inner_dim=width, dropout=dropout, no_bias=no_bias, limit=limit, offset=offset
     )

@@ -55,6 +55,8 @@ class Flags(TypedDict, total=False):
     norm_eps: float | None
     """added to the mean square (LayerNorm: the variance); None: 1e-5 in LayerNorm, no epsilon in
     others"""
+    norm_weight: bool
+    """a learned weight in each LayerNorm; False: none (OLMo 1)"""
     norm_bias: bool
     """a learned bias in each LayerNorm"""
     norm_weight_offset: float
@@ -123,6 +125,11 @@ class Flags(TypedDict, total=False):
     """Rotation in which a pair's product fades with the distance, fast turning pairs first."""
     rotary_xpos_scale_base: int | tuple[int | None, ...]
     """positions over which the decay is zeta"""
+    attn_temperature_floor: int | tuple[int | None, ...] | None
+    """tokens N of a step, from which on scores grow with the logarithm of the position (Llama 4:
+    8192)"""
+    attn_temperature_weight: float | tuple[float | None, ...]
+    """factor w of the logarithm"""
     alibi_pos_bias: bool | None
     """A penalty that grows with the distance, with its own slope for each head; nothing is learned."""
     alibi_num_heads: int | None
@@ -163,6 +170,11 @@ class Flags(TypedDict, total=False):
     """biases in the projections to q, k and v; None: as `attn_bias`"""
     cross_attn_qkv_bias: bool | tuple[bool | None, ...] | None
     """biases in the projections to q, k and v; None: as `attn_bias` (cross-attention only)"""
+    attn_clip_qkv: float | tuple[float | None, ...] | None
+    """queries, keys and values are clamped to +-this number after their projection; None: no limit"""
+    cross_attn_clip_qkv: float | tuple[float | None, ...] | None
+    """queries, keys and values are clamped to +-this number after their projection; None: no limit
+    (cross-attention only)"""
     attn_kv_heads: int | tuple[int | None, ...] | None
     """key/value heads G, a divisor of `heads`"""
     cross_attn_kv_heads: int | tuple[int | None, ...] | None
@@ -237,6 +249,8 @@ class Flags(TypedDict, total=False):
     """added to the weights, which start at 1 minus it (Gemma 3: 1)"""
     cross_attn_qk_rmsnorm_weight_offset: float | tuple[float | None, ...]
     """added to the weights, which start at 1 minus it (Gemma 3: 1) (cross-attention only)"""
+    rotary_before_qk_rmsnorm: bool | tuple[bool | None, ...]
+    """rotates q and k before `attn_qk_rmsnorm`, in place of after it (HunYuan, Llama 4)"""
     attn_qk_layernorm: bool | tuple[bool | None, ...] | None
     """LayerNorm over the dimensions of each head of q and k, with learned weights (ViT-22B, Cohere)."""
     cross_attn_qk_layernorm: bool | tuple[bool | None, ...] | None
@@ -397,6 +411,15 @@ class Flags(TypedDict, total=False):
     """tokens W that the causal convolution of a mixer reads"""
     mixer_chunk: int | tuple[int | None, ...]
     """tokens of a row that a mixer computes in parallel"""
+    mixer_norm_eps: float | tuple[float | None, ...] | None
+    """added to the mean square of a mixer's norm; None: 1e-6 in gated DeltaNet, 1e-5 in Mamba 2"""
+    mixer_delta_rate: float | tuple[float | None, ...]
+    """largest rate of the delta rule; 2 allows the state negative eigenvalues (OLMo hybrid)"""
+    mixer_norm: bool | tuple[bool | None, ...]
+    """a norm of the gated output of Mamba 2; False: none (Falcon-H1)"""
+    mixer_scales: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None
+    """factors of the parts of the input projection of Mamba 2, by name: `gate`, `value`, `key`, `query`
+    and `step`; 1 where a part is not named (Falcon-H1)"""
     ff_mult: float | tuple[float | None, ...]
     """inner width F = int(D * mult)"""
     ff_inner_dim: int | tuple[int | None, ...] | None
@@ -418,6 +441,8 @@ class Flags(TypedDict, total=False):
     activation (gpt-oss: 7); None: no limit"""
     ff_glu_offset: float | tuple[float | None, ...]
     """added to the values of the gated linear unit (gpt-oss: 1)"""
+    ff_glu_gate_scale: float | tuple[float | None, ...]
+    """factor of the gates before the activation (Falcon-H1)"""
     ff_pkm: bool | tuple[bool | None, ...] | None
     """Weighted sum of the values of the top-k of N ** 2 keys, found as pairs of N half keys."""
     pkm_num_keys: int | tuple[int | None, ...]

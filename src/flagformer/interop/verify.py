@@ -22,6 +22,7 @@ from flagformer.interop.load import is_published, load, open_published
 
 KINDS = ("decoder", "encoder", "classifier", "xtransformer", "vit")
 SCHEMA = 1
+WHOLE = "ForConditionalGeneration"  # the end of the class's name of a checkpoint with several parts
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ def _answers(
 
 
 def _architecture(opened: OpenDirectory) -> str:
-    """The class of the config, if the table reads it; that of the table for bare models."""
-    family = opened.family
-    said = opened.config.get("architectures") or []
-    known = (family.architecture, *family.also)
+    """The class of the config, if the table reads it; that of the table for bare models. Of a checkpoint with
+    several parts it is the class of the whole, which reads texts alone too."""
+    family, said = opened.family, opened.architectures
+    known = (family.architecture, *family.also, *(name for name in said if name.endswith(WHOLE)))
     return next((name for name in said if name in known), family.architecture)
 
 

@@ -32,6 +32,16 @@ KeyGroups = Annotated[
         example=2,
     ),
 ]
+NormEps = Annotated[
+    float | None,
+    Flag(
+        "mixer_norm_eps",
+        "added to the mean square of a mixer's norm; None: 1e-6 in gated DeltaNet, 1e-5 in Mamba 2",
+        ge=1e-12,
+        lt=1,
+        example=0.25,
+    ),
+]
 
 
 def check_groups(groups: int, heads: int) -> int:

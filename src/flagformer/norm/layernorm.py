@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagformer.flags import Flag, component
+from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.norm import Norm
 from flagformer.norm.rmsnorm import Eps, WeightOffset
 
@@ -27,20 +27,32 @@ class LayerNorm(Norm):
         dim: int,
         *,
         eps: Eps = None,
+        weight: Annotated[
+            bool, Flag("norm_weight", "a learned weight in each LayerNorm; False: none (OLMo 1)")
+        ] = True,
         bias: Annotated[bool, Flag("norm_bias", "a learned bias in each LayerNorm", neutral=True)] = False,
         offset: WeightOffset = 0.0,
     ) -> None:
         super().__init__()
+        _refuse_offset_alone(weight, float(offset))
+        self.shape = (dim,)
         self.eps, self.offset = DEFAULT_EPS if eps is None else float(eps), float(offset)
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim)) if weight else None
         self.bias = nn.Parameter(torch.empty(dim)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, 1 - self.offset)
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 1 - self.offset)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight + self.offset if self.offset else self.weight
-        return F.layer_norm(x, self.weight.shape, weight, self.bias, self.eps)
+        weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
+        return F.layer_norm(x, self.shape, weight, self.bias, self.eps)
+
+
+def _refuse_offset_alone(weight: bool, offset: float) -> None:
+    if offset and not weight:
+        text = "`norm_weight_offset` and `norm_weight=False` cannot be combined, because there is no weight"
+        raise FlagError([Finding("norm_weight_offset", f"{text} to add it to; leave one of them out")])

@@ -68,5 +68,6 @@ class WideNorm(LayerNorm):
     """`LayerNorm` in the dtype of its input, as `WideLinear`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
         with no_autocast(x.device):
-            return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype))
+            return F.layer_norm(x, self.shape, self.weight.to(x.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any
 
@@ -14,7 +14,8 @@ from flagformer.flow import Constant, Dims, Layout
 from flagformer.ops.counter import counted
 from flagformer.ops.rotate import rotate_half_pairs, rotate_neighbours
 from flagformer.position import CosSin, Rotation
-from flagformer.position.rotary_scaling import scaled_rates
+from flagformer.position.by_length import ByLength
+from flagformer.position.rotary_scaling import longer_rates, scaled_rates
 
 BASE = 10000.0
 Rotated = Annotated[int | None, Flag("rotary_emb_dim", "dims of a head that are rotated; None: all", ge=2)]
@@ -72,14 +73,18 @@ class Rotary(Rotation):
         base = base * rescale ** (width / (width - 2)) if width > 2 else base
         rates, self.factor = scaled_rates(width, base, scaling)
         self.rotate = rotate_neighbours if interleaved else rotate_half_pairs
-        # for both dimensions of a pair, negated for the first
-        pairs = [(-rate / interpolation, rate / interpolation) for rate in counted(rates, width)]
-        self.frequencies = Constant(tuple(chain(*(pairs if interleaved else zip(*pairs)))))
+        self.frequencies = _of_pairs(counted(rates, width), interpolation, interleaved)
+        longer = longer_rates(width, base, scaling)
+        self.by_length: ByLength | None = None
+        if scaling is not None and longer is not None:
+            long = _of_pairs(longer, interpolation, interleaved)
+            self.by_length = ByLength(long, scaling["original_max_position_embeddings"])
 
     def cos_sin(self, layout: Layout, dtype: torch.dtype) -> CosSin:
-        turns = layout.positions[:, None, :, None] * self.frequencies.on(
-            layout.positions.device
-        )  # [1 or B, 1, T, R]
+        rates = self.frequencies.on(layout.positions.device)
+        if self.by_length is not None:
+            rates = self.by_length.choose(rates, layout)[:, None]
+        turns = layout.positions[:, None, :, None] * rates  # [1 or B, 1, T, R]
         cos, sin = turns.cos(), turns.sin()
         if self.factor != 1.0:
             cos, sin = cos * self.factor, sin * self.factor
@@ -100,6 +105,12 @@ class Rotary(Rotation):
         # one token costs its calls, not its numbers: all heads at once take half the time
         turned = self.rotate(torch.cat([q, k], dim=1), *angles)
         return turned.split_with_sizes([q.shape[1], k.shape[1]], dim=1)
+
+
+def _of_pairs(rates: Iterable[float], interpolation: float, interleaved: bool) -> Constant:
+    """The rates of both dimensions of each pair, negated for the first."""
+    pairs = [(-rate / interpolation, rate / interpolation) for rate in rates]
+    return Constant(tuple(chain(*(pairs if interleaved else zip(*pairs)))))
 
 
 def _refuse_two_scalings(scaling: dict[str, Any] | None, interpolation: float, rescale: float) -> None:

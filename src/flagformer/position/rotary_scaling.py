@@ -52,6 +52,13 @@ def scaled_rates(width: int, base: float, scaling: Mapping[str, Any] | None) -> 
     return rule.apply(width, base, {name: value for name, value in numbers.items() if value is not None})
 
 
+def longer_rates(width: int, base: float, scaling: Mapping[str, Any] | None) -> list[float] | None:
+    """The rates of longer texts of a checked `scaling`; None where the rates do not depend on the length."""
+    if scaling is None or scaling["rope_type"] != "longrope" or scaling.get("seq_len") is not None:
+        return None
+    return [rate / divisor for rate, divisor in zip(_plain(width, base), scaling["long_factor"])]
+
+
 def _error(text: str) -> FlagError:
     return FlagError([Finding(FLAG, f"`{FLAG}` {text}")])
 
@@ -141,9 +148,10 @@ def _yarn_factor(factor: float, numbers: Mapping[str, Any]) -> float:
 
 
 def _longrope(width: int, base: float, numbers: Mapping[str, Any]) -> Scaled:
-    """A divisor for each pair, by whether texts exceed the original length (arXiv:2402.13753)."""
+    """A divisor for each pair, by whether texts exceed the original length (arXiv:2402.13753). Without
+    `seq_len` these are the rates of shorter texts, and `longer_rates` are those of longer ones."""
     factor, original = numbers["factor"], numbers["original_max_position_embeddings"]
-    divisors = numbers["long_factor" if numbers["seq_len"] > original else "short_factor"]
+    divisors = numbers["long_factor" if numbers.get("seq_len", 0) > original else "short_factor"]
     rates = (rate / divisor for rate, divisor in zip(_plain(width, base), divisors))
     if "attention_factor" in numbers:
         return rates, float(numbers["attention_factor"])
@@ -160,5 +168,9 @@ _RULES = {
         ("factor", _LENGTHS[0]),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
-    "longrope": _Rule(_longrope, ("factor", "short_factor", "long_factor", *_LENGTHS), ("attention_factor",)),
+    "longrope": _Rule(
+        _longrope,
+        ("factor", "short_factor", "long_factor", _LENGTHS[0]),
+        ("attention_factor", "seq_len"),
+    ),
 }

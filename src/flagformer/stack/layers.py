@@ -269,6 +269,7 @@ class AttentionLayers(Whole):
             every = state.layout(0, layout.end, layout.positions.device)
             side.cached_cos_sin = self.rotations.cos_sin(every, dtype)
         if memory is not None:
+            self.rotations.refuse_memory()
             hiddens = dict(zip(self.recurrent_steps, memory.hiddens))
             side.memory = SegmentMemory(hiddens, self.rotations.cos_sin(memory.layout, dtype))
         return side

@@ -33,6 +33,12 @@ class Rotations(nn.ModuleList):
         index = self._specs.index(module.slots["rotation"][0])
         return self[index], index  # type: ignore[return-value]
 
+    def refuse_memory(self) -> None:
+        """Raise ValueError if angles depend on the length of a text, which a memory does not hold."""
+        if any(getattr(rotation, "by_length", None) for rotation in self):
+            text = "`mems` cannot be given to layers whose `rotary_scaling` chooses its factors by the length"
+            raise ValueError(f"{text} of a text: fix the choice by `seq_len` in `rotary_scaling`")
+
     def cos_sin(self, layout: Layout, dtype: torch.dtype) -> tuple[CosSin | None, ...]:
         """The cosines and sines of each rotation."""
         return tuple(rotation.cos_sin(layout, dtype) for rotation in self)  # type: ignore[operator]

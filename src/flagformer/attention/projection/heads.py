@@ -22,6 +22,15 @@ QKVBias = Annotated[
         neutral=True,
     ),
 ]
+Clip = Annotated[
+    float | None,
+    Flag(
+        "attn_clip_qkv",
+        "queries, keys and values are clamped to +-this number after their projection; None: no limit",
+        ge=1e-6,
+        example=0.1,
+    ),
+]
 
 
 def has_bias(bias: bool, part: bool | None) -> bool:
@@ -32,8 +41,17 @@ def has_bias(bias: bool, part: bool | None) -> bool:
 class Heads(Projection):
     """H query heads over G key/value heads; each of these serves H / G consecutive query heads."""
 
-    def __init__(self, dims: Dims, cross: bool, shared: bool, groups: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        cross: bool,
+        shared: bool,
+        groups: int,
+        bias: bool = False,
+        clip: float | None = None,
+    ) -> None:
         super().__init__()
+        self.clip = clip
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
         self.shared_kv = shared
         entries = [groups] if shared else [groups, groups]
@@ -49,15 +67,18 @@ class Heads(Projection):
             self.of_x = split_heads([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, *entries = self.of_x(self.to_qkv(x))
+        q, *entries = self.of_x(self._clipped(self.to_qkv(x)))
         return q, entries[0], entries[-1]  # k and v, one and the same where they are shared
 
     def queries(self, x: Tensor) -> Tensor:
-        return self.of_x(self.to_q(x))[0]
+        return self.of_x(self._clipped(self.to_q(x)))[0]
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        entries = self.of_keys(self.to_kv(context))
+        entries = self.of_keys(self._clipped(self.to_kv(context)))
         return entries[0], entries[-1]
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
 
 @component("projection", paper="arXiv:1706.03762, section 3.2.2")
@@ -65,9 +86,16 @@ class MultiHead(Heads):
     """Every head has keys and values of its own."""
 
     def __init__(
-        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+        self,
+        dims: Dims,
+        cross: bool,
+        shared: bool,
+        *,
+        bias: AttnBias = False,
+        qkv_bias: QKVBias = None,
+        clip: Clip = None,
     ) -> None:
-        super().__init__(dims, cross, shared, dims.heads, has_bias(bias, qkv_bias))
+        super().__init__(dims, cross, shared, dims.heads, has_bias(bias, qkv_bias), clip)
 
 
 @component("projection", select="attn_kv_heads", paper="arXiv:2305.13245")
@@ -83,12 +111,13 @@ class GroupedQuery(Heads):
         groups: Annotated[int | None, Flag("attn_kv_heads", "key/value heads G, a divisor of `heads`", ge=1)],
         bias: AttnBias = False,
         qkv_bias: QKVBias = None,
+        clip: Clip = None,
     ) -> None:
         assert groups is not None
         if dims.heads % groups:
             text = f"`attn_kv_heads` must divide `heads` = {dims.heads}, but is {groups}"
             raise FlagError([Finding("attn_kv_heads", text)])
-        super().__init__(dims, cross, shared, groups, has_bias(bias, qkv_bias))
+        super().__init__(dims, cross, shared, groups, has_bias(bias, qkv_bias), clip)
 
 
 @component("projection", select="attn_one_kv_head", paper="arXiv:1911.02150")
@@ -96,9 +125,16 @@ class MultiQuery(Heads):
     """Multi-query attention: all heads share one key and value head."""
 
     def __init__(
-        self, dims: Dims, cross: bool, shared: bool, *, bias: AttnBias = False, qkv_bias: QKVBias = None
+        self,
+        dims: Dims,
+        cross: bool,
+        shared: bool,
+        *,
+        bias: AttnBias = False,
+        qkv_bias: QKVBias = None,
+        clip: Clip = None,
     ) -> None:
-        super().__init__(dims, cross, shared, 1, has_bias(bias, qkv_bias))
+        super().__init__(dims, cross, shared, 1, has_bias(bias, qkv_bias), clip)
 
 
 @component(

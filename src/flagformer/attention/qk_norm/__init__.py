@@ -8,9 +8,13 @@ from torch import Tensor, nn
 
 
 class QKNorm(nn.Module, ABC):
-    """Contract of the slot `qk_norm`, built as `(dims, groups)`; `scale` multiplies q k^T."""
+    """Contract of the slot `qk_norm`, built as `(dims, groups)`; `scale` multiplies q k^T.
+
+    `after_rotation`: whether queries and keys are normed after their rotation, in place of before.
+    """
 
     scale: float
+    after_rotation: bool = False
 
     @abstractmethod
     def queries(self, q: Tensor) -> Tensor:

@@ -15,6 +15,22 @@ from flagformer.norm.rmsnorm import min_norm, rsqrt_ms
 from flagformer.ops.identity import identity
 
 Scale = Annotated[float | None, Flag("attn_scale", "factor of q k^T; None: K ** -0.5", ge=1e-6, example=0.7)]
+Offset = Annotated[
+    float,
+    Flag(
+        "attn_qk_rmsnorm_weight_offset",
+        "added to the weights, which start at 1 minus it (Gemma 3: 1)",
+        example=1.0,
+    ),
+]
+AfterRotation = Annotated[
+    bool,
+    Flag(
+        "rotary_before_qk_rmsnorm",
+        "rotates q and k before `attn_qk_rmsnorm`, in place of after it (HunYuan, Llama 4)",
+        example_with={"rotary_pos_emb": True},
+    ),
+]
 
 
 @component("qk_norm", paper="arXiv:1706.03762, section 3.2.1")
@@ -138,14 +154,8 @@ class RMSQKNorm(QKNorm):
                 example=0.25,
             ),
         ] = None,
-        offset: Annotated[
-            float,
-            Flag(
-                "attn_qk_rmsnorm_weight_offset",
-                "added to the weights, which start at 1 minus it (Gemma 3: 1)",
-                example=1.0,
-            ),
-        ] = 0.0,
+        offset: Offset = 0.0,
+        after: AfterRotation = False,
         scale: Scale = None,
     ) -> None:
         super().__init__()
@@ -154,6 +164,7 @@ class RMSQKNorm(QKNorm):
             text = f"{text} because there is no weight to add it to; leave one of them out"
             raise FlagError([Finding("attn_qk_rmsnorm_weight_offset", text)])
         self.scale = dims.dim_head**-0.5 if scale is None else float(scale)
+        self.after_rotation = after
         self.all_heads, self.eps, self.offset = all_heads, eps, float(offset)
         self.q_weight = _weight(weight, dims.heads, dims.dim_head)
         self.k_weight = _weight(weight, groups, dims.dim_head)

@@ -51,9 +51,19 @@ def feedforward(given: Mapping[str, Any]) -> Settings:
     return _active(found)
 
 
+def mixer(given: Mapping[str, Any]) -> Settings:
+    """The settings of a mixer; `given` holds the sizes of the model too."""
+    found = dict(given)
+    if found.get("mixer_norm", True):
+        _fill(found, mixer_norm_eps={"gated_deltanet": 1e-6, "mamba2": 1e-5}.get(found.get("mixer", "")))
+    return _active(found)
+
+
 def whole(given: Mapping[str, Any]) -> Settings:
     """The settings of the model and its stack."""
     found = dict(given)
+    if found.get("custom_layers"):
+        found["custom_layers"] = "".join(found["custom_layers"])
     _fill(found, emb_dim=found["dim"], logits_dim=found.get("num_tokens"))
     width = found.get("emb_dim", found["dim"])
     scale = found.get("embedding_scale")

@@ -241,12 +241,14 @@ def tensors_of(model: Any) -> Tensors:
 
 def _places(pattern: str, settings: Settings, most: int) -> Iterator[Place]:
     """The values of the placeholders in a name."""
-    depth = settings["depth"] if "depth" in settings else settings["enc_depth"]
+    depth = _depth(settings)
     experts = max((at(settings, "moe_num_experts", layer) or 0 for layer in range(depth)), default=0)
     over: dict[str, Any] = {
         "i": range(depth),
         "d": range(settings.get("dec_depth", 0)),
         "e": range(experts),
+        "h": range(settings.get("heads") or 0),
+        "g": range(settings.get("attn_kv_heads") or 0),
         "p": ("weight", "bias"),
     }
     keys = [key for key in over if f"{{{key}}}" in pattern]
@@ -254,6 +256,14 @@ def _places(pattern: str, settings: Settings, most: int) -> Iterator[Place]:
         raise ConversionError([f"tensor `{pattern}` is needed more often than the files have tensors"])
     for values in product(*(over[key] for key in keys)):
         yield dict(zip(keys, values))
+
+
+def _depth(settings: Settings) -> int:
+    """The number of layers; with `custom_layers`, of sublayers."""
+    if settings.get("custom_layers"):
+        return len(settings["custom_layers"])
+    depth: int = settings["depth"] if "depth" in settings else settings["enc_depth"]
+    return depth
 
 
 def _refuse_many(flags: Flags, most: int) -> None:

@@ -1,8 +1,8 @@
 """The tensors of a model under plain names: each is a view of a tensor of its state dict.
 
 `layers.3.attn.q.weight` is the first rows of `attn_layers.sublayers.6.fn.source.projection.to_qkv.weight`.
-Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`; with mixers and feedforwards, by block. Experts
-are under `moe`, their norm is under `ff`.
+Layers are counted by kind: `attn`, `cross`, `ff`, `mixer`; with mixers and feedforwards, by block; with
+`custom_layers`, each sublayer is a layer. Experts are under `moe`, their norm is under `ff`.
 A tensor without a plain name keeps its own after the name of its layer.
 """
 
@@ -66,8 +66,9 @@ def _parts_of_stack(stack: Stack, names: list[str]) -> dict[str, Part]:
     counts: Counter[str] = Counter()
     layers = []
     hybrid = {"m", "f"} <= {sublayer.kind for sublayer in stack.model.attn_layers.sublayers}
-    for sublayer in stack.model.attn_layers.sublayers:
-        layers.append((counts["f" if hybrid else sublayer.kind], sublayer))
+    custom = stack.model.attn_layers.resolved.flags.get("custom_layers") is not None
+    for place, sublayer in enumerate(stack.model.attn_layers.sublayers):
+        layers.append((place if custom else counts["f" if hybrid else sublayer.kind], sublayer))
         counts[sublayer.kind] += 1
     for state in names:
         name = state.removeprefix(stack.state)

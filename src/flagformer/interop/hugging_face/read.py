@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flagformer.interop.hugging_face.errors import ConversionError
-from flagformer.interop.hugging_face.families import family_of
 from flagformer.interop.hugging_face.family import Family, Instance, tensors_of
 from flagformer.interop.hugging_face.files import CONFIG, DTYPES, WeightFiles, read_json
+from flagformer.interop.hugging_face.nested import part_of
 from flagformer.interop.hugging_face.parts import Tensors
 
 
@@ -23,7 +23,7 @@ class Source:
     """The directory that a model was loaded from, as the attribute `source` of the model.
 
     Attributes:
-        config: its `config.json`.
+        config: its `config.json`, or the `text_config` in it (see `nested`).
         dropped: names of tensors without a part in the function.
     """
 
@@ -36,7 +36,8 @@ class OpenDirectory:
     """A directory whose config and headers are read and checked, and its model without weights.
 
     Attributes:
-        config: its `config.json`.
+        config: its `config.json`, or the `text_config` in it (see `nested`).
+        architectures: the classes of transformers that `config.json` names.
         family: the table of the config's class.
         files: the names, shapes and dtypes of its tensors.
         model: on torch's meta device.
@@ -47,6 +48,7 @@ class OpenDirectory:
     """
 
     config: Mapping[str, Any]
+    architectures: tuple[str, ...]
     family: Family
     files: WeightFiles
     model: Any
@@ -65,11 +67,13 @@ def open_directory(path: Path) -> OpenDirectory:
     Raises:
         ConversionError: names all fields and tensors that are missing, unknown or of another shape.
     """
-    config = read_json(path / CONFIG)
-    family = family_of(config.get("model_type")).of_class(config.get("architectures"))
+    whole = read_json(path / CONFIG)
+    part = part_of(whole)
+    config, family = part.config, part.family
     files = WeightFiles(path)
     flags = family.flags_of(config, max(len(files.where), 1))
-    names = _names(family, files)
+    inside = part.names(files.where)
+    names = _names(family, inside)
     dropped = [name for name in names if any(re.fullmatch(pattern, name) for pattern in family.drop)]
     present = {name: there for name, there in names.items() if name not in dropped}
     if family.tied and _is_tied(family, present, files, config):
@@ -80,7 +84,10 @@ def open_directory(path: Path) -> OpenDirectory:
     own = tensors_of(model)
     wanted = family.instances(own, len(files.where))
     _refuse(family, wanted, present, files)
-    return OpenDirectory(config, family, files, model, own, wanted, present, tuple(dropped))
+    dropped += sorted(set(files.where).difference(inside.values()))
+    said = whole.get("architectures")
+    classes = tuple(map(str, said)) if isinstance(said, list) else ()
+    return OpenDirectory(config, classes, family, files, model, own, wanted, present, tuple(dropped))
 
 
 def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
@@ -116,12 +123,11 @@ def _buffers(model: Any) -> set[str]:
     return {name for name, _ in model.named_buffers()}
 
 
-def _names(family: Family, files: WeightFiles) -> dict[str, str]:
-    """Name in the table -> name in the file."""
-    bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in files.where)
+def _names(family: Family, inside: Mapping[str, str]) -> dict[str, str]:
+    """Name in the table -> name in the files, for the tensors of a part of them."""
+    bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in inside)
     found = {}
-    for there in files.where:
-        name = there
+    for name, there in inside.items():
         for old, new in family.old.items():
             name = name.replace(old, new)
         found[family.prefix + name if bare and name not in family.tied else name] = there

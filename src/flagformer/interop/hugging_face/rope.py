@@ -25,7 +25,12 @@ NUMBERS = {
         "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
         "mscale_all_dim", "truncate",
     ),
+    "longrope": (
+        "factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor",
+    ),
 }  # fmt: skip
+SCALED = tuple(name for name in NUMBERS if name != "longrope")  # that most classes have
+ORIGINAL = "original_max_position_embeddings"
 WINDOW = "attn_max_attend_past"
 
 
@@ -41,7 +46,10 @@ class _Rope:
         types: tuple[str, ...],
         width: str,
         dims: str,
+        unread: tuple[str, ...],
+        original: int | None,
     ) -> None:
+        self.unread, self.original = unread, original
         self.theta, self.kinds, self.partial, self.default, self.types = theta, kinds, partial, default, types
         self.width, self.dims = width, dims
 
@@ -51,6 +59,12 @@ class _Rope:
             given = dict(self.default)
         if self.kinds is None:
             given = given or self._of_version_4(config, flags)
+            if (
+                self.original is not None
+                and given.get("rope_type", given.get("type", "default")) != "default"
+            ):
+                given = {**given, "rope_type": "longrope", ORIGINAL: config[ORIGINAL]}
+                given.setdefault("factor", flags["max_seq_len"] / config[ORIGINAL])
             rows = [self._row(given, flags, self.theta)] * flags["depth"]
         else:
             given = given or self._by_kind_of_version_4(config, self.kinds)
@@ -97,9 +111,10 @@ class _Rope:
         part = numbers.pop("partial_rotary_factor", None) or self.partial or 1.0
         if part != 1 and self.partial is None:
             raise ConversionError([f"config `partial_rotary_factor`: {part!r} is not read by this class"])
+        numbers = {name: value for name, value in numbers.items() if name not in self.unread}
+        width = int(flags[self.width] * part)
         self._refuse_unknown(kind, numbers)
         scaling = None if kind == "default" else self._scaling(kind, numbers, flags)
-        width = int(flags[self.width] * part)
         return base, None if width == flags["attn_dim_head"] else width, scaling
 
     def _refuse_unknown(self, kind: str, numbers: Config) -> None:
@@ -118,7 +133,9 @@ class _Rope:
 
     def to_fields(self, flags: Flags) -> Config:
         if self.kinds is None:
-            return {"rope_parameters": self._parameters(flags, 0)}
+            only = self._parameters(flags, 0)
+            length = {} if self.original is None else {ORIGINAL: only.get(ORIGINAL, self.original)}
+            return {"rope_parameters": only, **length}
         found = kinds_of(flags)
         return {
             "rope_parameters": {
@@ -137,6 +154,7 @@ class _Rope:
             raise ConversionError(["flag `rotary_pos_emb`: None has no place in config `rope_parameters`"])
         layer = rotated[0]
         found = dict(at(flags, "rotary_scaling", layer) or {"rope_type": "default"})
+        found = {name: list(one) if isinstance(one, tuple) else one for name, one in found.items()}
         if found["rope_type"] == "dynamic":
             found = {name: found[name] for name in ("rope_type", "factor")}
         found["rope_theta"] = at(flags, "rotary_base", layer)
@@ -146,14 +164,31 @@ class _Rope:
         return found
 
 
+class _AlphaRope(_Rope):
+    """Dynamic scaling with a number `alpha` multiplies the base by alpha ** (R / (R - 2)) at all lengths."""
+
+    def _row(
+        self, given: Mapping[str, Any] | None, flags: Flags, theta: float
+    ) -> tuple[float, int | None, Config | None]:
+        numbers = dict(given or {})
+        kind, alpha = numbers.get("rope_type") or numbers.get("type"), numbers.get("alpha")
+        if kind != "dynamic" or not alpha:
+            return super()._row(numbers, flags, theta)
+        width, base = flags[self.width], numbers.get("rope_theta") or theta
+        return super()._row({"rope_theta": base * alpha ** (width / (width - 2))}, flags, theta)
+
+
 def rope(
     theta: float = 1e4,
     kinds: Mapping[str, float] | None = None,
     partial: float | None = None,
     default: Mapping[str, Any] | None = None,
-    types: tuple[str, ...] = tuple(NUMBERS),
+    types: tuple[str, ...] = SCALED,
     width: str = "attn_dim_head",
     dims: str = "",
+    unread: tuple[str, ...] = (),
+    alpha: bool = False,
+    original: int | None = None,
 ) -> Fields:
     """`rope_parameters`, and its fields in version 4.
 
@@ -165,9 +200,17 @@ def rope(
         types: the rules of scaling that the class has.
         width: the flag of the width that `partial` is a part of.
         dims: the field of the rotated dimensions in version 4.
+        unread: numbers that the class does not read.
+        alpha: whether `alpha` of dynamic scaling scales the base, and no other number is read, as in HunYuan.
+        original: the default of `original_max_position_embeddings` of classes whose only scaling is LongRoPE.
     """
-    rule = _Rope(theta, kinds, partial, default, types, width, dims)
-    return Fields({"rope_parameters": None}, rule.to_flags, rule.to_fields, (*OLD, dims) if dims else OLD)
+    rule = (_AlphaRope if alpha else _Rope)(
+        theta, kinds, partial, default, types, width, dims, unread, original
+    )
+    fields: Config = {"rope_parameters": None}
+    if original is not None:
+        fields[ORIGINAL] = original
+    return Fields(fields, rule.to_flags, rule.to_fields, (*OLD, dims) if dims else OLD)
 
 
 def kinds_of(flags: Flags) -> list[str]:

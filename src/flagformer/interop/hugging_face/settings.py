@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flagformer.flags import CATALOGUE, Instance, Spec
-from flagformer.interop.hugging_face.canonical import attention, feedforward, whole
+from flagformer.interop.hugging_face.canonical import attention, feedforward, mixer, whole
 from flagformer.interop.hugging_face.stacks import own_settings, stacks_of
 
 Settings = dict[str, Any]
 ABSENT: Any = object()
 PREFIX = {"a": "", "c": "cross_", "f": "", "m": ""}
-OF_KIND = {"a": attention, "c": attention, "f": feedforward}
+OF_KIND = {"a": attention, "c": attention, "f": feedforward, "m": mixer}
 # Slots whose components change speed, memory or initial weights, not the function.
 INERT_SLOTS = ("init", "kernel")
 BRANCH = ("input_mixer", "branch")

@@ -61,6 +61,21 @@ class One(Rule):
         yield file, self._own(own, place), self.name.format(**place)
 
 
+class OfHead(One):
+    """The weights [K] of one head in the file, of [H * K] in the model.
+
+    Args:
+        head: the placeholder of the head's number, "h" (queries) or "g" (keys and values).
+    """
+
+    def __init__(self, text: str, head: str) -> None:
+        super().__init__(text)
+        self.head = head
+
+    def _own(self, own: Tensors, place: Place) -> Tensor:
+        return super()._own(own, place).view(-1, own.settings["attn_dim_head"])[place[self.head]]
+
+
 class Constant(Rule):
     """A number in the file that the class stores and never changes.
 
@@ -164,6 +179,18 @@ class ByHead(_Around):
     def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
         for there, here, name in self.part.pairs(file, own, place):
             yield there, here.unflatten(0, (own.settings["heads"], -1)), name
+
+
+class JoinedGroups(_Around):
+    """[G * n, ...] in the file, [G, n, ...] in the model, by group of heads of a mixer."""
+
+    def shape(self, own: Tensors, place: Place) -> Shape:
+        groups, rows, *rest = self.part.shape(own, place)
+        return (groups * rows, *rest)
+
+    def pairs(self, file: Tensor, own: Tensors, place: Place) -> Iterator[Pair]:
+        groups = self.part.shape(own, place)[0]
+        yield from self.part.pairs(file.unflatten(0, (groups, -1)), own, place)
 
 
 class Flat(_Around):

@@ -34,11 +34,12 @@ scaling changes the rates of transformers with the length of a text; here they a
 `max_position_embeddings` tokens."""
 # (families, parts without a flag)
 WITHOUT = (
-    ("OLMo 1", "LayerNorm without weights; `clip_qkv`"),
-    ("HunYuan dense", "norms of queries and keys after their rotation"),
-    ("Llama 4, text", "norms of queries and keys after their rotation; scores scaled by position"),
-    ("Falcon-H1", "multipliers of keys, gates and parts of a mixer; a mixer without a norm"),
-    ("OLMo hybrid", "rates of the delta rule up to 2; other norm positions in layers with a mixer"),
+    ("OLMo hybrid", "other norm positions in layers with a mixer"),
+    ("Nemotron-H", "a smallest step of Mamba 2, which transformers 5.24 applies without a cache alone"),
+    ("Ministral 3", "a temperature by position together with a rotation"),
+    ("Gemma 3n", "embeddings by layer, alternating updates (AltUp), learned augmented residuals (LAuReL)"),
+    ("Gemma 4", "embeddings by layer; keys that are values without their norm; widths of heads by layer"),
+    ("RWKV 7", "its mixer; transformers 5.24 has no class (`rwkv` there is RWKV 4)"),
     ("ModernBERT", "a first layer without a norm before attention"),
     ("DeBERTa v2 and v3", "scores of contents with relative positions (disentangled attention)"),
     ("BEiT", "biases of queries and values without one of keys; a bias by distance in two dimensions"),

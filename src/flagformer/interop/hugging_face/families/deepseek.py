@@ -140,4 +140,6 @@ DEEPSEEK2 = DEEPSEEK.but(
     drop=(r".*rotary_emb\.inv_freq",),
     missing="`topk_method: group_limited_greedy`",
 )
-FAMILIES = [DEEPSEEK, DEEPSEEK2]
+# The same class under another name, which transformers 5.24 does not know.
+KIMI_K2 = DEEPSEEK.but(model_type="kimi_k2")
+FAMILIES = [DEEPSEEK, DEEPSEEK2, KIMI_K2]

@@ -8,7 +8,7 @@ from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.families.gpt2 import HEAD
 from flagformer.interop.hugging_face.families.llama import LLAMA, NO_BIASES, A, L, P
 from flagformer.interop.hugging_face.families.moe import QWEN2_MOE, SPARSE, by_layer, dense_layers, is_dense
-from flagformer.interop.hugging_face.families.qwen import QK_NORMS, SHARED_QK_NORM
+from flagformer.interop.hugging_face.families.qwen import EPS, QK_NORMS, SHARED_QK_NORM
 from flagformer.interop.hugging_face.fields import Config, Field, Fields, Flags, on
 from flagformer.interop.hugging_face.rope import FULL, rope
 from flagformer.interop.hugging_face.tensors import ByHead, Column, Either, PerHead
@@ -24,6 +24,7 @@ def layers(
     sizes: dict[str, tuple[str, int]],
     default: Callable[[Config, int], list[str]],
     old: tuple[str, ...],
+    more: Callable[[Flags], Flags] = lambda flags: {},
 ) -> Fields:
     """`layer_types`, and the sizes of a mixer.
 
@@ -33,6 +34,7 @@ def layers(
         sizes: field -> its flag, and the default of the config class.
         default: (fields, depth) -> the kinds of a file without `layer_types`.
         old: fields of earlier versions, which `default` reads.
+        more: flags so far -> further flags of the mixer.
     """
 
     def to_flags(config: Config, flags: Flags) -> Flags:
@@ -44,7 +46,7 @@ def layers(
         if kind not in found:
             return {}
         mixers = tuple(mixer if one == kind else ATTENTION for one in found)
-        return {"mixer": mixers, **{flag: config[name] for name, (flag, _) in sizes.items()}}
+        return {"mixer": mixers, **more(flags), **{flag: config[name] for name, (flag, _) in sizes.items()}}
 
     def to_fields(flags: Flags) -> Config:
         names = flags.get("mixer") or [ATTENTION] * flags["depth"]
@@ -150,15 +152,13 @@ QWEN3_NEXT = QWEN2_MOE.but(
         **on("attn_gate_values"),
         "norm_weight_offset": 1.0,
         "attn_qk_rmsnorm_weight_offset": 1.0,
-        "norm_eps": 1e-6,
-        "attn_qk_rmsnorm_eps": 1e-6,
         "ff_activation": "silu",
     },
-    must={"attention_bias": False, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    must={"attention_bias": False, "hidden_act": "silu"},
     fields={
         "hidden_act": ...,
         "qkv_bias": ...,
-        "rms_norm_eps": ...,
+        "rms_norm_eps": EPS,
         "sliding_window": ...,
         "head_dim": Field("attn_dim_head", 256),
         "num_key_value_heads": Field("attn_kv_heads", 2),
@@ -173,7 +173,14 @@ QWEN3_NEXT = QWEN2_MOE.but(
             "num_local_experts",
         ),
         "shared_expert_intermediate_size": Field("moe_shared_inner_dim", 512),
-        "layer_types": layers("gated_deltanet", LINEAR, SIZES, _three_of_four, ("full_attention_interval",)),
+        "layer_types": layers(
+            "gated_deltanet",
+            LINEAR,
+            SIZES,
+            _three_of_four,
+            ("full_attention_interval",),
+            lambda f: {"mixer_norm_eps": f["norm_eps"]},
+        ),
     },
     tensors={
         **QK_NORMS,
@@ -190,6 +197,6 @@ QWEN3_NEXT = QWEN2_MOE.but(
         D + "norm.weight": X + "fn.norm.weight",
         D + "out_proj.weight": X + "down.weight",
     },
-    missing="`attention_bias`; `rms_norm_eps` other than 1e-6",
+    missing="`attention_bias`",
 )
 FAMILIES = [LFM2, QWEN3_NEXT]

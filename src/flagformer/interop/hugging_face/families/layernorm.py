@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flagformer.interop.hugging_face.families.llama import LLAMA, NO_BIASES, L, P
+from flagformer.interop.hugging_face.families.llama import LLAMA, NO_BIASES, A, L, P
 from flagformer.interop.hugging_face.fields import Field, Fields, activation
 from flagformer.interop.hugging_face.rope import rope, windows
+from flagformer.interop.hugging_face.tensors import OfHead
 
 NORMS = {
     **dict.fromkeys(
@@ -56,19 +57,30 @@ STABLELM = LLAMA.but(
     architecture="StableLmForCausalLM",
     fixed={**LAYERNORM, "ff_no_bias": True},
     inert="hidden_dropout",
-    must={"qk_layernorm": False},
-    tensors=NORMS,
+    tensors={
+        **NORMS,
+        A + "q_layernorm.norms.{h}.weight": OfHead(L + "attn.q_norm.weight", "h"),
+        A + "k_layernorm.norms.{g}.weight": OfHead(L + "attn.k_norm.weight", "g"),
+    },
     fields={
         **NO_BIASES,
         "rms_norm_eps": ...,
         "layer_norm_eps": Field("norm_eps", 1e-5),
         "use_qkv_bias": Field("attn_qkv_bias", False),
         "use_parallel_residual": Field("parallel_block", False),
+        "qk_layernorm": Fields(
+            {"qk_layernorm": False},
+            lambda c, f: (
+                {"attn_qk_layernorm": True, "attn_qk_layernorm_eps": f["norm_eps"]}
+                if c["qk_layernorm"]
+                else {}
+            ),
+            lambda f: {"qk_layernorm": bool(f.get("attn_qk_layernorm"))},
+        ),
         "num_key_value_heads": Field("attn_kv_heads", 32, absent=lambda f: f["heads"]),
         "rope_parameters": rope(1e4, partial=0.25),
         "max_position_embeddings": Field("max_seq_len", 4096),
     },
-    missing="`qk_layernorm`",
 )
 NEMOTRON = LLAMA.but(
     model_type="nemotron",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flagformer.interop.hugging_face.families.gemma import GEMMA2
-from flagformer.interop.hugging_face.families.llama import LLAMA, MISTRAL, NO_BIASES, L, P
+from flagformer.interop.hugging_face.families.llama import LLAMA, MISTRAL, NO_BIASES, A, L, P
 from flagformer.interop.hugging_face.families.moe import MIXTRAL, M
 from flagformer.interop.hugging_face.families.olmo import OLMO2
-from flagformer.interop.hugging_face.families.qwen import QK_NORMS
+from flagformer.interop.hugging_face.families.qwen import QK_NORMS, SHARED_QK_NORM
 from flagformer.interop.hugging_face.fields import (
     Config,
     Field,
@@ -220,6 +220,22 @@ VAULT_GEMMA = GEMMA2.but(
         P + "post_feedforward_layernorm.weight": ...,
     },
 )
+HUNYUAN = LLAMA.but(
+    model_type="hunyuan_v1_dense",
+    architecture="HunYuanDenseV1ForCausalLM",
+    fixed={**SHARED_QK_NORM, **on("rotary_before_qk_rmsnorm ff_no_bias")},
+    inert="eod_token_id",
+    tensors={
+        A + "query_layernorm.weight": L + "attn.q_norm.weight",
+        A + "key_layernorm.weight": L + "attn.k_norm.weight",
+    },
+    fields={
+        "mlp_bias": ...,
+        "rms_norm_eps": Field("norm_eps attn_qk_rmsnorm_eps", 1e-5),
+        "rope_parameters": rope(1e4, alpha=True),
+    },
+)
 FAMILIES = [
     HELIUM, GLM, GLM4, ERNIE, SEED_OSS, ARCEE, MINISTRAL, CWM, EXAONE4, GRANITE_MOE, MINIMAX_M2, VAULT_GEMMA,
+    HUNYUAN,
 ]  # fmt: skip

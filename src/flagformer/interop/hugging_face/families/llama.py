@@ -98,12 +98,12 @@ PHI3 = LLAMA.but(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
     fixed=on("ff_no_bias"),
-    inert="embd_pdrop resid_pdrop original_max_position_embeddings",
+    inert="embd_pdrop resid_pdrop",
     fields={
         **NO_BIASES,
         "rms_norm_eps": Field("norm_eps", 1e-5),
         "max_position_embeddings": Field("max_seq_len", 4096),
-        "rope_parameters": rope(1e4, partial=1.0, types=("default",)),
+        "rope_parameters": rope(1e4, partial=1.0, types=("default", "longrope"), original=4096),
         "sliding_window": windows(None, types=False, used=False),
     },
     tensors={
@@ -112,6 +112,6 @@ PHI3 = LLAMA.but(
         A + "qkv_proj.weight": QKV,
         P + "mlp.gate_up_proj.weight": Cat(L + "ff.gate.weight", L + "ff.up.weight"),
     },
-    missing="scaled rotary positions (longrope)",
+    missing="a decode state that begins within the original length and grows beyond it (longrope)",
 )
 FAMILIES = [LLAMA, MISTRAL, SMOLLM3, GRANITE, PHI3]

@@ -33,14 +33,14 @@ L = "layers.{i}."
 # Fields of `attn_config` that the class does not read; others must have one value.
 UNREAD = [*f"attn_pdrop attn_impl {INERT}".split(), *MUST]
 ATTENTION: Mapping[str, Any] = {
-    "attn_type": "multihead_attention", "clip_qkv": None, "prefix_lm": False, "qk_ln": False,
+    "attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False,
     "attn_uses_sequence_id": False, "alibi": True, "alibi_bias_max": 8,
 }  # fmt: skip
 
 
 def _attention(config: Config, flags: Flags) -> Flags:
     given = dict(config["attn_config"] or {})
-    scale = given.pop("softmax_scale", None)
+    scale, clip = given.pop("softmax_scale", None), given.pop("clip_qkv", None)
     why = [
         f"config `attn_config`: `{name}` must be {ATTENTION[name]!r}, but is {value!r}"
         if name in ATTENTION
@@ -50,12 +50,13 @@ def _attention(config: Config, flags: Flags) -> Flags:
     ]
     if why:
         raise ConversionError(why)
-    return {"attn_scale": scale}
+    return {"attn_scale": scale, "attn_clip_qkv": clip or None}
 
 
 def _attn_config(flags: Flags) -> Config:
     usual = flags.get("attn_scale") in (None, flags["attn_dim_head"] ** -0.5)
-    return {"attn_config": {**ATTENTION, "softmax_scale": None if usual else flags["attn_scale"]}}
+    scale = None if usual else flags["attn_scale"]
+    return {"attn_config": {**ATTENTION, "softmax_scale": scale, "clip_qkv": flags.get("attn_clip_qkv")}}
 
 
 B = "transformer.blocks.{i}."
@@ -85,7 +86,7 @@ MPT = Family(
     inert="resid_pdrop emb_pdrop learned_pos_emb init_device embedding_fraction verbose",
     tied=("lm_head.weight", "transformer.wte.weight"),
     prefix="transformer.",
-    missing="`clip_qkv`, `qk_ln`",
+    missing="`qk_ln`",
 )  # fmt: skip
 P = "model.layers.{i}."
 PERSIMMON = Family(

@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: norms of branches, and one mean square over all heads of queries and keys."""
+"""OLMo 1 to 3. 2 and 3: norms of branches, and one mean square over all heads of queries and keys."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ def every_fourth(config: Config, depth: int) -> list[str]:
     return [SLIDING if (i + 1) % 4 else FULL for i in range(depth)]
 
 
+OLMO = LLAMA.but(
+    model_type="olmo",
+    architecture="OlmoForCausalLM",
+    fields={"mlp_bias": ..., "rms_norm_eps": ..., "clip_qkv": Field("attn_clip_qkv", None)},
+    fixed={"use_rmsnorm": ..., "norm_weight": False, "norm_eps": 1e-5, "ff_no_bias": True},
+    tensors={
+        "model.norm.weight": ...,
+        P + "input_layernorm.weight": ...,
+        P + "post_attention_layernorm.weight": ...,
+    },
+)
 OLMO2 = LLAMA.but(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
@@ -34,4 +45,4 @@ OLMO3 = OLMO2.but(
         " rope": rope(5e5, {FULL: 5e5, SLIDING: 5e5}),
     },
 )
-FAMILIES = [OLMO2, OLMO3]
+FAMILIES = [OLMO, OLMO2, OLMO3]
