@@ -125,6 +125,13 @@ def test_gradients_of_recomputed_layers(name, flags):
     assert all(close(one, other) for one, other in zip(*found))
 
 
+def test_reversible_layers_are_recomputed_bit_by_bit():
+    """Both runs of a sublayer use one kernel, although the first has no gradients."""
+    model = build(reversible=True, reversible_exact=True).train()
+    model(ids()).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.attn_layers.parameters())
+
+
 @pytest.mark.parametrize("flags", [{}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}])
 def test_rows_of_a_state(flags, tmp_path):
     """Beams, selected rows, truncation, marks, files: all that a decode state can do."""

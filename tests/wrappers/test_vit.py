@@ -213,7 +213,7 @@ def test_copies_and_files_preserve_the_model(tmp_path):
         ({"pooling": "class"}, "pooling", "because `class_token` is not set"),
         ({"class_token_position": True}, "class_token_position", "because `class_token` is not set"),
         ({"pooler": True, "num_classes": None}, "pooler", "because `num_classes` is not set"),
-        ({"post_emb_norm_eps": 0.1}, "post_emb_norm_eps", "because `post_emb_norm` is not set"),
+        ({"post_emb_norm_eps": 0.1}, "post_emb_norm_eps", "parameter of `post_emb_norm`, which is not set"),
         ({"emb_dropout": 1.0}, "emb_dropout", "must be below 1"),
         ({"image_sise": 8}, "image_sise", "is not a flag"),
         ({"causal": True}, "causal", "is fixed by Encoder"),
@@ -284,3 +284,16 @@ def test_parity_with_the_peer(registers, flags):
     img = images(12, 12)
     torch.testing.assert_close(ours(img), theirs(img), **CLOSE)
     torch.testing.assert_close(ours(img, True), theirs(img, True), **CLOSE)
+
+
+def test_a_norm_of_embeddings_of_your_own(tmp_path):
+    """By the name of its slot, also in flags that are saved; in place of `post_emb_norm`."""
+    flags = {"embedding_norm": {"class": "flagformer.norm.rmsnorm:RMSNorm", "eps": 0.1}}
+    model, img = build(**flags), images()
+    x = model.patches(img)
+    wanted = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * model.post_emb_norm.weight
+    torch.testing.assert_close(model.post_emb_norm(x), wanted, **CLOSE)
+    model.save(tmp_path)
+    assert torch.equal(flagformer.load(tmp_path, allow=["flagformer"])(img), model(img))
+    with pytest.raises(flagformer.FlagError, match="`embedding_norm` is set to a component of your own"):
+        build(**flags, post_emb_norm=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from flagformer.embedding.options import Step
+from flagformer.embedding.options import Step, step_of
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.norm import Norm
 from flagformer.norm.layernorm import DEFAULT_EPS, LayerNorm
-from flagformer.ops.identity import identity
 
 PostEmbNormEps = Annotated[
     float, Flag("post_emb_norm_eps", "epsilon of `post_emb_norm`", ge=1e-12, lt=1, example=0.25)
@@ -45,14 +44,11 @@ class EmbeddingLayerNorm(LayerNorm):
         super().__init__(width, eps=eps, bias=bias)
 
 
-def embedding_norm(width: int, normed: bool, eps: float, bias: bool) -> Step:
-    """The LayerNorm of a model without slots of its own, or none; FlagError for its parameters without it."""
-    given = {"post_emb_norm_eps": eps != DEFAULT_EPS, "post_emb_norm_bias": bias}
-    findings = [
-        Finding(name, f"`{name}` has no effect here, because `post_emb_norm` is not set; set that too")
-        for name, is_set in given.items()
-        if is_set and not normed
-    ]
-    if findings:
-        raise FlagError(findings)
-    return LayerNorm(width, eps=eps, bias=bias) if normed else identity
+def build_embedding_norm(choice: Any, width: int) -> Step:
+    """The norm of a component of the slot, as a function of x; FlagError for one that reads other inputs."""
+    norm = step_of(choice.build(width), NoEmbeddingNorm)
+    if getattr(norm, "reads_side", False):
+        text = "must be a norm of x alone, because embeddings have no inputs of a sublayer, but"
+        text = f"`embedding_norm` {text} {type(norm).__name__} reads them (`reads_side`)"
+        raise FlagError([Finding("embedding_norm", text)])
+    return norm

@@ -193,6 +193,7 @@ def resolve(
     scopes: Iterable[str] = LAYER_SCOPES,
     *,
     prefix: str = "",
+    slots: Collection[str] | None = None,
 ) -> Resolved:
     """Resolve a flat dictionary of flags.
 
@@ -200,6 +201,7 @@ def resolve(
         flags: names as users type them, without `prefix`.
         scopes: the scopes of the slots to fill ("model" for the flags of the wrapper).
         prefix: the prefix that the user typed (`enc_`), for messages.
+        slots: the only slots of the model and the stack to fill; None: all.
 
     Raises:
         FlagError: with all findings: unknown names, invalid values, several components for one slot,
@@ -208,7 +210,7 @@ def resolve(
     values, findings, invalid = parse_flags(flags, registry, scopes, prefix)
     work = _Resolution(registry, prefix, invalid)
     stack_slots = [s.name for s in SLOTS.values() if s.scope in scopes and s.scope in ("model", "stack")]
-    stack = {slot: work.fill(slot, values) for slot in stack_slots}
+    stack = {slot: work.fill(slot, values) for slot in stack_slots if slots is None or slot in slots}
     order = {param.flag.name for item in registry.in_slot("plan") for param in item.params} | {"plan"}
     plan: Any = None
     modules: tuple[SublayerSpec, ...] = ()

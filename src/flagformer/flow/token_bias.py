@@ -21,6 +21,9 @@ class TokenBias(AttentionBias):
         plain: mask and position bias of the sublayer.
         sums: [B, H, S], a number of each key, the queries among them last; None while forms are prepared, of
             which those of `plain` are made.
+
+    Attributes:
+        has_gradient: whether gradients were enabled when the forms were prepared.
     """
 
     plain: AttentionBias
@@ -29,6 +32,8 @@ class TokenBias(AttentionBias):
     def __init__(self, plain: AttentionBias, sums: Tensor | None) -> None:
         self.__dict__.update(plain.__dict__)
         self.plain, self.sums, self.memo = plain, sums, {}
+        # reversible layers run first without gradients: the kernel is that of the gradients' run
+        self.has_gradient: bool = plain.base.once("has_gradient", torch.is_grad_enabled)
 
     def of_heads(self, heads: slice) -> TokenBias:
         return TokenBias(self.plain.of_heads(heads), None if self.sums is None else self.sums[:, heads])
@@ -39,7 +44,8 @@ class TokenBias(AttentionBias):
 
     @property
     def learned(self) -> bool:
-        return self.plain.learned or (self.sums is not None and self.sums.requires_grad)
+        """Whether the forward computes gradients, also where a sublayer runs without them first."""
+        return self.has_gradient or self.plain.learned
 
     def relative(self) -> None:
         return None

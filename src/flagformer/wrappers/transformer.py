@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flagformer.embedding import options as emb
-from flagformer.embedding.norms import NoEmbeddingNorm
+from flagformer.embedding.norms import build_embedding_norm
 from flagformer.embedding.scales import NoTokenScale
 from flagformer.embedding.stage import EmbeddingStage
 from flagformer.embedding.tokens import TokenEmbedding, vectors_of
@@ -34,7 +34,6 @@ from flagformer.ops.sharded import as_forward
 from flagformer.position.absolute import UNIT
 from flagformer.stack.layers import AttentionLayers, Decoder, Encoder, PrefixDecoder
 from flagformer.stack.refusals import refuse_mixer_memory, refuse_shared, refuse_value_memory
-from flagformer.stack.sublayer import reads_side
 from flagformer.storage.saved import Saved
 from flagformer.wrappers.language_model import LanguageModel
 
@@ -127,11 +126,7 @@ class TransformerWrapper(LanguageModel, Saved):
         self.form = l2_normalize if l2norm_embed else identity
         self.token_scale = emb.step_of(self._one("token_scale").build(width), NoTokenScale)
         self.pos_emb = self._one("absolute").build(width, max_seq_len)
-        norm = emb.step_of(self._one("embedding_norm").build(width), NoEmbeddingNorm)
-        if reads_side(norm):
-            text = "must be a norm of x alone, because embeddings have no inputs of a sublayer, but"
-            text = f"`embedding_norm` {text} {type(norm).__name__} reads them (`reads_side`)"
-            raise FlagError([Finding("embedding_norm", text)])
+        norm = build_embedding_norm(self._one("embedding_norm"), width)
         self.embedding = EmbeddingStage(width, dim, kinds, norm, emb_frac_gradient, emb_dropout)
         self.memory = self._one("memory").build(dim)
         self.attn_layers = attn_layers

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from flagformer.embedding.norms import PostEmbNormBias, PostEmbNormEps, embedding_norm
+from flagformer.embedding.norms import PostEmbNormBias, PostEmbNormEps, build_embedding_norm
 from flagformer.embedding.patches import ClassToken, PatchEmbedding, Registers
-from flagformer.flags import CATALOGUE, LAYER_SCOPES, Finding, Flag, FlagError
+from flagformer.flags import CATALOGUE, LAYER_SCOPES, Finding, Flag, FlagError, resolve
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flags.needs import without_ids
 from flagformer.head.pooler import Pooler
@@ -42,6 +42,7 @@ class ViTransformerWrapper(Whole, Saved):
 
     parts = (FlagGroup("", LAYER_SCOPES, frozenset({"causal", "cross_attend", "only_cross"})),)
     first = ("attn_layers",)
+    slots_of_model = ("embedding_norm",)
 
     def __init__(
         self,
@@ -77,7 +78,9 @@ class ViTransformerWrapper(Whole, Saved):
             int, Flag("num_register_tokens", "learned tokens after the patches (2309.16588)", ge=0)
         ] = 0,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
+        embedding_norm: Any = None,
     ) -> None:
+        """See the class; `embedding_norm` takes a component of your own, in place of `post_emb_norm`."""
         super().__init__()
         given = own_flags(ViTransformerWrapper, locals())
         _check(given, attn_layers)
@@ -87,7 +90,10 @@ class ViTransformerWrapper(Whole, Saved):
         has_positions = attn_layers.dims.disable_abs_pos_emb is not True
         self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions, patch_norm, patch_bias)
         self.class_token = ClassToken(dim, class_token_position) if class_token else identity
-        self.post_emb_norm = embedding_norm(dim, post_emb_norm, post_emb_norm_eps, post_emb_norm_bias)
+        self.given_slots = {} if embedding_norm is None else {"embedding_norm": embedding_norm}
+        set_flags = {name: given[name] for name in given if name.startswith("post_emb_norm") and given[name]}
+        resolved = resolve({**set_flags, **self.given_slots}, CATALOGUE, {"model"}, slots=self.slots_of_model)
+        self.post_emb_norm = build_embedding_norm(resolved.one("embedding_norm"), dim)
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.registers = Registers(num_register_tokens, dim) if num_register_tokens else identity
         self.attn_layers = attn_layers
@@ -99,6 +105,7 @@ class ViTransformerWrapper(Whole, Saved):
         """The model that `flagformer.build` returns for `model: vit`."""
         own = own_flags(ViTransformerWrapper, flags)
         findings = own_flag_errors(ViTransformerWrapper, own)
+        own |= {name: flags[name] for name in ViTransformerWrapper.slots_of_model if name in flags}
         layers: AttentionLayers | None = None
         try:
             layers = Encoder(**{name: value for name, value in flags.items() if name not in (*own, "model")})
@@ -113,7 +120,7 @@ class ViTransformerWrapper(Whole, Saved):
     def flags(self) -> dict[str, Any]:
         """The flat flags from which `flagformer.build` builds this model."""
         layers = {name: value for name, value in self.attn_layers.flags.items() if name != "causal"}
-        return {"model": "vit", **self.own, **layers}
+        return {"model": "vit", **self.own, **self.given_slots, **layers}
 
     def num_params(self) -> int:
         """Number of parameters."""
