@@ -1,6 +1,6 @@
 """A hybrid of gated DeltaNet and attention against attention alone: training, decoding and decode state.
 
-    python benchmarks/hybrid.py [--rounds 7] [--cached 1024 8192] [--json FILE] [--threads 2]
+    python benchmarks/hybrid.py [--rounds 5] [--cached 1024 8192] [--json FILE] [--threads 2]
                                 [--clock wall|cpu]
 
 See README.md in this directory for what is measured and how to read it.
@@ -22,7 +22,7 @@ from report import machine
 from timing import CLOCKS, interleave, ratio
 
 SIZE = {
-    "num_tokens": 256, "max_seq_len": 16384, "dim": 512, "depth": 4, "heads": 8, "attn_dim_head": 64,
+    "num_tokens": 256, "max_seq_len": 16384, "dim": 256, "depth": 4, "heads": 4, "attn_dim_head": 64,
     "use_abs_pos_emb": False, "use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "ff_no_bias": True,
 }  # fmt: skip
 MODELS = {
@@ -32,11 +32,11 @@ MODELS = {
     },
     "gated_deltanet": {"mixer": "gated_deltanet"},
 }  # fmt: skip
-BATCH, LENGTH, BLOCK, STEPS = 4, 512, 512, 32
+BATCH, LENGTH, BLOCK, STEPS = 2, 512, 1024, 16
 
 
 def trained(model: torch.nn.Module) -> Callable[[], None]:
-    """Gradients to zero, forward, cross entropy on all positions, backward: 4 rows of 512 tokens."""
+    """Gradients to zero, forward, cross entropy on all positions, backward: 2 rows of 512 tokens."""
     ids = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
 
     def step() -> None:
@@ -48,7 +48,7 @@ def trained(model: torch.nn.Module) -> Callable[[], None]:
 
 
 class Session:
-    """A decode state of one row that holds `cached` tokens; each call decodes 32 more, greedily."""
+    """A decode state of one row that holds `cached` tokens; each call decodes 16 more, greedily."""
 
     def __init__(self, model: torch.nn.Module, cached: int, calls: int) -> None:
         self.model = model.eval()
@@ -109,7 +109,7 @@ def show(rows: list[dict]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cached", nargs="*", type=int, default=[1024, 8192], help="tokens of the state")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     parser.add_argument("--threads", type=int, default=2)
