@@ -191,7 +191,7 @@ def refuse_flags(new: NewComponent) -> None:
         if flag in {*FOREIGN, *ABSENT, *FLAG_OF}:
             raise ValueError(
                 f"`{new.name}` needs the flag `{flag}`, a name of another library that has an answer in "
-                "flags/foreign.py: choose another name"
+                "flags/foreign.py: choose another name, or remove the answer first"
             )
 
 
