@@ -24,7 +24,7 @@ FLOORS = {
     "models": 9, "catalogue": 9,
     "audit": 10, "interop": 10, "presets": 11,
     "lab.data": 11,
-    "lab.train": 12, "lab.study": 12, "lab.reference": 12, "lab.cli": 12,
+    "lab.objectives": 12, "lab.train": 12, "lab.study": 12, "lab.reference": 12, "lab.cli": 12,
     "lab": 13, "__main__": 13,
 }  # fmt: skip
 # Packages of one layer with imports in one direction only: `head` may import `embedding`.
@@ -37,6 +37,10 @@ NEIGHBOURS = {
     ("head", "norm"),  # the transform before the logits ends with a norm
     ("head", "feedforward"),  # and has an activation of the feedforward's
     ("memory", "stack"),  # a replayed segment restores the random numbers of its first run
+    ("lab.train", "lab.objectives"),  # a trial has an objective
+    ("lab.study", "lab.objectives"),
+    ("lab.reference", "lab.objectives"),
+    ("lab.cli", "lab.objectives"),
     ("lab.study", "lab.train"),  # a study runs many trainings
     ("lab.reference", "lab.train"),  # the schema of study files
     ("lab.reference", "lab.study"),

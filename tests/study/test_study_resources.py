@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flagformer
+from flagformer.lab.objectives import token_losses
 from flagformer.lab.study import resources, run
 from flagformer.lab.study.config_errors import StudyFileError
 from flagformer.lab.study.costs import saved_bytes
@@ -15,7 +16,6 @@ from flagformer.lab.study.design import Study
 from flagformer.lab.study.file import load_study
 from flagformer.lab.study.footprint import trial_bytes
 from flagformer.lab.study.resources import GIB, share_out
-from flagformer.lab.train.loop import token_losses
 
 
 @pytest.fixture

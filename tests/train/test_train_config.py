@@ -68,8 +68,8 @@ def test_data_sets_vocabulary_and_positions():
     ("changes", "message"),
     [
         (
-            {"flags": {"model": "encoder"}},
-            "`model` must be one of decoder, prefix_decoder .* but is 'encoder'",
+            {"flags": {"model": "encoder"}, "objective": {"name": "next_token"}},
+            "`model` must be one of decoder, prefix_decoder, .* but is 'encoder': it attends",
         ),
         ({"flags": {"num_tokens": 10}}, "`num_tokens` must be 9, the vocabulary of the data, but is 10"),
         (

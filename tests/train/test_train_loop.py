@@ -6,8 +6,9 @@ from torch import nn
 
 import flagformer
 from flagformer.lab.data import IGNORE
+from flagformer.lab.objectives import token_losses
 from flagformer.lab.train.config import TrainConfig
-from flagformer.lab.train.loop import make_optimizer, token_losses, train_step
+from flagformer.lab.train.loop import make_optimizer, train_step
 
 VOCABULARY = 7
 

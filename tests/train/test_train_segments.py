@@ -5,8 +5,8 @@ import torch
 from tiny_trial import tiny
 
 import flagformer
-from flagformer.lab.train.loop import token_losses
-from flagformer.lab.train.segment_reader import read_rows
+from flagformer.lab.objectives import token_losses
+from flagformer.lab.objectives.segment_reader import read_rows
 from flagformer.lab.train.trial import run_trial
 
 SIZES = {"num_tokens": 11, "max_seq_len": 4, "dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}

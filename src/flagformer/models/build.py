@@ -16,6 +16,8 @@ from flagformer.storage.models import load_model
 from flagformer.wrappers.classifier import SequenceClassifier
 from flagformer.wrappers.continuous import ContinuousTransformerWrapper
 from flagformer.wrappers.memformer import Memformer
+from flagformer.wrappers.routing import RoutingTransformerLM
+from flagformer.wrappers.routing_pair import RoutingTransformerEncDec
 from flagformer.wrappers.transformer import MODELS, TransformerWrapper
 from flagformer.wrappers.vit import ViTransformerWrapper
 from flagformer.wrappers.xtransformer import XTransformer
@@ -31,6 +33,11 @@ WHOLE: dict[
     "classifier": SequenceClassifier,
     "continuous": ContinuousTransformerWrapper,
 }
+# Models whose flags have the names of the package routing-transformer.
+ROUTING: dict[str, type[RoutingTransformerLM | RoutingTransformerEncDec]] = {
+    "routing_lm": RoutingTransformerLM,
+    "routing_encdec": RoutingTransformerEncDec,
+}
 
 
 def build(flags: Mapping[str, Any]) -> Any:
@@ -43,7 +50,9 @@ def build(flags: Mapping[str, Any]) -> Any:
             `enc_` and `dec_`; "memformer" a Memformer with these and `num_memory_slots`; "vit" a
             ViTransformerWrapper with `image_size`, `patch_size` and the flags of its layers; "classifier" a
             SequenceClassifier with `num_classes` and the flags of an encoder; "continuous" a
-            ContinuousTransformerWrapper with `dim_in`, `dim_out`, `causal` and the flags of a decoder.
+            ContinuousTransformerWrapper with `dim_in`, `dim_out`, `causal` and the flags of a decoder;
+            "routing_lm" a RoutingTransformerLM and "routing_encdec" a RoutingTransformerEncDec, with their
+            arguments.
 
     Raises:
         FlagError: lists every mistake.
@@ -52,14 +61,15 @@ def build(flags: Mapping[str, Any]) -> Any:
         text = f"these settings are {foreign.what}, not flags of this library; {foreign.advice}"
         raise FlagError([Finding("model", text)])
     kind = flags.get("model", "decoder")
-    kinds = (*MODELS, *WHOLE)
+    kinds = (*MODELS, *WHOLE, *ROUTING)
     if kind not in kinds:
         known = ", ".join(f"'{name}'" for name in kinds)
         text = f"`model` must be one of {known}, but is {kind!r}{nearest(str(kind), kinds)}"
         raise FlagError([Finding("model", text)])
 
     def make() -> Any:
-        return WHOLE.get(kind, TransformerWrapper).from_flags(flags)
+        model: type[Any] = {**WHOLE, **ROUTING}.get(kind, TransformerWrapper)
+        return model.from_flags(flags)
 
     return within_memory(flags, make, make)
 
@@ -84,4 +94,4 @@ def load(directory: str | Path, *, allow: Sequence[str] = ()) -> nn.Module:
         return load_model(Path(directory), build)
 
 
-__all__ = ["LAYER_SCOPES", "MODELS", "WHOLE", "build", "check", "load"]
+__all__ = ["LAYER_SCOPES", "MODELS", "ROUTING", "WHOLE", "build", "check", "load"]

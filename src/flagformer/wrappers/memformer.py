@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -28,7 +29,8 @@ from flagformer.wrappers.transformer import TransformerWrapper
 
 
 class Results(NamedTuple):
-    """Result of a segment: enc_out [B, S, D], mem [B, M, D] for the next one, and the loss of its target."""
+    """Result of a segment: enc_out [B, S, D], mem [B, M, D] for the next one, and the loss of its target, or
+    its logits with `return_logits`."""
 
     enc_out: Tensor
     mem: Tensor
@@ -186,6 +188,7 @@ class Memformer(Whole, Saved):
         *,
         condition: Tensor | None = None,
         return_outputs: bool = False,
+        return_logits: bool = False,
     ) -> Any:
         """Read one segment.
 
@@ -201,6 +204,8 @@ class Memformer(Whole, Saved):
             condition: [B, C], for the halves that read one (`adaptive_layernorm`).
             return_outputs: return (the usual result, Outputs) of the encoder, with its auxiliary losses in
                 training. A decoder's loss includes them; `encoder_only` has no loss.
+            return_logits: return (Results, Outputs), whose `dec_out` is the logits of tgt[:, 1:], [B, T - 1,
+                V], in place of their loss; Outputs has the auxiliary losses of both halves in training.
 
         Returns:
             Results, whose loss without a target is 0 plus the encoder's auxiliary losses; EncOnlyResults with
@@ -210,12 +215,20 @@ class Memformer(Whole, Saved):
             ValueError: names the argument, its value and the values allowed.
         """
         self._check(src, tgt, src_mask, tgt_mask)
+        if return_logits and tgt is None:
+            raise ValueError("`return_logits` needs a target, but `tgt` is None")
         of_source, of_target = self._conditions(condition)
         outputs, slots = self._encode(src, mems, src_mask, of_source)
         results: Results | EncOnlyResults
         out, extra = outputs.embeddings, outputs.extra_loss
         if self.decoder is None:
             results = EncOnlyResults(out, slots)
+        elif return_logits:
+            kwargs = {"mask": tgt_mask, "context": out, "context_mask": src_mask}
+            _, decoded = self.decoder(tgt, return_outputs=True, condition=of_target, **kwargs)
+            losses = {f"dec.{name}": values for name, values in decoded.losses.items()}
+            outputs = replace(outputs, losses={**outputs.losses, **losses})
+            return Results(out, slots, decoded.logits), outputs
         else:
             loss = out.new_zeros(())
             if tgt is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.flags import Finding, FlagError
@@ -18,9 +19,40 @@ from flagformer.ops.sharded import as_forward, as_session
 from flagformer.sessions.saved_state import InnerStates
 from flagformer.stack.layers import AttentionLayers
 from flagformer.stack.whole import Whole
-from flagformer.storage.saved import Unsaved
+from flagformer.storage.saved import Saved, Unsaved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.transformer import TransformerWrapper
+
+
+class RoutingNames(nn.Module):
+    """Base of models with the argument names of routing-transformer that are saved with these names.
+
+    Attributes:
+        kind: the value of `model` in flags.
+        own: the flags as typed.
+    """
+
+    kind: str
+    own: dict[str, Any]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flat flags, with the names of routing-transformer, from which `flagformer.build` builds this
+        model."""
+        return {"model": self.kind, **self.own}
+
+    @abstractmethod
+    def halves(self) -> tuple[TransformerWrapper, ...]:
+        """The language models, the decoder last."""
+
+    def num_params(self, *, embedding: bool = True) -> int:
+        """Number of parameters; without token and position embeddings under `embedding=False`."""
+        return sum(half.num_params(embedding=embedding) for half in self.halves())
+
+    def explain(self) -> str:
+        """Describe the components of each half, and the reason for each kernel."""
+        title = f"{type(self).__name__}: {self.num_params():,} parameters"
+        return "\n".join([title, *(half.explain() for half in self.halves())])
 
 
 class RoutingTransformer(Unsaved, Whole):
@@ -93,12 +125,11 @@ class RoutingTransformer(Unsaved, Whole):
         update_kmeans(self)
 
 
-class RoutingTransformerLM(InnerStates, Unsaved, Whole):
+class RoutingTransformerLM(InnerStates, RoutingNames, Whole, Saved):
     """A routing transformer over tokens: `model(ids)` is (logits, auxiliary loss).
 
-    `model.net` is the `TransformerWrapper` with the same weights, for `AutoregressiveWrapper`, `save` and
-    `explain`. After `model.net.save(directory)`, `model.net = flagformer.load(directory)` restores weights
-    and flags.
+    `model.net` is the `TransformerWrapper` with the same weights, for `AutoregressiveWrapper` and `explain`.
+    `flagformer.build` builds the model with `model: routing_lm`.
 
     Args:
         **flags: those of `RoutingTransformer`, with `dim_head=64`; `num_tokens`, required; `emb_dim=dim,
@@ -108,15 +139,36 @@ class RoutingTransformerLM(InnerStates, Unsaved, Whole):
         FlagError: lists every mistake, with the names as typed.
     """
 
-    saving = (
-        "`model.net.save(directory)` writes weights and flags, and "
-        "`model.net = flagformer.load(directory)` reads them"
-    )
+    kind = "routing_lm"
 
     def __init__(self, **flags: Any) -> None:
         super().__init__()
         self.net = build_language_model(flags)
         self.max_seq_len = self.net.max_seq_len
+        self.own = flags
+
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> RoutingTransformerLM:
+        """The model that `flagformer.build` returns for `model: routing_lm`."""
+        return RoutingTransformerLM(**{name: value for name, value in flags.items() if name != "model"})
+
+    @property
+    def num_tokens(self) -> int:
+        """Size V of the vocabulary."""
+        return self.net.num_tokens
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether training forwards compute auxiliary losses."""
+        return self.net.has_losses
+
+    @property
+    def absolute_positions(self) -> bool:
+        """Whether positions are limited to `max_seq_len` by a table."""
+        return self.net.absolute_positions
+
+    def halves(self) -> tuple[TransformerWrapper, ...]:
+        return (self.net,)
 
     @property
     def _of_states(self) -> TransformerWrapper:

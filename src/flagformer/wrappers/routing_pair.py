@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from flagformer.attention.cores.kmeans import update_kmeans
-from flagformer.flags import ErrorCollector, Finding, nearest, split_prefixes
+from flagformer.flags import ErrorCollector, Finding, FlagError, nearest, split_prefixes
 from flagformer.flags.argument_names import named
 from flagformer.flow import Outputs
 from flagformer.generation import LogitsFilter, PromptLike, evaluating
 from flagformer.ops.sharded import as_session
 from flagformer.stack.whole import Whole
-from flagformer.storage.saved import Unsaved
+from flagformer.storage.saved import Saved
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import conditions_of, loss_findings, shared_modules
-from flagformer.wrappers.routing import build_language_model
+from flagformer.wrappers.routing import RoutingNames, build_language_model
+from flagformer.wrappers.transformer import TransformerWrapper
 
 ENC, DEC = "enc_", "dec_"
 CONTEXT = ("receives_context", "cross_attend")  # two names of one flag
@@ -45,7 +46,7 @@ SOURCE = {"x": "seq_in", "mask": "enc_input_mask"}
 TARGET = {"x": "seq_out", "mask": "dec_input_mask", "context_mask": "enc_input_mask"}
 
 
-class RoutingTransformerEncDec(Unsaved, Whole):
+class RoutingTransformerEncDec(RoutingNames, Whole, Saved):
     """An encoder-decoder: `model(seq_in, seq_out, return_loss=True)` is (loss, 0).
 
     One `loss.backward()` trains both halves: the loss includes the auxiliary losses of both.
@@ -61,10 +62,7 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         FlagError: lists every mistake in both halves, with the names as typed.
     """
 
-    saving = (
-        "`model.enc.save(first)` and `model.dec.net.save(second)` write weights and flags, and "
-        "`model.enc = flagformer.load(first)` and `model.dec.net = flagformer.load(second)` read them"
-    )
+    kind = "routing_encdec"
 
     def __init__(
         self, *, dim: int, ignore_index: int | None = None, pad_value: int = 0, **flags: Any
@@ -93,6 +91,17 @@ class RoutingTransformerEncDec(Unsaved, Whole):
         collector.raise_all()
         self.enc = enc
         self.dec = AutoregressiveWrapper(dec, pad_value if ignore_index is None else ignore_index, pad_value)
+        self.own = {"dim": dim, "ignore_index": ignore_index, "pad_value": pad_value, **flags}
+
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> RoutingTransformerEncDec:
+        """The model that `flagformer.build` returns for `model: routing_encdec`."""
+        if "dim" not in flags:
+            raise FlagError([Finding("dim", "`dim` is required: width D of both halves")])
+        return RoutingTransformerEncDec(**{name: value for name, value in flags.items() if name != "model"})
+
+    def halves(self) -> tuple[TransformerWrapper, ...]:
+        return self.enc, self.dec.net
 
     def forward(
         self,

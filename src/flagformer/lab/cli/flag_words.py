@@ -157,9 +157,9 @@ def standard(name: str) -> str:
 
 
 def _model_card() -> Card:
-    from flagformer.models.build import MODELS, WHOLE
+    from flagformer.models.build import MODELS, ROUTING, WHOLE
 
-    kinds: dict[str, type] = {**MODELS, **WHOLE}
+    kinds: dict[str, type] = {**MODELS, **WHOLE, **ROUTING}
     docs = {kind: (cls.__doc__ or "").strip().splitlines()[0] for kind, cls in kinds.items()}
     doc = "; ".join(f"{kind}: {text.rstrip('.')}" for kind, text in docs.items())
     return Card("model", doc, " | ".join(map(repr, kinds)), repr(next(iter(MODELS))), "wrapper")

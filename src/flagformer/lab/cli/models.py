@@ -45,7 +45,7 @@ def named_models(path: Path, overrides: list[str], allow: Sequence[str] = ()) ->
     import flagformer
     from flagformer.lab.study.overrides import apply_overrides
     from flagformer.lab.study.source import read_source
-    from flagformer.models.build import WHOLE
+    from flagformer.models.build import ROUTING, WHOLE
 
     source = read_source(path, AUDITED)
     apply_overrides(source, overrides)
@@ -57,7 +57,8 @@ def named_models(path: Path, overrides: list[str], allow: Sequence[str] = ()) ->
         _, trial = load_run(path, overrides)
         _check(source, ("base",), trial.model_flags)
         return {path.stem: _of_trial(trial)}
-    flags = source.data if source.data.get("model") in WHOLE else {**DEFAULTS, **source.data}
+    whole = source.data.get("model") in (*WHOLE, *ROUTING)
+    flags = source.data if whole else {**DEFAULTS, **source.data}
     _check(source, (), flags)
     return {path.stem: Named(lambda: flagformer.build(flags))}
 

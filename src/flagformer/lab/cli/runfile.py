@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flagformer.flags import FlagError
 from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
 from flagformer.lab.study.blocks import check_block
 from flagformer.lab.study.config_errors import StudyFileError
-from flagformer.lab.study.file import StudyFile, plain_name
+from flagformer.lab.study.file import StudyFile, long_form, plain_name
 from flagformer.lab.study.flags import flag_mistakes, message_of
 from flagformer.lab.study.overrides import apply_overrides
 from flagformer.lab.study.source import TRAINING, read_source
@@ -17,7 +18,9 @@ from flagformer.lab.study.starting import fill_base
 from flagformer.lab.train.config import SEED_LIMIT, EvaluateConfig, TrainConfig, Trial
 from flagformer.lab.train.process_group import Parallel
 
-BLOCKS: dict[str, Any] = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+BLOCKS: dict[str, Any] = {
+    "data": DataConfig, "objective": ObjectiveConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
+}  # fmt: skip
 
 
 class RunFile(BaseModel):
@@ -28,6 +31,7 @@ class RunFile(BaseModel):
     name: str | None = None
     base: Any
     data: Any = None
+    objective: Any = None
     train: Any = None
     evaluate: Any = None
     seed: int = Field(default=0, ge=0, lt=SEED_LIMIT)
@@ -60,7 +64,7 @@ def load_run(file: Path, overrides: list[str]) -> tuple[RunFile, Trial]:
     blocks: dict[str, Any] = {}
     for key, kind in BLOCKS.items():
         if given.get(key) is not None:
-            blocks[key], found = check_block(source, (key,), kind, given[key])
+            blocks[key], found = check_block(source, (key,), kind, long_form(key, given[key]))
             mistakes += found
     if "base" in given and not isinstance(given["base"], dict):
         mistakes.append(source.mistake(("base",), "`base` must be a mapping of flags, such as `{dim: 128}`"))

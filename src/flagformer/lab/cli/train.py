@@ -158,10 +158,13 @@ def show(result: dict[str, Any], directory: Path) -> None:
     split = result["evaluation"][0]["split"]
     console.print(f"measured on the {split} split: {result['metric']}", highlight=False)
     table = Table()
-    for heading in ("length", "nats", "bits/byte", "accuracy", "chance"):
+    names = {"nats": "nats", "bits_per_byte": "bits/byte", "accuracy": "accuracy"}
+    names |= {"exact_match": "exact match", "pseudo_perplexity": "pseudo-perplexity", "chance": "chance"}
+    names = {key: heading for key, heading in names.items() if key in result["evaluation"][0]}
+    for heading in ("length", *names.values()):
         table.add_column(heading, justify="right")
     for entry in result["evaluation"]:
-        figures = (entry["nats"], entry["bits_per_byte"], entry["accuracy"], entry["chance"])
+        figures = [entry[key] for key in names]
         table.add_row(str(entry["seq_len"]), *("-" if value is None else f"{value:.4f}" for value in figures))
     console.print(table)
     console.print(f"model, log and result: {directory}", highlight=False, markup=False, soft_wrap=True)

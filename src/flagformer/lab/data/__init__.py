@@ -8,7 +8,7 @@ a subclass and one line in `catalogue.py`.
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,7 @@ from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Form = Literal["ids", "images", "vectors"]
 LONGEST = 2**24  # tokens of a row
 LARGEST = 2**20  # symbols of a generated task
 IGNORE = -100  # the target of a position that is not scored; torch's own `ignore_index`
@@ -28,7 +29,8 @@ class Source(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: ClassVar[str]  # one sentence: the scored targets and the definition of `accuracy`
-    is_sequence: ClassVar[bool] = True  # ids with a target per position; else images with one target
+    form: ClassVar[Form] = "ids"  # ids with a target per position, images with one, or vectors
+    has_pairs: ClassVar[bool] = False  # whether `paired` gives a source and a target
 
     seq_len: int = Field(default=64, ge=2, le=LONGEST, description="Tokens per training sequence.")
 
@@ -57,9 +59,43 @@ class Source(BaseModel, ABC):
         the fields of the source.
         """
 
-    def model_flags(self, longest: int) -> dict[str, Any]:
-        """Flags of a model that follow from the data, for rows of up to `longest` tokens."""
-        return {"model": "decoder", "num_tokens": self.num_tokens, "max_seq_len": longest}
+    @property
+    def model(self) -> str:
+        """The default kind of model."""
+        return "decoder"
+
+    @property
+    def predicts_next(self) -> bool:
+        """Whether targets are later inputs, so that a model must be causal."""
+        return True
+
+    @property
+    def image(self) -> dict[str, int]:
+        """The size of an image, as flags of a vision transformer."""
+        raise TypeError(f"rows of `source: {self.model_dump()['source']}` are not images")
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of a row, for `classified`; None if rows have no class."""
+        return None
+
+    def classified(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows, long [batch_size, seq_len], and the class of each, [batch_size, 1]; no row of a split is one
+        of another."""
+        raise TypeError(f"rows of `source: {self.model_dump()['source']}` have no class")
+
+    def pair_lengths(self, seq_len: int) -> tuple[int, int]:
+        """The lengths of a source and of a target, together at most `seq_len`."""
+        raise TypeError(f"rows of `source: {self.model_dump()['source']}` are not pairs")
+
+    def paired(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sources and targets of the lengths `pair_lengths`, long, if `has_pairs`. `IGNORE` marks targets
+        that are not scored."""
+        raise TypeError(f"rows of `source: {self.model_dump()['source']}` are not pairs")
 
     @property
     def is_bytes(self) -> bool:

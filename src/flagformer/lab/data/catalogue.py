@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from flagformer.lab.data.addition import Addition
 from flagformer.lab.data.associative_recall import AssociativeRecall
 from flagformer.lab.data.compression import Compression
 from flagformer.lab.data.copy_task import Copy
@@ -18,6 +19,8 @@ from flagformer.lab.data.parity import Parity
 from flagformer.lab.data.reverse import Reverse
 from flagformer.lab.data.segment_recall import SegmentRecall
 from flagformer.lab.data.selective_copy import SelectiveCopy
+from flagformer.lab.data.sines import Sines
+from flagformer.lab.data.sort import Sort
 from flagformer.lab.data.stdlib import StandardLibrary
 from flagformer.lab.data.tokens import TokenFile
 
@@ -25,5 +28,5 @@ from flagformer.lab.data.tokens import TokenFile
 DataConfig = Annotated[
     StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse |
     AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
-    LongRetrieval | Digits, Field(discriminator="source"),
+    LongRetrieval | Sort | Addition | Sines | Digits, Field(discriminator="source"),
 ]  # fmt: skip

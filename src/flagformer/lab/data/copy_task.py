@@ -7,13 +7,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.lab.data import IGNORE, LARGEST
+from flagformer.lab.data import IGNORE, LARGEST, Split, draws
+from flagformer.lab.data.disjoint import rows_of_split
 from flagformer.lab.data.generated import Generated
 
 
 class Repetition(Generated):
-    """`seq_len // 2` random symbols, a separator (token `symbols`), and an answer of as many symbols."""
+    """`seq_len // 2` random symbols, a separator (token `symbols`), and an answer of as many symbols.
 
+    As a pair, the symbols are the source and the answer is the target; no source of a split is one of
+    another.
+    """
+
+    has_pairs: ClassVar[bool] = True
     metric: ClassVar[str] = (
         "symbols after the separator; accuracy: the share of them predicted right; chance: 1 / symbols"
     )
@@ -34,6 +40,21 @@ class Repetition(Generated):
     @abstractmethod
     def answer(self, drawn: Tensor) -> Tensor:
         """The symbols after the separator, for those before it [B, seq_len // 2]."""
+
+    def pair_lengths(self, seq_len: int) -> tuple[int, int]:
+        return seq_len // 2, seq_len // 2
+
+    def paired(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        self.check(split, seq_len)
+        generator = draws("pairs", split, seed, step, seq_len)
+
+        def draw() -> tuple[Tensor, Tensor]:
+            drawn = torch.randint(self.symbols, (batch_size, seq_len // 2), generator=generator)
+            return drawn, self.answer(drawn)
+
+        return rows_of_split(split, draw, batch_size)
 
     def rows(self, batch_size: int, seq_len: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half = seq_len // 2

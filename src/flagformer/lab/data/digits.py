@@ -1,13 +1,13 @@
 """The digits of scikit-learn: 1,797 images of 8 x 8 pixels, part of the package."""
 
 import functools
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.lab.data import Source, Split, draws, short_hash
+from flagformer.lab.data import Form, Source, Split, draws, short_hash
 
 PIXELS, CLASSES, GREYS = 8, 10, 16.0
 HELD_OUT_EVERY = 10  # of 10 images in order, one goes to validation and one to test
@@ -21,7 +21,7 @@ class Digits(Source):
     """
 
     metric: ClassVar[str] = "the digit of an image; accuracy: the share predicted right; chance: 1 / 10"
-    is_sequence: ClassVar[bool] = False
+    form: ClassVar[Form] = "images"
 
     source: Literal["digits"]
     seq_len: Literal[64] = Field(default=64, description="Pixels of an image.")
@@ -34,8 +34,14 @@ class Digits(Source):
     def chance(self) -> float | None:
         return 1 / CLASSES
 
-    def model_flags(self, longest: int) -> dict[str, Any]:
-        return {"model": "vit", "image_size": PIXELS, "channels": 1, "num_classes": CLASSES}
+    @property
+    def model(self) -> str:
+        return "vit"
+
+    @property
+    def image(self) -> dict[str, int]:
+        """The size of an image, as flags of a vision transformer."""
+        return {"image_size": PIXELS, "channels": 1}
 
     def example(self, rows: int, seq_len: int) -> Tensor:
         return torch.zeros(rows, 1, PIXELS, PIXELS)

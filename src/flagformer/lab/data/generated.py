@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flagformer.lab.data import Source, Split, draws, short_hash
+from flagformer.lab.data.disjoint import rows_of_split
 
 
 class Generated(Source):
@@ -30,6 +31,21 @@ class Generated(Source):
     ) -> tuple[Tensor, Tensor]:
         self.check(split, seq_len)
         return self.rows(batch_size, seq_len, draws(split, seed, step, seq_len))
+
+    def classified(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """The class is the target at the last position."""
+        if self.num_classes is None:
+            return super().classified(split, step, seed, batch_size, seq_len)
+        self.check(split, seq_len)
+        generator = draws("classified", split, seed, step, seq_len)
+
+        def draw() -> tuple[Tensor, Tensor]:
+            inputs, targets = self.rows(batch_size, seq_len, generator)
+            return inputs, targets[:, -1:]
+
+        return rows_of_split(split, draw, batch_size)
 
     def fingerprint(self) -> str:
         return short_hash(self.model_dump_json(exclude={"seq_len"}).encode())

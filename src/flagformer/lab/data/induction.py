@@ -32,6 +32,10 @@ class Induction(Generated):
     def chance(self) -> float | None:
         return 1 / self.symbols
 
+    @property
+    def num_classes(self) -> int | None:
+        return self.symbols
+
     def least(self) -> tuple[int, str]:
         return 3, "the mark, a symbol, the mark"
 

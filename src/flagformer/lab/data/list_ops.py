@@ -40,6 +40,10 @@ class ListOps(Generated):
     def chance(self) -> float | None:
         return 1 / DIGITS
 
+    @property
+    def num_classes(self) -> int | None:
+        return DIGITS
+
     def least(self) -> tuple[int, str]:
         return 5, "an operation on two digits and `=`"
 

@@ -34,6 +34,10 @@ class LongRetrieval(Generated):
     def chance(self) -> float | None:
         return 1 / self.values
 
+    @property
+    def num_classes(self) -> int | None:
+        return self.num_tokens
+
     def least(self) -> tuple[int, str]:
         return 3, "the pair and the key"
 

@@ -29,6 +29,10 @@ class Parity(Generated):
     def chance(self) -> float | None:
         return 0.5
 
+    @property
+    def num_classes(self) -> int | None:
+        return 2
+
     def least(self) -> tuple[int, str]:
         return 2, "two bits"
 

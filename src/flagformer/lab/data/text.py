@@ -15,6 +15,7 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are evenly spaced for any nu
 class Text(Source):
     """A source of bytes, or of tokens that encode bytes. Subclasses define the content of each split."""
 
+    has_pairs: ClassVar[bool] = True
     metric: ClassVar[str] = (
         "every byte given the bytes before it in its row; accuracy: the share of bytes predicted right"
     )
@@ -66,6 +67,16 @@ class Text(Source):
         indices = self._indices(len(content), split, step, seed, batch_size, seq_len)
         rows = content[indices].long()  # [B, T + 1]
         return rows[:, :-1], rows[:, 1:]
+
+    def pair_lengths(self, seq_len: int) -> tuple[int, int]:
+        return seq_len // 2, seq_len - seq_len // 2
+
+    def paired(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """The two halves of each row."""
+        rows, _ = self.batch(split, step, seed, batch_size, seq_len)
+        return rows[:, : seq_len // 2], rows[:, seq_len // 2 :]
 
     def target_bytes(self, split: Split, step: int, seed: int, batch_size: int, seq_len: int) -> int:
         sizes = self.sizes(split)

@@ -88,16 +88,17 @@ SCOPES = {
 
 def flags_page() -> str:
     """Return the text of the page."""
-    from flagformer.models.build import MODELS, WHOLE
+    from flagformer.models.build import MODELS, ROUTING, WHOLE
 
     found = verdicts()
-    models = ", ".join(f'`"{name}"`' for name in (*MODELS, *WHOLE))
+    models = ", ".join(f'`"{name}"`' for name in (*MODELS, *WHOLE, *ROUTING))
     parts = [INTRO.format(version=flagformer.__version__, models=models).rstrip()]
     for scope, (title, when) in SCOPES.items():
         parts.append(f"## {title}\n\n{when}")
         parts += [_slot(slot) for slot in SLOTS.values() if slot.scope == scope]
     parts.append("## Whole models\n\nModels with flags of their own, in addition to those of their layers.")
     parts += [_whole(kind, cls) for kind, cls in WHOLE.items()]
+    parts += [_routing(kind, cls) for kind, cls in ROUTING.items()]
     return page(
         *parts, _own_components(), _presets(), together_part(), conflicts_part(found), pairs_part(found)
     )
@@ -144,6 +145,16 @@ def _whole(kind: str, cls: Any) -> str:
         f"{cls.__name__}. {first} It takes the flags below and {inner}, except "
         f"{', '.join(left_out)}, which it sets itself.",
         table(("flag", "type", "default", "also", "meaning"), [_flag(entry) for entry in params]),
+    ).rstrip()
+
+
+def _routing(kind: str, cls: Any) -> str:
+    first = (cls.__doc__ or "").splitlines()[0]
+    halves = ", each after `enc_` or `dec_`" if kind == "routing_encdec" else ""
+    return page(
+        f"### `model: {kind}`",
+        f"{cls.__name__}. {first} It takes the arguments of routing-transformer and all flags of a decoder"
+        f"{halves}; [routing](papers/routing.md) lists them.",
     ).rstrip()
 
 

@@ -9,7 +9,7 @@ from flagformer.flags.flag import read_params
 from flagformer.flags.import_paths import PATH
 from flagformer.flags.slots import PER_LAYER
 from flagformer.lab.reference.entries import Entry, entries, with_crossed
-from flagformer.models.build import MODELS, WHOLE
+from flagformer.models.build import MODELS, ROUTING, WHOLE
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES: dict[Any, str] = {
@@ -29,12 +29,13 @@ def schema() -> dict[str, Any]:
         "$schema": DIALECT,
         "title": "flagformer flags",
         "description": "The flags of flagformer.build.",
-        "if": {"properties": {"model": {"enum": list(WHOLE)}}, "required": ["model"]},
-        "then": {"anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in WHOLE]},
+        "if": {"properties": {"model": {"enum": [*WHOLE, *ROUTING]}}, "required": ["model"]},
+        "then": {"anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in (*WHOLE, *ROUTING)]},
         "else": {"$ref": "#/$defs/flags", "required": required},
         "$defs": {
             "flags": {"type": "object", "properties": _properties(), "additionalProperties": False},
             **{kind: _whole(kind) for kind in WHOLE},
+            **{kind: _routing(kind) for kind in ROUTING},
         },
     }
 
@@ -79,6 +80,12 @@ def _whole(kind: str) -> dict[str, Any]:
         "required": required,
         "additionalProperties": False,
     }
+
+
+def _routing(kind: str) -> dict[str, Any]:
+    """Return the schema of a model with the names of routing-transformer, which `flagformer.build` checks."""
+    required = ["model", "dim"] if kind == "routing_encdec" else ["model", "dim", "num_tokens", "depth"]
+    return {"type": "object", "properties": {"model": {"const": kind}}, "required": required}
 
 
 def _property(entry: Entry) -> dict[str, Any]:

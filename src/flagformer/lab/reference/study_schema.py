@@ -9,16 +9,22 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from flagformer.flags.flag import read_params
+from flagformer.flags.routing_names import REFUSED, RENAMED, TRANSLATED
 from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.objectives import PAIRS
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
 from flagformer.lab.reference.schema import schema as flags_schema
 from flagformer.lab.study.design import MatchConfig
 from flagformer.lab.study.file import MOST_SEEDS, StudyFile
 from flagformer.lab.train.config import EvaluateConfig, TrainConfig
+from flagformer.models.build import MODELS, ROUTING, WHOLE
 
 BLOCKS: dict[str, Any] = {
-    "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
+    "data": DataConfig, "objective": ObjectiveConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
+    "match": MatchConfig,
 }  # fmt: skip
-KINDS = ("flags", "vit")  # models of tokens, models of images
+KINDS = ("flags", "vit")  # models of tokens or vectors, models of images
 DIRECTORY = "The directory of a published model or of `model.save`, onto which the other flags are grafted."
 PATH_AND_DIGEST = {
     "type": "object", "properties": {"path": {"type": "string"}, "digest": {"type": "string"}},
@@ -26,12 +32,18 @@ PATH_AND_DIGEST = {
 }  # fmt: skip
 START = {"from": {"anyOf": [{"type": "string"}, PATH_AND_DIGEST], "description": DIRECTORY}}
 PRESET = {"preset": {"type": "string", "description": "A published model, whose flags the others change."}}
+ONE_ROW = [kind for kind in (*MODELS, *WHOLE, *ROUTING) if kind not in (*PAIRS, "vit")]
+MODEL = {"model": {"enum": ONE_ROW, "default": "decoder", "description": "the kind of model"}}
 
 
 def study_schema() -> dict[str, Any]:
     """Return the schema of a study file: every key with its type, bounds and meaning."""
     flags = flags_schema()
     defs: dict[str, Any] = {kind: flags["$defs"][kind] for kind in KINDS}
+    defs["flags"] = {
+        **defs["flags"],
+        "properties": {**_others(flags), **defs["flags"]["properties"], **MODEL},
+    }
     top = StudyFile.model_json_schema()
     for name, kind in BLOCKS.items():
         found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
@@ -39,11 +51,13 @@ def study_schema() -> dict[str, Any]:
         defs[name] = found
     train = {**defs["train"], "required": []}
     lists = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True}}
-    base = [_closed({**_names(defs, kind), **START, **PRESET}) for kind in KINDS]
-    own = [_closed({**_names(defs, kind), **START, "train": train}) for kind in KINDS]
+    shared, changed = {**START, **PRESET}, {**START, "train": train}
+    base = [_closed({**_names(defs, kind), **shared}) for kind in KINDS] + [_of_pairs(shared)]
+    own = [_closed({**_names(defs, kind), **changed}) for kind in KINDS] + [_of_pairs(changed)]
     properties = top["properties"] | {
         "base": {"anyOf": base, "description": "The flags that all variants share."},
         "data": {"$ref": "#/$defs/data"},
+        "objective": _objective(defs),
         "train": {"$ref": "#/$defs/train"},
         "evaluate": {"$ref": "#/$defs/evaluate"},
         "match": {"anyOf": [{"enum": ["params", "flops", "tokens", "none"]}, {"$ref": "#/$defs/match"}]},
@@ -68,6 +82,35 @@ def study_schema() -> dict[str, Any]:
         "required": ["name", "base", "data", "train"],
         "additionalProperties": False,
         "$defs": defs,
+    }
+
+
+def _objective(defs: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an objective: its name, or its settings."""
+    names = list(defs["objective"]["discriminator"]["mapping"])
+    options: list[dict[str, Any]] = [{"enum": names}, {"$ref": "#/$defs/objective"}, {"type": "null"}]
+    text = "The objective of training; default: that of `model` and the data."
+    return {"anyOf": options, "description": text}
+
+
+def _others(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags of models of one row that a language model does not have."""
+    found: dict[str, Any] = {}
+    for kind in ("classifier", "continuous"):
+        found |= {name: one for name, one in flags["$defs"][kind]["properties"].items() if "$ref" not in one}
+    names = sorted({*RENAMED, *TRANSLATED, *REFUSED, "shift_tokens"})
+    return {**{name: {"description": "an argument of routing-transformer"} for name in names}, **found}
+
+
+def _of_pairs(more: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the flags of an encoder-decoder; `flagformer.build` checks those with a prefix."""
+    kinds = (WHOLE["xtransformer"], WHOLE["memformer"])
+    own: dict[str, Any] = {param.flag.name: {} for kind in kinds for param in read_params(kind)}
+    return {
+        "type": "object",
+        "properties": {"model": {"enum": list(PAIRS)}, **own, **more},
+        "patternProperties": {"^(enc|dec)_": {}},
+        "additionalProperties": False,
     }
 
 

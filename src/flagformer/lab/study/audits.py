@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import flagformer
+from flagformer.lab.objectives import PAIRS
 from flagformer.lab.study.design import Study
 from flagformer.lab.study.pool import Pool
+from flagformer.lab.study.sizes import text_parts
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.files import read_record, write_json
 from flagformer.ops.home import home_of
@@ -31,6 +33,7 @@ STAMPS: dict[str, tuple[str, ...]] = {
     "deterministic": ("determinism",),
     "finite": ("finite",),
 }
+OF_SOURCE = ("determinism", "right_padding", "left_padding", "packing", "batch")
 NEW_TOKENS = 64  # decoded tokens for the speed
 STATE_LENGTHS = (64, 128)  # capacities of the two decode states whose sizes are compared
 POLL = 0.2  # seconds
@@ -72,38 +75,57 @@ def audit_variant(trial: Trial, directory: Path) -> None:
 
 def audit_results(model: Any, trial: Trial) -> dict[str, Any]:
     """The contents of examined.json: `stamps`, each "passed", "failed" or "not applicable"; `failures`, the
-    messages of failed checks; `decode_tokens_per_second` of one row; `state_bytes_per_token`."""
-    if not trial.source.is_sequence:
-        return {"stamps": dict.fromkeys(STAMPS, "not applicable"), "failures": []}
+    messages of failed checks; `decode_tokens_per_second` of one row; `state_bytes_per_token`. The encoder of
+    an encoder-decoder is audited too, for padding and packing of the source."""
     from flagformer.audit import audit
 
-    report = audit(model, seed=trial.seed, precision=trial.train.precision)
+    causal = True if trial.trained_by.requires_causal(trial.source) else None
+    settings: dict[str, Any] = {"seed": trial.seed, "precision": trial.train.precision}
+    reports = [audit(model, causal=causal, **settings)]
+    kind = model.flags["model"]
+    if kind in PAIRS:
+        encoder = model.enc if kind == "routing_encdec" else model.encoder
+        reports.append(audit(encoder, checks=OF_SOURCE, **settings))
+    found = {
+        stamp: _together([r.status for report in reports for r in report if r.check in STAMPS[stamp]])
+        for stamp in STAMPS
+    }
+    speed = decode_speed(model) if trial.trained_by.requires_causal(trial.source) else None
     return {
-        "stamps": {stamp: _together([report[check].status for check in STAMPS[stamp]]) for stamp in STAMPS},
-        "failures": [f"{result.title}: {result.words}" for result in report.failures],
-        "decode_tokens_per_second": decode_speed(model),
+        "stamps": found,
+        "failures": [f"{result.title}: {result.words}" for report in reports for result in report.failures],
+        **({} if speed is None else {"decode_tokens_per_second": speed}),
         "state_bytes_per_token": state_bytes(model),
     }
 
 
-def decode_speed(model: Any) -> float:
-    """Decoded tokens per second for one row, after a prompt of one token and a warm-up."""
+def decode_speed(model: Any) -> float | None:
+    """Decoded tokens per second for one row, after a prompt or source of one token and a warm-up; None for a
+    model that does not generate tokens."""
     import torch
 
-    trainer = flagformer.AutoregressiveWrapper(model.eval())
+    model.eval()
+    kind = model.flags["model"]
+    decoder = text_parts(model)[-1:]
+    if not decoder:
+        return None
     prompt = torch.zeros(1, 1, dtype=torch.long, device=home_of(model)[0])
-    new = max(1, min(NEW_TOKENS, model.max_seq_len - 1))
+    new = max(1, min(NEW_TOKENS, decoder[0].max_seq_len - 1))
+    pair = kind in PAIRS
+    generate: Any = model.generate if pair else flagformer.AutoregressiveWrapper(decoder[0]).generate
     for _ in range(2):
         began = time.perf_counter()
-        trainer.generate(prompt, new, temperature=0.0)
+        generate(*([prompt, prompt] if pair else [prompt]), new, temperature=0.0)
         took = time.perf_counter() - began
     return round(new / took, 1)
 
 
 def state_bytes(model: Any) -> int | None:
     """Bytes by which a decode state grows with each token; None for a model without decode state."""
+    parts = text_parts(model)
     try:
-        short, long = (model.init_state(1, length).size_bytes() for length in STATE_LENGTHS)
+        decoder = parts[-1] if parts else model
+        short, long = (decoder.init_state(1, length).size_bytes() for length in STATE_LENGTHS)
     except (
         ValueError,
         NotImplementedError,
@@ -132,7 +154,13 @@ def _folders(study: Study, directory: Path) -> list[tuple[Path, Trial]]:
     for variant in study.compare:
         trial = study.trial(variant, study.seeds[0], study.candidates[0])
         content = json.dumps(
-            [trial.model_flags, study.data.model_dump(mode="json"), trial.train.precision], sort_keys=True
+            [
+                trial.model_flags,
+                study.data.model_dump(mode="json"),
+                trial.train.precision,
+                *([] if study.objective is None else [study.objective.model_dump(mode="json")]),
+            ],
+            sort_keys=True,
         )
         found.append((directory / "variants" / hashlib.sha256(content.encode()).hexdigest()[:12], trial))
     return found

@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flagformer
 from flagformer.flags import FlagError
+from flagformer.lab.objectives import Inputs, Objective
+from flagformer.lab.objectives.next_token import NextToken
 from flagformer.lab.study.config_errors import ConfigError, StudyFileError, key_of
 from flagformer.lab.study.counting import AttentionFlops, FusedOnMeta
 from flagformer.lab.study.design import Study
@@ -26,9 +28,8 @@ from flagformer.lab.study.flags import flag_mistake
 from flagformer.lab.study.sizes import active_params, body_params
 from flagformer.lab.study.source import Source
 from flagformer.lab.train.config import Trial
-from flagformer.lab.train.loop import token_losses
-from flagformer.lab.train.segment_reader import read_rows
 
+NEXT_TOKEN = NextToken()
 ADAMW = 4  # fp32 tensors of a weight's size: itself, its gradient and AdamW's two moments
 
 
@@ -97,13 +98,14 @@ def cost(trial: Trial, model: Any = None) -> Cost:
     Args:
         model: the model on torch's meta device; None: build it.
     """
-    seq_len = trial.source.seq_len
+    seq_len, objective = trial.source.seq_len, trial.trained_by
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags) if model is None else model
         segment = trial.train.segment
-        flops, dense = forward_flops(model.eval(), trial.source.example(1, seq_len), segment)
-        saved = saved_bytes(model.train(), micro_batch(trial), segment)
-        again = recomputed_bytes(model, micro_batch(trial), segment)
+        one = objective.example(trial.source, 1, seq_len)
+        flops, dense = forward_flops(model.eval(), one, segment, objective)
+        saved = saved_bytes(model.train(), micro_batch(trial), segment, objective)
+        again = recomputed_bytes(model, micro_batch(trial), segment, objective)
     params = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
@@ -117,35 +119,50 @@ def cost(trial: Trial, model: Any = None) -> Cost:
     )
 
 
-def micro_batch(trial: Trial) -> Tensor:
+def micro_batch(trial: Trial) -> Inputs:
     """Example inputs of one forward and backward of training."""
     rows = max(1, trial.train.batch_size // trial.train.accumulate)
-    return trial.source.example(rows, trial.source.seq_len)
+    return trial.trained_by.example(trial.source, rows, trial.source.seq_len)
 
 
-def forward_flops(model: nn.Module, inputs: Tensor, segment: int | None = None) -> tuple[int, int]:
+def forward_flops(
+    model: nn.Module,
+    inputs: Tensor | Inputs,
+    segment: int | None = None,
+    objective: Objective = NEXT_TOKEN,
+) -> tuple[int, int]:
     """FLOPs of one forward pass with eager attention, and the same if every head computed the scores of all
     keys of the row."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)  # the counter would follow the graph of learned inputs of a module
     # the math kernel consists of matrix products, which the counter supports on every device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), AttentionFlops(model) as counted:
-        read_rows(model, inputs, segment)
+        objective.ask(model, _as_inputs(inputs), segment, losses=False)
     for parameter in learned:
         parameter.requires_grad_()
     return counted.total, counted.total + counted.more
 
 
-def saved_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
+def saved_bytes(
+    model: nn.Module,
+    inputs: Tensor | Inputs,
+    segment: int | None = None,
+    objective: Objective = NEXT_TOKEN,
+) -> int:
     """Bytes that autograd saves for one micro-batch and its loss, without parameters."""
     saved = SavedTensors(model)
     with saved, FusedOnMeta():
-        logits = read_rows(model, inputs, segment, losses=True).logits
-        token_losses(logits, torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)).sum()
+        logits = objective.ask(model, _as_inputs(inputs), segment, losses=True).logits
+        objective.losses(logits, objective.example_targets(logits)).sum()
     return saved.size
 
 
-def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = None) -> int:
+def recomputed_bytes(
+    model: nn.Module,
+    inputs: Tensor | Inputs,
+    segment: int | None = None,
+    objective: Objective = NEXT_TOKEN,
+) -> int:
     """Bytes that autograd saves while a backward recomputes one sublayer, the maximum over sublayers; 0 if
     the executor does not recompute."""
     stacks: list[Any] = [
@@ -165,13 +182,17 @@ def recomputed_bytes(model: nn.Module, inputs: Tensor, segment: int | None = Non
             stack.executor = stack.executor.sequential
         if stacks:
             with saved, FusedOnMeta():
-                read_rows(model, inputs, segment, losses=True)
+                objective.ask(model, _as_inputs(inputs), segment, losses=True)
     finally:
         for stack, executor in zip(stacks, executors, strict=True):
             stack.executor = executor
         for hook in hooks:
             hook.remove()
     return max(sizes)
+
+
+def _as_inputs(inputs: Tensor | Inputs) -> Inputs:
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
 
 
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):

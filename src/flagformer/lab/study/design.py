@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
 from flagformer.lab.train.config import Block, EvaluateConfig, TrainConfig, Trial
 
 TRAIN = "train."  # prefix of training settings among the keys of a variant or a grid
@@ -63,6 +64,7 @@ class Study:
     compare: dict[str, Own]
     seeds: tuple[int, ...]
     evaluate: EvaluateConfig
+    objective: ObjectiveConfig | None = None
     tune: dict[str, list[Any]] = field(default_factory=dict)
     match: MatchConfig = field(default_factory=MatchConfig)
     margin: float | None = None
@@ -122,7 +124,7 @@ class Study:
         candidate = {key: value for key, value in (tuned or {}).items() if not key.startswith(TRAIN)}
         return Trial(
             flags={**self.variants[variant], **candidate}, data=self.data,
-            train=self.train_of(variant, tuned), evaluate=self.evaluate,
+            objective=self.objective, train=self.train_of(variant, tuned), evaluate=self.evaluate,
             seed=seed, copy_number=self.copies[variant],
         )  # fmt: skip
 
@@ -142,6 +144,7 @@ class Study:
             "name": self.name,
             "base": self.base,
             "data": self.data.model_dump(mode="json"),
+            "objective": None if self.objective is None else self.objective.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "compare": self.compare,
             "tune": self.tune or None,

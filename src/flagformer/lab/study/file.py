@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
 from flagformer.lab.study.blocks import check_block
 from flagformer.lab.study.config_errors import StudyFileError, repr_short
 from flagformer.lab.study.design import EXECUTION, MatchConfig, Run, Study
@@ -30,9 +31,11 @@ MOST_SEEDS = 1000
 MOST_TRIALS = 10_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 BLOCKS: dict[str, Any] = {
-    "data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "match": MatchConfig,
+    "data": DataConfig, "objective": ObjectiveConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
+    "match": MatchConfig,
 }  # fmt: skip
 OPTIONAL = ("evaluate", "match")
+SHORT = {"match": "what", "objective": "name"}  # blocks that may be one word, and the key that it sets
 
 
 def plain_name(name: str) -> str:
@@ -53,6 +56,7 @@ class StudyFile(BaseModel):
     name: str
     base: Any
     data: Any
+    objective: Any = None
     train: Any
     compare: Any = None
     grid: Any = None
@@ -159,6 +163,8 @@ def resolve_study(source: Source) -> Study:
     mistakes += fill_base(source)
     blocks: dict[str, Any] = {}
     for name, kind in BLOCKS.items():
+        if given.get(name) is None and name == "objective":
+            continue
         if name in given or name in OPTIONAL:
             blocks[name], found = check_block(source, (name,), kind, _block(given, name))
             mistakes += found
@@ -184,7 +190,12 @@ def _block(given: dict[str, Any], name: str) -> object:
     value = given.get(name)
     if name in OPTIONAL and value is None:
         return {}
-    return {"what": value} if name == "match" and isinstance(value, str) else value
+    return long_form(name, value)
+
+
+def long_form(name: str, value: object) -> object:
+    """The mapping of a block that may be one word: `match: params`, `objective: masked_lm`."""
+    return {SHORT[name]: value} if name in SHORT and isinstance(value, str) else value
 
 
 def _refuse_too_many(source: Source, study: Study) -> None:

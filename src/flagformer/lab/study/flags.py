@@ -11,9 +11,15 @@ from flagformer.lab.study.design import own_flags
 from flagformer.lab.study.source import Source
 from flagformer.lab.study.words import home
 
-# Placeholders for values of the data, if the data block has errors.
+# Placeholders for values of the data, if the data block has errors, by the kind of model.
 STAND_IN = {"num_tokens": 256, "max_seq_len": 64}
-STAND_IN_IMAGES = {"image_size": 8, "channels": 1, "num_classes": 10}
+PAIR = {f"{half}_{name}": value for half in ("enc", "dec") for name, value in STAND_IN.items()}
+STAND_INS: dict[str, dict[str, int]] = {
+    "vit": {"image_size": 8, "channels": 1, "num_classes": 10},
+    "classifier": {**STAND_IN, "num_classes": 10},
+    "continuous": {"max_seq_len": 64, "dim_in": 1, "dim_out": 1},
+    **dict.fromkeys(("xtransformer", "memformer", "routing_encdec"), PAIR),
+}
 
 
 def flag_mistakes(source: Source) -> list[ConfigError]:
@@ -29,10 +35,15 @@ def flag_mistakes(source: Source) -> list[ConfigError]:
             flags = {**base, **own_flags(own or {})}
             if {"from", "preset"} & flags.keys():  # their flags are not known here
                 continue
-            flagformer.check({**(STAND_IN_IMAGES if flags.get("model") == "vit" else STAND_IN), **flags})
+            flagformer.check({**stand_in(flags.get("model")), **flags})
         except FlagError as error:
             mistakes += [flag_mistake(source, variant, finding) for finding in error.findings]
     return list(dict.fromkeys(mistakes))
+
+
+def stand_in(kind: object) -> dict[str, int]:
+    """Placeholders for the flags that follow from the data, for a kind of model."""
+    return STAND_INS.get(kind, STAND_IN) if isinstance(kind, str) else STAND_IN
 
 
 def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:

@@ -54,7 +54,7 @@ def bytes_of(trial: Trial) -> int:
     """The estimate for one trial."""
     with torch.device("meta"):
         model = flagformer.build(trial.model_flags)
-        read = (model.train(), micro_batch(trial), trial.train.segment)
+        read = (model.train(), micro_batch(trial), trial.train.segment, trial.trained_by)
         saved = saved_bytes(*read) + recomputed_bytes(*read)
     return _bytes(sum(parameter.numel() for parameter in model.parameters()), saved)
 

@@ -10,7 +10,7 @@ from typing import Any
 from flagformer.lab.study.audits import read_audits
 from flagformer.lab.study.design import Run
 from flagformer.lab.study.directory import FAILURE, LOG, RESULT, read_setting, read_study, trial_directory
-from flagformer.lab.study.results import ACCURACY, BITS, Results, TrialState
+from flagformer.lab.study.results import Results, TrialState
 from flagformer.lab.study.rows import make_rows
 from flagformer.lab.train.files import read_json
 from flagformer.lab.train.result import read_result
@@ -27,7 +27,7 @@ def read_results(directory: Path) -> Results:
     study = read_study(directory)
     setting = read_setting(directory)
     trials = [read_trial(directory, run) for run in study.runs]
-    lengths = study.runs[0].trial.lengths
+    lengths, objective = study.runs[0].trial.lengths, study.runs[0].trial.trained_by
     loss_length = study.data.seq_len if study.data.seq_len in lengths else lengths[0]
     return Results(
         directory=directory,
@@ -35,8 +35,8 @@ def read_results(directory: Path) -> Results:
         setting=setting,
         trials=trials,
         rows=make_rows(study, setting, read_audits(study, directory), trials, loss_length),
-        metric=BITS if study.data.is_bytes else ACCURACY,
-        chance=study.data.chance,
+        metric=objective.quality_of(study.data)[0],
+        chance=objective.chance(study.data),
         loss_length=loss_length,
     )
 

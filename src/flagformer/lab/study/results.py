@@ -10,7 +10,7 @@ from typing import Any
 from flagformer.lab.study.design import Run, Setting, Study
 from flagformer.lab.study.statistics import Difference, Estimate
 
-BITS, ACCURACY = "bits per byte", "accuracy"
+BITS = "bits per byte"
 STARTED = ("start", "graft")  # of variants that start from a model
 MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
 

@@ -36,7 +36,8 @@ def make_rows(
     }
     stamps = {variant: _stamp(study, examined.get(variant, {})) for variant in study.compare}
     lengths = study.runs[0].trial.lengths
-    key, lower = ("bits_per_byte", True) if study.data.is_bytes else ("accuracy", False)
+    key = study.runs[0].trial.trained_by.quality_of(study.data)[1]
+    lower = key == "bits_per_byte"
     losses = {name: _by_seed(chosen[name], loss_length, "nats") for name in chosen}
     quality = {n: {name: _by_seed(chosen[name], n, key) for name in chosen} for n in lengths}
     apart = _judged(paired_differences(losses, study.baseline, margin=study.margin), stamps, study)

@@ -62,10 +62,12 @@ def decode_state(model: Any) -> StateSize | None:
 def text_parts(model: Any) -> list[Any]:
     """The parts of a model that read token ids; the decoder last."""
     kind = model.flags.get("model")
-    if kind == "xtransformer":
-        return [model.encoder, model.decoder.net]
+    if kind in ("xtransformer", "memformer"):
+        return [model.encoder, *([] if model.decoder is None else [model.decoder.net])]
     if kind == "classifier":
         return [model.encoder]
+    if kind in ("routing_lm", "routing_encdec"):
+        return list(model.halves())
     return [model] if hasattr(model, "token_emb") else []
 
 

@@ -9,8 +9,9 @@ from rich.table import Table
 from flagformer.lab.study.formatting import NOTHING, count, difference, estimate, listed, plural, short
 from flagformer.lab.study.report.columns import best_setting
 from flagformer.lab.study.report.findings import invalid_line, power_line, tuning_finding
-from flagformer.lab.study.results import BITS, Results, VariantResult
+from flagformer.lab.study.results import Results, VariantResult
 
+SHORT = {"bits per byte": "bpb", "accuracy": "acc"}  # names of metrics in headings
 WIDTH = 132  # without a terminal
 
 
@@ -34,7 +35,7 @@ def make_table(results: Results) -> Table:
         box=box.SIMPLE_HEAD, title=results.study.name, title_justify="left", pad_edge=False, padding=(0, 0)
     )
     table.add_column("variant", no_wrap=True)
-    unit = "bpb" if results.metric == BITS else "acc"
+    unit = SHORT.get(results.metric, results.metric)
     names = ["params", "FLOPs per token", "tokens/s*", f"loss@{results.loss_length}"]
     names += [f"{unit}@{length}" for length in results.rows[0].quality]
     names += [f"vs {results.study.baseline}", "verdict", "audit"]
@@ -52,7 +53,7 @@ def make_table(results: Results) -> Table:
 def legend(results: Results) -> list[str]:
     """An explanation of the columns, and the missing trials."""
     loss = f"loss@{results.loss_length}: held-out nats per scored token at {results.loss_length} tokens"
-    quality = "bpb@N: bits per byte at N tokens" if results.metric == BITS else "acc@N: accuracy at N tokens"
+    quality = f"{SHORT.get(results.metric, results.metric)}@N: {results.metric} at N tokens"
     if results.chance is not None:
         quality += f" (chance {results.chance:.3g})"
     lines = [

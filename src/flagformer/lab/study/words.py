@@ -13,6 +13,7 @@ from flagformer.flags import CATALOGUE
 from flagformer.flags.errors import closest
 from flagformer.flags.foreign import FLAG_OF
 from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
 from flagformer.lab.study.design import MatchConfig
 from flagformer.lab.train.config import EvaluateConfig, TrainConfig
 
@@ -22,6 +23,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "base": "model flags config model_config architecture hparams",
         "data": "dataset datasets corpus task",
+        "objective": "loss loss_fn task_type pretraining",
         "train": "training trainer optim optimizer train_config training_args",
         "compare": "variants models compares ablation ablations experiments configs",
         "grid": "sweep sweeps parameters",
@@ -61,6 +63,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seq_len": "length sequence_length context_length max_length max_len block_size context_len",
         "field": "column text_column text_field",
         "symbols": "vocab vocab_size num_symbols n_symbols",
+    },
+    "objective": {
+        "rate": "mask_prob mlm_probability noise_density masking_rate corruption_rate",
+        "mean_length": "mean_noise_span_length mean_span_length span_length",
     },
     "evaluate": {
         "seq_lens": "lengths seq_len sequence_lengths eval_lengths",
@@ -110,6 +116,8 @@ def _keys() -> dict[str, frozenset[str]]:
     return {
         "train": frozenset(TrainConfig.model_fields),
         "data": frozenset(key for kind in models_of(DataConfig) for key in kind.model_fields),
+        "objective": frozenset(key for kind in models_of(ObjectiveConfig) for key in kind.model_fields)
+        - {"name"},
         "evaluate": frozenset(EvaluateConfig.model_fields),
         "match": frozenset(MatchConfig.model_fields),
     }

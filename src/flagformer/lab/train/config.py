@@ -11,11 +11,11 @@ import flagformer
 from flagformer.lab.data import LONGEST, Source, Split, draws
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.data.stdlib import StandardLibrary
+from flagformer.lab.objectives import Objective
+from flagformer.lab.objectives.catalogue import ObjectiveConfig, default_objective
+from flagformer.lab.objectives.fit import check_lengths, refuse_misfit
 from flagformer.lab.train.start import Start
 
-# Checked before training: other models attend to the tokens that they predict.
-CAUSAL_MODELS = ("decoder", "prefix_decoder")
-NOT_CAUSAL = ("encoder", "vit", "classifier")
 SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
 
 
@@ -139,6 +139,9 @@ class Trial(Block):
         description="Flat flags for flagformer.build; num_tokens and max_seq_len may be left out."
     )
     data: DataConfig = StandardLibrary()
+    objective: ObjectiveConfig | None = Field(
+        default=None, description="The objective; None: the default of the model and the data."
+    )
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(
@@ -190,14 +193,28 @@ class Trial(Block):
         return whole if self.train.segment is None else min(whole, self.train.segment)
 
     @property
+    def trained_by(self) -> Objective:
+        """The objective, or the default one of the model and the data."""
+        given = self.objective
+        return default_objective(self.source, self._typed) if given is None else given
+
+    @property
     def model_flags(self) -> dict[str, Any]:
-        """The flags, with the vocabulary of the data and the largest number of positions filled in.
+        """The flags, with those that follow from the data and the longest row filled in.
 
         With `from`, those of the directory and the grafted ones.
         """
+        typed = self._typed
+        if self.start is not None:
+            return typed
+        return {**typed, **self.trained_by.filled(self.source, self.longest, typed), **self.flags}
+
+    @property
+    def _typed(self) -> dict[str, Any]:
+        """The flags with the kind of model; with `from`, all flags of the model."""
         if self.start is not None:
             return dict(self.start.checked(self.flags).flags)
-        return {**self.source.model_flags(self.longest), **self.flags}
+        return {"model": self.source.model, **self.flags}
 
     def build(self) -> Any:
         """The model before the first step; new parameters are random numbers of torch's generator."""
@@ -205,7 +222,8 @@ class Trial(Block):
 
     def settings(self) -> dict[str, Any]:
         """All settings as JSON values; of the directory that training starts from, the digest is one."""
-        return self.model_dump(mode="json", exclude={"start"} if self.start is None else None)
+        absent = {name for name in ("start", "objective") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=absent)
 
     @property
     def id(self) -> str:
@@ -223,48 +241,26 @@ class Trial(Block):
         """
         if self.start is not None:
             self.start.refuse_changed()
-        flags = self.model_flags
-        name = "num_tokens" if self.source.is_sequence else "num_classes"
-        self._check_vocabulary(name, flags[name])
-        model = self._checked_model(flags)
-        self.source.check("train", self.source.seq_len)
-        self.source.check("validation", self.source.seq_len)
+        objective, source, typed = self.trained_by, self.source, self._typed
+        refuse_misfit(objective, source, typed, self.train.segment)
+        flags, sizes = self.model_flags, objective.sizes(source, self.longest, typed)
+        for name in objective.fixed:
+            self._check_size(name, flags[name], sizes[name])
+        with torch.device("meta"):
+            model = flagformer.build(flags)
+        check_lengths(model, sizes, self.train.segment is not None)
+        objective.check(source, "train", source.seq_len)
+        objective.check(source, "validation", source.seq_len)
         for length in self.lengths:
-            self.source.check(self.evaluate.split, length)
+            objective.check(source, self.evaluate.split, length)
         return model
 
-    def _check_vocabulary(self, name: str, count: int) -> None:
-        wanted = self.source.num_tokens
+    def _check_size(self, name: str, count: int, wanted: int) -> None:
+        meaning = self.trained_by.contents(name)
         if self.start is not None and count < wanted:
             raise ValueError(
-                f"`{name}` must be at least {wanted}, the vocabulary of the data, but is {count} in "
+                f"`{name}` must be at least {wanted}, {meaning}, but is {count} in "
                 f"{self.start.path}; use its own tokenizer (`source: tokens`), or set `{name}: {wanted}`"
             )
         if self.start is None and count != wanted:
-            raise ValueError(
-                f"`{name}` must be {wanted}, the vocabulary of the data, but is {count}; leave it out"
-            )
-
-    def _checked_model(self, flags: dict[str, Any]) -> Any:
-        if not self.source.is_sequence:
-            if flags["model"] != "vit":
-                raise ValueError(f"`model` must be vit to be trained on images, but is {flags['model']!r}")
-            if self.train.segment is not None:
-                raise ValueError("`segment` must be left out for images, which are not sequences")
-            with torch.device("meta"):
-                return flagformer.build(flags)
-        if flags["model"] in NOT_CAUSAL:
-            raise ValueError(
-                f"`model` must be one of {', '.join(CAUSAL_MODELS)} to be trained on the next token, "
-                f"but is {flags['model']!r}: it attends to the tokens that it predicts"
-            )
-        with torch.device("meta"):
-            model = flagformer.build(flags)
-        why = "absolute positions" if model.absolute_positions else "memory slots, written after each segment"
-        if (model.absolute_positions or model.num_memory_slots) and self.longest > model.max_seq_len:
-            part = "row" if self.train.segment is None else "segment"
-            raise ValueError(
-                f"`max_seq_len` must be at least {self.longest}, the length of the longest {part}, because "
-                f"the model has {why}, but is {model.max_seq_len}; raise it or leave it out"
-            )
-        return model
+            raise ValueError(f"`{name}` must be {wanted}, {meaning}, but is {count}; leave it out")

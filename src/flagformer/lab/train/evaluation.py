@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flagformer.lab.data import IGNORE, Source, Split
+from flagformer.lab.data import Split
+from flagformer.lab.objectives import Objective
+from flagformer.lab.objectives.wrapped import inner
 from flagformer.lab.train.config import Trial
-from flagformer.lab.train.loop import token_losses
-from flagformer.lab.train.process_group import SINGLE, ProcessGroup, inner
-from flagformer.lab.train.segment_reader import read_rows
+from flagformer.lab.train.process_group import SINGLE, ProcessGroup
 from flagformer.ops.home import home_of
 
 PARTS = 16  # of a row, each with its own mean loss
@@ -18,42 +18,70 @@ SEED = 0  # of the data: trials of all seeds are evaluated on the same rows
 
 
 def evaluate(
-    model: nn.Module, trial: Trial, split: Split, seq_len: int, ranks: ProcessGroup = SINGLE
+    model: nn.Module,
+    trial: Trial,
+    split: Split,
+    seq_len: int,
+    ranks: ProcessGroup = SINGLE,
+    answers: bool = False,
 ) -> dict[str, Any]:
-    """Mean loss in nats (for bytes also in bits per byte) and accuracy over `evaluate.batches` batches at one
-    length.
+    """Mean loss in nats (for bytes also in bits per byte) and the metric of the objective over
+    `evaluate.batches` batches at one length; with `answers` also the share of rows that are generated without
+    a mistake, for data with one right answer.
 
     A batch has as many tokens as a training step, at least one row. Batches are distributed over ranks. The
     random generators and the model's mode are restored.
     """
-    source, device = trial.source, home_of(model)[0]
+    source, objective, device = trial.source, trial.trained_by, home_of(model)[0]
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
     model, training = inner(model), model.training
     model.eval()
-    nats, right, scored, read = 0.0, 0, 0, 0
-    is_bytes = source.is_bytes  # reads the files of tokenized data
-    where = torch.zeros(2, 1, dtype=torch.float64)  # the loss and the scored targets of every position
+    sums = Sums()
+    is_bytes = objective.is_bytes(source)  # reads the files of tokenized data
+    answers = answers and objective.has_answers(source)
     # no_grad, not inference_mode: tensors that a model caches here must be usable in training
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # all ranks of a sharded model must run equally many forwards: extra batches are ignored
         for turn in range(-(-trial.evaluate.batches // ranks.world)):
             step = turn * ranks.world + ranks.rank
-            inputs, targets = (part.to(device) for part in source.batch(split, step, SEED, rows, seq_len))
+            batch = objective.batch(source, split, step, SEED, rows, seq_len)
+            *inputs, targets = (part.to(device) for part in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=trial.train.precision == "bf16"):
-                logits = read_rows(model, inputs, trial.train.segment).logits
+                logits = objective.ask(model, tuple(inputs), trial.train.segment, losses=False).logits
+                exact = objective.exact_rows(model, tuple(inputs), targets) if answers else None
             if step >= trial.evaluate.batches:
-                targets = torch.full_like(targets, IGNORE)
-            losses = token_losses(logits, targets).double()
-            nats += losses.sum().item()
-            where = where + torch.stack([losses.sum(0), (targets != IGNORE).sum(0)]).cpu()
-            right += int((logits.argmax(-1).view_as(targets) == targets).sum())
-            scored += int((targets != IGNORE).sum())
-            if is_bytes and step < trial.evaluate.batches:
-                read += source.target_bytes(split, step, SEED, rows, seq_len)
+                continue
+            sums.add(objective, logits, targets, exact)
+            if is_bytes:
+                sums.bytes += source.target_bytes(split, step, SEED, rows, seq_len)
     model.train(training)
-    sums = ranks.total(torch.tensor([nats, right, scored, read], dtype=torch.float64)).tolist()
-    figures = _figures(source, split, seq_len, sums)
-    return figures | {"by_position": _by_position(ranks.total(where)) if math.isfinite(sums[0]) else None}
+    length = objective.losses(logits[:1], targets[:1]).shape[1]
+    return _figures(trial, split, seq_len, *sums.total(ranks, length))
+
+
+class Sums:
+    """Sums over the batches of an evaluation."""
+
+    def __init__(self) -> None:
+        self.nats, self.score, self.scored, self.bytes = 0.0, 0.0, 0.0, 0
+        self.exact, self.rows = 0, 0
+        self.where = torch.zeros(2, 1, dtype=torch.float64)  # loss and counted targets of every position
+
+    def add(self, objective: Objective, logits: Tensor, targets: Tensor, exact: Tensor | None) -> None:
+        """Add one batch; `exact` is bool [B], whether each generated row is right."""
+        losses = objective.losses(logits, targets).double()
+        self.nats += losses.sum().item()
+        self.where = self.where + torch.stack([losses.sum(0), objective.counted(targets).sum(0)]).cpu()
+        score, scored = objective.score(logits, targets)
+        self.score, self.scored = self.score + score, self.scored + scored
+        if exact is not None:
+            self.exact, self.rows = self.exact + int(exact.sum()), self.rows + len(exact)
+
+    def total(self, ranks: ProcessGroup, length: int) -> tuple[list[float], Tensor]:
+        """The sums over ranks: nats, score, scored, bytes, exact rows and rows; and those by position."""
+        sums = [self.nats, self.score, self.scored, self.bytes, self.exact, self.rows]
+        where = self.where.expand(2, length).clone()  # a rank may have no batch
+        return ranks.total(torch.tensor(sums, dtype=torch.float64)).tolist(), ranks.total(where)
 
 
 def _by_position(where: Tensor) -> list[float] | None:
@@ -62,16 +90,21 @@ def _by_position(where: Tensor) -> list[float] | None:
     return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
-def _figures(source: Source, split: Split, seq_len: int, sums: list[float]) -> dict[str, Any]:
-    """`sums`: nats, correct tokens, scored tokens, and bytes of the scored tokens (0: not applicable)."""
-    nats, right, scored, read = sums
-    finite = math.isfinite(nats)
+def _figures(trial: Trial, split: Split, seq_len: int, sums: list[float], where: Tensor) -> dict[str, Any]:
+    """The entry of an evaluation, from the results of `Sums.total`."""
+    nats, score, scored, read, exact, rows = sums
+    counted = where[1].sum().item()
+    mean = nats / counted if math.isfinite(nats) else None
+    objective = trial.trained_by
     return {
         "split": split,
         "seq_len": seq_len,
-        "nats": nats / scored if finite else None,
-        "bits_per_byte": nats / math.log(2) / read if finite and read else None,
-        "accuracy": right / scored,
-        "chance": source.chance,
-        "tokens": int(scored),
+        "nats": mean,
+        "bits_per_byte": nats / math.log(2) / read if mean is not None and read else None,
+        "accuracy": score / scored,
+        **({"exact_match": exact / rows} if rows else {}),
+        **({} if mean is None else objective.figures(mean)),
+        "chance": objective.chance(trial.source),
+        "tokens": int(counted),
+        "by_position": _by_position(where) if mean is not None else None,
     }

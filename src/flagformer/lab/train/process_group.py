@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flagformer.lab.data import draws
 from flagformer.ops.seed import seed_devices
+from flagformer.stack.layers import AttentionLayers
 
 Answer = TypeVar("Answer")
 Parallel = Literal["ddp", "fsdp"]
@@ -129,9 +130,9 @@ class Distributed(ProcessGroup):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device.type, (self.world,))  # parameters are moved one by one
-        layers: Any = model.attn_layers
-        for part in [layers] if layers.flags.get("reversible") else layers.sublayers:
-            fully_shard(part, mesh=mesh)
+        for layers in [part for part in model.modules() if isinstance(part, AttentionLayers)]:
+            for part in [layers] if layers.flags.get("reversible") else layers.sublayers:
+                fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
 
@@ -168,12 +169,6 @@ class Distributed(ProcessGroup):
 
 
 SINGLE = SingleProcess()
-
-
-def inner(model: nn.Module) -> Any:
-    """The model without its DistributedDataParallel wrapper."""
-    wrapped = getattr(model, "module", None)
-    return wrapped if isinstance(wrapped, nn.Module) else model
 
 
 def by_torchrun() -> bool:

@@ -105,7 +105,7 @@ class _Run:
         self, trial: Trial, directory: Path, report: Report, ranks: ProcessGroup, stopping: Stopping
     ) -> None:
         self.trial, self.directory, self.report, self.ranks = trial, directory, report, ranks
-        self.stopping = stopping
+        self.stopping, self.objective = stopping, trial.trained_by
         self.device = device_of(trial.train)
         self.memory = MemoryRise(self.device)
         self.state = State(trial, directory, self.device, ranks)
@@ -119,7 +119,8 @@ class _Run:
             validation = self._validation()
             split = self.trial.evaluate.split
             evaluation = [
-                evaluate(self.state.model, self.trial, split, n, self.ranks) for n in self.trial.lengths
+                evaluate(self.state.model, self.trial, split, n, self.ranks, answers=True)
+                for n in self.trial.lengths
             ]
             finite = all(entry["nats"] is not None for entry in evaluation)
             model = self.state.whole_model()
@@ -199,19 +200,21 @@ class _Run:
         """Run one update and return its log line."""
         config, source, state = self.trial.train, self.trial.source, self.state
         start = time.perf_counter()
-        data = source.batch("train", state.step, self.trial.seed, config.batch_size, source.seq_len)
-        inputs, targets = (part.to(self.device) for part in data)
+        objective, seed = self.objective, self.trial.seed
+        data = objective.batch(source, "train", state.step, seed, config.batch_size, source.seq_len)
+        batch = tuple(part.to(self.device) for part in data)
         lr = learning_rate(state.step + 1, config)
-        update = train_step(state.model, state.optimizer, (inputs, targets), lr, config, self.ranks)
+        update = train_step(state.model, state.optimizer, batch, lr, config, self.ranks, objective)
         took = time.perf_counter() - start
         state.step, state.seconds = state.step + 1, state.seconds + took
+        tokens = config.batch_size * source.seq_len
         line = {
             "step": state.step,
             "loss": update.loss if update.finite else None,
             "lr": lr,
             "gradient_norm": update.gradient_norm if update.finite else None,
-            "tokens": state.step * inputs.numel(),
-            "tokens_per_second": round(inputs.numel() / took, 1),
+            "tokens": state.step * tokens,
+            "tokens_per_second": round(tokens / took, 1),
         }
         if update.finite and config.eval_every and state.step % config.eval_every == 0:
             measured = evaluate(state.model, self.trial, "validation", source.seq_len, self.ranks)
@@ -242,7 +245,7 @@ class _Run:
             "params": sum(parameter.numel() for parameter in state.model.parameters()),
             "train_loss": sum(last) / len(last) if last else None,
             "evaluation": evaluation,
-            "metric": self.trial.source.metric,
+            "metric": self.objective.metric(self.trial.source),
             "data": state.fingerprint,
             "cost": {
                 "seconds": round(state.seconds, 3),

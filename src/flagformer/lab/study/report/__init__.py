@@ -143,7 +143,7 @@ def _figures(results: Results) -> list[Shown]:
 
 
 def _length_note(results: Results) -> str:
-    text = results.study.data.metric
+    text = results.study.runs[0].trial.trained_by.metric(results.study.data)
     unit = "Bits per byte: nats / ln 2 a byte. " if results.metric == BITS else ""
     chance = "" if results.chance is None else f" Chance level: {results.chance:.4g}."
     return page.paragraph(f"{unit}Scored: {text}.{chance} Intervals and differences as above.", "soft")

@@ -17,7 +17,7 @@ from flagformer.lab.study.formatting import (
     short,
     size,
 )
-from flagformer.lab.study.results import BITS, AuditSummary, Results, VariantResult
+from flagformer.lab.study.results import AuditSummary, Results, VariantResult
 
 PASSED, FAILED = "\N{CHECK MARK}", "\N{MULTIPLICATION X}"
 STAR = "\N{NO-BREAK SPACE}*"  # measured
@@ -162,8 +162,8 @@ def cost_columns(results: Results) -> list[Column]:
 
 
 def length_columns(results: Results) -> list[Column]:
-    """Bits per byte or accuracy at every test length, with the difference from the baseline."""
-    unit = "bits per byte" if results.metric == BITS else "accuracy"
+    """The metric at every test length, with the difference from the baseline."""
+    unit = results.metric
     columns = [Column("variant", lambda r: r.variant, lambda r: {"variant": r.variant}, lambda r: "left")]
     for length in results.rows[0].quality:
         columns += [_quality_column(unit, length), _quality_difference(length)]

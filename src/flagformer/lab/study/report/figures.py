@@ -53,7 +53,7 @@ def loss_curves(results: Results, curves: Curves) -> str:
 
 
 def quality_by_length(results: Results) -> str:
-    """Bits per byte (or accuracy) against the length tested at; bars are t intervals."""
+    """The metric against the length tested at; bars are t intervals."""
 
     def draw(axes: Any) -> None:
         for row, color, marker, style in _rows(results):
@@ -74,9 +74,8 @@ def quality_by_length(results: Results) -> str:
         if results.chance is not None:
             axes.axhline(results.chance, color=INK, linewidth=0.8, linestyle="--")
             _note(axes, "chance", (1.0, results.chance), ("axes fraction", "data"), (-38, 3))
-        axes.set_ylabel(
-            "held-out bits per byte (lower is better)" if results.metric == BITS else "held-out accuracy"
-        )
+        lower = " (lower is better)" if results.metric == BITS else ""
+        axes.set_ylabel(f"held-out {results.metric}{lower}")
 
     return _svg("lengths", draw, f"Held-out {results.metric} against the length tested at")
 

@@ -5,19 +5,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flagformer.lab.train.process_group import inner
+from flagformer.lab.objectives.wrapped import inner
+from flagformer.wrappers.routing import RoutingTransformerLM
 
 
-class SegmentReading(NamedTuple):
-    """Logits [B, T, V] of whole rows ([B, V] of images), and the auxiliary loss, if there is one."""
+class Reading(NamedTuple):
+    """Outputs of a model for a batch: logits [B, T, V], or [B, V] for one target a row, or vectors [B, T, C];
+    and its auxiliary loss, if there is one."""
 
     logits: Tensor
     extra: Tensor | None
 
 
-def read_rows(
-    model: nn.Module, rows: Tensor, segment: int | None = None, losses: bool = False
-) -> SegmentReading:
+def read_rows(model: nn.Module, rows: Tensor, segment: int | None = None, losses: bool = False) -> Reading:
     """Run the model on every row from its start, without memory of other rows.
 
     Args:
@@ -29,28 +29,29 @@ def read_rows(
     losses = losses and getattr(inner(model), "has_losses", False)
     if segment is None or rows.shape[1] <= segment:
         return _read(model, rows, losses, {})[0]
-    has_memory = bool(inner(model).num_memory_slots or inner(model).max_mem_len)
-    parts: list[SegmentReading] = []
+    has_memory = any(getattr(inner(model), name, 0) for name in ("num_memory_slots", "max_mem_len"))
+    parts: list[Reading] = []
     mems: Any = None
     for ids in rows.split(segment, dim=1):
         options = {"mems": mems, "return_mems": True} if has_memory else {}
         part, mems = _read(model, ids, losses, options)
         share = ids.shape[1] / rows.shape[1]
-        parts.append(SegmentReading(part.logits, None if part.extra is None else part.extra * share))
+        parts.append(Reading(part.logits, None if part.extra is None else part.extra * share))
     extras = [part.extra for part in parts if part.extra is not None]
-    return SegmentReading(
+    return Reading(
         torch.cat([part.logits for part in parts], dim=1), torch.stack(extras).sum() if extras else None
     )
 
 
-def _read(
-    model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any]
-) -> tuple[SegmentReading, Any]:
+def _read(model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any]) -> tuple[Reading, Any]:
     """One forward, with the next memory if requested."""
+    if isinstance(inner(model), RoutingTransformerLM):
+        logits, extra = model(rows)
+        return Reading(logits, extra if losses else None), None
     if losses:
         logits, outputs = model(rows, return_losses=True, **options)
-        return SegmentReading(logits, outputs.extra_loss), outputs.mems
+        return Reading(logits, outputs.extra_loss), outputs.mems
     if not options:
-        return SegmentReading(model(rows), None), None
+        return Reading(model(rows), None), None
     logits, next_mems = model(rows, **options)
-    return SegmentReading(logits, None), next_mems
+    return Reading(logits, None), next_mems

@@ -1,0 +1,61 @@
+"""Sequence classification: one class a row, as in Long Range Arena (arXiv 2011.04006)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from flagformer.lab.data import Source, Split
+from flagformer.lab.objectives import Batch, Objective, refused
+from flagformer.lab.objectives.reasons import IMAGES, TWO_TEXTS, VECTORS, token_sizes
+
+NO_CLASSES = "its logits are of tokens; `model: classifier` has logits of classes"
+
+
+class SequenceClassification(Objective):
+    """The class of a row is predicted from all its tokens. No row of a split is a row of another."""
+
+    name: Literal["sequence_classification"] = "sequence_classification"
+
+    summary: ClassVar[str] = "The class of a row is predicted from all its tokens (BERT, arXiv:1810.04805)."
+    trains: ClassVar[tuple[str, ...]] = ("classifier",)
+    refusals: ClassVar[Mapping[str, str]] = refused(
+        {
+            "decoder": NO_CLASSES,
+            "prefix_decoder": NO_CLASSES,
+            "routing_lm": NO_CLASSES,
+            "encoder": NO_CLASSES,
+            "xtransformer": TWO_TEXTS,
+            "routing_encdec": TWO_TEXTS,
+            "memformer": TWO_TEXTS,
+            "continuous": VECTORS,
+            "vit": IMAGES,
+        },
+        trains,
+    )
+
+    def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
+        return "" if source.num_classes is not None else "its rows have no class"
+
+    def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = token_sizes(source.num_tokens, longest, flags)
+        return {**sizes, "num_classes": source.num_classes}
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        return ("num_tokens", "num_classes")
+
+    def contents(self, name: str) -> str:
+        return super().contents(name) if name == "num_tokens" else "the number of classes of the data"
+
+    def check(self, source: Source, split: Split, seq_len: int) -> None:
+        source.classified(split, 0, 0, 1, seq_len)
+
+    def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
+        return source.classified(split, step, seed, rows, seq_len)
+
+    def chance(self, source: Source) -> float | None:
+        return None if source.num_classes is None else 1 / source.num_classes
+
+    def metric(self, source: Source) -> str:
+        return f"the class of a row; accuracy: the share predicted right; chance: 1 / {source.num_classes}"
