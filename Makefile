@@ -1,6 +1,7 @@
 # Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
 # `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair, every three choices,
-# and each setting by itself where `make test` has several in one model.
+# and each setting by itself where `make test` has several in one model; `make integrations` installs TRL and lm_eval
+# too, 450 MB with what they need, and runs all tests of other tools.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,10 @@ SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_key_ranges.py tests/core/test
 MATRIX := $(foreach name,pairs triples singles features linears buffers reset storage transforms sharded quantised precision, \
 	tests/properties/test_properties_$(name).py)
 
-.PHONY: demo test quick sensitive matrix check docs bench clean attack
+INTEGRATIONS := tests/integrations tests/lm_eval tests/hugging_face/test_pretrained.py \
+	tests/hugging_face/test_packed_positions.py tests/hugging_face/test_trl.py
+
+.PHONY: demo test quick sensitive matrix integrations check docs bench clean attack
 
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
@@ -43,6 +47,9 @@ sensitive: $(VENV)/.dev $(VENV)/.peers
 
 matrix: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --matrix $(MATRIX)
+
+integrations: $(VENV)/.integrations
+	$(BIN)/python -m pytest -n 2 $(INTEGRATIONS)
 
 # Random mixes of flags against an oracle in numpy.
 attack: $(VENV)/.dev
@@ -76,6 +83,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.study
+
+$(VENV)/.integrations: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(PIP) --editable ".[integrations,eval]"
+	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.dev
 	$(PIP) --editable ".[docs]"

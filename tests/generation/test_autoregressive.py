@@ -82,6 +82,7 @@ def test_generate_shows_its_signature_and_is_documented():
         "prepend_embeds",
         "prepend_mask",
         "condition",
+        "stop",
     ]
     undocumented = [
         name for name in list(parameters)[1:] if f"{name}:" not in AutoregressiveWrapper.generate.__doc__

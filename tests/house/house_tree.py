@@ -24,7 +24,8 @@ FLOORS = {
     "models": 9, "catalogue": 9,
     "audit": 10, "interop": 10, "presets": 11,
     "lab.data": 11,
-    "lab.objectives": 12, "lab.train": 12, "lab.study": 12, "lab.reference": 12, "lab.cli": 12,
+    "lab.objectives": 12, "lab.train": 12, "lab.lm_eval": 12, "lab.study": 12, "lab.reference": 12,
+    "lab.cli": 12,
     "lab": 13, "__main__": 13,
 }  # fmt: skip
 # Packages of one layer with imports in one direction only: `head` may import `embedding`.
@@ -42,6 +43,8 @@ NEIGHBOURS = {
     ("lab.reference", "lab.objectives"),
     ("lab.cli", "lab.objectives"),
     ("lab.study", "lab.train"),  # a study runs many trainings
+    ("lab.lm_eval", "lab.train"),  # the tokenizer of a trial
+    ("lab.cli", "lab.lm_eval"),
     ("lab.reference", "lab.train"),  # the schema of study files
     ("lab.reference", "lab.study"),
     ("lab.cli", "lab.reference"),

@@ -22,6 +22,7 @@ def pair(flags: dict[str, Any]) -> dict[str, Any]:
     return {"dim": flags["dim"], **halves}
 
 
+VECTORS = {"max_seq_len": LENGTH, "dim_in": TOKENS, "dim_out": TOKENS}
 CLUSTERS = {"num_clusters": 2, "window_size": 4}
 LOCAL = {"n_local_attn_heads": 1, "local_attn_window_size": 4}
 ROUTING = {
@@ -41,6 +42,11 @@ def next_token(model: nn.Module, ids: Tensor) -> Tensor:
 
 def own_token(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+
+
+def of_vectors(model: nn.Module, ids: Tensor) -> Tensor:
+    """Next tokens, read as vectors."""
+    return F.cross_entropy(model(F.one_hot(ids, TOKENS).float())[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def of_segments(model: nn.Module, ids: Tensor) -> Tensor:
@@ -77,6 +83,8 @@ MODELS: dict[str, tuple[dict[str, Any], Loss]] = {
     "k-means": ({"model": "decoder", **TEXT, **CLUSTERS, **LOCAL}, next_token),
     "memories": ({"model": "decoder", **TEXT, "rel_pos_bias": True, "max_mem_len": LENGTH}, of_segments),
     "encoder": ({"model": "encoder", **TEXT}, own_token),
+    "prefix decoder": ({"model": "prefix_decoder", **TEXT, "rotary_pos_emb": True}, next_token),
+    "continuous": ({"model": "continuous", **SIZES, **VECTORS}, of_vectors),
     "xtransformer": ({"model": "xtransformer", **pair(TEXT)}, of_pair),
     "vit": (
         {"model": "vit", **SIZES, "image_size": 8, "patch_size": 4, "num_classes": TOKENS}, of_images,

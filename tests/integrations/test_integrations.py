@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 
 def of(package):
     return pytest.importorskip(
-        package, reason=f"{package} is not installed: pip install flagformer[integrations]"
+        package, reason=f"{package} is not installed: pip install flagformer[trainers]"
     )
 
 

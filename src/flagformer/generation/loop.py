@@ -30,11 +30,26 @@ class CausalModel(Protocol):
 
 @dataclass(frozen=True)
 class StoppingCriteria:
-    """Stop after `seq_len` new tokens; a row also after `eos_token`, followed by `pad_value`."""
+    """Stop after `seq_len` new tokens; a row also after `eos_token`, or where `stop` says so, followed by
+    `pad_value`. `stop` is called with the new tokens [B, n] and returns bool [B]."""
 
     seq_len: int
     eos_token: int | None = None
     pad_value: int = 0
+    stop: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row can end before the others."""
+        return self.eos_token is not None or self.stop is not None
+
+    def ended(self, new: Tensor) -> Tensor:
+        """[B] bool, the rows that end with the last of the new tokens [B, n]."""
+        last = new[:, -1]
+        if self.stop is None:
+            return last == self.eos_token  # type: ignore[return-value]
+        found = self.stop(new).to(new.device)
+        return found if self.eos_token is None else found | (last == self.eos_token)
 
 
 def decode(
@@ -74,14 +89,14 @@ def decode(
         if contrastive is not None:
             amateurs = [logits_of(*amateur) for amateur in contrastive.amateurs]
             next_logits = contrasted(next_logits, amateurs, contrastive.beta, contrastive.alpha)
-        ended = None if stopping.eos_token is None else tokens.new_zeros(batch, dtype=torch.bool)
+        ended = tokens.new_zeros(batch, dtype=torch.bool) if stopping.by_row else None
         for position in range(prompt_len, total):
             drawn = sample(next_logits(tokens[:, :position]))
             if ended is not None:
                 drawn = drawn.masked_fill(ended, pad_value)
             tokens[:, position] = drawn
             if ended is not None:
-                ended |= drawn == stopping.eos_token
+                ended |= stopping.ended(tokens[:, prompt_len : position + 1])
                 if ended.all():
                     break
     return tokens[:, prompt_len:].clone()

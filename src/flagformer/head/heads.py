@@ -60,8 +60,13 @@ class LinearHead(_Logits):
         self.transform = masked.head_transform(dim, dim, transform, transform_bias, transform_eps)
         self.project = nn.Linear(dim, logits or num_tokens, bias=bias)
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> the inputs of the projection."""
+        transformed: Tensor = self.transform(x)
+        return transformed
+
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        return self.finish(self.project(self.transform(x)))
+        return self.finish(self.project(self.inputs(x)))
 
 
 @component("head", select="tie_embedding", paper="arXiv:1608.05859")
@@ -102,9 +107,13 @@ class TiedHead(_Logits):
         self.scale = (width or dim) ** -0.5 if tied_scale is None else float(tied_scale)
         self.add_bias = LogitBias(num_tokens) if bias else identity
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> the factors [B, T, E] of the products with the embedding."""
+        scaled: Tensor = self.narrow(self.transform(x)) * self.scale
+        return scaled
+
     def forward(self, x: Tensor, vectors: Vectors) -> Tensor:
-        x = self.narrow(self.transform(x)) * self.scale
-        return self.finish(self.add_bias(F.linear(x, vectors(x.device))))
+        return self.finish(self.add_bias(F.linear(self.inputs(x), vectors(x.device))))
 
 
 class LogitBias(nn.Module):

@@ -1,6 +1,6 @@
 """Next-token training and generation around a causal language model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -213,6 +213,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
         condition: Tensor | None = None,
+        stop: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """New tokens after each prompt: long [B, seq_len], or [seq_len] for one prompt without batch.
 
@@ -245,6 +246,8 @@ class AutoregressiveWrapper(Unsaved, Whole):
             prepend_mask: bool [B, P], True for valid ones.
             condition: [B, C], or [B, L, C] with one for the first, second, ... token of each row, as
                 `embed_ids`.
+            stop: called after each step with the new tokens [B, n], returns bool [B]: where True, a row ends
+                with its last token, the rest is `pad_value`.
 
         Beyond `max_seq_len`, cached or not: a model with absolute positions refuses the call if prompt and
         new tokens (without the last, which is not read) exceed it; `restrict_to_max_seq_len` applies to the
@@ -256,7 +259,7 @@ class AutoregressiveWrapper(Unsaved, Whole):
         aligned = read_prompts(prompts, prompt_lens, self.net.num_tokens, self.pad_value, device)
         kwargs = first_step_kwargs(aligned, context, context_mask, prefix_attn_len)
         kwargs |= prepend_kwargs(prepend_embeds, prepend_mask)
-        stopping = StoppingCriteria(seq_len, eos_token, self.pad_value)
+        stopping = StoppingCriteria(seq_len, eos_token, self.pad_value, stop)
         length = aligned.ids.shape[1]
         aligned_ids = align_token_ids(embed_ids or {}, aligned, length + seq_len)
         conditions = align_condition(condition, aligned, length + seq_len)

@@ -49,7 +49,7 @@ def load_model(run_dir: Path, allow: Sequence[str] = ()) -> Any:
             f"`RUN_DIR` must be a run directory, such as runs/NAME, but {run_dir} is not one: {why}"
         )
     if (run_dir / "trials").is_dir():
-        trials = sorted(path.name for path in (run_dir / "trials").iterdir())
+        trials = sorted(path.name for path in (run_dir / "trials").iterdir() if path.is_dir())
         names = ", ".join(trials[:8]) + (", ..." if len(trials) > 8 else "")
         raise ValueError(
             f"{run_dir} is a study; name one of its trials, {run_dir}/trials/ followed by: {names}"

@@ -14,6 +14,7 @@ except ModuleNotFoundError:
 from flagformer import __version__
 from flagformer.lab.cli.audit import audit
 from flagformer.lab.cli.diff import diff
+from flagformer.lab.cli.evaluate import evaluate
 from flagformer.lab.cli.flags import flags
 from flagformer.lab.cli.generate import generate
 from flagformer.lab.cli.new import new
@@ -52,6 +53,7 @@ app.add_typer(study, name="study")
 app.add_typer(new, name="new")
 for command in (train, track, generate, audit, flags, presets, show, diff, verify):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

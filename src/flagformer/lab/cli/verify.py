@@ -43,7 +43,7 @@ def verify(
         from flagformer.lab.cli.described import model_folder
         from flagformer.storage.tensors import replace_file
 
-        path = certificate_path(model_folder(directory), out)
+        path = output_path(model_folder(directory), out, ".certificate.json")
         found = verify_directory(
             directory, seq_len=seq_len, new_tokens=new_tokens, seed=seed, tolerance=tolerance
         )
@@ -54,10 +54,11 @@ def verify(
             raise SystemExit(1)
 
 
-def certificate_path(directory: Path, out: Path | None) -> Path:
-    """The path of the certificate, before anything is computed; ValueError for one that cannot be written."""
+def output_path(directory: Path, out: Path | None, suffix: str) -> Path:
+    """`out`, or a file next to the directory with its name and the suffix, before anything is computed;
+    ValueError for one that cannot be written."""
     whole = directory.resolve()
-    path = whole.with_name(f"{whole.name}.certificate.json") if out is None else out
+    path = whole.with_name(whole.name + suffix) if out is None else out
     if path.is_dir() or not path.parent.is_dir():
         why = "is a directory" if path.is_dir() else f"is in {path.parent}, which does not exist"
         raise ValueError(f"`--out` must be a file in a directory that exists, but {path} {why}")

@@ -42,7 +42,7 @@ class TokenFile(Text):
     @property
     def num_tokens(self) -> int:
         """The largest id plus one: ids may have gaps, and added tokens may exceed the vocabulary."""
-        return 1 + max(_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
+        return 1 + max(read_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
 
     @property
     def is_bytes(self) -> bool:
@@ -79,7 +79,7 @@ class TokenFile(Text):
         return self._encoded()[SPLITS.index(split)]
 
     def _encoded(self) -> list[Encoded]:
-        text, tokenizer = bytes_of(self.path, self.field), _tokenizer(self.tokenizer)
+        text, tokenizer = bytes_of(self.path, self.field), read_tokenizer(self.tokenizer)
         return load_encoded(text, _spans(text), tokenizer, self.fingerprint())
 
 
@@ -107,7 +107,7 @@ def _hashed(path: Path, size: int, modified: int) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:

@@ -30,7 +30,8 @@ class FlagformerConfig(PreTrainedConfig):
         max_position_embeddings: `max_seq_len`.
         tie_word_embeddings: `tie_embedding`.
 
-    All fields but `flags` follow from the flags.
+    All fields but `flags` follow from the flags, and so do the properties `logit_scale` (`logits_scale`) and
+    `final_logit_softcapping` (`logits_softcap`).
 
     Raises:
         ValueError: for a field that differs from its flag, and for flags that JSON cannot hold.
@@ -58,6 +59,16 @@ class FlagformerConfig(PreTrainedConfig):
                     )
                 setattr(self, name, value)
         super().__post_init__(**kwargs)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """`logits_scale`: the factor of logits, for trainers that compute them from embeddings."""
+        return (self.flags or {}).get("logits_scale")
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """`logits_softcap`: logits are cap * tanh(logits / cap)."""
+        return (self.flags or {}).get("logits_softcap")
 
 
 def derived(flags: Mapping[str, Any]) -> dict[str, Any]:

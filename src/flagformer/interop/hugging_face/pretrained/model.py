@@ -13,9 +13,14 @@ from flagformer.flags import only_allowed
 from flagformer.flow import Outputs
 from flagformer.inputs.requests import check_net
 from flagformer.interop.hugging_face.own import PREFIX
+from flagformer.interop.hugging_face.pretrained.backbone import Backbone, projection_of
 from flagformer.interop.hugging_face.pretrained.cache import FlagformerCache
 from flagformer.interop.hugging_face.pretrained.config import FlagformerConfig
-from flagformer.interop.hugging_face.pretrained.padding import check_padding, padding_arguments
+from flagformer.interop.hugging_face.pretrained.padding import (
+    check_padding,
+    packed_lengths,
+    padding_arguments,
+)
 from flagformer.interop.hugging_face.pretrained.requirement import load_transformers
 from flagformer.interop.hugging_face.pretrained.resize import refuse_fixed, set_num_tokens
 from flagformer.models.build import build, check
@@ -51,7 +56,6 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch`
-    _no_split_modules = ["TransformerWrapper"]  # noqa: RUF012 - as in all models of transformers
 
     def __init__(self, config: FlagformerConfig, model: TransformerWrapper | None = None) -> None:
         super().__init__(config)
@@ -62,6 +66,7 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
                 model = build(config.flags)
         self.model = model
         check_net(self.model, "model")
+        self._no_split_modules = _units(self.model)
         self.gradient_checkpointing = False
         self._tied_weights_keys = {
             PREFIX + second: PREFIX + first for second, first in second_names(self.model).items()
@@ -90,6 +95,7 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         cache: FlagformerCache | None = None,
@@ -107,6 +113,9 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: [B, T] integers in [0, V).
             attention_mask: [B, T], zeros for padding; with a cache [B, stored + T]. The first token of each
                 row has position 0. With a cache padding must be at the left.
+            position_ids: [B, T], or [1, T] for all rows: those of the tokens of each row, or positions that
+                begin at 0 again for each sequence packed in it, without padding and cache. None: one
+                sequence.
             inputs_embeds: must be None.
             labels: [B, T], the targets; token t predicts label t + 1, -100 is ignored.
             cache: the result of an earlier forward, whose tokens `input_ids` continue; without gradient.
@@ -130,7 +139,7 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache and cache is None:
             cache = FlagformerCache()
         requested = bool(output_attentions), bool(output_hidden_states)
-        outputs = self._outputs(ids, attention_mask, cache, any(requested))
+        outputs = self.outputs_of(ids, attention_mask, position_ids, cache, any(requested))
         logits = self.model.to_logits(_kept(outputs.embeddings, logits_to_keep))
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch, outputs)
         found = Output(
@@ -143,11 +152,21 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return found if as_dict else found.to_tuple()
 
-    def _outputs(
-        self, ids: Tensor, attention_mask: Tensor | None, cache: FlagformerCache | None, details: bool
+    def outputs_of(
+        self,
+        ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: FlagformerCache | None = None,
+        details: bool = False,
     ) -> Outputs:
         """The outputs of the layers for ids [B, T]; `details`: with hidden states and attention maps."""
-        if cache is None:
+        stored = None if cache is None else cache.get_seq_length()
+        packed = packed_lengths(position_ids, attention_mask, ids.shape[0], ids.shape[1], stored)
+        given: dict[str, Any]
+        if packed is not None:
+            given = {"seq_lens": packed}
+        elif cache is None:
             given = padding_arguments(check_padding(attention_mask, *ids.shape))
         else:
             given = {"state": cache.state_for(self.model, ids, attention_mask)}
@@ -169,6 +188,11 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
             return loss
         return loss + (extra if items is None else extra * (labels[:, 1:] != -100).sum() / items)
 
+    @property
+    def base_model(self) -> Any:
+        """The model without its projection to logits."""
+        return Backbone(self)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         table: nn.Module = self.model.token_emb
@@ -178,9 +202,10 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace the token embedding."""
         self.model.add_module("token_emb", value)
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The projection to logits; None if it is the token embedding (`tie_embedding`)."""
-        return getattr(self.model.head, "project", None)
+    def get_output_embeddings(self) -> Any:
+        """The projection to logits; None if it is the token embedding (`tie_embedding`), except to the caller
+        of `base_model`."""
+        return projection_of(self) or getattr(self.model.head, "project", None)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection to logits."""
@@ -265,6 +290,14 @@ class FlagformerForCausalLM(PreTrainedModel, GenerationMixin):
         )
         if generation_config.use_cache is not False and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = FlagformerCache(max_cache_length)
+
+
+def _units(model: TransformerWrapper) -> list[str]:
+    """Names of the classes that FSDP shards as units: sublayers, or all layers under `reversible`."""
+    layers = model.attn_layers
+    if layers.flags.get("reversible"):
+        return [type(layers).__name__]
+    return sorted({type(sublayer).__name__ for sublayer in layers.sublayers})
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""The `attention_mask` of transformers, as arguments of a model of flags."""
+"""`attention_mask` and `position_ids` of transformers, as arguments of a model of flags."""
 
 from __future__ import annotations
 
@@ -62,3 +62,47 @@ def first_tokens(mask: Tensor) -> tuple[Tensor, bool]:
     starts = mask.int().argmax(dim=1)
     columns = torch.arange(mask.shape[1], device=mask.device)
     return starts, bool((mask == (columns >= starts[:, None])).all())
+
+
+def packed_lengths(
+    position_ids: Tensor | None, attention_mask: Tensor | None, rows: int, length: int, stored: int | None
+) -> list[list[int]] | None:
+    """The lengths of the sequences packed in each row; None for rows of one sequence.
+
+    Positions that begin at 0 again mark another sequence. The positions of tokens that continue a cache are
+    checked on the CPU only.
+
+    Args:
+        position_ids: [1 or rows, length]; None: those of one sequence.
+        attention_mask: [rows, stored + length], zeros for padding.
+        stored: number of tokens in the cache; None without a cache.
+
+    Raises:
+        ValueError: for other positions than those of the tokens of a row, or of packed sequences.
+    """
+    if position_ids is None or (stored and not readable(position_ids)):
+        return None
+    before = stored or 0
+    if attention_mask is not None and tuple(attention_mask.shape) != (rows, before + length):
+        return None  # an error of the mask
+    if tuple(position_ids.shape) not in ((1, length), (rows, length)):
+        raise ValueError(
+            f"`position_ids` must have shape [{rows}, {length}], as `input_ids`, but has "
+            f"{list(position_ids.shape)}"
+        )
+    positions = position_ids.expand(rows, length)
+    mask = positions.new_ones(rows, before + length) if attention_mask is None else attention_mask.long()
+    valid = mask[:, before:].bool()
+    if bool((positions == mask.cumsum(1)[:, before:] - 1)[valid].all()):
+        return None
+    index = torch.arange(length, device=positions.device)
+    starts = positions == 0
+    restart = positions == index - torch.where(starts, index, 0).cummax(1).values
+    if stored is not None or not bool((valid & restart).all()):
+        raise ValueError(
+            "`position_ids` must count the tokens of each row from 0, or from 0 again at the first token of "
+            "each packed sequence, which needs rows without padding and no cache: leave them out, or see "
+            "DataCollatorWithFlattening"
+        )
+    ends = [[*row.nonzero()[1:, 0].tolist(), length] for row in starts]
+    return [[end - start for start, end in zip([0, *row], row)] for row in ends]
