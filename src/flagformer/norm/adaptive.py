@@ -29,6 +29,11 @@ class AdaptiveNorm(Norm):
         self.dim, self.condition_dim = dim, condition_dim
         self.to_scale_shift = ZeroLinear(condition_dim, 2 * dim)
 
+    def init_neutral(self) -> float:
+        """Start without a condition; a graft sets the biases to the scale and shift of the old norm."""
+        self.to_scale_shift.reset_parameters()
+        return 1.0
+
     @abstractmethod
     def normalized(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D], without parameters."""

@@ -11,6 +11,16 @@ from flagformer.interop.hugging_face.settings import ABSENT, Settings, at
 
 CROSS = "cross_attn_value_dim_head"  # a setting of every cross-attention
 ORDERS = ("weight_tie_layers", "sandwich_coef", "par_ratio", "layers_execute_order", "custom_layers")
+# The slot `norm`, and the flags that select its components.
+NORMS = (
+    "norm",
+    "use_rmsnorm",
+    "use_scalenorm",
+    "use_simple_rmsnorm",
+    "adaptive_layernorm",
+    "adaptive_rmsnorm",
+)
+REPLACED = (([], ["adaptive_layernorm"]), (["use_rmsnorm"], ["adaptive_rmsnorm"]))
 # Residual streams and norms with which a sublayer changes the stream even if its output is zero.
 STREAMS = ("gate_residual", "resi_dual", "reversible")
 Reason = Callable[[Settings, Settings, str], str]
@@ -104,6 +114,24 @@ def bare(name: str) -> tuple[str, str]:
 def _positions(old: Settings, new: Settings, prefix: str) -> str:
     name = f"{prefix}use_abs_pos_emb"
     return f"`{name}`: learned positions are removed" if old.get(name) else ""
+
+
+def _norms(settings: Settings, prefix: str) -> list[str]:
+    """The flags that select the norm."""
+    return [name for name in NORMS if settings.get(prefix + name)]
+
+
+def _rmsnorm(old: Settings, new: Settings, prefix: str) -> str:
+    if old.get(f"{prefix}use_rmsnorm") and _norms(new, prefix) == ["adaptive_rmsnorm"]:
+        return ""
+    return f"`{prefix}use_rmsnorm` is {new.get(f'{prefix}use_rmsnorm')!r}"
+
+
+def _adaptive(old: Settings, new: Settings, prefix: str) -> str:
+    """Adaptive norms start with the scale and shift of the norm of the same kind."""
+    if (_norms(old, prefix), _norms(new, prefix)) in REPLACED:
+        return ""
+    return f"`{prefix}{'` and `'.join(_norms(new, prefix)) or 'norm'}` is another norm"
 
 
 def _context(old: Settings, new: Settings, prefix: str) -> str:
@@ -213,6 +241,7 @@ RULES: Mapping[str, Reason] = {
     "num_tokens": _vocabulary, "logits_dim": _logits, "max_seq_len": _nothing, "depth": _depth,
     "heads": _slopes, "attn_kv_heads": _heads, "ff_inner_dim": _inner, "moe_shared_inner_dim": _nothing,
     "ff_moe": _experts, "tie_embedding": _tied, "tie_embedding_scale": _tied_scale, "mixer": _mixers,
-    "use_abs_pos_emb": _positions, "cross_attn_dim_context": _context,
+    "use_abs_pos_emb": _positions, "use_rmsnorm": _rmsnorm, "adaptive_layernorm": _adaptive,
+    "adaptive_rmsnorm": _adaptive, "cross_attn_dim_context": _context,
     "num_memory_slots": _slots,
 }  # fmt: skip

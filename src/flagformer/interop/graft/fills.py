@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flagformer.interop.graft.heads import (
@@ -65,6 +66,9 @@ def fill_of(name: str, old: Tensors, new: Tensors) -> Fill | None:
     Raises:
         Misfit: the tensor of that name has another shape, and no rule makes one of the other.
     """
+    norm, adaptive, _ = name.partition(".to_scale_shift.bias")
+    if adaptive and (fill := _adaptive(norm, old)) is not None:
+        return fill
     source = _source(name, old, new)
     if source is None:
         return None
@@ -82,6 +86,18 @@ def fill_of(name: str, old: Tensors, new: Tensors) -> Fill | None:
     if fill is None or any(a > b for a, b in zip(fill.value.shape, here.shape)):
         raise Misfit(name, there, here)
     return fill
+
+
+def _adaptive(norm: str, old: Tensors) -> Fill | None:
+    """The scale and shift of an adaptive norm, from the weight and bias of the norm in its place."""
+    owner = norm.replace("attn_layers.final_norm", "norm")
+    if f"{owner}.weight" not in old:
+        return None
+    prefix = next((half for half in ("enc", "dec") if norm.startswith(f"{half}.")), "")
+    offset = old.settings.get(f"{prefix}_norm_weight_offset" if prefix else "norm_weight_offset", 0.0)
+    scale = old(f"{owner}.weight") + (offset - 1)
+    shift = old(f"{owner}.bias") if f"{owner}.bias" in old else torch.zeros_like(scale)
+    return Fill(f"{owner}.weight", torch.cat([scale, shift]), "the weight minus one, and the bias")
 
 
 def _source(name: str, old: Tensors, new: Tensors) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.attention.attention import Attention
+from flagformer.norm.adaptive import AdaptiveNorm
 
 Factors = dict[nn.Module, float]
 
@@ -72,6 +73,10 @@ def silence(sublayer: Any) -> None:
     The gradient of the norm of a zero output would be unbounded.
     """
     norm = sublayer.branch_norm
+    if isinstance(norm, AdaptiveNorm):
+        norm.init_neutral()
+        norm.to_scale_shift.bias[: norm.dim].fill_(-1)
+        return
     tensors = list(norm.parameters()) if isinstance(norm, nn.Module) else []
     if tensors:
         offset = getattr(norm, "offset", 0.0)

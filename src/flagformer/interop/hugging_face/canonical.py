@@ -14,6 +14,9 @@ INERT = (
     "moe_sequence_loss_coef", "moe_z_loss_coef", "resi_dual_scale",
 )  # fmt: skip
 
+# Flags of norms without an epsilon by default, and of the user's own.
+NO_EPSILON = ("use_rmsnorm", "use_scalenorm", "use_simple_rmsnorm", "adaptive_rmsnorm", "norm")
+
 
 def attention(given: Mapping[str, Any]) -> Settings:
     """The settings of an attention sublayer; `given` holds the sizes of the model too."""
@@ -70,7 +73,7 @@ def whole(given: Mapping[str, Any]) -> Settings:
     found["embedding_scale"] = width**0.5 if scale is True else float(scale or 1)
     _fill(found, tie_embedding_scale=width**-0.5)
     found["residual_scale"] = found.get("residual_scale") or 1.0
-    if not any(found.get(name) for name in ("use_rmsnorm", "use_scalenorm", "use_simple_rmsnorm", "norm")):
+    if not any(found.get(name) for name in NO_EPSILON):
         _fill(found, norm_eps=1e-5)
     return _active(found)
 
