@@ -10,7 +10,7 @@ from published_models import gap, ids_of, logits, theirs_of
 import flagformer
 from flagformer.flags import FlagError
 
-NAMES = ("Llama 3.2", "GPT-2", "Gemma 2", "Pythia", "Mixtral")
+NAMES = ("Llama 3.2", "GPT-2", "Gemma 2", "Pythia")
 GRAFTS = {
     "gate": {"attn_gate_values": True},
     "deeper": {"depth": 6},

@@ -20,7 +20,10 @@ NORMS = (
     "adaptive_layernorm",
     "adaptive_rmsnorm",
 )
-REPLACED = (([], ["adaptive_layernorm"]), (["use_rmsnorm"], ["adaptive_rmsnorm"]))
+REPLACED: tuple[tuple[list[str], list[str]], ...] = (
+    ([], ["adaptive_layernorm"]),
+    (["use_rmsnorm"], ["adaptive_rmsnorm"]),
+)
 # Residual streams and norms with which a sublayer changes the stream even if its output is zero.
 STREAMS = ("gate_residual", "resi_dual", "reversible")
 Reason = Callable[[Settings, Settings, str], str]
