@@ -156,6 +156,17 @@ def test_rows_of_a_state(flags, tmp_path):
     )
 
 
+def test_generation_and_beams():
+    """Prompts of several lengths, with and without a cache, and each alone."""
+    model = flagformer.AutoregressiveWrapper(build())
+    prompts = [[1, 2, 3, 4], [5, 6]]
+    for call in (model.generate, lambda *one, **how: model.beam_search(*one, 3, **how)):
+        how = {"temperature": 0.0} if call == model.generate else {}
+        new = call(prompts, 4, **how)
+        assert torch.equal(new, call(prompts, 4, cache_kv=False, **how))
+        assert all(torch.equal(call(prompts[row], 4, **how), new[row]) for row in range(2))
+
+
 def test_memories_and_streams():
     model, x = build(rotary_pos_emb=True, max_mem_len=8, max_seq_len=4), ids(2, 8)
     whole = build(rotary_pos_emb=True)(x[:, :8])
