@@ -99,7 +99,7 @@ def test_a_saved_model_gives_the_measured_loss(kind: str, name: str) -> None:
     assert model.flags["model"] == kind
 
 
-@pytest.mark.parametrize("kind", ["encoder", "classifier", "xtransformer", "memformer", "vit", "continuous"])
+@pytest.mark.parametrize("kind", ["encoder", "classifier", "xtransformer", "memformer", "vit"])
 def test_audits_of_a_study_are_valid(kind: str) -> None:
     name = next(name for one, name in CASES if one == kind)
     trial, _, model = trained(kind, name)

@@ -1,4 +1,4 @@
-"""`flagformer generate RUN_DIR`: text from a trained byte model."""
+"""`flagformer generate RUN_DIR`: text from a trained model."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,13 @@ def generate(
     run_dir: Annotated[
         Path, typer.Argument(help="The run directory of `flagformer train`, or of a trial of a study.")
     ],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="Text to continue; the source of an encoder-decoder; with an encoder, text with [MASK]. "
+            "For a task, ids with spaces between them."
+        ),
+    ] = "\n",
     length: Annotated[
         int | None, typer.Option(help="New bytes. [default: 256, or as many as absolute positions allow]")
     ] = None,
@@ -32,10 +38,22 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes the text repeat.")] = None,
     allow: Allow = None,
 ) -> None:
-    """Continue a prompt with a trained byte model; print the prompt and its continuation."""
+    """Continue a prompt with a trained byte model; print the prompt and its continuation.
+
+    An encoder-decoder prints the target of the prompt, an encoder the prompt with each [MASK] filled, and a
+    classifier the probability of each class.
+    """
     with clear_errors(), allowing(allow):
+        from flagformer.lab.cli.answers import answer, continues_text
+
         model = load_model(run_dir, allow or [])
-        typer.echo(continue_text(model, prompt, length, temperature, top_k, top_p, seed))
+        if continues_text(model):
+            refuse_task(model, run_dir)
+            text = continue_text(model, prompt, length, temperature, top_k, top_p, seed)
+        else:
+            chosen = sampling(top_k, top_p)
+            text = answer(model, prompt, length, {"temperature": temperature, "seed": seed, **chosen})
+        typer.echo(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def load_model(run_dir: Path, allow: Sequence[str] = ()) -> Any:
@@ -56,13 +74,16 @@ def load_model(run_dir: Path, allow: Sequence[str] = ()) -> Any:
         )
     if not folder.is_dir():
         raise ValueError(f"{run_dir} contains no trained model: {_why_no_model(run_dir)}")
-    model = flagformer.load(folder, allow=allow)
+    return flagformer.load(folder, allow=allow)
+
+
+def refuse_task(model: Any, run_dir: Path) -> None:
+    """Raise ValueError if a language model does not read bytes."""
     if model.num_tokens != BYTES:
         raise ValueError(
             f"the model in {run_dir} must read bytes (256 tokens) to write text, "
             f"but reads {model.num_tokens} tokens; it was trained on a task, not on text"
         )
-    return model
 
 
 def continue_text(
@@ -79,32 +100,35 @@ def continue_text(
 
     from flagformer import AutoregressiveWrapper
 
+    model = model.net if model.flags["model"] == "routing_lm" else model
     ids = list(prompt.encode(errors="surrogateescape"))  # a shell may pass bytes that are not UTF-8
     if not ids:
         raise ValueError(
             "`--prompt` must have at least one byte, but is empty; leave it out to start with a new line"
         )
-    if top_k is not None and top_p is not None:
-        raise ValueError("`--top-k` and `--top-p` must not both be given; choose one")
+    chosen = sampling(top_k, top_p)
     if length is None:
         left = model.max_seq_len + 1 - len(ids)  # the last new byte is not read back
         length = min(USUAL_LENGTH, max(1, left)) if model.absolute_positions else USUAL_LENGTH
-    chosen: str | None = None
-    settings: dict[str, float] = {}
-    if top_k is not None:
-        chosen, settings = "top_k", {"k": top_k}
-    elif top_p is not None:
-        chosen, settings = "top_p", {"thres": top_p}
     new = AutoregressiveWrapper(model).generate(
         torch.tensor([ids]),
         length,
         temperature=temperature,
-        filter_logits_fn=chosen,
-        filter_kwargs=settings,
         seed=seed,
+        **chosen,
     )
-    text = bytes(ids + new[0].tolist()).decode(errors="replace")
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return bytes(ids + new[0].tolist()).decode(errors="replace")
+
+
+def sampling(top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """The filter of logits, as arguments of `generate`."""
+    if top_k is not None and top_p is not None:
+        raise ValueError("`--top-k` and `--top-p` must not both be given; choose one")
+    if top_k is not None:
+        return {"filter_logits_fn": "top_k", "filter_kwargs": {"k": top_k}}
+    if top_p is not None:
+        return {"filter_logits_fn": "top_p", "filter_kwargs": {"thres": top_p}}
+    return {"filter_logits_fn": None}
 
 
 def _why_no_model(run_dir: Path) -> str:

@@ -14,6 +14,7 @@ from flagformer.lab.reference.forward_picture import forward_picture
 from flagformer.lab.reference.grafts import PAGE as GRAFTS
 from flagformer.lab.reference.grafts import page_with_grafts
 from flagformer.lab.reference.models_page import models_page
+from flagformer.lab.reference.objectives_page import objectives_page
 from flagformer.lab.reference.readme_table import readme_with_table
 from flagformer.lab.reference.schema import schema
 from flagformer.lab.reference.study_schema import study_schema
@@ -31,6 +32,7 @@ FILES: Mapping[str, Callable[[], str]] = {
     "docs/study.schema.json": lambda: _json(study_schema),
     "docs/flags.md": flags_page,
     "docs/reference/models.md": models_page,
+    "docs/objectives.md": objectives_page,
     "docs/forward.svg": forward_picture,
     "tests/golden/refused-pairs.txt": refused_pairs,
 }

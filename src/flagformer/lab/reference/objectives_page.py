@@ -1,0 +1,96 @@
+"""docs/objectives.md: the objectives of training, and the kinds of model that each trains."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from flagformer.lab.objectives import KINDS, Objective
+from flagformer.lab.objectives.catalogue import ObjectiveConfig
+from flagformer.lab.reference.markdown import code, page, table
+
+INTRODUCTION = """# Objectives
+
+The `objective` of a study or training file determines the batches, the loss and the metric. Generated from
+the code by `make docs`; do not edit.
+
+```yaml
+name: encoders
+base: {model: encoder, dim: 64, depth: 2, heads: 2}
+data: {source: stdlib, seq_len: 64}
+objective: {name: masked_lm, rate: 0.3}   # or only the name: objective: masked_lm
+train: {steps: 400, batch_size: 32}
+compare:
+  learned: {}
+  rotary: {rotary_pos_emb: true}
+```
+
+Without `objective`, `model` and the data determine it: images are classified, and vectors are predicted by
+regression; decoders predict the next token, encoders masked tokens, classifiers the class of a row,
+encoder-decoders the target of a pair, or on text removed spans. A `routing_lm` predicts the next token with
+`causal: true`, else masked tokens.
+
+The sizes of the model that follow from the data are left out: the vocabulary with its mask token, start token
+or sentinels, the lengths, the number of classes, the width of vectors.
+
+`flagformer generate` continues a text with a decoder, prints the target of a source with an encoder-decoder,
+fills each `[MASK]` of a text with an encoder, and prints the probability of each class with a classifier."""
+REST = """## Data
+
+- `next_token`, `prefix_lm`, `masked_lm`, `masked_diffusion` and `span_corruption` take every source of token
+  ids.
+- `sequence_to_sequence` takes pairs: `copy`, `reverse`, `sort` and `addition`, and text, whose rows are
+  halved.
+- `sequence_classification` takes rows with a class: `parity`, `list_ops`, `induction` and `long_retrieval`.
+- `regression` takes `sines`, `image_classification` takes `digits`.
+
+Of the tasks as pairs, and in classification, a hash of its input assigns each row to one split: no row of the
+test split is a training row.
+
+## Audits
+
+Before training, each variant is [audited](api/audit.md). Objectives that predict later tokens from earlier
+ones require that no output depends on a later token: a bidirectional model is invalid there. The checks of
+an encoder-decoder read tokens of the target, by its own forward, so that a target that reaches the encoder or
+its memory is found; its encoder is checked for padding and packing of the source. Classifiers of tokens and
+images are checked for padding, batch independence, gradients and finite values.
+
+## Your own objective
+
+An objective of the library is one file in `src/flagformer/lab/objectives`, a subclass of `Objective`; one
+line in `catalogue.py`; and one test."""
+
+
+def objectives_page() -> str:
+    """The text of the page."""
+    found: list[type[Objective]] = list(get_args(get_args(ObjectiveConfig)[0]))
+    rows = [[code(kind), *("yes" if kind in one.trains else "" for one in found)] for kind in KINDS]
+    parts = [INTRODUCTION, "## Models", table(("model", *(code(_name(one)) for one in found)), rows)]
+    parts += [_section(one) for one in found]
+    return page(*parts, REST)
+
+
+def _section(objective: type[Objective]) -> str:
+    settings = [
+        (code(name), code(repr(field.default)), field.description or "")
+        for name, field in objective.model_fields.items()
+        if name != "name"
+    ]
+    reasons: dict[str, list[str]] = {}
+    for kind, reason in objective.refusals.items():
+        reasons.setdefault(reason, []).append(code(kind))
+    refused = "\n".join(f"- {', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())
+    parts = [f"### {code(_name(objective))}", _text(objective)]
+    if settings:
+        parts.append(table(("setting", "default", "meaning"), settings))
+    return page(*parts, "Other models are refused:", refused).rstrip()
+
+
+def _text(objective: type[Objective]) -> str:
+    """The summary, with its source, and the docstring without its first line."""
+    _, _, rest = (objective.__doc__ or "").partition("\n\n")
+    lines = [line.strip() for line in rest.strip().splitlines()]
+    return "\n".join([objective.summary, *lines])
+
+
+def _name(objective: type[Objective]) -> str:
+    return str(objective.model_fields["name"].default)
