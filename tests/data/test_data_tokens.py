@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flagformer.lab.data import SPLITS, encoded, windows
-from flagformer.lab.data.tokens import TokenFile, _tokenizer
+from flagformer.lab.data.tokens import TokenFile, read_tokenizer
 from flagformer.lab.train.config import EvaluateConfig, TrainConfig, Trial
 from flagformer.lab.train.trial import run_trial
 
@@ -35,7 +35,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenFile:
 
 def test_the_tokens_decode_to_the_text(source: TokenFile) -> None:
     ids = [source.content(split).tolist() for split in ("train", "validation", "test")]
-    text = "".join(_tokenizer(source.tokenizer).decode(part) for part in ids)
+    text = "".join(read_tokenizer(source.tokenizer).decode(part) for part in ids)
     assert text == TEXT
     assert 256 < source.num_tokens <= 300
     size = len(TEXT.encode())
@@ -50,7 +50,7 @@ def test_bits_are_per_byte_of_the_tokens_scored(source: TokenFile, tmp_path: Pat
     )  # fmt: skip
     [measured] = run_trial(trial, tmp_path / "run")["evaluation"]
     scored = [source.batch("test", step, 0, 2, 8)[1] for step in range(2)]
-    decode = _tokenizer(source.tokenizer).decode
+    decode = read_tokenizer(source.tokenizer).decode
     read = sum(len(decode(row.tolist()).encode()) for batch in scored for row in batch)
     nats = measured["nats"] * measured["tokens"]
     assert measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / read)
@@ -64,7 +64,7 @@ def test_every_byte_belongs_to_one_token(source: TokenFile, tmp_path: Path) -> N
     sizes = [wide.sizes(split) for split in SPLITS]
     assert all(part is not None and bool((part >= 0).all()) for part in sizes)
     assert sum(int(part.sum()) for part in sizes if part is not None) == len(text.encode())
-    back = "".join(_tokenizer(wide.tokenizer).decode(wide.content(split).tolist()) for split in SPLITS)
+    back = "".join(read_tokenizer(wide.tokenizer).decode(wide.content(split).tolist()) for split in SPLITS)
     assert back == text
 
 
@@ -84,7 +84,7 @@ def test_no_character_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("stored", ["truncation", "padding"])
 def test_truncation_and_padding_of_a_tokenizer_are_ignored(source: TokenFile, stored: str) -> None:
     whole = source.content("train").tolist()
-    tokenizer = _tokenizer(source.tokenizer)
+    tokenizer = read_tokenizer(source.tokenizer)
     copy = type(tokenizer).from_str(tokenizer.to_str())
     copy.enable_truncation(16) if stored == "truncation" else copy.enable_padding(length=20_000)
     changed = source.tokenizer.with_name(f"{stored}.json")
@@ -98,8 +98,8 @@ def test_the_vocabulary_reaches_the_largest_id(source: TokenFile) -> None:
     special = {"content": "<far>", "single_word": False, "lstrip": False, "rstrip": False}
     record["added_tokens"] = [{"id": 900, **special, "normalized": False, "special": True}]
     source.tokenizer.write_text(json.dumps(record))
-    _tokenizer.cache_clear()
-    ids = _tokenizer(source.tokenizer).get_vocab(with_added_tokens=True).values()
+    read_tokenizer.cache_clear()
+    ids = read_tokenizer(source.tokenizer).get_vocab(with_added_tokens=True).values()
     assert source.num_tokens == max(ids) + 1 > len(ids) - 1
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_a_tokenizer_is_named(
     for path, words in ((tmp_path / "bad.json", "is none"), (tmp_path / "nowhere.json", "is not there")):
         with pytest.raises(ValueError, match=f"`tokenizer` must be a tokenizer.json, but .*{words}"):
             source.model_copy(update={"tokenizer": path}).check("train", 8)
-    _tokenizer.cache_clear()
+    read_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"pip install 'flagformer\[tokenizers\]'"):
         source.check("train", 8)

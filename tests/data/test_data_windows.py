@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flagformer.lab.data import encoded, windows
-from flagformer.lab.data.tokens import _tokenizer
+from flagformer.lab.data.tokens import read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
@@ -216,7 +216,7 @@ def spans_of(text: str, path: Path, directory: Path) -> tuple[list[int], encoded
     """The whole text as one span."""
     content = torch.tensor(list(text.encode()), dtype=torch.uint8)
     base = directory / "text"
-    encoded._write(base, content, ((0, len(content)),), _tokenizer(path))
+    encoded._write(base, content, ((0, len(content)),), read_tokenizer(path))
     [found] = encoded._read(base, base.with_suffix(".bin").stat().st_mtime_ns)
     return found.ids.tolist(), found
 
@@ -250,6 +250,6 @@ def test_windows_end_at_word_boundaries_where_possible(made: Any, monkeypatch: p
     monkeypatch.setattr(windows, "OVERLAP", 2000)
     text = TEXTS["lines"] * 6
     chunks = [text[at : at + 4000] for at in range(0, len(text), 4000)]
-    parts = list(windows.encode_parts(iter(chunks), _tokenizer(path)))
+    parts = list(windows.encode_parts(iter(chunks), read_tokenizer(path)))
     assert "".join(part.text for part in parts) == text
     assert len(parts) == (1 if kind == "Unigram, unsplit" else len(chunks))
