@@ -65,12 +65,17 @@ def test_families_pass(name, tmp_path):
 
 
 def test_the_tolerance_is_an_option(tmp_path):
-    """Weights that amplify rounding: fp32 on either side is up to 1.7e-4 from fp64."""
+    """Weights that amplify rounding: fp32 on either side is up to 1.7e-4 from fp64, and the difference is not
+    larger than that of both."""
     directory = saved("Qwen 3 Next", tmp_path / "tiny")
     assert call("verify", directory, "--tolerance", 2e-3).exit_code == 0
     result = call("verify", directory, "--tolerance", 1e-9)
     assert result.exit_code == 1
     assert "4 of 4 checks fail: differences of at most 1e-09 standard deviations" in words(result.stdout)
+    for check in json.loads((tmp_path / "tiny.certificate.json").read_text())["checks"]:
+        assert check["gap"] <= 1.01 * (check["theirs_exact"] + check["ours_exact"])
+        assert check["ours_exact"] > 1e-6
+    assert verifying.verify(directory, new_tokens=2, fp64=False).checks[0].ours_exact is None
 
 
 @pytest.mark.parametrize("out", [None, "one.json"])
@@ -107,7 +112,10 @@ def test_a_wrong_model_fails(tmp_path, monkeypatch):
     assert result.exit_code == 1, result.output
     assert "FAILED" in result.stdout
     assert "4 of 4 checks fail" in words(result.stdout)
-    assert json.loads((tmp_path / "tiny.certificate.json").read_text())["passed"] is False
+    written = json.loads((tmp_path / "tiny.certificate.json").read_text())
+    assert written["passed"] is False
+    for check in written["checks"]:  # an error is no rounding: fp64 is near the model here alone
+        assert check["ours_exact"] < 1e-5 < 1e-2 < check["theirs_exact"]
 
 
 def test_a_wrong_cache_fails_alone(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from flagformer.interop.hugging_face.their_answers import need_transformers, qui
 from flagformer.interop.load import is_published, load, open_published
 
 KINDS = ("decoder", "encoder", "classifier", "xtransformer", "vit")
-SCHEMA = 1
+SCHEMA = 2
 WHOLE = "ForConditionalGeneration"  # the end of the class's name of a checkpoint with several parts
 
 
@@ -68,6 +68,7 @@ def verify(
     new_tokens: int = 32,
     seed: int = 0,
     tolerance: float = 1e-4,
+    fp64: bool = True,
 ) -> Certificate:
     """Compare the model of a directory of `save_pretrained` with that of transformers, both in fp32 on CPU.
 
@@ -75,11 +76,15 @@ def verify(
     with greedy tokens, cached and not; texts of whole and of padded rows (on the right) for encoders; images.
     One of the models is in memory at a time. No code of the directory is executed.
 
+    The model here also runs in fp64. Where `gap` is large, both fp32 runs are about as far from it if weights
+    amplify rounding; if only transformers is far from it, the models differ.
+
     Args:
         seq_len: tokens of a text, or fewer where the model reads fewer; a window longer than that is not
             tested.
         new_tokens: greedy tokens.
         tolerance: the largest difference of logits that passes, in their standard deviations.
+        fp64: whether the model here runs in fp64 too, which takes twice the memory of fp32.
 
     Raises:
         ImportError: without transformers.
@@ -97,8 +102,9 @@ def verify(
         )
     sizes = (seq_len, new_tokens)
     probes = probes_of(family.kind, not flags.get("return_only_embed"), flags, opened.config, sizes, seed)
-    wanted, got = _answers(path, opened, probes, min(new_tokens, flags.get("dec_max_seq_len", new_tokens)))
-    checks = tuple(compare(*one, tolerance) for one in zip(probes, wanted, got, strict=True))
+    count = min(new_tokens, flags.get("dec_max_seq_len", new_tokens))
+    answers = _answers(path, opened, probes, count, fp64)
+    checks = tuple(compare(*one, tolerance) for one in zip(probes, *answers, strict=True))
     versions = {module.__name__: module.__version__ for module in (flagformer, torch, transformers)}
     files = {name: _digest(path / name) for name in (CONFIG, *sorted(set(opened.files.where.values())))}
     name, cls = path.resolve().name, _architecture(opened)
@@ -120,20 +126,28 @@ def _refuse_other(path: Path) -> None:
 
 
 def _answers(
-    path: Path, opened: OpenDirectory, probes: list[Probe], count: int
-) -> tuple[list[Answer], list[Answer]]:
-    """The answers of transformers and of this library; one of the models is in memory at a time."""
+    path: Path, opened: OpenDirectory, probes: list[Probe], count: int, fp64: bool
+) -> tuple[Sequence[Answer], Sequence[Answer], Sequence[Answer | None]]:
+    """The answers of transformers and of this library in fp32, and of this library in fp64, or None; one of
+    the models is in memory at a time."""
     family = opened.family
     with quiet(), torch.no_grad():
         theirs = their_model(path, _architecture(opened))
         wanted = [their_answer(theirs, family.kind, probe, count) for probe in probes]
         del theirs
-        ours = load(path, dtype=torch.float32).eval()
-        got = [
-            our_answer(ours, family.model_type, probe, want.tokens)
-            for probe, want in zip(probes, wanted, strict=True)
-        ]
-    return wanted, got
+        got = _ours(path, opened, probes, wanted, torch.float32)
+        exact = _ours(path, opened, probes, wanted, torch.float64) if fp64 else [None] * len(probes)
+    return wanted, got, exact
+
+
+def _ours(
+    path: Path, opened: OpenDirectory, probes: list[Probe], wanted: list[Answer], dtype: torch.dtype
+) -> list[Answer]:
+    ours = load(path, dtype=dtype).eval()
+    return [
+        our_answer(ours, opened.family.model_type, probe, want.tokens)
+        for probe, want in zip(probes, wanted, strict=True)
+    ]
 
 
 def _architecture(opened: OpenDirectory) -> str:

@@ -27,7 +27,7 @@ def our_answer(model: Any, model_type: str, probe: Probe, tokens: Tensor | None)
 
 def _forward(model: Any, model_type: str, probe: Probe) -> Tensor:
     if probe.mask is None:
-        out = model(probe.inputs)
+        out = model(probe.inputs.to(next(model.parameters()).dtype))
         out = out[:, 0] if model_type == "clip_vision_model" else out
     else:
         out = model(probe.inputs, mask=probe.mask)

@@ -60,6 +60,8 @@ class ParityCheck:
         greedy: number of equal greedy tokens; None without them.
         tokens: number of greedy tokens.
         passed: whether `gap` is at most the tolerance, and all greedy tokens are equal.
+        theirs_exact: as `gap`, of transformers from the model here in fp64.
+        ours_exact: as `gap`, of the model here in fp32 from itself in fp64: its rounding. None without fp64.
     """
 
     name: str
@@ -68,6 +70,8 @@ class ParityCheck:
     greedy: int | None
     tokens: int | None
     passed: bool
+    theirs_exact: float | None = None
+    ours_exact: float | None = None
 
 
 def probes_of(
@@ -122,18 +126,28 @@ def padded(ids: Tensor, pad: int, left: bool) -> tuple[Tensor, Tensor]:
     return wider.masked_fill(~mask, pad), mask
 
 
-def compare(probe: Probe, want: Answer, got: Answer, tolerance: float) -> ParityCheck:
-    """Compare the answer of this library with that of transformers."""
+def compare(probe: Probe, want: Answer, got: Answer, exact: Answer | None, tolerance: float) -> ParityCheck:
+    """Compare the answer of this library with that of transformers.
+
+    Args:
+        exact: the answer of this library in fp64; None: not computed.
+    """
     a, b = want.outputs.double(), got.outputs.double()
     if a.shape != b.shape:
         raise ValueError(f"outputs of transformers have shape {list(a.shape)}, but {list(b.shape)} here")
-    gap = float((b - a).abs().max() / a.std())
+    gap = _gap(a, b, a)
+    both = (None, None) if exact is None else tuple(_gap(exact.outputs.double(), one, a) for one in (a, b))
     kl = _kl(a, b) if want.logits and a.shape[1] > 1 else None
     close = gap <= tolerance  # False for NaN
     if want.tokens is None or got.tokens is None:
-        return ParityCheck(probe.name, gap, kl, None, None, close)
+        return ParityCheck(probe.name, gap, kl, None, None, close, *both)
     greedy, count = int((want.tokens == got.tokens).sum()), want.tokens.numel()
-    return ParityCheck(probe.name, gap, kl, greedy, count, close and greedy == count)
+    return ParityCheck(probe.name, gap, kl, greedy, count, close and greedy == count, *both)
+
+
+def _gap(first: Tensor, second: Tensor, scale: Tensor) -> float:
+    """The largest difference, in standard deviations of `scale`."""
+    return float((second - first).abs().max() / scale.std())
 
 
 def _kl(want: Tensor, got: Tensor) -> float:

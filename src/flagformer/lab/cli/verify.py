@@ -30,6 +30,9 @@ def verify(
     tolerance: Annotated[
         float, typer.Option(min=0, help="The largest difference of logits, in their standard deviations.")
     ] = 1e-4,
+    fp64: Annotated[
+        bool, typer.Option(help="Also run the model here in fp64, in twice the memory, to tell rounding.")
+    ] = True,
 ) -> None:
     """Compare a published model with transformers in fp32 on CPU, and write a certificate.
 
@@ -45,7 +48,7 @@ def verify(
 
         path = output_path(model_folder(directory), out, ".certificate.json")
         found = verify_directory(
-            directory, seq_len=seq_len, new_tokens=new_tokens, seed=seed, tolerance=tolerance
+            directory, seq_len=seq_len, new_tokens=new_tokens, seed=seed, tolerance=tolerance, fp64=fp64
         )
         replace_file(path, (json.dumps(found.to_dict(), indent=2, default=repr) + "\n").encode())
         print_certificate(directory, found)
@@ -76,15 +79,16 @@ def print_certificate(directory: Path, found: Certificate) -> None:
     title = f"{directory}: `{found.model_type}` ({found.architecture}), transformers {version}"
     console.print(title, style="bold", markup=False, soft_wrap=True)
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading, justify in zip(
-        ("check", "difference / std", "KL, nats", "greedy tokens", ""),
-        ("left", "right", "right", "right", "left"),
-    ):
-        grid.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    exact = any(check.ours_exact is not None for check in found.checks)
+    runs = ("transformers from fp64", "here from fp64") if exact else ()
+    numbers = ("difference / std", *runs, "KL, nats", "greedy tokens")
+    for heading, justify in (("check", "left"), *((one, "right") for one in numbers), ("", "left")):
+        grid.add_column(heading, justify=justify, no_wrap=heading == "check")  # type: ignore[arg-type]
     for check in found.checks:
         grid.add_row(
             check.name,
             f"{check.gap:.1e}",
+            *((f"{check.theirs_exact:.1e}", f"{check.ours_exact:.1e}") if exact else ()),
             "" if check.kl is None else f"{check.kl:.1e}",
             "" if check.greedy is None else f"{check.greedy} of {check.tokens}",
             Text("passed", style="green") if check.passed else Text("FAILED", style="bold red"),
