@@ -61,6 +61,7 @@ from flagformer.norm.scalenorm import ScaleNorm
 from flagformer.norm.simple_rmsnorm import SimpleRMSNorm
 from flagformer.position.absolute import Learned, NoAbsolute, Sinusoidal
 from flagformer.position.alibi import ALiBi
+from flagformer.position.disentangled import Disentangled
 from flagformer.position.dynamic import Dynamic
 from flagformer.position.none import NoPositionBias, NoRotation
 from flagformer.position.rotary import Rotary
@@ -101,7 +102,7 @@ CATALOGUE.fill(
         DepthScaledInit, ZeroFeedForwardInit, ZeroCrossAttentionInit, ZeroAttentionInit, ZeroBranchesInit,
         Sequential, Checkpointed, Reversible,
         NoRotation, Rotary, XPos, LogTemperature,
-        NoPositionBias, ALiBi, T5, Dynamic,
+        NoPositionBias, ALiBi, T5, Dynamic, Disentangled,
         ValueWidth, SharedKV, RotaryValues,
         MultiHead, GroupedQuery, MultiQuery, MultiHeadLatent, SharedQK, ContextSharedQK,
         ValueEmbedding,

@@ -32,6 +32,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("position", "norm"),  # the network of the dynamic bias norms its layers
     ("position", "embedding"),  # a learned position is an embedding
+    ("position", "score"),  # disentangled attention scores contents with positions
     ("feedforward", "norm"),  # ff_post_act_ln
     ("embedding", "norm"),  # patches are normed
     ("head", "embedding"),  # the tied head reads the embedding backwards

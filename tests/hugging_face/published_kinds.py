@@ -24,6 +24,20 @@ BART = {
     "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": INNER,
     "decoder_ffn_dim": 96, "max_position_embeddings": LENGTH, "decoder_start_token_id": 2,
 }  # fmt: skip
+MODERNBERT = {
+    **{name: ENCODER[name] for name in ENCODER if name not in ("layer_norm_eps", "num_hidden_layers")},
+    "num_hidden_layers": 4, "local_attention": 6, "norm_eps": 1e-3, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+DEBERTA = {
+    **ENCODER, "relative_attention": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": "p2c|c2p", "position_biased_input": False,
+}  # fmt: skip
+WHISPER = {
+    "vocab_size": VOCABULARY, "num_mel_bins": 8, "d_model": DIM, "encoder_layers": 2, "decoder_layers": 3,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": INNER,
+    "decoder_ffn_dim": 96, "max_source_positions": 9, "max_target_positions": LENGTH, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "begin_suppress_tokens": None,
+}  # fmt: skip
 VISION = {
     "hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": INNER,
     "image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-3,
@@ -54,6 +68,32 @@ MASKED = {
     "ELECTRA": Case("ElectraForMaskedLM", NARROW),
     "DistilBERT": Case("DistilBertForMaskedLM", DISTILBERT),
     "EuroBERT": Case("EuroBertForMaskedLM", EUROBERT),
+    "CamemBERT": Case("CamembertForMaskedLM", ROBERTA),
+    "ModernBERT": Case("ModernBertForMaskedLM", MODERNBERT),
+    "ModernBERT, biases": Case(
+        "ModernBertForMaskedLM",
+        {
+            **MODERNBERT,
+            "norm_bias": True,
+            "classifier_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "decoder_bias": False,
+        },
+    ),
+    "DeBERTa": Case("DebertaV2ForMaskedLM", DEBERTA),
+    "DeBERTa, no buckets": Case(
+        "DebertaV2ForMaskedLM",
+        {
+            **DEBERTA,
+            "position_buckets": -1,
+            "max_relative_positions": 9,
+            "norm_rel_ebd": "none",
+            "pos_att_type": ["c2p"],
+            "position_biased_input": True,
+            "type_vocab_size": 2,
+        },
+    ),
 }
 ROWS = {
     "BERT, classes": Case("BertForSequenceClassification", {**ENCODER, "num_labels": 5}),
@@ -67,7 +107,12 @@ POOLED = {
     "XLM-R, pooled": Case("XLMRobertaModel", ROBERTA),
     "ALBERT, pooled": Case("AlbertModel", NARROW),
 }
-ROWS |= POOLED
+ROWS |= {
+    "ELECTRA, classes": Case("ElectraForSequenceClassification", NARROW),
+    "DistilBERT, classes": Case("DistilBertForSequenceClassification", {**DISTILBERT, "num_labels": 3}),
+    "DeBERTa, classes": Case("DebertaV2ForSequenceClassification", DEBERTA),
+}
+ROWS |= POOLED | {"SigLIP, texts": Case("SiglipTextModel", {**ENCODER, "projection_size": 24})}
 PAIRS = {
     "T5 v1.0": Case("T5ForConditionalGeneration", T5),
     "T5 v1.1": Case(
@@ -81,20 +126,28 @@ PAIRS = {
         "BartForConditionalGeneration", {**BART, "scale_embedding": True, "activation_function": "relu"}
     ),
     "mBART": Case("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
+    "Marian": Case(
+        "MarianMTModel", {**BART, "scale_embedding": True, "activation_function": "swish", "pad_token_id": 0}
+    ),
     "Pegasus": Case("PegasusForConditionalGeneration", {**BART, "scale_embedding": True, "pad_token_id": 0}),
 }
 IMAGES = {
     "ViT": Case("ViTForImageClassification", {**VISION, "num_labels": 5}),
     "ViT, no biases": Case("ViTForImageClassification", {**VISION, "qkv_bias": False, "image_size": [8, 16]}),
+    "DeiT": Case("DeiTForImageClassificationWithTeacher", {**VISION, "num_labels": 5}),
+    "DeiT, class token": Case("DeiTForImageClassification", {**VISION, "qkv_bias": False}),
     "DINOv2": Case("Dinov2Model", DINOV2),
     "DINOv2, gated": Case("Dinov2Model", {**DINOV2, "use_swiglu_ffn": True, "mlp_ratio": 2}),
     "CLIP, images": Case("CLIPVisionModel", VISION),
     "SigLIP, images": Case("SiglipVisionModel", {**VISION, "vision_use_head": False}),
 }
+SPEECH = {"Whisper": Case("WhisperForConditionalGeneration", WHISPER)}
 TEXTS = {
+    "ModernBERT, tokens": Case("ModernBertModel", MODERNBERT),
+    "DeBERTa, tokens": Case("DebertaV2Model", {**DEBERTA, "pos_att_type": ["p2c"]}),
     "CLIP, texts": Case("CLIPTextModel", {**ENCODER, "eos_token_id": 2}),
 }
-CASES = {**MASKED, **ROWS, **PAIRS, **IMAGES, **TEXTS}
+CASES = {**MASKED, **ROWS, **PAIRS, **SPEECH, **IMAGES, **TEXTS}
 
 
 def config_of(name, changes=None):
@@ -114,6 +167,9 @@ def theirs_of(name, config=None):
     for part, buffer in model.named_buffers():
         if part == "final_logits_bias":
             buffer.normal_(0, 0.2)
+    for module in model.modules():
+        if hasattr(module, "create_weight"):  # sines and cosines, which files may leave out
+            module.weight.data.copy_(module.create_weight())
     return model
 
 
@@ -133,7 +189,7 @@ def want_of(name, model, given):
     out = model(**given)
     if "logits" in out:
         return out.logits
-    return out.pooler_output if name in {*POOLED, "CLIP, images"} else out.last_hidden_state
+    return out.pooler_output if name in {*POOLED, "CLIP, images", "SigLIP, texts"} else out.last_hidden_state
 
 
 def given_of(name):
@@ -144,7 +200,9 @@ def given_of(name):
         height, width = width if isinstance(width, list) else (width, width)
         return {"pixel_values": torch.randn(2, 3, height, width, generator=generator)}
     ids = torch.randint(3, 90, (2, 12), generator=generator)
-    ids, mask = padded(ids, 0, 3)
+    if name in SPEECH:
+        return {"input_features": torch.randn(2, 8, 18, generator=generator), "decoder_input_ids": ids}
+    ids, mask = padded(ids, 0, 0 if name == "SigLIP, texts" else 3)  # whose last token may be padding
     given = {"input_ids": ids, "attention_mask": mask.long()}
     if name in PAIRS:
         given["decoder_input_ids"] = ids.flip(1)[:, 3:10]
@@ -157,6 +215,9 @@ def got_of(name, model, given):
     if name in IMAGES:
         out = model(given["pixel_values"])
         return out[:, 0] if name == "CLIP, images" else out
+    if name in SPEECH:
+        context = model.encode(given["input_features"].mT)
+        return model.decoder.net(given["decoder_input_ids"], context=context)
     ids, mask = given["input_ids"], given["attention_mask"].bool()
     if name in PAIRS:
         context = model.encode(ids, mask)

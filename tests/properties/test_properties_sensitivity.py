@@ -241,6 +241,10 @@ WHOLE_BASE = {
 WITH_IN_MODEL = {
     "memory_temperature": {"memory_update": "bmn"},
     "class_token_position": {"class_token": True},
+    "distillation_token": {"class_token": True},
+    "pooler_activation": {"pooler": True},
+    "conv_stem": {"causal": False},
+    "src_conv": {"src_dim": 3},
     "pooling": {"class_token": True},
     "post_emb_norm_eps": {"post_emb_norm": True},
     "post_emb_norm_bias": {"post_emb_norm": True},
@@ -254,6 +258,8 @@ OWN = {
         "pad_value": 5,
         "cross_attn_tokens_dropout": 0.5,
         "loss_chunks": 2,
+        "src_dim": 3,
+        "src_conv": True,
     },
     "vit": {
         "image_size": 16,
@@ -264,16 +270,24 @@ OWN = {
         "patch_bias": False,
         "class_token": True,
         "class_token_position": True,
+        "distillation_token": True,
         "pooling": "class",
         "pooler": True,
+        "pooler_activation": "relu",
         "post_emb_norm": True,
         "post_emb_norm_eps": 0.25,
         "post_emb_norm_bias": True,
         "num_register_tokens": 2,
         "emb_dropout": 0.5,
     },
-    "continuous": {"dim_in": 4, "dim_out": 5, "causal": False},
-    "classifier": {"num_classes": 7, "pooling": "mean", "pooler": True, "classifier_dropout": 0.5},
+    "continuous": {"dim_in": 4, "dim_out": 5, "causal": False, "conv_stem": True},
+    "classifier": {
+        "num_classes": 7,
+        "pooling": "mean",
+        "pooler": True,
+        "pooler_activation": "relu",
+        "classifier_dropout": 0.5,
+    },
     "memformer": {
         "dim": 24,
         "num_memory_slots": 3,
@@ -290,10 +304,15 @@ OWN = {
 
 
 def base_of(kind, flags):
-    """`encoder_only` excludes the flags of a decoder."""
+    """`encoder_only` excludes the flags of a decoder, a source of vectors those of its tokens."""
     base = WHOLE_BASE[kind]
     alone = flags.get("encoder_only")
-    return {name: value for name, value in base.items() if not (alone and name.startswith("dec_"))}
+    unused = {"enc_num_tokens"} if "src_dim" in flags else set()
+    return {
+        name: value
+        for name, value in base.items()
+        if not (alone and name.startswith("dec_")) and name not in unused
+    }
 
 
 def parts_of(given):
@@ -318,6 +337,9 @@ def whole(kind, flags):
         ids = torch.arange(16).view(2, 8) % 11
         target = torch.where(ids == 4, -100, ids)
         given = (ids, target)
+        if "src_dim" in flags:
+            draws = torch.Generator().manual_seed(2)
+            given = (torch.randn(2, 8, 3, generator=draws, dtype=torch.float64), target)
     out = [tuple(p.shape) for p in model.parameters()]
     # losses by chunks are equal up to rounding, but return no logits
     how = {"return_outputs": True} if kind == "xtransformer" else {}

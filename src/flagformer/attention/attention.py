@@ -25,7 +25,7 @@ from flagformer.flags import Finding, FlagError, Instance, Spec
 from flagformer.flow import AttentionBias, Dims, SideInputs, TokenBias, Window
 from flagformer.ops.identity import as_module
 from flagformer.ops.reminder import watch
-from flagformer.position import Rotation
+from flagformer.position import PositionBias, Rotation
 from flagformer.position.none import NoRotation
 
 Slots = Mapping[str, tuple[Spec | Instance, ...]]
@@ -116,12 +116,17 @@ def _readers(core: nn.Module, prefix_kv: Sequence[PrefixKV]) -> list[Any]:
 
 
 def build_attention(
-    slots: Slots, dims: Dims, rotation: Rotation, rotation_idx: int | None = None
+    slots: Slots,
+    dims: Dims,
+    rotation: Rotation,
+    rotation_idx: int | None = None,
+    relative: PositionBias | None = None,
 ) -> Attention:
     """Build one attention sublayer from the components of its slots.
 
     Args:
         rotation_idx: the index of the rotation in `side.cos_sin`; None for cross-attention.
+        relative: the position bias of the stack.
     """
     cross = rotation_idx is None
     values = _values(slots, dims, rotation)
@@ -142,7 +147,7 @@ def build_attention(
             biases = [filler.build(dims) for filler in slots["score_bias"]]
             score_biases = ScoreBiases(biases, dims.heads, window.width)
     prefix_kv = [filler.build(dims, projection.groups) for filler in slots["prefix_kv"]]
-    core = _build_core(slots, dims, qk_norm.scale, cross, rotation)
+    core = _build_core(slots, dims, source, rotation, None if cross else relative)
     gates = [filler.build(dims) for filler in slots["gate"]]
     _refuse_idle_window(source, core)
     return Attention(source, prefix_kv, core, gates, slots["output"][0].build(dims), score_biases)
@@ -159,14 +164,20 @@ def _values(slots: Slots, dims: Dims, rotation: Rotation) -> Values:
     return values
 
 
-def _build_core(slots: Slots, dims: Dims, scale: float, cross: bool, rotation: Rotation) -> Core:
+def _build_core(
+    slots: Slots, dims: Dims, source: QKVSource, rotation: Rotation, relative: PositionBias | None
+) -> Core:
     """Return one core, or a `HeadSplit` of two, each with its own scores and kernel."""
+    cross = source.is_cross
     local: HeadShare = slots["local"][0].build(dims)
+    scale = source.qk_norm.scale
     parts: list[tuple[Core, int]] = []
     for count in (local.heads, dims.heads - local.heads):
         if count:
             core_dims = replace(dims, heads=count)
             mods = [filler.build(core_dims) for filler in slots["score"]]
+            if relative is not None:
+                mods = [*relative.score_mods(source.projection, source.qk_norm, scale), *mods]
             mixes = [filler.build(core_dims) for filler in slots["weight_mod"]]
             path = ScorePipeline(scale, mods, slots["normalizer"][0].build(core_dims), mixes)
             kernel = slots["kernel"][0].build(path)

@@ -73,6 +73,8 @@ class Flags(TypedDict, total=False):
     """width C of the condition of RMSNorm"""
     pre_norm_has_final_norm: bool
     """norm of the stream after the last sublayer"""
+    pre_norm_has_first_norm: bool
+    """norm of the input of the first sublayer"""
     pre_norm: bool | None
     """pre_norm=False: Norm of the stream after each sublayer, as in the original transformer."""
     sandwich_norm: bool | None
@@ -152,6 +154,19 @@ class Flags(TypedDict, total=False):
     """hidden layers"""
     dynamic_pos_bias_norm: bool
     """LayerNorm in each hidden layer"""
+    disentangled_attn: bool | None
+    """A learned vector for each bucket of signed distances, shared by all layers, whose scores read
+    it."""
+    disentangled_attn_span: int
+    """buckets of each direction"""
+    disentangled_attn_max_distance: int
+    """distances from here on share the last bucket; 0: each below the span has its own"""
+    disentangled_attn_terms: Literal["both", "c2p", "p2c"]
+    """content to position (c2p), position to content (p2c), or both"""
+    disentangled_attn_norm: bool
+    """LayerNorm of the relative embeddings"""
+    disentangled_attn_norm_eps: float
+    """epsilon of that norm"""
     attn_value_dim_head: int | tuple[int | None, ...] | None
     """width V of a value head; None: `attn_dim_head`"""
     cross_attn_value_dim_head: int | tuple[int | None, ...] | None
@@ -175,6 +190,11 @@ class Flags(TypedDict, total=False):
     cross_attn_clip_qkv: float | tuple[float | None, ...] | None
     """queries, keys and values are clamped to +-this number after their projection; None: no limit
     (cross-attention only)"""
+    attn_k_bias: bool | tuple[bool | None, ...]
+    """biases of keys, where queries and values have them; a softmax cancels them (Whisper: none)"""
+    cross_attn_k_bias: bool | tuple[bool | None, ...]
+    """biases of keys, where queries and values have them; a softmax cancels them (Whisper: none) (cross-
+    attention only)"""
     attn_kv_heads: int | tuple[int | None, ...] | None
     """key/value heads G, a divisor of `heads`"""
     cross_attn_kv_heads: int | tuple[int | None, ...] | None

@@ -205,6 +205,12 @@ class AttentionBias:
             return self.state.last_query_bias(self.kv.length)
         return self.position_bias.between(self.q, self.kv)
 
+    def relative_embedding(self) -> Tensor | None:
+        """Return the vectors [N, D] of the position bias that scores read; None: it has none."""
+        make = getattr(self.position_bias, "embedding", None)
+        found: Tensor | None = None if make is None else self.root.once("relative_embedding", make)
+        return found
+
     def dense(self) -> DenseBias:
         """Mask and bias as tensors."""
         return self.once("dense", self._dense)
@@ -219,6 +225,7 @@ class AttentionBias:
             allowed = bias_views.without_self(allowed, is_self[None, None], self.num_prefix_kv)
         masks_all = any(rule.may_mask_all for rule in self.rules)
         self.learned  # noqa: B018  computed with the form
+        self.relative_embedding()
         return bias_views.dense_bias(allowed, self.position_scores(), self.num_prefix_kv, masks_all)
 
     def gather(

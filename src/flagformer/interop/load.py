@@ -22,7 +22,12 @@ T = TypeVar("T")
 
 
 def load(
-    directory: str | Path, *, allow: Sequence[str] = (), dtype: torch.dtype | None = None, **flags: Any
+    directory: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    part: str | None = None,
+    **flags: Any,
 ) -> Any:
     """Load a model that `model.save(directory)` wrote, or `save_pretrained` of transformers.
 
@@ -34,6 +39,8 @@ def load(
         allow: modules or packages from which the flags may name classes by import path
             (`norm: "mylab.norms:MyNorm"`); they are imported, which executes them.
         dtype: of all parameters; None: that of the files.
+        part: "text" or "vision", for a published directory of several models (CLIP, LLaVA): the one of
+            `text_config` or `vision_config`. `export` writes it as a model of its own.
         **flags: grafted onto the model: they replace its own, and new parameters start without effect where
             that is possible. `model.graft` names all tensors that were kept, grown or initialised, and the
             flags that change the function from the start.
@@ -45,19 +52,21 @@ def load(
     """
     path = Path(directory)
     with allowed_modules(allow):
-        model = open_model(path, dtype)
+        model = open_model(path, dtype, part)
         return graft(model, flags, str(path)) if flags else model
 
 
-def open_model(path: Path, dtype: torch.dtype | None = None) -> Any:
+def open_model(path: Path, dtype: torch.dtype | None = None, part: str | None = None) -> Any:
     """The model of a directory with its own flags; as `load`, with the modules that the caller allows."""
     if not is_published(path):
+        if part is not None:
+            raise ValueError(f"`part` must be None, because {path} holds one model, but is {part!r}")
         model = load_model(path, models.build)
         return model if dtype is None else model.to(dtype)
 
     def read(config: Mapping[str, Any]) -> Any:
         if config.get("model_type") != MODEL_TYPE:
-            return load_directory(path, dtype)
+            return load_directory(path, dtype, part)
         own = load_own(path, config)
         return own if dtype is None else own.to(dtype)
 

@@ -1,4 +1,4 @@
-"""Logarithmic buckets of distances (T5)."""
+"""Logarithmic buckets of distances (T5, DeBERTa v2)."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def t5_bucket(distance: Tensor, buckets: int, max_distance: int, causal: bool) -
     ratio = (distance.clamp(min=1).float() / exact).log() / math.log(max_distance / exact)
     far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
     return offset + torch.where(distance < exact, distance, far)
+
+
+def log_bucket(distance: Tensor, span: int, max_distance: int) -> Tensor:
+    """The signed bucket of each distance q - k, of DeBERTa v2 (arXiv:2006.03654).
+
+    Distances below span / 2 have a bucket each; later ones share buckets, whose number grows with the
+    logarithm of the distance to span - 1 at `max_distance` - 1.
+
+    Args:
+        distance: any shape, long.
+    """
+    middle, size = span // 2, distance.abs()
+    # fp32 as in the published models, so that distances at a bucket's edge get the same bucket
+    growth = (size.clamp(min=middle).float() / middle).log() / torch.tensor((max_distance - 1) / middle).log()
+    far = (growth * (middle - 1)).ceil().long() + middle
+    return torch.where(size <= middle, distance, distance.sign() * far)

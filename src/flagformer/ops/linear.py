@@ -1,9 +1,11 @@
-"""A linear projection with a custom initialisation."""
+"""Linear projections with a custom initialisation, or with biases of some of their outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Init = Callable[[nn.Linear], object]
@@ -35,3 +37,35 @@ class Linear(nn.Linear):
         super().reset_parameters()
         if self.init is not None:
             self.init(self)
+
+
+class PartlyBiased(nn.Linear):
+    """x W^T + b for some of the outputs, x W^T for the others: [..., I] -> [..., O].
+
+    Args:
+        parts: (number of outputs, whether they have biases), in the order of the outputs.
+
+    Attributes:
+        bias: [number of outputs with biases].
+    """
+
+    def __init__(self, inputs: int, parts: Sequence[tuple[int, bool]]) -> None:
+        self.parts = tuple(parts)
+        super().__init__(inputs, sum(width for width, _ in parts), bias=False)
+        self.bias = nn.Parameter(self.weight.new_empty(sum(width for width, biased in parts if biased)))
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = iter(self.bias.split([width for width, biased in self.parts if biased]))
+        bias = torch.cat(
+            [next(given) if biased else self.bias.new_zeros(width) for width, biased in self.parts]
+        )
+        return F.linear(x, self.weight, bias)
+
+
+def linear_of(inputs: int, parts: Sequence[tuple[int, bool]]) -> nn.Linear:
+    """A projection to several outputs in one, each (its width, whether it has biases)."""
+    biased = {has_bias for width, has_bias in parts if width}
+    if len(biased) == 1:
+        return nn.Linear(inputs, sum(width for width, _ in parts), bias=biased.pop())
+    return PartlyBiased(inputs, parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,19 @@ class PositionBias(nn.Module, ABC):
     @abstractmethod
     def between(self, queries: Layout, keys: Layout) -> Tensor | None:
         """[1 or B, H, T, S], added to the scaled scores; None for no bias."""
+
+    def embedding(self) -> Tensor | None:
+        """[N, D], vectors that the scores of all layers read; None: there are none."""
+        return None
+
+    def score_mods(self, projection: nn.Module, qk_norm: nn.Module, scale: float) -> Sequence[Any]:
+        """Modules of the contract of the slot `score` that self-attention applies first.
+
+        Args:
+            projection, qk_norm: of the attention.
+            scale: of its scores.
+        """
+        return ()
 
     # Biases of distances from here on are equal, those of later keys aside; None: not known.
     saturation_distance: int | None = None

@@ -64,12 +64,23 @@ class Learned(AbsolutePosition):
 class Sinusoidal(AbsolutePosition):
     """Sines and cosines of the position, times one learned scale, initially D ** -0.5.
 
-    Sines fill the first half of the dimensions and cosines the second; the paper interleaves them.
+    Sines fill the first half of the dimensions and cosines the second; the paper interleaves them. Its scale
+    is 1: `sinu_pos_emb_scale` fixes it.
     """
 
     limit = None
+    scale: nn.Parameter | float
 
-    def __init__(self, dim: int, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        max_seq_len: int,
+        *,
+        scale: Annotated[
+            float | None,
+            Flag("sinu_pos_emb_scale", "a fixed scale; None: a learned one", ge=1e-6, example=1.0),
+        ] = None,
+    ) -> None:
         super().__init__()
         if dim % 2:
             text = f"`dim` (`emb_dim` where it is set) must be even with `scaled_sinu_pos_emb`, but is {dim}"
@@ -77,19 +88,25 @@ class Sinusoidal(AbsolutePosition):
         half = dim // 2
         self.frequencies = Constant(counted((10000.0 ** (-i / half) for i in range(half)), half))
         self.width = dim
-        self.scale = nn.Parameter(torch.empty(1))
+        self.scale = nn.Parameter(torch.empty(1)) if scale is None else float(scale)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.scale, self.width**-0.5)
+        if isinstance(self.scale, nn.Parameter):
+            nn.init.constant_(self.scale, self.width**-0.5)
 
     def init_neutral(self) -> float:
+        """Start with the learned scale 0; a fixed one has no such start."""
+        if isinstance(self.scale, float):
+            return 0.0
         nn.init.zeros_(self.scale)
         return 1.0
 
     def forward(self, positions: Tensor) -> Tensor:
+        """[1 or B, T] long -> [1 or B, T, D], of the dtype of the learned scale, or fp32."""
         angles = positions[..., None] * self.frequencies.on(positions.device)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.scale.dtype) * self.scale
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return (waves if isinstance(self.scale, float) else waves.to(self.scale.dtype)) * self.scale
 
 
 @component("absolute", select="use_abs_pos_emb", when=False)

@@ -14,6 +14,7 @@ from flagformer.flags import ErrorCollector, Finding, FlagError, Place, Resolved
 from flagformer.flags.needs import declared
 from flagformer.flow import Dims
 from flagformer.ops.identity import as_module, identity
+from flagformer.position import PositionBias
 from flagformer.position.none import NoRotation
 from flagformer.residual import Residual
 from flagformer.stack.parallel_groups import ParallelGroups
@@ -40,19 +41,21 @@ def build_sublayers(
     rotations: Rotations,
     residual: Residual,
     errors: ErrorCollector,
+    relative: PositionBias | None,
 ) -> Sequence[Sublayer]:
     """Build the sublayer modules of the plan; raise all errors collected here and before."""
 
     places, groups = places_of(resolved.plan), ParallelGroups.of(resolved.plan)
     modules = placed_modules(resolved)
     functions = [
-        errors.collect(partial(_function, module, dims, rotations, resolved.flags)) for module in modules
+        errors.collect(partial(_function, module, dims, rotations, resolved.flags, relative))
+        for module in modules
     ]
     errors.findings += _unused_core(resolved, functions) + _unused_activation(resolved)
     errors.raise_all()
 
     def sublayer(index: int, module: SublayerSpec, function: nn.Module | None, owner: Any) -> Sublayer:
-        has_in_norm = placement.before and owner is None
+        has_in_norm = placement.before and owner is None and (placement.first or index > 0)
         has_out_norm = placement.after and groups.is_last[index]
         input_mixer = module.slots["input_mixer"][0].build(dims)
         in_norm, branch_norm, out_norm = (
@@ -75,9 +78,15 @@ def build_sublayers(
     return nn.ModuleList(built)  # type: ignore[return-value]
 
 
-def _function(module: SublayerSpec, dims: Dims, rotations: Rotations, flags: Mapping[str, Any]) -> nn.Module:
+def _function(
+    module: SublayerSpec,
+    dims: Dims,
+    rotations: Rotations,
+    flags: Mapping[str, Any],
+    relative: PositionBias | None,
+) -> nn.Module:
     if module.kind == "a":
-        return build_attention(module.slots, dims, *rotations.of(module))
+        return build_attention(module.slots, dims, *rotations.of(module), relative)
     if module.kind == "c":
         try:
             return build_attention(module.slots, dims, NoRotation(dims))

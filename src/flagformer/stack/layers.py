@@ -90,7 +90,7 @@ class AttentionLayers(Whole):
             return made
 
         build = partial(build_sublayers, resolved, self.dims, norm, placement)
-        self.sublayers = build(self.rotations, self.residual, gathered)
+        self.sublayers = build(self.rotations, self.residual, gathered, self.position_bias)
         self.starts = [filler.build() for filler in resolved.stack["init"]]
         apply_init(self.starts, list(self.sublayers))
         self.final_norm: TensorFn = norm(final_place(resolved.plan)) if placement.final else identity

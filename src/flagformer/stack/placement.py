@@ -9,6 +9,7 @@ from flagformer.flags import Flag, component
 
 NORM_OF_ZERO = {"zero_output": "the norm of a zero output has an unbounded gradient"}
 Final = Annotated[bool, Flag("pre_norm_has_final_norm", "norm of the stream after the last sublayer")]
+First = Annotated[bool, Flag("pre_norm_has_first_norm", "norm of the input of the first sublayer")]
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,26 @@ class Placement:
         branch: its output, before the residual sum.
         after: the stream after the residual sum.
         final: the stream after the last sublayer.
+        first: the input of the first sublayer, where `before` is set.
     """
 
     before: bool = True
     branch: bool = False
     after: bool = False
     final: bool = True
+    first: bool = True
 
 
 @component("norm_position", paper="arXiv:2002.04745")
 class PreNorm(Placement):
-    """Norm before each sublayer and after the last."""
+    """Norm before each sublayer and after the last.
 
-    def __init__(self, *, final: Final = True) -> None:
-        super().__init__(final=final)
+    With `pre_norm_has_first_norm=False` the first sublayer has none, as in ModernBERT (arXiv:2412.13663),
+    which norms the embeddings.
+    """
+
+    def __init__(self, *, final: Final = True, first: First = True) -> None:
+        super().__init__(final=final, first=first)
 
 
 @component("norm_position", select="pre_norm", when=False, paper="arXiv:1706.03762", needs={"stream"})

@@ -12,7 +12,7 @@ from flagformer.flags import MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flow import Outputs
 from flagformer.flow.mask_rules import MaskMod
-from flagformer.head.pooler import Pooler
+from flagformer.head.pooler import TANH, Pooler, PoolerActivation, pooler_errors
 from flagformer.head.pooling import POOLING, pooled
 from flagformer.inputs.tokens import check_ids
 from flagformer.ops.identity import identity
@@ -55,11 +55,14 @@ class SequenceClassifier(Delegating):
             str,
             Flag(
                 "pooling",
-                "the vector of a row: of its first token, the mean over tokens, or of a class token",
+                "the vector of a row: of its first or last token, the mean over tokens, or of a class token",
                 choices=POOLING,
             ),
         ] = "first",
-        pooler: Annotated[bool, Flag("pooler", "a projection and a tanh before the classes")] = False,
+        pooler: Annotated[
+            bool, Flag("pooler", "a projection and an activation before the classes (1810.04805)")
+        ] = False,
+        pooler_activation: PoolerActivation = TANH,
         classifier_dropout: Annotated[
             float, Flag("classifier_dropout", "dropout of the vector of a row", ge=0, lt=1)
         ] = 0.0,
@@ -67,10 +70,11 @@ class SequenceClassifier(Delegating):
     ) -> None:
         super().__init__()
         self.own = own_flags(SequenceClassifier, locals())
-        self.encoder = _encoder(flags, own_flag_errors(SequenceClassifier, self.own))
+        findings = own_flag_errors(SequenceClassifier, self.own) + pooler_errors(pooler, pooler_activation)
+        self.encoder = _encoder(flags, findings)
         dim = self.encoder.attn_layers.dim
         self.class_token = ClassToken(self.encoder.embedding.width) if pooling == "class" else None
-        self.pooler = Pooler(dim) if pooler else identity
+        self.pooler = Pooler(dim, pooler_activation) if pooler else identity
         self.dropout = nn.Dropout(classifier_dropout) if classifier_dropout else identity
         self.head = identity if num_classes is None else nn.Linear(dim, num_classes)
 

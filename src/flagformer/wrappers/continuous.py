@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from flagformer.embedding.convolutions import ConvStem, ZeroVectors, halved
 from flagformer.flags import CATALOGUE, MODEL_SCOPES, Finding, Flag, FlagError
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flags.needs import without_ids
@@ -18,7 +19,7 @@ from flagformer.flow.recurrent_state import RecurrentState
 from flagformer.ops.identity import identity
 from flagformer.ops.sharded import as_forward
 from flagformer.sessions.saved_state import StateFiles
-from flagformer.stack.inputs import check_tensor
+from flagformer.stack.inputs import check_padding, check_tensor
 from flagformer.wrappers.delegating import Delegating
 from flagformer.wrappers.encoder_decoder import HEAD
 from flagformer.wrappers.transformer import TransformerWrapper
@@ -35,7 +36,8 @@ class ContinuousTransformerWrapper(StateFiles, Delegating):
     """A model of vectors: x [B, T, C] -> [B, T, `dim_out`], for regression, audio or features.
 
     Inputs are projected to the width of embeddings, without a bias; the bias is the embedding of the one
-    token of `net`, a TransformerWrapper, which adds positions and runs the layers.
+    token of `net`, a TransformerWrapper, which adds positions and runs the layers. With `conv_stem` two
+    convolutions with biases replace both, and outputs are of every second frame.
 
     Args:
         **flags: every flag of a decoder or encoder of `docs/flags.md`; `max_seq_len`, `dim` and `depth` are
@@ -58,15 +60,24 @@ class ContinuousTransformerWrapper(StateFiles, Delegating):
             int | None, Flag("dim_out", "width of outputs; None: `dim`, not projected", ge=1)
         ] = None,
         causal: Annotated[bool, Flag("causal", "causal layers (a Decoder), or an Encoder")] = True,
+        conv_stem: Annotated[
+            bool,
+            Flag("conv_stem", "two convolutions embed inputs and halve their length (Whisper, 2212.04356)"),
+        ] = False,
         **flags: Any,
     ) -> None:
         super().__init__()
         self.own = own_flags(ContinuousTransformerWrapper, locals())
-        self.net = _net(flags, causal, own_flag_errors(ContinuousTransformerWrapper, self.own))
+        findings = own_flag_errors(ContinuousTransformerWrapper, self.own)
+        self.net = _net(flags, causal, findings + _stem_errors(conv_stem, dim_in, causal))
         width = self.net.embedding.width
-        _start_at_zero(self.net.token_emb)
         self.dim_in = dim_in or width
-        self.project_in = identity if dim_in is None else nn.Linear(dim_in, width, bias=False)
+        if conv_stem:
+            self.project_in: Any = ConvStem(self.dim_in, width)
+            self.net.add_module("token_emb", ZeroVectors(width, self.project_in.first))
+        else:
+            self.project_in = identity if dim_in is None else nn.Linear(dim_in, width, bias=False)
+            _start_at_zero(self.net.token_emb)
         self.project_out = identity if dim_out is None else nn.Linear(self.attn_layers.dim, dim_out)
 
     @staticmethod
@@ -131,7 +142,8 @@ class ContinuousTransformerWrapper(StateFiles, Delegating):
         """Vectors -> vectors.
 
         Args:
-            x: [B, T, C] floating-point numbers; C is `dim_in`, or the width of embeddings.
+            x: [B, T, C] floating-point numbers; C is `dim_in`, or the width of embeddings. With `conv_stem`
+                `mask` is of these T frames, all other arguments and outputs of ceil(T / 2) tokens.
             return_embeddings: return the output of the last layer [B, T, D] in place of outputs.
             return_losses: return (outputs, Outputs) with the auxiliary losses of this forward.
 
@@ -145,9 +157,10 @@ class ContinuousTransformerWrapper(StateFiles, Delegating):
         """
         _check_numbers(x, self.dim_in)
         _refuse_several(return_losses, return_mems or return_embeddings)
+        x, mask = self._embedded(x, mask)
         ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         result = self.net(
-            ids, sum_embeds=self.project_in(x), mask=mask, attn_mask=attn_mask, context=context,
+            ids, sum_embeds=x, mask=mask, attn_mask=attn_mask, context=context,
             context_mask=context_mask, seq_start_pos=seq_start_pos, seq_lens=seq_lens, pos=pos, window=window,
             state=state, token_type_ids=token_type_ids, embed_ids=embed_ids, mems=mems,
             return_mems=return_mems, condition=condition, return_embeddings=True, return_losses=return_losses,
@@ -158,6 +171,13 @@ class ContinuousTransformerWrapper(StateFiles, Delegating):
         embeddings, *mems_after = result if return_mems else (result,)
         out = embeddings if return_embeddings else self.project_out(embeddings)
         return (out, *mems_after) if return_mems else out
+
+    def _embedded(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Embedded inputs, and their mask."""
+        if not isinstance(self.project_in, ConvStem):
+            return self.project_in(x), mask
+        valid = None if mask is None else check_padding("mask", mask, *x.shape[:2])
+        return self.project_in(x, valid), halved(valid)
 
 
 def _net(flags: Mapping[str, Any], causal: Any, findings: list[Finding]) -> TransformerWrapper:
@@ -177,6 +197,14 @@ def _net(flags: Mapping[str, Any], causal: Any, findings: list[Finding]) -> Tran
     if findings or net is None:
         raise FlagError(dict.fromkeys(findings))
     return net
+
+
+def _stem_errors(conv_stem: bool, dim_in: int | None, causal: bool) -> list[Finding]:
+    """Findings for convolutions of inputs without a width, or in a causal model."""
+    if not conv_stem or (dim_in is not None and not causal):
+        return []
+    text = "`conv_stem` needs `dim_in`, the width of its inputs, and `causal=False`, because convolutions"
+    return [Finding("conv_stem", f"{text} read later inputs")]
 
 
 @torch.no_grad()

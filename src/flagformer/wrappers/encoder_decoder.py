@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ HEAD = (
     "head", "tie_embedding", "tie_embedding_scale", "logits_dim", "logits_bias", "logits_scale",
     "logits_softcap", "head_transform", "head_transform_bias", "head_transform_eps",
 )  # fmt: skip
+Maker = Callable[[Mapping[str, Any]], Any]
 # Flags of the decoder's layers without a prefix.
 SHARED = ("cross_attn_tokens_dropout",)
 TOKENS = ("recurrence", "max_mem_len", "shift_mem_down")
@@ -52,13 +53,17 @@ FIXED_BY_MODEL = {
 
 
 def build_halves(
-    flags: Mapping[str, Any], own: Mapping[str, Any], findings: list[Finding]
-) -> tuple[TransformerWrapper, TransformerWrapper]:
+    flags: Mapping[str, Any],
+    own: Mapping[str, Any],
+    findings: list[Finding],
+    make_encoder: Maker = TransformerWrapper.from_flags,
+) -> tuple[Any, TransformerWrapper]:
     """Build encoder and decoder, or raise one FlagError with the mistakes in both and unknown flags.
 
     Args:
         own: flags of the encoder-decoder without a prefix.
         findings: earlier findings, to which those of this function are added.
+        make_encoder: flags of the encoder -> the encoder.
     """
     encoder, decoder, rest = split_prefixes(flags, ENC, DEC)
     findings += unknown_flags(rest, own, "XTransformer") + shared_modules(encoder, decoder)
@@ -66,7 +71,9 @@ def build_halves(
     dim = own["dim"]
     shared = {name: own[name] for name in SHARED}
     halves = [
-        build_half(ENC, encoder, FIXED_BY_MODEL[ENC], {"dim": dim, "return_only_embed": True}, findings),
+        build_half(
+            ENC, encoder, FIXED_BY_MODEL[ENC], {"dim": dim, "return_only_embed": True}, findings, make_encoder
+        ),
         build_half(DEC, decoder, FIXED_BY_MODEL[DEC], {"dim": dim, **shared, **cross}, findings),
     ]
     first, second = halves
@@ -129,12 +136,14 @@ def build_half(
     decided: Mapping[str, str],
     fixed: Mapping[str, Any],
     findings: list[Finding],
-) -> TransformerWrapper | None:
+    make: Maker = TransformerWrapper.from_flags,
+) -> Any:
     """Build one half, or return None with its findings added, with the names as typed.
 
     Args:
         decided: flags that the model fixes, with the reason; refused in `flags`.
         fixed: their values, and flags without a prefix, which messages name as they are.
+        make: flags -> the half.
     """
     findings += [
         Finding(prefix + name, f"`{prefix}{name}` cannot be given, because {decided[name]}")
@@ -145,7 +154,7 @@ def build_half(
     bare = {"dim"} | ({*SHARED, *SLOTS_OF_MEMORY} & set(fixed))
     try:
         kind = "encoder" if prefix == ENC else "decoder"
-        return TransformerWrapper.from_flags({"model": kind, **rest, **fixed})
+        return make({"model": kind, **rest, **fixed})
     except FlagError as error:
         findings += [
             _as_typed(finding, prefix, {*rest, *names_of_flags()} - bare) for finding in error.findings
@@ -191,7 +200,7 @@ def loss_findings(decoder: TransformerWrapper, pad_value: Any) -> list[Finding]:
     return findings
 
 
-def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: bool) -> list[Finding]:
+def _mismatches(encoder: Any, decoder: TransformerWrapper, tied: bool) -> list[Finding]:
     """Findings that need both halves."""
     findings = []
     if encoder.attn_layers.has_cross:
@@ -200,12 +209,17 @@ def _mismatches(encoder: TransformerWrapper, decoder: TransformerWrapper, tied: 
     if not decoder.attn_layers.has_cross:
         text = "`dec_custom_layers` must hold a 'c', because the decoder reads the encoder"
         findings.append(Finding("dec_custom_layers", text))
+    if tied and not isinstance(encoder, TransformerWrapper):
+        text = "`tie_token_emb` and `src_dim` cannot be combined, because a source of vectors has no tokens"
+        return [*findings, Finding("tie_token_emb", f"{text}; leave one of them out")]
+    if not tied:
+        return findings
     widths = [half.embedding.width for half in (encoder, decoder)]
     unit = [half.resolved.flags["l2norm_embed"] for half in (encoder, decoder)]
-    if tied and (widths[0] != widths[1] or unit[0] != unit[1]):
+    if widths[0] != widths[1] or unit[0] != unit[1]:
         text = "`tie_token_emb` needs the same `emb_dim` and `l2norm_embed` in both halves"
         findings.append(Finding("tie_token_emb", text))
-    if tied and encoder.num_tokens != decoder.num_tokens:
+    if encoder.num_tokens != decoder.num_tokens:
         text = (
             "`tie_token_emb` needs equal vocabularies, but "
             f"`enc_num_tokens` is {encoder.num_tokens} and `dec_num_tokens` is {decoder.num_tokens}"

@@ -66,6 +66,7 @@ class TransformerWrapper(LanguageModel, Saved):
         attn_layers: AttentionLayers,
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
+        sinu_pos_emb_scale: float | None = None,
         tie_embedding: bool = False,
         return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,
@@ -296,7 +297,7 @@ class TransformerWrapper(LanguageModel, Saved):
         inputs = given.read(self, x)
         tokens = self.token_scale(self.form(self.token_emb(x)))
         ids = self.embedding.ids_of(x, embed_ids, token_type_ids)
-        embedded = tokens + self.pos_emb(inputs.tokens.positions)
+        embedded = (tokens + self.pos_emb(inputs.tokens.positions)).to(tokens.dtype)
         embedded = self.embedding(embedded, ids, sum_embeds, prepend_embeds)
         rows = inputs.rows.merge(self.memory(embedded), embedded)
         out = self.attn_layers(rows, inputs=inputs.stack, collector=collector)

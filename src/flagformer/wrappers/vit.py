@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from flagformer.embedding.patches import ClassToken, PatchEmbedding, Registers
 from flagformer.flags import CATALOGUE, LAYER_SCOPES, Finding, Flag, FlagError, resolve
 from flagformer.flags.groups import FlagGroup, own_flag_errors, own_flags
 from flagformer.flags.needs import without_ids
-from flagformer.head.pooler import Pooler
+from flagformer.head.pooler import TANH, Pooler, PoolerActivation, pooler_errors
 from flagformer.norm.layernorm import DEFAULT_EPS
 from flagformer.ops.identity import identity
 from flagformer.stack.inputs import check_row_condition
@@ -21,7 +22,24 @@ from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
 
 Size = int | tuple[int, ...]
-POOLING = ("mean", "class")
+POOLING = ("mean", "class", "distilled")
+PatchNorm = Annotated[bool, Flag("patch_norm", "LayerNorms of the pixels of a patch and of its embedding")]
+WithClass = Annotated[bool, Flag("class_token", "a learned token before the patches (2010.11929)")]
+WithPosition = Annotated[
+    bool, Flag("class_token_position", "learned positions of the class token and the distillation token")
+]
+WithDistillation = Annotated[
+    bool, Flag("distillation_token", "a second token, after the class token (DeiT, 2012.12877)")
+]
+Pooling = Annotated[
+    str,
+    Flag(
+        "pooling",
+        "logits are of the mean over patches, of the class token, or the mean of those of both tokens",
+        choices=POOLING,
+    ),
+]
+WithPooler = Annotated[bool, Flag("pooler", "a projection and an activation before the logits (1810.04805)")]
 
 
 class ViTransformerWrapper(Whole, Saved):
@@ -54,23 +72,14 @@ class ViTransformerWrapper(Whole, Saved):
         num_classes: Annotated[
             int | None, Flag("num_classes", "logits; None: the model returns embeddings", ge=1)
         ] = None,
-        patch_norm: Annotated[
-            bool, Flag("patch_norm", "LayerNorms of the pixels of a patch and of its embedding")
-        ] = True,
+        patch_norm: PatchNorm = True,
         patch_bias: Annotated[bool, Flag("patch_bias", "a bias in the projection of patches")] = True,
-        class_token: Annotated[
-            bool, Flag("class_token", "a learned token before the patches (2010.11929)")
-        ] = False,
-        class_token_position: Annotated[
-            bool, Flag("class_token_position", "a learned position of the class token")
-        ] = False,
-        pooling: Annotated[
-            str,
-            Flag("pooling", "logits are of the mean over patches or of the class token", choices=POOLING),
-        ] = "mean",
-        pooler: Annotated[
-            bool, Flag("pooler", "a projection and a tanh before the logits (1810.04805)")
-        ] = False,
+        class_token: WithClass = False,
+        class_token_position: WithPosition = False,
+        distillation_token: WithDistillation = False,
+        pooling: Pooling = "mean",
+        pooler: WithPooler = False,
+        pooler_activation: PoolerActivation = TANH,
         post_emb_norm: Annotated[bool, Flag("post_emb_norm", "LayerNorm of the embedded patches")] = False,
         post_emb_norm_eps: PostEmbNormEps = DEFAULT_EPS,
         post_emb_norm_bias: PostEmbNormBias = False,
@@ -89,7 +98,9 @@ class ViTransformerWrapper(Whole, Saved):
         grid = (image[0] // patch[0], image[1] // patch[1])
         has_positions = attn_layers.dims.disable_abs_pos_emb is not True
         self.patches = PatchEmbedding(grid, patch, channels, dim, has_positions, patch_norm, patch_bias)
-        self.class_token = ClassToken(dim, class_token_position) if class_token else identity
+        token = partial(ClassToken, dim, class_token_position)
+        self.distillation_token = token() if distillation_token else identity
+        self.class_token = token() if class_token else identity
         self.given_slots = {} if embedding_norm is None else {"embedding_norm": embedding_norm}
         set_flags = {name: given[name] for name in given if name.startswith("post_emb_norm") and given[name]}
         resolved = resolve({**set_flags, **self.given_slots}, CATALOGUE, {"model"}, slots=self.slots_of_model)
@@ -97,8 +108,10 @@ class ViTransformerWrapper(Whole, Saved):
         self.emb_dropout = nn.Dropout(emb_dropout) if emb_dropout else identity
         self.registers = Registers(num_register_tokens, dim) if num_register_tokens else identity
         self.attn_layers = attn_layers
-        self.pooler = Pooler(dim) if pooler else identity
-        self.head = identity if num_classes is None else nn.Linear(dim, num_classes)
+        self.pooler = Pooler(dim, pooler_activation) if pooler else identity
+        classes = num_classes or 0
+        self.head = nn.Linear(dim, classes) if classes else identity
+        self.distillation_head = nn.Linear(dim, classes) if pooling == "distilled" else identity
 
     @staticmethod
     def from_flags(flags: Mapping[str, Any]) -> ViTransformerWrapper:
@@ -149,7 +162,8 @@ class ViTransformerWrapper(Whole, Saved):
             img: [B, C, height, width], both multiples of `patch_size`. Learned positions are resized for
                 sizes other than `image_size`.
             return_embeddings: return the patches' output [B, N, D], row by row, in place of logits; with a
-                class token [B, 1 + N, D], its output first. A model without `num_classes` always does.
+                class token [B, 1 + N, D], its output first, with a distillation token [B, 2 + N, D], its
+                output second. A model without `num_classes` always does.
             return_logits_and_embeddings: return (logits, embeddings).
             condition: [B, C], that of an image, for layers that read one (`adaptive_layernorm`). None: zeros.
 
@@ -166,19 +180,22 @@ class ViTransformerWrapper(Whole, Saved):
             raise ValueError(f"`return_logits_and_embeddings` must be False, because {why}")
         if condition is not None:
             check_row_condition(condition)
-        x = self.emb_dropout(self.post_emb_norm(self.class_token(self.patches(img))))
+        x = self.class_token(self.distillation_token(self.patches(img)))
+        x = self.emb_dropout(self.post_emb_norm(x))
         count = x.shape[1]
         embeddings = self.attn_layers(self.registers(x), condition=condition)[:, :count]
         if return_embeddings or classes is None:
             return embeddings
         logits = self.head(self.pooler(self._pooled(embeddings)))
+        if self.own["pooling"] == "distilled":
+            logits = (logits + self.distillation_head(embeddings[:, 1])) / 2
         return (logits, embeddings) if return_logits_and_embeddings else logits
 
     def _pooled(self, embeddings: Tensor) -> Tensor:
-        """[B, N, D], or [B, 1 + N, D] with a class token -> [B, D]."""
-        if self.own["pooling"] == "class":
+        """[B, N, D], after the outputs of the class token and of the distillation token -> [B, D]."""
+        if self.own["pooling"] != "mean":
             return embeddings[:, 0]
-        return embeddings[:, int(self.own["class_token"]) :].mean(dim=1)
+        return embeddings[:, self.own["class_token"] + self.own["distillation_token"] :].mean(dim=1)
 
 
 def _as_size(value: Any) -> Any:
@@ -208,14 +225,18 @@ def _check(given: Mapping[str, Any], layers: Any) -> None:
 
 def _unused(given: Mapping[str, Any]) -> list[Finding]:
     """Return a finding for each flag that has no effect without another one."""
-    needs = {
-        "class_token_position": ("class_token", given["class_token_position"]),
-        "pooling": ("class_token", given["pooling"] == "class"),
-        "pooler": ("num_classes", given["pooler"]),
-    }
-    return [
+    distilled = given["pooling"] == "distilled"
+    needs = (
+        ("class_token_position", "class_token", given["class_token_position"]),
+        ("distillation_token", "class_token", given["distillation_token"]),
+        ("pooling", "class_token", given["pooling"] != "mean"),
+        ("pooling", "distillation_token", distilled),
+        ("pooling", "num_classes", distilled),
+        ("pooler", "num_classes", given["pooler"]),
+    )
+    return pooler_errors(given["pooler"], given["pooler_activation"]) + [
         Finding(name, f"`{name}` has no effect here, because `{other}` is not set; set that too")
-        for name, (other, is_set) in needs.items()
+        for name, other, is_set in needs
         if is_set and not given[other]
     ]
 

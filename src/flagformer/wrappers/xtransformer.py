@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -20,6 +21,7 @@ from flagformer.ops.sharded import as_forward, as_session
 from flagformer.sessions.saved_state import InnerStates
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Saved
+from flagformer.wrappers import source as sources
 from flagformer.wrappers.autoregressive import AutoregressiveWrapper
 from flagformer.wrappers.encoder_decoder import DEC, ENC, FIXED_BY_MODEL, build_halves, conditions_of
 from flagformer.wrappers.transformer import TransformerWrapper
@@ -41,6 +43,9 @@ class XTransformer(InnerStates, Whole, Saved):
             drawn at each forward; at least one token of each row is kept.
         loss_chunks: number of chunks of the target's tokens for which logits are computed, one after the
             other; [B, T, V] is never in memory.
+        src_dim: width C of a source of vectors [B, S, C], such as the frames of a spectrogram, in place of
+            token ids; `enc_num_tokens` is then left out.
+        src_conv: two convolutions embed these vectors and halve their number; a mask is of the vectors.
         **flags: every flag of `docs/flags.md`, with `enc_` for the encoder or `dec_` for the decoder;
             `enc_num_tokens`, `enc_max_seq_len`, `enc_depth` and the same of `dec_` are required.
 
@@ -76,12 +81,20 @@ class XTransformer(InnerStates, Whole, Saved):
         loss_chunks: Annotated[
             int, Flag("loss_chunks", "number of chunks of the tokens for which logits are computed", ge=1)
         ] = 1,
+        src_dim: Annotated[
+            int | None, Flag("src_dim", "width of a source of vectors; None: it is token ids", ge=1)
+        ] = None,
+        src_conv: Annotated[
+            bool, Flag("src_conv", "two convolutions halve a source of vectors (Whisper, 2212.04356)")
+        ] = False,
         **flags: Any,
     ) -> None:
         super().__init__()
         own = own_flags(XTransformer, locals())
-        halves = build_halves(flags, own, own_flag_errors(XTransformer, own))
-        self.encoder: TransformerWrapper = halves[0]
+        findings = own_flag_errors(XTransformer, own) + sources.source_errors(src_dim, src_conv)
+        of_vectors = (partial(sources.vector_encoder, src_dim=src_dim, src_conv=src_conv),) if src_dim else ()
+        halves = build_halves(flags, own, findings, *of_vectors)
+        self.encoder: Any = halves[0]
         self.decoder = AutoregressiveWrapper(halves[1], ignore_index, pad_value, loss_chunks=loss_chunks)
         self.own = own
         if tie_token_emb:
@@ -99,10 +112,10 @@ class XTransformer(InnerStates, Whole, Saved):
     def flags(self) -> dict[str, Any]:
         """The flat flags from which `flagformer.build` builds this model."""
         own: dict[str, Any] = {"model": "xtransformer", **self.own}
-        halves: tuple[tuple[str, TransformerWrapper], ...] = ((ENC, self.encoder), (DEC, self.decoder.net))
-        for prefix, half in halves:
+        halves = ((ENC, sources.encoder_flags(self.encoder)), (DEC, self.decoder.net.flags))
+        for prefix, flags in halves:
             decided = {"model", *FIXED_BY_MODEL[prefix]}
-            own |= {prefix + name: value for name, value in half.flags.items() if name not in decided}
+            own |= {prefix + name: value for name, value in flags.items() if name not in decided}
         return own
 
     def num_params(self, *, embedding: bool = True) -> int:
@@ -110,7 +123,7 @@ class XTransformer(InnerStates, Whole, Saved):
         `embedding=False`."""
         outside = {
             id(parameter)
-            for half in (self.encoder, self.decoder.net)
+            for half in (getattr(self.encoder, "net", self.encoder), self.decoder.net)
             for module in (half.token_emb, half.pos_emb, half.embedding.kinds)
             for parameter in module.parameters()
         }
@@ -150,11 +163,13 @@ class XTransformer(InnerStates, Whole, Saved):
         kwargs = {"prepend_embeds": prepended, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         kwargs["condition"] = self._conditions(condition)[0]
         with named(SOURCE):
+            kwargs = sources.encoder_arguments(self.encoder, kwargs)
             out: Tensor = self.encoder(src, mask=mask, attn_mask=attn_mask, return_embeddings=True, **kwargs)
         return out
 
     def _encode(self, src: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """The context of the decoder, and the auxiliary losses of the encoder in training."""
+        kwargs = sources.encoder_arguments(self.encoder, kwargs)
         if not (self.training and self.encoder.has_losses):
             return self.encoder(src, return_embeddings=True, **kwargs), {}
         out, outputs = self.encoder(src, return_embeddings=True, return_losses=True, **kwargs)
@@ -180,7 +195,7 @@ class XTransformer(InnerStates, Whole, Saved):
         In training the auxiliary losses of both halves are added.
 
         Args:
-            src: ids [B, S].
+            src: ids [B, S]; vectors [B, S, `src_dim`] where that is set.
             tgt: ids [B, T], T at least 2; `ignore_index` where there is no target.
             mask: bool [B, S], True for tokens of the source.
             attn_mask: bool [S, S], [H, S, S], [B, S, S] or [B, H, S, S], True where the encoder's attention
@@ -201,7 +216,7 @@ class XTransformer(InnerStates, Whole, Saved):
         kwargs["condition"], of_target = self._conditions(condition)
         with named(SOURCE):
             encoded, losses = self._encode(src, kwargs)
-        valid = context_mask_of(src, mask, src_prepend_embeds, src_prepend_mask)
+        valid = sources.context_mask_of(src, mask, src_prepend_embeds, src_prepend_mask, self.own["src_conv"])
         kwargs = {"context": encoded, "context_mask": valid, "embed_ids": tgt_embed_ids}
         kwargs["condition"] = of_target
         with named({"x": "tgt", "mask": "tgt_mask", "embed_ids": "tgt_embed_ids", "context_mask": "mask"}):
@@ -274,7 +289,7 @@ class XTransformer(InnerStates, Whole, Saved):
                 cache_kv=cache_kv,
                 seed=seed,
                 context=context,
-                context_mask=context_mask_of(seq_in, mask, *front),
+                context_mask=sources.context_mask_of(seq_in, mask, *front, self.own["src_conv"]),
                 embed_ids=tgt_embed_ids,
                 condition=self._conditions(condition)[1],
             )
@@ -319,7 +334,7 @@ class XTransformer(InnerStates, Whole, Saved):
                 cache_kv=cache_kv,
                 return_beams=return_beams,
                 context=context,
-                context_mask=context_mask_of(seq_in, mask, *front),
+                context_mask=sources.context_mask_of(seq_in, mask, *front, self.own["src_conv"]),
                 embed_ids=tgt_embed_ids,
                 condition=self._conditions(condition)[1],
             )
@@ -331,14 +346,3 @@ class XTransformer(InnerStates, Whole, Saved):
         """`encode` without gradient, in eval mode."""
         with torch.no_grad(), evaluating(self.encoder), named({"src": "seq_in"}):
             return self._embeddings(src, mask, *more)
-
-
-def context_mask_of(
-    src: Tensor, mask: Tensor | None, prepend_embeds: Tensor | None, prepend_mask: Tensor | None
-) -> Tensor | None:
-    """[B, P + S] bool, True for valid entries of the source; None: all are valid."""
-    if prepend_embeds is None or (mask is None and prepend_mask is None):
-        return mask
-    valid = torch.ones_like(src, dtype=torch.bool) if mask is None else mask
-    prepended = valid.new_ones(prepend_embeds.shape[:2]) if prepend_mask is None else prepend_mask
-    return torch.cat([prepended, valid], dim=1)

@@ -46,6 +46,7 @@ NO_MEMORY = (
     lacks={
         "same_keys": "each head attends to different keys",
         "token_bias": "the keys of a cluster are selected from the whole row, whatever is between them",
+        "all_pairs": "a query has scores with the keys of its cluster alone",
     },
 )
 class Routing(Core):

@@ -11,6 +11,7 @@ from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.ops.attend import split_heads
 from flagformer.ops.l2_normalize import l2_normalize
+from flagformer.ops.linear import linear_of
 
 AttnBias = Annotated[bool, Flag("attn_bias", "biases in all projections of attention")]
 QKVBias = Annotated[
@@ -31,6 +32,15 @@ Clip = Annotated[
         example=0.1,
     ),
 ]
+KBias = Annotated[
+    bool,
+    Flag(
+        "attn_k_bias",
+        "biases of keys, where queries and values have them; a softmax cancels them (Whisper: none)",
+        example=False,
+        example_with={"attn_qkv_bias": True},
+    ),
+]
 
 
 def has_bias(bias: bool, part: bool | None) -> bool:
@@ -49,21 +59,28 @@ class Heads(Projection):
         groups: int,
         bias: bool = False,
         clip: float | None = None,
+        k_bias: bool = True,
     ) -> None:
         super().__init__()
         self.clip = clip
+        if not (bias or k_bias):
+            text = "`attn_k_bias` has no effect here, because queries and values have no biases; set"
+            raise FlagError([Finding("attn_k_bias", f"{text} `attn_qkv_bias` too")])
         self.heads, self.groups, self.width = dims.heads, groups, dims.dim_head
         self.shared_kv = shared
+        self.has_k_bias = bias and k_bias
         entries = [groups] if shared else [groups, groups]
         widths = [dims.dim_head, dims.dim_value][: len(entries)]
-        queries, numbers = dims.heads * dims.dim_head, groups * sum(widths)
+        queries = (dims.heads * dims.dim_head, bias)
+        numbers = [(groups * width, bias) for width in widths]
+        numbers[0] = (groups * dims.dim_head, self.has_k_bias)
         if cross:
-            self.to_q = nn.Linear(dims.dim, queries, bias=bias)
-            self.to_kv = nn.Linear(dims.dim_context or dims.dim, numbers, bias=bias)
+            self.to_q = linear_of(dims.dim, [queries])
+            self.to_kv = linear_of(dims.dim_context or dims.dim, numbers)
             self.of_x = split_heads([dims.heads], [dims.dim_head])
             self.of_keys = split_heads(entries, widths)
         else:
-            self.to_qkv = nn.Linear(dims.dim, queries + numbers, bias=bias)
+            self.to_qkv = linear_of(dims.dim, [queries, *numbers])
             self.of_x = split_heads([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,8 +111,9 @@ class MultiHead(Heads):
         bias: AttnBias = False,
         qkv_bias: QKVBias = None,
         clip: Clip = None,
+        k_bias: KBias = True,
     ) -> None:
-        super().__init__(dims, cross, shared, dims.heads, has_bias(bias, qkv_bias), clip)
+        super().__init__(dims, cross, shared, dims.heads, has_bias(bias, qkv_bias), clip, k_bias)
 
 
 @component("projection", select="attn_kv_heads", paper="arXiv:2305.13245")
@@ -112,12 +130,13 @@ class GroupedQuery(Heads):
         bias: AttnBias = False,
         qkv_bias: QKVBias = None,
         clip: Clip = None,
+        k_bias: KBias = True,
     ) -> None:
         assert groups is not None
         if dims.heads % groups:
             text = f"`attn_kv_heads` must divide `heads` = {dims.heads}, but is {groups}"
             raise FlagError([Finding("attn_kv_heads", text)])
-        super().__init__(dims, cross, shared, groups, has_bias(bias, qkv_bias), clip)
+        super().__init__(dims, cross, shared, groups, has_bias(bias, qkv_bias), clip, k_bias)
 
 
 @component("projection", select="attn_one_kv_head", paper="arXiv:1911.02150")
@@ -133,8 +152,9 @@ class MultiQuery(Heads):
         bias: AttnBias = False,
         qkv_bias: QKVBias = None,
         clip: Clip = None,
+        k_bias: KBias = True,
     ) -> None:
-        super().__init__(dims, cross, shared, 1, has_bias(bias, qkv_bias), clip)
+        super().__init__(dims, cross, shared, 1, has_bias(bias, qkv_bias), clip, k_bias)
 
 
 @component(

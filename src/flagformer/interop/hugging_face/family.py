@@ -109,6 +109,10 @@ class Family:
         tables = [table for table in (self, *self.others) if table.kind == settings["model"]] or [self]
         classes = settings.get("num_classes")
         tables = [table for table in tables if ("num_classes" in table.fixed) == (classes is None)] or tables
+        bare = bool(settings.get(BARE))
+        tables = [table for table in tables if bool(table.fixed.get(BARE)) == bare] or tables
+        said = (None, settings.get("pooling"))
+        tables = [table for table in tables if table.fixed.get("pooling") in said] or tables
         named = [table for table in tables if table.architecture in (architectures or ())]
         return (named or tables)[0]
 
@@ -232,6 +236,7 @@ class Family:
 
 MANY = {"depth": "layers", "enc_depth": "layers", "dec_depth": "layers", "moe_num_experts": "experts"}
 TIED = {"tie_embedding": True, "tie_embedding_scale": 1.0}
+BARE = "return_only_embed"  # the flag of models without logits
 
 
 def tensors_of(model: Any) -> Tensors:

@@ -132,12 +132,14 @@ def _projection(projection: Any, name: str, kind: str) -> Iterator[tuple[str, Vi
     if name in ("to_qkv", "to_kv") and hasattr(projection, "width"):
         heads, groups, width = projection.heads, projection.groups, projection.width
         queries = heads * width if name == "to_qkv" else 0
-        total = getattr(projection, name).out_features
         keys = groups * width
+        values = getattr(projection, name).out_features - queries - keys
+        keys = keys if kind == "weight" or projection.has_k_bias else 0
         if queries:
             yield f"q.{kind}", _rows(0, queries)
-        yield f"k.{kind}", _rows(queries, keys)
-        yield f"v.{kind}", _rows(queries + keys, total - queries - keys)
+        if keys:
+            yield f"k.{kind}", _rows(queries, keys)
+        yield f"v.{kind}", _rows(queries + keys, values)
     elif hasattr(projection, "latent_norm") and name in ("to_q", "to_kv"):
         yield from _latent(projection, name, kind)
     else:

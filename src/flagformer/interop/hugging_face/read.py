@@ -58,21 +58,24 @@ class OpenDirectory:
     dropped: tuple[str, ...]
 
 
-def open_directory(path: Path) -> OpenDirectory:
+def open_directory(path: Path, part: str | None = None) -> OpenDirectory:
     """Read the config and the headers of a directory of transformers, and build its model on the meta device.
 
     No tensor is read, except where the files hold an output projection next to the embedding: these two are
     compared.
 
+    Args:
+        part: "text" or "vision" of a directory that holds several models; None: it holds one.
+
     Raises:
         ConversionError: names all fields and tensors that are missing, unknown or of another shape.
     """
     whole = read_json(path / CONFIG)
-    part = part_of(whole)
-    config, family = part.config, part.family
+    found = part_of(whole, part)
+    config, family = found.config, found.family
     files = WeightFiles(path)
     flags = family.flags_of(config, max(len(files.where), 1))
-    inside = part.names(files.where)
+    inside = found.names(files.where)
     names = _names(family, inside)
     dropped = [name for name in names if any(re.fullmatch(pattern, name) for pattern in family.drop)]
     present = {name: there for name, there in names.items() if name not in dropped}
@@ -90,20 +93,21 @@ def open_directory(path: Path) -> OpenDirectory:
     return OpenDirectory(config, classes, family, files, model, own, wanted, present, tuple(dropped))
 
 
-def load_directory(path: Path, dtype: torch.dtype | None = None) -> Any:
+def load_directory(path: Path, dtype: torch.dtype | None = None, part: str | None = None) -> Any:
     """The model of a directory that `save_pretrained` of transformers wrote. No code in it is executed.
 
     Names, shapes and dtypes are checked before any tensor is read; then tensors are read one at a time.
 
     Args:
         dtype: of all parameters; None: that of each tensor in the files.
+        part: as in `open_directory`.
 
     Raises:
         ConversionError: names all fields and tensors that are missing, unknown or of another shape.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"`dtype` must be a floating-point dtype of torch or None, but is {dtype!r}")
-    opened = open_directory(path)
+    opened = open_directory(path, part)
     model, own = opened.model, opened.own
     given = (opened.wanted, opened.present, opened.files)
     dtypes = _dtypes(own, *given)

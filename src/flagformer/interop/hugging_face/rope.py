@@ -15,6 +15,7 @@ OLD = (
     "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base",
     "rope_local_base_freq",
 )  # fmt: skip
+OLD_BY_KIND = ("global_rope_theta", "local_rope_theta")
 # Numbers of a rule of scaling; others are refused by name.
 NUMBERS = {
     "default": (),
@@ -93,8 +94,8 @@ class _Rope:
     def _by_kind_of_version_4(self, config: Config, kinds: Mapping[str, float]) -> Config:
         scaled = config.get("rope_scaling") or {}
         return {
-            FULL: {**scaled, "rope_theta": config.get("rope_theta") or kinds[FULL]},
-            SLIDING: {"rope_theta": config.get("rope_local_base_freq") or kinds[SLIDING]},
+            FULL: {**scaled, "rope_theta": _first(config, "rope_theta", OLD_BY_KIND[0]) or kinds[FULL]},
+            SLIDING: {"rope_theta": _first(config, "rope_local_base_freq", OLD_BY_KIND[1]) or kinds[SLIDING]},
         }
 
     def _row(
@@ -210,7 +211,13 @@ def rope(
     fields: Config = {"rope_parameters": None}
     if original is not None:
         fields[ORIGINAL] = original
-    return Fields(fields, rule.to_flags, rule.to_fields, (*OLD, dims) if dims else OLD)
+    old = (*OLD, *(OLD_BY_KIND if kinds else ()), *([dims] if dims else []))
+    return Fields(fields, rule.to_flags, rule.to_fields, old)
+
+
+def _first(config: Config, *names: str) -> Any:
+    """The first of these fields that is set."""
+    return next((config[name] for name in names if config.get(name)), None)
 
 
 def kinds_of(flags: Flags) -> list[str]:

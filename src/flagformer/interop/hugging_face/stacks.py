@@ -12,12 +12,13 @@ from flagformer.wrappers.xtransformer import XTransformer
 KINDS = (TransformerWrapper, SequenceClassifier, XTransformer, ViTransformerWrapper)
 # Flags of the model around the stacks that have a part in the function of inference.
 OWN = {
-    "classifier": ("num_classes", "pooling", "pooler"),
-    "xtransformer": ("dim", "tie_token_emb"),
+    "classifier": ("num_classes", "pooling", "pooler", "pooler_activation"),
+    "xtransformer": ("dim", "tie_token_emb", "src_dim", "src_conv"),
     "vit": (
         "image_size", "patch_size", "channels", "num_classes", "patch_norm", "patch_bias", "class_token",
-        "class_token_position", "pooling", "pooler", "post_emb_norm", "post_emb_norm_eps",
-        "post_emb_norm_bias", "num_register_tokens",
+        "class_token_position", "distillation_token",
+        "pooling", "pooler", "pooler_activation", "post_emb_norm",
+        "post_emb_norm_eps",        "post_emb_norm_bias", "num_register_tokens",
     ),
 }  # fmt: skip
 
@@ -42,6 +43,8 @@ def stacks_of(model: Any) -> list[Stack]:
     """The stacks of a model."""
     if isinstance(model, XTransformer):
         decoder = Stack("dec_", "dec.", "decoder.net.", model.decoder.net)
+        if model.own["src_dim"]:  # a model of vectors around the layers
+            return [Stack("enc_", "enc.", "encoder.net.", model.encoder.net), decoder]
         return [Stack("enc_", "enc.", "encoder.", model.encoder), decoder]
     if isinstance(model, SequenceClassifier):
         return [Stack("", "", "encoder.", model.encoder)]

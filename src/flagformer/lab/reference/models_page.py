@@ -32,6 +32,9 @@ these flags that was built here can be exported too: `export(model, directory, m
 SCALING = """`rope_type` may be default, linear, llama3, yarn or dynamic where the class has it. Dynamic
 scaling changes the rates of transformers with the length of a text; here they are those of texts of at most
 `max_position_embeddings` tokens."""
+NESTED = """A directory of several models, such as CLIP, LLaVA or Gemma 3, has nested configs.
+`flagformer.load(directory)` loads the model of `text_config`, and `part="vision"` that of `vision_config`:
+its family is that of the nested `model_type`. `export` writes it as a model of its own."""
 # (families, parts without a flag)
 WITHOUT = (
     ("OLMo hybrid", "other norm positions in layers with a mixer"),
@@ -40,14 +43,12 @@ WITHOUT = (
     ("Gemma 3n", "embeddings by layer, alternating updates (AltUp), learned augmented residuals (LAuReL)"),
     ("Gemma 4", "embeddings by layer; keys that are values without their norm; widths of heads by layer"),
     ("RWKV 7", "its mixer; transformers 5.24 has no class (`rwkv` there is RWKV 4)"),
-    ("ModernBERT", "a first layer without a norm before attention"),
-    ("DeBERTa v2 and v3", "scores of contents with relative positions (disentangled attention)"),
-    ("BEiT", "biases of queries and values without one of keys; a bias by distance in two dimensions"),
-    ("DeiT", "a second learned token, of distillation, with a position"),
-    ("Whisper", "convolutions of a spectrogram; biases of queries and values without one of keys"),
-    ("Marian", "sinusoidal positions without a learned scale"),
+    ("ModernBERT with classes", "a norm after the pooler"),
+    ("DeBERTa v1, and DeBERTa v2 XL", "projections of relative embeddings; a convolution after a layer"),
+    ("BEiT", "a bias by distance in two dimensions, of each layer; a norm after the pooling"),
+    ("M2M-100, NLLB", "sinusoidal positions whose slowest rate is 1 / 10000"),
     ("DINOv2 with classes", "logits of the class token and the mean of patches together"),
-    ("SigLIP with its head, and its text tower", "pooling by attention; pooling by the last token"),
+    ("SigLIP images with its head", "pooling by attention"),
     ("CLIP as a whole", "two towers and the temperature of their similarities"),
 )
 SIZES = (
@@ -77,6 +78,8 @@ def models_page() -> str:
         f"## {len(types)} model types",
         FLAGS,
         table(heads, rows),
+        "## Parts of larger models",
+        NESTED,
         "## Without a table",
         "Parts of published models for which there is no flag:",
         table(("family", "no flag for"), [list(row) for row in WITHOUT]),

@@ -12,7 +12,8 @@ from flagformer.interop.hugging_face.family import Family
 
 MODULES = (
     "llama", "qwen", "olmo", "gemma", "moe", "deepseek", "gpt2", "layernorm", "like_llama", "parallel",
-    "falcon", "mpt", "apertus", "hybrid", "qwen35", "mamba", "llama4", "encoders", "pairs", "vision",
+    "falcon", "mpt", "apertus", "hybrid", "qwen35", "mamba", "llama4", "encoders", "modernbert", "deberta",
+    "pairs", "speech", "vision",
 )  # fmt: skip
 
 

@@ -191,6 +191,14 @@ XLM_ROBERTA = ROBERTA.but(
     architecture="XLMRobertaForMaskedLM",
     others=(XLM_CLASSES, pooled(XLM_CLASSES, "roberta", "XLMRobertaModel")),
 )
+CAMEMBERT_CLASSES = ROBERTA_CLASSES.but(
+    model_type="camembert", architecture="CamembertForSequenceClassification"
+)
+CAMEMBERT = ROBERTA.but(
+    model_type="camembert",
+    architecture="CamembertForMaskedLM",
+    others=(CAMEMBERT_CLASSES, pooled(CAMEMBERT_CLASSES, "roberta", "CamembertModel")),
+)
 G = "albert.encoder.albert_layer_groups.0.albert_layers.0."
 TIED_LAYER = """attention.query.{p} attn.q.{p}, attention.key.{p} attn.k.{p}, attention.value.{p} attn.v.{p},
     attention.dense.{p} attn.o.{p}, attention.LayerNorm.{p} attn.out_norm.{p}, ffn.{p} ff.up.{p},
@@ -230,49 +238,74 @@ ALBERT = Family(
     others=(ALBERT_CLASSES, pooled(ALBERT_CLASSES, "albert", "AlbertModel", "pooler.{p}")),
     missing="several groups of layers; embeddings of the width of the layers",
 )  # fmt: skip
+ELECTRA_BODY = {**body("electra"), "electra.embeddings_project.{p}": "embed_project.{p}"}
+ELECTRA_INERT = DROPOUTS + " summary_type summary_use_proj summary_activation summary_last_dropout"
+ELECTRA_CLASSES = Family(
+    "electra",
+    "ElectraForSequenceClassification",
+    {**SIZES, **ROWS, "embedding_size": Field("emb_dim", 128)},
+    {**ELECTRA_BODY, "classifier.dense.{p}": "pooler.dense.{p}", "classifier.out_proj.{p}": "head.{p}"},
+    fixed={**CLASSES_OF_ROWS, "pooler_activation": "gelu"},
+    must=ABSOLUTE,
+    inert=ELECTRA_INERT,
+    drop=(r"electra\.embeddings\.position_ids",),
+)
 ELECTRA = Family(
     "electra",
     "ElectraForMaskedLM",
     {**SIZES, "embedding_size": Field("emb_dim", 128), **GELU_HEAD},
     {
-        **body("electra"),
-        "electra.embeddings_project.{p}": "embed_project.{p}",
+        **ELECTRA_BODY,
         **transform(
             "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"
         ),
     },
     fixed={**MASKED, "head_transform": "gelu"},
     must=ABSOLUTE,
-    inert=DROPOUTS + " summary_type summary_use_proj summary_activation summary_last_dropout",
+    inert=ELECTRA_INERT,
     tied=("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
     drop=(r"electra\.embeddings\.position_ids",),
-    missing="the discriminator and sequence classification (a GELU between two projections)",
+    others=(ELECTRA_CLASSES,),
+    missing="the discriminator (a projection and an activation before a logit of each token)",
 )
 D = "distilbert.transformer.layer.{i}."
 DISTIL_LAYER = """attention.q_lin.{p} attn.q.{p}, attention.k_lin.{p} attn.k.{p},
     attention.v_lin.{p} attn.v.{p}, attention.out_lin.{p} attn.o.{p}, sa_layer_norm.{p} attn.out_norm.{p},
     ffn.lin1.{p} ff.up.{p}, ffn.lin2.{p} ff.down.{p}, output_layer_norm.{p} ff.out_norm.{p}"""
 EPS = dict.fromkeys(("norm_eps", "post_emb_norm_eps", "head_transform_eps"), 1e-12)
+DISTIL_BODY = {
+    "distilbert.embeddings.word_embeddings.weight": "embed.weight",
+    "distilbert.embeddings.position_embeddings.weight": "pos.weight",
+    "distilbert.embeddings.LayerNorm.{p}": "embed_norm.{p}",
+    **under(D, "layers.{i}.", DISTIL_LAYER),
+}
+DISTIL_SIZES: dict[str, FieldRule] = {
+    **names("vocab_size num_tokens, dim dim, n_layers depth, n_heads heads, hidden_dim ff_inner_dim"),
+    " head": HEAD,
+    "max_position_embeddings": Field("max_seq_len", 512),
+    "activation": activation("ff_activation", "gelu"),
+}
+DISTIL_INERT = "dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds tie_weights_"
+DISTIL_CLASSES = Family(
+    "distilbert",
+    "DistilBertForSequenceClassification",
+    {**DISTIL_SIZES, "id2label": LABELS},
+    {**DISTIL_BODY, "pre_classifier.{p}": "pooler.dense.{p}", "classifier.{p}": "head.{p}"},
+    fixed={**CLASSES_OF_ROWS, "norm_eps": 1e-12, "post_emb_norm_eps": 1e-12, "pooler_activation": "relu"},
+    inert=DISTIL_INERT,
+)
 DISTILBERT = Family(
     "distilbert",
     "DistilBertForMaskedLM",
+    {**DISTIL_SIZES, "activation": activation("ff_activation head_transform", "gelu")},
     {
-        **names("vocab_size num_tokens, dim dim, n_layers depth, n_heads heads, hidden_dim ff_inner_dim"),
-        " head": HEAD,
-        "max_position_embeddings": Field("max_seq_len", 512),
-        "activation": activation("ff_activation head_transform", "gelu"),
-    },
-    {
-        "distilbert.embeddings.word_embeddings.weight": "embed.weight",
-        "distilbert.embeddings.position_embeddings.weight": "pos.weight",
-        "distilbert.embeddings.LayerNorm.{p}": "embed_norm.{p}",
-        **under(D, "layers.{i}.", DISTIL_LAYER),
+        **DISTIL_BODY,
         **transform("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
     },
     fixed={**MASKED, **EPS},
-    inert="dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds",
+    inert=DISTIL_INERT,
     tied=("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
-    missing="sequence classification (a ReLU between two projections)",
+    others=(DISTIL_CLASSES,),
 )
 EUROBERT = LLAMA.but(
     model_type="eurobert",
@@ -286,4 +319,4 @@ EUROBERT = LLAMA.but(
     },
     missing="sequence classification",
 )
-FAMILIES = [BERT, ROBERTA, XLM_ROBERTA, ALBERT, ELECTRA, DISTILBERT, EUROBERT]
+FAMILIES = [BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ALBERT, ELECTRA, DISTILBERT, EUROBERT]

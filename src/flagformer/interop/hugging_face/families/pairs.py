@@ -1,4 +1,4 @@
-"""Encoder-decoders: T5 v1.0 and v1.1, UL2, mT5; BART, mBART, Pegasus."""
+"""Encoder-decoders: T5 v1.0 and v1.1, UL2, mT5; BART, mBART, Pegasus, Marian."""
 
 from __future__ import annotations
 
@@ -237,4 +237,45 @@ PEGASUS = MBART.but(
     fixed=PLAIN,
     inert=MBART.inert + " static_position_embeddings",
 )
-FAMILIES = [T5, MT5, BART, MBART, PEGASUS]
+
+
+def _vocabularies(config: Config, flags: Flags) -> Flags:
+    source, target = config["vocab_size"], config["decoder_vocab_size"]
+    if target not in (None, source) or not config["share_encoder_decoder_embeddings"]:
+        text = "config `share_encoder_decoder_embeddings` must be True, with one vocabulary"
+        raise ConversionError([text])
+    return of_both(num_tokens=source)
+
+
+MARIAN = BART.but(
+    model_type="marian",
+    architecture="MarianMTModel",
+    fields={
+        "vocab_size": Fields(
+            {"vocab_size": 58101, "decoder_vocab_size": None, "share_encoder_decoder_embeddings": True},
+            _vocabularies,
+            lambda f: {
+                "vocab_size": f["enc_num_tokens"],
+                "decoder_vocab_size": f["dec_num_tokens"],
+                "share_encoder_decoder_embeddings": True,
+            },
+        ),
+    },
+    tensors=dict.fromkeys(
+        (
+            f"model.{half}.{name}"
+            for half in ("encoder", "decoder")
+            for name in ("embed_positions.weight", "layernorm_embedding.{p}")
+        ),
+        ...,
+    ),
+    fixed={
+        **PLAIN,
+        **dict.fromkeys(of_both(use_abs_pos_emb=0), ...),
+        **of_both(scaled_sinu_pos_emb=True, sinu_pos_emb_scale=1.0),
+    },
+    inert=BART.inert + " static_position_embeddings bad_words_ids",
+    drop=(*BART.drop, r"model\.(encoder|decoder)\.embed_positions\.weight"),
+    missing="two vocabularies",
+)
+FAMILIES = [T5, MT5, BART, MBART, PEGASUS, MARIAN]

@@ -1,4 +1,4 @@
-"""Vision models: ViT, DINOv2, the towers of CLIP and SigLIP."""
+"""Vision models: ViT, DeiT, DINOv2, the towers of CLIP and SigLIP."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ VIT_AROUND: dict[str, Any] = {
 }
 ATTENTION = """attention.attention.query.{p} attn.q.{p}, attention.attention.key.{p} attn.k.{p},
     attention.attention.value.{p} attn.v.{p}, attention.output.dense.{p} attn.o.{p},"""
+VIT_LAYER = (
+    ATTENTION
+    + """layernorm_before.{p} attn.in_norm.{p}, layernorm_after.{p} ff.in_norm.{p},
+    intermediate.dense.{p} ff.up.{p}, output.dense.{p} ff.down.{p}"""
+)
+
+
+def vit_tensors(model: str) -> dict[str, Any]:
+    """The tensors of a ViT with classes, whose names begin with `model`."""
+    return {
+        **{f"{model}.{name}": rule for name, rule in VIT_AROUND.items()},
+        **under(f"{model}.encoder.layer.{{i}}.", "layers.{i}.", VIT_LAYER),
+        "classifier.{p}": "head.{p}",
+    }
+
+
 VIT = Family(
     "vit",
     "ViTForImageClassification",
@@ -74,22 +90,36 @@ VIT = Family(
         "qkv_bias": Field("attn_qkv_bias", True),
         "id2label": LABELS,
     },
-    {
-        **{f"vit.{name}": rule for name, rule in VIT_AROUND.items()},
-        **under(
-            "vit.encoder.layer.{i}.",
-            "layers.{i}.",
-            ATTENTION
-            + """layernorm_before.{p} attn.in_norm.{p}, layernorm_after.{p} ff.in_norm.{p},
-            intermediate.dense.{p} ff.up.{p}, output.dense.{p} ff.down.{p}""",
-        ),
-        "classifier.{p}": "head.{p}",
-    },
+    vit_tensors("vit"),
     fixed={**WITH_CLASS, "pooling": "class"},
     inert="""hidden_dropout_prob attention_probs_dropout_prob encoder_stride pooler_output_size pooler_act
         num_labels""",
     drop=(r"vit\.pooler\..*",),
     missing="`ViTModel` with a pooler and no classes",
+)
+TWO_TOKENS = {
+    "deit.embeddings.distillation_token": Row("distillation_token.token"),
+    "deit.embeddings.position_embeddings": Row(
+        Cat("class_token.pos_emb", "distillation_token.pos_emb", "patches.pos_emb")
+    ),
+}
+DEIT_CLASS = VIT.but(
+    model_type="deit",
+    architecture="DeiTForImageClassification",
+    tensors={**dict.fromkeys(vit_tensors("vit"), ...), **vit_tensors("deit"), **TWO_TOKENS},
+    fixed={"distillation_token": True},
+    drop=(r"deit\.pooler\..*",),
+)
+DEIT = DEIT_CLASS.but(
+    architecture="DeiTForImageClassificationWithTeacher",
+    tensors={
+        "classifier.{p}": ...,
+        "cls_classifier.{p}": "head.{p}",
+        "distillation_classifier.{p}": "distillation_head.{p}",
+    },
+    fixed={"pooling": "distilled"},
+    others=(DEIT_CLASS,),
+    missing="`DeiTModel` with a pooler and no classes",
 )
 
 
@@ -242,6 +272,31 @@ SIGLIP_VISION = Family(
     inert=TOWER_INERT,
     drop=(r"embeddings\.position_ids",),
     old={"vision_model.": ""},
-    missing="pooling by attention (`vision_use_head`), the text tower",
+    missing="pooling by attention (`vision_use_head`)",
 )
-FAMILIES = [VIT, DINOV2, CLIP_VISION, CLIP_TEXT, SIGLIP_VISION]
+SIGLIP_TEXT = Family(
+    "siglip_text_model",
+    "SiglipTextModel",
+    {
+        **LAYER_SIZES,
+        "vocab_size": Field("num_tokens", 32000),
+        "intermediate_size": "ff_inner_dim",
+        "max_position_embeddings": Field("max_seq_len", 64),
+        "layer_norm_eps": Field("norm_eps", 1e-6),
+        "hidden_act": activation("ff_activation", "gelu_pytorch_tanh"),
+        "projection_size": Field("num_classes", None, absent=lambda f: f["dim"]),
+    },
+    {
+        "embeddings.token_embedding.weight": "embed.weight",
+        "embeddings.position_embedding.weight": "pos.weight",
+        "final_layer_norm.{p}": "norm.{p}",
+        "head.{p}": "head.{p}",
+        **TOWER,
+    },
+    fixed={**BIASED, "use_abs_pos_emb": True, "model": "classifier", "pooling": "last"},
+    inert=TOWER_INERT,
+    drop=(r"embeddings\.position_ids",),
+    old={"text_model.": ""},
+    missing="padding: the last token is the last one of a mask here, of the row there",
+)
+FAMILIES = [VIT, DEIT, DINOV2, CLIP_VISION, CLIP_TEXT, SIGLIP_VISION, SIGLIP_TEXT]
