@@ -258,6 +258,10 @@ def test_the_operators_are_used_in_tested_versions_only(version, tested):
 def test_other_devices_and_transforms_use_the_dense_form():
     assert all(capability.is_supported(torch.device(name)) for name in ("cpu", "meta"))
     assert not capability.is_supported(torch.device("cuda"))
-    seen = []
-    torch.vmap(lambda x: seen.append(capability.is_supported(CPU)) or x)(torch.zeros(2))
-    assert seen == [False]
+    (q, k, v), bias = steep("causal", torch.float64)
+    sdpa, seen = SDPA(ScorePipeline(0.4, [], Softmax(Dims(dim=40, heads=len(STEEP), dim_head=K)))), []
+    sdpa.eager.register_forward_hook(lambda *_: seen.append("eager"))
+    sdpa.prepare(bias, CPU)
+    assert "dense" not in bias.memo
+    torch.vmap(lambda x: sdpa(q, k, x, bias))(v[None])
+    assert seen == ["eager"]

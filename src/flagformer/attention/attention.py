@@ -96,8 +96,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         q, kv = self.source(x, side)
-        for prefix in self.prefix_kv:
-            kv = prefix(kv, self.source.qk_norm.keys)
+        if self.num_prefix_kv:
+            for prefix in self.prefix_kv:
+                kv = prefix(kv, self.source.qk_norm.keys)
         bias = self._bias(side)
         if self.score_biases is not None:
             bias = TokenBias(bias, self.score_biases(x, side))

@@ -28,6 +28,7 @@ from flagformer.flow import (
 from flagformer.ops.borrow import borrow
 from flagformer.ops.identity import as_module
 from flagformer.position import CosSin, Rotation
+from flagformer.position.none import NoRotation
 
 
 class QKVSource(nn.Module, ABC):
@@ -105,14 +106,16 @@ class SelfAttentionInputs(QKVSource):
     def forward(self, x: Tensor, side: SideInputs) -> tuple[Tensor, KeyValues]:
         if self.expands and side.state is not None:
             return self._expanded(x, side, side.state)
-        q, k, v = self.projection(x)
+        projection = self.projection
+        q, k, v = projection(x)
         if self.modifies_values:
             for value_mod in self.value_mods:
                 v = value_mod(v, x, side)
         raw = v
         cos_sin = side.cos_sin[self.rotation_idx]
         q, k, unrotated = self._normed_and_rotated(q, k, cos_sin)
-        v = self.value_rotation.keys(v, cos_sin)
+        if type(self.value_rotation) is not NoRotation:
+            v = self.value_rotation.keys(v, cos_sin)
         if side.memory is not None and side.memory.mem is not None:
             unrotated_mem, mem_k, mem_v = self._project_memory(
                 side.memory.mem, side.memory.cos_sin[self.rotation_idx]
@@ -127,18 +130,19 @@ class SelfAttentionInputs(QKVSource):
                 new = {"k": k, "v": v} if "v" in self.entry_widths else {"k": k}
                 entry = self._extend(new, state, side.step)
                 k, v = entry["k"], entry.get("v", entry["k"])
-        return q, KeyValues(k, v, 0, unrotated, self.projection.shared_qk)
+        return q, KeyValues(k, v, 0, unrotated, projection.shared_qk)
 
     def _normed_and_rotated(
         self, q: Tensor, k: Tensor, cos_sin: CosSin | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Queries and keys, normed and rotated, and both before the rotation."""
-        if not self.norms_turned:
-            q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
+        qk_norm = self.qk_norm
+        if not self.norms_turned and type(qk_norm) is not NoQKNorm:
+            q, k = qk_norm.queries(q), qk_norm.keys(k)
         unrotated = q, q if self.projection.shared_qk else k  # with shared QK, a token has one cluster
         q, k = self.rotation.both(q, k, cos_sin)
         if self.norms_turned:
-            q, k = self.qk_norm.queries(q), self.qk_norm.keys(k)
+            q, k = qk_norm.queries(q), qk_norm.keys(k)
         return q, k, unrotated
 
     def _keys(self, k: Tensor, cos_sin: CosSin | None) -> Tensor:

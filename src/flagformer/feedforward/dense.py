@@ -69,7 +69,10 @@ class _Projections(FeedForward):
 
     def compute(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D], for any number of tokens."""
-        return self.w_out(self.dropout(self.norm(self.hidden(x))))
+        hidden = self.hidden(x)
+        if self.norm is not identity:
+            hidden = self.norm(hidden)
+        return self.w_out(hidden if self.dropout is identity else self.dropout(hidden))
 
     @abstractmethod
     def hidden(self, x: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class AttentionBias:
         """
         heads = self.heads if heads is None else heads
         ends = () if heads is None else (heads.start, heads.stop)
-        key = (narrowest(window, self.root.window), num_prefix_kv, mask_self, rules, *ends)
+        width = self.root.window if window is None else narrowest(window, self.root.window)
+        key = (width, num_prefix_kv, mask_self, rules, *ends)
         if key not in self.root.narrowings:
             self.root.narrowings[key] = self.root._narrow(key[0], num_prefix_kv, mask_self, heads, rules)
         return self.root.narrowings[key]
@@ -213,7 +214,8 @@ class AttentionBias:
 
     def dense(self) -> DenseBias:
         """Mask and bias as tensors."""
-        return self.once("dense", self._dense)
+        found: DenseBias | None = self.memo.get("dense")
+        return self.once("dense", self._dense) if found is None else found
 
     def _dense(self) -> DenseBias:
         if self.heads is not None:

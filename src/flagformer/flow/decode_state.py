@@ -132,7 +132,7 @@ class DecodeState:
 
     def window_start(self, window: int | None = None) -> int:
         """First cache position within the window of the state and `window`, for the next query."""
-        width = narrowest(self.window, window)
+        width = window if self.window is None else narrowest(self.window, window)
         return 0 if width is None or self.pattern is not None else max(0, self.length + 1 - width)
 
     def advance(self, count: int, prefix: Tensor | None, context: Layout | None) -> None:

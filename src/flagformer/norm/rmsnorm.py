@@ -46,7 +46,8 @@ def rsqrt_ms(x: Tensor, eps: float | None = None) -> Tensor:
     """
     if eps is None:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return length.clamp(min=min_norm(x)).reciprocal() * x.shape[-1] ** 0.5
+        lowest = MIN_NORM if x.dtype in WITH_MIN_NORM else min_norm(x)
+        return length.clamp(min=lowest).reciprocal() * x.shape[-1] ** 0.5
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(torch.promote_types(x.dtype, torch.float32))
     # fp16 does not hold the reciprocal root of a smaller epsilon
     eps = max(eps, torch.finfo(x.dtype).tiny ** 2)

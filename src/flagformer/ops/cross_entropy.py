@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.utils.checkpoint import checkpoint
 
 from flagformer.ops.first_gradients import refuse_second_gradients
 from flagformer.ops.full_precision import no_autocast
@@ -24,7 +25,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction:
 
 
 def chunked_cross_entropy(
-    to_logits: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, ignore_index: int, chunks: int
+    to_logits: Callable[[Tensor], Tensor],
+    x: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    chunks: int,
+    recompute: bool = False,
 ) -> Tensor:
     """The mean cross entropy, in nats, of `to_logits(x)`, without the logits of all tokens in memory.
 
@@ -39,13 +45,22 @@ def chunked_cross_entropy(
         targets: [B, T] long.
         ignore_index: targets of this value are ignored; the loss is NaN if all are.
         chunks: the number of chunks, of B * T / chunks tokens each.
+        recompute: compute logits again in the backward instead. For a head under `fully_shard`: the end of
+            any backward frees the parameters of all modules, also of those whose forward still runs.
     """
     parts = list(zip(x.flatten(0, 1).chunk(chunks), targets.flatten().chunk(chunks)))
     count = (targets != ignore_index).sum()
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if not traced and torch.is_grad_enabled():
+    if not traced and not recompute and torch.is_grad_enabled():
         return _with_gradients(to_logits, parts, x, ignore_index, count)
-    totals = [cross_entropy(to_logits(chunk[None]), target, ignore_index, "sum") for chunk, target in parts]
+
+    def total(chunk: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(to_logits(chunk[None]), target, ignore_index, "sum")
+
+    if recompute and not traced:
+        totals = [checkpoint(total, chunk, target, use_reentrant=False) for chunk, target in parts]
+    else:
+        totals = [total(chunk, target) for chunk, target in parts]
     return torch.stack(totals).sum() / count
 
 

@@ -86,6 +86,11 @@ def is_sharded(model: Any) -> bool:
     return any(_is_fsdp(part) or any(_shards(part)) for part in parts)
 
 
+def is_gathered_inside(part: nn.Module) -> bool:
+    """Whether `fully_shard` was applied to the module or a submodule."""
+    return any(_is_fsdp(one) for one in part.modules())
+
+
 def _is_fsdp(part: nn.Module) -> bool:
     return hasattr(type(part), "unshard")
 
@@ -119,6 +124,13 @@ def _gathered_shards(part: nn.Module) -> Iterator[str]:
 def _shards(part: nn.Module) -> Iterator[str]:
     """Names of the module's own parameters that are DTensors."""
     return (name for name, one in part._parameters.items() if hasattr(one, "full_tensor"))
+
+
+def gather_with(owner: Any, part: nn.Module) -> None:
+    """Gather the parameters of a submodule that another module reads, if they are sharded with `owner`; they
+    are freed after the backward, or with the next forward of `owner`."""
+    if _is_fsdp(owner) and not _is_fsdp(part) and any(_shards(part)):
+        owner.unshard()
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:

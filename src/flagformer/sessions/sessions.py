@@ -16,7 +16,7 @@ from flagformer.inputs.interleaving import open_session
 from flagformer.inputs.segments import check_session, next_memory
 from flagformer.ops.borrow import borrow
 from flagformer.ops.home import home_of
-from flagformer.ops.sharded import as_forward, is_sharded
+from flagformer.ops.sharded import as_forward, gather_with, is_sharded
 from flagformer.sessions.saved_state import StateFiles
 from flagformer.sessions.stream import Stream
 from flagformer.stack.layers import AttentionLayers
@@ -44,7 +44,9 @@ class Sessions(StateFiles, Whole):
             return own
         if self.token_emb_owner is None:
             raise AttributeError("token_emb")
-        return self.token_emb_owner.token_emb
+        embedding = self.token_emb_owner.token_emb
+        gather_with(self.token_emb_owner, embedding)
+        return embedding
 
     def share_token_emb(self, reader: Sessions) -> None:
         """Share the embedding of `reader` and make it a submodule of this model."""

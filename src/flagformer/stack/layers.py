@@ -236,8 +236,9 @@ class AttentionLayers(Whole):
             ).of_tokens(token_ids, condition)  # fmt: skip
         x = in_full(x, self)
         side = self._side(inputs, x.dtype, OutputCollector() if collector is None else collector)
-        for attention in self.attentions:
-            attention.prepare(side)
+        if torch.is_grad_enabled():  # forms that sublayers share, if any is computed again for a backward
+            for attention in self.attentions:
+                attention.prepare(side)
         h = self.executor.run(self.steps, self.residual, self.residual.open(x), side)
         out = self.residual.close(h, with_side(self.final_norm, side))
         if inputs.state is not None:

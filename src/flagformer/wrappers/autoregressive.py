@@ -44,7 +44,7 @@ from flagformer.inputs.z_loss import adds_z_loss
 from flagformer.ops.cross_entropy import chunked_cross_entropy, cross_entropy
 from flagformer.ops.drop import forgetful_causal_mask
 from flagformer.ops.home import home_of
-from flagformer.ops.sharded import as_session
+from flagformer.ops.sharded import as_session, is_gathered_inside
 from flagformer.stack.inputs import check_size, check_tensor
 from flagformer.stack.whole import Whole
 from flagformer.storage.saved import Unsaved
@@ -183,8 +183,10 @@ class AutoregressiveWrapper(Unsaved, Whole):
         """Mean over `targets` [B, T], in fp32 or better."""
         if outputs.logits is not None:
             return cross_entropy(outputs.logits, targets, self.ignore_index)
+        head = getattr(self.net, "head", None)
+        recompute = isinstance(head, nn.Module) and is_gathered_inside(head)
         return chunked_cross_entropy(
-            self.net.to_logits, outputs.embeddings, targets, self.ignore_index, self.loss_chunks
+            self.net.to_logits, outputs.embeddings, targets, self.ignore_index, self.loss_chunks, recompute
         )
 
     def update_kmeans(self) -> None:

@@ -28,13 +28,15 @@ class Dense(Core):
         borrow(self, {"path": path})
 
     def prepare(self, bias: AttentionBias, side: SideInputs) -> None:
-        if _is_recorded(side.collector) or not isinstance(self.kernel, Kernel):
+        kernel = self.kernel
+        is_ours = isinstance(kernel, Kernel)
+        if _is_recorded(side.collector) or not is_ours:
             bias.dense()
-        if isinstance(self.kernel, Kernel):
-            self.kernel.prepare(bias, side.layout.positions.device)
+        if is_ours:
+            kernel.prepare(bias, side.layout.positions.device)
 
     def forward(self, q: Tensor, kv: KeyValues, bias: AttentionBias, side: SideInputs) -> Tensor:
-        if _is_recorded(side.collector):
+        if side.collector.is_active and _is_recorded(side.collector):
             self._record(q, kv, bias, side)
         return self.kernel(q, kv.k, kv.v, bias)
 
@@ -48,4 +50,4 @@ class Dense(Core):
 
 
 def _is_recorded(collector: OutputCollector) -> bool:
-    return collector.is_active and (collector.is_requested(MAPS) or collector.is_loss_requested(NAME))
+    return collector.is_requested(MAPS) or collector.is_loss_requested(NAME)

@@ -55,7 +55,7 @@ class SDPA(Kernel):
         self.eager = Eager(path, dropout=dropout)
 
     def prepare(self, bias: AttentionBias, device: torch.device) -> None:
-        if (not bias.is_plain_causal or transformed()) and not self.reads_relative(bias, device):
+        if transformed() or not (bias.is_plain_causal or self.reads_relative(bias, device)):
             bias.dense()
 
     def reads_relative(self, bias: AttentionBias, device: torch.device) -> bool:
@@ -66,14 +66,15 @@ class SDPA(Kernel):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
             return self.eager(q, k, v, bias)
-        if not bias.is_plain_causal and self.reads_relative(bias, q.device):
+        plain = bias.is_plain_causal
+        if not plain and self.reads_relative(bias, q.device):
             relative = bias.relative()
             assert relative is not None
             return relative_bias.attend(q, k, v, relative, self.scale)
         width = v.shape[3]
         if width != q.shape[3] and _zeros_pay(q, k):
             q, k, v = one_width(q, k, v)
-        if bias.is_plain_causal:
+        if plain:
             out = self._causal(q, k, v, bias.num_prefix_kv)
             return out if out.shape[3] == width else out[..., :width]
         allowed, added, _ = bias.dense()

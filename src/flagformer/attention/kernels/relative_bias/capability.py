@@ -8,8 +8,6 @@ import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from flagformer.ops.traced import transformed
-
 # The versions of torch with which the private operators were tested.
 TESTED = SpecifierSet("==2.13.*", prereleases=True)
 
@@ -33,7 +31,7 @@ HAS_OPERATORS = is_tested() and fused is not None and fused_backward is not None
 def is_supported(device: torch.device) -> bool:
     """Whether the operators run on this device, for every floating-point dtype.
 
-    They have no rules for transforms of `torch.func`. The meta device, on which sizes and FLOPs are
-    estimated, is treated as a CPU.
+    They have no rules for transforms of `torch.func`, which callers check. The meta device, on which sizes
+    and FLOPs are estimated, is treated as a CPU.
     """
-    return HAS_OPERATORS and device.type in ("cpu", "meta") and not transformed()
+    return HAS_OPERATORS and device.type in ("cpu", "meta")
