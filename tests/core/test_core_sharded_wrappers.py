@@ -1,4 +1,4 @@
-"""Pairs, images and tied heads that FSDP2 shards by parts equal the unsharded ones in training and generation."""
+"""Pairs, images and tied heads that FSDP2 shards by parts train and generate as unsharded ones do."""
 
 import copy
 

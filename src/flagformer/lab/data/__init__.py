@@ -111,6 +111,18 @@ class Source(BaseModel, ABC):
         """Bytes of text that the targets of this batch encode, if `is_bytes`."""
         raise TypeError(f"the targets of `source: {self.model_dump()['source']}` do not encode bytes")
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether `sequence_lengths` gives lengths: rows hold several sequences, or padding."""
+        return False
+
+    def sequence_lengths(
+        self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
+    ) -> Tensor | None:
+        """Lengths of the sequences in each row of this batch, long [batch_size, N] filled with zeros, the
+        `seq_lens` of a model; tokens after the last one are padding. None: a row is one sequence."""
+        return None
+
     def example(self, rows: int, seq_len: int) -> Tensor:
         """Zeros with the shape and type of the inputs of `batch`, on torch's default device."""
         return torch.zeros(rows, seq_len, dtype=torch.long)

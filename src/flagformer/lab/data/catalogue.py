@@ -15,10 +15,13 @@ from flagformer.lab.data.fuzzy_recall import FuzzyRecall
 from flagformer.lab.data.induction import Induction
 from flagformer.lab.data.list_ops import ListOps
 from flagformer.lab.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.mixture import Mixture
 from flagformer.lab.data.parity import Parity
+from flagformer.lab.data.record_source import Records
 from flagformer.lab.data.reverse import Reverse
 from flagformer.lab.data.segment_recall import SegmentRecall
 from flagformer.lab.data.selective_copy import SelectiveCopy
+from flagformer.lab.data.shards import Shards
 from flagformer.lab.data.sines import Sines
 from flagformer.lab.data.sort import Sort
 from flagformer.lab.data.stdlib import StandardLibrary
@@ -26,7 +29,8 @@ from flagformer.lab.data.tokens import TokenFile
 
 # The type of a `data` block; `source` names the class, which pydantic puts into error locations.
 DataConfig = Annotated[
-    StandardLibrary | TextFile | TokenFile | Enwik8 | Text8 | Copy | SelectiveCopy | Reverse |
-    AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
-    LongRetrieval | Sort | Addition | Sines | Digits, Field(discriminator="source"),
+    StandardLibrary | TextFile | TokenFile | Records | Shards | Mixture | Enwik8 | Text8 | Copy |
+    SelectiveCopy | Reverse | AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps |
+    SegmentRecall | LongRetrieval | Sort | Addition | Sines | Digits, Field(discriminator="source"),
 ]  # fmt: skip
+Mixture.model_rebuild(_types_namespace={"DataConfig": DataConfig})

@@ -12,10 +12,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from flagformer.lab.data import Split, short_hash
+from flagformer.lab.data.cache import cache_directory
 from flagformer.lab.data.file import bytes_of
 from flagformer.lab.data.text import Text
 
-CACHE, MIRROR = "FLAGFORMER_CACHE", "FLAGFORMER_MIRROR"
+MIRROR = "FLAGFORMER_MIRROR"
 HOME = "http://mattmahoney.net/dc"
 SIZE = 100_000_000
 PATIENCE = 30.0  # seconds without a byte
@@ -67,11 +68,6 @@ class Text8(Downloaded):
 
     source: Literal["text8"]
     archive_sha256: ClassVar[str] = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"
-
-
-def cache_directory() -> Path:
-    """The directory of downloads and encoded texts."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "flagformer")
 
 
 def fetch(name: str, sha256: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flagformer.lab.data import windows
-from flagformer.lab.data.download import CACHE, cache_directory
+from flagformer.lab.data.cache import CACHE, cache_directory
 from flagformer.lab.data.lock import exclusive
 
 VERSION = 2  # of the files; a new number invalidates the cache
@@ -110,10 +110,10 @@ def _encode_span(text: Tensor, low: int, high: int, tokenizer: Any, file: Any) -
     count, lossless = 0, True
     for before, part, after in _neighbours(windows.encode_parts(chunks, tokenizer)):
         pairs = np.empty((len(part.ids), 2), dtype="<i4")
-        pairs[:, 0], pairs[:, 1] = part.ids, _sizes(part)
+        pairs[:, 0], pairs[:, 1] = part.ids, token_sizes(part)
         file.write(pairs.tobytes())
         count += len(pairs)
-        lossless = lossless and not faults and _is_lossless(tokenizer, before, part, after)
+        lossless = lossless and not faults and is_lossless(tokenizer, before, part, after)
     invalid = faults[0] if faults else None
     return {"count": count, "lossless": lossless and not faults, "invalid": invalid}
 
@@ -150,7 +150,7 @@ def _neighbours(
         before, now = now, after
 
 
-def _sizes(part: windows.Part) -> Any:
+def token_sizes(part: windows.Part) -> Any:
     """Bytes from the first character of each token to that of the next. Characters without a token count for
     the token before them; a character of several tokens counts for the last of them."""
     if not len(part.ids):
@@ -161,7 +161,7 @@ def _sizes(part: windows.Part) -> Any:
     return np.diff(ends[np.maximum.accumulate([0, *part.starts[1:], len(part.text)])])
 
 
-def _is_lossless(
+def is_lossless(
     tokenizer: Any, before: windows.Part | None, part: windows.Part, after: windows.Part | None
 ) -> bool:
     """Whether the tokens of a part, decoded together with neighbouring tokens, give its text and the adjacent

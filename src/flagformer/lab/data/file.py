@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flagformer.lab.data import Split, short_hash
+from flagformer.lab.data.cache import remembered
 from flagformer.lab.data.formats import refuse_binary
 from flagformer.lab.data.records import fields_of, is_table, read_field
 from flagformer.lab.data.text import Text
@@ -110,7 +111,8 @@ def _map(path: Path, size: int, modified: int) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _hashed(path: Path, field: str | None, stamp: Stamp) -> str:
-    return short_hash(bytes_of(path, field).numpy().data)
+    files = [Path(name) for name, _, _ in stamp]
+    return remembered(f"text {field}", files, lambda: short_hash(bytes_of(path, field).numpy().data))
 
 
 def _stamp(folder: Path) -> Stamp:

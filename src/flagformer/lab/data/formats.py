@@ -12,6 +12,7 @@ from flagformer.lab.data.binary import SAMPLE, is_binary, wide_encoding
 HEAD = SAMPLE  # bytes of a file that `binary_format` reads
 UNPACK = "decompress it first ({})"
 COLUMN = "write the column of text to a .jsonl file and name it in `field`"
+IDS = "`source: shards` reads arrays of token ids"
 PICKLE = "give a file of text; pickles are never opened"
 OTHER = "give a file of text"
 RECODE = "convert it (iconv -f {0} -t UTF-8 FILE)"
@@ -35,8 +36,8 @@ FORMATS: tuple[tuple[bytes, bytes | None, str, str], ...] = (
     (rb"PK\x03\x04.{26}[^\x00]{0,99}/data\.pkl", b"", "PyTorch", PICKLE),
     (rb"PK\x03\x04.{26}[^\x00]{0,99}\.npy", b"", "NumPy (.npz)", "give the text that it was made of"),
     (rb"PK(\x03\x04|\x05\x06)", b"", "zip", "unpack it first (unzip FILE)"),
-    (rb"PAR[1E]", rb"PAR[1E]", "Parquet", COLUMN),
-    (rb"ARROW1\x00\x00|\xff\xff\xff\xff..\x00\x00", b"", "Arrow", COLUMN),
+    (rb"PAR[1E]", rb"PAR[1E]", "Parquet", "`source: parquet` reads a column of text"),
+    (rb"ARROW1\x00\x00|\xff\xff\xff\xff..\x00\x00", b"", "Arrow", "`source: dataset` reads its folder"),
     (rb"FEA1", rb"FEA1", "Feather", COLUMN),
     (rb"ORC", rb"ORC.", "ORC", COLUMN),
     (rb"Obj\x01", b"", "Avro", COLUMN),
@@ -46,12 +47,12 @@ FORMATS: tuple[tuple[bytes, bytes | None, str, str], ...] = (
     (rb"SQLite format 3\x00", b"", "SQLite", COLUMN),
     (rb".{8}DUCK", None, "DuckDB", COLUMN),
     (rb".{16}\xde\xc0\xef\xbe", b"", "LMDB", COLUMN),
-    (rb"\x93NUMPY", b"", "NumPy", "give the text that it was made of; arrays of token ids are not read"),
+    (rb"\x93NUMPY", b"", "NumPy", IDS),
     (rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", b"", "PyTorch", PICKLE),
     (rb"\x80[\x02-\x05]", b"", "pickle", PICKLE),
     (rb"GGUF.\x00\x00\x00", b"", "GGUF", "give a file of text; this one holds a model"),
     (rb"\n.\n[\x03-\x20]<(unk|pad|s)>\x15", b"", "SentencePiece model", "give the text to be encoded"),
-    (rb"MMIDIDX\x00", b"", "Megatron index", "give the text that it was made of"),
+    (rb"MMIDIDX\x00", b"", "Megatron index", IDS),
     (rb"%PDF-\d\.\d", rb"%%EOF\s*", "PDF", "extract its text first (pdftotext FILE)"),
     (rb"%PDF-", None, "PDF", "extract its text first (pdftotext FILE)"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"", "Office", "save it as plain text"),
@@ -82,7 +83,7 @@ def refuse_binary(path: Path, content: Tensor) -> None:
         return
     encoding = wide_encoding(content)
     if encoding is None:
-        found = "is binary (arrays of token ids, for example); give the text that it was made of"
+        found = "is binary; if it holds token ids, use `source: shards`"
     else:
         found = f"is a {encoding} file; {RECODE.format(encoding)}"
     raise ValueError(f"`path` must be a file of text, but {path} {found}")

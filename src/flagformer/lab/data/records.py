@@ -31,7 +31,7 @@ def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
     Raises:
         ValueError: a line is not a record, or has no such field.
     """
-    texts = [_text_of(path, line, record, field) for line, record in _records(path)]
+    texts = [_text_of(path, line, record, field) for line, record in records_of(path)]
     content = SEPARATOR.join(texts).encode("utf-8", errors="replace")
     if not content:
         raise ValueError(f"`path` must be a file with text in it, but {path} has none in `{field}`")
@@ -40,12 +40,12 @@ def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
 
 def fields_of(path: Path) -> list[str]:
     """The fields of the first record; empty without records."""
-    for _, record in _records(path):
+    for _, record in records_of(path):
         return [str(name) for name in record]
     return []
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def records_of(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Each record with its line number."""
     with _utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() in TABLES:

@@ -42,7 +42,7 @@ class TokenFile(Text):
     @property
     def num_tokens(self) -> int:
         """The largest id plus one: ids may have gaps, and added tokens may exceed the vocabulary."""
-        return 1 + max(read_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values())
+        return 1 + largest_id(self.tokenizer)
 
     @property
     def is_bytes(self) -> bool:
@@ -71,9 +71,8 @@ class TokenFile(Text):
         return part.sizes if part.lossless else None
 
     def fingerprint(self) -> str:
-        state = self.tokenizer.stat()
-        tokenizer = _hashed(self.tokenizer, state.st_size, state.st_mtime_ns)
-        return short_hash(f"{content_hash(self.path, self.field)} {tokenizer}".encode())
+        content = f"{content_hash(self.path, self.field)} {hash_tokenizer(self.tokenizer)}"
+        return short_hash(content.encode())
 
     def _part(self, split: Split) -> Encoded:
         return self._encoded()[SPLITS.index(split)]
@@ -100,10 +99,32 @@ def _spans(text: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(zip((0, *ends), (*ends, len(text))))
 
 
+def largest_id(tokenizer: Path) -> int:
+    """The largest id of a tokenizer, with added tokens."""
+    found: int = _largest_id(tokenizer, *_stamp(tokenizer))
+    return found
+
+
+def hash_tokenizer(path: Path) -> str:
+    """A short hash of a tokenizer.json; ValueError if it is not there."""
+    return _hashed(path, *_stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a tokenizer.json, part of cache keys, so that a changed file is read again."""
+    read_tokenizer(path)  # its error names the path
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=4)
 def _hashed(path: Path, size: int, modified: int) -> str:
-    """Size and time are part of the cache key, so that a changed file is read again."""
     return short_hash(path.read_bytes())
+
+
+@functools.lru_cache(maxsize=4)
+def _largest_id(path: Path, size: int, modified: int) -> int:
+    return max(read_tokenizer(path).get_vocab(with_added_tokens=True).values())
 
 
 @functools.lru_cache(maxsize=2)

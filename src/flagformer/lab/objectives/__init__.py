@@ -40,6 +40,7 @@ class Objective(BaseModel, ABC):
         refusals: the reason for each other kind.
         without_segments: the reason why `train.segment` must be left out; empty if rows may be read in
             segments.
+        reads_packed: whether it passes `Source.sequence_lengths` to the model.
         quality: the name of the metric in tables, and the entry of an evaluation that holds it.
     """
 
@@ -49,6 +50,7 @@ class Objective(BaseModel, ABC):
     trains: ClassVar[tuple[str, ...]]
     refusals: ClassVar[Mapping[str, str]]
     without_segments: ClassVar[str] = "its rows are read whole"
+    reads_packed: ClassVar[bool] = False
     quality: ClassVar[tuple[str, str]] = ("accuracy", "accuracy")
 
     def misfit(self, flags: Mapping[str, Any]) -> str:

@@ -27,6 +27,12 @@ def refuse_misfit(
     if why := objective.data_misfit(source, flags):
         data = source.model_dump()["source"]
         raise ValueError(f"`source` must be another one for `objective: {name}`, but is {data}: {why}")
+    if source.is_packed and not objective.reads_packed:
+        raise ValueError(
+            f"`packing` must be windows for `objective: {name}`, which reads no lengths of documents"
+        )
+    if source.is_packed and segment is not None:
+        raise ValueError("`segment` must be left out with packed or padded rows, or use `packing: windows`")
     if segment is not None and objective.without_segments:
         of = "images" if source.form == "images" else f"`objective: {name}`"
         raise ValueError(f"`segment` must be left out for {of}, because {objective.without_segments}")

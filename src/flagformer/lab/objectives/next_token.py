@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from torch import nn
+
 from flagformer.lab.data import Source, Split
-from flagformer.lab.objectives import Batch, Objective, refused
+from flagformer.lab.objectives import Batch, Inputs, Objective, Reading, refused
 from flagformer.lab.objectives.reasons import (
     BIDIRECTIONAL_ROUTING,
     IMAGES,
@@ -17,6 +19,7 @@ from flagformer.lab.objectives.reasons import (
     needs_ids,
     token_sizes,
 )
+from flagformer.lab.objectives.segment_reader import read_rows
 
 
 class NextToken(Objective):
@@ -25,6 +28,7 @@ class NextToken(Objective):
     name: Literal["next_token"] = "next_token"
 
     summary: ClassVar[str] = "Each token is predicted from the tokens before it."
+    reads_packed: ClassVar[bool] = True
     trains: ClassVar[tuple[str, ...]] = ("decoder", "prefix_decoder", "routing_lm")
     without_segments: ClassVar[str] = ""
     refusals: ClassVar[Mapping[str, str]] = refused(
@@ -46,6 +50,8 @@ class NextToken(Objective):
         return super().misfit(flags)
 
     def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
+        if source.is_packed and flags["model"] == "routing_lm":
+            return "its rows hold several documents or padding, which `model: routing_lm` does not separate"
         return needs_ids(source)
 
     def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +61,12 @@ class NextToken(Objective):
         return True
 
     def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
-        return source.batch(split, step, seed, rows, seq_len)
+        ids, targets = source.batch(split, step, seed, rows, seq_len)
+        lengths = source.sequence_lengths(split, step, seed, rows, seq_len)
+        return (ids, targets) if lengths is None else (ids, lengths, targets)
+
+    def ask(self, model: nn.Module, inputs: Inputs, segment: int | None, losses: bool) -> Reading:
+        return read_rows(model, inputs[0], segment, losses, *inputs[1:])
 
     def is_bytes(self, source: Source) -> bool:
         return source.is_bytes

@@ -17,7 +17,13 @@ class Reading(NamedTuple):
     extra: Tensor | None
 
 
-def read_rows(model: nn.Module, rows: Tensor, segment: int | None = None, losses: bool = False) -> Reading:
+def read_rows(
+    model: nn.Module,
+    rows: Tensor,
+    segment: int | None = None,
+    losses: bool = False,
+    seq_lens: Tensor | None = None,
+) -> Reading:
     """Run the model on every row from its start, without memory of other rows.
 
     Args:
@@ -25,10 +31,11 @@ def read_rows(model: nn.Module, rows: Tensor, segment: int | None = None, losses
             (`num_memory_slots`, `max_mem_len`), with gradients as in the model's paper; a model without
             memory reads segments independently.
         losses: whether to compute auxiliary losses; over segments their mean, weighted by tokens.
+        seq_lens: [B, N], lengths of the sequences in each row, with whole rows only; None: one in each.
     """
     losses = losses and getattr(inner(model), "has_losses", False)
     if segment is None or rows.shape[1] <= segment:
-        return _read(model, rows, losses, {})[0]
+        return _read(model, rows, losses, {}, seq_lens)[0]
     has_memory = any(getattr(inner(model), name, 0) for name in ("num_memory_slots", "max_mem_len"))
     parts: list[Reading] = []
     mems: Any = None
@@ -43,15 +50,18 @@ def read_rows(model: nn.Module, rows: Tensor, segment: int | None = None, losses
     )
 
 
-def _read(model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any]) -> tuple[Reading, Any]:
+def _read(
+    model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any], seq_lens: Tensor | None = None
+) -> tuple[Reading, Any]:
     """One forward, with the next memory if requested."""
+    packed = {} if seq_lens is None else {"seq_lens": seq_lens}
     if isinstance(inner(model), RoutingTransformerLM):
         logits, extra = model(rows)
         return Reading(logits, extra if losses else None), None
     if losses:
-        logits, outputs = model(rows, return_losses=True, **options)
+        logits, outputs = model(rows, return_losses=True, **options, **packed)
         return Reading(logits, outputs.extra_loss), outputs.mems
     if not options:
-        return Reading(model(rows), None), None
+        return Reading(model(rows, **packed), None), None
     logits, next_mems = model(rows, **options)
     return Reading(logits, None), next_mems
