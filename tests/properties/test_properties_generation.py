@@ -3,6 +3,7 @@ reallocated."""
 
 import pytest
 import torch
+from property_sample import FEW, calls_of, grouped
 from property_settings import TINY, one_block
 from property_subject import TIGHT, perturb, refusal
 from test_properties_singles import SINGLES
@@ -19,6 +20,8 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 # A length for prompt and new tokens with absolute positions; for others a window starts in the middle.
 ROOM, WINDOW = 24, 8
 NO_LOGIT_PER_TOKEN = {"return_only_embed", "logits_dim (tuned)"}
+GENERATING = [name for name in SINGLES if name not in NO_LOGIT_PER_TOKEN]
+PARTS = 4
 # Orders with as many sublayers as a decoder with cross-attention has.
 ORDERS = {
     "custom_layers": ("a", "c", "f", "a", "f"),
@@ -36,12 +39,11 @@ def decoder_of(flags):
     return perturb(model.double()).eval()
 
 
-def generates(name, kind):
-    """(the net that gives the logits, a call of `generate` with `cache_kv`) of a setting in a model kind."""
+def generates(flags, kind):
+    """(the net that gives the logits, a call of `generate` with `cache_kv`) of flags in a model kind."""
     if kind == "xtransformer":
-        return encoder_decoder(name)
-    flags = {**SINGLES[name], **TINY, "model": kind}
-    net = decoder_of(flags if kind == "decoder" else one_block(flags))
+        return encoder_decoder(flags)
+    net = decoder_of({**flags, "model": kind})
     side = {}
     if net.attn_layers.has_cross and not net.num_memory_slots:
         dims = net.attn_layers.dims
@@ -53,10 +55,10 @@ def generates(name, kind):
     return net, lambda cache_kv: wrapper.generate(PROMPTS, NEW, temperature=0, cache_kv=cache_kv, **side)
 
 
-def encoder_decoder(name):
-    """The setting in the decoder of an XTransformer."""
+def encoder_decoder(flags):
+    """The flags in the decoder of an XTransformer."""
     own = {"model", *FIXED_BY_MODEL[DEC]}
-    chosen = {key: value for key, value in one_block({**SINGLES[name], **TINY}).items() if key not in own}
+    chosen = {key: value for key, value in flags.items() if key not in own}
     chosen |= {key: value for key, value in ORDERS.items() if key in chosen}
     chosen |= {
         key: tuple(value[index] for index in (0, 1, 1, 2, 3, 3))  # of a, c, f
@@ -111,15 +113,39 @@ def storages(value):
 @pytest.mark.parametrize("name", sorted(NO_LOGIT_PER_TOKEN))
 def test_models_without_a_logit_for_each_token_do_not_generate(name):
     with pytest.raises(ValueError, match=name.split()[0]):
-        generates(name, "decoder")
+        generates({**SINGLES[name], **TINY}, "decoder")
 
 
-@pytest.mark.parametrize("kind", ["decoder", "prefix_decoder", "xtransformer"])
-@pytest.mark.parametrize("name", [name for name in SINGLES if name not in NO_LOGIT_PER_TOKEN])
-def test_greedy_generation_is_the_same_with_and_without_a_state(name, kind):
-    if kind == "prefix_decoder" and refusal({**SINGLES[name], **TINY, "model": kind}):
-        return  # the single settings test that only causal requirements are refused
-    net, generate = generates(name, kind)
+@pytest.mark.parametrize("name", GENERATING)
+def test_greedy_generation_is_the_same_with_and_without_a_state(name):
+    generates_equally({**SINGLES[name], **TINY}, "decoder")
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("kind", ["prefix_decoder", "xtransformer"])
+def test_other_kinds_generate_the_same_with_and_without_a_state(kind, part):
+    """A few settings in one model; the single settings test that only causal requirements are refused."""
+    builds = {}
+    for name in GENERATING[part::PARTS]:
+        model = {"model": kind} if kind == "prefix_decoder" else {"cross_attend": True}
+        flags = one_block({**SINGLES[name], **TINY})
+        if kind == "xtransformer" or refusal({**flags, **model}) is None:
+            builds[name] = {**flags, **model}
+    for members, flags in grouped(builds, FEW, is_alone):
+        try:
+            generates_equally({name: value for name, value in flags.items() if name != "model"}, kind)
+        except Exception as error:
+            raise AssertionError(f"{', '.join(members)} in a {kind}") from error
+
+
+def is_alone(flags):
+    """What settings of one model have in common; those with values by layer or an order are alone."""
+    ordered = set(ORDERS) & set(flags) or any(is_per_layer(*item, CATALOGUE) for item in flags.items())
+    return id(flags) if ordered or refusal(flags) else calls_of(flags)
+
+
+def generates_equally(flags, kind):
+    net, generate = generates(flags, kind)
     tokens, logits, memory = watched(net, generate, True)
     again, plain, _ = watched(net, generate, False)
     assert tokens.shape == (2, NEW)
