@@ -34,8 +34,9 @@ INTEGRATIONS := tests/integrations tests/lm_eval tests/hugging_face/test_pretrai
 demo: $(VENV)/.study
 	$(BIN)/flagformer study run studies/positions.yaml --out runs/demo
 
+# Three workers on two cores: some tests wait for the processes that they start.
 test: $(VENV)/.dev $(VENV)/.peers
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 $(QUICK)

@@ -1,36 +1,11 @@
-"""All data sources. To add one, write its file, its import and its name in `DataConfig`."""
+"""The type of a `data` block: one of `sources`, or a mixture of them."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from flagformer.lab.data.addition import Addition
-from flagformer.lab.data.associative_recall import AssociativeRecall
-from flagformer.lab.data.compression import Compression
-from flagformer.lab.data.copy_task import Copy
-from flagformer.lab.data.digits import Digits
-from flagformer.lab.data.download import Enwik8, Text8
-from flagformer.lab.data.file import TextFile
-from flagformer.lab.data.fuzzy_recall import FuzzyRecall
-from flagformer.lab.data.induction import Induction
-from flagformer.lab.data.list_ops import ListOps
-from flagformer.lab.data.long_retrieval import LongRetrieval
 from flagformer.lab.data.mixture import Mixture
-from flagformer.lab.data.parity import Parity
-from flagformer.lab.data.record_source import Records
-from flagformer.lab.data.reverse import Reverse
-from flagformer.lab.data.segment_recall import SegmentRecall
-from flagformer.lab.data.selective_copy import SelectiveCopy
-from flagformer.lab.data.shards import Shards
-from flagformer.lab.data.sines import Sines
-from flagformer.lab.data.sort import Sort
-from flagformer.lab.data.stdlib import StandardLibrary
-from flagformer.lab.data.tokens import TokenFile
+from flagformer.lab.data.sources import SingleSource
 
-# The type of a `data` block; `source` names the class, which pydantic puts into error locations.
-DataConfig = Annotated[
-    StandardLibrary | TextFile | TokenFile | Records | Shards | Mixture | Enwik8 | Text8 | Copy |
-    SelectiveCopy | Reverse | AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps |
-    SegmentRecall | LongRetrieval | Sort | Addition | Sines | Digits, Field(discriminator="source"),
-]  # fmt: skip
-Mixture.model_rebuild(_types_namespace={"DataConfig": DataConfig})
+# `source` names the class, which pydantic puts into error locations.
+DataConfig = Annotated[SingleSource | Mixture, Field(discriminator="source")]

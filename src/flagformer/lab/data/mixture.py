@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from flagformer.lab.data import Source, Split, draws, short_hash
-
-if TYPE_CHECKING:
-    from flagformer.lab.data.catalogue import DataConfig
+from flagformer.lab.data.sources import SingleSource
 
 PERIOD = 10_000  # rows in which every source has its share
 
@@ -24,7 +22,9 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: float = Field(gt=0, le=1e9, description="Share of the rows, relative to the other weights.")
-    data: DataConfig = Field(description="The source; `seq_len` is that of the mixture.")
+    data: SingleSource = Field(
+        discriminator="source", description="The source, no mixture; `seq_len` is that of the mixture."
+    )
 
 
 class Mixture(Source):
@@ -44,9 +44,9 @@ class Mixture(Source):
     @classmethod
     def _are_texts(cls, parts: dict[str, Part]) -> dict[str, Part]:
         for name, part in parts.items():
-            if part.data.form != "ids" or isinstance(part.data, Mixture):
-                kind = "a mixture" if part.data.form == "ids" else f"a source of {part.data.form}"
-                raise ValueError(f"`parts` must be sources of tokens, but `{name}` is {kind}")
+            if part.data.form != "ids":
+                text = f"`parts` must be sources of tokens, but `{name}` is a source of {part.data.form}"
+                raise ValueError(text)
             if "seq_len" in part.data.model_fields_set:
                 raise ValueError(
                     f"`seq_len` is of the mixture, but `{name}` sets its own; leave it out there"

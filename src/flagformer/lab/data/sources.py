@@ -1,0 +1,29 @@
+"""All data sources but mixtures. To add one, write its file, its import and its name in `SingleSource`."""
+
+from flagformer.lab.data.addition import Addition
+from flagformer.lab.data.associative_recall import AssociativeRecall
+from flagformer.lab.data.compression import Compression
+from flagformer.lab.data.copy_task import Copy
+from flagformer.lab.data.digits import Digits
+from flagformer.lab.data.download import Enwik8, Text8
+from flagformer.lab.data.file import TextFile
+from flagformer.lab.data.fuzzy_recall import FuzzyRecall
+from flagformer.lab.data.induction import Induction
+from flagformer.lab.data.list_ops import ListOps
+from flagformer.lab.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.parity import Parity
+from flagformer.lab.data.record_source import Records
+from flagformer.lab.data.reverse import Reverse
+from flagformer.lab.data.segment_recall import SegmentRecall
+from flagformer.lab.data.selective_copy import SelectiveCopy
+from flagformer.lab.data.shards import Shards
+from flagformer.lab.data.sines import Sines
+from flagformer.lab.data.sort import Sort
+from flagformer.lab.data.stdlib import StandardLibrary
+from flagformer.lab.data.tokens import TokenFile
+
+SingleSource = (
+    StandardLibrary | TextFile | TokenFile | Records | Shards | Enwik8 | Text8 | Copy | SelectiveCopy |
+    Reverse | AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
+    LongRetrieval | Sort | Addition | Sines | Digits
+)  # fmt: skip
