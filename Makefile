@@ -26,7 +26,7 @@ SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_key_ranges.py tests/core/test
 MATRIX := $(foreach name,pairs triples singles features linears buffers reset storage transforms sharded quantised precision, \
 	tests/properties/test_properties_$(name).py)
 
-INTEGRATIONS := tests/integrations tests/lm_eval tests/hugging_face/test_pretrained.py \
+INTEGRATIONS := tests/integrations tests/harness tests/hugging_face/test_pretrained.py \
 	tests/hugging_face/test_packed_positions.py tests/hugging_face/test_trl.py
 
 .PHONY: demo test quick sensitive matrix integrations check docs bench clean attack

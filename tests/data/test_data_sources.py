@@ -106,7 +106,7 @@ def test_metric_has_a_description_and_chance_is_a_fraction(source):
 
 
 def test_unknown_source_and_unknown_field_are_refused():
-    with pytest.raises(ValidationError, match="'stdlib', 'file', 'tokens', 'enwik8', 'text8', 'copy'"):
+    with pytest.raises(ValidationError, match="'stdlib', 'file', 'tokens', 'jsonl', 'csv', 'parquet'"):
         READER.validate_python({"source": "stdlb"})
     with pytest.raises(ValidationError, match="mibs"):
         READER.validate_python({"source": "stdlib", "mibs": 2})

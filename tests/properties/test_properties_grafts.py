@@ -19,13 +19,15 @@ BASE = {**TINY, "model": "decoder", "depth": 1}
 BEFORE = ("cross_attend", "rotary_pos_emb", "parallel_block")
 # Grafts with other inputs or none, or of sizes that become smaller: they have tests of their own.
 REFUSED = {
-    "scaled_sinu_pos_emb", "custom_layers", "use_scalenorm", "attn_value_dim_head", "attn_shared_kv",
+    "scaled_sinu_pos_emb", "sinu_pos_emb_scale", "custom_layers", "use_scalenorm", "attn_value_dim_head",
+    "attn_shared_kv",
     "disable_abs_pos_emb", "ff_mult", "ff_inner_dim", "emb_dim", "logits_dim", "cross_attn_dim_context",
 }  # fmt: skip
-# Flags that change the function of inputs that these tests do not give: memories, prefixes, long contexts.
+# Flags that change the function of inputs that these tests do not give: memories, prefixes, long contexts,
+# trained biases of keys.
 OTHER_CALLS = {
     "model=prefix_decoder", "max_mem_len", "shift_mem_down", "kmeans_ema_decay of RoutedContext",
-    "commitment_factor of RoutedContext",
+    "commitment_factor of RoutedContext", "attn_k_bias",
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "unknown data setting": (changed("symbols: 8", "symbol: 8"), [(6, "did you mean `symbols`?")]),
     "unknown source": (
         changed("source: copy", "source: wiki"),
-        [(6, "stdlib, file, tokens, enwik8")],
+        [(6, "stdlib, file, tokens, jsonl")],
     ),
     "no source": (changed("source: copy, ", ""), [(6, "`data.source` is missing")]),
     "words for numbers": (
@@ -86,9 +86,9 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
         [(10, "rotary")],
     ),
     "impossible size": (changed("  heads: 2", "  heads: 0"), [(5, "heads")]),
-    "encoder": (
-        changed("  depth: 1", "  depth: 1\n  model: encoder"),
-        [(5, "`model` must be one of decoder")],
+    "unknown model": (
+        changed("  depth: 1", "  depth: 1\n  model: encodr"),
+        [(5, "`model` must be one of")],
     ),
     "other vocabulary": (
         changed("  depth: 1", "  depth: 1\n  num_tokens: 5"),

@@ -128,7 +128,7 @@ def test_copies_and_files_preserve_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "flag", "says"),
     [
-        ({"pooling": "max"}, "pooling", "must be one of 'first', 'mean', 'class', but is 'max'"),
+        ({"pooling": "max"}, "pooling", "must be one of 'first', 'mean', 'class', 'last', but is 'max'"),
         ({"num_classes": 0}, "num_classes", "must be at least 1, but is 0"),
         ({"num_clases": 2}, "num_clases", "is not a flag"),
         ({"causal": True}, "causal", "cannot be given, because an encoder"),

@@ -209,7 +209,7 @@ def test_copies_and_files_preserve_the_model(tmp_path):
         ({"image_size": (8, 8, 8)}, "image_size", "must be one number or (height, width)"),
         ({"patch_size": 0}, "patch_size", "must be at least 1, but is 0"),
         ({"num_classes": 0}, "num_classes", "must be at least 1, but is 0"),
-        ({"pooling": "max"}, "pooling", "must be one of 'mean', 'class', but is 'max'"),
+        ({"pooling": "max"}, "pooling", "must be one of 'mean', 'class', 'distilled', but is 'max'"),
         ({"pooling": "class"}, "pooling", "because `class_token` is not set"),
         ({"class_token_position": True}, "class_token_position", "because `class_token` is not set"),
         ({"pooler": True, "num_classes": None}, "pooler", "because `num_classes` is not set"),

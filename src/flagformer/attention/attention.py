@@ -52,6 +52,7 @@ class Attention(nn.Module):
             core, "reads_heads", True
         )  # a core of the user's may declare nothing
         source.absorbs = not any(getattr(part, "reads_heads", True) for part in _readers(core, prefix_kv))
+        self.score_biases = score_biases
         self.prefix_kv = nn.ModuleList(prefix_kv)  # type: ignore[assignment]
         self.num_prefix_kv = sum(prefix.count for prefix in prefix_kv)  # keys without a position
         self.is_cross = source.is_cross
@@ -59,7 +60,6 @@ class Attention(nn.Module):
         # of the attention bias: for all heads
         self.narrowing = (source.window, self.num_prefix_kv, masks_self, None, source.window_rules)
         self.core = core
-        self.score_biases = score_biases
         self.gates = nn.ModuleList(map(as_module, gates))  # type: ignore[assignment]
         self.to_out = output
         self._watch()

@@ -1,11 +1,10 @@
-"""Linear projections with a custom initialisation, or with biases of some of their outputs."""
+"""Linear projections with a custom initialisation, and biases of some of their outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Init = Callable[[nn.Linear], object]
@@ -39,10 +38,11 @@ class Linear(nn.Linear):
             self.init(self)
 
 
-class PartlyBiased(nn.Linear):
-    """x W^T + b for some of the outputs, x W^T for the others: [..., I] -> [..., O].
+class PartialBias(nn.Module):
+    """Adds biases to some of the outputs of a projection: [..., O] -> [..., O].
 
     Args:
+        inputs: I of the projection, for torch's initialisation.
         parts: (number of outputs, whether they have biases), in the order of the outputs.
 
     Attributes:
@@ -50,22 +50,15 @@ class PartlyBiased(nn.Linear):
     """
 
     def __init__(self, inputs: int, parts: Sequence[tuple[int, bool]]) -> None:
-        self.parts = tuple(parts)
-        super().__init__(inputs, sum(width for width, _ in parts), bias=False)
-        self.bias = nn.Parameter(self.weight.new_empty(sum(width for width, biased in parts if biased)))
+        super().__init__()
+        self.bound, self.parts = inputs**-0.5, tuple(parts)
+        self.bias = nn.Parameter(torch.empty(sum(width for width, biased in parts if biased)))
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.bias, -self.bound, self.bound)
 
     def forward(self, x: Tensor) -> Tensor:
         given = iter(self.bias.split([width for width, biased in self.parts if biased]))
-        bias = torch.cat(
-            [next(given) if biased else self.bias.new_zeros(width) for width, biased in self.parts]
-        )
-        return F.linear(x, self.weight, bias)
-
-
-def linear_of(inputs: int, parts: Sequence[tuple[int, bool]]) -> nn.Linear:
-    """A projection to several outputs in one, each (its width, whether it has biases)."""
-    biased = {has_bias for width, has_bias in parts if width}
-    if len(biased) == 1:
-        return nn.Linear(inputs, sum(width for width, _ in parts), bias=biased.pop())
-    return PartlyBiased(inputs, parts)
+        biases = [next(given) if biased else self.bias.new_zeros(width) for width, biased in self.parts]
+        return x + torch.cat(biases)

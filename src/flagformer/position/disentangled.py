@@ -15,6 +15,7 @@ from flagformer.norm.layernorm import DEFAULT_EPS, LayerNorm
 from flagformer.ops.attend import repeat_kv
 from flagformer.ops.borrow import borrow
 from flagformer.ops.buckets import log_bucket
+from flagformer.ops.home import home_of
 from flagformer.ops.identity import identity
 from flagformer.position import PositionBias
 from flagformer.score import Score
@@ -78,12 +79,13 @@ class Disentangled(PositionBias):
             raise FlagError([Finding("disentangled_attn_norm_eps", f"{text} False; leave one of them out")])
         self.span, self.max_distance, self.terms = span, max_distance, terms
         self.first = 0 if dims.causal else -span  # the bucket of the first row
-        self.table = TokenEmbedding(span - self.first, dims.dim)
+        self.rows = span - self.first
+        self.table = TokenEmbedding(self.rows, dims.dim)
         self.norm = LayerNorm(dims.dim, eps=eps, bias=True) if norm else identity
 
     def forward(self) -> Tensor:
         """[N, D]."""
-        rows = self.table(torch.arange(self.table.num_embeddings, device=self.table.weight.device))
+        rows = self.table(torch.arange(self.rows, device=home_of(self)[0]))
         normed: Tensor = self.norm(rows)
         return normed
 
@@ -98,7 +100,7 @@ class Disentangled(PositionBias):
         """The row of each distance q - k, any shape, long."""
         if self.max_distance:
             distance = log_bucket(distance, self.span, self.max_distance)
-        return (distance - self.first).clamp(0, self.table.num_embeddings - 1)
+        return (distance - self.first).clamp(0, self.rows - 1)
 
     def between(self, queries: Layout, keys: Layout) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from flagformer.attention.projection import Projection
 from flagformer.flags import Finding, Flag, FlagError, component
 from flagformer.flow import Dims
 from flagformer.ops.attend import split_heads
+from flagformer.ops.identity import identity
 from flagformer.ops.l2_normalize import l2_normalize
-from flagformer.ops.linear import linear_of
+from flagformer.ops.linear import PartialBias
 
 AttnBias = Annotated[bool, Flag("attn_bias", "biases in all projections of attention")]
 QKVBias = Annotated[
@@ -48,6 +50,16 @@ def has_bias(bias: bool, part: bool | None) -> bool:
     return bias if part is None else part
 
 
+def _sizes(inputs: int, parts: Sequence[tuple[int, bool]]) -> tuple[int, int, bool]:
+    """Inputs, outputs and bias of the linear for outputs that are (a width, whether it has biases)."""
+    return inputs, sum(width for width, _ in parts), all(biased for _, biased in parts)
+
+
+def _rest_of_bias(inputs: int, parts: Sequence[tuple[int, bool]]) -> Callable[[Tensor], Tensor]:
+    """The biases of some of the outputs, which a linear cannot have."""
+    return PartialBias(inputs, parts) if len({biased for _, biased in parts}) > 1 else identity
+
+
 class Heads(Projection):
     """H query heads over G key/value heads; each of these serves H / G consecutive query heads."""
 
@@ -75,23 +87,25 @@ class Heads(Projection):
         numbers = [(groups * width, bias) for width in widths]
         numbers[0] = (groups * dims.dim_head, self.has_k_bias)
         if cross:
-            self.to_q = linear_of(dims.dim, [queries])
-            self.to_kv = linear_of(dims.dim_context or dims.dim, numbers)
+            self.to_q = nn.Linear(*_sizes(dims.dim, [queries]))
+            self.to_kv = nn.Linear(*_sizes(dims.dim_context or dims.dim, numbers))
+            self.to_kv_bias = _rest_of_bias(dims.dim_context or dims.dim, numbers)
             self.of_x = split_heads([dims.heads], [dims.dim_head])
             self.of_keys = split_heads(entries, widths)
         else:
-            self.to_qkv = linear_of(dims.dim, [queries, *numbers])
+            self.to_qkv = nn.Linear(*_sizes(dims.dim, [queries, *numbers]))
+            self.to_qkv_bias = _rest_of_bias(dims.dim, [queries, *numbers])
             self.of_x = split_heads([dims.heads, *entries], [dims.dim_head, *widths])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, *entries = self.of_x(self._clipped(self.to_qkv(x)))
+        q, *entries = self.of_x(self._clipped(self.to_qkv_bias(self.to_qkv(x))))
         return q, entries[0], entries[-1]  # k and v, one and the same where they are shared
 
     def queries(self, x: Tensor) -> Tensor:
         return self.of_x(self._clipped(self.to_q(x)))[0]
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        entries = self.of_keys(self._clipped(self.to_kv(context)))
+        entries = self.of_keys(self._clipped(self.to_kv_bias(self.to_kv(context))))
         return entries[0], entries[-1]
 
     def _clipped(self, x: Tensor) -> Tensor:

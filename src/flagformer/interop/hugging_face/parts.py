@@ -129,11 +129,12 @@ def _delta(fn: Any, module: str, kind: str) -> Iterator[tuple[str, View]]:
 
 def _projection(projection: Any, name: str, kind: str) -> Iterator[tuple[str, View]]:
     """Queries, keys and values of their common projections."""
-    if name in ("to_qkv", "to_kv") and hasattr(projection, "width"):
+    whole = name.removesuffix("_bias")  # biases of some of the outputs are a module of their own
+    if whole in ("to_qkv", "to_kv") and hasattr(projection, "width"):
         heads, groups, width = projection.heads, projection.groups, projection.width
-        queries = heads * width if name == "to_qkv" else 0
+        queries = heads * width if whole == "to_qkv" else 0
         keys = groups * width
-        values = getattr(projection, name).out_features - queries - keys
+        values = getattr(projection, whole).out_features - queries - keys
         keys = keys if kind == "weight" or projection.has_k_bias else 0
         if queries:
             yield f"q.{kind}", _rows(0, queries)
