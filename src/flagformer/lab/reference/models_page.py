@@ -29,9 +29,9 @@ Each family is tested with tiny random models of transformers 5.24, norms about 
 A config field that a table does not know is refused by name, and so are quantized files."""
 FLAGS = """*Flags* are those that the family always sets or reads from its config, without sizes. A model of
 these flags that was built here can be exported too: `export(model, directory, model_type="llama")`."""
-SCALING = """`rope_type` may be default, linear, llama3, yarn or dynamic where the class has it. Dynamic
-scaling changes the rates of transformers with the length of a text; here they are those of texts of at most
-`max_position_embeddings` tokens."""
+SCALING = """`rope_type` may be default, linear, llama3, yarn, dynamic or longrope where the class has it.
+Dynamic scaling changes the rates of transformers with the length of a text; here they are those of texts of
+at most `max_position_embeddings` tokens."""
 NESTED = """A directory of several models, such as CLIP, LLaVA or Gemma 3, has nested configs.
 `flagformer.load(directory)` loads the model of `text_config`, and `part="vision"` that of `vision_config`:
 its family is that of the nested `model_type`. `export` writes it as a model of its own."""
