@@ -36,6 +36,11 @@ def pytest_configure(config):
         os.environ["FLAGFORMER_ALONE"] = "1"  # read by `grouped` of the properties, in workers too
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that wait for processes come first: the other workers have the rest until they end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish():
     """The collector skips all modules and test items too."""
     gc.freeze()

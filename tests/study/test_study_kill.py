@@ -11,7 +11,10 @@ from tiny_study import StudyProcess, finished, logged, table, until
 
 from flagformer.lab.study.run import prepare, run_study
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
+]
 
 
 def test_kills_and_stops_change_nothing(tiny: Path, tmp_path: Path) -> None:
