@@ -39,6 +39,8 @@ needs_ray = pytest.mark.skipif(
     reason="needs the package ray (pip install 'flagformer[ray]') and Linux",
 )
 STEPS = "train.steps=800"
+# Ray's workers are at niceness 15, and starve where other tests run.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def cluster() -> Iterator[dict[str, Any]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,20 @@ CPU = torch.device("cpu")
 on_linux = pytest.mark.skipif(not STATUS.exists() or not CLEAR.exists(), reason="no /proc/self")
 
 
+def touch(mebibytes: int) -> None:
+    """Use new pages and return them; a tensor may take memory that the process has freed and kept."""
+    pages = mmap.mmap(-1, mebibytes * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for _ in range(mebibytes):
+        pages.write(bytes(MIB))
+    pages.close()
+
+
 @on_linux
 def test_a_rise_counts_from_its_start() -> None:
-    freed = torch.ones(64 * MIB)  # 256 MiB
-    del freed
+    touch(256)
     rise = MemoryRise(CPU)
     before = rise.peak()
-    held = torch.ones(32 * MIB)
-    del held
+    touch(128)
     found = rise.peak()
     assert before is not None
     assert found is not None
