@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flagformer.lab.data import encoded
+from flagformer.lab.data import encoded, lock
 from flagformer.lab.data.tokens import TokenFile
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -122,5 +122,5 @@ def test_a_full_disk_is_named_and_leaves_no_file(source: TokenFile, monkeypatch:
 def test_a_complete_cache_can_be_read_only(source: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = source.content("train").tolist()
     encoded._read.cache_clear()
-    monkeypatch.setattr(encoded, "exclusive", lambda _: pytest.fail("writes to the cache"))
+    monkeypatch.setattr(lock, "exclusive", lambda _: pytest.fail("writes to the cache"))
     assert source.content("train").tolist() == ids

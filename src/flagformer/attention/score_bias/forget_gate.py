@@ -9,14 +9,7 @@ from flagformer.attention.score_bias import ScoreBias
 from flagformer.flags import Requirement, component
 from flagformer.flow import Dims, SideInputs
 from flagformer.ops.full_precision import accum_dtype
-
-
-class GateLinear(nn.Linear):
-    """`nn.Linear` whose bias starts at zero."""
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.zeros_(self.bias)
+from flagformer.ops.linear import Linear
 
 
 @component(
@@ -36,7 +29,7 @@ class ForgetGate(ScoreBias):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        self.gate = GateLinear(dims.dim, dims.heads)
+        self.gate = Linear(dims.dim, dims.heads, init=_without_bias)
 
     def forward(self, x: Tensor, side: SideInputs) -> Tensor:
         gates = self.gate(x)
@@ -44,3 +37,7 @@ class ForgetGate(ScoreBias):
 
     def sums(self, numbers: Tensor) -> Tensor:
         return numbers.cumsum(-1)
+
+
+def _without_bias(linear: nn.Linear) -> None:
+    nn.init.zeros_(linear.bias)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 CACHE = "FLAGFORMER_CACHE"
@@ -16,6 +16,18 @@ LARGE = 1 << 24  # bytes of files whose hash is remembered on disk
 def cache_directory() -> Path:
     """The directory of downloads and encoded texts."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "flagformer")
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Raise ValueError for an OSError of files at a path in the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"`{CACHE}` must be a directory that can be written, but {error.filename or path} cannot be: "
+            f"{error.strerror}"
+        ) from error
 
 
 def remembered(name: str, files: Sequence[Path], make: Callable[[], str]) -> str:

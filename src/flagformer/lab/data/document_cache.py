@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flagformer.lab.data.cache import CACHE, cache_directory
-from flagformer.lab.data.lock import exclusive
+from flagformer.lab.data.cache import cache_directory, writing_to
+from flagformer.lab.data.lock import made_once
 from flagformer.lab.data.shard_files import mapped
 from flagformer.lab.data.token_store import Collection, Ones, TokenStore, named_splits
 
@@ -48,21 +48,14 @@ def load_documents(key: str, vocabulary: int, documents: Iterable[Document]) -> 
         ValueError: there are no tokens, or the directory `FLAGFORMER_CACHE` is not writable.
     """
     folder = cache_directory() / "documents" / f"{key}-{VERSION}"
-    try:
-        if not (folder / "record.json").exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(folder.with_name(f"{folder.name}.lock")) as locked:
-                if locked:
-                    for partial in folder.parent.glob(f"{folder.name}.*.partial"):  # of a killed process
-                        shutil.rmtree(partial, ignore_errors=True)
-                if not (folder / "record.json").exists():  # another process may have written it
-                    _write(folder, vocabulary, documents)
+    with writing_to(folder):
+        made_once(
+            folder,
+            folder.with_name(f"{folder.name}.lock"),
+            (folder / "record.json").exists,
+            lambda: _write(folder, vocabulary, documents),
+        )
         return _read(folder)
-    except OSError as error:
-        raise ValueError(
-            f"`{CACHE}` must be a directory that can be written, but {error.filename or folder} cannot be: "
-            f"{error.strerror}"
-        ) from error
 
 
 def _write(folder: Path, vocabulary: int, documents: Iterable[Document]) -> None:

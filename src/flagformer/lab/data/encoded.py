@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flagformer.lab.data import windows
-from flagformer.lab.data.cache import CACHE, cache_directory
-from flagformer.lab.data.lock import exclusive
+from flagformer.lab.data.cache import cache_directory, writing_to
+from flagformer.lab.data.lock import made_once
 
 VERSION = 2  # of the files; a new number invalidates the cache
 PAIR = 8  # bytes of an id with its size
@@ -55,21 +55,14 @@ def load_encoded(text: Tensor, spans: Spans, tokenizer: Any, key: str) -> list[E
         ValueError: the directory `FLAGFORMER_CACHE` is not writable.
     """
     base = cache_directory() / "tokens" / f"{key}-{VERSION}"
-    try:
-        if _record(base) is None:
-            base.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(base.with_suffix(".lock")) as locked:
-                if locked:
-                    for partial in base.parent.glob(f"{base.name}.*.partial"):  # of a killed process
-                        partial.unlink()
-                if _record(base) is None:  # another process may have written it
-                    _write(base, text, spans, tokenizer)
+    with writing_to(base):
+        made_once(
+            base,
+            base.with_suffix(".lock"),
+            lambda: _record(base) is not None,
+            lambda: _write(base, text, spans, tokenizer),
+        )
         return _read(base, base.with_suffix(".bin").stat().st_mtime_ns)
-    except OSError as error:
-        raise ValueError(
-            f"`{CACHE}` must be a directory that can be written, but {error.filename or base} cannot be: "
-            f"{error.strerror}"
-        ) from error
 
 
 def _record(base: Path) -> list[dict[str, Any]] | None:

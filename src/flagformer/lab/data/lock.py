@@ -1,9 +1,10 @@
-"""A lock between processes."""
+"""A lock between processes, and work that one of them does for all."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -26,3 +27,24 @@ def exclusive(path: Path) -> Iterator[bool]:
         except OSError:
             locked = False
         yield locked
+
+
+def made_once(base: Path, lock: Path, is_there: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Call `make()` in the first process that needs its result; others wait. What killed processes left,
+    files or folders `base.*.partial`, is removed.
+
+    Args:
+        is_there: whether the result is complete.
+    """
+    if is_there():
+        return
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(lock) as locked:
+        if locked:
+            for partial in base.parent.glob(f"{base.name}.*.partial"):
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink()
+        if not is_there():  # another process may have made it
+            make()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from flagformer.lab.data import IGNORE, Source, Split, draws
-from flagformer.lab.objectives import Batch, Objective, refused, token_losses
-from flagformer.lab.objectives.masked_lm import REFUSALS
-from flagformer.lab.objectives.masking import masked_positions, targets_at
-from flagformer.lab.objectives.reasons import CAUSAL_ROUTING, needs_ids, token_sizes
+from flagformer.lab.objectives import Batch, token_losses
+from flagformer.lab.objectives.masking import MaskedObjective, chance_of, masked_positions, targets_at
 
 
-class MaskedDiffusion(Objective):
+class MaskedDiffusion(MaskedObjective):
     """A random number of the tokens of each row is masked and predicted from the others.
 
     The number m is uniform from 1 to `seq_len`, and the losses of a row are weighted by `seq_len / m`
@@ -29,22 +26,6 @@ class MaskedDiffusion(Objective):
     summary: ClassVar[str] = (
         "A random number of tokens is masked; the loss bounds the likelihood (LLaDA, arXiv:2502.09992)."
     )
-    trains: ClassVar[tuple[str, ...]] = ("encoder", "routing_lm")
-    refusals: ClassVar[Mapping[str, str]] = refused(REFUSALS, trains)
-
-    def misfit(self, flags: Mapping[str, Any]) -> str:
-        if flags["model"] == "routing_lm" and flags.get("causal") is True:
-            return CAUSAL_ROUTING
-        return super().misfit(flags)
-
-    def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
-        return needs_ids(source)
-
-    def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
-        return token_sizes(source.num_tokens + 1, longest, flags)
-
-    def contents(self, name: str) -> str:
-        return "the vocabulary of the data and the mask token"
 
     def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
         ids = source.batch(split, step, seed, rows, seq_len)[0]
@@ -67,12 +48,8 @@ class MaskedDiffusion(Objective):
     def is_bytes(self, source: Source) -> bool:
         return source.is_bytes
 
-    def chance(self, source: Source) -> float | None:
-        return None if source.is_bytes else 1 / source.num_tokens
-
     def metric(self, source: Source) -> str:
-        chance = "" if source.is_bytes else "; chance: 1 / num_tokens"
         return (
             "all tokens, by an upper bound of their loss; accuracy: the share of masked tokens predicted "
-            f"right{chance}"
+            f"right{chance_of(source)}"
         )

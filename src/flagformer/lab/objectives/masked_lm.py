@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from flagformer.lab.data import Source, Split, draws
-from flagformer.lab.objectives import Batch, Objective, refused
-from flagformer.lab.objectives.masking import masked_positions, targets_at
-from flagformer.lab.objectives.reasons import (
-    CAUSAL_ROUTING,
-    EARLIER_ONLY,
-    IMAGES,
-    ONE_OUTPUT,
-    TWO_TEXTS,
-    VECTORS,
-    needs_ids,
-    token_sizes,
-)
+from flagformer.lab.objectives import Batch
+from flagformer.lab.objectives.masking import MaskedObjective, chance_of, masked_positions, targets_at
 
-REFUSALS = {
-    "decoder": EARLIER_ONLY,
-    "prefix_decoder": f"outside a prefix {EARLIER_ONLY}",
-    "classifier": ONE_OUTPUT,
-    "xtransformer": TWO_TEXTS,
-    "routing_encdec": TWO_TEXTS,
-    "memformer": TWO_TEXTS,
-    "continuous": VECTORS,
-    "vit": IMAGES,
-}
 KEPT, RANDOM = 0.1, 0.1  # shares of the chosen tokens that stay, or become a random token
 
 
-class MaskedLM(Objective):
+class MaskedLM(MaskedObjective):
     """A share of the tokens of each row is predicted from the others.
 
     `rate * seq_len` positions, rounded, at least one, are chosen in each row. With `replace: mixed` 80 % of
@@ -55,22 +34,6 @@ class MaskedLM(Objective):
     summary: ClassVar[str] = (
         "A share of the tokens is masked and predicted from the others (BERT, arXiv:1810.04805)."
     )
-    trains: ClassVar[tuple[str, ...]] = ("encoder", "routing_lm")
-    refusals: ClassVar[Mapping[str, str]] = refused(REFUSALS, trains)
-
-    def misfit(self, flags: Mapping[str, Any]) -> str:
-        if flags["model"] == "routing_lm" and flags.get("causal") is True:
-            return CAUSAL_ROUTING
-        return super().misfit(flags)
-
-    def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
-        return needs_ids(source)
-
-    def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
-        return token_sizes(source.num_tokens + 1, longest, flags)
-
-    def contents(self, name: str) -> str:
-        return "the vocabulary of the data and the mask token"
 
     def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
         ids = source.batch(split, step, seed, rows, seq_len)[0]
@@ -88,12 +51,8 @@ class MaskedLM(Objective):
     def figures(self, nats: float) -> dict[str, float]:
         return {"pseudo_perplexity": math.exp(min(nats, 700.0))}
 
-    def chance(self, source: Source) -> float | None:
-        return None if source.is_bytes else 1 / source.num_tokens
-
     def metric(self, source: Source) -> str:
-        chance = "" if source.is_bytes else "; chance: 1 / num_tokens"
         return (
             f"masked tokens, {self.rate:.0%} of each row, from the others; accuracy: the share predicted "
-            f"right{chance}; pseudo-perplexity: exp of the mean loss"
+            f"right{chance_of(source)}; pseudo-perplexity: exp of the mean loss"
         )

@@ -8,21 +8,13 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from flagformer.lab.data import Source, Split
-from flagformer.lab.objectives import Batch, Inputs, Objective, Reading, refused
-from flagformer.lab.objectives.reasons import (
-    BIDIRECTIONAL_ROUTING,
-    IMAGES,
-    ONE_OUTPUT,
-    SEES_TARGETS,
-    TWO_TEXTS,
-    VECTORS,
-    needs_ids,
-    token_sizes,
-)
+from flagformer.lab.objectives import Batch, Inputs, Reading, refused
+from flagformer.lab.objectives.reasons import BIDIRECTIONAL_ROUTING, OF_OTHER_ROWS, SEES_TARGETS
+from flagformer.lab.objectives.rows import RowObjective
 from flagformer.lab.objectives.segment_reader import read_rows
 
 
-class NextToken(Objective):
+class NextToken(RowObjective):
     """Each target is predicted from the tokens up to its position; text in nats and bits per byte."""
 
     name: Literal["next_token"] = "next_token"
@@ -31,18 +23,7 @@ class NextToken(Objective):
     reads_packed: ClassVar[bool] = True
     trains: ClassVar[tuple[str, ...]] = ("decoder", "prefix_decoder", "routing_lm")
     without_segments: ClassVar[str] = ""
-    refusals: ClassVar[Mapping[str, str]] = refused(
-        {
-            "encoder": SEES_TARGETS,
-            "classifier": ONE_OUTPUT,
-            "xtransformer": TWO_TEXTS,
-            "routing_encdec": TWO_TEXTS,
-            "memformer": TWO_TEXTS,
-            "continuous": VECTORS,
-            "vit": IMAGES,
-        },
-        trains,
-    )
+    refusals: ClassVar[Mapping[str, str]] = refused({"encoder": SEES_TARGETS, **OF_OTHER_ROWS}, trains)
 
     def misfit(self, flags: Mapping[str, Any]) -> str:
         if flags["model"] == "routing_lm" and flags.get("causal") is not True:
@@ -52,10 +33,7 @@ class NextToken(Objective):
     def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
         if source.is_packed and flags["model"] == "routing_lm":
             return "its rows hold several documents or padding, which `model: routing_lm` does not separate"
-        return needs_ids(source)
-
-    def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
-        return token_sizes(source.num_tokens, longest, flags)
+        return super().data_misfit(source, flags)
 
     def requires_causal(self, source: Source) -> bool:
         return True

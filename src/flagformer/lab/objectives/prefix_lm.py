@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from flagformer.lab.data import IGNORE, Source, Split, draws
-from flagformer.lab.objectives import Batch, Inputs, Objective, refused
-from flagformer.lab.objectives.reasons import (
-    IMAGES,
-    ONE_OUTPUT,
-    SEES_TARGETS,
-    TWO_TEXTS,
-    VECTORS,
-    needs_ids,
-    token_sizes,
-)
+from flagformer.lab.objectives import Batch, Inputs, refused
+from flagformer.lab.objectives.reasons import OF_OTHER_ROWS, SEES_TARGETS
+from flagformer.lab.objectives.rows import RowObjective
 from flagformer.lab.objectives.segment_reader import Reading
 from flagformer.lab.objectives.wrapped import inner
 
 
-class PrefixLM(Objective):
+class PrefixLM(RowObjective):
     """The tokens after a prefix are predicted; all tokens attend to the whole prefix.
 
     The prefix of a row of text has a random length, uniform from 1 to `seq_len - 1`, and the tokens after it
@@ -42,21 +35,10 @@ class PrefixLM(Objective):
             "decoder": "it has no prefix; `model: prefix_decoder` has one",
             "routing_lm": "it has no prefix; `model: prefix_decoder` has one",
             "encoder": SEES_TARGETS,
-            "classifier": ONE_OUTPUT,
-            "xtransformer": TWO_TEXTS,
-            "routing_encdec": TWO_TEXTS,
-            "memformer": TWO_TEXTS,
-            "continuous": VECTORS,
-            "vit": IMAGES,
+            **OF_OTHER_ROWS,
         },
         trains,
     )
-
-    def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
-        return needs_ids(source)
-
-    def sizes(self, source: Source, longest: int, flags: Mapping[str, Any]) -> dict[str, Any]:
-        return token_sizes(source.num_tokens, longest, flags)
 
     def requires_causal(self, source: Source) -> bool:
         return True

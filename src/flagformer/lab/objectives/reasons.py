@@ -18,6 +18,16 @@ TOKENS = "it reads token ids"
 CAUSAL_ROUTING = "with `causal: true` a token attends to earlier tokens only"
 BIDIRECTIONAL_ROUTING = f"without `causal: true` {SEES_TARGETS}"
 
+# The kinds that read neither one row of tokens nor give a logit for each of its tokens.
+OF_OTHER_ROWS = {
+    "classifier": ONE_OUTPUT,
+    "xtransformer": TWO_TEXTS,
+    "routing_encdec": TWO_TEXTS,
+    "memformer": TWO_TEXTS,
+    "continuous": VECTORS,
+    "vit": IMAGES,
+}
+
 
 def needs_ids(source: Source) -> str:
     """The reason why data without token ids cannot be used; empty for ids."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from flagformer.lab.data import Source, Split
 from flagformer.lab.objectives import Batch, Objective, refused
-from flagformer.lab.objectives.reasons import IMAGES, TWO_TEXTS, VECTORS, token_sizes
+from flagformer.lab.objectives.reasons import OF_OTHER_ROWS, token_sizes
 
 NO_CLASSES = "its logits are of tokens; `model: classifier` has logits of classes"
 
@@ -25,11 +25,7 @@ class SequenceClassification(Objective):
             "prefix_decoder": NO_CLASSES,
             "routing_lm": NO_CLASSES,
             "encoder": NO_CLASSES,
-            "xtransformer": TWO_TEXTS,
-            "routing_encdec": TWO_TEXTS,
-            "memformer": TWO_TEXTS,
-            "continuous": VECTORS,
-            "vit": IMAGES,
+            **OF_OTHER_ROWS,
         },
         trains,
     )
