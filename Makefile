@@ -1,6 +1,7 @@
-# Two commands: `make demo` (a study with its report) and `make test` (every test, pairs of flags by a sample);
+# Two commands: `make demo` (a study with its report) and `make test` (every test; pairs of flags by a sample, and of some
+# long lists of cases a part that changes with the commit: FLAGFORMER_SEED=N chooses another);
 # `make quick` runs flags, reference formulas and the rules of the source, `make matrix` every pair, every three choices,
-# and each setting by itself where `make test` has several in one model; `make integrations` installs TRL and lm_eval
+# all cases of those lists, and each setting by itself where `make test` has several in one model; `make integrations` installs TRL and lm_eval
 # too, 450 MB with what they need, and runs all tests of other tools.
 # Each makes .venv when it is not there; nothing outside this folder is touched.
 PYTHON ?= python3
@@ -23,8 +24,9 @@ ROUTING_TESTS := tests/reference/test_reference_routing.py tests/core/test_core_
 	tests/properties/test_properties_cluster_topk.py tests/wrappers/test_routing.py
 SENSITIVE := $(ROUTING_TESTS) tests/core/test_core_key_ranges.py tests/core/test_core_block_sparse.py tests/parity \
 	tests/train/test_train_resume.py
-MATRIX := $(foreach name,pairs triples singles features linears buffers reset storage transforms sharded quantised precision, \
-	tests/properties/test_properties_$(name).py)
+MATRIX := $(foreach name,pairs triples singles features linears buffers reset storage transforms sharded quantised precision executors \
+	graphs generation memory_tokens,tests/properties/test_properties_$(name).py) tests/core/test_core_compiled_decoding.py \
+	tests/core/test_core_memories.py tests/core/test_core_exported_forms.py
 
 INTEGRATIONS := tests/integrations tests/harness tests/hugging_face/test_pretrained.py \
 	tests/hugging_face/test_packed_positions.py tests/hugging_face/test_trl.py

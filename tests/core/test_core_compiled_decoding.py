@@ -1,11 +1,14 @@
 """Decoding compiles to two graphs, one for the prompt and one for a token, for all position schemes."""
 
+from itertools import product
+
 import pytest
 import torch
 from core_models import make
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from commit_sample import part_of
 from flagformer import AutoregressiveWrapper
 
 PROMPT, STEPS = 6, 24
@@ -39,8 +42,7 @@ def decoded(model, net, starts):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("starts", [None, [0, 3]], ids=["full", "left-padded"])
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("positions", "starts"), part_of(product(POSITIONS, [None, [0, 3]]), 3), ids=str)
 def test_decoding_takes_two_graphs(positions, starts):
     model = make(depth=1, **POSITIONS[positions]).double()
     starts = None if starts is None else torch.tensor(starts)

@@ -1,7 +1,7 @@
 """XL memories in use: forms of calls, gradients, recomputation, compiled graphs, messages."""
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -9,10 +9,12 @@ from core_models import SMALL, B, T, context, ids, make
 from torch._dynamo.testing import CompileCounter
 
 import flagformer
+from commit_sample import part_of
 from flagformer.flow import RecurrentState
 
 ROTARY = {"rotary_pos_emb": True, "max_mem_len": 6}
 CUTS = (0, 4, 7, T)
+COMPILED = ({"rotary_pos_emb": True}, {"rel_pos_bias": True}, {"shift_tokens": 1}, {"attn_num_mem_kv": 2})
 
 
 def parts():
@@ -160,12 +162,7 @@ def test_recomputation_returns_the_same_memories(flags):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "flags",
-    [{"rotary_pos_emb": True}, {"rel_pos_bias": True}, {"shift_tokens": 1}, {"attn_num_mem_kv": 2}],
-    ids=lambda flags: next(iter(flags)),
-)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("flags", "padded"), part_of(product(COMPILED, [False, True]), 3), ids=str)
 def test_memories_compile(flags, padded):
     model = make(depth=1, max_mem_len=6, **flags)
     torch._dynamo.reset()

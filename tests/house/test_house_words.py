@@ -71,7 +71,3 @@ def test_generated_and_listed_files_are_skipped(tmp_path: Path) -> None:
     for name in ("docs/_build/page.md", "docs/api/generated/page.md", "tests/house/words.py"):
         plant(tmp_path, name, "told\n")
     assert lines(tmp_path) == []
-
-
-def test_the_repository_has_none() -> None:
-    assert words.findings() == []

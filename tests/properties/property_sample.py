@@ -14,7 +14,7 @@ from flagformer.lab.reference import choices, pairs, settings
 
 PAIRS = {f"{first.name} x {second.name}": (first, second) for first, second in pairs()}
 # Every choice is in at least this many pairs of the sample; the table of refusals is tested completely.
-EACH = 3
+EACH = 2
 LARGEST = 12  # choices of a group
 SEVERAL = 40  # settings of a group in which each acts by itself
 FEW = 8  # settings of a group with every property

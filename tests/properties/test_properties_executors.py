@@ -1,11 +1,14 @@
 """Executors compute the same as sequential execution with less memory: same losses, gradients and draws."""
 
+from itertools import product
+
 import pytest
 import torch
 from property_settings import TINY, by_layer, cross_forms, tunings
 from property_subject import Subject, built_or_refused, perturb
 
 import flagformer
+from commit_sample import part_of
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices, settings
 from flagformer.stack.executor.sequential import Sequential
@@ -92,8 +95,10 @@ def noisy(subject, twice=False):
     return loss.detach(), grads, torch.get_rng_state()
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("name", [name for name in SINGLES if name not in EXECUTORS])
+@pytest.mark.parametrize(
+    ("name", "executor"),
+    part_of(product([name for name in SINGLES if name not in EXECUTORS], EXECUTORS), len(EXECUTORS) + 1),
+)
 def test_every_setting_under_every_executor(name, executor):
     """Each runs with the gradients of sequential order, or is refused by both names."""
     chosen = {**SINGLES[name], **TINY}

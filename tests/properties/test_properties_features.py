@@ -1,5 +1,7 @@
 """Each claim of `docs/flags.md` about a flag with caches, padding, packing and tracing is tested."""
 
+from itertools import product
+
 import pytest
 from property_checks import (
     bf16_is_finite,
@@ -18,6 +20,7 @@ from property_subject import Subject
 from test_properties_generation import NO_LOGIT_PER_TOKEN
 from test_properties_singles import ALL
 
+from commit_sample import part_of
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference.features import features, refusal, settings_of
 from flagformer.lab.reference.together_page import answer
@@ -67,8 +70,7 @@ def test_claims_about_a_flag_are_tested(flag):
             assert (said == "yes") == (HELD_BY[name] in tried), f"{name}: {why or 'not tested'}"
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("feature", SET)
+@pytest.mark.parametrize(("feature", "part"), part_of(product(SET, range(PARTS)), 2))
 def test_combinations_in_the_table_have_every_property(feature, part):
     """A few flags in one model."""
     builds = {}

@@ -1,6 +1,8 @@
 """Greedy generation of every setting: cached equals uncached, token by token, and the cache is not
 reallocated."""
 
+from itertools import product
+
 import pytest
 import torch
 from property_sample import FEW, calls_of, grouped
@@ -9,6 +11,7 @@ from property_subject import TIGHT, perturb, refusal
 from test_properties_singles import SINGLES
 
 import flagformer
+from commit_sample import part_of
 from flagformer import AutoregressiveWrapper
 from flagformer.flags import CATALOGUE
 from flagformer.flags.names import is_per_layer
@@ -121,8 +124,9 @@ def test_greedy_generation_is_the_same_with_and_without_a_state(name):
     generates_equally({**SINGLES[name], **TINY}, "decoder")
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("kind", ["prefix_decoder", "xtransformer"])
+@pytest.mark.parametrize(
+    ("kind", "part"), part_of(product(["prefix_decoder", "xtransformer"], range(PARTS)), 2)
+)
 def test_other_kinds_generate_the_same_with_and_without_a_state(kind, part):
     """A few settings in one model; the single settings test that only causal requirements are refused."""
     builds = {}

@@ -7,6 +7,7 @@ from property_subject import perturb, same
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import flagformer
+from commit_sample import part_of
 from flagformer.lab.reference import settings
 
 LENGTHS = (9, 12, 17)
@@ -19,7 +20,7 @@ SETTINGS = {
 
 # With floats of modules as inputs, torch traces every graph twice.
 @torch._dynamo.config.patch(specialize_float=True)
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", part_of(SETTINGS, 2))
 def test_lengths_share_their_graphs(name):
     """At most one graph in addition to that of the first length, and the gradients of eager training."""
     flags = {**settings(), **TINY, "max_seq_len": 32, "depth": 1, **SETTINGS[name]}

@@ -26,6 +26,7 @@ from property_settings import (
 )
 from property_subject import Subject, built_or_refused, refusal
 
+from commit_sample import part_of
 from flagformer.flags import CATALOGUE
 from flagformer.lab.reference import choices, settings
 from flagformer.lab.reference.selectors import BASE
@@ -142,7 +143,7 @@ def test_copies_of_settings(part):
     assert not found
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", part_of(range(PARTS), PARTS))
 def test_settings_compile_and_export(part):
     """Many in one model, as a graph costs about as much for seventy of them as for ten."""
     found = [

@@ -12,6 +12,7 @@ from test_properties_singles import PARTS, SINGLES, tiny, together
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import flagformer
+from commit_sample import part_of
 from flagformer import AutoregressiveWrapper, XTransformer
 
 ROUNDING = 1e-8  # fp64, relative to the largest: products of second derivatives add terms of both signs
@@ -99,7 +100,7 @@ def leaves_the_model_alone(subject):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", part_of(range(PARTS), PARTS))
 def test_settings_under_transforms(part):
     """Several in one model, as a transform costs about as much for ten of them as for one."""
     found = []

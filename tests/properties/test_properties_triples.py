@@ -1,27 +1,16 @@
 """Every three choices together have every property: all in `make matrix`, a random part in `make test`."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 from property_checks import checks_of, failures
 from property_sample import tiny
 from property_subject import Subject
 from property_triples import covering_mixes, random_mixes
 
+from commit_sample import number
+
 PARTS = 40
 COUNT = 8
-
-
-def random_seed():
-    """FLAGFORMER_SEED, or a number of the commit: each commit has its own mixes."""
-    given = os.environ.get("FLAGFORMER_SEED")
-    if given is not None:
-        return int(given)
-    root = Path(__file__).parents[2]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return int(head.stdout[:8] or "0", 16)
 
 
 def broken(mixes):
@@ -42,8 +31,7 @@ def pytest_generate_tests(metafunc):
 
 def test_every_three_choices_have_every_property(part):
     if part == "random":
-        seed = random_seed()
-        sys.stdout.write(f"FLAGFORMER_SEED={seed}\n")  # shown with a failure
-        assert not broken(random_mixes(seed, COUNT))
+        sys.stdout.write(f"FLAGFORMER_SEED={number()}\n")  # shown with a failure
+        assert not broken(random_mixes(number(), COUNT))
     else:
         assert not broken(covering_mixes()[part::PARTS])
