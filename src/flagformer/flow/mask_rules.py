@@ -139,7 +139,7 @@ def _numbers_of_counted(kv: Layout, counted: Tensor) -> Tensor:
         return numbers
     ids, counted = kv.segment_ids, counted.expand_as(kv.segment_ids)
     # one entry more than segments: `Layout.packed` numbers the padding after the last one so
-    lengths = counted.new_zeros(len(ids), kv.num_segments + 1).scatter_add(1, ids, counted)
+    lengths = counted.new_zeros(ids.shape[0], kv.num_segments + 1).scatter_add(1, ids, counted)
     return numbers - (lengths.cumsum(dim=1) - lengths).gather(1, ids)
 
 

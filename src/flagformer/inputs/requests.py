@@ -152,10 +152,10 @@ def prepend_kwargs(embeds: Tensor | None, mask: Tensor | None) -> dict[str, Any]
 def packed_targets(seq_lens: SeqLens, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For sequences packed in `ids` [B, T]: their lengths without the last column; bool [B, T - 1], True for
     targets ids[:, 1:] that follow a token of their own sequence; the position of each token."""
-    layout = read_layout(len(ids), ids.shape[1], ids.device, seq_lens=seq_lens)
+    layout = read_layout(ids.shape[0], ids.shape[1], ids.device, seq_lens=seq_lens)
     valid, segment_ids = layout.valid, layout.segment_ids
     assert valid is not None
     assert segment_ids is not None
-    lengths = ids.new_zeros(len(ids), int(segment_ids.max()) + 1)
+    lengths = ids.new_zeros(ids.shape[0], int(segment_ids.max()) + 1)
     lengths.scatter_add_(1, segment_ids[:, :-1], valid[:, :-1].to(lengths.dtype))
     return lengths, valid[:, 1:] & (segment_ids[:, 1:] == segment_ids[:, :-1]), layout.positions

@@ -37,5 +37,6 @@ class GRUWriter(Writer):
         if slots is None or tokens is None:
             return self.slots.clone()  # FSDP2 frees a gathered parameter after the forward
         read = self.to_out(self.attention(slots, tokens, valid))
-        new = self.gru(read.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * M, D] -> [B, M, D]
+        before = slots + torch.zeros_like(read)  # under vmap torch's cell requires both to be batched
+        new = self.gru(read.flatten(0, 1), before.flatten(0, 1)).view_as(slots)  # [B * M, D] -> [B, M, D]
         return new + self.feedforward(new)

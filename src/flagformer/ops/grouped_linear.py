@@ -47,7 +47,7 @@ def _linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     # the offsets end at the last row, after which `grouped_mm` would leave rows unwritten
     if has_grouped_mm(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
-    out = x.new_empty(len(x), weight.shape[1])
+    out = x.new_empty(x.shape[0], weight.shape[1])
     for number, rows in _slices(offsets):
         torch.mm(x[rows], weight[number].t(), out=out[rows])
     return out

@@ -140,7 +140,7 @@ class SequenceClassifier(Delegating):
             )
         check_ids(x, self.num_tokens)
         valid = _valid(x, mask, seq_start_pos)
-        front = None if self.class_token is None else self.class_token(len(x))
+        front = None if self.class_token is None else self.class_token(x.shape[0])
         kwargs = {
             "mask": mask, "attn_mask": attn_mask, "token_type_ids": token_type_ids, "embed_ids": embed_ids,
             "seq_start_pos": seq_start_pos,
@@ -193,7 +193,7 @@ def _valid(x: Tensor, mask: Tensor | None, starts: Tensor | None) -> Tensor | No
     """[B, T] bool, True for tokens; None: all are. ValueError for a row without a token."""
     valid = None if mask is None else check_padding("mask", mask, *x.shape)
     if starts is not None:
-        first = check_starts("seq_start_pos", starts, len(x))
+        first = check_starts("seq_start_pos", starts, x.shape[0])
         after = torch.arange(x.shape[1], device=x.device) >= first[:, None]
         valid = after if valid is None else valid & after
     if valid is not None and readable(valid) and not bool(valid.any(dim=1).all()):

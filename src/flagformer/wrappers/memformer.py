@@ -312,9 +312,9 @@ class Memformer(Whole, Saved):
             raise ValueError("`tgt` was given, but this model has no decoder (`encoder_only=True`)")
         most = self.decoder.net.max_seq_len
         check_integers("tgt", tgt)
-        if len(tgt) != len(src) or not 2 <= tgt.shape[1] <= most + 1:
+        if tgt.shape[0] != src.shape[0] or not 2 <= tgt.shape[1] <= most + 1:
             raise ValueError(
-                f"`tgt` must be ids of shape [{len(src)}, T], T from 2 to {most + 1} "
+                f"`tgt` must be ids of shape [{src.shape[0]}, T], T from 2 to {most + 1} "
                 f"(`dec_max_seq_len` + 1), but has shape {list(tgt.shape)}"
             )
         read = tgt.masked_fill(tgt == self.decoder.ignore_index, self.decoder.pad_value)

@@ -130,7 +130,7 @@ class RoutingTransformerEncDec(RoutingNames, Whole, Saved):
         with named(SOURCE):
             context, outputs = self.enc(seq_in, mask=enc_input_mask, condition=of_source, return_losses=True)
         kwargs = {"context": context, "context_mask": enc_input_mask, "condition": of_target}
-        zero = torch.zeros((), device=context.device, requires_grad=True)
+        zero = context[:0].sum()
         if not return_loss:
             with named(TARGET):
                 logits, decoded = self.dec.net(seq_out, mask=dec_input_mask, return_losses=True, **kwargs)
