@@ -8,8 +8,8 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import flagformer
-from flagformer.models.build import ROUTING, WHOLE
 from commit_sample import part_of
+from flagformer.models.build import ROUTING, WHOLE
 
 STACK = {"num_tokens": 11, "max_seq_len": 16, "depth": 1, "heads": 2}
 HALVES = {"dim": 16} | {f"{half}_{name}": value for half in ("enc", "dec") for name, value in STACK.items()}
