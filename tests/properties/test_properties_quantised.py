@@ -122,7 +122,7 @@ def calls_of(name, model, layers):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_dynamic_quantisation_leaves_no_layer_uncalled(name):
+def test_dynamic_quantisation_leaves_no_layer_uncalled(name, tmp_path):
     """`quantize_dynamic` replaces each plain `nn.Linear`: the same layers are called as before."""
     if not set(torch.backends.quantized.supported_engines) - {"none"}:
         pytest.skip("this build of torch has no engine for quantised products")
@@ -132,3 +132,7 @@ def test_dynamic_quantisation_leaves_no_layer_uncalled(name):
     assert replaced
     assert not any(type(small.get_submodule(part)) is nn.Linear for part in replaced)
     assert calls_of(name, model, replaced) == calls_of(name, small, replaced)
+    if name == "decoder":  # both classes are called Linear
+        text = "is a torch.*quantized.*, but a torch.nn.modules.linear.Linear by its flags"
+        with pytest.raises(ValueError, match=text):
+            small.save(tmp_path)

@@ -58,10 +58,18 @@ def _classes(model: nn.Module, again: nn.Module) -> Iterator[str]:
             if name.rpartition(".")[0] in there and _same(here, there, name.rpartition(".")[0]):
                 yield f"`{name}`, a {type(module).__name__}, is not part of the model of its flags"
         elif not _same(here, there, name):
-            yield f"`{name}` is a {type(module).__name__}, but a {type(there[name]).__name__} by its flags"
+            mine, theirs = _names(type(module), type(there[name]))
+            yield f"`{name}` is a {mine}, but a {theirs} by its flags"
         else:
             yield from _functions(name, module, there[name])
     yield from (f"`{name}` is missing" for name in there if name not in here)
+
+
+def _names(mine: type, theirs: type) -> tuple[str, str]:
+    """Return the names of two classes, with their modules if the names are equal."""
+    if mine.__name__ != theirs.__name__:
+        return mine.__name__, theirs.__name__
+    return f"{mine.__module__}.{mine.__name__}", f"{theirs.__module__}.{theirs.__name__}"
 
 
 def _same(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module], name: str) -> bool:
