@@ -124,6 +124,7 @@ def test_a_finished_study(study: Study, tmp_path: Path, command: Command) -> Non
     assert "Change of bits per byte from 16 to 64 tokens: no loss for plain (+0.00); " in page.text
     assert "a loss of up to 0.5 for a b+c (+0.20); a loss of more than 0.5 for rotary (+1.00)." in page.text
     assert "Trials: 9 finished." in page.text
+    assert "Speed relative to plain, paired by seed: not resolved: rotary and a b+c." in page.text
     assert page.text.count("not recorded") == 0
     assert (out / "report.html").read_text().count("<svg") == 4
 
@@ -205,7 +206,12 @@ def test_a_diverged_trial_is_shown_and_not_averaged(study: Study, tmp_path: Path
     results = write_report(out)
     assert results.row("plain").loss.n == 2
     assert results.row("rotary").difference.estimate.n == 2
-    assert "1 diverged" in Page((out / "report.html").read_text()).text
+    assert results.row("rotary").difference.verdict == "unstable"  # the baseline lost a seed
+    text = Page((out / "report.html").read_text()).text
+    assert "1 diverged" in text
+    line = "plain is unstable: 1 of 3 seeds diverged, so no variant gets a verdict against it."
+    assert line in text
+    assert line in (out / "report.md").read_text()
 
 
 def test_the_same_files_give_the_same_report(study: Study, tmp_path: Path) -> None:

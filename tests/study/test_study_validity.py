@@ -28,8 +28,8 @@ def test_a_planted_leak_is_marked_and_never_better(tiny: Path, tmp_path: Path, c
     assert leaky.stamp.found["causal"] == "failed"
     assert results.row("plain").stamp.found == dict.fromkeys(STAMPS, "passed")
     assert leaky.difference is not None
-    assert leaky.difference.p_holm is not None
-    assert leaky.difference.p_holm < 0.05  # otherwise it would be called better
+    assert leaky.difference.estimate.high is not None
+    assert leaky.difference.estimate.high < 0  # otherwise it would be called better
     assert leaky.loss.mean < 0.8 * results.row("plain").loss.mean
     assert leaky.difference.verdict == "invalid"
     assert {difference.verdict for difference in leaky.quality_difference.values()} == {"invalid"}

@@ -51,17 +51,21 @@ def estimate(value: Estimate, digits: int = 3) -> str:
 
 
 def difference(value: Difference | None, digits: int = 3) -> str:
-    """`-0.251 ± 0.040`, with a sign."""
+    """`-0.251 ± 0.040`, with a sign; `-0.031 [-0.060, 0.000]` if the interval is not symmetric."""
     if value is None or value.estimate.mean is None:
         return NOTHING
-    mean = f"{value.estimate.mean:+z.{digits}f}".replace("-", MINUS)
-    half = value.estimate.half_width
-    return mean if half is None else f"{mean} ± {half:.{digits}f}"
+    found = value.estimate
+    mean = f"{found.mean:+z.{digits}f}".replace("-", MINUS)
+    if found.low is None or found.high is None or found.half_width is None:
+        return mean
+    if abs(found.low + found.high - 2 * (found.mean or 0.0)) > 1e-9 * (found.high - found.low):
+        return f"{mean} {interval((found.low, found.high), digits)}"
+    return f"{mean} ± {found.half_width:.{digits}f}"
 
 
-def p_value(value: float | None) -> str:
-    """0.012, or `< 0.001`."""
-    return NOTHING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def interval(ends: tuple[float, float], digits: int = 3) -> str:
+    """`[-0.060, 0.000]`"""
+    return f"[{ends[0]:z.{digits}f}, {ends[1]:z.{digits}f}]".replace("-", MINUS)
 
 
 def listed(names: Sequence[str]) -> str:

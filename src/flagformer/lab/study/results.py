@@ -12,7 +12,13 @@ from flagformer.lab.study.statistics import Difference, Estimate
 
 BITS = "bits per byte"
 STARTED = ("start", "graft")  # of variants that start from a model
-MEASURED = ("tokens_per_second", "speed_range", "decode_tokens_per_second", "peak_memory_bytes")
+MEASURED = (
+    "tokens_per_second",
+    "speed_range",
+    "speed_ratio",
+    "decode_tokens_per_second",
+    "peak_memory_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,12 @@ class AuditSummary:
 class VariantResult:
     """The results of one variant. Quality is reproducible; speed is measured and varies.
 
-    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed. `costs`
-    holds the fields of `costs.Cost`. `loss` is in nats at the length `Results.loss_length`; `quality` maps a
-    test length to bits per byte (text) or accuracy (tasks); `by_position` is the mean loss in equal parts of
-    the longest row. `start` is the loss before the first step of variants with `from`, `graft` the line of
-    a `Graft`.
+    `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed,
+    `speed_ratio` the speed relative to the baseline's, paired by seed. `diverged` counts seeds whose loss was
+    not finite. `costs` holds the fields of `costs.Cost`. `loss` is in nats at the length
+    `Results.loss_length`; `quality` maps a test length to bits per byte (text) or accuracy (tasks);
+    `by_position` is the mean loss in equal parts of the longest row. `start` is the loss before the first
+    step of variants with `from`, `graft` the line of a `Graft`.
     For a tuned variant the results are those of its best candidate, `tuned`; `at_edge` names the settings
     whose best value is the first or last of the grid.
     """
@@ -71,6 +78,7 @@ class VariantResult:
     costs: Mapping[str, int]
     tokens_per_second: float | None
     speed_range: tuple[float, float] | None
+    speed_ratio: Difference | None
     decode_tokens_per_second: float | None
     peak_memory_bytes: int | None
     state_bytes_per_token: int | None
@@ -81,6 +89,7 @@ class VariantResult:
     by_position: tuple[float, ...]
     difference: Difference | None
     quality_difference: dict[int, Difference]
+    diverged: int
     start: Estimate
     graft: str
 
@@ -124,7 +133,7 @@ def as_json(results: Results) -> dict[str, Any]:
     """The contents of results.json. `measured` values differ from run to run; on one machine all others are
     reproducible."""
     return {
-        "schema": 2,
+        "schema": 3,
         "study": results.study.resolved(),
         "baseline": results.study.baseline,
         "metric": results.metric,
@@ -143,10 +152,14 @@ def as_json(results: Results) -> dict[str, Any]:
             for t in results.trials
         ],
         "measured": {
-            **{name: {row.variant: getattr(row, name) for row in results.rows} for name in MEASURED},
+            **{name: {row.variant: _plain(getattr(row, name)) for row in results.rows} for name in MEASURED},
             "setting": results.setting,
         },
     }
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Difference) else value
 
 
 def _row_json(row: VariantResult) -> dict[str, Any]:

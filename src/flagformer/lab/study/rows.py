@@ -3,6 +3,7 @@ baseline."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 
 from flagformer.lab.study.design import Setting, Study
 from flagformer.lab.study.results import AuditSummary, Candidate, TrialState, VariantResult
-from flagformer.lab.study.statistics import Difference, mean_interval, paired_differences
+from flagformer.lab.study.statistics import Difference, Estimate, mean_interval, paired_differences
+from flagformer.lab.study.verdicts import LEVEL
 
 Values = dict[str, dict[int, float]]  # variant -> seed -> value
 
@@ -40,11 +42,13 @@ def make_rows(
     lower = key == "bits_per_byte"
     losses = {name: _by_seed(chosen[name], loss_length, "nats") for name in chosen}
     quality = {n: {name: _by_seed(chosen[name], n, key) for name in chosen} for n in lengths}
-    apart = _judged(paired_differences(losses, study.baseline, margin=study.margin), stamps, study)
+    refused = _refused(study, stamps, chosen)
+    apart = _judged(paired_differences(losses, study.baseline, margin=study.margin), refused)
     quality_apart = {
-        n: _judged(paired_differences(values, study.baseline, lower), stamps, study)
+        n: _judged(paired_differences(values, study.baseline, lower, level=LEVEL / len(lengths)), refused)
         for n, values in quality.items()
     }
+    ratios = _speed_ratios(study, chosen)
     return [
         VariantResult(
             variant=name, flags=own, tuned=best[name], at_edge=_at_edge(study, best[name]),
@@ -58,6 +62,7 @@ def make_rows(
             by_position=_by_position(chosen[name], max(lengths)),
             difference=apart.get(name),
             quality_difference={n: found[name] for n, found in quality_apart.items() if name in found},
+            speed_ratio=ratios.get(name), diverged=sum(t.state == "diverged" for t in chosen[name]),
             **_start(chosen[name]),
         )
         for name, own in study.compare.items()
@@ -132,15 +137,47 @@ def _stamp(study: Study, found: Mapping[str, Any]) -> AuditSummary:
     return AuditSummary(found["stamps"], tuple(found["failures"]))
 
 
-def _judged(
-    differences: dict[str, Difference], stamps: Mapping[str, AuditSummary], study: Study
-) -> dict[str, Difference]:
-    """Differences of invalid variants, or from an invalid baseline, get the verdict "invalid"."""
-    broken = stamps[study.baseline].invalid
-    return {
-        name: replace(found, verdict="invalid") if broken or stamps[name].invalid else found
-        for name, found in differences.items()
+def _refused(
+    study: Study, stamps: Mapping[str, AuditSummary], chosen: Mapping[str, Sequence[TrialState]]
+) -> dict[str, str]:
+    """The verdicts of variants that get none from their losses: "invalid" if an audit failed, "unstable" if a
+    seed diverged, of the variant or of the baseline."""
+    own = {
+        name: "invalid" if stamps[name].invalid else "unstable"
+        for name in study.compare
+        if stamps[name].invalid or any(trial.state == "diverged" for trial in chosen[name])
     }
+    shared = own.get(study.baseline)
+    return own if shared is None else dict.fromkeys(study.compare, shared) | own
+
+
+def _judged(differences: dict[str, Difference], refused: Mapping[str, str]) -> dict[str, Difference]:
+    return {
+        name: replace(found, verdict=refused.get(name, found.verdict)) for name, found in differences.items()
+    }
+
+
+def _speed_ratios(study: Study, chosen: Mapping[str, Sequence[TrialState]]) -> dict[str, Difference]:
+    """Training speed relative to the baseline's, paired by seed: the geometric mean of the ratios and its
+    interval. The verdict is "faster", "slower" or "not resolved"."""
+    speeds = {
+        name: {
+            t.run.seed: math.log(t.result["cost"]["tokens_per_second"])
+            for t in trials
+            if t.state == "finished" and t.result and t.result["cost"]["tokens_per_second"]
+        }
+        for name, trials in chosen.items()
+    }
+    names = {"better": "faster", "worse": "slower"}
+    return {
+        name: Difference(_exponential(one.estimate), names.get(one.verdict, one.verdict))
+        for name, one in paired_differences(speeds, study.baseline, lower_is_better=False).items()
+    }
+
+
+def _exponential(logs: Estimate) -> Estimate:
+    mean, low, high = (None if x is None else math.exp(x) for x in (logs.mean, logs.low, logs.high))
+    return Estimate(logs.n, mean, low, high, tuple(map(math.exp, logs.values)))
 
 
 def _by_seed(trials: Sequence[TrialState], length: int, key: str) -> dict[int, float]:

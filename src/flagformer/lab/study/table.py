@@ -8,7 +8,7 @@ from rich.table import Table
 
 from flagformer.lab.study.formatting import NOTHING, count, difference, estimate, listed, plural, short
 from flagformer.lab.study.report.columns import best_setting
-from flagformer.lab.study.report.findings import invalid_line, power_line, tuning_finding
+from flagformer.lab.study.report.findings import invalid_line, power_line, tuning_finding, unstable_line
 from flagformer.lab.study.results import Results, VariantResult
 
 SHORT = {"bits per byte": "bpb", "accuracy": "acc"}  # names of metrics in headings
@@ -58,10 +58,11 @@ def legend(results: Results) -> list[str]:
         quality += f" (chance {results.chance:.3g})"
     lines = [
         f"{loss}, mean ± 95 % t interval over {plural(len(results.study.seeds), 'seed')}; {quality}; "
-        f"vs {results.study.baseline}: difference in loss, paired by seed. * measured: varies from run to "
-        "run."
+        f"vs {results.study.baseline}: difference in loss, paired by seed, with the 95 % interval for all "
+        "variants together. * measured: varies from run to run."
     ]
-    lines += [line for line in (power_line(results), tuning_finding(results), invalid_line(results)) if line]
+    notes = (power_line(results), tuning_finding(results), invalid_line(results), unstable_line(results))
+    lines += [line for line in notes if line]
     for state in ("failed", "diverged", "unfinished", "waiting"):
         labels = [trial.run.label for trial in results.trials if trial.state == state]
         if labels:

@@ -21,10 +21,13 @@ NOTE = (
     "Valid: causal, unaffected by padding, the same with a cache, independent of the batch, deterministic, "
     "finite. "
     "Loss: held-out nats per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
-    "seed. The verdict is that of the paired t test at 5 %, Holm-corrected over the variants; the exact "
-    "sign-flip test must agree (below six seeds: all differences must have the same sign). A variant that "
-    "fails the audit gets no verdict. FLOPs per token: forward pass at the training length, two per "
-    "multiply-add of matrix products; attention counts the keys that are computed. * Measured: tokens/s of "
+    "seed; their intervals hold with 95 % for all variants together, and a variant is better or worse where "
+    "its interval excludes zero, with step-down (Dunnett's bound, variances moderated over variants). With a "
+    "margin, it is equivalent where its 90 % interval, again for all together, lies within it. The rule "
+    "assumes independent seeds, and variances within a factor of four. A variant with a diverged seed is "
+    "unstable, and one that fails the audit is invalid: neither gets a verdict from its loss. "
+    "FLOPs per token: forward pass at the training length, two per multiply-add of matrix products; "
+    "attention counts the keys that are computed. * Measured: tokens/s of "
     "training (median over seeds, while other trials run) and the peak memory of a trial, without the memory "
     "of its process before the model was built (Python, torch). Measured columns differ from run to run, all "
     "others are reproducible."
@@ -105,6 +108,7 @@ def _head(results: Results) -> str:
         f"<h1>{escape(study.name)}</h1>",
         page.paragraph(findings.headline(results), "headline"),
         page.paragraph(findings.invalid_line(results), "warning"),
+        page.paragraph(findings.unstable_line(results), "warning"),
         page.paragraph(about),
         page.paragraph(f"Trials: {states}.", "soft"),
     ]
@@ -118,8 +122,8 @@ def _figures(results: Results) -> list[Shown]:
     shown = [Shown("curves", figures.loss_curves(results, drawn), finding, note)]
     if len(results.rows) > 1:
         note = (
-            "Dots with bars are means and 95 % t intervals of the paired differences; ticks are "
-            "single seeds. " + findings.power_line(results)
+            "Dots with bars are means of the paired differences and their 95 % intervals for all variants "
+            "together; ticks are single seeds. " + findings.power_line(results)
         )
         finding = findings.differences_finding(results)
         shown.append(Shown("differences", figures.differences(results), finding, note))
@@ -146,4 +150,6 @@ def _length_note(results: Results) -> str:
     text = results.study.runs[0].trial.trained_by.metric(results.study.data)
     unit = "Bits per byte: nats / ln 2 a byte. " if results.metric == BITS else ""
     chance = "" if results.chance is None else f" Chance level: {results.chance:.4g}."
-    return page.paragraph(f"{unit}Scored: {text}.{chance} Intervals and differences as above.", "soft")
+    lengths = len(results.rows[0].quality)
+    family = f" Differences at all {lengths} lengths are one family." if lengths > 1 else ""
+    return page.paragraph(f"{unit}Scored: {text}.{chance} Intervals as above.{family}", "soft")

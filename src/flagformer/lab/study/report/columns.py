@@ -13,7 +13,7 @@ from flagformer.lab.study.formatting import (
     difference,
     estimate,
     flags_text,
-    p_value,
+    interval,
     short,
     size,
 )
@@ -107,22 +107,26 @@ def _verdict_columns(results: Results) -> list[Column]:
             lambda r: "baseline" if r.difference is None else difference(r.difference),
             _difference_values,
         ),
-        Column(
-            "p (t, Holm)",
-            lambda r: p_value(r.difference.p_holm) if r.difference else "",
-            lambda r: {"p_holm": r.difference.p_holm if r.difference else None},
-        ),
-        Column(
-            "p (signs)",
-            lambda r: p_value(r.difference.p_signs) if r.difference else "",
-            lambda r: {"p_signs": r.difference.p_signs if r.difference else None},
-        ),
+        *_equivalence_columns(results),
         Column(
             "verdict",
             lambda r: r.difference.verdict if r.difference else "",
             lambda r: {"verdict": r.difference.verdict if r.difference else "baseline"},
             lambda r: r.difference.verdict.replace(" ", "-") if r.difference else "",
         ),
+    ]
+
+
+def _equivalence_columns(results: Results) -> list[Column]:
+    """The interval that decides "equivalent", in studies with a margin."""
+    if results.study.margin is None:
+        return []
+    return [
+        Column(
+            f"90 % interval (margin {results.study.margin:g})",
+            lambda r: interval(r.difference.equivalence) if r.difference and r.difference.equivalence else "",
+            _equivalence_values,
+        )
     ]
 
 
@@ -219,3 +223,8 @@ def _difference_values(row: VariantResult) -> Mapping[str, Any]:
         "difference_low": estimate.low if estimate else None,
         "difference_high": estimate.high if estimate else None,
     }
+
+
+def _equivalence_values(row: VariantResult) -> Mapping[str, Any]:
+    low, high = (row.difference.equivalence if row.difference else None) or (None, None)
+    return {"equivalence_low": low, "equivalence_high": high}

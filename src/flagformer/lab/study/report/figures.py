@@ -90,16 +90,16 @@ def differences(results: Results) -> str:
         for y, (row, color, marker) in enumerate(rows):
             estimate = row.difference.estimate if row.difference else None
             if estimate is not None and estimate.mean is not None:
-                axes.errorbar(
-                    estimate.mean,
-                    y,
-                    xerr=estimate.half_width or 0.0,
-                    color=color,
-                    marker=marker,
-                    capsize=4,
-                )
+                low, high = (estimate.mean if end is None else end for end in (estimate.low, estimate.high))
+                bars = [[estimate.mean - low], [high - estimate.mean]]
+                axes.errorbar(estimate.mean, y, xerr=bars, color=color, marker=marker, capsize=4)
+                inner = row.difference.equivalence if row.difference else None
+                if inner is not None:
+                    axes.plot(inner, [y, y], color=color, linewidth=4, alpha=0.6, solid_capstyle="butt")
                 axes.plot(estimate.values, [y + 0.22] * estimate.n, "|", color=color, alpha=0.8, markersize=7)
         axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=":")
+        if results.study.margin is not None:
+            axes.axvspan(-results.study.margin, results.study.margin, color=FAINT, alpha=0.5, linewidth=0)
         axes.set_yticks(range(len(rows)), [row.variant for row, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(

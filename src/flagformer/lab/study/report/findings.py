@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flagformer.lab.study.formatting import MINUS, listed, plural, short
+from flagformer.lab.study.power import MOST_SEEDS, POWER, difference_found, noise_of, seeds_needed
 from flagformer.lab.study.report.columns import setting_text
 from flagformer.lab.study.results import BITS, Results, VariantResult
-from flagformer.lab.study.statistics import MOST_SEEDS, seeds_needed, spread
 
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 RESOLVED = 0.01  # nats; the difference in the sentence on statistical power
@@ -60,7 +60,7 @@ def differences_finding(results: Results) -> str:
     if all(row.difference is None or row.difference.estimate.n < 2 for row in rows):
         return "A difference needs at least two finished seeds of both the variant and the baseline."
     groups: dict[str, list[str]] = {
-        "better": [], "worse": [], "equivalent": [], "not resolved": [], "invalid": [],
+        "better": [], "worse": [], "equivalent": [], "not resolved": [], "unstable": [], "invalid": [],
     }  # fmt: skip
     for row in rows:
         if row.difference is not None:
@@ -77,16 +77,22 @@ def differences_finding(results: Results) -> str:
 
 
 def power_line(results: Results) -> str:
-    """The number of seeds that resolve a small difference, from the standard deviation of the differences."""
-    sigma = spread([row.difference.estimate for row in results.rows if row.difference is not None])
-    if sigma is None:
+    """The difference that this study finds with probability 0.8, and the seeds that a small one needs."""
+    apart = [row.difference.estimate for row in results.rows if row.difference is not None]
+    noise = noise_of([row.loss for row in results.rows], apart)
+    if noise is None or not apart:
+        return ""
+    seeds = min(max(one.n for one in apart), MOST_SEEDS)
+    found = difference_found(noise, len(apart), seeds)
+    if found is None:
         return ""
     wanted = results.study.margin or RESOLVED
-    needed = seeds_needed(wanted, sigma)
-    seeds = f"more than {MOST_SEEDS:,} seeds" if needed is None else f"n = {plural(needed, 'seed')}"
+    needed = seeds_needed(wanted, noise, len(apart))
+    enough = f"more than {MOST_SEEDS}" if needed is None else str(needed)
     return (
-        f"To detect a difference of {wanted:g} nats at {SIGMA} = {sigma:.3g} (standard deviation over seeds) "
-        f"with 80 % power at p < 0.05, before correction, you need {seeds}."
+        f"With {plural(seeds, 'seed')} and {SIGMA} = {noise.sigma:.3g} (standard deviation of a run over "
+        f"seeds; correlation {noise.correlation:.1f} of two variants of one seed) a difference of "
+        f"{found:.2g} nats is found with probability {POWER:g}; one of {wanted:g} nats needs {enough} seeds."
     )
 
 
@@ -133,8 +139,25 @@ def invalid_line(results: Results) -> str:
     return " ".join(lines)
 
 
+def unstable_line(results: Results) -> str:
+    """The variants of which a seed diverged; empty if none did."""
+    lines = [
+        f"{row.variant} is unstable: {row.diverged} of {plural(len(results.study.seeds), 'seed')} diverged"
+        f"{_consequence(results, row)}."
+        for row in results.rows
+        if row.diverged
+    ]
+    return " ".join(lines)
+
+
+def _consequence(results: Results, row: VariantResult) -> str:
+    if row.variant == results.study.baseline:
+        return ", so no variant gets a verdict against it"
+    return ", so the seeds that are left give no verdict"
+
+
 def speed_finding(results: Results) -> str:
-    """The fastest and the slowest variant, and whether the ranges of their seeds overlap."""
+    """The fastest and the slowest variant, and the speeds relative to the baseline, paired by seed."""
     rows = [row for row in results.rows if row.tokens_per_second is not None and row.speed_range is not None]
     if not rows:
         return "No trial is finished yet."
@@ -142,16 +165,29 @@ def speed_finding(results: Results) -> str:
     slow, fast = rows[0], rows[-1]
     if slow is fast:
         return f"{fast.variant} trains at {short(fast.tokens_per_second)} tokens per second."
-    disjoint = (slow.speed_range or (0, 0))[1] < (fast.speed_range or (0, 0))[0]
-    trust = (
-        "the ranges of their seeds do not overlap"
-        if disjoint
-        else "the ranges of their seeds overlap, so the difference is not reliable"
-    )
     return (
         f"{fast.variant} trained fastest, {short(fast.tokens_per_second)} tokens per second, "
-        f"and {slow.variant} slowest, {short(slow.tokens_per_second)}; {trust}."
+        f"and {slow.variant} slowest, {short(slow.tokens_per_second)}.{_speed_ratios(results)}"
     )
+
+
+def _speed_ratios(results: Results) -> str:
+    """The resolved ratios of speed with their intervals, for all variants together."""
+    known = [
+        (row.variant, row.speed_ratio)
+        for row in results.rows
+        if row.speed_ratio is not None and row.speed_ratio.estimate.low is not None
+    ]
+    if not known:
+        return ""
+    resolved = [
+        f"{name} {one.estimate.mean:.2f} [{one.estimate.low:.2f}, {one.estimate.high:.2f}]"
+        for name, one in known
+        if one.verdict in ("faster", "slower")
+    ]
+    others = [name for name, one in known if one.verdict not in ("faster", "slower")]
+    rest = f"{'; ' if resolved else ''}not resolved: {listed(others)}" if others else ""
+    return f" Speed relative to {results.study.baseline}, paired by seed: {', '.join(resolved)}{rest}."
 
 
 def headline(results: Results) -> str:
@@ -176,6 +212,7 @@ def _against_baseline(results: Results, row: VariantResult) -> str:
     phrases = {
         "not resolved": "difference not resolved from",
         "equivalent": "equivalent to",
+        "unstable": "unstable, not compared with",
         "invalid": "INVALID, not compared with",
     }
     verdict = row.difference.verdict

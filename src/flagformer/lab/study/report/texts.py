@@ -31,6 +31,7 @@ def markdown(results: Results, note: str) -> str:
         findings.lengths_finding(results) if len(results.rows[0].quality) > 1 else "",
         findings.differences_finding(results),
         findings.power_line(results),
+        findings.unstable_line(results),
         findings.tuning_finding(results),
         findings.speed_finding(results),
     ]
