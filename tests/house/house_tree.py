@@ -22,7 +22,7 @@ FLOORS = {
     "sessions": 7,
     "wrappers": 8,
     "models": 9, "catalogue": 9,
-    "audit": 10, "interop": 10, "presets": 11,
+    "audit": 10, "interop": 10, "presets": 11, "lab.imports": 10,
     "lab.data": 11,
     "lab.objectives": 12, "lab.train": 12, "lab.lm_eval": 12, "lab.study": 12, "lab.reference": 12,
     "lab.cli": 12,

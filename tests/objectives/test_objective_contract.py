@@ -9,13 +9,13 @@ import torch
 from objective_runs import CASES, TRAIN, trained, trial_of
 
 from flagformer.lab.objectives import KINDS, Objective
-from flagformer.lab.objectives.catalogue import ObjectiveConfig, default_objective
+from flagformer.lab.objectives.catalogue import KnownObjective, default_objective
 from flagformer.lab.study.audits import STAMPS, audit_results
 from flagformer.lab.study.costs import cost
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.trial import run_trial
 
-OBJECTIVES: list[type[Objective]] = list(get_args(get_args(ObjectiveConfig)[0]))
+OBJECTIVES: list[type[Objective]] = list(get_args(get_args(KnownObjective)[0]))
 IDS = ["-".join(case) for case in CASES]
 
 

@@ -16,7 +16,12 @@ from flagformer.lab.cli.train import train
 
 SOURCE = """\
 import torch
+from flagformer.lab.data.copy_task import Copy
 from torch import nn
+
+
+class Twice(Copy):
+    source: str
 
 
 class MyNorm(nn.Module):
@@ -30,7 +35,7 @@ class MyNorm(nn.Module):
 STUDY = """\
 name: own
 base: {dim: 16, depth: 2, heads: 2}
-data: {source: copy, symbols: 8, seq_len: 16}
+data: {source: "MODULE:Twice", symbols: 8, seq_len: 16}
 train: {steps: 4, batch_size: 4, warmup: 1, device: cpu}
 compare:
   layernorm: {}

@@ -19,6 +19,7 @@ from flagformer.flags.spec import Instance, Spec
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FORM = "an import path `package.module:Class`"
 _allowed: ContextVar[tuple[str, ...] | None] = ContextVar("allowed", default=None)
+_imported: set[str] = set()  # modules that the user has imported by their names
 
 
 class ImportPathError(ValueError):
@@ -45,6 +46,11 @@ def allowed_modules(modules: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         _allowed.reset(token)
+
+
+def allow_imported(module: str) -> None:
+    """Allow files to name a module that the user has imported by its name, in this process."""
+    _imported.add(module)
 
 
 @contextmanager
@@ -75,8 +81,8 @@ def imported(slot: str, value: str | Mapping[str, Any]) -> Spec | Instance:
         raise ImportPathError(f"is {dict(value)!r}, which has no `class`, {FORM}")  # type: ignore[arg-type]
     if not PATH.fullmatch(path):
         raise ImportPathError(f"is {path!r}, which is not {FORM}")
-    _refuse_unless_allowed(slot, path)
-    found = _look_up(path)
+    refuse_unless_allowed(slot, path)
+    found = look_up(path)
     params = {} if isinstance(value, str) else {name: item for name, item in value.items() if name != "class"}
     if isinstance(found, type):
         return Spec(found, params)
@@ -88,9 +94,12 @@ def imported(slot: str, value: str | Mapping[str, Any]) -> Spec | Instance:
     return Instance(found)
 
 
-def _refuse_unless_allowed(slot: str, path: str) -> None:
+def refuse_unless_allowed(slot: str, path: str) -> None:
+    """Raise ModuleNotAllowedError for the path of a module that may not be imported."""
     module, allowed = path.partition(":")[0], _allowed.get()
-    if allowed is None or any(module == name or module.startswith(f"{name}.") for name in allowed):
+    if allowed is None:
+        return
+    if any(module == name or module.startswith(f"{name}.") for name in (*allowed, *_imported)):
         return
     package = module.partition(".")[0]
     raise ModuleNotAllowedError(
@@ -100,7 +109,8 @@ def _refuse_unless_allowed(slot: str, path: str) -> None:
     )
 
 
-def _look_up(path: str) -> Any:
+def look_up(path: str) -> Any:
+    """Import the object of a path; ImportPathError if there is none."""
     module_name, _, names = path.partition(":")
     try:
         found: Any = import_module(module_name)

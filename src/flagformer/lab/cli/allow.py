@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +24,9 @@ def allowing(modules: list[str] | None) -> Iterator[None]:
     """Allow flags to name these modules alone, and find them in the current directory too."""
     from flagformer.flags import allowed_modules
 
-    here = str(Path.cwd())
-    if modules and here not in sys.path:
-        sys.path.append(here)  # also the path of processes that are started later
+    if modules:
+        from flagformer.lab.imports import find_in_working_directory
+
+        find_in_working_directory()
     with allowed_modules(modules or ()):
         yield

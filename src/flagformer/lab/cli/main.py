@@ -18,6 +18,7 @@ from flagformer.lab.cli.evaluate import evaluate
 from flagformer.lab.cli.flags import flags
 from flagformer.lab.cli.generate import generate
 from flagformer.lab.cli.new import new
+from flagformer.lab.cli.own_code import with_own_code
 from flagformer.lab.cli.presets import presets
 from flagformer.lab.cli.show import show
 from flagformer.lab.cli.study import study
@@ -52,8 +53,8 @@ def _options(
 app.add_typer(study, name="study")
 app.add_typer(new, name="new")
 for command in (train, track, generate, audit, flags, presets, show, diff, verify):
-    app.command()(command)
-app.command("eval")(evaluate)
+    app.command()(with_own_code(command))
+app.command("eval")(with_own_code(evaluate))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from flagformer.lab.cli.allow import Allow, allowing
 from flagformer.lab.cli.errors import clear_errors
+from flagformer.lab.cli.own_code import with_own_code
 
 if TYPE_CHECKING:
     from flagformer.lab.study.results import Results
@@ -18,6 +19,7 @@ study = typer.Typer(no_args_is_help=True, help="Compare variants of a model with
 
 
 @study.command()
+@with_own_code
 def run(
     file: Annotated[Path, typer.Argument(help="The YAML file of the study.")],
     overrides: Annotated[
@@ -59,6 +61,7 @@ def run(
 
 
 @study.command()
+@with_own_code
 def report(directory: Annotated[Path, typer.Argument(help="The run directory of a study.")]) -> None:
     """Generate results.json and the report (HTML, Markdown, CSV, LaTeX) from the finished trials, and print
     the table."""
@@ -69,6 +72,7 @@ def report(directory: Annotated[Path, typer.Argument(help="The run directory of 
 
 
 @study.command()
+@with_own_code
 def watch(
     directory: Annotated[Path, typer.Argument(help="The run directory of a study.")],
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,

@@ -161,10 +161,11 @@ def show(result: dict[str, Any], directory: Path) -> None:
     names = {"nats": "nats", "bits_per_byte": "bits/byte", "accuracy": "accuracy"}
     names |= {"exact_match": "exact match", "pseudo_perplexity": "pseudo-perplexity", "chance": "chance"}
     names = {key: heading for key, heading in names.items() if key in result["evaluation"][0]}
-    for heading in ("length", *names.values()):
+    own = list(result["evaluation"][0].get("metrics", {}))
+    for heading in ("length", *names.values(), *own):
         table.add_column(heading, justify="right")
     for entry in result["evaluation"]:
-        figures = [entry[key] for key in names]
+        figures = [*(entry[key] for key in names), *(entry["metrics"][name] for name in own)]
         table.add_row(str(entry["seq_len"]), *("-" if value is None else f"{value:.4f}" for value in figures))
     console.print(table)
     console.print(f"model, log and result: {directory}", highlight=False, markup=False, soft_wrap=True)

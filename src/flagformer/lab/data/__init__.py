@@ -3,7 +3,8 @@
 A `Source` is its own configuration: its fields are the keys of the `data` block of a study or training file.
 `batch` depends on its arguments alone, so a resumed run reads the same data as an uninterrupted one, and for
 one seed every variant of a study reads the same data in the same order. To add a source, write one file with
-a subclass and one line in `catalogue.py`.
+a subclass and one line in `catalogue.py`. An own class has a field `source: str`, which
+holds its import path.
 """
 
 import hashlib

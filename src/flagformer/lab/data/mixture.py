@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from flagformer.lab.data import Source, Split, draws, short_hash
-from flagformer.lab.data.sources import SingleSource
+from flagformer.lab.data.sources import PartSource
 
 PERIOD = 10_000  # rows in which every source has its share
 
@@ -22,9 +22,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: float = Field(gt=0, le=1e9, description="Share of the rows, relative to the other weights.")
-    data: SingleSource = Field(
-        discriminator="source", description="The source, no mixture; `seq_len` is that of the mixture."
-    )
+    data: PartSource = Field(description="The source, no mixture; `seq_len` is that of the mixture.")
 
 
 class Mixture(Source):

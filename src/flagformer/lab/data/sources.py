@@ -1,5 +1,10 @@
 """All data sources but mixtures. To add one, write its file, its import and its name in `SingleSource`."""
 
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from flagformer.lab.data import Source
 from flagformer.lab.data.addition import Addition
 from flagformer.lab.data.associative_recall import AssociativeRecall
 from flagformer.lab.data.compression import Compression
@@ -21,9 +26,16 @@ from flagformer.lab.data.sines import Sines
 from flagformer.lab.data.sort import Sort
 from flagformer.lab.data.stdlib import StandardLibrary
 from flagformer.lab.data.tokens import TokenFile
+from flagformer.lab.imports import KNOWN, OWN, ByPath, tag_of
 
 SingleSource = (
     StandardLibrary | TextFile | TokenFile | Records | Shards | Enwik8 | Text8 | Copy | SelectiveCopy |
     Reverse | AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
     LongRetrieval | Sort | Addition | Sines | Digits
 )  # fmt: skip
+OwnSource = Annotated[Source, ByPath(Source, "source")]
+# A source that is no mixture.
+PartSource = Annotated[
+    Annotated[SingleSource, Field(discriminator="source"), Tag(KNOWN)] | Annotated[OwnSource, Tag(OWN)],
+    Discriminator(tag_of("source")),
+]

@@ -4,7 +4,8 @@ An `Objective` is its own configuration: its fields are the keys of the `objecti
 training file. It states which kinds of model it trains, with a reason for each other kind, makes batches from
 a data source, calls the model, and computes the loss and the metrics. A batch depends on the arguments of
 `batch` alone, as those of a source do. To add an objective, write one file with a subclass, one line in
-`catalogue.py` and one test.
+`catalogue.py` and one test. An own class has a field `name: str`, which holds its
+import path.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""All objectives. To add one, write its file, its import and its name in `ObjectiveConfig`."""
+"""All objectives. To add one, write its file, its import and its name in `KnownObjective`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from flagformer.lab.data import Source
+from flagformer.lab.imports import KNOWN, OWN, ByPath, tag_of
 from flagformer.lab.objectives import PAIRS, Objective
 from flagformer.lab.objectives.image_classification import ImageClassification
 from flagformer.lab.objectives.masked_diffusion import MaskedDiffusion
@@ -19,11 +20,15 @@ from flagformer.lab.objectives.sequence_classification import SequenceClassifica
 from flagformer.lab.objectives.sequence_to_sequence import SequenceToSequence
 from flagformer.lab.objectives.span_corruption import SpanCorruption
 
-# The type of an `objective` block; `name` selects the class.
-ObjectiveConfig = Annotated[
+KnownObjective = Annotated[
     NextToken | PrefixLM | MaskedLM | MaskedDiffusion | SequenceClassification | SequenceToSequence |
     SpanCorruption | Regression | ImageClassification, Field(discriminator="name"),
 ]  # fmt: skip
+# The type of an `objective` block; `name` selects the class, or is the import path of an own one.
+ObjectiveConfig = Annotated[
+    Annotated[KnownObjective, Tag(KNOWN)] | Annotated[Objective, ByPath(Objective, "name"), Tag(OWN)],
+    Discriminator(tag_of("name")),
+]
 OF_FORM: dict[str, type[Objective]] = {"images": ImageClassification, "vectors": Regression}
 OF_KIND: dict[str, type[Objective]] = {
     "decoder": NextToken,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from flagformer.lab.objectives import KINDS, Objective
-from flagformer.lab.objectives.catalogue import ObjectiveConfig
+from flagformer.lab.objectives.catalogue import KnownObjective
 from flagformer.lab.reference.markdown import code, page, table
 
 INTRODUCTION = """# Objectives
@@ -56,13 +56,18 @@ images are checked for padding, batch independence, gradients and finite values.
 
 ## Your own objective
 
+A subclass of `flagformer.lab.objectives.Objective` with a field `name: str` is named by its import path:
+`objective: {name: "mylab.objectives:FocalNextToken", gamma: 2}`. The command needs `--allow mylab`, or
+`--import mylab.objectives`. An error in its batches names its file and line. `examples/own_data_and_objective`
+has one.
+
 An objective of the library is one file in `src/flagformer/lab/objectives`, a subclass of `Objective`; one
 line in `catalogue.py`; and one test."""
 
 
 def objectives_page() -> str:
     """The text of the page."""
-    found: list[type[Objective]] = list(get_args(get_args(ObjectiveConfig)[0]))
+    found: list[type[Objective]] = list(get_args(get_args(KnownObjective)[0]))
     rows = [[code(kind), *("yes" if kind in one.trains else "" for one in found)] for kind in KINDS]
     parts = [INTRODUCTION, "## Models", table(("model", *(code(_name(one)) for one in found)), rows)]
     parts += [_section(one) for one in found]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from flagformer.flags.flag import read_params
+from flagformer.flags.import_paths import PATH
 from flagformer.flags.routing_names import REFUSED, RENAMED, TRANSLATED
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.objectives import PAIRS
@@ -87,8 +88,11 @@ def study_schema() -> dict[str, Any]:
 
 def _objective(defs: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of an objective: its name, or its settings."""
-    names = list(defs["objective"]["discriminator"]["mapping"])
-    options: list[dict[str, Any]] = [{"enum": names}, {"$ref": "#/$defs/objective"}, {"type": "null"}]
+    known = next(one for one in defs["objective"]["oneOf"] if "discriminator" in one)
+    short = {"anyOf": [{"enum": list(known["discriminator"]["mapping"])}, {"pattern": f"^{PATH.pattern}$"}]}
+    options: list[dict[str, Any]] = [
+        {"type": "string", **short}, {"$ref": "#/$defs/objective"}, {"type": "null"}
+    ]  # fmt: skip
     text = "The objective of training; default: that of `model` and the data."
     return {"anyOf": options, "description": text}
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from flagformer.lab.imports import KNOWN, OWN
 from flagformer.lab.study.config_errors import ConfigError, key_of, repr_short
 from flagformer.lab.study.source import Route, Source
 from flagformer.lab.study.words import models_of, suggestion
@@ -31,7 +32,12 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value), strict=True), []
     except ValidationError as error:
-        return None, [_mistake(source, route, kind, value, item) for item in error.errors(include_url=False)]
+        found = [{**item, "loc": _without_tags(item["loc"])} for item in error.errors(include_url=False)]
+        return None, [_mistake(source, route, kind, value, item) for item in found]
+
+
+def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(part for part in location if part not in (KNOWN, OWN))
 
 
 def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> ConfigError:

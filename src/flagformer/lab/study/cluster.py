@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import flagformer
+from flagformer.lab.imports import carried
 from flagformer.lab.study.directory import OUTPUT, RESULT
 from flagformer.lab.study.executor import Ended, Executor, Failure, Job
 from flagformer.lab.study.failures import describe
@@ -123,7 +124,14 @@ class Cluster(Executor[Job]):
     def start(self, job: Job, trial: Any, directory: Path) -> None:
         directory = directory.absolute()
         spec = TaskSpec(
-            self.function, trial, directory, Path.cwd(), self.needs.cpus, versions(), self.data, self.token
+            self.function,
+            carried(trial),
+            directory,
+            Path.cwd(),
+            self.needs.cpus,
+            versions(),
+            self.data,
+            self.token,
         )
         self.running[self.task.remote(spec)] = (job, directory)
 

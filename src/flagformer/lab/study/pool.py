@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Generic
 
+from flagformer.lab.imports import carried
 from flagformer.lab.study.executor import Ended, Executor, Failure, Job
 from flagformer.lab.study.failures import count_oom_kills, killed
 from flagformer.lab.study.worker import work
@@ -53,7 +54,7 @@ class Pool(Executor[Job]):
 
     def start(self, job: Job, trial: object, directory: Path) -> None:
         receive, send = self.context.Pipe(duplex=False)
-        arguments = (self.function, trial, directory, self.threads, send)
+        arguments = (self.function, carried(trial), directory, self.threads, send)
         # daemon: an exit without `stop` must not wait for running trials
         process = self.context.Process(
             target=work, args=arguments, name=f"trial {directory.name}", daemon=True

@@ -5,7 +5,7 @@ import json
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 import flagformer
 from flagformer.lab.data import LONGEST, Source, Split, draws
@@ -14,6 +14,7 @@ from flagformer.lab.data.stdlib import StandardLibrary
 from flagformer.lab.objectives import Objective
 from flagformer.lab.objectives.catalogue import ObjectiveConfig, default_objective
 from flagformer.lab.objectives.fit import check_lengths, refuse_misfit
+from flagformer.lab.objectives.own import metric_name, metric_of, refuse_wrong_batches
 from flagformer.lab.train.start import Start
 
 SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
@@ -116,6 +117,28 @@ class EvaluateConfig(Block):
     split: Split = Field(
         default="test", description="The split of the final evaluation; eval_every always uses validation."
     )
+
+    metrics: tuple[str, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Import paths of own functions: (logits, targets) of a batch -> a sum and a count.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_metrics(self, dump: Any) -> dict[str, Any]:
+        """Without metrics, settings and ids of trials are those of earlier versions."""
+        found: dict[str, Any] = dump(self)
+        if not self.metrics:
+            found.pop("metrics", None)
+        return found
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_functions(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        names = [metric_name(path) for path in paths if metric_of(path)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`metrics` must have functions of different names, but has {list(paths)}")
+        return paths
 
     @field_validator("seq_lens")
     @classmethod
@@ -253,6 +276,7 @@ class Trial(Block):
         objective.check(source, "validation", source.seq_len)
         for length in self.lengths:
             objective.check(source, self.evaluate.split, length)
+        refuse_wrong_batches(objective, source, "train", source.seq_len)
         return model
 
     def _check_size(self, name: str, count: int, wanted: int) -> None:

@@ -1,6 +1,7 @@
 """Evaluation of a model on held-out data."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from flagformer.lab.data import Split
 from flagformer.lab.objectives import Objective
+from flagformer.lab.objectives.own import measured, metric_name
 from flagformer.lab.objectives.wrapped import inner
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
@@ -36,7 +38,7 @@ def evaluate(
     rows = max(1, trial.train.batch_size * source.seq_len // seq_len)
     model, training = inner(model), model.training
     model.eval()
-    sums = Sums()
+    sums = Sums(trial.evaluate.metrics)
     is_bytes = objective.is_bytes(source)  # reads the files of tokenized data
     answers = answers and objective.has_answers(source)
     # no_grad, not inference_mode: tensors that a model caches here must be usable in training
@@ -62,7 +64,8 @@ def evaluate(
 class Sums:
     """Sums over the batches of an evaluation."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[str] = ()) -> None:
+        self.metrics = {path: (0.0, 0.0) for path in metrics}  # sum and count of each
         self.nats, self.score, self.scored, self.bytes = 0.0, 0.0, 0.0, 0
         self.exact, self.rows = 0, 0
         self.where = torch.zeros(2, 1, dtype=torch.float64)  # loss and counted targets of every position
@@ -74,12 +77,17 @@ class Sums:
         self.where = self.where + torch.stack([losses.sum(0), objective.counted(targets).sum(0)]).cpu()
         score, scored = objective.score(logits, targets)
         self.score, self.scored = self.score + score, self.scored + scored
+        for path, (total, count) in self.metrics.items():
+            more, of = measured(path, logits, targets)
+            self.metrics[path] = (total + more, count + of)
         if exact is not None:
             self.exact, self.rows = self.exact + int(exact.sum()), self.rows + len(exact)
 
     def total(self, ranks: ProcessGroup, length: int) -> tuple[list[float], Tensor]:
-        """The sums over ranks: nats, score, scored, bytes, exact rows and rows; and those by position."""
+        """The sums over ranks: nats, score, scored, bytes, exact rows and rows, then sum and count of each own
+        metric; and those by position."""
         sums = [self.nats, self.score, self.scored, self.bytes, self.exact, self.rows]
+        sums += [value for pair in self.metrics.values() for value in pair]
         where = self.where.expand(2, length).clone()  # a rank may have no batch
         return ranks.total(torch.tensor(sums, dtype=torch.float64)).tolist(), ranks.total(where)
 
@@ -90,9 +98,18 @@ def _by_position(where: Tensor) -> list[float] | None:
     return [(nats / scored).item() for nats, scored in parts] if all(part[1] for part in parts) else None
 
 
+def _own_metrics(trial: Trial, sums: list[float]) -> dict[str, dict[str, float | None]]:
+    """The mean of each own metric, by the name of its function; None without a count."""
+    names = [metric_name(path) for path in trial.evaluate.metrics]
+    pairs = zip(names, sums[::2], sums[1::2])
+    return (
+        {"metrics": {name: total / count if count else None for name, total, count in pairs}} if names else {}
+    )
+
+
 def _figures(trial: Trial, split: Split, seq_len: int, sums: list[float], where: Tensor) -> dict[str, Any]:
     """The entry of an evaluation, from the results of `Sums.total`."""
-    nats, score, scored, read, exact, rows = sums
+    nats, score, scored, read, exact, rows, *own = sums
     counted = where[1].sum().item()
     mean = nats / counted if math.isfinite(nats) else None
     objective = trial.trained_by
@@ -104,6 +121,7 @@ def _figures(trial: Trial, split: Split, seq_len: int, sums: list[float], where:
         "accuracy": score / scored,
         **({"exact_match": exact / rows} if rows else {}),
         **({} if mean is None else objective.figures(mean)),
+        **_own_metrics(trial, own),
         "chance": objective.chance(trial.source),
         "tokens": int(counted),
         "by_position": _by_position(where) if mean is not None else None,
