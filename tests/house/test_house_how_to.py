@@ -7,6 +7,7 @@ import torch
 from house_tree import ROOT
 
 import flagformer
+from flagformer.lab.imports import modules_of_file
 from flagformer.lab.study.file import load_study
 
 PAGE = (ROOT / "docs" / "how-to-add-a-component.md").read_text(encoding="utf-8")
@@ -15,7 +16,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 
 
 def test_an_own_class_by_its_path(tmp_path, monkeypatch):
-    (_, module), (_, example), (kind, study), (_, command), (_, reader) = BLOCKS
+    (_, module), (_, example), (kind, study), (_, command), (_, listed), (_, reader) = BLOCKS
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mylab").mkdir()
@@ -29,6 +30,8 @@ def test_an_own_class_by_its_path(tmp_path, monkeypatch):
     loaded, _ = load_study(tmp_path / "norms.yaml")
     flagformer.check(loaded.trial("mine", 0, {}).model_flags)
     assert command.split() == ["flagformer", "study", "run", "norms.yaml", "--allow", "mylab"]
+    (tmp_path / "flagformer.toml").write_text(listed)
+    assert modules_of_file(tmp_path) == ["mylab.norms"]
     exec(compile(reader, "the reader of ids", "exec"), found)
     model = flagformer.build({**found["model"].flags, "norm": found["Doubled"]})
     assert model(torch.arange(6)[None]).isfinite().all()
