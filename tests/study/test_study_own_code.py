@@ -1,4 +1,4 @@
-"""Sources, objectives, metrics and components of the user's own: the example, and mistakes with their lines."""
+"""Own sources, objectives, metrics and components: the example, and mistakes with their lines."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "beyond": (GOOD.replace("torch.ones(", "9 * torch.ones("), "Mine", {}, "gives 9 to 9"),
     "no tuple": ("return None", "Mine", {}, "raised an error"),
     "random": (
-        "x = torch.randint(9, (batch_size, seq_len)); return x, x", "Mine", {}, "gives another one; draw random",
+        "x = torch.randint(9, (batch_size, seq_len)); return x, x", "Mine", {}, "another one; draw random",
     ),
 }  # fmt: skip
 

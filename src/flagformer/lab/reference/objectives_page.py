@@ -58,8 +58,8 @@ images are checked for padding, batch independence, gradients and finite values.
 
 A subclass of `flagformer.lab.objectives.Objective` with a field `name: str` is named by its import path:
 `objective: {name: "mylab.objectives:FocalNextToken", gamma: 2}`. The command needs `--allow mylab`, or
-`--import mylab.objectives`. An error in its batches names its file and line. `examples/own_data_and_objective`
-has one.
+`--import mylab.objectives`. An error in its batches names its file and line.
+`examples/own_data_and_objective` has one.
 
 An objective of the library is one file in `src/flagformer/lab/objectives`, a subclass of `Objective`; one
 line in `catalogue.py`; and one test."""

@@ -65,7 +65,7 @@ class Sums:
     """Sums over the batches of an evaluation."""
 
     def __init__(self, metrics: Sequence[str] = ()) -> None:
-        self.metrics = {path: (0.0, 0.0) for path in metrics}  # sum and count of each
+        self.metrics = dict.fromkeys(metrics, (0.0, 0.0))  # sum and count of each
         self.nats, self.score, self.scored, self.bytes = 0.0, 0.0, 0.0, 0
         self.exact, self.rows = 0, 0
         self.where = torch.zeros(2, 1, dtype=torch.float64)  # loss and counted targets of every position
@@ -84,8 +84,8 @@ class Sums:
             self.exact, self.rows = self.exact + int(exact.sum()), self.rows + len(exact)
 
     def total(self, ranks: ProcessGroup, length: int) -> tuple[list[float], Tensor]:
-        """The sums over ranks: nats, score, scored, bytes, exact rows and rows, then sum and count of each own
-        metric; and those by position."""
+        """The sums over ranks: nats, score, scored, bytes, exact rows and rows, then sum and count of each
+        own metric; and those by position."""
         sums = [self.nats, self.score, self.scored, self.bytes, self.exact, self.rows]
         sums += [value for pair in self.metrics.values() for value in pair]
         where = self.where.expand(2, length).clone()  # a rank may have no batch
