@@ -135,8 +135,9 @@ class EvaluateConfig(Block):
     @field_validator("metrics")
     @classmethod
     def _metrics_are_functions(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        names = [metric_name(path) for path in paths if metric_of(path)]
-        if len(set(names)) < len(names):
+        for path in paths:
+            metric_of(path)
+        if len({metric_name(path) for path in paths}) < len(paths):
             raise ValueError(f"`metrics` must have functions of different names, but has {list(paths)}")
         return paths
 
