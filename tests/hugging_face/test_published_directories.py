@@ -8,7 +8,16 @@ import torch
 
 pytest.importorskip("transformers")
 
-from published_models import LINEAR, gap, ids_of, logits, read_config, tensors_in, theirs_of
+from published_models import (
+    LINEAR,
+    assert_equal_files,
+    gap,
+    ids_of,
+    logits,
+    read_config,
+    tensors_in,
+    theirs_of,
+)
 
 import flagformer
 from flagformer.interop.hugging_face import ConversionError, export
@@ -260,5 +269,13 @@ def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path):
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
     ours = flagformer.load(tmp_path / "one").eval()
     assert gap(ours(ids_of()).detach(), logits(theirs, ids_of())) < 1e-4
+    quiet = {"do_sample": False, "max_new_tokens": 32, "min_new_tokens": 32, "eos_token_id": None}
+    text = theirs.generate(ids_of(1, 8), attention_mask=torch.ones(1, 8, dtype=torch.long), **quiet)[:, 8:]
+    for cached in (True, False):
+        got = flagformer.AutoregressiveWrapper(ours).generate(
+            ids_of(1, 8), 32, temperature=0, cache_kv=cached
+        )
+        assert torch.equal(got, text)
     export(ours, tmp_path / "back")
+    assert_equal_files(tmp_path / "one", tmp_path / "back")
     assert read_config(tmp_path / "back") == config

@@ -13,6 +13,7 @@ from published_kinds import (
     MASKED,
     PAIRS,
     ROWS,
+    SPEECH,
     config_of,
     given_of,
     got_of,
@@ -76,6 +77,40 @@ def test_greedy_text_of_pairs_is_equal(saved):
         start = torch.full((2, 1), 2)
         got = ours.generate(source, start, 32, mask=mask, temperature=0, cache_kv=cached)
         assert torch.equal(got, want)
+
+
+def test_greedy_text_of_speech_is_equal(saved):
+    """transformers returns the new tokens alone; its encoder takes full recordings only, without a mask."""
+    import transformers
+
+    name, theirs, _, ours = saved
+    if name not in SPEECH:
+        pytest.skip("no speech")
+    frames, start = given_of(name)["input_features"], torch.tensor([[2, 5], [2, 7]])
+    for cached in (True, False):
+        theirs.generation_config = transformers.GenerationConfig(
+            decoder_start_token_id=2, pad_token_id=0, max_new_tokens=32, use_cache=cached
+        )
+        with torch.no_grad():
+            want = theirs.generate(frames, decoder_input_ids=start)
+        assert want.shape == (2, 32)
+        assert torch.equal(ours.generate(frames.mT, start, 32, temperature=0, cache_kv=cached), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [7, 10])
+def test_padding_of_speech_is_neutral(saved, frames):
+    name, _, _, ours = saved
+    if name not in SPEECH:
+        pytest.skip("no speech")
+    wider, target = given_of(name)["input_features"].mT, ids_of(2, 7)
+    mask = (torch.arange(wider.shape[1]) < frames).expand(2, -1)
+    want = ours.encode(wider[:, :frames])
+    got = ours.encode(wider, mask)[:, : want.shape[1]]
+    assert gap(got, want) < 1e-4
+    start = target[:, :2]
+    text = ours.generate(wider[:, :frames], start, 9, temperature=0)
+    assert torch.equal(ours.generate(wider, start, 9, mask=mask, temperature=0), text)
 
 
 def test_padding_of_a_source_is_neutral(saved):

@@ -13,9 +13,21 @@ from flagformer.interop.hugging_face.sizes.gpt import GPT
 from flagformer.interop.hugging_face.sizes.llama import LLAMA
 from flagformer.interop.hugging_face.sizes.pairs import PAIRS
 from flagformer.interop.hugging_face.sizes.qwen import QWEN
+from flagformer.interop.hugging_face.sizes.recent import RECENT
+from flagformer.interop.hugging_face.sizes.speech import SPEECH
 from flagformer.interop.hugging_face.sizes.table import Size
 from flagformer.interop.hugging_face.sizes.vision import VISION
 
-SIZES: Mapping[str, Size] = {**LLAMA, **QWEN, **EXPERTS, **GPT, **ENCODERS, **PAIRS, **VISION}
+SIZES: Mapping[str, Size] = {
+    **LLAMA,
+    **QWEN,
+    **EXPERTS,
+    **GPT,
+    **RECENT,
+    **ENCODERS,
+    **PAIRS,
+    **SPEECH,
+    **VISION,
+}
 
 __all__ = ["SIZES", "Size"]

@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen, OLMoE, gpt-oss, DeepSeek."""
+"""Mixtures of experts: Mixtral, Qwen, OLMoE, gpt-oss, DeepSeek, Kimi K2."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ EXPERTS: dict[str, Size] = {
         {
             **UNTIED, "max_position_embeddings": 163840,
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    **sizes(
+        "kimi_k2",
+        "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads"
+        " num_key_value_heads n_routed_experts num_experts_per_tok first_k_dense_replace n_group topk_group"
+        " routed_scaling_factor",
+        "kimi-k2 - 163840 7168 18432 2048 61 64 64 384 8 1 1 1 2.827",
+        {
+            **UNTIED, "max_position_embeddings": 131072,
+            "rope_parameters": {
+                **YARN, "rope_theta": 5e4, "factor": 32.0, "beta_fast": 1.0, "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            },
         },
     ),
 }  # fmt: skip

@@ -1,9 +1,13 @@
-"""T5 and BART."""
+"""T5, mT5, BART, mBART, Pegasus, Marian."""
 
 from __future__ import annotations
 
 from flagformer.interop.hugging_face.sizes.table import TIED, UNTIED, Size, sizes
 
+BART = (
+    "vocab_size d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
+    " encoder_ffn_dim decoder_ffn_dim"
+)
 T5 = "vocab_size d_model d_kv d_ff num_layers num_heads"
 PAIRS: dict[str, Size] = {
     **sizes(
@@ -32,12 +36,51 @@ PAIRS: dict[str, Size] = {
     ),
     **sizes(
         "bart",
-        "vocab_size d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
-        " encoder_ffn_dim decoder_ffn_dim",
+        BART,
         """
         bart-base - 50265 768 6 6 12 12 3072 3072
         bart-large - 50265 1024 12 12 16 16 4096 4096
         """,
         {**TIED, "is_encoder_decoder": True},
+    ),
+    **sizes(
+        "mt5",
+        T5,
+        """
+        mt5-small 300176768 250112 512 64 1024 8 6
+        mt5-base 582401280 250112 768 64 2048 12 12
+        mt5-large 1229581312 250112 1024 64 2816 24 16
+        mt5-xl 3742619648 250112 2048 64 5120 24 32
+        mt5-xxl 12921057280 250112 4096 64 10240 24 64
+        """,
+        {**UNTIED, "is_encoder_decoder": True, "feed_forward_proj": "gated-gelu"},
+    ),
+    **sizes(
+        "mbart",
+        BART,
+        """
+        mbart-large-cc25 - 250027 1024 12 12 16 16 4096 4096
+        mbart-large-50 - 250054 1024 12 12 16 16 4096 4096
+        """,
+        {**TIED, "is_encoder_decoder": True, "scale_embedding": True},
+    ),
+    **sizes(
+        "pegasus",
+        BART,
+        "pegasus-large - 96103 1024 16 16 16 16 4096 4096",
+        {**TIED, "is_encoder_decoder": True, "scale_embedding": True, "activation_function": "relu"},
+    ),
+    **sizes(
+        "marian",
+        BART,
+        "opus-mt-en-de - 58101 512 6 6 8 8 2048 2048",
+        {
+            **TIED,
+            "is_encoder_decoder": True,
+            "scale_embedding": True,
+            "activation_function": "swish",
+            "max_position_embeddings": 512,
+            "pad_token_id": 58100,
+        },
     ),
 }

@@ -1,4 +1,4 @@
-"""ViT, DINOv2 and the image tower of CLIP."""
+"""ViT, DeiT, DINOv2, and the images of CLIP and SigLIP."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ VISION: dict[str, Size] = {
         vit-huge-14 632045800 1280 5120 32 16 224 14
         """,
         {"id2label": {str(index): str(index) for index in range(CLASSES)}},
+    ),
+    **sizes(
+        "deit",
+        VIT,
+        """
+        deit-tiny-distilled-16 5910800 192 768 12 3 224 16
+        deit-small-distilled-16 22436432 384 1536 12 6 224 16
+        deit-base-distilled-16 87338192 768 3072 12 12 224 16
+        """,
+        {
+            "id2label": {str(index): str(index) for index in range(CLASSES)},
+            "architectures": ["DeiTForImageClassificationWithTeacher"],
+        },
+    ),
+    **sizes(
+        "siglip_vision_model",
+        VIT,
+        """
+        siglip-base-16-224 - 768 3072 12 12 224 16
+        siglip-large-16-256 - 1024 4096 24 16 256 16
+        """,
+        {"vision_use_head": False},
     ),
     **sizes(
         "dinov2",
