@@ -58,7 +58,7 @@ def test_file_is_fresh(name):
 
 
 @pytest.fixture
-def few_pairs(monkeypatch):
+def hundred_pairs(monkeypatch):
     """Pages of a hundred pairs."""
     found = verdicts.verdicts.__wrapped__
     some = list(pairs())[:100]
@@ -68,7 +68,7 @@ def few_pairs(monkeypatch):
     monkeypatch.setattr(files, "text_of", cache(text_of.__wrapped__))
 
 
-@pytest.mark.usefixtures("few_pairs")
+@pytest.mark.usefixtures("hundred_pairs")
 def test_check_names_the_stale_file(tmp_path):
     assert write(tmp_path) == list(FILES)
     assert not stale(tmp_path)
@@ -78,7 +78,7 @@ def test_check_names_the_stale_file(tmp_path):
     assert write(tmp_path) == ["docs/flags.md"]
 
 
-@pytest.mark.usefixtures("few_pairs")
+@pytest.mark.usefixtures("hundred_pairs")
 def test_check_reports_by_its_exit_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "root", lambda: tmp_path)
     assert command.main([]) == 0
