@@ -32,6 +32,8 @@ class Source(BaseModel, ABC):
     metric: ClassVar[str]  # one sentence: the scored targets and the definition of `accuracy`
     form: ClassVar[Form] = "ids"  # ids with a target per position, images with one, or vectors
     has_pairs: ClassVar[bool] = False  # whether `paired` gives a source and a target
+    pads_pairs: ClassVar[bool] = False  # whether `paired` pads sources with `IGNORE`
+    pads_classified: ClassVar[bool] = False  # whether `classified` pads rows with `IGNORE`
 
     seq_len: int = Field(default=64, ge=2, le=LONGEST, description="Tokens per training sequence.")
 

@@ -12,15 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.lab.data import IGNORE, Source, Split, draws
+from flagformer.lab.data import IGNORE, Source, Split
+from flagformer.lab.data.opened import opened_once
+from flagformer.lab.data.order import Order, rows_of_batch
 from flagformer.lab.data.packing import Packing, RowTable, read_ranges, row_table
-from flagformer.lab.data.permutation import permuted
-from flagformer.lab.data.text import GOLDEN
 from flagformer.lab.data.token_store import Collection
 
-MOST_OPEN = 16  # sources whose files are kept open
-# id -> source, size and time of its path, and its files; the source is kept so that its id is its own
-_KNOWN: dict[int, tuple[Any, tuple[int, int], Collection]] = {}
 NO_DOCUMENTS = (
     "`{}: {}` needs documents, but {} has none; {}, or use `packing: windows` and `split_by: position`"
 )
@@ -45,7 +42,7 @@ class Corpus(Source):
         description="Rows of tokens: windows across documents; whole documents, as many as fit, without "
         "attention between them; or one document a row and padding.",
     )
-    order: Literal["epochs", "random"] = Field(
+    order: Order = Field(
         default="epochs",
         description="Rows in training: every row once in each epoch, in an order of its own; or rows drawn "
         "with replacement, windows from any token on.",
@@ -62,8 +59,9 @@ class Corpus(Source):
         """Open all files. ValueError or OSError, with the file and the row, if one cannot be read."""
 
     @property
-    def label(self) -> str:
-        return str(self.path)
+    def usual_split(self) -> str:
+        """The rule of the splits of files whose names say none."""
+        return "position"
 
     @property
     def chance(self) -> float | None:
@@ -81,7 +79,7 @@ class Corpus(Source):
         if not table.count:
             tokens = self._spans(split).total
             raise ValueError(
-                f"the {split} part of {self.label} has no row of {seq_len} tokens: it holds {tokens:,}; use "
+                f"the {split} part of {self.path} has no row of {seq_len} tokens: it holds {tokens:,}; use "
                 "more text, a smaller length, or another `split_by`"
             )
         for index in {0, table.count // 2, table.count - 1}:
@@ -163,18 +161,7 @@ class Corpus(Source):
         """The indices of a batch's rows, int64 [B]."""
         if not table.count:
             self.check(split, seq_len)
-        if split != "train":
-            origin = int((seed + step) * GOLDEN % 1.0 * table.count)
-            return (origin + np.arange(batch_size)) % table.count
-        if self.order == "random":
-            drawn = torch.randint(table.count, (batch_size,), generator=draws(split, seed, step))
-            return drawn.numpy()
-        number = step * batch_size + np.arange(batch_size)
-        epochs, which = number // table.count, number % table.count
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            now = epochs == epoch
-            which[now] = permuted(which[now], table.count, "epoch", seed, epoch)
-        return which
+        return rows_of_batch(table.count, split, step, seed, batch_size, self.order)
 
     def _rows(self, split: Split, seq_len: int) -> RowTable:
         stride = 1 if split == "train" and self.order == "random" else seq_len
@@ -186,34 +173,22 @@ class Corpus(Source):
     def _split_by(self) -> str:
         """The rule of the splits; ValueError if the files do not support it or the packing."""
         opened = self._opened()
-        by = self.split_by or ("position" if opened.files is None else "files")
+        by = self.split_by or (self.usual_split if opened.files is None else "files")
         if by == "files" and opened.files is None:
             raise ValueError(
                 "`split_by: files` needs names of files or folders with the words train and val or test, but "
-                f"{self.label} has none; use `split_by: position`"
+                f"{self.path} has none; use `split_by: position`"
             )
         if opened.borders is None:
             for name, value in (("packing", self.packing), ("split_by", by)):
                 if value in ("documents", "padded", "hash"):
-                    raise ValueError(NO_DOCUMENTS.format(name, value, self.label, self.document_hint))
+                    raise ValueError(NO_DOCUMENTS.format(name, value, self.path, self.document_hint))
         return by
 
     def _opened(self) -> Collection:
         """The files, opened once in a process, and again if size or time of `path` change."""
-        try:
-            state = self.path.stat()
-        except OSError as error:
-            raise ValueError(
-                f"`path` must be a file or a folder that can be read, but {self.path} cannot: "
-                f"{error.strerror} (seen from {Path.cwd()})"
-            ) from error
-        stamp = (state.st_size, state.st_mtime_ns)
-        known = _KNOWN.get(id(self))
-        if known is None or known[1] != stamp:
-            if len(_KNOWN) >= MOST_OPEN:
-                _KNOWN.clear()
-            known = _KNOWN[id(self)] = (self, stamp, self.open())
-        return known[2]
+        found: Collection = opened_once(self, [self.path], self.open)
+        return found
 
 
 def _nonempty(spans: Any) -> Any:

@@ -19,6 +19,7 @@ from flagformer.lab.data.lock import made_once
 from flagformer.lab.data.shard_files import mapped
 from flagformer.lab.data.token_store import Collection, Ones, TokenStore, named_splits
 
+MOST_CLASSES = 100_000
 VERSION = 1  # of the files; a new number invalidates the cache
 
 
@@ -32,6 +33,7 @@ class Document:
         lossless: whether the tokens encode the text; False for documents that are token ids.
         hash: 8 bytes, of the content.
         split: index of the split that its file names; None if files name none.
+        label: its class, as text; None without classes.
     """
 
     ids: Any
@@ -39,6 +41,7 @@ class Document:
     lossless: bool
     hash: bytes
     split: int | None
+    label: str | None = None
 
 
 def load_documents(key: str, vocabulary: int, documents: Iterable[Document]) -> Collection:
@@ -64,6 +67,7 @@ def _write(folder: Path, vocabulary: int, documents: Iterable[Document]) -> None
     kind = np.dtype("<u1" if vocabulary <= 1 << 8 else "<u2" if vocabulary <= 1 << 16 else "<u4")
     try:
         borders, hashes, splits = array("q", [0]), bytearray(), bytearray()
+        labels, classes = array("q"), dict[str, int]()
         lossless, sized = True, False
         with ExitStack() as entered:
             ids = entered.enter_context((partial / "ids.bin").open("xb"))
@@ -77,6 +81,8 @@ def _write(folder: Path, vocabulary: int, documents: Iterable[Document]) -> None
                 hashes += one.hash
                 if one.split is not None:
                     splits.append(one.split)
+                if one.label is not None:
+                    labels.append(classes.setdefault(one.label, len(classes)))
         if not borders[-1]:
             raise ValueError(
                 "`field` must hold text in some record that `filter` leaves, but no token is left"
@@ -84,11 +90,28 @@ def _write(folder: Path, vocabulary: int, documents: Iterable[Document]) -> None
         np.save(partial / "borders.npy", np.frombuffer(borders, dtype=np.int64))
         np.save(partial / "hashes.npy", np.frombuffer(hashes, dtype="<u8"))
         np.save(partial / "splits.npy", np.frombuffer(splits, dtype=np.int8))
-        entry = {"count": borders[-1], "dtype": kind.str, "lossless": lossless, "sized": sized}
+        names = _write_labels(partial, np.frombuffer(labels, dtype=np.int64), list(classes))
+        entry = {"count": borders[-1], "dtype": kind.str, "lossless": lossless, "sized": sized, **names}
         (partial / "record.json").write_text(json.dumps(entry))
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_labels(folder: Path, labels: Any, classes: list[str]) -> dict[str, Any]:
+    """Write the class of each document, as an index of the sorted classes; return the entry of the record."""
+    if not classes:
+        return {}
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise ValueError(
+            f"`label` must have from 2 to {MOST_CLASSES:,} classes, but has {len(classes):,}, such as "
+            f"{classes[0]!r:.40}"
+        )
+    are_numbers = all(name.lstrip("-").isdecimal() for name in classes)
+    names = sorted(classes, key=int) if are_numbers else sorted(classes)
+    new = {name: number for number, name in enumerate(names)}
+    np.save(folder / "labels.npy", np.array([new[name] for name in classes])[labels])
+    return {"classes": names}
 
 
 def _read(folder: Path) -> Collection:
@@ -103,7 +126,9 @@ def _read(folder: Path) -> Collection:
         path = folder / "sizes.bin"
         bytes_each = mapped(path, np.dtype("<u4"), 0, count, "it") if entry["sized"] else Ones(count)
         sizes = TokenStore([(path, bytes_each)])
-    return Collection(ids, borders, sizes, hashes, named_splits(splits) if len(splits) else None)
+    labels = np.load(folder / "labels.npy", mmap_mode="r") if "classes" in entry else None
+    files = named_splits(splits) if len(splits) else None
+    return Collection(ids, borders, sizes, hashes, files, labels, tuple(entry.get("classes", ())))
 
 
 def _tables() -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,49 @@ def files_of(path: Path, kind: str) -> list[Path]:
             f"{path}"
         )
     return files
+
+
+def content_files(path: Path, kind: str) -> list[Path]:
+    """The files whose contents determine the records."""
+    if kind != "dataset":
+        return files_of(path, kind)
+    return sorted(one for one in path.rglob("*") if one.is_file() and one.name[0] != ".")
+
+
+def kept_records(
+    path: Path, kind: str, fields: Sequence[str], conditions: Mapping[str, Condition]
+) -> Iterator[tuple[int | None, Record]]:
+    """The records that a `filter` leaves, with the index of the split that a data set assigns."""
+    wanted = [*fields, *conditions]
+    found: Iterable[tuple[int | None, Record]]
+    if kind == "dataset":
+        found = dataset_records(path, wanted)
+    else:
+        found = ((None, one) for file in files_of(path, kind) for one in records_in(file, kind, wanted))
+    return ((split, one) for split, one in found if matches(one, conditions))
+
+
+def value_of(record: Record, key: str, field: str) -> Any:
+    """The value of a field; ValueError, with the place and the setting `key`, if the record has none."""
+    place, fields = record
+    if field not in fields:
+        known = ", ".join(f"`{name}`" for name in fields)
+        raise ValueError(f"`{key}` must be a field of every record, but {place} has no `{field}`: {known}")
+    return fields[field]
+
+
+def text_of(record: Record, key: str, field: str) -> str:
+    """The text of a field; ValueError, with the place, for another value."""
+    value = value_of(record, key, field)
+    if isinstance(value, str) and value:
+        return value
+    hint = f"; `filter: {{{field}: not null}}` leaves such records out" if value in (None, "") else ""
+    raise ValueError(f"`{field}` must be text in every record, but {record[0]} holds {value!r:.40}{hint}")
+
+
+def digest(content: bytes) -> bytes:
+    """8 bytes that identify `content`."""
+    return hashlib.blake2b(content, digest_size=8).digest()
 
 
 def records_in(path: Path, kind: str, fields: Sequence[str]) -> Iterator[Record]:

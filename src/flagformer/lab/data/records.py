@@ -53,6 +53,12 @@ def records_of(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             table = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()])
             try:
                 for row in table:
+                    if None in row:  # DictReader's key of further cells
+                        cells = len(table.fieldnames or ()) + len(row[None])
+                        raise ValueError(
+                            f"{path}:{table.line_num} must have {len(table.fieldnames or ())} cells, as the "
+                            f"first line, but has {cells}"
+                        )
                     yield table.line_num, dict(row)
             except csv.Error as error:
                 raise ValueError(f"{path}:{table.line_num} is no row of a table: {error}") from None
@@ -71,12 +77,18 @@ def records_of(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             yield number, record
 
 
+def utf8_lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends; ValueError, with the line, if it is not UTF-8."""
+    with _utf8(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from file
+
+
 @contextlib.contextmanager
 def _utf8(path: Path) -> Iterator[None]:
     """Convert UnicodeDecodeError to ValueError with the line."""
     try:
         yield
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as fault:
         content = path.read_bytes()
         try:
             content.decode()
@@ -86,6 +98,7 @@ def _utf8(path: Path) -> Iterator[None]:
                 f"{path}:{line} is not UTF-8 (byte {content[error.start]:#04x}); convert it (for Latin-1: "
                 "iconv -f ISO-8859-1 -t UTF-8 FILE)"
             ) from None
+        raise ValueError(f"{path} cannot be read: {fault}; it has changed while it was read") from None
 
 
 def _text_of(path: Path, line: int, record: dict[str, object], field: str) -> str:

@@ -133,7 +133,9 @@ def _safetensors(path: Path, tensor: str | None) -> Shard:
             raise ValueError(f"`tensor` must name the integers of {path} to read; it has {found}")
         entry = entries[name]
         begin, shape = entry["data_offsets"][0], entry["shape"]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+        if not all(isinstance(one, int) and one >= 0 for one in (begin, *shape)):
+            raise TypeError
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{path} must be a .safetensors file, but its header is damaged") from None
     if len(shape) not in (1, 2):
         raise ValueError(

@@ -13,14 +13,17 @@ from flagformer.lab.data.digits import Digits
 from flagformer.lab.data.download import Enwik8, Text8
 from flagformer.lab.data.file import TextFile
 from flagformer.lab.data.fuzzy_recall import FuzzyRecall
+from flagformer.lab.data.image_folder import ImageFolder
 from flagformer.lab.data.induction import Induction
 from flagformer.lab.data.list_ops import ListOps
 from flagformer.lab.data.long_retrieval import LongRetrieval
+from flagformer.lab.data.parallel import Parallel
 from flagformer.lab.data.parity import Parity
 from flagformer.lab.data.record_source import Records
 from flagformer.lab.data.reverse import Reverse
 from flagformer.lab.data.segment_recall import SegmentRecall
 from flagformer.lab.data.selective_copy import SelectiveCopy
+from flagformer.lab.data.series import Series
 from flagformer.lab.data.shards import Shards
 from flagformer.lab.data.sines import Sines
 from flagformer.lab.data.sort import Sort
@@ -31,7 +34,7 @@ from flagformer.lab.imports import KNOWN, OWN, ByPath, tag_of
 SingleSource = (
     StandardLibrary | TextFile | TokenFile | Records | Shards | Enwik8 | Text8 | Copy | SelectiveCopy |
     Reverse | AssociativeRecall | Induction | FuzzyRecall | Compression | Parity | ListOps | SegmentRecall |
-    LongRetrieval | Sort | Addition | Sines | Digits
+    LongRetrieval | Sort | Addition | Sines | Digits | Parallel | ImageFolder | Series
 )  # fmt: skip
 OwnSource = Annotated[Source, ByPath(Source, "source")]
 # A source that is no mixture.

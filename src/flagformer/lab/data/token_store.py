@@ -123,6 +123,7 @@ class Collection:
         hashes: uint64 [N], of the content of each document; None: not computed.
         files: the split of each document, or of each file without documents, as an index of `SPLITS`; -1 for
             evaluation on both held-out splits, half of them each. None: files name no splits.
+        labels: int64 [N], the class of each document, as an index of `classes`; None: they have none.
     """
 
     ids: TokenStore
@@ -130,6 +131,8 @@ class Collection:
     sizes: TokenStore | None = None
     hashes: Any = None
     files: Any = None
+    labels: Any = None
+    classes: tuple[str, ...] = ()
 
     @property
     def all_spans(self) -> Spans:

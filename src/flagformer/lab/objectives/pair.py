@@ -74,39 +74,60 @@ class PairObjective(Objective):
         return True
 
     def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
-        """Sources [B, S], the decoder's inputs [B, T], which begin with the start token, and targets."""
+        """Sources [B, S], the decoder's inputs [B, T], which begin with the start token, and targets; for
+        padded sources their mask [B, S] before the targets."""
         read, targets = self.pair(source, split, step, seed, rows, seq_len)
         start = torch.full((rows, 1), source.num_tokens)
         before = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, 0)
-        return read, torch.cat([start, before], dim=1), targets
+        given = torch.cat([start, before], dim=1)
+        if not source.pads_pairs:
+            return read, given, targets
+        valid = read != IGNORE
+        return read.masked_fill(~valid, 0), given, valid, targets
 
     def example(self, source: Source, rows: int, seq_len: int) -> Inputs:
         first, second = self.lengths(source, seq_len)
         return torch.zeros(rows, first, dtype=torch.long), torch.zeros(rows, second, dtype=torch.long)
 
     def ask(self, model: nn.Module, inputs: Inputs, segment: int | None, losses: bool) -> Reading:
-        source, given = inputs
-        return read_pair(model, source, given, losses)
+        source, given, *valid = inputs
+        return read_pair(model, source, given, losses, *valid)
 
 
-def read_pair(model: nn.Module, source: Tensor, given: Tensor, losses: bool = False) -> Reading:
-    """Logits [B, T, V] for the tokens after each token of `given` [B, T], by the model's own forward."""
+def read_pair(
+    model: nn.Module, source: Tensor, given: Tensor, losses: bool = False, valid: Tensor | None = None
+) -> Reading:
+    """Logits [B, T, V] for the tokens after each token of `given` [B, T], by the model's own forward; `valid`
+    is the mask of the source, bool [B, S]."""
     pair = inner(model)
+    mask = _mask_argument(pair, valid)
     if not isinstance(pair, XTransformer | Memformer):
-        logits, extra = model(source, given)
+        logits, extra = model(source, given, **mask)
         return Reading(logits, extra if losses and pair.training else None)
     target = torch.cat([given, given[:, -1:]], dim=1)  # the forward does not read the last token
     if isinstance(pair, Memformer):
-        results, outputs = model(source, target, return_logits=True)
+        results, outputs = model(source, target, return_logits=True, **mask)
         return Reading(results.dec_out, outputs.extra_loss if losses else None)
-    _, outputs = model(source, target, return_outputs=True)
+    _, outputs = model(source, target, return_outputs=True, **mask)
     logits = outputs.logits
     if logits is None:  # `loss_chunks`
         logits = pair.decoder.net.to_logits(outputs.embeddings)
     return Reading(logits, outputs.extra_loss if losses else None)
 
 
-def greedy_targets(model: nn.Module, source: Tensor, start: Tensor, count: int) -> Tensor:
+def greedy_targets(
+    model: nn.Module, source: Tensor, start: Tensor, count: int, valid: Tensor | None = None
+) -> Tensor:
     """The `count` most likely tokens after the start tokens [B, 1], one after another with a cache."""
-    new: Tensor = inner(model).generate(source, start, count, temperature=0.0)
+    pair = inner(model)
+    new: Tensor = pair.generate(source, start, count, temperature=0.0, **_mask_argument(pair, valid))
     return new
+
+
+def _mask_argument(pair: Any, valid: Tensor | None) -> dict[str, Tensor]:
+    """The mask of the source by the name that the model gives it."""
+    if valid is None:
+        return {}
+    names = {XTransformer: "mask", Memformer: "src_mask"}
+    name = next((name for kind, name in names.items() if isinstance(pair, kind)), "enc_input_mask")
+    return {name: valid}

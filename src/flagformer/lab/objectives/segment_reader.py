@@ -1,5 +1,7 @@
 """Forward passes over the rows of a batch: whole rows, or segments with recurrent memory."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ def read_rows(
     segment: int | None = None,
     losses: bool = False,
     seq_lens: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Reading:
     """Run the model on every row from its start, without memory of other rows.
 
@@ -32,10 +35,12 @@ def read_rows(
             memory reads segments independently.
         losses: whether to compute auxiliary losses; over segments their mean, weighted by tokens.
         seq_lens: [B, N], lengths of the sequences in each row, with whole rows only; None: one in each.
+        mask: bool [B, T], True for tokens, with whole rows only; None: rows have no padding.
     """
     losses = losses and getattr(inner(model), "has_losses", False)
     if segment is None or rows.shape[1] <= segment:
-        return _read(model, rows, losses, {}, seq_lens)[0]
+        given = {"seq_lens": seq_lens, "mask": mask}
+        return _read(model, rows, losses, {}, {key: one for key, one in given.items() if one is not None})[0]
     has_memory = any(getattr(inner(model), name, 0) for name in ("num_memory_slots", "max_mem_len"))
     parts: list[Reading] = []
     mems: Any = None
@@ -51,10 +56,13 @@ def read_rows(
 
 
 def _read(
-    model: nn.Module, rows: Tensor, losses: bool, options: dict[str, Any], seq_lens: Tensor | None = None
+    model: nn.Module,
+    rows: Tensor,
+    losses: bool,
+    options: dict[str, Any],
+    packed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Reading, Any]:
     """One forward, with the next memory if requested."""
-    packed = {} if seq_lens is None else {"seq_lens": seq_lens}
     if isinstance(inner(model), RoutingTransformerLM):
         logits, extra = model(rows)
         return Reading(logits, extra if losses else None), None

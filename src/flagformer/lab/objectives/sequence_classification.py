@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from flagformer.lab.data import Source, Split
-from flagformer.lab.objectives import Batch, Objective, refused
+from torch import nn
+
+from flagformer.lab.data import IGNORE, Source, Split
+from flagformer.lab.objectives import Batch, Inputs, Objective, Reading, refused
 from flagformer.lab.objectives.reasons import OF_OTHER_ROWS, token_sizes
+from flagformer.lab.objectives.segment_reader import read_rows
 
 NO_CLASSES = "its logits are of tokens; `model: classifier` has logits of classes"
 
@@ -48,7 +51,15 @@ class SequenceClassification(Objective):
         source.classified(split, 0, 0, 1, seq_len)
 
     def batch(self, source: Source, split: Split, step: int, seed: int, rows: int, seq_len: int) -> Batch:
-        return source.classified(split, step, seed, rows, seq_len)
+        """Rows [B, T] and classes [B, 1]; for padded rows their mask [B, T] between them."""
+        ids, classes = source.classified(split, step, seed, rows, seq_len)
+        if not source.pads_classified:
+            return ids, classes
+        valid = ids != IGNORE
+        return ids.masked_fill(~valid, 0), valid, classes
+
+    def ask(self, model: nn.Module, inputs: Inputs, segment: int | None, losses: bool) -> Reading:
+        return read_rows(model, inputs[0], segment, losses, mask=inputs[1] if len(inputs) > 1 else None)
 
     def chance(self, source: Source) -> float | None:
         return None if source.num_classes is None else 1 / source.num_classes

@@ -44,8 +44,8 @@ class SequenceToSequence(PairObjective):
         return not source.is_bytes
 
     def exact_rows(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        read, given = inputs
-        found = greedy_targets(model, read, given[:, :1], targets.shape[1])
+        read, given, *valid = inputs
+        found = greedy_targets(model, read, given[:, :1], targets.shape[1], *valid)
         return ((found == targets) | (targets == IGNORE)).all(1)
 
     def metric(self, source: Source) -> str:

@@ -38,13 +38,14 @@ REST = """## Data
 
 - `next_token`, `prefix_lm`, `masked_lm`, `masked_diffusion` and `span_corruption` take every source of token
   ids.
-- `sequence_to_sequence` takes pairs: `copy`, `reverse`, `sort` and `addition`, and text, whose rows are
-  halved.
-- `sequence_classification` takes rows with a class: `parity`, `list_ops`, `induction` and `long_retrieval`.
-- `regression` takes `sines`, `image_classification` takes `digits`.
+- `sequence_to_sequence` takes pairs: `parallel`, the tasks `copy`, `reverse`, `sort` and `addition`, and
+  text, whose rows are halved.
+- `sequence_classification` takes rows with a class: `jsonl`, `csv`, `parquet` and `dataset` with `label`, and
+  the tasks `parity`, `list_ops`, `induction` and `long_retrieval`.
+- `regression` takes `series` and `sines`, `image_classification` takes `image_folder` and `digits`.
 
-Of the tasks as pairs, and in classification, a hash of its input assigns each row to one split: no row of the
-test split is a training row.
+[How to use your data](how-to-data.md) shows the sources of files. Of the tasks as pairs, and in their
+classification, a hash of its input assigns each row to one split: no row of the test split is a training row.
 
 ## Audits
 
