@@ -146,3 +146,20 @@ def test_bad_records_are_named(name: str, tmp_path: Path) -> None:
     source = records(path, fields.pop("source", kind), **fields)
     with pytest.raises(ValueError, match=words):
         source.check("train", 8)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv"])
+def test_a_filter_of_a_text_file(name: str, tmp_path: Path) -> None:
+    """`source: file` and `source: tokens` take the records that `source: jsonl` and `csv` take."""
+    path, conditions = write(tmp_path, name, ROWS), {"lang": "de", "score": "> 2"}
+    block = {"source": "file", "path": path, "field": "text", "seq_len": 8}
+    kept = [row["text"] for row in ROWS if row["lang"] == "de" and row["score"] > 2]
+    source, whole = (READER.validate_python({**block, **more}) for more in ({"filter": conditions}, {}))
+    found = b"".join(bytes(source.content(split).tolist()) for split in ("train", "validation", "test"))
+    assert found.decode() == "\n\n".join(kept)
+    assert source.fingerprint() != whole.fingerprint()
+    assert "filter" not in whole.model_dump()
+    with pytest.raises(ValueError, match="`filter` must name fields of the records, but line "):
+        READER.validate_python({**block, "filter": {"x": 1}}).check("train", 8)
+    with pytest.raises(ValueError, match="`filter` needs the `field`"):
+        READER.validate_python({**block, "field": None, "filter": {"x": 1}}).check("train", 8)

@@ -224,7 +224,7 @@ BAD_MODULES = {
         COMPONENT.replace("SLOT", "'norm'").replace("SELECT", "None"),
         "must have a flag that selects it",
     ),
-    "error": ("\n1 / 0\n", r"cannot be imported \(.*own_\w+.py:2\): ZeroDivisionError"),
+    "error": ("\n1 / 0\n", r"cannot be imported: ZeroDivisionError.* \(.*own_\w+.py:2\)"),
     "missing": (None, "cannot be imported.*No module named 'mylob'"),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -94,6 +95,21 @@ def imported(slot: str, value: str | Mapping[str, Any]) -> Spec | Instance:
     return Instance(found)
 
 
+def place_of(found: Any) -> str:
+    """` (FILE:LINE)` of the definition of a class or function; empty if it is unknown."""
+    try:
+        return f" ({inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]})"
+    except (TypeError, OSError):
+        return ""
+
+
+def line_of(error: BaseException) -> str:
+    """` (FILE:LINE)` of the code of a module that raised an error on its import; empty if none did."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [one for one in frames if "importlib" not in one.filename]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
 def refuse_unless_allowed(slot: str, path: str) -> None:
     """Raise ModuleNotAllowedError for the path of a module that may not be imported."""
     module, allowed = path.partition(":")[0], _allowed.get()
@@ -115,7 +131,8 @@ def look_up(path: str) -> Any:
     try:
         found: Any = import_module(module_name)
     except Exception as error:  # the module's own code may raise anything
-        raise ImportPathError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+        text = f"{type(error).__name__}: {error}{line_of(error)}"
+        raise ImportPathError(f"{path!r} cannot be imported: {text}") from error
     for name in names.split("."):
         if not hasattr(found, name):
             owner = found.__name__

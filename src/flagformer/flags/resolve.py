@@ -11,7 +11,7 @@ from flagformer.flags import conflicts
 from flagformer.flags.contracts import UserSlot, contract_error, contract_of, place_error
 from flagformer.flags.errors import Finding, FlagError, with_prefix
 from flagformer.flags.flag import Component
-from flagformer.flags.import_paths import ImportPathError, imported, is_by_path
+from flagformer.flags.import_paths import ImportPathError, imported, is_by_path, place_of
 from flagformer.flags.names import SublayerFlags, parse_flags, sublayer_flags
 from flagformer.flags.needs import declared, fastest_kernel, unmet_needs
 from flagformer.flags.registry import Registry
@@ -113,6 +113,8 @@ class _Resolution:
         try:
             choice = _as_component(user_slot.typed, value)
             error = contract_error(user_slot.contract, choice) or place_error(slot, choice)
+            if error and is_by_path(value):
+                error += place_of(choice.cls if isinstance(choice, Spec) else choice.module)
         except ImportPathError as wrong:
             choice, error = Instance(value), str(wrong)
         if not error:

@@ -27,7 +27,9 @@ from flagformer.flags.import_paths import (
     ImportPathError,
     ModuleNotAllowedError,
     allow_imported,
+    line_of,
     look_up,
+    place_of,
     refuse_unless_allowed,
 )
 
@@ -69,14 +71,6 @@ def imported(path: str, key: str, base: type | None = None) -> Any:
     return found
 
 
-def place_of(found: Any) -> str:
-    """` (FILE:LINE)` of the definition of a class or function; empty if it is unknown."""
-    try:
-        return f" ({inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]})"
-    except (TypeError, OSError):
-        return ""
-
-
 def raised_by(error: BaseException, found: Any) -> str:
     """The file, line and text of an error that own code has raised."""
     file = inspect.getsourcefile(found)
@@ -107,12 +101,9 @@ def import_own(modules: Sequence[str]) -> None:
         try:
             module = import_module(name)
         except Exception as error:  # the module's own code may raise anything
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [one for one in frames if "importlib" not in one.filename and one.filename != __file__]
-            where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
             raise ValueError(
-                f"`import` must name modules, but {name!r} cannot be imported{where}: "
-                f"{type(error).__name__}: {error} (seen from {Path.cwd()})"
+                f"`import` must name modules, but {name!r} cannot be imported: {type(error).__name__}: "
+                f"{error}{line_of(error)} (seen from {Path.cwd()})"
             ) from error
         known = set(CATALOGUE.components)
         declared = [one for one in _components_of(module) if one not in known]

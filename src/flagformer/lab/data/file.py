@@ -1,17 +1,19 @@
 """Any file or folder of text, as bytes."""
 
 import functools
+import json
 import mmap
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_serializer
 from torch import Tensor
 
 from flagformer.lab.data import Split, short_hash
 from flagformer.lab.data.cache import remembered
 from flagformer.lab.data.formats import refuse_binary
+from flagformer.lab.data.record_files import Condition, keeping
 from flagformer.lab.data.records import fields_of, is_table, read_field
 from flagformer.lab.data.text import Text
 
@@ -22,6 +24,7 @@ EDGES: dict[Split, tuple[float, float]] = {
 }
 Stamp = tuple[tuple[str, int, int], ...]
 FIELD = "The field with the text, of a .jsonl, .csv or .tsv file."
+FILTER = "Fields of records and the values to keep, as in `source: jsonl`."
 
 
 class TextFile(Text):
@@ -36,26 +39,35 @@ class TextFile(Text):
     source: Literal["file"]
     path: Path = Field(description="A file or a folder; a relative path starts at the working directory.")
     field: str | None = Field(default=None, description=FIELD)
+    filter: dict[str, Condition] = Field(default={}, description=FILTER)
+
+    @model_serializer(mode="wrap")
+    def _without_no_filter(self, dump: Any) -> dict[str, Any]:
+        """Without conditions, settings are those of earlier versions."""
+        return {key: value for key, value in dump(self).items() if key != "filter" or value}
 
     @property
     def label(self) -> str:
         return str(self.path)
 
     def content(self, split: Split) -> Tensor:
-        content = bytes_of(self.path, self.field)
+        content = bytes_of(self.path, self.field, json.dumps(self.filter))
         low, high = EDGES[split]
         return content[int(low * len(content)) : int(high * len(content))]
 
     def fingerprint(self) -> str:
-        return content_hash(self.path, self.field)
+        return content_hash(self.path, self.field, json.dumps(self.filter))
 
 
-def bytes_of(path: Path, field: str | None = None) -> Tensor:
-    """The bytes of a file, of its `field`, or of the files of a folder, uint8 [N].
+def bytes_of(path: Path, field: str | None = None, conditions: str = "{}") -> Tensor:
+    """The bytes of a file, of its `field` in records that fulfil all conditions (JSON), or of the files of a
+    folder, uint8 [N].
 
     Raises:
         ValueError: the path does not exist, is empty, or is not text.
     """
+    if field is None and conditions != "{}":
+        raise ValueError(f"`filter` needs the `field` with the text of {path}, but `field` is not set")
     try:
         state = path.stat()
         if path.is_dir():
@@ -75,7 +87,7 @@ def bytes_of(path: Path, field: str | None = None) -> Tensor:
                 f"`field` must name the field of {path} that holds the text; its fields are {names}. "
                 "To train on the file as it is, give it a name that ends in .txt"
             )
-        return read_field(path, field, state.st_size, state.st_mtime_ns)
+        return read_field(path, field, state.st_size, state.st_mtime_ns, keeping(conditions))
     except FileNotFoundError as error:
         raise ValueError(
             f"`path` must be a file, but {path} is not there (seen from {Path.cwd()})"
@@ -86,10 +98,10 @@ def bytes_of(path: Path, field: str | None = None) -> Tensor:
         ) from error
 
 
-def content_hash(path: Path, field: str | None = None) -> str:
+def content_hash(path: Path, field: str | None = None, conditions: str = "{}") -> str:
     """A short hash of `bytes_of`, computed once for each content in a process."""
-    bytes_of(path, field)  # its errors name the path
-    return _hashed(path, field, _stamp(path))
+    bytes_of(path, field, conditions)  # its errors name the path
+    return _hashed(path, field, conditions, _stamp(path))
 
 
 def _refuse_field(path: Path, field: str | None) -> None:
@@ -110,9 +122,10 @@ def _map(path: Path, size: int, modified: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _hashed(path: Path, field: str | None, stamp: Stamp) -> str:
+def _hashed(path: Path, field: str | None, conditions: str, stamp: Stamp) -> str:
     files = [Path(name) for name, _, _ in stamp]
-    return remembered(f"text {field}", files, lambda: short_hash(bytes_of(path, field).numpy().data))
+    name = f"text {field}" if conditions == "{}" else f"text {field} {conditions}"
+    return remembered(name, files, lambda: short_hash(bytes_of(path, field, conditions).numpy().data))
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagformer.lab.data.records import records_of
+from flagformer.lab.data.records import Record, records_of
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson"),
@@ -24,7 +26,6 @@ COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }  # fmt: skip
 NOT_NULL = "not null"
-Record = tuple[str, Mapping[str, Any]]  # the place of a record in messages, and its fields
 Condition = str | int | float | bool | None | list[str | int | float | bool | None]
 
 
@@ -62,6 +63,13 @@ def kept_records(
     else:
         found = ((None, one) for file in files_of(path, kind) for one in records_in(file, kind, wanted))
     return ((split, one) for split, one in found if matches(one, conditions))
+
+
+@functools.lru_cache(maxsize=8)
+def keeping(conditions: str) -> Callable[[Record], bool] | None:
+    """Whether a record fulfils the conditions of a `filter`, as JSON; None without conditions."""
+    wanted: dict[str, Condition] = json.loads(conditions)
+    return (lambda record: matches(record, wanted)) if wanted else None
 
 
 def value_of(record: Record, key: str, field: str) -> Any:

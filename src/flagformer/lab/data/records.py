@@ -6,8 +6,9 @@ import contextlib
 import csv
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 SEPARATOR = "\n\n"  # between two records
 TABLES = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
+Record = tuple[str, Mapping[str, Any]]  # the place of a record in messages, and its fields
 LONGEST_CELL = 1 << 30  # characters; the csv module's own limit is 131,072
 
 
@@ -24,14 +26,19 @@ def is_table(path: Path) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def read_field(path: Path, field: str, size: int, modified: int) -> Tensor:
-    """The text of `field` of all records, uint8 [N], with a blank line between two records. Size and time are
-    part of the cache key, so that a changed file is read again.
+def read_field(
+    path: Path, field: str, size: int, modified: int, keep: Callable[[Record], bool] | None = None
+) -> Tensor:
+    """The text of `field` of all records that `keep` accepts, uint8 [N], with a blank line between two
+    records. Size and time are part of the cache key, so that a changed file is read again.
 
     Raises:
         ValueError: a line is not a record, or has no such field.
     """
-    texts = [_text_of(path, line, record, field) for line, record in records_of(path)]
+    found = records_of(path)
+    if keep is not None:
+        found = ((line, one) for line, one in found if keep((f"line {line:,} of {path}", one)))
+    texts = [_text_of(path, line, record, field) for line, record in found]
     content = SEPARATOR.join(texts).encode("utf-8", errors="replace")
     if not content:
         raise ValueError(f"`path` must be a file with text in it, but {path} has none in `{field}`")

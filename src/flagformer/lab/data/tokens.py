@@ -1,16 +1,18 @@
 """A file or folder of text as token ids."""
 
 import functools
+import json
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 from torch import Tensor
 
 from flagformer.lab.data import SPLITS, Split, short_hash
 from flagformer.lab.data.encoded import Encoded, character_border, load_encoded
-from flagformer.lab.data.file import EDGES, FIELD, bytes_of, content_hash
+from flagformer.lab.data.file import EDGES, FIELD, FILTER, bytes_of, content_hash
+from flagformer.lab.data.record_files import Condition
 from flagformer.lab.data.text import Text
 
 
@@ -34,6 +36,12 @@ class TokenFile(Text):
     path: Path = Field(description="A file or a folder; a relative path starts at the working directory.")
     tokenizer: Path = Field(description="A tokenizer.json.")
     field: str | None = Field(default=None, description=FIELD)
+    filter: dict[str, Condition] = Field(default={}, description=FILTER)
+
+    @model_serializer(mode="wrap")
+    def _without_no_filter(self, dump: Any) -> dict[str, Any]:
+        """Without conditions, settings are those of earlier versions."""
+        return {key: value for key, value in dump(self).items() if key != "filter" or value}
 
     @property
     def label(self) -> str:
@@ -71,14 +79,18 @@ class TokenFile(Text):
         return part.sizes if part.lossless else None
 
     def fingerprint(self) -> str:
-        content = f"{content_hash(self.path, self.field)} {hash_tokenizer(self.tokenizer)}"
+        content = f"{content_hash(self.path, self.field, self._conditions)} {hash_tokenizer(self.tokenizer)}"
         return short_hash(content.encode())
+
+    @property
+    def _conditions(self) -> str:
+        return json.dumps(self.filter)
 
     def _part(self, split: Split) -> Encoded:
         return self._encoded()[SPLITS.index(split)]
 
     def _encoded(self) -> list[Encoded]:
-        text, tokenizer = bytes_of(self.path, self.field), read_tokenizer(self.tokenizer)
+        text, tokenizer = bytes_of(self.path, self.field, self._conditions), read_tokenizer(self.tokenizer)
         return load_encoded(text, _spans(text), tokenizer, self.fingerprint())
 
 

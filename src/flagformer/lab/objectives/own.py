@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagformer.flags.import_paths import place_of
 from flagformer.lab.data import IGNORE, Source, Split
-from flagformer.lab.imports import imported, place_of, raised_by
+from flagformer.lab.imports import imported, raised_by
 from flagformer.lab.objectives import Objective
 
 ROWS = 2
