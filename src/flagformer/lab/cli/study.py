@@ -109,11 +109,13 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     from rich.table import Table
 
     from flagformer.lab.study.formatting import count, flags_text, plural, short, size
+    from flagformer.lab.study.planned import pilot_of, power_lines, stated_tests
     from flagformer.lab.study.resources import share_out
     from flagformer.lab.study.table import console_of_width
     from flagformer.ops.memory import GIB
 
     study = prepared.study
+    directory = out or Path("runs") / study.name
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("variant", "parameters", "FLOPs/token", "memory", "tokens", "changes"):
         table.add_column(name, justify="left" if name in ("variant", "changes") else "right", overflow="fold")
@@ -126,9 +128,13 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
     console_of_width().print(table, markup=False)
     for name, one in prepared.matched.items():
         typer.echo(
-            f"{name}: matched to the {study.match.what} of {study.baseline} by `{one.knob}`, "
+            f"{name}: matched to the {study.match.what} of {study.baseline_of(name)} by `{one.knob}`, "
             f"{one.before:g} -> {one.after:g} ({count(one.amount)} of {count(one.wanted)})"
         )
+    for line in stated_tests(study):
+        typer.echo(f"test: {line}")
+    for line in power_lines(study, pilot_of(study, directory)):
+        typer.echo(line)
     tries = f" x {plural(len(study.candidates), 'candidate')}" if study.tune else ""
     plan = share_out(study, prepared.costs)
     typer.echo(
@@ -136,5 +142,5 @@ def _print_plan(prepared: Prepared, out: Path | None) -> None:
         f"{plural(len(study.seeds), 'seed')}{tries}, "
         f"{study.train.steps:,} steps each; {plan.at_once} in parallel ({plan.why}) with "
         f"{plural(plan.threads, 'thread')} and about {plan.trial / GIB:.1f} GiB each, in "
-        f"{out or Path('runs') / study.name}"
+        f"{directory}"
     )

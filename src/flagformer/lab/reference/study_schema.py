@@ -27,6 +27,10 @@ BLOCKS: dict[str, Any] = {
 }  # fmt: skip
 KINDS = ("flags", "vit")  # models of tokens or vectors, models of images
 DIRECTORY = "The directory of a published model or of `model.save`, onto which the other flags are grafted."
+FACTORS = (
+    "Values of flags or training settings; every combination is a cell, in which the variants are compared "
+    "with the baseline."
+)
 PATH_AND_DIGEST = {
     "type": "object", "properties": {"path": {"type": "string"}, "digest": {"type": "string"}},
     "required": ["path", "digest"], "additionalProperties": False,
@@ -69,6 +73,7 @@ def study_schema() -> dict[str, Any]:
             "minProperties": 1,
         },
         "grid": {**lists, "description": "Values of flags; every combination is run with every variant."},
+        "factors": {**lists, "description": FACTORS},
         "tune": {
             **lists,
             "description": "Values that are tuned for every variant; the best by validation is reported.",

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import Any, Literal
 
 from pydantic import Field
 
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.objectives.catalogue import ObjectiveConfig
+from flagformer.lab.study.cells import TRAIN as TRAIN
+from flagformer.lab.study.cells import Contrast, cell_of, contrasts, point_name, points
+from flagformer.lab.study.cells import Setting as Setting
+from flagformer.lab.study.verdicts import LEVEL
 from flagformer.lab.train.config import Block, EvaluateConfig, TrainConfig, Trial
 
-TRAIN = "train."  # prefix of training settings among the keys of a variant or a grid
 # keys that affect how trials are executed, never their results
 EXECUTION = ("concurrency", "threads", "memory", "executor", "gpus", "retries")
 Own = dict[str, Any]  # the changes of a variant: flags, and training settings under `train`
-Setting = dict[str, Any]  # `lr_scale: 2` (a flag) and `train.lr: 1e-3` (a training setting)
 
 
 class MatchConfig(Block):
@@ -55,7 +56,8 @@ class Run:
 @dataclass(frozen=True)
 class Study:
     """A resolved study. `data`, `train` and `evaluate` are the validated blocks; `compare` maps each variant
-    to its changes of the base: flags, and training settings under `train`."""
+    to its changes of the base: flags, and training settings under `train`. With `factors` it has every
+    variant in every cell, as `rotary depth=2`."""
 
     name: str
     base: dict[str, Any]
@@ -67,6 +69,9 @@ class Study:
     objective: ObjectiveConfig | None = None
     tune: dict[str, list[Any]] = field(default_factory=dict)
     match: MatchConfig = field(default_factory=MatchConfig)
+    factors: dict[str, list[Any]] = field(default_factory=dict)
+    hypothesis: str | None = None
+    sigma: float | None = None
     margin: float | None = None
     audit: bool = True
     concurrency: int | None = None
@@ -78,8 +83,56 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """The first variant, with which the others are compared."""
+        """The first variant, with which the others are compared; with factors that of the first cell."""
         return next(iter(self.compare))
+
+    @cached_property
+    def cells(self) -> list[str]:
+        """The names of the cells; one empty name without factors."""
+        return [point_name("", point) for point in points(self.factors)]
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """The questions of the study."""
+        return contrasts(self.factors)
+
+    @property
+    def level(self) -> float:
+        """The error of each question: all of them are one family."""
+        return LEVEL / len(self.contrasts)
+
+    @cached_property
+    def contenders(self) -> list[str]:
+        """The names of the variants without their cell, the baseline first."""
+        return list(dict.fromkeys(self.plain_name(name) for name in self.compare))
+
+    @property
+    def reference(self) -> str:
+        """The name of the baseline without its cell."""
+        return self.contenders[0]
+
+    def plain_name(self, variant: str) -> str:
+        """The name of a variant without its cell."""
+        cell = self.cell_of(variant)
+        return variant.removesuffix(f" {cell}") if cell else variant
+
+    def cell_of(self, variant: str) -> str:
+        """The cell of a variant; empty without factors."""
+        return cell_of(variant, self.cells)
+
+    def full_name(self, contender: str, cell: str) -> str:
+        """The name of a variant in a cell."""
+        return f"{contender} {cell}" if cell else contender
+
+    def baseline_of(self, variant: str) -> str:
+        """The baseline in the cell of a variant."""
+        return self.full_name(self.reference, self.cell_of(variant))
+
+    @property
+    def loss_length(self) -> int:
+        """The test length whose loss decides the verdict: that of training, if it is tested."""
+        lengths = self.runs[0].trial.lengths
+        return self.data.seq_len if self.data.seq_len in lengths else lengths[0]
 
     @property
     def data_name(self) -> str:
@@ -94,7 +147,7 @@ class Study:
     @property
     def candidates(self) -> list[Setting]:
         """The tuning candidates, the same for every variant; one empty setting without `tune`."""
-        return [dict(zip(self.tune, values)) for values in product(*self.tune.values())]
+        return points(self.tune)
 
     @cached_property
     def copies(self) -> dict[str, int]:
@@ -139,7 +192,7 @@ class Study:
         ]
 
     def resolved(self) -> dict[str, Any]:
-        """The study as plain data that resolves to the same study; a grid is expanded in `compare`."""
+        """The study as plain data that resolves to the same study; grid and factors are expanded."""
         plain = {
             "name": self.name,
             "base": self.base,
@@ -147,6 +200,9 @@ class Study:
             "objective": None if self.objective is None else self.objective.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "compare": self.compare,
+            "factors": self.factors or None,
+            "hypothesis": self.hypothesis,
+            "sigma": self.sigma,
             "tune": self.tune or None,
             "seeds": list(self.seeds),
             "match": self.match.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """The run directory: its files, and the study that it belongs to.
 
     DIR/study.yaml          the resolved study, each value with its origin; identifies the study
+    DIR/design.json         hypothesis, margin, seeds, tests and power; written once (see `planned.py`)
     DIR/setting.json        versions, machine, data, threads; parameters and FLOPs of every variant
     DIR/variants/ID/        the audit of a variant (see `audits.py`)
     DIR/trials/ID/          one trial (see `lab.train`); output.txt; failure.json of the last attempt
@@ -25,6 +26,7 @@ from flagformer.lab.study.source import parse_source
 from flagformer.lab.train.files import read_record, write_atomic, write_json
 
 STUDY, SETTING, RESULTS, REPORT = "study.yaml", "setting.json", "results.json", "report.html"
+DESIGN = "design.json"
 OUTPUT, FAILURE, RESULT, LOG = "output.txt", "failure.json", "result.json", "log.jsonl"
 _SETTING: dict[str, Any] = {"variants?": {}, "matched?": {}, "machine?": {}, "packages?": {}}
 COMMON = ("base", "data", "train", "evaluate", "match")  # shared by all trials of a study

@@ -60,6 +60,16 @@ class StudyFile(BaseModel):
     train: Any
     compare: Any = None
     grid: Any = None
+    factors: Any = None
+    hypothesis: str | None = Field(
+        None, min_length=1, max_length=1000, description="What the study tests; written into its design."
+    )
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Nats; the standard deviation of a run's loss over seeds, for the power of the design.",
+    )
     tune: Any = None
     seeds: Any = Field(3, validate_default=True)
     match: Any = None
@@ -172,6 +182,7 @@ def resolve_study(source: Source) -> Study:
     mistakes += found
     compare, found = read_variants(source, blocks.get("train"))
     mistakes += found or fill_variants(source, compare)
+    factors, _ = read_settings(source, "factors")  # its errors are those of read_variants
     tune, found = read_settings(source, "tune")
     mistakes += found or tune_mistakes(source, tune, compare, blocks.get("train"))
     if "compare" not in given and not given.get("grid"):
@@ -180,6 +191,7 @@ def resolve_study(source: Source) -> Study:
         raise StudyFileError(mistakes)
     study = Study(
         name=top.name, base=base, compare=compare, seeds=top.seeds, tune=tune, margin=top.margin,
+        factors=factors, hypothesis=top.hypothesis, sigma=top.sigma,
         audit=top.audit, **{name: getattr(top, name) for name in EXECUTION}, **blocks,
     )  # fmt: skip
     _refuse_too_many(source, study)

@@ -38,7 +38,7 @@ class _Unmatched(ValueError):
 def match_budget(
     study: Study, source: Source, costs: dict[str, Cost]
 ) -> tuple[Study, dict[str, Cost], dict[str, Matched]]:
-    """The study with every variant matched to the baseline's budget, the new costs, and the changes.
+    """The study with every variant matched to the baseline of its cell, the new costs, and the changes.
 
     Raises:
         StudyFileError: for variants with another number of tokens, or that the knob cannot match, with their
@@ -47,7 +47,9 @@ def match_budget(
     mistakes = _token_mistakes(study, source)
     costs, matched = dict(costs), {}
     if study.match.what in ("params", "flops") and not mistakes:
-        for variant in list(study.compare)[1:]:
+        for variant in study.compare:
+            if variant == study.baseline_of(variant):
+                continue
             try:
                 changed = _matched(study, variant, costs)
             except _Unmatched as error:
@@ -79,13 +81,14 @@ def _token_mistakes(study: Study, source: Source) -> list[ConfigError]:
         return [source.mistake(("match", "by"), text)]
     if match.what == "none" or match.by == "steps":
         return []
-    wanted, mistakes = study.tokens_of(study.baseline), []
+    mistakes = []
     for variant in study.compare:
-        has = study.tokens_of(variant)
+        baseline = study.baseline_of(variant)
+        has, wanted = study.tokens_of(variant), study.tokens_of(baseline)
         if has != wanted:
             text = (
                 f"variant `{variant}` is trained on {has:,} tokens, {has / wanted:.3g} times the "
-                f"{wanted:,} of {study.baseline}, but `match: {match.what}` needs equal tokens; set the same "
+                f"{wanted:,} of {baseline}, but `match: {match.what}` needs equal tokens; set the same "
                 "`steps` and `batch_size` for both, or write `match: none`"
             )
             mistakes.append(source.mistake(_tokens_route(source, variant), text))
@@ -103,7 +106,8 @@ def _tokens_route(source: Source, variant: str) -> tuple[str, ...]:
 def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study, Cost, Matched] | None:
     """The study with the knob of one variant changed; None if it matches already."""
     match, knob = study.match, study.match.by
-    wanted = amount(study, study.baseline, costs[study.baseline])
+    baseline = study.baseline_of(variant)
+    wanted = amount(study, baseline, costs[baseline])
     has = amount(study, variant, costs[variant])
     if _equal(has, wanted, match.within):
         return None
@@ -114,7 +118,7 @@ def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study,
         if match.what == "params"
         else "forward FLOPs" + (" in total" if knob == "steps" else " per token")
     )
-    trouble = f"has {count(has)} {unit}, {study.baseline} has {count(wanted)}, and "
+    trouble = f"has {count(has)} {unit}, {baseline} has {count(wanted)}, and "
     if key in own or key in study.tune:
         raise _Unmatched(f"{trouble}`match.by: {knob}` cannot match them, because the variant sets `{key}`")
     before = study.train.steps if knob == "steps" else {**DEFAULTS, **study.base}.get(knob)

@@ -1,6 +1,6 @@
 """`key=value` overrides of a study file: `train.steps=50 compare.rotary.rotary_emb_dim=16`.
 
-`base.depth=2,4` and `train.lr=1e-3,3e-3` become axes of the study's `grid`;
+`base.depth=2,4` and `train.lr=1e-3,3e-3` become `factors` of a study with several variants, else its `grid`;
 `compare.rotary.rotary_emb_dim=16,32` makes two variants of one.
 """
 
@@ -74,7 +74,9 @@ def _write(source: Source, route: Route, value: object, typed: str) -> str:
 def _sweep(source: Source, route: Route, values: list[tuple[str, object]], typed: str) -> str:
     if route[0] in ("base", "train") and len(route) == 2:
         key = route[1] if route[0] == "base" else ".".join(route)
-        return _write(source, ("grid", key), [value for _, value in values], typed)
+        compare = source.data.get("compare")
+        block = "factors" if isinstance(compare, dict) and len(compare) > 1 else "grid"
+        return _write(source, (block, key), [value for _, value in values], typed)
     if route[0] == "compare" and len(route) > 2:
         return _split(source, route, values, typed)
     wanted = f"a list is written in brackets, `{'.'.join(route)}=[...]`"

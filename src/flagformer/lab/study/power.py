@@ -45,27 +45,32 @@ def noise_of(losses: Sequence[Estimate], apart: Sequence[Estimate]) -> Noise | N
     return Noise(single, min(LARGEST_CORRELATION, max(0.0, correlation)), freedom)
 
 
-def difference_found(noise: Noise, variants: int, seeds: int, power: float = POWER) -> float | None:
+def difference_found(
+    noise: Noise, variants: int, seeds: int, power: float = POWER, level: float = LEVEL
+) -> float | None:
     """The least difference that is resolved with probability `power`.
 
     Args:
         variants: how many variants are compared with the baseline.
         seeds: of every variant; below two there is no verdict, and the result is None.
+        level: the error of the family.
     """
     if seeds < 2 or variants < 1:
         return None
-    reach = _reach(variants, seeds, round(noise.correlation, 2), LEVEL)
+    reach = _reach(variants, seeds, round(noise.correlation, 2), level)
     return noise.sigma * float(np.quantile(reach, power))
 
 
-def seeds_needed(difference: float, noise: Noise, variants: int, power: float = POWER) -> int | None:
+def seeds_needed(
+    difference: float, noise: Noise, variants: int, power: float = POWER, level: float = LEVEL
+) -> int | None:
     """The fewest seeds that resolve `difference` with probability `power`; None beyond 200."""
     if not difference or not math.isfinite(difference):
         return None
     counts = range(2, MOST_SEEDS + 1)
 
     def shortage(seeds: int) -> float:
-        return -(difference_found(noise, variants, seeds, power) or 0.0)
+        return -(difference_found(noise, variants, seeds, power, level) or 0.0)
 
     index = bisect_left(counts, -abs(difference), key=shortage)
     return counts[index] if index < len(counts) else None

@@ -10,6 +10,7 @@ from typing import Any
 from flagformer.lab.study.audits import read_audits
 from flagformer.lab.study.design import Run
 from flagformer.lab.study.directory import FAILURE, LOG, RESULT, read_setting, read_study, trial_directory
+from flagformer.lab.study.planned import read_design
 from flagformer.lab.study.results import Results, TrialState
 from flagformer.lab.study.rows import make_rows
 from flagformer.lab.train.files import read_json
@@ -27,14 +28,16 @@ def read_results(directory: Path) -> Results:
     study = read_study(directory)
     setting = read_setting(directory)
     trials = [read_trial(directory, run) for run in study.runs]
-    lengths, objective = study.runs[0].trial.lengths, study.runs[0].trial.trained_by
-    loss_length = study.data.seq_len if study.data.seq_len in lengths else lengths[0]
+    objective, loss_length = study.runs[0].trial.trained_by, study.loss_length
+    rows, effects = make_rows(study, setting, read_audits(study, directory), trials, loss_length)
     return Results(
         directory=directory,
         study=study,
         setting=setting,
         trials=trials,
-        rows=make_rows(study, setting, read_audits(study, directory), trials, loss_length),
+        rows=rows,
+        effects=effects,
+        design=read_design(directory),
         metric=objective.quality_of(study.data)[0],
         chance=objective.chance(study.data),
         loss_length=loss_length,

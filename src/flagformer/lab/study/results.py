@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flagformer.lab.study.design import Run, Setting, Study
+from flagformer.lab.study.effects import Effect
 from flagformer.lab.study.statistics import Difference, Estimate
 
 BITS = "bits per byte"
@@ -104,13 +105,15 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A study with the results so far."""
+    """A study with the results so far. `effects` are those of a factorial study; `design` is design.json."""
 
     directory: Path
     study: Study
     setting: dict[str, Any]
     trials: list[TrialState]
     rows: list[VariantResult]
+    effects: list[Effect]
+    design: Mapping[str, Any]
     metric: str
     chance: float | None
     loss_length: int
@@ -140,6 +143,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "chance": results.chance,
         "loss_length": results.loss_length,
         "rows": [_row_json(row) for row in results.rows],
+        **({"effects": [asdict(effect) for effect in results.effects]} if results.effects else {}),
         "trials": [
             {
                 "variant": t.run.variant,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from flagformer.lab.study.design import Setting, Study
+from flagformer.lab.study.effects import Effect, find_effects
 from flagformer.lab.study.results import AuditSummary, Candidate, TrialState, VariantResult
 from flagformer.lab.study.statistics import Difference, Estimate, mean_interval, paired_differences
 from flagformer.lab.study.verdicts import LEVEL
@@ -23,8 +24,8 @@ def make_rows(
     examined: Mapping[str, Mapping[str, Any]],
     trials: Sequence[TrialState],
     loss_length: int,
-) -> list[VariantResult]:
-    """One row per variant, the baseline first.
+) -> tuple[list[VariantResult], list[Effect]]:
+    """One row per variant, the baseline first, and with factors the effects.
 
     Args:
         setting: the contents of setting.json.
@@ -43,12 +44,11 @@ def make_rows(
     losses = {name: _by_seed(chosen[name], loss_length, "nats") for name in chosen}
     quality = {n: {name: _by_seed(chosen[name], n, key) for name in chosen} for n in lengths}
     refused = _refused(study, stamps, chosen)
-    apart = _judged(paired_differences(losses, study.baseline, margin=study.margin), refused)
-    quality_apart = {
-        n: _judged(paired_differences(values, study.baseline, lower, level=LEVEL / len(lengths)), refused)
-        for n, values in quality.items()
-    }
+    apart = _judged(_within_cells(study, losses, study.level, margin=study.margin), refused)
+    share = LEVEL / len(lengths) / len(study.cells)
+    by_length = {n: _judged(_within_cells(study, quality[n], share, lower), refused) for n in lengths}
     ratios = _speed_ratios(study, chosen)
+    effects = find_effects(study, losses, refused) if study.factors else []
     return [
         VariantResult(
             variant=name, flags=own, tuned=best[name], at_edge=_at_edge(study, best[name]),
@@ -61,12 +61,12 @@ def make_rows(
             quality={n: mean_interval(list(quality[n][name].values())) for n in lengths},
             by_position=_by_position(chosen[name], max(lengths)),
             difference=apart.get(name),
-            quality_difference={n: found[name] for n, found in quality_apart.items() if name in found},
+            quality_difference={n: found[name] for n, found in by_length.items() if name in found},
             speed_ratio=ratios.get(name), diverged=sum(t.state == "diverged" for t in chosen[name]),
             **_start(chosen[name]),
         )
         for name, own in study.compare.items()
-    ]  # fmt: skip
+    ], effects  # fmt: skip
 
 
 def _costs(
@@ -137,6 +137,18 @@ def _stamp(study: Study, found: Mapping[str, Any]) -> AuditSummary:
     return AuditSummary(found["stamps"], tuple(found["failures"]))
 
 
+def _within_cells(
+    study: Study, values: Values, level: float, lower_is_better: bool = True, margin: float | None = None
+) -> dict[str, Difference]:
+    """The differences of every variant from the baseline of its cell; each cell is a family of its own."""
+    found: dict[str, Difference] = {}
+    for cell in study.cells:
+        here = {name: values[name] for name in values if study.cell_of(name) == cell}
+        baseline = study.full_name(study.reference, cell)
+        found |= paired_differences(here, baseline, lower_is_better, margin, level)
+    return found
+
+
 def _refused(
     study: Study, stamps: Mapping[str, AuditSummary], chosen: Mapping[str, Sequence[TrialState]]
 ) -> dict[str, str]:
@@ -147,8 +159,8 @@ def _refused(
         for name in study.compare
         if stamps[name].invalid or any(trial.state == "diverged" for trial in chosen[name])
     }
-    shared = own.get(study.baseline)
-    return own if shared is None else dict.fromkeys(study.compare, shared) | own
+    shared = {name: own[study.baseline_of(name)] for name in study.compare if study.baseline_of(name) in own}
+    return shared | own
 
 
 def _judged(differences: dict[str, Difference], refused: Mapping[str, str]) -> dict[str, Difference]:
@@ -171,7 +183,7 @@ def _speed_ratios(study: Study, chosen: Mapping[str, Sequence[TrialState]]) -> d
     names = {"better": "faster", "worse": "slower"}
     return {
         name: Difference(_exponential(one.estimate), names.get(one.verdict, one.verdict))
-        for name, one in paired_differences(speeds, study.baseline, lower_is_better=False).items()
+        for name, one in _within_cells(study, speeds, LEVEL / len(study.cells), lower_is_better=False).items()
     }
 
 

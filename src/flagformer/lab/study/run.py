@@ -31,6 +31,7 @@ from flagformer.lab.study.environment import describe_environment
 from flagformer.lab.study.executor import Executor
 from flagformer.lab.study.file import load_study
 from flagformer.lab.study.match import Matched, as_plain, match_budget
+from flagformer.lab.study.planned import write_design
 from flagformer.lab.study.pool import Pool
 from flagformer.lab.study.provenance import provenance
 from flagformer.lab.study.read_results import read_results
@@ -118,6 +119,7 @@ def run_study(
         with contextlib.ExitStack() as stack:
             stack.callback(executor.stop)
             write_study(directory, study, prepared.origins)
+            write_design(directory, study)
             write_setting(directory, setting)
             _audit_variants(study, directory, setting, examiner or audit_variant)
             retries = RETRIES[study.executor] if study.retries is None else study.retries

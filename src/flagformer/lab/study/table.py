@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flagformer.lab.study.formatting import NOTHING, count, difference, estimate, listed, plural, short
+from flagformer.lab.study.planned import change_line
 from flagformer.lab.study.report.columns import best_setting
 from flagformer.lab.study.report.findings import invalid_line, power_line, tuning_finding, unstable_line
+from flagformer.lab.study.report.interactions import HEADS, effect_rows, effects_finding
 from flagformer.lab.study.results import Results, VariantResult
 
 SHORT = {"bits per byte": "bpb", "accuracy": "acc"}  # names of metrics in headings
@@ -19,6 +22,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
     """Print the table with its legend and the list of missing trials."""
     console = console_of_width(console)
     console.print(make_table(results))
+    if results.effects:
+        console.print(effects_table(results))
     for line in legend(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -38,7 +43,7 @@ def make_table(results: Results) -> Table:
     unit = SHORT.get(results.metric, results.metric)
     names = ["params", "FLOPs per token", "tokens/s*", f"loss@{results.loss_length}"]
     names += [f"{unit}@{length}" for length in results.rows[0].quality]
-    names += [f"vs {results.study.baseline}", "verdict", "audit"]
+    names += [f"vs {results.study.reference}", "verdict", "audit"]
     if results.study.tune:
         names.append("best setting")
     for name in names:
@@ -50,6 +55,16 @@ def make_table(results: Results) -> Table:
     return table
 
 
+def effects_table(results: Results) -> Table:
+    """The effects of a factorial study: in each cell, on average, and interactions."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in HEADS:
+        table.add_column(name, justify="right" if name == "difference" else "left", overflow="fold")
+    for row in effect_rows(results):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
 def legend(results: Results) -> list[str]:
     """An explanation of the columns, and the missing trials."""
     loss = f"loss@{results.loss_length}: held-out nats per scored token at {results.loss_length} tokens"
@@ -58,11 +73,12 @@ def legend(results: Results) -> list[str]:
         quality += f" (chance {results.chance:.3g})"
     lines = [
         f"{loss}, mean ± 95 % t interval over {plural(len(results.study.seeds), 'seed')}; {quality}; "
-        f"vs {results.study.baseline}: difference in loss, paired by seed, with the 95 % interval for all "
+        f"vs {results.study.reference}: difference in loss, paired by seed, with the 95 % interval for all "
         "variants together. * measured: varies from run to run."
     ]
     notes = (power_line(results), tuning_finding(results), invalid_line(results), unstable_line(results))
-    lines += [line for line in notes if line]
+    lines += [line for line in (*notes, effects_finding(results)) if line]
+    lines += [line for line in [change_line(results.study, results.design)] if line]
     for state in ("failed", "diverged", "unfinished", "waiting"):
         labels = [trial.run.label for trial in results.trials if trial.state == state]
         if labels:

@@ -1,12 +1,12 @@
-"""Variants of a study file: reads `compare`, `grid` and `tune` into the changes of each variant."""
+"""Variants of a study file: `compare`, `grid`, `factors` and `tune`, read into the changes of each."""
 
 from __future__ import annotations
 
 import re
-from itertools import product
 from typing import Any
 
 from flagformer.lab.study.blocks import check_block
+from flagformer.lab.study.cells import cell_of, point_name, points
 from flagformer.lab.study.config_errors import ConfigError, repr_short
 from flagformer.lab.study.design import TRAIN, Own, Setting, flat, with_setting
 from flagformer.lab.study.source import Route, Source
@@ -20,7 +20,8 @@ NOT_TUNED = {"steps", "batch_size", "accumulate", "device", "eval_every", "check
 
 
 def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[ConfigError]]:
-    """The changes of every variant: those of `compare`, each combined with every point of `grid`.
+    """The changes of every variant: those of `compare`, each combined with every point of `grid` and with
+    every cell of `factors`.
 
     Args:
         train: the valid `train` block; None if it has errors.
@@ -30,30 +31,69 @@ def read_variants(source: Source, train: TrainConfig | None) -> tuple[dict[str, 
         text = f"`compare` has {len(given):,} variants; a study has at most {MOST_VARIANTS}; split it"
         return {}, [source.mistake(("compare",), text)]
     compare, mistakes = _compare(source, train)
-    grid, found = read_settings(source, "grid")
-    mistakes += found
-    if not grid or mistakes:
-        return compare, mistakes
-    points = [dict(zip(grid, values)) for values in product(*grid.values())]
-    if len(points) * len(compare) > MOST_VARIANTS:
-        text = f"`grid` makes {len(points) * len(compare):,} variants; a study has at most {MOST_VARIANTS}"
-        return compare, [source.mistake(("grid",), text)]
+    for block in ("grid", "factors"):
+        settings, found = read_settings(source, block)
+        mistakes += found
+        if settings and block == "factors" and not mistakes:
+            mistakes += _factor_mistakes(source, compare, settings)
+            if _in_cells(compare, settings):
+                continue
+        if settings and not mistakes:
+            compare, mistakes = _crossed(source, block, compare, settings, train)
+    return compare, mistakes
+
+
+def _crossed(
+    source: Source,
+    block: str,
+    compare: dict[str, Own],
+    settings: dict[str, list[Any]],
+    train: TrainConfig | None,
+) -> tuple[dict[str, Own], list[ConfigError]]:
+    """Every variant at every combination of the settings of `grid` or `factors`."""
+    where = points(settings)
+    if len(where) * len(compare) > MOST_VARIANTS:
+        text = f"`{block}` makes {len(where) * len(compare):,} variants; a study has at most {MOST_VARIANTS}"
+        return compare, [source.mistake((block,), text)]
     expanded: dict[str, Own] = {}
+    mistakes = []
     for name, own in compare.items():
-        for point in points:
+        for point in where:
             clash = [key for key in point if key in flat(own)]
             if clash:
-                text = f"`compare.{name}` and `grid` both set `{clash[0]}`; leave one out"
+                text = f"`compare.{name}` and `{block}` both set `{clash[0]}`; leave one out"
                 mistakes.append(source.mistake(("compare", name, *clash[0].split(".")), text))
             new_name = point_name(name, point)
-            _set_lines(source, name, new_name, point)
+            _set_lines(source, block, name, new_name, point)
             expanded[new_name] = with_setting(own, point)
             mistakes += _train_mistakes(source, new_name, expanded[new_name], train)
     return expanded, list(dict.fromkeys(mistakes))
 
 
+def _in_cells(compare: dict[str, Own], factors: dict[str, list[Any]]) -> bool:
+    """Whether `compare` has every variant in every cell, as a resolved study does."""
+    cells = [point_name("", point) for point in points(factors)]
+    return bool(compare) and all(cell_of(name, cells) for name in compare)
+
+
+def _factor_mistakes(
+    source: Source, compare: dict[str, Own], factors: dict[str, list[Any]]
+) -> list[ConfigError]:
+    """Errors of a study that has nothing to compare within a cell, or not every variant in every cell."""
+    cells = [point_name("", point) for point in points(factors)]
+    found = {name: cell_of(name, cells) for name in compare}
+    plain = list(dict.fromkeys(name.removesuffix(f" {cell}") for name, cell in found.items()))
+    if len(plain) < 2:
+        text = "`factors` needs `compare` with at least two variants; `grid` makes variants of one"
+        return [source.mistake(("factors",), text)]
+    if any(found.values()) and set(compare) != {f"{name} {cell}" for name in plain for cell in cells}:
+        text = f"`compare` must have each variant in every cell of `factors` ({', '.join(cells)}), or in none"
+        return [source.mistake(("compare",), text)]
+    return []
+
+
 def read_settings(source: Source, block: str) -> tuple[dict[str, list[Any]], list[ConfigError]]:
-    """`grid` or `tune`: a list of values for each flag or training setting, the latter as `train.NAME`."""
+    """`grid`, `factors` or `tune`: lists of values by flag or training setting (`train.NAME`)."""
     given = source.data.get(block)
     if given is None:
         return {}, []
@@ -97,17 +137,6 @@ def tune_mistakes(
             mistakes += [source.mistake(route, mistake.message.replace(f"tune.{typed}.{index}.", "tune."))
                          for mistake in found]  # fmt: skip
     return mistakes
-
-
-def point_name(variant: str, point: Setting) -> str:
-    """`rotary depth=2`: a variant at a point of the grid."""
-    words = [f"{key.removeprefix(TRAIN)}={_word(value)}" for key, value in point.items()]
-    return " ".join([variant, *words] if variant else words)
-
-
-def _word(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
 
 
 def _compare(source: Source, train: TrainConfig | None) -> tuple[dict[str, Own], list[ConfigError]]:
@@ -158,7 +187,11 @@ def _train_mistakes(source: Source, variant: str, own: Own, train: TrainConfig |
 
 
 def _key(typed: str, block: str) -> tuple[str, str]:
-    """The setting that a key of `grid` or `tune` names, and its error."""
+    """The setting that a key of `grid`, `factors` or `tune` names, and its error."""
+    if typed.startswith(("data.", "evaluate.", "objective.")):
+        shared = typed.partition(".")[0]
+        advice = f"all variants share `{shared}`; write a study for each value"
+        return "", f"`{block}.{typed}` cannot vary: {advice}"
     name = typed.removeprefix(TRAIN).removeprefix("base.")
     fields = TrainConfig.model_fields
     if typed.startswith(TRAIN) and name not in fields:
@@ -170,15 +203,15 @@ def _key(typed: str, block: str) -> tuple[str, str]:
     return TRAIN + name, ""
 
 
-def _set_lines(source: Source, variant: str, new_name: str, point: Setting) -> None:
-    """Set the lines of the keys of an expanded variant: those of the variant and those of the grid."""
+def _set_lines(source: Source, block: str, variant: str, new_name: str, point: Setting) -> None:
+    """Set the lines of the keys of an expanded variant: those of the variant and those of the block."""
     records: tuple[dict[Route, Any], ...] = (source.lines, source.overrides)
     for lines in records:
         own = {route[2:]: line for route, line in lines.items() if route[:2] == ("compare", variant)}
         lines.update({("compare", new_name, *route): line for route, line in own.items()})
         for name in point:
-            typed = [("grid", key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
-            line = next((lines[route] for route in [*typed, ("grid",)] if route in lines), None)
+            typed = [(block, key) for key in (name, name.removeprefix(TRAIN), "base." + name)]
+            line = next((lines[route] for route in [*typed, (block,)] if route in lines), None)
             if line is not None:
                 lines["compare", new_name, *name.split(".")] = line
                 lines.setdefault(("compare", new_name), line)

@@ -27,6 +27,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "train": "training trainer optim optimizer train_config training_args",
         "compare": "variants models compares ablation ablations experiments configs",
         "grid": "sweep sweeps parameters",
+        "factors": "factorial crossed factor",
+        "hypothesis": "question description claim",
         "tune": "search tuning",
         "seeds": "n_seeds num_seeds random_seed random_seeds repeats n_runs",
         "seed": "random_seed manual_seed",

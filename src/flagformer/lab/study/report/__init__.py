@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from flagformer.lab.study.design import Study
 from flagformer.lab.study.directory import REPORT, STUDY
 from flagformer.lab.study.formatting import listed, plural
-from flagformer.lab.study.report import curves, figures, findings, page, texts
+from flagformer.lab.study.planned import change_line, design_lines
+from flagformer.lab.study.report import curves, figures, findings, interactions, page, texts
 from flagformer.lab.study.report.columns import cost_columns, length_columns, main_columns
 from flagformer.lab.study.report.fairness import equal_lines, setting_lines, unequal_lines
 from flagformer.lab.study.results import BITS, Results
@@ -48,6 +50,7 @@ def documents(results: Results) -> dict[str, str]:
         "report.md": texts.markdown(results, NOTE),
         "table.csv": texts.csv_table(results),
         "table.tex": texts.latex_table(results),
+        **({"effects.csv": interactions.csv_effects(results)} if results.effects else {}),
         **{f"figure-{one.name}.svg": figures.standalone(one.svg) for one in shown},
     }
 
@@ -73,6 +76,7 @@ def render(results: Results, shown: Sequence[Shown]) -> str:
             page.section(
                 "Comparison", page.rows_table(results, main_columns(results)), page.paragraph(NOTE, "soft")
             ),
+            *([effects] if (effects := _effects(results)) else []),
             page.section("Figures", f'<div class="figures">\n{drawn}\n</div>'),
             page.section(
                 f"{results.metric.capitalize()} by length",
@@ -84,6 +88,7 @@ def render(results: Results, shown: Sequence[Shown]) -> str:
             ),
             page.section("Equal for all variants", page.bullets(equal_lines(results))),
             page.section("Different between variants", page.bullets(unequal_lines(results))),
+            *([page.section("Design", page.bullets(design_lines(results.design)))] if results.design else []),
             page.section("Trials", page.trial_table(results)),
             page.section("Environment", page.bullets(setting_lines(results))),
             page.section("The resolved study file", f"<pre>{escape(plain)}</pre>"),
@@ -97,7 +102,7 @@ def _head(results: Results) -> str:
     about = (
         f"{plural(len(study.compare), 'variant')} ({listed(list(study.compare))}) compared with "
         f"{plural(len(study.seeds), 'seed')} each{candidates}; "
-        f"{study.train.steps:,} steps on `{study.data_name}`; the baseline is {study.baseline}."
+        f"{study.train.steps:,} steps on `{study.data_name}`; the baseline is {_baseline(study)}."
     )
     states = ", ".join(
         f"{results.count(state)} {state}"
@@ -109,10 +114,30 @@ def _head(results: Results) -> str:
         page.paragraph(findings.headline(results), "headline"),
         page.paragraph(findings.invalid_line(results), "warning"),
         page.paragraph(findings.unstable_line(results), "warning"),
+        page.paragraph(change_line(study, results.design), "warning"),
         page.paragraph(about),
+        page.paragraph(f"Hypothesis: {study.hypothesis}" if study.hypothesis else ""),
         page.paragraph(f"Trials: {states}.", "soft"),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _baseline(study: Study) -> str:
+    if not study.factors:
+        return study.baseline
+    return f"{study.reference} in each of the {plural(len(study.cells), 'cell')} ({listed(study.cells)})"
+
+
+def _effects(results: Results) -> str:
+    """The section of a factorial study."""
+    if not results.effects:
+        return ""
+    rows = [
+        [(cell, "left") for cell in row[:2]] + [(row[2], ""), (row[3], row[3].replace(" ", "-"))]
+        for row in interactions.effect_rows(results)
+    ]
+    note = page.paragraph(interactions.NOTE, "soft")
+    return page.section("Effects and interactions", page.table(interactions.HEADS, rows), note)
 
 
 def _figures(results: Results) -> list[Shown]:
@@ -127,6 +152,10 @@ def _figures(results: Results) -> list[Shown]:
         )
         finding = findings.differences_finding(results)
         shown.append(Shown("differences", figures.differences(results), finding, note))
+    if results.effects:
+        note = "Bars are intervals for all variants and questions together."
+        finding = interactions.effects_finding(results)
+        shown.append(Shown("interactions", interactions.interaction_plot(results), finding, note))
     if len(results.rows[0].quality) > 1:
         note, finding = "Bars are 95 % t intervals over seeds.", findings.lengths_finding(results)
         shown.append(Shown("lengths", figures.quality_by_length(results), finding, note))

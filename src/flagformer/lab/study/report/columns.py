@@ -103,7 +103,7 @@ def _start_columns(results: Results) -> list[Column]:
 def _verdict_columns(results: Results) -> list[Column]:
     return [
         Column(
-            f"difference from {results.study.baseline}",
+            f"difference from {results.study.reference}",
             lambda r: "baseline" if r.difference is None else difference(r.difference),
             _difference_values,
         ),

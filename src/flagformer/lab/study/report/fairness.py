@@ -93,8 +93,9 @@ def _matched_lines(results: Results) -> list[str]:
         return []
     unit = "parameters" if match.what == "params" else "FLOPs"
     changed = [f"{variant} from {one['before']:g} to {one['after']:g}" for variant, one in matched.items()]
+    cell = " in the same cell" if results.study.factors else ""
     by = f"by `{match.by}`: {listed(changed)}" if changed else "without any change"
-    return [f"Matched: {unit} within {match.within:.1%} of {results.study.baseline}, {by}."]
+    return [f"Matched: {unit} within {match.within:.1%} of {results.study.reference}{cell}, {by}."]
 
 
 def _unequal_numbers(results: Results) -> list[str]:

@@ -49,7 +49,7 @@ def loss_curves(results: Results, curves: Curves) -> str:
             # the first steep steps would flatten the rest of the curve
             axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.02)
 
-    return _svg("curves", draw, "Training loss against tokens, one line per variant")
+    return svg("curves", draw, "Training loss against tokens, one line per variant")
 
 
 def quality_by_length(results: Results) -> str:
@@ -77,7 +77,7 @@ def quality_by_length(results: Results) -> str:
         lower = " (lower is better)" if results.metric == BITS else ""
         axes.set_ylabel(f"held-out {results.metric}{lower}")
 
-    return _svg("lengths", draw, f"Held-out {results.metric} against the length tested at")
+    return svg("lengths", draw, f"Held-out {results.metric} against the length tested at")
 
 
 def differences(results: Results) -> str:
@@ -103,10 +103,10 @@ def differences(results: Results) -> str:
         axes.set_yticks(range(len(rows)), [row.variant for row, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(
-            f"held-out loss minus that of {results.study.baseline} (nats; left of zero is better)"
+            f"held-out loss minus that of {results.study.reference} (nats; left of zero is better)"
         )
 
-    return _svg("differences", draw, f"Difference in loss from {results.study.baseline}", legend=False)
+    return svg("differences", draw, f"Difference in loss from {results.study.reference}", legend=False)
 
 
 def loss_by_position(results: Results) -> str:
@@ -130,7 +130,7 @@ def loss_by_position(results: Results) -> str:
         axes.set_xlabel("position in the row (tokens)")
         axes.set_ylabel("held-out loss (nats per token)")
 
-    return _svg("positions", draw, "Held-out loss against the position in the row")
+    return svg("positions", draw, "Held-out loss against the position in the row")
 
 
 def tuned_numbers(results: Results) -> list[str]:
@@ -170,7 +170,7 @@ def loss_by_setting(results: Results, key: str) -> str:
         axes.set_xlabel("learning rate" if key == "train.lr" else key.removeprefix("train."))
         axes.set_ylabel("validation loss (nats per token)")
 
-    return _svg(
+    return svg(
         f"tuned-{key.replace('.', '-')}", draw, f"Validation loss against {key.removeprefix('train.')}"
     )
 
@@ -191,7 +191,7 @@ def quality_by_speed(results: Results) -> str:
         axes.set_ylabel(f"held-out loss at {results.loss_length} tokens (nats)")
         axes.xaxis.set_major_formatter(_thousands)
 
-    return _svg("speed", draw, "Held-out loss against measured training speed")
+    return svg("speed", draw, "Held-out loss against measured training speed")
 
 
 def _rows(results: Results) -> list[tuple[VariantResult, str, str, str]]:
@@ -205,7 +205,7 @@ def _looks(results: Results) -> list[tuple[str, str, str, str]]:
     return list(zip(names, cycle(COLORS), cycle(MARKERS), styles))
 
 
-def _svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True) -> str:
+def svg(name: str, draw: Callable[[Any], None], title: str, legend: bool = True) -> str:
     """One figure as an `<svg>` element that scales with the page; `name` makes its ids unique."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

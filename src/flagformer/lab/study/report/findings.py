@@ -71,7 +71,7 @@ def differences_finding(results: Results) -> str:
         if names
     ]
     return (
-        f"Held-out loss at {results.loss_length} tokens compared with {results.study.baseline}, "
+        f"Held-out loss at {results.loss_length} tokens compared with {results.study.reference}, "
         f"{plural(len(results.study.seeds), 'seed')}: {'; '.join(parts)}."
     )
 
@@ -83,11 +83,12 @@ def power_line(results: Results) -> str:
     if noise is None or not apart:
         return ""
     seeds = min(max(one.n for one in apart), MOST_SEEDS)
-    found = difference_found(noise, len(apart), seeds)
+    variants, level = len(results.study.contenders) - 1, results.study.level
+    found = difference_found(noise, variants, seeds, POWER, level)
     if found is None:
         return ""
     wanted = results.study.margin or RESOLVED
-    needed = seeds_needed(wanted, noise, len(apart))
+    needed = seeds_needed(wanted, noise, variants, POWER, level)
     enough = f"more than {MOST_SEEDS}" if needed is None else str(needed)
     return (
         f"With {plural(seeds, 'seed')} and {SIGMA} = {noise.sigma:.3g} (standard deviation of a run over "
@@ -151,7 +152,7 @@ def unstable_line(results: Results) -> str:
 
 
 def _consequence(results: Results, row: VariantResult) -> str:
-    if row.variant == results.study.baseline:
+    if row.variant == results.study.baseline_of(row.variant):
         return ", so no variant gets a verdict against it"
     return ", so the seeds that are left give no verdict"
 
@@ -187,7 +188,7 @@ def _speed_ratios(results: Results) -> str:
     ]
     others = [name for name, one in known if one.verdict not in ("faster", "slower")]
     rest = f"{'; ' if resolved else ''}not resolved: {listed(others)}" if others else ""
-    return f" Speed relative to {results.study.baseline}, paired by seed: {', '.join(resolved)}{rest}."
+    return f" Speed relative to {results.study.reference}, paired by seed: {', '.join(resolved)}{rest}."
 
 
 def headline(results: Results) -> str:
@@ -216,7 +217,7 @@ def _against_baseline(results: Results, row: VariantResult) -> str:
         "invalid": "INVALID, not compared with",
     }
     verdict = row.difference.verdict
-    return f"; {phrases.get(verdict, f'{verdict} than')} {results.study.baseline}"
+    return f"; {phrases.get(verdict, f'{verdict} than')} {results.study.reference}"
 
 
 def _best_at_longest(results: Results) -> str:

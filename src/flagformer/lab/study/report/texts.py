@@ -7,7 +7,8 @@ import io
 from collections.abc import Sequence
 
 from flagformer.lab.study.formatting import MINUS
-from flagformer.lab.study.report import findings
+from flagformer.lab.study.planned import change_line
+from flagformer.lab.study.report import findings, interactions
 from flagformer.lab.study.report.columns import Column, cost_columns, length_columns, main_columns
 from flagformer.lab.study.report.curves import read_curves
 from flagformer.lab.study.report.fairness import equal_lines, setting_lines, unequal_lines
@@ -32,6 +33,8 @@ def markdown(results: Results, note: str) -> str:
         findings.differences_finding(results),
         findings.power_line(results),
         findings.unstable_line(results),
+        interactions.effects_finding(results),
+        change_line(results.study, results.design),
         findings.tuning_finding(results),
         findings.speed_finding(results),
     ]
@@ -41,6 +44,7 @@ def markdown(results: Results, note: str) -> str:
         markdown_table(results, main_columns(results)),
         note.translate(MARKDOWN),
         *(f"- {line}" for line in sentences if line),
+        *(["## Effects and interactions", interactions.markdown_effects(results)] if results.effects else []),
         f"## {results.metric.capitalize()} by length",
         markdown_table(results, length_columns(results)),
         "## Cost",
