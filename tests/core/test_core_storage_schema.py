@@ -18,7 +18,7 @@ import flagformer
 from flagformer.lab.reference import choices, settings
 from flagformer.lab.train.checkpoint import CURRENT, read_checkpoint, write_checkpoint
 from flagformer.lab.train.config import TrainConfig, Trial
-from flagformer.lab.train.loop import make_optimizer
+from flagformer.lab.train.optimizers.groups import make_optimizer
 from flagformer.lab.train.process_group import SINGLE
 from flagformer.lab.train.shards import load_shards
 from flagformer.lab.train.state import State

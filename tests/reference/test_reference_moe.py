@@ -11,7 +11,8 @@ from test_reference_experts import Heard, feedforward_of
 import flagformer
 from flagformer.feedforward.balance_bias import update_router_bias
 from flagformer.lab.train.config import TrainConfig
-from flagformer.lab.train.loop import make_optimizer, train_step
+from flagformer.lab.train.loop import train_step
+from flagformer.lab.train.optimizers.groups import make_optimizer
 from flagformer.ops.experts import Choice, RouterOutput
 from flagformer.ops.grouped_linear import grouped_linear
 from flagformer.ops.router_losses import balance_loss, sequence_balance_loss

@@ -19,7 +19,7 @@ import torch
 from flagformer.flow import Causal
 from flagformer.lab.study.audits import audit_variant
 from flagformer.lab.train import state
-from flagformer.lab.train.loop import make_optimizer
+from flagformer.lab.train.optimizers.groups import make_optimizer
 from flagformer.lab.train.trial import run_trial
 
 TINY = """\

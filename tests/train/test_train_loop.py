@@ -8,7 +8,8 @@ import flagformer
 from flagformer.lab.data import IGNORE
 from flagformer.lab.objectives import token_losses
 from flagformer.lab.train.config import TrainConfig
-from flagformer.lab.train.loop import make_optimizer, train_step
+from flagformer.lab.train.loop import train_step
+from flagformer.lab.train.optimizers.groups import make_optimizer
 
 VOCABULARY = 7
 

@@ -108,6 +108,17 @@ class Objective(BaseModel, ABC):
         """The loss of each target, fp32 [B, T]; 0 where nothing is scored."""
         return token_losses(logits, targets)
 
+    def penalties(self, logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+        """Label smoothing and z-loss, which are added to `losses` in training. An objective with another loss
+        has its own, or refuses both."""
+        return token_penalties(logits, targets, label_smoothing, z_loss)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether `penalties` belong to `losses`."""
+        own = type(self)
+        return own.losses is Objective.losses or own.penalties is not Objective.penalties
+
     def counted(self, targets: Tensor) -> Tensor:
         """bool [B, T], True for targets that count in the mean loss."""
         return targets != IGNORE
@@ -152,6 +163,21 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     flat = logits.reshape(-1, logits.shape[-1]).float()  # [B * T, V]
     losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none")
     return losses.view_as(targets)
+
+
+def token_penalties(logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+    """Additions to `token_losses`.
+
+    Args:
+        label_smoothing: share of the target that is spread over all V (arXiv:1512.00567, section 7).
+        z_loss: weight of the squared log of the softmax's denominator (arXiv:2204.02311, section 5).
+    """
+    flat, wanted = logits.reshape(-1, logits.shape[-1]).float(), targets.flatten()
+    denominator = flat.logsumexp(-1)  # [B * T]
+    scored = wanted != IGNORE
+    target = flat.gather(1, wanted.masked_fill(~scored, 0)[:, None])[:, 0]
+    added = label_smoothing * (target - flat.mean(-1)) + z_loss * denominator.square()
+    return added.masked_fill(~scored, 0.0).view_as(targets)
 
 
 def refused(reasons: Mapping[str, str], trains: tuple[str, ...]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flagformer.lab.data import IGNORE, Source, Split, draws
-from flagformer.lab.objectives import Batch, token_losses
+from flagformer.lab.objectives import Batch, token_losses, token_penalties
 from flagformer.lab.objectives.masking import MaskedObjective, chance_of, masked_positions, targets_at
 
 
@@ -39,8 +39,10 @@ class MaskedDiffusion(MaskedObjective):
         return ids.masked_fill(masked, source.num_tokens), targets_at(ids, masked)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        masked = (targets != IGNORE).sum(1, keepdim=True)
-        return token_losses(logits, targets) * (targets.shape[1] / masked)
+        return token_losses(logits, targets) * _weights(targets)
+
+    def penalties(self, logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+        return token_penalties(logits, targets, label_smoothing, z_loss) * _weights(targets)
 
     def counted(self, targets: Tensor) -> Tensor:
         return torch.ones_like(targets, dtype=torch.bool)
@@ -53,3 +55,8 @@ class MaskedDiffusion(MaskedObjective):
             "all tokens, by an upper bound of their loss; accuracy: the share of masked tokens predicted "
             f"right{chance_of(source)}"
         )
+
+
+def _weights(targets: Tensor) -> Tensor:
+    """[B, 1], the length of a row over its number of masked tokens."""
+    return targets.shape[1] / (targets != IGNORE).sum(1, keepdim=True)

@@ -18,6 +18,7 @@ from flagformer.lab.reference.objectives_page import objectives_page
 from flagformer.lab.reference.readme_table import readme_with_table
 from flagformer.lab.reference.schema import schema
 from flagformer.lab.reference.study_schema import study_schema
+from flagformer.lab.reference.training_page import training_page
 from flagformer.lab.reference.typed import typed_source
 
 
@@ -33,6 +34,7 @@ FILES: Mapping[str, Callable[[], str]] = {
     "docs/flags.md": flags_page,
     "docs/reference/models.md": models_page,
     "docs/objectives.md": objectives_page,
+    "docs/training.md": training_page,
     "docs/forward.svg": forward_picture,
     "tests/golden/refused-pairs.txt": refused_pairs,
 }

@@ -7,6 +7,7 @@ from typing import get_args
 from flagformer.lab.objectives import KINDS, Objective
 from flagformer.lab.objectives.catalogue import KnownObjective
 from flagformer.lab.reference.markdown import code, page, table
+from flagformer.lab.reference.setting_tables import name_of, section
 
 INTRODUCTION = """# Objectives
 
@@ -70,33 +71,14 @@ def objectives_page() -> str:
     """The text of the page."""
     found: list[type[Objective]] = list(get_args(get_args(KnownObjective)[0]))
     rows = [[code(kind), *("yes" if kind in one.trains else "" for one in found)] for kind in KINDS]
-    parts = [INTRODUCTION, "## Models", table(("model", *(code(_name(one)) for one in found)), rows)]
+    parts = [INTRODUCTION, "## Models", table(("model", *(code(name_of(one)) for one in found)), rows)]
     parts += [_section(one) for one in found]
     return page(*parts, REST)
 
 
 def _section(objective: type[Objective]) -> str:
-    settings = [
-        (code(name), code(repr(field.default)), field.description or "")
-        for name, field in objective.model_fields.items()
-        if name != "name"
-    ]
     reasons: dict[str, list[str]] = {}
     for kind, reason in objective.refusals.items():
         reasons.setdefault(reason, []).append(code(kind))
     refused = "\n".join(f"- {', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())
-    parts = [f"### {code(_name(objective))}", _text(objective)]
-    if settings:
-        parts.append(table(("setting", "default", "meaning"), settings))
-    return page(*parts, "Other models are refused:", refused).rstrip()
-
-
-def _text(objective: type[Objective]) -> str:
-    """The summary, with its source, and the docstring without its first line."""
-    _, _, rest = (objective.__doc__ or "").partition("\n\n")
-    lines = [line.strip() for line in rest.strip().splitlines()]
-    return "\n".join([objective.summary, *lines])
-
-
-def _name(objective: type[Objective]) -> str:
-    return str(objective.model_fields["name"].default)
+    return page(section(objective).rstrip(), "Other models are refused:", refused).rstrip()

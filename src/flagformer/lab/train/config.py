@@ -1,11 +1,11 @@
-"""The `train` and `evaluate` blocks of a study or training file, and the trial that combines them."""
+"""The `evaluate` block of a study or training file, and the trial that combines all blocks."""
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 import flagformer
 from flagformer.lab.data import LONGEST, Source, Split, draws
@@ -15,91 +15,11 @@ from flagformer.lab.objectives import Objective
 from flagformer.lab.objectives.catalogue import ObjectiveConfig, default_objective
 from flagformer.lab.objectives.fit import check_lengths, refuse_misfit
 from flagformer.lab.objectives.own import metric_name, metric_of, refuse_wrong_batches
+from flagformer.lab.train.block import Block
+from flagformer.lab.train.settings import TrainConfig
 from flagformer.lab.train.start import Start
 
 SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
-
-
-class Block(BaseModel):
-    """Base of all blocks: unknown keys are errors, and instances are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TrainConfig(Block):
-    """Training settings. A step is one update of the weights from `batch_size` sequences."""
-
-    steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
-    batch_size: int = Field(
-        default=32, ge=1, le=2**20, description="Sequences per update, all micro-batches together."
-    )
-    accumulate: int = Field(
-        default=1,
-        ge=1,
-        description="Micro-batches per update; divides batch_size; changes memory, not the result.",
-    )
-    lr: float = Field(default=2e-3, gt=0, le=1e3, description="Peak learning rate of AdamW.")
-    warmup: int = Field(
-        default=40, ge=0, le=10**9, description="Steps of linear rise from 0 to lr; at most steps."
-    )
-    decay: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="Shape of the decay of lr after the warmup."
-    )
-    lr_end: float = Field(default=0.1, ge=0, le=1, description="Final learning rate as a fraction of lr.")
-    weight_decay: float = Field(
-        default=0.1, ge=0, le=1e3, description="AdamW's decoupled decay, on matrices only."
-    )
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.95), description="AdamW's decay rates of the two moments."
-    )
-    clip: float = Field(default=1.0, ge=0, le=1e9, description="Largest gradient norm; 0 is off.")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16: autocast; the weights stay fp32."
-    )
-    matmul_precision: Literal["highest", "high", "medium"] = Field(
-        default="highest",
-        description="torch.set_float32_matmul_precision; medium is faster, with products in bf16.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda if available, otherwise cpu."
-    )
-    segment: int | None = Field(
-        default=None,
-        ge=1,
-        le=LONGEST,
-        description="Tokens per forward, in training and evaluation; each segment reads the memory of the "
-        "previous one (`num_memory_slots`, `max_mem_len`); default: whole rows.",
-    )
-    eval_every: int = Field(
-        default=0,
-        ge=0,
-        le=10**9,
-        description="Steps between validations, logged as validation_loss; 0: none.",
-    )
-    checkpoint_every: int = Field(
-        default=100,
-        ge=1,
-        le=10**9,
-        description="Steps between checkpoints: a kill loses at most these.",
-    )
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"`betas` must both be at least 0 and below 1, but are {betas}")
-        return betas
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "TrainConfig":
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"`accumulate` must divide `batch_size` = {self.batch_size}, but is {self.accumulate}; "
-                "micro-batches must be of equal size"
-            )
-        if self.warmup > self.steps:
-            raise ValueError(f"`warmup` must be at most `steps` = {self.steps}, but is {self.warmup}")
-        return self
 
 
 class EvaluateConfig(Block):
@@ -267,6 +187,7 @@ class Trial(Block):
             self.start.refuse_changed()
         objective, source, typed = self.trained_by, self.source, self._typed
         refuse_misfit(objective, source, typed, self.train.segment)
+        self._refuse_penalties(objective)
         flags, sizes = self.model_flags, objective.sizes(source, self.longest, typed)
         for name in objective.fixed:
             self._check_size(name, flags[name], sizes[name])
@@ -279,6 +200,13 @@ class Trial(Block):
             objective.check(source, self.evaluate.split, length)
         refuse_wrong_batches(objective, source, "train", source.seq_len)
         return model
+
+    def _refuse_penalties(self, objective: Objective) -> None:
+        """Losses of vectors and of own objectives may have no softmax."""
+        for name in ("label_smoothing", "z_loss"):
+            if getattr(self.train, name) and not objective.has_penalties:
+                kind = getattr(objective, "name", type(objective).__name__)
+                raise ValueError(f"`train.{name}` needs a loss of tokens, but `objective: {kind}` has none")
 
     def _check_size(self, name: str, count: int, wanted: int) -> None:
         meaning = self.trained_by.contents(name)

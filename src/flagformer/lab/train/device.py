@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flagformer.lab.train.config import TrainConfig
+from flagformer.lab.train.settings import TrainConfig
 
 
 def device_of(config: TrainConfig) -> torch.device:

@@ -9,8 +9,9 @@ from flagformer.attention.cores.kmeans import update_kmeans
 from flagformer.feedforward.balance_bias import update_router_bias
 from flagformer.lab.objectives import Batch, Objective
 from flagformer.lab.objectives.next_token import NextToken
-from flagformer.lab.train.config import TrainConfig
+from flagformer.lab.train.averages import update_average
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
+from flagformer.lab.train.settings import TrainConfig
 
 NEXT_TOKEN = NextToken()
 
@@ -23,16 +24,6 @@ class Step(NamedTuple):
     loss: float
     gradient_norm: float | None
     finite: bool
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW, with weight decay on matrices only (not on norm weights and biases)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def train_step(
@@ -48,9 +39,9 @@ def train_step(
     micro-batches. There is no update if the loss or the norm is not finite.
 
     Every counted target has the same weight, so the gradient does not depend on how the batch is divided.
-    Auxiliary losses (z-loss of attention, routing attention, mixtures of experts) are trained on, but are not
-    part of the reported loss. The centroids of routing attention and the balance biases of experts are
-    updated once per step, from all micro-batches.
+    Auxiliary losses (label smoothing, z-losses, routing attention, mixtures of experts) are trained on, but
+    are not part of the reported loss. The centroids of routing attention and the balance biases of experts
+    are updated once per step, from all micro-batches.
     """
     targets = batch[-1]
     # gradients are averaged over ranks, losses are sums
@@ -62,16 +53,21 @@ def train_step(
             with torch.autocast(targets.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 logits, extra = objective.ask(model, tuple(inputs), config.segment, losses=True)
             loss = objective.losses(logits, wanted).sum() * mean
+            trained, penalties = loss, (config.label_smoothing, config.z_loss)
+            if any(penalties):
+                trained = loss + objective.penalties(logits, wanted, *penalties).sum() * mean
             weight = len(wanted) * ranks.world / len(targets)
-            (loss if extra is None else loss + extra * weight).backward()
+            (trained if extra is None else trained + extra * weight).backward()
         total += loss.detach()
     total = ranks.total(total) / ranks.world
     norm = ranks.clip(model.parameters(), config.clip) if config.clip else None
     finite = bool(torch.isfinite(total)) and (norm is None or norm < float("inf"))
     if finite:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         optimizer.step()
+        if config.ema:
+            update_average(optimizer, config.ema)
         update_kmeans(model)
         update_router_bias(model)
     optimizer.zero_grad(set_to_none=True)

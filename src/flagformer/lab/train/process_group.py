@@ -34,6 +34,7 @@ class ProcessGroup(ABC):
     """`rank` of `world` processes."""
 
     rank, world = 0, 1
+    shards_parameters = False
 
     @property
     def is_first(self) -> bool:
@@ -120,6 +121,7 @@ class Distributed(ProcessGroup):
     def __init__(self, parallel: Parallel) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.parallel = parallel
+        self.shards_parameters = parallel == "fsdp"
 
     def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         if self.parallel == "ddp":

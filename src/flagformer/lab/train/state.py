@@ -18,7 +18,7 @@ from flagformer.lab.train.checkpoint import (
     save_checkpoint,
 )
 from flagformer.lab.train.config import Trial
-from flagformer.lab.train.loop import make_optimizer
+from flagformer.lab.train.optimizers.groups import make_optimizer
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
 from flagformer.lab.train.shards import find_shards, load_moments, load_shards, named_moments, save_shards
 from flagformer.storage.schema import rename_saved
@@ -113,7 +113,7 @@ class State:
                     "use another directory or delete this one"
                 )
 
-    def _wrap(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.AdamW]:
+    def _wrap(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The wrapped model and its optimizer, with the state of the checkpoint, if any."""
         config, moments = self.trial.train, {}
         folder, rest = found[:2] if found is not None else (None, None)
@@ -128,6 +128,8 @@ class State:
             whole.load_state_dict(single.optimizer)
             moments = named_moments(plain, whole)
         model = self.ranks.wrap_model(plain, self.device)
+        if config.compile:
+            model.compile()
         optimizer = make_optimizer(model, config)
         if folder is not None:
             load_shards(folder, model, optimizer, self.ranks)
@@ -137,6 +139,8 @@ class State:
             optimizer.load_state_dict(single.optimizer)
         for parameter, moments_ in optimizer.state.items():
             for name, value in moments_.items():
+                if name in config.optimizer.factored:
+                    continue
                 if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
                     saved, now = list(value.shape), list(parameter.shape)
                     raise ValueError(f"`{name}` of a parameter of shape {now} has shape {saved}")

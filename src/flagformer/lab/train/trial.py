@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flagformer.lab.train.averages import averaged
 from flagformer.lab.train.config import TrainConfig, Trial
 from flagformer.lab.train.device import device_of
 from flagformer.lab.train.evaluation import evaluate
@@ -57,6 +58,7 @@ def run_trial(
 
     def prepare() -> None:
         ranks.check(trial.train.batch_size, trial.train.accumulate)
+        _refuse_sharded(trial.train, ranks)
         if not (directory / "result.json").exists():
             trial.check()  # before anything is written
         with os_error_context(directory):
@@ -70,6 +72,15 @@ def run_trial(
         with _matmul_precision(trial.train):
             run = _Run(trial, directory, report or (lambda line: None), ranks, stopping or Stopping())
             return run.finish()
+
+
+def _refuse_sharded(config: TrainConfig, ranks: ProcessGroup) -> None:
+    """Raise ValueError for an optimizer that reads whole matrices, with parameters that ranks share."""
+    if ranks.shards_parameters and not config.optimizer.is_elementwise:
+        name = getattr(config.optimizer, "name", type(config.optimizer).__name__)
+        raise ValueError(
+            f"`parallel` must be ddp with `optimizer: {name}`, which reads whole matrices, but is fsdp"
+        )
 
 
 def _finished(trial: Trial, directory: Path) -> dict[str, Any] | None:
@@ -116,17 +127,21 @@ class _Run:
         finite = self._train()
         evaluation, validation = [], None
         if finite:
-            validation = self._validation()
-            split = self.trial.evaluate.split
-            evaluation = [
-                evaluate(self.state.model, self.trial, split, n, self.ranks, answers=True)
-                for n in self.trial.lengths
-            ]
+            with averaged(self.state.optimizer):
+                validation = self._validation()
+                evaluation = self._evaluation()
+                model = self.state.whole_model()
+                self.ranks.on_rank_zero(lambda: self._save_model(model))
             finite = all(entry["nats"] is not None for entry in evaluation)
-            model = self.state.whole_model()
-            self.ranks.on_rank_zero(lambda: self._save_model(model))
         status = "finished" if finite else "diverged"
         return self.ranks.on_rank_zero(lambda: self._close(status, evaluation, validation))
+
+    def _evaluation(self) -> list[dict[str, Any]]:
+        split = self.trial.evaluate.split
+        return [
+            evaluate(self.state.model, self.trial, split, n, self.ranks, answers=True)
+            for n in self.trial.lengths
+        ]
 
     def _close(
         self, status: str, evaluation: list[dict[str, Any]], validation: float | None
@@ -217,7 +232,8 @@ class _Run:
             "tokens_per_second": round(tokens / took, 1),
         }
         if update.finite and config.eval_every and state.step % config.eval_every == 0:
-            measured = evaluate(state.model, self.trial, "validation", source.seq_len, self.ranks)
+            with averaged(state.optimizer):
+                measured = evaluate(state.model, self.trial, "validation", source.seq_len, self.ranks)
             line["validation_loss"] = measured["nats"]
         return line
 

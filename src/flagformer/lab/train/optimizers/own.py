@@ -1,0 +1,40 @@
+"""Optimizers by import path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, field_validator
+
+from flagformer.lab.imports import imported, raised_by
+from flagformer.lab.train.optimizers import Group, Optimizer
+
+
+class Own(Optimizer):
+    """A class of torch's optimizers: `{name: "mylab.optim:Sophia", rho: 0.05}`. Other keys are its arguments.
+
+    It receives parameter groups, each with `weight_decay`, and `lr`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    summary: ClassVar[str] = "Your own `torch.optim.Optimizer`."
+    is_elementwise: ClassVar[bool] = False
+
+    @field_validator("name")
+    @classmethod
+    def _is_an_optimizer(cls, path: str) -> str:
+        imported(path, "optimizer", torch.optim.Optimizer)
+        return path
+
+    def make(self, groups: Sequence[Group], lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+        found = imported(self.name, "optimizer", torch.optim.Optimizer)
+        arguments: dict[str, Any] = dict(self.model_extra or {})
+        try:
+            made: torch.optim.Optimizer = found(groups, lr=lr, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`optimizer` is {self.name}{raised_by(error, found)}") from error
+        return made
