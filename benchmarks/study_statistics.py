@@ -2,6 +2,7 @@
 
     python benchmarks/study_statistics.py                                    # 10,000 studies a setting
     python benchmarks/study_statistics.py --studies 1000 --fresh 24 --seed 7
+    python benchmarks/study_statistics.py --factorial --fresh 40              # factorial studies alone
 
 Settings are those named below, and as many more as `--fresh` says, drawn by `--seed`: 1 to 20 variants, 2 to
 10 seeds, seven noises, four patterns of variance up to 4 to 1, correlation 0 to 0.9. Each line is one
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flagformer.lab.study.verdicts import judge
+from flagformer.lab.study.cells import Contrast, contrasts
+from flagformer.lab.study.verdicts import LEVEL, Verdicts, judge
 
 FALSE, FALSE_BAD, COVERED = 0.055, 0.07, 0.94  # bounds of errors, with rare bad seeds, and of coverage
 BLOCK = 1000  # studies simulated together
@@ -122,6 +124,88 @@ def rates(setting: Setting, studies: int, seed: int) -> dict[str, float]:
     return {name: sum(values) / studies for name, values in counts.items()}
 
 
+@dataclass(frozen=True)
+class Factorial:
+    """One kind of factorial study: `levels` of each factor, `tied` the part of a run's variance that all
+    cells of a seed share, `ratio` the standard deviation in the last cell relative to the first."""
+
+    levels: tuple[int, ...]
+    variants: int
+    seeds: int
+    noise: str
+    tied: float
+    ratio: float
+
+
+def factorials(count: int, seed: int) -> Iterator[Factorial]:
+    """Factorial studies drawn at random."""
+    draw = np.random.default_rng((seed, 1))
+    shapes = [(2,), (3,), (4,), (2, 2)]
+    for _ in range(count):
+        yield Factorial(
+            shapes[int(draw.integers(4))], int(draw.integers(1, 11)), int(draw.integers(3, 9)),
+            str(draw.choice(list(NOISES))), float(draw.choice([0.0, 0.4, 0.8])),
+            float(draw.choice([1.0, 1.7, 3.0])),
+        )  # fmt: skip
+
+
+def factorial_rates(setting: Factorial, studies: int, seed: int) -> dict[str, float]:
+    """Shares of the studies with any false answer under the null, and with a false interaction where every
+    variant differs by 3 standard deviations in every cell; and the power for 4 in the last cell alone."""
+    draw = np.random.default_rng((seed, setting.variants, setting.seeds))
+    asked = contrasts({str(index): list(range(size)) for index, size in enumerate(setting.levels)})
+    cells, noise = math.prod(setting.levels), NOISES[setting.noise]
+    scale = np.geomspace(1.0, setting.ratio, cells)[:, None, None]
+    counts: dict[str, float] = {}
+    for start in range(0, studies, BLOCK):
+        block = min(BLOCK, studies - start)
+        shared = noise(draw, (block, 1, setting.variants + 1, setting.seeds))
+        own = noise(draw, (block, cells, setting.variants + 1, setting.seeds))
+        runs = (math.sqrt(setting.tied) * shared + math.sqrt(1 - setting.tied) * own) * scale
+        everywhere, last = np.array(runs), np.array(runs)
+        everywhere[:, :, 1:] += 3.0
+        last[:, -1, 1] -= 4.0 * setting.ratio
+        null, real, one = (_answers(values, asked) for values in (runs, everywhere, last))
+        changes = [name for name, contrast in enumerate(asked) if contrast.kind == "interaction"]
+        for name, values in {
+            "false": np.any([_any(found) for found in null], axis=0),
+            "false interaction": np.any([_any(real[index]) for index in changes], axis=0),
+            "power in the cell": one[cells - 1].better[:, 0],
+            "power of the interaction": np.any([_first(one[index]) for index in changes], axis=0),
+        }.items():
+            counts[name] = counts.get(name, 0.0) + float(values.sum())
+    return {name: value / studies for name, value in counts.items()}
+
+
+def _answers(runs: np.ndarray, asked: list[Contrast]) -> list[Verdicts]:
+    level = LEVEL / len(asked)
+    return [judge(np.einsum("c,sckn->skn", one.weights, runs), level=level) for one in asked]
+
+
+def _any(found: Verdicts) -> np.ndarray:
+    return np.asarray((found.better | found.worse).any(-1))
+
+
+def _first(found: Verdicts) -> np.ndarray:
+    return np.asarray((found.better | found.worse)[:, 0])
+
+
+def factorial_main(count: int, studies: int, seed: int) -> None:
+    """Simulate factorial studies, print their rates and the worst."""
+    rows = []
+    for setting in factorials(count, seed):
+        found = factorial_rates(setting, studies, seed)
+        rows.append((setting, found))
+        print(setting, {name: round(value, 4) for name, value in found.items()}, flush=True)
+    for name in ("false", "false interaction"):
+        for bad_seeds, bound in ((False, FALSE), (True, FALSE_BAD)):
+            these = [row for row in rows if row[0].noise.startswith("bad") == bad_seeds]
+            if these:
+                setting, found = max(these, key=lambda row: row[1][name])
+                worst = f"{name} at most {found[name]:.3f} (bound {bound})"
+                print(f"{len(these)} factorial settings: {worst}, {setting}")
+
+
 def _moved(runs: np.ndarray, effects: np.ndarray) -> np.ndarray:
     """The studies with an effect on every variant."""
     return runs + np.r_[0.0, effects][:, None]
@@ -158,7 +242,11 @@ def main() -> None:
     parser.add_argument("--only-fresh", action="store_true", help="leave out the named settings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rates to this file")
+    parser.add_argument("--factorial", action="store_true", help="simulate factorial studies alone")
     given = parser.parse_args()
+    if given.factorial:
+        factorial_main(given.fresh, given.studies, given.seed)
+        return
     rows = []
     for setting in [*([] if given.only_fresh else named()), *fresh(given.fresh, given.seed)]:
         found = rates(setting, given.studies, given.seed)
