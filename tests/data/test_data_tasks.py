@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from flagformer.lab.data import IGNORE
@@ -255,7 +255,12 @@ def test_later_segments_query_symbols_of_the_first(data, segment, count, symbols
         source="segment_recall", segment=segment, stored=stored, symbols=symbols, noise=3, delay=delay
     )
     seq_len = segment * count
-    inputs, targets = task.batch("test", data.draw(st.integers(0, 1000)), 3, 3, seq_len)
+    step = data.draw(st.integers(0, 1000))
+    try:
+        inputs, targets = task.batch("test", step, 3, 3, seq_len)
+    except ValueError:  # a few rows in all, of which none is in the test split
+        assert stored * symbols < 9
+        reject()
     for row, wanted in zip(inputs.tolist(), targets.tolist()):
         memory = row[:stored]
         assert all(stored <= token < stored + symbols for token in memory)

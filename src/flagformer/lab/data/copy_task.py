@@ -47,7 +47,7 @@ class Repetition(Generated):
     def paired(
         self, split: Split, step: int, seed: int, batch_size: int, seq_len: int
     ) -> tuple[Tensor, Tensor]:
-        self.check(split, seq_len)
+        self.check_length(seq_len)
         generator = draws("pairs", split, seed, step, seq_len)
 
         def draw() -> tuple[Tensor, Tensor]:
@@ -71,8 +71,7 @@ class Repetition(Generated):
 class Copy(Repetition):
     """`a b c | a b c`: `seq_len // 2` random symbols, a separator (token `symbols`), the same symbols again.
 
-    The symbols after the separator are scored. Splits use different random streams, so with few symbols and
-    short rows a held-out row may equal a training row by chance.
+    The symbols after the separator are scored.
     """
 
     source: Literal["copy"]

@@ -1,7 +1,6 @@
 """ListOps: nested operations on digits. Nangia and Bowman 2018, arXiv 1804.06028; Long Range Arena, arXiv
 2011.04006."""
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -9,12 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from flagformer.lab.data import IGNORE
-from flagformer.lab.data.generated import Generated
+from flagformer.lab.data.generated import Generated, Numbers
 
 OPERATIONS = ("max", "min", "median", "sum modulo 10")
 DIGITS, CLOSE, END, BLANK = 10, 14, 15, 16
 Row = list[int]
-_Draw = Iterator[int]
 
 
 class ListOps(Generated):
@@ -59,24 +57,24 @@ class ListOps(Generated):
 
     def _expression(self, wanted: int, longest: int, generator: torch.Generator) -> Row:
         """An expression of at most `longest` tokens with the value `wanted`."""
-        draw = iter(_Numbers(generator))
+        numbers = Numbers(generator)
         while True:
-            tokens, value = self._draw(longest, self.depth, draw)
+            tokens, value = self._draw(longest, self.depth, numbers)
             if value == wanted:
                 return tokens
 
-    def _draw(self, longest: int, depth: int, draw: _Draw) -> tuple[Row, int]:
+    def _draw(self, longest: int, depth: int, numbers: Numbers) -> tuple[Row, int]:
         """A random expression of at most `longest` tokens and `depth` levels, and its value."""
-        operation = next(draw) % len(OPERATIONS)
+        operation = numbers.below(len(OPERATIONS))
         most = min(self.arguments, longest - 2)
-        count = 2 + next(draw) % (most - 1)
+        count = 2 + numbers.below(most - 1)
         tokens, values, left = [DIGITS + operation], [], longest - 2
         for index in range(count):
             spare = left - (count - index - 1)
-            if depth > 1 and spare >= 4 and next(draw) % 2:
-                inner, value = self._draw(spare, depth - 1, draw)
+            if depth > 1 and spare >= 4 and numbers.below(2):
+                inner, value = self._draw(spare, depth - 1, numbers)
             else:
-                value = next(draw) % DIGITS
+                value = numbers.below(DIGITS)
                 inner = [value]
             tokens += inner
             values.append(value)
@@ -93,14 +91,3 @@ def evaluate(operation: int, values: Row) -> int:
     if operation == 2:
         return sorted(values)[(len(values) - 1) // 2]
     return sum(values) % 10
-
-
-class _Numbers:
-    """Infinite random numbers, drawn in blocks, as single draws from torch are slow."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def __iter__(self) -> _Draw:
-        while True:
-            yield from torch.randint(2**30, (256,), generator=self.generator).tolist()

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flagformer.lab.data import IGNORE, Split
+from flagformer.lab.data import IGNORE
 from flagformer.lab.data.generated import Generated
 
 
@@ -47,7 +47,7 @@ class SegmentRecall(Generated):
             raise ValueError(f"`stored` must be at most `segment` = {self.segment}, but is {self.stored}")
         return self.segment * (1 + (self.delay or 1)), "the first segment and a query"
 
-    def check(self, split: Split, seq_len: int) -> None:
+    def check_length(self, seq_len: int) -> None:
         least, why = self.least()
         if seq_len % self.segment or seq_len < least:
             raise ValueError(

@@ -39,14 +39,15 @@ REST = """## Data
 
 - `next_token`, `prefix_lm`, `masked_lm`, `masked_diffusion` and `span_corruption` take every source of token
   ids.
-- `sequence_to_sequence` takes pairs: `parallel`, the tasks `copy`, `reverse`, `sort` and `addition`, and
-  text, whose rows are halved.
+- `sequence_to_sequence` takes pairs: `parallel`, the tasks `copy`, `reverse`, `sort`, `addition`,
+  `multiplication`, `grammar` and `infilling`, and text, whose rows are halved.
 - `sequence_classification` takes rows with a class: `jsonl`, `csv`, `parquet` and `dataset` with `label`, and
-  the tasks `parity`, `list_ops`, `induction` and `long_retrieval`.
+  the tasks `parity`, `list_ops`, `cfg_depth`, `induction` and `long_retrieval`.
 - `regression` takes `series` and `sines`, `image_classification` takes `image_folder` and `digits`.
 
-[How to use your data](how-to-data.md) shows the sources of files. Of the tasks as pairs, and in their
-classification, a hash of its input assigns each row to one split: no row of the test split is a training row.
+[How to use your data](how-to-data.md) shows the sources of files. In all tasks, a hash of its input
+assigns each row to one split: no row of the test split is a training row. `grammar` holds out combinations of
+words too: each sentence of its test split has one that no other split has.
 
 ## Audits
 
