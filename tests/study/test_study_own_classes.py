@@ -84,6 +84,13 @@ def refused(module: str, *words: str) -> None:
     assert module not in sys.modules
 
 
+def refused_source(module: str, *words: str) -> None:
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert f"'{module}:Twice', whose module is not allowed" in result.stderr.replace("\n", " ")
+    assert module not in sys.modules
+
+
 def test_a_study_compares_own_classes_and_layers(module: str, tmp_path: Path) -> None:
     refused(module, "study", "run", "study.yaml", "--dry-run")
     allowed = ("--allow", module, "--allow", "torch.nn")
@@ -92,6 +99,12 @@ def test_a_study_compares_own_classes_and_layers(module: str, tmp_path: Path) ->
     flags = [json.loads(path.read_text())["flags"] for path in tmp_path.glob("out/trials/*/model/flags.json")]
     assert {"class": f"{module}:MyNorm", "eps": 1e-3} in [each.get("norm") for each in flags]
     assert [True, False] in [each.get("attn_talking_heads") for each in flags]
+    del sys.modules[module]
+    for words in (("report", "out"), ("watch", "out", "--once")):
+        refused_source(module, "study", *words)
+        result = call("study", *words, *allowed)
+        assert result.exit_code == 0, result.output
+        del sys.modules[module]
     audited = call("audit", "study.yaml", *allowed)
     assert audited.exit_code == 0, audited.output
 

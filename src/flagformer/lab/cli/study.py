@@ -62,10 +62,12 @@ def run(
 
 @study.command()
 @with_own_code
-def report(directory: Annotated[Path, typer.Argument(help="The run directory of a study.")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="The run directory of a study.")], allow: Allow = None
+) -> None:
     """Generate results.json and the report (HTML, Markdown, CSV, LaTeX) from the finished trials, and print
     the table."""
-    with clear_errors():
+    with clear_errors(), allowing(allow):
         from flagformer.lab.study.run import write_report
 
         _print_results(write_report(directory))
@@ -77,9 +79,10 @@ def watch(
     directory: Annotated[Path, typer.Argument(help="The run directory of a study.")],
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    allow: Allow = None,
 ) -> None:
     """Show the progress of a study and its current table until every trial has ended."""
-    with clear_errors():
+    with clear_errors(), allowing(allow):
         from flagformer.lab.study.watch import watch as watch_study
 
         watch_study(directory, every, once)

@@ -22,6 +22,7 @@ import numpy as np
 
 WINDOW = 1 << 18  # characters per call of the tokenizer
 OVERLAP = 1 << 12  # characters shared by two windows
+TOGETHER = 8  # windows that are encoded together
 AGREE = 8  # tokens before and after a cut that must be equal in both windows
 
 
@@ -56,16 +57,16 @@ class _Window:
 def encode_parts(chunks: Iterator[str], tokenizer: Any) -> Iterator[Part]:
     """The parts of the text of all `chunks`, in order, without special tokens."""
     within_words = json.loads(tokenizer.to_str())["model"].get("type") == "BPE"
-    window = _encode(tokenizer, next(chunks, ""), 0)
+    windows = _windows(chunks, tokenizer)
+    _, window = next(windows, ("", _Window("", 0, np.empty((0, 4), dtype=np.int64))))
     begin, first = 0, 0  # character and token in the window at which the next part begins
-    for chunk in chunks:
-        shared = window.text[-OVERLAP:]
-        later = _encode(tokenizer, shared + chunk, window.end - len(shared))
+    for chunk, later in windows:
         cut = _cut(window, later, within_words)
         if cut is None:
             # twice as long, which keeps the cost linear
-            doubled = itertools.islice(chunks, max(0, len(window.text) // WINDOW - 1))
-            window = _encode(tokenizer, "".join([window.text, chunk, *doubled]), window.origin)
+            doubled = itertools.islice(windows, max(0, len(window.text) // WINDOW - 1))
+            text = "".join([window.text, chunk, *(one for one, _ in doubled)])
+            window = _window(text, window.origin, tokenizer.encode(text, add_special_tokens=False))
             continue
         last, following = cut
         end = int(later.tokens[following, 0])
@@ -74,8 +75,22 @@ def encode_parts(chunks: Iterator[str], tokenizer: Any) -> Iterator[Part]:
     yield _part(window, slice(first, None), begin, window.end)
 
 
-def _encode(tokenizer: Any, text: str, origin: int) -> _Window:
-    found = tokenizer.encode(text, add_special_tokens=False)
+def _windows(chunks: Iterator[str], tokenizer: Any) -> Iterator[tuple[str, _Window]]:
+    """Each chunk, and the window of it and of `OVERLAP` characters before it. Several windows are encoded
+    together, on all cores."""
+    before, end = "", 0  # the last characters of the text so far, and its length
+    while group := list(itertools.islice(chunks, TOGETHER)):
+        texts, origins = [], []
+        for chunk in group:
+            texts.append(before + chunk)
+            origins.append(end - len(before))
+            before, end = texts[-1][-OVERLAP:], end + len(chunk)
+        found = tokenizer.encode_batch(texts, add_special_tokens=False)
+        yield from zip(group, map(_window, texts, origins, found))
+
+
+def _window(text: str, origin: int, found: Any) -> _Window:
+    """The window of a text that begins at character `origin`, and of its encoding."""
     tokens = np.empty((len(found.ids), 4), dtype=np.int64)
     if found.ids:
         tokens[:, :2], tokens[:, 2] = found.offsets, found.ids
