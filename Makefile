@@ -49,7 +49,7 @@ sensitive: $(VENV)/.dev $(VENV)/.peers
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(ROUTING_TESTS)
 
 matrix: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal --matrix $(MATRIX)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 3600 --matrix $(MATRIX)
 
 integrations: $(VENV)/.integrations
 	$(BIN)/python -m pytest -n 2 $(INTEGRATIONS)
