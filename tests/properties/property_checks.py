@@ -23,8 +23,9 @@ from flagformer.mixer.short_convolution import ShortConvolution
 from flagformer.position.none import NoRotation
 from rounding_noise import sensitivity
 
-# Flags of models that select keys, experts or values.
-CHOOSING = {"attn_sparse_topk", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
+# Flags of models that select keys, experts or values: softpick the keys with a positive score, and the norm
+# after a sublayer that found none or one tiny score amplifies which.
+CHOOSING = {"attn_sparse_topk", "attn_softpick", "num_clusters", "context_num_clusters", "ff_pkm", "ff_moe"}
 
 
 def cancelled_biases(model):
