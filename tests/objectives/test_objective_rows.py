@@ -139,3 +139,10 @@ def test_sines_are_waves_of_variance_1(predict: str) -> None:
     frequency = math.acos(float(ratios.median())) / (2 * math.pi)
     assert 0.02 <= frequency <= 0.2
     torch.testing.assert_close(wave[2:] + wave[:-2], 2 * ratios.median() * wave[1:-1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_unit_of_the_loss_of_regression() -> None:
+    [entry] = trained("continuous", "regression")[1]["evaluation"]
+    assert entry["unit"] == "squared error"
+    [other] = trained("decoder", "next_token")[1]["evaluation"]
+    assert "unit" not in other

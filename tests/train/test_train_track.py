@@ -28,6 +28,14 @@ def run(tmp_path: Path) -> Path:
     return place
 
 
+def test_a_loss_has_the_name_of_its_unit(run: Path) -> None:
+    path = run / "result.json"
+    result = json.loads(path.read_text())
+    result["evaluation"][0]["unit"] = "squared error"
+    path.write_text(json.dumps(result))
+    assert module.steps_of(run)[-1] == {"step": 2, "test/squared_error_16": 1.5, "test/accuracy_16": 0.25}
+
+
 def test_calls_of_a_tracker(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Any] = []
 

@@ -118,11 +118,13 @@ def run_with_progress(trial: "Trial", directory: Path, ranks: "ProcessGroup") ->
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]} nats, {task.fields[speed]} tokens/s"),
+        TextColumn("loss {task.fields[loss]} {task.fields[unit]}, {task.fields[speed]} tokens/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=trial.train.steps, loss="-", speed="-")
+        task = progress.add_task(
+            "training", total=trial.train.steps, loss="-", speed="-", unit=trial.trained_by.unit
+        )
 
         def report(line: dict[str, Any]) -> None:
             loss = "-" if line["loss"] is None else f"{line['loss']:.3f}"
@@ -158,7 +160,8 @@ def show(result: dict[str, Any], directory: Path) -> None:
     split = result["evaluation"][0]["split"]
     console.print(f"measured on the {split} split: {result['metric']}", highlight=False)
     table = Table()
-    names = {"nats": "nats", "bits_per_byte": "bits/byte", "accuracy": "accuracy"}
+    first = result["evaluation"][0]
+    names = {"nats": first.get("unit", "nats"), "bits_per_byte": "bits/byte", "accuracy": "accuracy"}
     names |= {"exact_match": "exact match", "pseudo_perplexity": "pseudo-perplexity", "chance": "chance"}
     names = {key: heading for key, heading in names.items() if key in result["evaluation"][0]}
     own = list(result["evaluation"][0].get("metrics", {}))
@@ -176,7 +179,7 @@ def _show_start(console: Any, start: dict[str, Any]) -> None:
     if not start:
         return
     measured, grafted = start["evaluation"], start["graft"]
-    loss = f"{measured['nats']:.4f} nats at length {measured['seq_len']}"
+    loss = f"{measured['nats']:.4f} {measured.get('unit', 'nats')} at length {measured['seq_len']}"
     lines = [
         f"started from {start['from']['path']}: {loss}",
         *([grafted["line"]] if grafted["flags"] else []),

@@ -28,6 +28,7 @@ KINDS = (
     "memformer", "continuous", "vit",
 )  # fmt: skip
 PAIRS = ("xtransformer", "routing_encdec", "memformer")
+NATS = "nats"
 Batch = tuple[Tensor, ...]  # the inputs of the model, then the targets; rows first
 Inputs = tuple[Tensor, ...]
 
@@ -43,6 +44,7 @@ class Objective(BaseModel, ABC):
             segments.
         reads_packed: whether it passes `Source.sequence_lengths` to the model.
         quality: the name of the metric in tables, and the entry of an evaluation that holds it.
+        unit: the unit of the loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,6 +55,7 @@ class Objective(BaseModel, ABC):
     without_segments: ClassVar[str] = "its rows are read whole"
     reads_packed: ClassVar[bool] = False
     quality: ClassVar[tuple[str, str]] = ("accuracy", "accuracy")
+    unit: ClassVar[str] = NATS
 
     def misfit(self, flags: Mapping[str, Any]) -> str:
         """The reason why a model of these flags cannot be trained; empty if it can."""

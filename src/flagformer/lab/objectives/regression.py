@@ -24,6 +24,7 @@ class Regression(Objective):
         kind: IMAGES if kind == "vit" else TOKENS for kind in KINDS if kind != "continuous"
     }
     quality: ClassVar[tuple[str, str]] = ("explained share", "accuracy")
+    unit: ClassVar[str] = "squared error"
 
     def data_misfit(self, source: Source, flags: Mapping[str, Any]) -> str:
         if source.form != "vectors":

@@ -100,7 +100,8 @@ def stated_tests(study: Study) -> list[str]:
         f"{study.reference}{questions}: one family at {share}, step-down"
     ]
     if study.margin is not None:
-        lines.append(f"equivalence within {study.margin:g} nats, the same differences: one family at {share}")
+        within = f"{study.margin:g} {study.runs[0].trial.trained_by.unit}"
+        lines.append(f"equivalence within {within}, the same differences: one family at {share}")
     lengths = study.runs[0].trial.lengths
     if len(lengths) > 1:
         tested = listed([str(length) for length in lengths])

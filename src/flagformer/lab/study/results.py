@@ -62,7 +62,7 @@ class VariantResult:
 
     `tokens_per_second` is the median over seeds, `speed_range` the slowest and the fastest seed,
     `speed_ratio` the speed relative to the baseline's, paired by seed. `diverged` counts seeds whose loss was
-    not finite. `costs` holds the fields of `costs.Cost`. `loss` is in nats at the length
+    not finite. `costs` holds the fields of `costs.Cost`. `loss` is in `Results.unit` at the length
     `Results.loss_length`; `quality` maps a test length to bits per byte (text) or accuracy (tasks);
     `by_position` is the mean loss in equal parts of the longest row. `start` is the loss before the first
     step of variants with `from`, `graft` the line of a `Graft`.
@@ -117,6 +117,11 @@ class Results:
     metric: str
     chance: float | None
     loss_length: int
+
+    @property
+    def unit(self) -> str:
+        """The unit of the loss."""
+        return self.study.runs[0].trial.trained_by.unit
 
     def count(self, *states: str) -> int:
         """The number of trials in one of the states."""

@@ -67,7 +67,8 @@ def effects_table(results: Results) -> Table:
 
 def legend(results: Results) -> list[str]:
     """An explanation of the columns, and the missing trials."""
-    loss = f"loss@{results.loss_length}: held-out nats per scored token at {results.loss_length} tokens"
+    length = results.loss_length
+    loss = f"loss@{length}: held-out {results.unit} per scored token at {length} tokens"
     quality = f"{SHORT.get(results.metric, results.metric)}@N: {results.metric} at N tokens"
     if results.chance is not None:
         quality += f" (chance {results.chance:.3g})"

@@ -92,4 +92,4 @@ def _outcome(result: Mapping[str, Any]) -> str:
     if result.get("status") == "diverged":
         return f"diverged at step {result.get('steps')}: the loss is not finite"
     measured = result["evaluation"][0]
-    return f"finished, {measured['nats']:.4f} nats at length {measured['seq_len']}"
+    return f"finished, {measured['nats']:.4f} {measured.get('unit', 'nats')} at length {measured['seq_len']}"

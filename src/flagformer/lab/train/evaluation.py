@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flagformer.lab.data import Split
-from flagformer.lab.objectives import Objective
+from flagformer.lab.objectives import NATS, Objective
 from flagformer.lab.objectives.own import measured, metric_name
 from flagformer.lab.objectives.wrapped import inner
 from flagformer.lab.train.config import Trial
@@ -117,6 +117,7 @@ def _figures(trial: Trial, split: Split, seq_len: int, sums: list[float], where:
         "split": split,
         "seq_len": seq_len,
         "nats": mean,
+        **({} if objective.unit == NATS else {"unit": objective.unit}),
         "bits_per_byte": nats / math.log(2) / read if mean is not None and read else None,
         "accuracy": score / scored,
         **({"exact_match": exact / rows} if rows else {}),

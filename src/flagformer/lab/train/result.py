@@ -13,6 +13,7 @@ _ENTRY = {
     "split": str,
     "seq_len": int,
     "nats": _NUMBER_OR_NULL,
+    "unit?": str,
     "bits_per_byte": _NUMBER_OR_NULL,
     "accuracy": _NUMBER,
     "by_position?": ([_NUMBER_OR_NULL], type(None)),

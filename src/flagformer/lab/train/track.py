@@ -88,12 +88,17 @@ def steps_of(run: Path) -> list[Line]:
     if (run / "result.json").exists():
         result = read_result(run / "result.json")
         measured = {
-            f"{entry['split']}/{key}_{entry['seq_len']}": entry[key]
+            f"{entry['split']}/{_heading(entry, key)}_{entry['seq_len']}": entry[key]
             for entry in result["evaluation"]
             for key in ("nats", "bits_per_byte", "accuracy")
         }
         lines.append(numbers({"step": result["steps"], **measured}))
     return lines
+
+
+def _heading(entry: Line, key: str) -> str:
+    """The name of a figure: the loss has the name of its unit."""
+    return str(entry.get("unit", key)).replace(" ", "_") if key == "nats" else key
 
 
 def numbers(line: Line) -> Line:

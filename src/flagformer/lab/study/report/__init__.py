@@ -22,7 +22,7 @@ from flagformer.lab.study.results import BITS, Results
 NOTE = (
     "Valid: causal, unaffected by padding, the same with a cache, independent of the batch, deterministic, "
     "finite. "
-    "Loss: held-out nats per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
+    "Loss: held-out {unit} per scored token, mean ± 95 % t interval over seeds. Differences are paired by "
     "seed; their intervals hold with 95 % for all variants together, and a variant is better or worse where "
     "its interval excludes zero, with step-down (Dunnett's bound, variances moderated over variants). With a "
     "margin, it is equivalent where its 90 % interval, again for all together, lies within it. The rule "
@@ -47,7 +47,7 @@ def documents(results: Results) -> dict[str, str]:
     shown = _figures(results)
     return {
         REPORT: render(results, shown),
-        "report.md": texts.markdown(results, NOTE),
+        "report.md": texts.markdown(results, _note(results)),
         "table.csv": texts.csv_table(results),
         "table.tex": texts.latex_table(results),
         **({"effects.csv": interactions.csv_effects(results)} if results.effects else {}),
@@ -74,7 +74,9 @@ def render(results: Results, shown: Sequence[Shown]) -> str:
         [
             _head(results),
             page.section(
-                "Comparison", page.rows_table(results, main_columns(results)), page.paragraph(NOTE, "soft")
+                "Comparison",
+                page.rows_table(results, main_columns(results)),
+                page.paragraph(_note(results), "soft"),
             ),
             *([effects] if (effects := _effects(results)) else []),
             page.section("Figures", f'<div class="figures">\n{drawn}\n</div>'),
@@ -173,6 +175,10 @@ def _figures(results: Results) -> list[Shown]:
     finding = findings.speed_finding(results)
     shown.append(Shown("speed", figures.quality_by_speed(results), finding, note))
     return shown
+
+
+def _note(results: Results) -> str:
+    return NOTE.format(unit=results.unit)
 
 
 def _length_note(results: Results) -> str:

@@ -31,6 +31,10 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # tokens; mean, l
 Curves = dict[str, Curve]
 
 
+def _per_token(results: Results) -> str:
+    return f"{results.unit} per token"
+
+
 def loss_curves(results: Results, curves: Curves) -> str:
     """Training loss against tokens."""
 
@@ -41,7 +45,7 @@ def loss_curves(results: Results, curves: Curves) -> str:
                 axes.fill_between(tokens, low, high, color=color, alpha=0.18, linewidth=0)
                 axes.plot(tokens, mean, color=color, linestyle=style, label=name)
         axes.set_xlabel("tokens trained on")
-        axes.set_ylabel("training loss (nats per token)")
+        axes.set_ylabel(f"training loss ({_per_token(results)})")
         axes.xaxis.set_major_formatter(_thousands)
         if curves:
             lowest = min(low.min() for _, _, low, _ in curves.values())
@@ -103,7 +107,7 @@ def differences(results: Results) -> str:
         axes.set_yticks(range(len(rows)), [row.variant for row, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(
-            f"held-out loss minus that of {results.study.reference} (nats; left of zero is better)"
+            f"held-out loss minus that of {results.study.reference} ({results.unit}; left of zero is better)"
         )
 
     return svg("differences", draw, f"Difference in loss from {results.study.reference}", legend=False)
@@ -128,7 +132,7 @@ def loss_by_position(results: Results) -> str:
                 axes, "trained up to", (results.study.data.seq_len, 1.0), ("data", "axes fraction"), (4, -11)
             )
         axes.set_xlabel("position in the row (tokens)")
-        axes.set_ylabel("held-out loss (nats per token)")
+        axes.set_ylabel(f"held-out loss ({_per_token(results)})")
 
     return svg("positions", draw, "Held-out loss against the position in the row")
 
@@ -168,7 +172,7 @@ def loss_by_setting(results: Results, key: str) -> str:
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
         axes.set_xlabel("learning rate" if key == "train.lr" else key.removeprefix("train."))
-        axes.set_ylabel("validation loss (nats per token)")
+        axes.set_ylabel(f"validation loss ({_per_token(results)})")
 
     return svg(
         f"tuned-{key.replace('.', '-')}", draw, f"Validation loss against {key.removeprefix('train.')}"
@@ -188,7 +192,7 @@ def quality_by_speed(results: Results) -> str:
                     color=color, marker=marker, linestyle="none", capsize=3, label=row.variant,
                 )  # fmt: skip
         axes.set_xlabel("training tokens per second (measured; bars from the slowest to the fastest seed)")
-        axes.set_ylabel(f"held-out loss at {results.loss_length} tokens (nats)")
+        axes.set_ylabel(f"held-out loss at {results.loss_length} tokens ({results.unit})")
         axes.xaxis.set_major_formatter(_thousands)
 
     return svg("speed", draw, "Held-out loss against measured training speed")

@@ -21,10 +21,10 @@ def curves_finding(results: Results, final: dict[str, float]) -> str:
     ranked = sorted(final, key=lambda name: final[name])
     best, worst = ranked[0], ranked[-1]
     if best == worst:
-        return f"{best} ends at {final[best]:.3f} nats."
+        return f"{best} ends at {final[best]:.3f} {results.unit}."
     return (
-        f"In the last tenth of the steps {best} has the lowest training loss, {final[best]:.3f} nats, "
-        f"and {worst} the highest, {final[worst]:.3f}."
+        f"In the last tenth of the steps {best} has the lowest training loss, {final[best]:.3f} "
+        f"{results.unit}, and {worst} the highest, {final[worst]:.3f}."
     )
 
 
@@ -93,7 +93,8 @@ def power_line(results: Results) -> str:
     return (
         f"With {plural(seeds, 'seed')} and {SIGMA} = {noise.sigma:.3g} (standard deviation of a run over "
         f"seeds; correlation {noise.correlation:.1f} of two variants of one seed) a difference of "
-        f"{found:.2g} nats is found with probability {POWER:g}; one of {wanted:g} nats needs {enough} seeds."
+        f"{found:.2g} {results.unit} is found with probability {POWER:g}; one of {wanted:g} {results.unit} "
+        f"needs {enough} seeds."
     )
 
 
@@ -125,7 +126,7 @@ def position_finding(results: Results) -> str:
     best = min(last, key=lambda name: last[name])
     return (
         f"At the end of rows of {max(results.rows[0].quality)} tokens {best} has the lowest loss, "
-        f"{last[best]:.3f} nats."
+        f"{last[best]:.3f} {results.unit}."
     )
 
 
@@ -201,8 +202,8 @@ def headline(results: Results) -> str:
     best = min(rows, key=lambda row: row.loss.mean if row.loss.mean is not None else float("inf"))
     unfinished = "" if done == total else f" {done} of {total} trials are finished so far."
     return (
-        f"Lowest held-out loss at {results.loss_length} tokens: {best.variant}, {best.loss.mean:.3f} nats "
-        f"(mean of {plural(best.loss.n, 'seed')}{_against_baseline(results, best)})."
+        f"Lowest held-out loss at {results.loss_length} tokens: {best.variant}, {best.loss.mean:.3f} "
+        f"{results.unit} (mean of {plural(best.loss.n, 'seed')}{_against_baseline(results, best)})."
         f"{_best_at_longest(results)}{unfinished}"
     )
 

@@ -100,6 +100,7 @@ def interaction_plot(results: Results) -> str:
                 axes.errorbar(x, mean, yerr=[down, up], color=color, marker=marker, capsize=3, label=name)
         axes.axhline(0.0, color=figures.INK, linewidth=0.8, linestyle=":")
         axes.set_xticks(range(len(study.cells)), study.cells)
-        axes.set_ylabel(f"held-out loss minus that of {study.reference} (nats; below zero is better)")
+        minus = f"held-out loss minus that of {study.reference}"
+        axes.set_ylabel(f"{minus} ({results.unit}; below zero is better)")
 
     return figures.svg("interactions", draw, f"Difference from {study.reference} in every cell")
