@@ -182,3 +182,28 @@ def test_dry_run_prints_matches_and_attempts(tiny: Path, command: Command) -> No
         r"^gated: matched to the params of learned by `ff_mult`, 4 -> [\d.]+ \(", result.stdout, re.M
     )
     assert "12 trials: 3 variants x 2 seeds x 2 candidates, 200 steps each" in result.stdout
+
+
+PAIR = [
+    "base={model: xtransformer, dim: 32, enc_depth: 1, enc_heads: 2, dec_depth: 1, dec_heads: 2}",
+    "compare={learned: {}, gated: {enc_ff_glu: true, dec_ff_glu: true}}", "match=params",
+]  # fmt: skip
+
+
+def test_matching_adjusts_both_halves_of_an_encoder_decoder(tiny: Path) -> None:
+    prepared = prepare(tiny, PAIR)
+    after = prepared.matched["gated"].after
+    assert after < 4
+    for name in ("enc_ff_mult", "dec_ff_mult"):
+        assert prepared.study.variants["gated"][name] == after
+        assert prepared.origins[f"compare.gated.{name}"] == "matched"
+
+
+def test_halves_that_differ_are_not_matched(tiny: Path) -> None:
+    with pytest.raises(StudyFileError, match="`enc_ff_mult` and `dec_ff_mult` are not one number in `base`"):
+        prepare(tiny, [*PAIR, "base.enc_ff_mult=2"])
+
+
+def test_an_objective_of_one_variant_is_refused_with_the_reason(tiny: Path) -> None:
+    with pytest.raises(StudyFileError, match="`rotary`: `objective` must be outside `compare`, one for all"):
+        prepare(tiny, ["compare.rotary.objective=masked_lm"])

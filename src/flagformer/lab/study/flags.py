@@ -22,6 +22,12 @@ STAND_INS: dict[str, dict[str, int]] = {
 }
 
 
+ONE_OBJECTIVE = (
+    "`objective` must be outside `compare`, one for all variants, because losses of different targets cannot "
+    "be compared; write a study for each objective"
+)
+
+
 def flag_mistakes(source: Source) -> list[ConfigError]:
     """All invalid flags of a study or training file that has errors in other blocks, without reading data."""
     base, compare = source.data.get("base"), source.data.get("compare", {"": {}})
@@ -49,6 +55,8 @@ def stand_in(kind: object) -> dict[str, int]:
 def flag_mistake(source: Source, variant: str, finding: Any) -> ConfigError:
     """The error at the flag's line in the variant or the base, else at the variant's line."""
     own = ("compare", variant, finding.flag)
+    if source.has(own) and finding.is_unknown and finding.flag == "objective":
+        return source.mistake(own, f"variant `{variant}`: {ONE_OBJECTIVE}")
     if source.has(own):
         return source.mistake(own, f"variant `{variant}`: {message_of(finding)}")
     if finding.flag in source.data.get("base", {}):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flagformer.flags import FlagError
+from flagformer.lab.objectives import PAIRS
 from flagformer.lab.study.config_errors import ConfigError, StudyFileError
 from flagformer.lab.study.costs import Cost, cost
 from flagformer.lab.study.design import Study, flat, with_setting
@@ -111,7 +112,8 @@ def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study,
     has = amount(study, variant, costs[variant])
     if _equal(has, wanted, match.within):
         return None
-    key = "train.steps" if knob == "steps" else knob
+    flags = {"model": study.data.model, **study.variants[variant]}
+    keys = ("train.steps",) if knob == "steps" else flags_of(knob, flags["model"])
     own = flat(study.compare[variant])
     unit = (
         "parameters"
@@ -119,14 +121,18 @@ def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study,
         else "forward FLOPs" + (" in total" if knob == "steps" else " per token")
     )
     trouble = f"has {count(has)} {unit}, {baseline} has {count(wanted)}, and "
-    if key in own or key in study.tune:
-        raise _Unmatched(f"{trouble}`match.by: {knob}` cannot match them, because the variant sets `{key}`")
-    before = study.train.steps if knob == "steps" else {**DEFAULTS, **study.base}.get(knob)
+    for key in keys:
+        if key in own or key in study.tune:
+            text = f"`match.by: {knob}` cannot match them, because the variant sets `{key}`"
+            raise _Unmatched(f"{trouble}{text}")
+    before = study.train.steps if knob == "steps" else _before(study, knob, keys)
     if isinstance(before, bool) or not isinstance(before, int | float):
-        raise _Unmatched(f"{trouble}`{knob}` is not a single number in `base`, so it cannot be changed")
+        names = " and ".join(f"`{key}`" for key in keys)
+        verb = "is not a single number" if len(keys) == 1 else "are not one number"
+        raise _Unmatched(f"{trouble}{names} {verb} in `base`, so it cannot be changed")
 
     def at(value: float) -> Found:
-        own = with_setting(study.compare[variant], {key: value})
+        own = with_setting(study.compare[variant], dict.fromkeys(keys, value))
         changed = replace(study, compare={**study.compare, variant: own})
         its_cost = cost(changed.trial(variant, study.seeds[0], study.candidates[0]))
         return amount(changed, variant, its_cost), changed, its_cost
@@ -139,6 +145,18 @@ def _matched(study: Study, variant: str, costs: dict[str, Cost]) -> tuple[Study,
             f"`match.within` = {match.within:g}; match by another knob, or write `match: tokens`"
         )
     return changed, its_cost, Matched(knob, before, after, reached, wanted)
+
+
+def flags_of(knob: str, kind: str) -> tuple[str, ...]:
+    """The flags that a knob changes in a kind of model; in both halves of an encoder-decoder."""
+    halves = kind in PAIRS and knob != "dim"
+    return (f"enc_{knob}", f"dec_{knob}") if halves else (knob,)
+
+
+def _before(study: Study, knob: str, keys: tuple[str, ...]) -> Any:
+    """The value of the flags of a knob in `base`; None where those of two halves differ."""
+    first, *others = (study.base.get(key, DEFAULTS.get(knob)) for key in keys)
+    return first if all(other == first for other in others) else None
 
 
 def _search(at: Callable[[float], Found], wanted: int, knob: str, trouble: str) -> tuple[float, Found]:

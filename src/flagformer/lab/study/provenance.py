@@ -19,7 +19,11 @@ def provenance(study: Study, source: Source, knobs: Mapping[str, str]) -> dict[s
     Args:
         knobs: variant -> the knob that matching changed.
     """
-    matched = {("compare", name, *_knob_route(knob)) for name, knob in knobs.items()}
+    matched = {
+        ("compare", name, *route)
+        for name, knob in knobs.items()
+        for route in (_knob_route(knob), (f"enc_{knob}",), (f"dec_{knob}",))
+    }
     return {
         ".".join(route): MATCHED if route in matched else _origin(source, route)
         for route in _leaves(study.resolved(), ())
