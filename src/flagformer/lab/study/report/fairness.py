@@ -83,7 +83,19 @@ def _segments(segment: int | None) -> str:
 def _optimizer(study: Study, variant: str) -> str:
     train = study.train_of(variant)
     rate = "tuned" if "train.lr" in study.tune else f"{train.lr:g}"
-    return f"AdamW, peak learning rate {rate}, {train.decay} decay after {train.warmup} steps of warmup"
+    decay = f"{train.decay} decay" if train.optimizer.decays_rate else "no decay"
+    text = f"{train.optimizer.title}, peak learning rate {rate}, {decay} after {train.warmup} steps of warmup"
+    more = [
+        name for name in ("groups", "label_smoothing", "z_loss", "ema", "compile") if getattr(train, name)
+    ]
+    return ", ".join([text, *(f"`{name}` {_setting(getattr(train, name))}" for name in more)])
+
+
+def _setting(value: object) -> str:
+    """A setting of training in a sentence."""
+    if isinstance(value, dict):
+        return ", ".join(f"{role} {own.model_dump(exclude_none=True)}" for role, own in value.items())
+    return "on" if value is True else f"{value:g}"
 
 
 def _matched_lines(results: Results) -> list[str]:

@@ -21,6 +21,7 @@ class Optimizer(Block):
     """An optimizer of training.
 
     Attributes:
+        title: its name in reports.
         summary: one sentence for the documentation, with the source.
         reads_betas: whether `train.betas` are its decay rates.
         decays_rate: whether the learning rate follows `train.decay` after the warmup.
@@ -29,6 +30,7 @@ class Optimizer(Block):
         factored: names of its state that have another shape than their parameter.
     """
 
+    title: ClassVar[str]
     summary: ClassVar[str]
     reads_betas: ClassVar[bool] = False
     decays_rate: ClassVar[bool] = True

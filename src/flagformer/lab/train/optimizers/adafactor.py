@@ -21,6 +21,7 @@ class Adafactor(Optimizer):
     beta2_decay: float = Field(default=-0.8, lt=0, description="Exponent of the decay of second moments.")
     threshold: float = Field(default=1.0, gt=0, description="Largest root mean square of an update.")
 
+    title: ClassVar[str] = "Adafactor"
     summary: ClassVar[str] = "Factored second moments, updates relative to their weights (arXiv:1804.04235)."
     is_elementwise: ClassVar[bool] = False
     factored: ClassVar[tuple[str, ...]] = ("row_var", "col_var")

@@ -15,6 +15,7 @@ class AdamW(Optimizer):
 
     name: Literal["adamw"] = "adamw"
 
+    title: ClassVar[str] = "AdamW"
     summary: ClassVar[str] = "Adam with decoupled weight decay (arXiv:1711.05101); torch's, fused."
     reads_betas: ClassVar[bool] = True
 

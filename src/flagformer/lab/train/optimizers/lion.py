@@ -19,6 +19,7 @@ class Lion(Optimizer):
         default=(0.9, 0.99), description="Shares of the momentum in the update, and in the next momentum."
     )
 
+    title: ClassVar[str] = "Lion"
     summary: ClassVar[str] = "The sign of an average of momentum and gradient (arXiv:2302.06675)."
 
     @field_validator("betas")

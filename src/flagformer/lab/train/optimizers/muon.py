@@ -31,6 +31,7 @@ class Muon(Optimizer):
         default="match_rms_adamw", description="Scale of the update by the shape of the matrix."
     )
 
+    title: ClassVar[str] = "Muon for matrices, AdamW for others"
     summary: ClassVar[str] = (
         "Orthogonalised momentum for matrices (Jordan 2024; arXiv:2502.16982), AdamW for the rest; torch's."
     )

@@ -21,6 +21,7 @@ class Own(Optimizer):
     model_config = ConfigDict(extra="allow")
     name: str
 
+    title: ClassVar[str] = "An own optimizer"
     summary: ClassVar[str] = "Your own `torch.optim.Optimizer`."
     is_elementwise: ClassVar[bool] = False
 

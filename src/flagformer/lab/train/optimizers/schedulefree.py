@@ -20,6 +20,7 @@ class ScheduleFree(Optimizer):
     name: Literal["schedulefree"] = "schedulefree"
     weight_power: float = Field(default=2.0, ge=0, description="Power of the rate that weights an iterate.")
 
+    title: ClassVar[str] = "Schedule-free AdamW"
     summary: ClassVar[str] = "AdamW with an average of iterates in place of a schedule (arXiv:2405.15682)."
     reads_betas: ClassVar[bool] = True
     decays_rate: ClassVar[bool] = False
