@@ -129,6 +129,10 @@ PAIRS = {
     "Marian": Case(
         "MarianMTModel", {**BART, "scale_embedding": True, "activation_function": "swish", "pad_token_id": 0}
     ),
+    "M2M-100": Case("M2M100ForConditionalGeneration", {**BART, "pad_token_id": 0}),
+    "NLLB": Case(
+        "M2M100ForConditionalGeneration", {**BART, "scale_embedding": False, "activation_function": "gelu"}
+    ),
     "Pegasus": Case("PegasusForConditionalGeneration", {**BART, "scale_embedding": True, "pad_token_id": 0}),
 }
 IMAGES = {

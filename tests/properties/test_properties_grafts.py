@@ -19,7 +19,8 @@ BASE = {**TINY, "model": "decoder", "depth": 1}
 BEFORE = ("cross_attend", "rotary_pos_emb", "parallel_block")
 # Grafts with other inputs or none, or of sizes that become smaller: they have tests of their own.
 REFUSED = {
-    "scaled_sinu_pos_emb", "sinu_pos_emb_scale", "custom_layers", "use_scalenorm", "attn_value_dim_head",
+    "scaled_sinu_pos_emb", "sinu_pos_emb_scale", "sinu_pos_emb_endpoint", "sinu_pos_emb_offset",
+    "custom_layers", "use_scalenorm", "attn_value_dim_head",
     "attn_shared_kv",
     "disable_abs_pos_emb", "ff_mult", "ff_inner_dim", "emb_dim", "logits_dim", "cross_attn_dim_context",
 }  # fmt: skip

@@ -110,6 +110,17 @@ def test_sinusoids_with_a_fixed_scale():
         torch.testing.assert_close(module(torch.tensor([[position]]))[0, 0], want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("endpoint", "offset"), [(True, 0), (False, 3), (True, 2)])
+def test_sinusoids_of_tensor2tensor(endpoint, offset):
+    """`get_timing_signal_1d`: rates from 1 to 1 / 10000, both included; positions begin at the offset."""
+    module = Sinusoidal(8, 0, scale=1.0, endpoint=endpoint, offset=offset)
+    for position in (0, 3, 70):
+        angles = [(position + offset) / 10000 ** (i / (3 if endpoint else 4)) for i in range(4)]
+        want = torch.tensor([f(a) for f in (math.sin, math.cos) for a in angles])
+        torch.testing.assert_close(module(torch.tensor([[position]]))[0, 0], want, rtol=0, atol=1e-5)
+    assert Sinusoidal(2, 0, endpoint=True)(torch.ones(1, 1, dtype=torch.long)).isfinite().all()
+
+
 @pytest.mark.parametrize("length", [1, 6, 7])
 def test_convolutions_of_a_spectrogram(length):
     """arXiv:2212.04356, section 2.2: two convolutions of width 3, the second of stride 2, with GELUs."""

@@ -42,7 +42,7 @@ def test_logits_are_of_one_vector_for_each_row(pooling, pooler, masked):
     assert torch.equal(model(IDS, mask=mask), logits)
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean", "class"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "class", "last"])
 @pytest.mark.parametrize("position", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}])
 def test_padding_on_either_side_changes_nothing(pooling, position):
     model = build(pooling=pooling, **position)
@@ -55,6 +55,19 @@ def test_padding_on_either_side_changes_nothing(pooling, position):
         starts = torch.tensor([left])
         torch.testing.assert_close(model(ids[:, : left + 4], seq_start_pos=starts), short, **CLOSE)
         torch.testing.assert_close(model(ids, mask=mask, seq_start_pos=starts), short, **CLOSE)
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+@pytest.mark.parametrize("left", [0, 2])
+def test_the_last_token_is_that_of_the_mask(pooler, left):
+    """W tanh(W' x + b') + b of column 5 of the first row, and of the fourth token of the second."""
+    model = build(pooling="last", pooler=pooler)
+    ids, mask = (torch.cat([one[:1], one[1:].roll(left, 1)]) for one in (IDS, MASK))
+    logits, embeddings = model(ids, mask=mask, return_logits_and_embeddings=True)
+    x = torch.stack([embeddings[0, 5], embeddings[1, 3 + left]])
+    if pooler:
+        x = torch.tanh(x @ model.pooler.dense.weight.T + model.pooler.dense.bias)
+    torch.testing.assert_close(logits, x @ model.head.weight.T + model.head.bias, **CLOSE)
 
 
 def test_the_class_token_is_learned_and_in_front():

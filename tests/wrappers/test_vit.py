@@ -101,6 +101,24 @@ def test_pooled_logits(pooling, pooler, registers):
     torch.testing.assert_close(logits, x @ model.head.weight.T + model.head.bias, **CLOSE)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "class", "distilled"])
+def test_a_distillation_token(pooling):
+    """Second, with a position of its own; "distilled" is the mean of two heads (arXiv:2012.12877, 3)."""
+    model, img, seen = build(**{**PLAIN, "pooling": pooling}, distillation_token=True), images(), {}
+    model.attn_layers.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    logits, embeddings = model(img, return_logits_and_embeddings=True)
+    assert embeddings.shape == (2, 8, 16)
+    for place, token in enumerate((model.class_token, model.distillation_token)):
+        assert torch.equal(seen["x"][:, place], (token.token[0] + token.pos_emb[0]).expand(2, -1))
+    assert torch.equal(seen["x"][:, 2:], model.patches(img))
+    x = embeddings[:, 2:].sum(1) / 6 if pooling == "mean" else embeddings[:, 0]
+    want = x @ model.head.weight.T + model.head.bias
+    if pooling == "distilled":
+        other = model.distillation_head
+        want = (want + embeddings[:, 1] @ other.weight.T + other.bias) / 2
+    torch.testing.assert_close(logits, want, **CLOSE)
+
+
 def test_without_classes_it_returns_the_sequence():
     model, img = build(num_classes=None), images()
     assert model(img).shape == (2, 6, 16)

@@ -80,13 +80,25 @@ class Sinusoidal(AbsolutePosition):
             float | None,
             Flag("sinu_pos_emb_scale", "a fixed scale; None: a learned one", ge=1e-6, example=1.0),
         ] = None,
+        endpoint: Annotated[
+            bool,
+            Flag(
+                "sinu_pos_emb_endpoint",
+                "rates from 1 to 1 / 10000, both included (tensor2tensor, M2M-100); False: without the last",
+            ),
+        ] = False,
+        offset: Annotated[
+            int, Flag("sinu_pos_emb_offset", "the number of position 0 (M2M-100: 2)", ge=0, example=2)
+        ] = 0,
     ) -> None:
         super().__init__()
         if dim % 2:
             text = f"`dim` (`emb_dim` where it is set) must be even with `scaled_sinu_pos_emb`, but is {dim}"
             raise FlagError([Finding("dim", text)])
         half = dim // 2
-        self.frequencies = Constant(counted((10000.0 ** (-i / half) for i in range(half)), half))
+        last = max(half - 1, 1) if endpoint else half
+        self.frequencies = Constant(counted((10000.0 ** (-i / last) for i in range(half)), half))
+        self.number_of = partial(operator.add, offset) if offset else identity
         self.width = dim
         self.scale = nn.Parameter(torch.empty(1)) if scale is None else float(scale)
         self.reset_parameters()
@@ -104,7 +116,7 @@ class Sinusoidal(AbsolutePosition):
 
     def forward(self, positions: Tensor) -> Tensor:
         """[1 or B, T] long -> [1 or B, T, D], of the dtype of the learned scale, or fp32."""
-        angles = positions[..., None] * self.frequencies.on(positions.device)
+        angles = self.number_of(positions)[..., None] * self.frequencies.on(positions.device)
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return (waves if isinstance(self.scale, float) else waves.to(self.scale.dtype)) * self.scale
 

@@ -67,6 +67,8 @@ class TransformerWrapper(LanguageModel, Saved):
         use_abs_pos_emb: bool | None = None,
         scaled_sinu_pos_emb: bool = False,
         sinu_pos_emb_scale: float | None = None,
+        sinu_pos_emb_endpoint: bool = False,
+        sinu_pos_emb_offset: int = 0,
         tie_embedding: bool = False,
         return_only_embed: bool = False,
         emb_dropout: Annotated[float, Flag("emb_dropout", "dropout of embeddings", ge=0, lt=1)] = 0.0,

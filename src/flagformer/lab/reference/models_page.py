@@ -46,7 +46,6 @@ WITHOUT = (
     ("ModernBERT with classes", "a norm after the pooler"),
     ("DeBERTa v1, and DeBERTa v2 XL", "projections of relative embeddings; a convolution after a layer"),
     ("BEiT", "a bias by distance in two dimensions, of each layer; a norm after the pooling"),
-    ("M2M-100, NLLB", "sinusoidal positions whose slowest rate is 1 / 10000"),
     ("DINOv2 with classes", "logits of the class token and the mean of patches together"),
     ("SigLIP images with its head", "pooling by attention"),
     ("CLIP as a whole", "two towers and the temperature of their similarities"),

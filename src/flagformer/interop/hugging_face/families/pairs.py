@@ -1,7 +1,8 @@
-"""Encoder-decoders: T5 v1.0 and v1.1, UL2, mT5; BART, mBART, Pegasus, Marian."""
+"""Encoder-decoders: T5 v1.0 and v1.1, UL2, mT5; BART, mBART, Pegasus, Marian, M2M-100 and NLLB."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flagformer.interop.hugging_face.errors import ConversionError
@@ -278,4 +279,29 @@ MARIAN = BART.but(
     drop=(*BART.drop, r"model\.(encoder|decoder)\.embed_positions\.weight"),
     missing="two vocabularies",
 )
-FAMILIES = [T5, MT5, BART, MBART, PEGASUS, MARIAN]
+# The positions of tokens begin after the id of padding.
+FIRST = Fields(
+    {"pad_token_id": 1},
+    lambda c, f: of_both(sinu_pos_emb_offset=c["pad_token_id"] + 1),
+    lambda f: {"pad_token_id": f["enc_sinu_pos_emb_offset"] - 1},
+)
+M2M100 = PEGASUS.but(
+    model_type="m2m_100",
+    architecture="M2M100ForConditionalGeneration",
+    fields={
+        "pad_token_id": FIRST,
+        "activation_function": activation(both("ff_activation"), "relu"),
+        "scale_embedding": replace(EMBEDDINGS, fields={"scale_embedding": True}),
+    },
+    tensors={
+        "final_logits_bias": ...,
+        **dict.fromkeys((f"model.{half}.embed_positions.weight" for half in ("encoder", "decoder")), ...),
+    },
+    fixed={
+        **dict.fromkeys(("dec_logits_bias", *of_both(use_abs_pos_emb=0)), ...),
+        **of_both(scaled_sinu_pos_emb=True, sinu_pos_emb_scale=1.0, sinu_pos_emb_endpoint=True),
+    },
+    drop=(*BART.drop, r"model\.(encoder|decoder)\.embed_positions\.weights?"),
+    missing="a token in a text with the id of padding, whose position is that of padding there",
+)
+FAMILIES = [T5, MT5, BART, MBART, PEGASUS, MARIAN, M2M100]

@@ -1,4 +1,4 @@
-"""T5, mT5, BART, mBART, Pegasus, Marian."""
+"""T5, mT5, BART, mBART, Pegasus, Marian, M2M-100 and NLLB."""
 
 from __future__ import annotations
 
@@ -33,6 +33,19 @@ PAIRS: dict[str, Size] = {
         t5-v1.1-xxl 11135332352 32128 4096 64 10240 24 64
         """,
         {**UNTIED, "is_encoder_decoder": True, "feed_forward_proj": "gated-gelu"},
+    ),
+    **sizes(
+        "m2m_100",
+        BART,
+        """
+        m2m100-418m 483905536 128112 1024 12 12 16 16 4096 4096
+        m2m100-1.2b 1239470080 128112 1024 24 24 16 16 8192 8192
+        nllb-200-distilled-600m 615073792 256206 1024 12 12 16 16 4096 4096
+        nllb-200-distilled-1.3b 1370638336 256206 1024 24 24 16 16 8192 8192
+        nllb-200-1.3b 1370638336 256206 1024 24 24 16 16 8192 8192
+        nllb-200-3.3b 3344863232 256206 2048 24 24 16 16 8192 8192
+        """,
+        {**TIED, "is_encoder_decoder": True},
     ),
     **sizes(
         "bart",
