@@ -204,6 +204,23 @@ def test_an_optimizer_of_the_user(tmp_path):
             make_optimizer(toy(), TrainConfig(optimizer={**own, "wrong": 1}))
 
 
+class Breaking(Halving):
+    """An optimizer of a user that fails in its step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        raise KeyError("no such moment")
+
+
+def test_an_error_in_a_step_names_the_class(tmp_path):
+    with allowed_modules([__name__]):
+        trial = tiny(train={"optimizer": f"{__name__}:Breaking"})
+        with pytest.raises(
+            ValueError, match=r"`optimizer` is .*:Breaking \(.*\.py:\d+\): KeyError: 'no such"
+        ):
+            run_trial(trial, tmp_path)
+
+
 def trial_start(trial):
     torch.manual_seed(trial.weights_seed)
     return trial.build().state_dict()
@@ -308,6 +325,7 @@ WRONG = [
         {"decay": "cosin"},
         "`decay` must be one of cosine, linear, constant, wsd, inverse_sqrt or an",
     ),
+    ({"decay": "wsd", "steps": 45}, "`warmup` must be at most 36, the step after which `decay: wsd` falls"),
     ({"decay_share": 0.5}, "`decay_share` needs `decay: wsd`, but `decay` is 'cosine'"),
     ({"groups": {"head": {"lr": -1}}}, "greater than 0"),
     ({"groups": {"heads": {}}}, "'embedding', 'matrix', 'head', 'norm', 'bias' or 'vector'"),

@@ -36,3 +36,8 @@ def decay_of(name: str) -> Shape | None:
         raise ValueError(f"`decay` must be one of {', '.join(DECAYS)} or an import path, but is {name!r}")
     found: Shape = imported(name, "decay")
     return found
+
+
+def falling_steps(steps: int, share: float) -> int:
+    """The number of last steps in which the rate falls, of `wsd`."""
+    return max(1, round(steps * share))

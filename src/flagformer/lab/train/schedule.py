@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from flagformer.lab.imports import raised_by
-from flagformer.lab.train.decays import SHAPES, decay_of
+from flagformer.lab.train.decays import SHAPES, decay_of, falling_steps
 from flagformer.lab.train.settings import TrainConfig
 
 
@@ -24,7 +24,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def _height(step: int, done: float, config: TrainConfig) -> float:
     if config.decay == "wsd":
-        falling = max(1, round(config.steps * config.decay_share))
+        falling = falling_steps(config.steps, config.decay_share)
         return 1 - math.sqrt(max(0, step - (config.steps - falling)) / falling)
     shape = decay_of(config.decay)
     assert shape is not None

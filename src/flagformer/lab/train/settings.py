@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from flagformer.lab.data import LONGEST
 from flagformer.lab.train.block import Block
-from flagformer.lab.train.decays import decay_of
+from flagformer.lab.train.decays import decay_of, falling_steps
 from flagformer.lab.train.optimizers.adamw import AdamW
 from flagformer.lab.train.optimizers.catalogue import OptimizerConfig
 from flagformer.lab.train.roles import Role
@@ -149,4 +149,10 @@ class TrainConfig(Block):
             self.__dict__["warmup"] = self.steps  # a short run has a short warmup
         if self.warmup > self.steps:
             raise ValueError(f"`warmup` must be at most `steps` = {self.steps}, but is {self.warmup}")
+        stays = self.steps - falling_steps(self.steps, self.decay_share)
+        if self.decay == "wsd" and self.warmup > stays:
+            raise ValueError(
+                f"`warmup` must be at most {stays}, the step after which `decay: wsd` falls, "
+                f"but is {self.warmup}"
+            )
         return self
