@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,18 +35,13 @@ class Own(Optimizer):
     def make(self, groups: Sequence[Group], lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
         found = imported(self.name, "optimizer", torch.optim.Optimizer)
         arguments: dict[str, Any] = dict(self.model_extra or {})
-        make: Callable[..., torch.optim.Optimizer] = self._named(found, found)
-        made = make(groups, lr=lr, **arguments)
-        made.step = self._named(found, made.step)  # type: ignore[method-assign]
+        made: torch.optim.Optimizer = self._named(found, partial(found, groups, lr=lr, **arguments))
+        made.step = partial(self._named, found, made.step)  # type: ignore[method-assign]
         return made
 
-    def _named(self, found: type, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `call`, whose errors name the class with its file and line."""
-
-        def called(*arguments: Any, **keywords: Any) -> Any:
-            try:
-                return call(*arguments, **keywords)
-            except Exception as error:  # the user's code may raise anything
-                raise ValueError(f"`optimizer` is {self.name}{raised_by(error, found)}") from error
-
-        return called
+    def _named(self, found: type, call: Callable[[], Any]) -> Any:
+        """Return `call()`, whose errors name the class with its file and line."""
+        try:
+            return call()
+        except Exception as error:  # the user's code may raise anything
+            raise ValueError(f"`optimizer` is {self.name}{raised_by(error, found)}") from error
