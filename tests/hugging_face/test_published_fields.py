@@ -108,6 +108,16 @@ def test_an_unknown_field_is_refused(name):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("Qwen 3 MoE", "mlp_only_layers", [0, 1, 2, 3, 4, 5]), ("DeepSeek V3", "first_k_dense_replace", 6)],
+)
+def test_layers_without_any_experts_are_refused_by_the_name_of_the_field(name, field, value):
+    config = json.loads(config_of(name).to_json_string()) | {field: value}
+    with pytest.raises(ConversionError, match=rf"config .*`{field}`: .* must leave a layer with experts"):
+        family_of(config["model_type"]).flags_of(config)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_absent_field_has_the_default_of_the_class(name):
     """A field that a file leaves out is read as its config class reads it."""

@@ -58,6 +58,22 @@ BAD: dict[str, tuple[str, list[tuple[int, str]]]] = {
     ),
     "too small": (changed("batch_size: 4", "batch_size: 0"), [(7, "greater than or equal to 1, but is 0")]),
     "not a number": (changed("lr: 1e-2", "lr: .nan"), [(7, "`train.lr`")]),
+    "unknown optimizer": (
+        changed("steps: 200", "optimizer: sgd, steps: 200"),
+        [(7, "`train.optimizer.name` must be one of adamw, muon, lion, adafactor, schedulefree")],
+    ),
+    "no optimizer": (
+        changed("steps: 200", "optimizer: {}, steps: 200"),
+        [(7, "`train.optimizer.name` is missing; it must be one of adamw, muon")],
+    ),
+    "unknown group": (
+        changed("steps: 200", "groups: {embeding: {}}, steps: 200"),
+        [(7, "`train.groups.embeding` must be 'embedding'")],
+    ),
+    "one value of two": (
+        changed("steps: 200", "betas: [0.9], steps: 200"),
+        [(7, "`train.betas` must have at least 2 values, but is [0.9]")],
+    ),
     "no mapping": (
         changed("data: {source: copy, symbols: 8, seq_len: 16}", "data: copy"),
         [(6, "`data` must be a mapping")],

@@ -37,7 +37,8 @@ def check_block(source: Source, route: Route, kind: Any, value: object) -> tuple
 
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    return tuple(part for part in location if part not in (KNOWN, OWN))
+    """pydantic's location without tags of unions, and without its mark of a wrong key."""
+    return tuple(part for part in location if part not in (KNOWN, OWN, "[key]"))
 
 
 def _mistake(source: Source, route: Route, kind: Any, value: object, item: Any) -> ConfigError:
@@ -54,15 +55,18 @@ def _sentence(route: Route, kind: Any, item: Any) -> str:
     name, last = ".".join(route), route[-1] if route else ""
     problem, text = item["type"], item["msg"]
     if problem == "missing":
+        index = item["loc"][-1]
+        if isinstance(index, int):  # a value of a tuple
+            return f"`{name}` must have at least {index + 1} values, but is {repr_short(item['input'])}"
         return f"`{name}` is missing"
     if problem == "extra_forbidden":
         block = route[-2] if len(route) > 1 else ""
         return f"`{name}` is not known{suggestion(block, last, _field_names(kind, item['loc']))}"
     if problem == "union_tag_not_found":
-        return f"`{name}.{_tag_name(item)}` is missing; it must be one of {_tags(kind, _tag_name(item))}"
+        return f"`{name}.{_tag_name(item)}` is missing; it must be one of {_tags(kind, item)}"
     if problem == "union_tag_invalid":
         tag = _tag_name(item)
-        return f"`{name}.{tag}` must be one of {_tags(kind, tag)}, but is {repr_short(item['ctx']['tag'])}"
+        return f"`{name}.{tag}` must be one of {_tags(kind, item)}, but is {repr_short(item['ctx']['tag'])}"
     if problem in ("value_error", "assertion_error"):
         text = text.partition(", ")[2]
         return text if f"`{last}`" in text or f"`{name}`" in text else f"`{name}`: {text}"
@@ -113,5 +117,10 @@ def _tag_name(item: Any) -> str:
     return item["ctx"]["discriminator"].strip("'")
 
 
-def _tags(kind: Any, name: str) -> str:
-    return ", ".join(str(tag) for model in models_of(kind) for tag in get_args(_annotation(model, name)))
+def _tags(kind: Any, item: Any) -> str:
+    """The names of the members of the union at the location of an error."""
+    models = models_of(kind)
+    for part in item["loc"]:
+        models = [inner for model in models for inner in models_of(_annotation(model, part))] or models
+    names = [tag for model in models for tag in get_args(_annotation(model, _tag_name(item)))]
+    return ", ".join(map(str, dict.fromkeys(names)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flagformer.interop.hugging_face.errors import ConversionError
 from flagformer.interop.hugging_face.families.llama import BIASES, LLAMA, NO_BIASES, A, L, P
 from flagformer.interop.hugging_face.families.qwen import QK_NORMS, QWEN2, QWEN3
 from flagformer.interop.hugging_face.fields import Config, Field, Fields, Flags, on
@@ -38,11 +39,16 @@ def by_layer(
         is_dense: (fields, layer) -> whether a layer has no experts.
         to_fields: numbers of the dense layers -> fields of `is_dense`.
         also: the name of the number of experts in other versions.
+
+    Loading raises ConversionError where no layer has experts.
     """
     wide, narrow, count = list(fields)[:3]
 
     def load(config: Config, flags: Flags) -> Flags:
         dense = [is_dense(config, layer) for layer in range(flags["depth"])]
+        if all(dense):
+            said = " and ".join(f"`{name}`: {config[name]!r}" for name in list(fields)[3:])
+            raise ConversionError([f"config {said} must leave a layer with experts"])
         return {
             "ff_moe": collapse(None if one else True for one in dense),
             "ff_inner_dim": collapse(config[wide] if one else config[narrow] for one in dense),
