@@ -16,6 +16,8 @@ from flagformer.lab.train.trial import run_trial
 ONE = {"dim": 16, "depth": 1, "heads": 2, "attn_dim_head": 8}
 TWO = {"dim": 16, **{f"{half}_{name}": ONE[name] for half in ("enc", "dec") for name in ONE if name != "dim"}}
 ROUTING = {"window_size": 4}
+WINDOWS = {"enc_window_size": 4, "dec_window_size": 4}
+SLOTS = {"num_memory_slots": 2, "mem_update_attn_heads": 2}
 COPY = {"source": "copy", "symbols": 8, "seq_len": 12}
 TEXT = {"source": "stdlib", "mib": 1.0, "seq_len": 24}
 # (kind of model, objective) -> the flags without `model`, the data, and `objective` where it is no default
@@ -31,15 +33,18 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any], dict[str, Any
     ("xtransformer", "sequence_to_sequence"): (TWO, {"source": "sort", "symbols": 8, "seq_len": 12}, None),
     ("xtransformer", "span_corruption"): (TWO, TEXT, None),
     ("memformer", "sequence_to_sequence"): (
-        {**TWO, "num_memory_slots": 2, "mem_update_attn_heads": 2},
+        {**TWO, **SLOTS},
         {"source": "reverse", "symbols": 8, "seq_len": 12},
         None,
     ),
     ("routing_encdec", "sequence_to_sequence"): (
-        {**TWO, "enc_window_size": 4, "dec_window_size": 4},
+        {**TWO, **WINDOWS},
         {"source": "addition", "seq_len": 12},
         None,
     ),
+    ("routing_lm", "masked_diffusion"): ({**ONE, **ROUTING}, COPY, {"name": "masked_diffusion"}),
+    ("memformer", "span_corruption"): ({**TWO, **SLOTS}, TEXT, None),
+    ("routing_encdec", "span_corruption"): ({**TWO, **WINDOWS}, {**TEXT, "seq_len": 32}, None),
     ("continuous", "regression"): (ONE, {"source": "sines", "seq_len": 12}, None),
     ("vit", "image_classification"): ({**ONE, "patch_size": 4}, {"source": "digits"}, None),
 }
@@ -63,11 +68,18 @@ def trial_of(kind: str, objective: str, **train: Any) -> Trial:
 
 
 @cache
+def directory_of(kind: str, objective: str) -> Path:
+    """The directory of a finished trial."""
+    directory = Path(mkdtemp())
+    run_trial(trial_of(kind, objective), directory)
+    return directory
+
+
+@cache
 def trained(kind: str, objective: str) -> tuple[Trial, dict[str, Any], Any]:
     """A trial, its result, and the model that it saved."""
-    trial, directory = trial_of(kind, objective), Path(mkdtemp())
-    result = run_trial(trial, directory)
-    return trial, result, flagformer.load(directory / "model").eval()
+    trial, directory = trial_of(kind, objective), directory_of(kind, objective)
+    return trial, run_trial(trial, directory), flagformer.load(directory / "model").eval()
 
 
 def held_out(trial: Trial) -> list[tuple[torch.Tensor, ...]]:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flagformer.lab.data import draws
+from flagformer.memory.slots import MemorySlots
 from flagformer.ops.seed import seed_devices
 from flagformer.stack.layers import AttentionLayers
 
@@ -113,7 +114,8 @@ class SingleProcess(ProcessGroup):
 class Distributed(ProcessGroup):
     """The ranks of an initialised torch process group.
 
-    "ddp": every rank has the whole model, and gradients are averaged (`DistributedDataParallel`). "fsdp":
+    "ddp": every rank has the whole model, and gradients are averaged (`DistributedDataParallel`); those of
+    the writers of memory slots, which rows of one segment do not use, are averaged apart. "fsdp":
     parameters, gradients and optimizer moments are sharded (`fully_shard`, FSDP2) and gathered sublayer by
     sublayer; a reversible stack, which recomputes sublayers in its backward, is gathered as a whole.
     """
@@ -122,12 +124,20 @@ class Distributed(ProcessGroup):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.parallel = parallel
         self.shards_parameters = parallel == "fsdp"
+        self.apart: list[nn.Parameter] = []
 
     def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         if self.parallel == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
-            return DistributedDataParallel(model.to(device))
+            slots = [part for part in model.to(device).modules() if isinstance(part, MemorySlots)]
+            self.apart = [own for part in slots for own in part.writer.parameters() if own.requires_grad]
+            for parameter in self.apart:  # DDP waits for the gradient of each parameter that requires one
+                parameter.requires_grad_(False)
+            wrapped = DistributedDataParallel(model)
+            for parameter in self.apart:
+                parameter.requires_grad_(True)
+            return wrapped
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -146,6 +156,8 @@ class Distributed(ProcessGroup):
         else:
             with contextlib.nullcontext() if last else model.no_sync():
                 yield
+            for gradient in [own.grad for own in self.apart if last and own.grad is not None]:
+                dist.all_reduce(gradient.div_(self.world))
 
     def total(self, value: Tensor) -> Tensor:
         dist.all_reduce(value)

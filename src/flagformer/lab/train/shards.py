@@ -11,7 +11,7 @@ previous one is used.
 import hashlib
 import shutil
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,19 @@ def find_shards(directory: Path) -> tuple[Path | None, Checkpoint | None, list[s
 def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGroup) -> None:
     """Load model and optimizer, sharded or not, from shards of any number of ranks."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
 
     found: Any = get_state_dict(model, optimizer)
     weights, moments = found
-    saved = _saved_names(folder, weights)
+    entries = _entries(folder)
+    saved = _saved_names(entries, weights)
     by_saved_name = {saved.get(name, name): value for name, value in moments["state"].items()}
+    by_saved_name = _in_entries(by_saved_name, entries)
     state: dict[str, Any] = {
         "model": {saved.get(name, name): value for name, value in weights.items()},
         "optimizer": {**moments, "state": by_saved_name},
@@ -87,16 +94,31 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Any, ranks: ProcessGr
         group["params"] = list(rename_saved(dict.fromkeys(group["params"]), weights))
     moments["state"] = rename_saved(moments["state"], weights)
     weights = rename_saved(state["model"], weights)
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    set_model_state_dict(model, weights)
+    options = StateDictOptions(strict=False)  # parameters that had no gradient have no moments
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=moments, options=options)
 
 
-def _saved_names(folder: Path, names: Container[str]) -> dict[str, str]:
-    """The names of a model's parameters -> those in a folder, where version 0.1 wrote it with other names."""
+def _entries(folder: Path) -> set[str]:
+    """The names of all tensors and values in a folder: `model.NAME`, `optimizer.state.NAME.KEY`."""
     from torch.distributed.checkpoint import FileSystemReader
 
-    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
-    saved = [name.removeprefix("model.") for name in metadata if name.startswith("model.")]
+    return set(FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+def _saved_names(entries: Iterable[str], names: Container[str]) -> dict[str, str]:
+    """The names of a model's parameters -> those in a folder, where version 0.1 wrote it with other names."""
+    saved = [name.removeprefix("model.") for name in entries if name.startswith("model.")]
     return rename_saved({name: name for name in saved}, names)
+
+
+def _in_entries(moments: dict[str, dict[str, Any]], entries: Container[str]) -> dict[str, dict[str, Any]]:
+    """The moments that a folder has: a new optimizer has those of all parameters."""
+    found = {
+        name: {key: value for key, value in own.items() if f"optimizer.state.{name}.{key}" in entries}
+        for name, own in moments.items()
+    }
+    return {name: own for name, own in found.items() if own}
 
 
 def named_moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -110,7 +132,7 @@ def load_moments(model: nn.Module, optimizer: Any, named: dict[str, Any]) -> Non
     """Load the optimizer state of `named_moments` into the optimizer of a sharded model."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-    options = StateDictOptions(full_state_dict=True)
+    options = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(model, optimizer, optim_state_dict=named, options=options)
 
 
