@@ -300,6 +300,17 @@ def test_compiles_and_exports(memory, ids):
     torch.testing.assert_close(exported(ids), model(ids), **TIGHT)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("flags", [{"attn_talking_heads": True}, {"gate_residual": True}], ids=str)
+def test_one_program_for_all_rows(flags, ids):
+    """Products of the memory tokens' and the entries' lengths leave no condition on the number of rows."""
+    model = build(**MEMORIES["in front"], **flags)
+    sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC(min=4, max=14)},)
+    program = torch.export.export(model, (ids,), dynamic_shapes=sizes, strict=False).module()
+    for rows in (ids[:1], ids[:3, :5]):
+        torch.testing.assert_close(program(rows), model(rows), **TIGHT)
+
+
 @pytest.mark.parametrize("starts", [None, [0, 2]])
 def test_decoding_compiles_two_graphs(starts):
     model = build(**MEMORIES["in front"], rotary_pos_emb=True)

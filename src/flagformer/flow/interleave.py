@@ -29,6 +29,9 @@ class InsertionPattern:
 
     def length_with_memory(self, count: Count) -> Count:
         """The number of positions of `count` entries with their memory tokens."""
+        # a sum, which an exported program can bound
+        if self.every == NEVER and not isinstance(count, Tensor):
+            return count + self.memory if count else count
         return count + self.memory * -(-count // self.every)
 
     def cache_position(self, entry: Count) -> Count:
@@ -77,7 +80,8 @@ class Interleaving:
     def unmerge(self, merged: Tensor) -> Tensor:
         """[B, L, D] -> [B, N, D]."""
         if self.cache_positions is None:
-            return merged[:, self.num_leading :]
+            # contiguous: a product of a slice would be exported for some numbers of rows only
+            return merged[:, self.num_leading :].contiguous()
         return _take(merged, self.cache_positions)
 
     def mask(self, attn_mask: Tensor, kv_entry_index: Tensor) -> Tensor:
