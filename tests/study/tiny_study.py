@@ -77,11 +77,11 @@ def dies_once(trial: Any, directory: Path) -> object:
     return run_trial(trial, directory)
 
 
-def _poisoned(model: Any, config: Any) -> Any:
+def _poisoned(model: Any, config: Any, rules: Any) -> Any:
     """An optimizer for a model without one of its weights."""
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    return make_optimizer(model, config)
+    return make_optimizer(model, config, rules)
 
 
 def fills_the_disk(trial: Any, directory: Path) -> object:

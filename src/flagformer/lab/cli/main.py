@@ -17,6 +17,7 @@ from flagformer.lab.cli.diff import diff
 from flagformer.lab.cli.evaluate import evaluate
 from flagformer.lab.cli.flags import flags
 from flagformer.lab.cli.generate import generate
+from flagformer.lab.cli.mup import mup
 from flagformer.lab.cli.new import new
 from flagformer.lab.cli.own_code import with_own_code
 from flagformer.lab.cli.presets import presets
@@ -51,6 +52,7 @@ def _options(
 
 
 app.add_typer(study, name="study")
+app.add_typer(mup, name="mup")
 app.add_typer(new, name="new")
 for command in (train, track, generate, audit, flags, presets, show, diff, verify):
     app.command()(with_own_code(command))

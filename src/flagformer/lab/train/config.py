@@ -16,6 +16,8 @@ from flagformer.lab.objectives.catalogue import ObjectiveConfig, default_objecti
 from flagformer.lab.objectives.fit import check_lengths, refuse_misfit
 from flagformer.lab.objectives.own import metric_name, metric_of, refuse_wrong_batches
 from flagformer.lab.train.block import Block
+from flagformer.lab.train.mup.multipliers import multipliers
+from flagformer.lab.train.mup.parameters import Rule, rules, scale_initial
 from flagformer.lab.train.settings import TrainConfig
 from flagformer.lab.train.start import Start
 
@@ -151,7 +153,8 @@ class Trial(Block):
         typed = self._typed
         if self.start is not None:
             return typed
-        return {**typed, **self.trained_by.filled(self.source, self.longest, typed), **self.flags}
+        flags = {**typed, **self.trained_by.filled(self.source, self.longest, typed), **self.flags}
+        return flags if self.train.mup is None else {**flags, **multipliers(flags, self.train.mup)}
 
     @property
     def _typed(self) -> dict[str, Any]:
@@ -162,7 +165,22 @@ class Trial(Block):
 
     def build(self) -> Any:
         """The model before the first step; new parameters are random numbers of torch's generator."""
-        return flagformer.build(self.model_flags) if self.start is None else self.start.build(self.flags)
+        if self.start is not None:
+            return self.start.build(self.flags)
+        model = flagformer.build(self.model_flags)
+        if found := self.mup_rules(model):
+            scale_initial(model, found)
+        return model
+
+    def mup_rules(self, model: Any = None) -> dict[str, Rule]:
+        """The rule of each parameter under `train.mup`; empty without it."""
+        if self.train.mup is None:
+            return {}
+        if self.start is not None:
+            raise ValueError(
+                "`train.mup` and `from` cannot be combined, because muP sets initial weights; leave one out"
+            )
+        return rules(self.model_flags, self.train.mup, model)
 
     def settings(self) -> dict[str, Any]:
         """All settings as JSON values; of the directory that training starts from, the digest is one."""
@@ -193,6 +211,7 @@ class Trial(Block):
             self._check_size(name, flags[name], sizes[name])
         with torch.device("meta"):
             model = flagformer.build(flags)
+        self.mup_rules(model)
         check_lengths(model, sizes, self.train.segment is not None)
         objective.check(source, "train", source.seq_len)
         objective.check(source, "validation", source.seq_len)

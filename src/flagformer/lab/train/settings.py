@@ -7,13 +7,14 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 from flagformer.lab.data import LONGEST
 from flagformer.lab.train.block import Block
 from flagformer.lab.train.decays import decay_of, falling_steps
+from flagformer.lab.train.mup.settings import Mup
 from flagformer.lab.train.optimizers.adamw import AdamW
 from flagformer.lab.train.optimizers.catalogue import OptimizerConfig
 from flagformer.lab.train.roles import Role
 
 WARMUP, BETAS = 40, (0.9, 0.95)
 # Settings of later versions.
-ADDED = ("optimizer", "groups", "decay_share", "label_smoothing", "z_loss", "ema", "compile")
+ADDED = ("optimizer", "groups", "decay_share", "label_smoothing", "z_loss", "ema", "compile", "mup")
 
 
 class GroupConfig(Block):
@@ -70,6 +71,10 @@ class TrainConfig(Block):
         "evaluated and saved; 0 is off.",
     )  # fmt: skip
     compile: bool = Field(default=False, description="Train a compiled model (`torch.compile`).")
+    mup: Mup | None = Field(
+        default=None,
+        description="muP: initial weights, rates and multipliers relative to a base model (2203.03466).",
+    )
     clip: float = Field(default=1.0, ge=0, le=1e9, description="Largest gradient norm; 0 is off.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast; the weights stay fp32."
@@ -137,6 +142,11 @@ class TrainConfig(Block):
         if not optimizer.decays_rate and self.ema:
             raise ValueError(
                 f"`ema` must be left out with `optimizer: {name}`, which averages the weights itself"
+            )
+        if self.mup is not None and not isinstance(optimizer, AdamW):
+            raise ValueError(
+                f"`mup` must be left out with `optimizer: {name}`: its factors of the rates are derived for the "
+                "updates of AdamW, whose elements have about the size of the rate"
             )
         if self.decay != "wsd" and self.decay_share != type(self).model_fields["decay_share"].default:
             raise ValueError(f"`decay_share` needs `decay: wsd`, but `decay` is {self.decay!r}")

@@ -113,6 +113,10 @@ class State:
                     "use another directory or delete this one"
                 )
 
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the model, plain or wrapped."""
+        return make_optimizer(model, self.trial.train, self.trial.mup_rules())
+
     def _wrap(self, plain: nn.Module, found: Found | None) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The wrapped model and its optimizer, with the state of the checkpoint, if any."""
         config, moments = self.trial.train, {}
@@ -124,13 +128,13 @@ class State:
                 raise ValueError(misfit)
             plain.load_state_dict(weights)
         if single is not None and self.ranks is not SINGLE:
-            whole = make_optimizer(plain, config)
+            whole = self._optimizer(plain)
             whole.load_state_dict(single.optimizer)
             moments = named_moments(plain, whole)
         model = self.ranks.wrap_model(plain, self.device)
         if config.compile:
             model.compile()
-        optimizer = make_optimizer(model, config)
+        optimizer = self._optimizer(model)
         if folder is not None:
             load_shards(folder, model, optimizer, self.ranks)
         elif moments:

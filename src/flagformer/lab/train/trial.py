@@ -18,6 +18,7 @@ from flagformer.lab.train.files import only_process, os_error_context, read_json
 from flagformer.lab.train.log import Log, read_log
 from flagformer.lab.train.loop import train_step
 from flagformer.lab.train.memory import MemoryRise
+from flagformer.lab.train.mup.multipliers import SCALES
 from flagformer.lab.train.process_group import SINGLE, ProcessGroup
 from flagformer.lab.train.result import read_result
 from flagformer.lab.train.schedule import learning_rate
@@ -277,7 +278,19 @@ class _Run:
             },
             "notes": state.notes,
             **self._start(),
+            **self._mup(),
         }
+
+    def _mup(self) -> dict[str, Any]:
+        """`mup`: the sizes of the base model, the multipliers, and the parameters by factor of the rate."""
+        mup = self.trial.train.mup
+        if mup is None:
+            return {}
+        rates: dict[str, int] = {}
+        for rule in self.trial.mup_rules().values():
+            rates[f"{rule.role} {rule.rate:g}"] = rates.get(f"{rule.role} {rule.rate:g}", 0) + 1
+        flags = {name: self.trial.model_flags[name] for name in SCALES if name in self.trial.model_flags}
+        return {"mup": {"base": mup.base, "flags": flags, "rates": rates}}
 
     def _start(self) -> dict[str, Any]:
         """`start`: the contents of start.json, if the trial wrote it."""

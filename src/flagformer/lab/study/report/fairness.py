@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flagformer.lab.study.design import Study
 from flagformer.lab.study.formatting import count, listed, plural, short
 from flagformer.lab.study.results import Results
+from flagformer.lab.train.mup.settings import Mup
 
 
 def equal_lines(results: Results) -> list[str]:
@@ -86,7 +87,9 @@ def _optimizer(study: Study, variant: str) -> str:
     decay = f"{train.decay} decay" if train.optimizer.decays_rate else "no decay"
     text = f"{train.optimizer.title}, peak learning rate {rate}, {decay} after {train.warmup} steps of warmup"
     more = [
-        name for name in ("groups", "label_smoothing", "z_loss", "ema", "compile") if getattr(train, name)
+        name
+        for name in ("groups", "label_smoothing", "z_loss", "ema", "compile", "mup")
+        if getattr(train, name)
     ]
     return ", ".join([text, *(f"`{name}` {_setting(getattr(train, name))}" for name in more)])
 
@@ -95,6 +98,9 @@ def _setting(value: object) -> str:
     """A setting of training in a sentence."""
     if isinstance(value, dict):
         return ", ".join(f"{role} {own.model_dump(exclude_none=True)}" for role, own in value.items())
+    if isinstance(value, Mup):
+        sizes = listed([f"{name} {size}" for name, size in value.base.items()])
+        return f"relative to a base model of {sizes}"
     return "on" if value is True else f"{value:g}"
 
 

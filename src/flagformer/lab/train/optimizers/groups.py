@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
+from flagformer.lab.train.mup.parameters import Rule
 from flagformer.lab.train.optimizers import Group
 from flagformer.lab.train.optimizers.muon import Muon
 from flagformer.lab.train.roles import Named, Role, roles_of
 from flagformer.lab.train.settings import TrainConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+class _Key(NamedTuple):
+    """The parameters of one group.
+
+    Attributes:
+        role: if it has settings of its own.
+        is_matrix: whether weight decay is for them.
+        orthogonal: whether Muon updates them.
+        rate: factor of their rate under muP.
+    """
+
+    role: Role | None
+    is_matrix: bool
+    orthogonal: bool
+    rate: float
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, rules: Mapping[str, Rule] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of the trained parameters, with weight decay on matrices only (not on norm weights and
     biases), unless `groups` say otherwise.
+
+    Args:
+        rules: the rules of muP by the names of parameters; None or empty: without muP.
     """
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, rules)
     return config.optimizer.make(groups, config.lr, config.betas)
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[Group]:
-    """One group for each combination of role in `config.groups`, weight decay, and Muon's matrices.
+def parameter_groups(
+    model: nn.Module, config: TrainConfig, rules: Mapping[str, Rule] | None = None
+) -> list[Group]:
+    """One group for each combination of role in `config.groups`, weight decay, Muon's matrices and muP's rate.
 
-    `scale` of a group is the ratio of its rate to `lr`.
+    `scale` of a group is the ratio of its rate to `lr`. muP multiplies it, and divides the weight decay by the
+    same factor: the product of rate and weight decay is that of the base model.
     """
-    found: dict[tuple[Role | None, bool, bool], Group] = {}
+    found: dict[_Key, Group] = {}
     for one in roles_of(model):
         if one.parameter.requires_grad:
-            key = _key(one, config)
+            key = _key(one, config, rules)
             group = found.get(key)
             if group is None:
                 group = found[key] = {"params": [], **_settings(key, config)}
@@ -35,26 +63,28 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[Group]:
     return [found[key] for key in sorted(found, key=_order)]
 
 
-def _key(one: Named, config: TrainConfig) -> tuple[Role | None, bool, bool]:
-    """(role, if it has settings of its own; whether it is a matrix; whether Muon updates it)."""
+def _key(one: Named, config: TrainConfig, rules: Mapping[str, Rule] | None) -> _Key:
     orthogonal = isinstance(config.optimizer, Muon) and one.role == "matrix" and one.parameter.ndim == 2
-    return one.role if one.role in config.groups else None, one.parameter.ndim >= 2, orthogonal
+    role = one.role if one.role in config.groups else None
+    rate = rules[one.name.removeprefix("module.")].rate if rules else 1.0  # DDP's names
+    return _Key(role, one.parameter.ndim >= 2, orthogonal, rate)
 
 
-def _order(key: tuple[Role | None, bool, bool]) -> tuple[bool, bool, str]:
+def _order(key: _Key) -> tuple[bool, bool, str, float]:
     """Matrices first."""
-    role, is_matrix, orthogonal = key
-    return not orthogonal, not is_matrix, role or ""
+    return not key.orthogonal, not key.is_matrix, key.role or "", -key.rate
 
 
-def _settings(key: tuple[Role | None, bool, bool], config: TrainConfig) -> Group:
-    role, is_matrix, orthogonal = key
-    settings: Group = {"weight_decay": config.weight_decay if is_matrix else 0.0}
-    if orthogonal:
+def _settings(key: _Key, config: TrainConfig) -> Group:
+    settings: Group = {"weight_decay": config.weight_decay if key.is_matrix else 0.0}
+    if key.orthogonal:
         settings["orthogonal"] = True
-    own = None if role is None else config.groups[role]
+    own = None if key.role is None else config.groups[key.role]
     if own is not None and own.weight_decay is not None:
         settings["weight_decay"] = own.weight_decay
     if own is not None and own.lr is not None:
         settings["scale"] = own.lr / config.lr
+    if key.rate != 1:
+        settings["scale"] = settings.get("scale", 1.0) * key.rate
+        settings["weight_decay"] /= key.rate
     return settings
