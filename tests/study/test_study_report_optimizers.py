@@ -13,6 +13,7 @@ SENTENCES = {
     "train.optimizer=adamw": COSINE,
     "train.optimizer=schedulefree": f"Schedule-free AdamW, {RATE}, no decay after 5 steps of warmup",
     "train.ema=0.9": f"{COSINE}, `ema` 0.9",
+    "train.mup={base: {dim: 8, heads: 1}}": f"{COSINE}, `mup` relative to a base model of dim 8 and heads 1",
     "train.groups={norm: {lr: 0.1}}": f"{COSINE}, `groups` norm {{'lr': 0.1}}",
 }
 

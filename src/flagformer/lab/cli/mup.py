@@ -29,12 +29,12 @@ def check(
     ] = None,
     widths: Annotated[
         str, typer.Option(help="Widths, with commas; the first is that of the base model.")
-    ] = "64,128,256,512",
+    ] = "128,256,512",
     grow: Annotated[
         str, typer.Option(help="What grows with the width: heads (their number) or attn_dim_head.")
     ] = "heads",
     steps: Annotated[int, typer.Option(min=1, help="Steps of training at each width.")] = 4,
-    seeds: Annotated[int, typer.Option(min=2, max=100, help="Seeds, for the intervals.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, max=100, help="Seeds, for the intervals.")] = 5,
     figure: Annotated[Path | None, typer.Option(help="An SVG file for the figure.")] = None,
     allow: Allow = None,
 ) -> None:

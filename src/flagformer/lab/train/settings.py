@@ -145,8 +145,8 @@ class TrainConfig(Block):
             )
         if self.mup is not None and not isinstance(optimizer, AdamW):
             raise ValueError(
-                f"`mup` must be left out with `optimizer: {name}`: its factors of the rates are derived for the "
-                "updates of AdamW, whose elements have about the size of the rate"
+                f"`mup` must be left out with `optimizer: {name}`: its rates are derived for the updates "
+                "of AdamW, whose elements have about the size of the rate; leave one of them out"
             )
         if self.decay != "wsd" and self.decay_share != type(self).model_fields["decay_share"].default:
             raise ValueError(f"`decay_share` needs `decay: wsd`, but `decay` is {self.decay!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flagformer.lab.study.report.figures import COLORS, MARKERS, STYLES, svg, standalone
+from flagformer.lab.study.report.figures import COLORS, MARKERS, STYLES, standalone, svg
 from flagformer.lab.study.statistics import mean_interval
 from flagformer.lab.train.coordinates import Coordinates
 

@@ -47,10 +47,10 @@ def make_optimizer(
 def parameter_groups(
     model: nn.Module, config: TrainConfig, rules: Mapping[str, Rule] | None = None
 ) -> list[Group]:
-    """One group for each combination of role in `config.groups`, weight decay, Muon's matrices and muP's rate.
+    """One group for each combination of role in `config.groups`, weight decay, Muon's matrices and rate.
 
-    `scale` of a group is the ratio of its rate to `lr`. muP multiplies it, and divides the weight decay by the
-    same factor: the product of rate and weight decay is that of the base model.
+    `scale` of a group is the ratio of its rate to `lr`. muP multiplies it and divides the weight decay by the
+    same factor, so that their product is that of the base model.
     """
     found: dict[_Key, Group] = {}
     for one in roles_of(model):
