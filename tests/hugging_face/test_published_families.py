@@ -46,6 +46,29 @@ def test_left_padding_is_neutral(saved):
     assert gap(got, want) < 1e-4
 
 
+# Their classes read the documents of a row as one: `position_ids` change at most the positions.
+MIXED = {
+    "BLOOM", "BLOOM, 6 heads", "Falcon-H1", "Falcon-H1, norm", "LFM2", "Llama 4", "MPT", "MPT, 6 heads",
+    "Mamba 2", "OPT", "Phi 3, long", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.5 MoE", "gpt-oss",
+}  # fmt: skip
+
+
+@torch.no_grad()
+def test_packed_documents_are_read_apart(saved):
+    """Each as in a row of its own, and as theirs where their masks separate documents by `position_ids`."""
+    name, theirs, _, ours = saved
+    ids, lengths = ids_of(1, 12), [5, 7]
+    want = torch.cat([logits(theirs, part) for part in ids.split(lengths, dim=1)], dim=1)
+    got = ours(ids, seq_lens=torch.tensor([lengths]))
+    assert gap(got, want) < 1e-4
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    try:
+        packed = theirs(ids, position_ids=positions, use_cache=False).logits
+    except TypeError:
+        pytest.skip(f"{name} takes no `position_ids`")
+    assert (gap(got, packed) < 1e-4) == (name not in MIXED)
+
+
 def test_greedy_text_is_equal(saved):
     _, theirs, _, ours = saved
     prompt = ids_of(1, 8)

@@ -172,3 +172,22 @@ def test_weight_after_the_gate():
     values, gates = (x @ weights["w_in.weight"].T + weights["w_in.bias"]).chunk(2, dim=-1)
     gained = values * each(paper.gelu, gates) * weights["gain.weight"]
     torch.testing.assert_close(layer(x, None), gained @ weights["w_out.weight"].T + weights["w_out.bias"])
+
+
+@pytest.mark.parametrize("weight", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_second_derivatives_of_layer_norm(weight, bias):
+    """Reverse over reverse is forward over reverse; torch's is wrong for a bias without a weight."""
+    torch.manual_seed(1)
+    norm = LayerNorm(5, weight=weight, bias=bias).double()
+    weights = {name: torch.randn_like(p) for name, p in norm.named_parameters()} | {"x": double((3, 5))}
+    along = {name: torch.randn_like(p) for name, p in weights.items()}
+
+    def slope(values):
+        given = {name: value for name, value in values.items() if name != "x"}
+        return torch.func.functional_call(norm, given, (values["x"],)).cos().sum()
+
+    first = torch.func.grad(slope)
+    _, forward = torch.func.jvp(first, (weights,), (along,))
+    reverse = torch.func.grad(lambda values: sum((first(values)[name] * along[name]).sum() for name in along))
+    torch.testing.assert_close(reverse(weights), forward, rtol=0, atol=1e-12)

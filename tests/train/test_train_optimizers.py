@@ -351,6 +351,12 @@ def test_penalties_need_a_loss_of_tokens():
         trial.check()
 
 
+def test_a_role_without_a_parameter_is_refused():
+    trial = tiny(flags={"tie_embedding": True}, train={"groups": {"head": {"lr": 1e-2}}})
+    with pytest.raises(ValueError, match=r"`train.groups.head` has no effect.*it has embedding, matrix"):
+        trial.check()
+
+
 def test_sharded_matrices_are_refused(tmp_path):
     from flagformer.lab.train.trial import _refuse_sharded
 

@@ -49,6 +49,9 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
+        if weight is None and self.bias is not None:
+            # torch 2.13 has no right second derivative of a bias without a weight
+            return F.layer_norm(x, self.shape, None, None, self.eps) + self.bias
         return F.layer_norm(x, self.shape, weight, self.bias, self.eps)
 
 

@@ -12,7 +12,7 @@ from flagformer.attention.scores import ScorePipeline
 from flagformer.flags import component
 from flagformer.flow import AttentionBias
 from flagformer.ops.attend import one_width
-from flagformer.ops.full_precision import accum_dtype, cast_together, without_casts
+from flagformer.ops.full_precision import accum_dtype, cast_together, lowered, without_casts
 from flagformer.ops.lengths import LONG
 from flagformer.ops.traced import transformed
 
@@ -67,7 +67,8 @@ class SDPA(Kernel):
         if transformed():  # the fused operators have no rules for `vmap`, and no second derivatives
             return self.eager(q, k, v, bias)
         plain = bias.is_plain_causal
-        if not plain and self.reads_relative(bias, q.device):
+        # a single query has no table, and this test is faster than the question
+        if not plain and q.shape[2] > 1 and self.reads_relative(bias, q.device):
             relative = bias.relative()
             assert relative is not None
             return relative_bias.attend(q, k, v, relative, self.scale)
@@ -78,12 +79,14 @@ class SDPA(Kernel):
             out = self._causal(q, k, v, bias.num_prefix_kv)
             return out if out.shape[3] == width else out[..., :width]
         allowed, added, _ = bias.dense()
-        if added is not None:
+        if added is None:
+            out = self._fused(q, k, v, allowed)
+        elif q.dtype is k.dtype is v.dtype and lowered(q.device) is None:
+            out = self._fused(q, k, v, _mask(added, q))
+        else:
             q, k, v = cast_together(q, k, v)
             with without_casts(q.device):
                 out = self._fused(q, k, v, _mask(added, q))
-        else:
-            out = self._fused(q, k, v, allowed)
         return out if out.shape[3] == width else out[..., :width]
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor, num_prefix_kv: int) -> Tensor:
@@ -143,6 +146,6 @@ class SDPATrainableBias(Kernel):
         self.fused.prepare(bias, device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
-        by_distance = self.fused.reads_relative(bias, q.device)
+        by_distance = q.shape[2] > 1 and self.fused.reads_relative(bias, q.device)
         kernel = self.fused.eager if not by_distance and bias.learned else self.fused
         return kernel(q, k, v, bias)

@@ -18,6 +18,7 @@ from flagformer.lab.objectives.own import metric_name, metric_of, refuse_wrong_b
 from flagformer.lab.train.block import Block
 from flagformer.lab.train.mup.multipliers import multipliers
 from flagformer.lab.train.mup.parameters import Rule, rules, scale_initial
+from flagformer.lab.train.optimizers.groups import refuse_idle_groups
 from flagformer.lab.train.settings import TrainConfig
 from flagformer.lab.train.start import Start
 
@@ -213,6 +214,7 @@ class Trial(Block):
             model = flagformer.build(flags)
         self.mup_rules(model)
         check_lengths(model, sizes, self.train.segment is not None)
+        refuse_idle_groups(model, self.train)
         objective.check(source, "train", source.seq_len)
         objective.check(source, "validation", source.seq_len)
         for length in self.lengths:

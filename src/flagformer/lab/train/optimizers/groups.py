@@ -11,7 +11,7 @@ from torch import nn
 from flagformer.lab.train.mup.parameters import Rule
 from flagformer.lab.train.optimizers import Group
 from flagformer.lab.train.optimizers.muon import Muon
-from flagformer.lab.train.roles import Named, Role, roles_of
+from flagformer.lab.train.roles import ROLES, Named, Role, roles_of
 from flagformer.lab.train.settings import TrainConfig
 
 
@@ -61,6 +61,17 @@ def parameter_groups(
                 group = found[key] = {"params": [], **_settings(key, config)}
             group["params"].append(one.parameter)
     return [found[key] for key in sorted(found, key=_order)]
+
+
+def refuse_idle_groups(model: nn.Module, config: TrainConfig) -> None:
+    """Raise ValueError for a role in `groups` that no trained parameter has, such as a tied head."""
+    roles = {one.role for one in roles_of(model) if one.parameter.requires_grad}
+    for role in config.groups:
+        if role not in roles:
+            raise ValueError(
+                f"`train.groups.{role}` has no effect, as no trained parameter of this model has that role; "
+                f"it has {', '.join(name for name in ROLES if name in roles)}"
+            )
 
 
 def _key(one: Named, config: TrainConfig, rules: Mapping[str, Rule] | None) -> _Key:
