@@ -16,6 +16,7 @@ from flagformer.lab.data import IGNORE
 from flagformer.lab.data.catalogue import DataConfig
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 READER = TypeAdapter(DataConfig)
 PAIRS = [(f"source {number}", f"TARGET {number * 7}") for number in range(80)]
@@ -215,10 +216,6 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-class Killed(BaseException):
-    """Simulates a kill: no handler of the program may catch it."""
-
-
 @pytest.mark.parametrize("form", MODELS)
 def test_a_killed_run_resumes_with_equal_bits(form: str, tmp_path: Path) -> None:
     flags, length = MODELS[form]
@@ -235,14 +232,9 @@ def test_a_killed_run_resumes_with_equal_bits(form: str, tmp_path: Path) -> None
         "evaluate": {"batches": 1},
     }  # fmt: skip
     trial = Trial.model_validate(content)
-
-    def kill(line: dict[str, Any]) -> None:
-        if line["step"] == 3:
-            raise Killed
-
     whole = run_trial(trial, tmp_path / "whole")
     with pytest.raises(Killed):
-        run_trial(trial, tmp_path / "killed", kill)
+        run_trial(trial, tmp_path / "killed", killer(3))
     again = run_trial(Trial.model_validate(json.loads(json.dumps(content, default=str))), tmp_path / "killed")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]

@@ -14,6 +14,7 @@ from flagformer.lab.study.audits import STAMPS, audit_results
 from flagformer.lab.study.costs import cost
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 OBJECTIVES: list[type[Objective]] = list(get_args(get_args(KnownObjective)[0]))
 IDS = ["-".join(case) for case in CASES]
@@ -25,10 +26,6 @@ def name_of(objective: type[Objective]) -> str:
 
 def weights(directory: Any) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (directory / "model").iterdir()}
-
-
-class Killed(BaseException):
-    """No handler of the program may catch it."""
 
 
 def test_each_pair_has_a_case_or_a_reason() -> None:
@@ -68,13 +65,8 @@ def test_batches_are_determined_by_their_arguments(kind: str, name: str) -> None
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=IDS)
 def test_a_stopped_run_resumes_bit_equal(kind: str, name: str, tmp_path: Any) -> None:
     trial = trial_of(kind, name, checkpoint_every=2)
-
-    def stop(line: dict[str, Any]) -> None:
-        if line["step"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_trial(trial, tmp_path / "stopped", stop)
+        run_trial(trial, tmp_path / "stopped", killer(3))
     first = run_trial(trial, tmp_path / "stopped")
     second = run_trial(trial, tmp_path / "whole")
     assert first["status"] == "finished"

@@ -17,6 +17,7 @@ from flagformer.lab.study.read_results import read_results
 from flagformer.lab.study.report import documents
 from flagformer.lab.train.config import Trial
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 transformers = pytest.importorskip("transformers", reason="pip install 'flagformer[hf]'")
 
@@ -97,17 +98,10 @@ def test_variants_start_at_the_loss_of_the_published_model(study, directory, tmp
 
 
 def test_a_killed_trial_resumes_with_the_loss_at_start(study, tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill(line):
-        if line["step"] == 2:
-            raise Killed
-
     trial = load_study(study)[0].runs[1].trial
     whole = run_trial(trial, tmp_path / "whole")
     with pytest.raises(Killed):
-        run_trial(trial, tmp_path / "killed", kill)
+        run_trial(trial, tmp_path / "killed", killer(2))
     again = run_trial(trial, tmp_path / "killed")
     assert again["start"] == whole["start"]
     assert again["evaluation"] == whole["evaluation"]

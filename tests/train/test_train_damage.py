@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_trial import Killed, killer, losses, outcome, tiny
+from tiny_trial import losses, outcome, tiny
 
 import flagformer
 from flagformer.lab.train.checkpoint import CURRENT, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from flagformer.lab.train.files import read_json, write_atomic, write_json
 from flagformer.lab.train.log import Log, read_log
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 
 def flip(path: Path, place: float) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trial import Killed, killer, losses, outcome, tiny
+from tiny_trial import losses, outcome, tiny
 from two_ranks import LONG, Job, run_jobs
 
 from flagformer.lab.train.checkpoint import read_checkpoint
 from flagformer.lab.train.process_group import SINGLE, SingleProcess
 from flagformer.lab.train.trial import run_trial
 from forked import run_ranks
+from killed import Killed, killer
 
 HERE = Path(__file__).parent
 CLOSE = 1e-5  # fp32 sums in another order, through twelve steps of AdamW

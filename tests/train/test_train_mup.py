@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_trial import Killed, killer, outcome, tiny
+from tiny_trial import outcome, tiny
 
 import flagformer
 from commit_sample import part_of
@@ -18,6 +18,7 @@ from flagformer.lab.train.optimizers.groups import make_optimizer, parameter_gro
 from flagformer.lab.train.roles import roles_of
 from flagformer.lab.train.settings import TrainConfig
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 BASE = {"base": {"dim": 16, "heads": 2}}
 WIDE = {"dim": 64, "heads": 8, "attn_dim_head": 8, "depth": 2, "ff_dropout": 0.0, "attn_dropout": 0.0}

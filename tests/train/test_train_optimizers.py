@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_trial import Killed, killer, losses, outcome, tiny
+from tiny_trial import losses, outcome, tiny
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,8 +22,9 @@ from flagformer.lab.train.optimizers.groups import make_optimizer, parameter_gro
 from flagformer.lab.train.optimizers.lion import LionOptimizer
 from flagformer.lab.train.roles import ROLES, roles_of
 from flagformer.lab.train.schedule import learning_rate
-from flagformer.lab.train.settings import ADDED, TrainConfig
+from flagformer.lab.train.settings import TrainConfig
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 OPTIMIZERS = ("muon", "lion", "adafactor", "schedulefree")
 CHANGES = {
@@ -66,8 +67,10 @@ def test_a_stopped_run_resumes_bit_by_bit(name, tmp_path):
 
 def test_ids_of_trials_are_those_without_the_new_settings():
     content = tiny().settings()["train"]
-    assert not set(ADDED) & set(content)
-    assert set(ADDED) & set(tiny(train={"optimizer": "lion"}).settings()["train"]) == {"optimizer"}
+    assert not set(TrainConfig.added) & set(content)
+    assert set(TrainConfig.added) & set(tiny(train={"optimizer": "lion"}).settings()["train"]) == {
+        "optimizer"
+    }
     assert tiny(train={"optimizer": "adamw"}).id == tiny().id
     assert tiny(train={"optimizer": "lion"}).id != tiny().id
 

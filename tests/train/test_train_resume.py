@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_trial import Killed, killer, losses, outcome, tiny
+from tiny_trial import losses, outcome, tiny
 
 from flagformer.lab.train import files
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 
 @pytest.fixture(scope="module")

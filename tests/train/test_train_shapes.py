@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trial import Killed, killer, tiny
+from tiny_trial import tiny
 
 from flagformer.lab.cli.generate import load_model
 from flagformer.lab.study.read_results import last_line
@@ -19,6 +19,7 @@ from flagformer.lab.train.checkpoint import CURRENT, PREVIOUS, read_checkpoint, 
 from flagformer.lab.train.log import read_log
 from flagformer.lab.train.result import read_result, read_settings
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 
 @pytest.fixture(scope="module")

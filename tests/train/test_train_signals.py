@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_trial import Killed, killer, losses
+from tiny_trial import losses
 
 from flagformer.lab.cli.runfile import load_run
 from flagformer.lab.train.checkpoint import CURRENT, read_checkpoint
 from flagformer.lab.train.stopping import Stopping
 from flagformer.lab.train.trial import run_trial
+from killed import Killed, killer
 
 FILE = """\
 name: long

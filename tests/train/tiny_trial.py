@@ -1,7 +1,6 @@
 """A trial small enough to train hundreds of times, with every feature that resuming must restore."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,3 @@ def losses(directory: Path) -> list[tuple[int, float, float | None]]:
 def outcome(result: dict[str, Any]) -> dict[str, Any]:
     """The parts of a result that must not depend on time or interruptions."""
     return {key: value for key, value in result.items() if key not in ("cost", "notes")}
-
-
-class Killed(BaseException):
-    """Simulates a kill: no handler of the program may catch it."""
-
-
-def killer(step: int) -> Callable[[dict[str, Any]], None]:
-    """A report that kills the run when `step` has been logged and not yet been saved."""
-
-    def report(line: dict[str, Any]) -> None:
-        if line["step"] == step:
-            raise Killed
-
-    return report

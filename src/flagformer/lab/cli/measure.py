@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from flagformer.lab.train.config import Trial
 
-SPLITS = ("train", "validation", "test")
 ABSENT = "has no `trial.json`; give the directory of a training or of a trial, or `--tasks`"
 
 
@@ -29,13 +28,12 @@ class Wanted(NamedTuple):
 def trial_in(run: Path) -> Trial:
     """The settings of a run; ValueError where there are none."""
     from flagformer.lab.train.config import Trial
-    from flagformer.lab.train.files import read_json
+    from flagformer.lab.train.result import read_settings
 
     if not (run / "trial.json").is_file():
         raise ValueError(f"`RUN` {run} {ABSENT}")
-    return Trial.model_validate(
-        {key: one for key, one in read_json(run / "trial.json").items() if key != "id"}
-    )
+    settings = read_settings(run / "trial.json")
+    return Trial.model_validate({key: one for key, one in settings.items() if key != "id"})
 
 
 def measure(run: Path, path: Path, wanted: Wanted, device: str, allow: Sequence[str]) -> None:
@@ -44,6 +42,7 @@ def measure(run: Path, path: Path, wanted: Wanted, device: str, allow: Sequence[
 
     import flagformer
     from flagformer.lab.cli.described import model_folder
+    from flagformer.lab.data import SPLITS
     from flagformer.storage.tensors import replace_file
 
     if wanted.split is not None and wanted.split not in SPLITS:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import flagformer
 from flagformer.lab.data import LONGEST, Source, Split, draws
@@ -28,6 +28,8 @@ SEED_LIMIT = 2**63  # seeds are below: torch's generators hold 64 bits
 class EvaluateConfig(Block):
     """Evaluation settings. All trials are evaluated on the same data, independent of their seeds."""
 
+    added = ("metrics",)
+
     seq_lens: tuple[int, ...] = Field(
         default=(), description="Test lengths, also longer than in training; empty: the training length."
     )
@@ -46,14 +48,6 @@ class EvaluateConfig(Block):
         max_length=100,
         description="Import paths of own functions: (logits, targets) of a batch -> a sum and a count.",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_no_metrics(self, dump: Any) -> dict[str, Any]:
-        """Without metrics, settings and ids of trials are those of earlier versions."""
-        found: dict[str, Any] = dump(self)
-        if not self.metrics:
-            found.pop("metrics", None)
-        return found
 
     @field_validator("metrics")
     @classmethod

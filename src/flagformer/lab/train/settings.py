@@ -1,8 +1,8 @@
 """The `train` block of a study or training file."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flagformer.lab.data import LONGEST
 from flagformer.lab.train.block import Block
@@ -13,8 +13,6 @@ from flagformer.lab.train.optimizers.catalogue import OptimizerConfig
 from flagformer.lab.train.roles import Role
 
 WARMUP, BETAS = 40, (0.9, 0.95)
-# Settings of later versions.
-ADDED = ("optimizer", "groups", "decay_share", "label_smoothing", "z_loss", "ema", "compile", "mup")
 
 
 class GroupConfig(Block):
@@ -28,6 +26,8 @@ class GroupConfig(Block):
 
 class TrainConfig(Block):
     """Training settings. A step is one update of the weights from `batch_size` sequences."""
+
+    added = ("optimizer", "groups", "decay_share", "label_smoothing", "z_loss", "ema", "compile", "mup")
 
     steps: int = Field(default=400, ge=1, le=10**9, description="Updates of the weights.")
     batch_size: int = Field(
@@ -113,16 +113,6 @@ class TrainConfig(Block):
             raise ValueError(f"`betas` must both be at least 0 and below 1, but are {betas}")
         return betas
 
-    @model_serializer(mode="wrap")
-    def _without_new_settings(self, dump: Any) -> dict[str, Any]:
-        """Without them, ids of trials are those of earlier versions."""
-        found: dict[str, Any] = dump(self)
-        fields = type(self).model_fields
-        for name in ADDED:
-            if getattr(self, name) == fields[name].default:
-                found.pop(name, None)
-        return found
-
     @field_validator("decay")
     @classmethod
     def _decay_is_known(cls, name: str) -> str:
@@ -131,7 +121,7 @@ class TrainConfig(Block):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        name, optimizer = getattr(self.optimizer, "name", ""), self.optimizer
+        name, optimizer = self.optimizer.name, self.optimizer
         if self.betas != BETAS and not optimizer.reads_betas:
             raise ValueError(f"`betas` are not read by `optimizer: {name}`; leave them out")
         if not optimizer.decays_rate and self.decay not in ("cosine", "constant"):

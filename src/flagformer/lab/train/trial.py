@@ -78,7 +78,7 @@ def run_trial(
 def _refuse_sharded(config: TrainConfig, ranks: ProcessGroup) -> None:
     """Raise ValueError for an optimizer that reads whole matrices, with parameters that ranks share."""
     if ranks.shards_parameters and not config.optimizer.is_elementwise:
-        name = getattr(config.optimizer, "name", type(config.optimizer).__name__)
+        name = config.optimizer.name
         raise ValueError(
             f"`parallel` must be ddp with `optimizer: {name}`, which reads whole matrices, but is fsdp"
         )

@@ -47,11 +47,9 @@ def perplexity_of_split(
         for row, start in enumerate(some):
             new = slice(end - start, seq_len)
             nats += losses[row, new].double().sum().item()
-            right, scored, end = (
-                right + int(hits[row, new].sum()),
-                scored + seq_len - end + start,
-                start + seq_len,
-            )
+            right += int(hits[row, new].sum())
+            scored += start + seq_len - end
+            end = start + seq_len
     read = scored if sizes is None else int(sizes[1:].sum())
     bits = nats / math.log(2)
     return {

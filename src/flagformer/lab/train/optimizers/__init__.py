@@ -21,6 +21,7 @@ class Optimizer(Block):
     """An optimizer of training.
 
     Attributes:
+        name: in files; of an own class its import path.
         title: its name in reports.
         summary: one sentence for the documentation, with the source.
         reads_betas: whether `train.betas` are its decay rates.
@@ -32,6 +33,7 @@ class Optimizer(Block):
 
     title: ClassVar[str]
     summary: ClassVar[str]
+    name: str
     reads_betas: ClassVar[bool] = False
     decays_rate: ClassVar[bool] = True
     is_elementwise: ClassVar[bool] = True

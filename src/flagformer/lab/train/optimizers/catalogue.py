@@ -17,9 +17,6 @@ from flagformer.lab.train.optimizers.own import Own
 from flagformer.lab.train.optimizers.schedulefree import ScheduleFree
 
 KnownOptimizer = Annotated[AdamW | Muon | Lion | Adafactor | ScheduleFree, Field(discriminator="name")]
-_Block = Annotated[
-    Annotated[KnownOptimizer, Tag(KNOWN)] | Annotated[Own, Tag(OWN)], Discriminator(tag_of("name"))
-]
 NAME = "name alone"  # the tag of an optimizer without settings
 
 
@@ -31,7 +28,7 @@ class ByName:
 
 
 def _of_name(name: str) -> Any:
-    return TypeAdapter(_Block).validate_python({"name": name})
+    return TypeAdapter(OptimizerConfig).validate_python({"name": name})
 
 
 def _tag(value: Any) -> str:

@@ -65,6 +65,8 @@ def parameter_groups(
 
 def refuse_idle_groups(model: nn.Module, config: TrainConfig) -> None:
     """Raise ValueError for a role in `groups` that no trained parameter has, such as a tied head."""
+    if not config.groups:
+        return
     roles = {one.role for one in roles_of(model) if one.parameter.requires_grad}
     for role in config.groups:
         if role not in roles:
